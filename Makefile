@@ -1,0 +1,45 @@
+# `make demo` runs the embedded default, `make test` passes the tests; both set up what they need in .venv.
+PYTHON ?= python3.11
+BIN := .venv/bin
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: demo test quick lint compiled docs clean
+
+demo: .venv/installed
+	$(BIN)/mixtune run
+
+test: .venv/tests-installed lint
+	$(BIN)/python -m pytest
+
+quick: .venv/tests-installed
+	$(BIN)/python -m pytest -m "not slow"
+
+lint: .venv/tests-installed .types/mixtune
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+compiled: .venv/installed
+	$(BIN)/python -m mixtune.pipelines.generate
+
+.venv/bin/python:
+	$(PYTHON) -m venv .venv
+
+# torch comes with the rest; where a CPU wheel lies at hand, pip's own settings (PIP_FIND_LINKS) let it be found.
+.venv/installed: .venv/bin/python pyproject.toml requirements.txt
+	$(BIN)/python -m pip install --quiet --requirement requirements.txt
+	$(BIN)/python -m pip install --quiet --no-deps --editable .
+	touch $@
+
+.venv/tests-installed: .venv/installed requirements-dev.txt
+	$(BIN)/python -m pip install --quiet --requirement requirements-dev.txt
+	touch $@
+
+# Lets mypy and editors follow imports from one of the two packages into the other.
+.types/mixtune:
+	mkdir -p .types/mixtune
+	ln -sfn ../../components .types/mixtune/components
+	ln -sfn ../../pipelines .types/mixtune/pipelines
+
+clean:
+	rm -rf .venv .types build dist *.egg-info

@@ -1,0 +1,100 @@
+"""What can be found wrong before anything heavy starts: the base model's folder, the sources. In a second, without torch."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+from .config import Config, Fingerprints
+from .shared.config import EMBEDDED, SCRATCH
+from .shared.sources import check_source, fingerprint
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
+
+
+def find_problems(config: Config) -> list[str]:
+    """Every problem of a valid configuration that its surroundings show, one plain sentence each."""
+    problems = _model_problems(config.model.base)
+    problems += check_source(config.data.pretrain)
+    problems += check_source(config.data.finetune)
+    return problems
+
+
+def fingerprints(config: Config) -> Fingerprints:
+    """Identifies the content behind the names in the configuration."""
+    return Fingerprints(
+        pretrain=fingerprint(config.data.pretrain),
+        finetune=fingerprint(config.data.finetune),
+        base=_model_fingerprint(config),
+    )
+
+
+def _looks_local(base: str) -> bool:
+    return base.startswith((".", "/", "~")) or Path(base).exists()
+
+
+def _model_problems(base: str) -> list[str]:
+    if base == SCRATCH or base == EMBEDDED or not _looks_local(base):
+        if base == EMBEDDED:
+            return ["model.base: embedded is a data source, not a model; use scratch, a folder or a hub name"]
+        if base != SCRATCH and not _is_hub_name(base):
+            return [f"model.base: {base} is neither scratch, nor a folder, nor a hub name such as owner/name"]
+        return []
+    folder = Path(base)
+    if not folder.is_dir():
+        return [f"model.base: there is no folder {base}"]
+    problems = []
+    config_file = folder / "config.json"
+    if not config_file.is_file():
+        return [f"model.base: {base} has no config.json, so it is no model in Hugging Face format"]
+    try:
+        model_config = json.loads(config_file.read_text(encoding="utf-8"))
+        if not isinstance(model_config, dict):
+            raise ValueError("it holds no object")
+    except ValueError as error:
+        return [f"model.base: {config_file} cannot be read as JSON ({error})"]
+    if not any(folder.glob("*.safetensors")):
+        pickled = any(folder.glob("*.bin"))
+        hint = "; its weights are in .bin files, which can run code when loaded: convert them" if pickled else ""
+        problems.append(f"model.base: {base} has no .safetensors file{hint}")
+    if not any((folder / name).is_file() for name in TOKENIZER_FILES):
+        problems.append(f"model.base: {base} has no tokenizer ({', '.join(TOKENIZER_FILES)})")
+    elif (folder / "tokenizer.json").is_file() and isinstance(model_config.get("vocab_size"), int):
+        words = _tokenizer_size(folder / "tokenizer.json")
+        if words is not None and words > model_config["vocab_size"]:
+            problems.append(
+                f"model.base: the tokenizer in {base} has {words} entries, but the model's vocabulary has only "
+                f"{model_config['vocab_size']}; they do not belong together"
+            )
+    return problems
+
+
+def _tokenizer_size(file: Path) -> int | None:
+    from tokenizers import Tokenizer
+
+    try:
+        return Tokenizer.from_file(str(file)).get_vocab_size(with_added_tokens=True)
+    except Exception:
+        return None
+
+
+def _is_hub_name(base: str) -> bool:
+    parts = base.split("/")
+    return len(parts) <= 2 and all(part and all(c.isalnum() or c in "-_." for c in part) for part in parts)
+
+
+def _model_fingerprint(config: Config) -> str:
+    base = config.model.base
+    if base == SCRATCH:
+        return SCRATCH
+    if not _looks_local(base):
+        return f"{base}@{config.model.revision or 'main'}"
+    digest = hashlib.sha256()
+    for file in sorted(Path(base).iterdir()):
+        if file.is_file() and file.suffix in {".json", ".safetensors", ".model", ".txt"}:
+            digest.update(file.name.encode())
+            with file.open("rb") as content:
+                for block in iter(lambda: content.read(1 << 20), b""):
+                    digest.update(block)
+    return digest.hexdigest()

@@ -1,0 +1,38 @@
+"""The KFP component of the `compare` step: one call into the image, no logic."""
+
+from typing import List
+
+from kfp import dsl
+
+
+@dsl.component(base_image="mixtune-compare", packages_to_install=[], install_kfp_package=False)
+def compare(
+    config: str,
+    pretrained: dsl.Input[dsl.Artifact],
+    finetuned: dsl.Input[dsl.Artifact],
+    interpolated: dsl.Input[dsl.Artifact],
+    mixed: dsl.Input[List[dsl.Artifact]],
+    report: dsl.Output[dsl.HTML],
+    summary: dsl.Output[dsl.Markdown],
+    metrics: dsl.Output[dsl.Metrics],
+    comparison: dsl.Output[dsl.Artifact],
+    selected: dsl.Output[dsl.Model],
+    other: dsl.Output[dsl.Model],
+) -> bool:
+    """Compare all candidates, choose one and hold it against the gate.
+
+    Args:
+        config: This step's part of the configuration (JSON), as `plan` hands it over.
+        pretrained: Evaluation of the pretrained model.
+        finetuned: Evaluation of the fine-tuned model.
+        interpolated: Evaluation of the interpolated models.
+        mixed: Evaluation of each mixed model.
+
+    Returns:
+        Whether the selected candidate meets the gate.
+    """
+    from mixtune.components.shared.runtime import launch
+
+    inputs = {"pretrained": pretrained, "finetuned": finetuned, "interpolated": interpolated, "mixed": mixed}
+    outputs = {"report": report, "summary": summary, "metrics": metrics, "comparison": comparison}
+    return launch("compare", config, {**inputs, **outputs, "selected": selected, "other": other})

@@ -1,0 +1,268 @@
+"""The whole configuration: one section for each concern, taken from the steps that read it.
+
+Only this file and `plan` know every section. `parts` cuts it into what each step reads, so that changing an option
+re-runs the steps that read it and no other.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Self
+
+from pydantic import Field, ValidationError, model_validator
+
+from .compare.config import CompareStep, Gate
+from .evaluate.config import METRICS, Evaluate, EvaluateStep
+from .finetune.config import Finetune, FinetuneStep
+from .mixed.config import Candidate, Mixed, MixedStep, MixedTraining
+from .prepare.config import FinetuneData, PrepareStep, PretrainData, Tokenizer
+from .pretrain.config import Pretrain, PretrainStep
+from .register.config import RegisterStep
+from .shared.config import SCRATCH, Model, Section, Tracking, describe_problems
+from .shared.errors import RefusedError
+
+
+class Data(Section):
+    """The two streams."""
+
+    pretrain: PretrainData
+    finetune: FinetuneData
+
+
+class Placement(Section):
+    """Where the steps of a cluster run are placed. Local runs pay no heed to it."""
+
+    profile: str = "cpu"
+    """Name of a profile in `pipelines/node_pools.yaml`."""
+    gpus: int = Field(0, ge=0)
+    """GPUs for each of pretrain, finetune, mixed and evaluate."""
+
+
+class Config(Section):
+    """A mixtune configuration."""
+
+    name: str = Field("mixtune", pattern=r"^[a-z0-9]([a-z0-9-]{0,48}[a-z0-9])?$")
+    """Name of the run, of its output folder and, unless `tracking.registered_model` says otherwise, of the registered model:
+    lower-case letters, digits and hyphens."""
+    seed: int = Field(0, ge=0, lt=2**31)
+    """Seed of the splits, the order of the data, the initial weights and the bootstrap."""
+    model: Model
+    data: Data
+    pretrain: Pretrain = Pretrain()
+    finetune: Finetune = Finetune()
+    mixed: Mixed = Mixed()
+    evaluate: Evaluate = Evaluate()
+    gate: Gate = Gate()
+    tracking: Tracking = Tracking()
+    placement: Placement = Placement()
+
+    @model_validator(mode="after")
+    def _sections_agree(self) -> Self:
+        problems = []
+        task, metric = self.data.finetune.task, self.evaluate.metric
+        if metric is not None and metric not in METRICS[task]:
+            problems.append(f"evaluate.metric must be one of {', '.join(METRICS[task])} for the task {task}")
+        scratch = self.model.scratch
+        if self.model.base == SCRATCH:
+            if scratch.hidden_size % (2 * scratch.heads):
+                problems.append("model.scratch.hidden_size must be an even multiple of model.scratch.heads")
+            if self.pretrain.steps == 0:
+                problems.append("pretrain.steps must be above 0 where model.base is scratch, or nothing is there to forget")
+        for stage in (self.finetune, self.mixed):
+            if stage.steps == 0:
+                problems.append("finetune.steps and mixed.steps must be above 0")
+                break
+        for name, stage in (("pretrain", self.pretrain), ("finetune", self.finetune), ("mixed", self.mixed)):
+            if stage.steps and stage.warmup_steps >= stage.steps:
+                problems.append(f"{name}.warmup_steps must be below {name}.steps")
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
+
+
+def load(values: Mapping[str, Any]) -> Config:
+    """Checks a configuration as it was read from a file or from KFP parameters.
+
+    Raises:
+        RefusedError: naming every problem at once.
+    """
+    try:
+        return Config.model_validate(dict(values))
+    except ValidationError as error:
+        raise RefusedError(*describe_problems(error)) from None
+
+
+@dataclass(frozen=True)
+class Fingerprints:
+    """What identifies the content behind the names in a configuration; `plan` finds them out."""
+
+    pretrain: str
+    finetune: str
+    base: str
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The configuration cut by step. A step's part is all it reads, so it is also its cache key."""
+
+    prepare_pretrain: PrepareStep
+    prepare_finetune: PrepareStep
+    pretrain: PretrainStep
+    finetune: FinetuneStep
+    mixed: MixedStep
+    evaluate: EvaluateStep
+    interpolate: EvaluateStep
+    compare: CompareStep
+    register: RegisterStep
+    candidates: list[Candidate]
+
+
+def parts(config: Config, fingerprints: Fingerprints) -> Parts:
+    """Cuts a configuration into the parts that the steps read."""
+    model, seed = config.model, config.seed
+    scratch = model.base == SCRATCH
+    tokenizer = Tokenizer(
+        base=model.base,
+        revision=model.revision,
+        max_length=model.max_length,
+        vocabulary_size=model.scratch.vocabulary_size if scratch else None,
+    )
+    evaluate = EvaluateStep(
+        seed=seed,
+        max_length=model.max_length,
+        metric=config.evaluate.metric or METRICS[config.data.finetune.task][0],
+        **config.evaluate.model_dump(include={"max_new_tokens", "batch_size", "max_documents"}),
+    )
+    return Parts(
+        prepare_pretrain=PrepareStep(
+            stream="pretrain",
+            seed=seed,
+            tokenizer=tokenizer,
+            pretrain=config.data.pretrain,
+            fingerprint=f"{fingerprints.pretrain} {fingerprints.base}",
+        ),
+        prepare_finetune=PrepareStep(
+            stream="finetune",
+            seed=seed,
+            tokenizer=tokenizer,
+            finetune=config.data.finetune,
+            fingerprint=f"{fingerprints.finetune} {fingerprints.base}",
+        ),
+        pretrain=PretrainStep(seed=seed, model=model, pretrain=config.pretrain, fingerprint=fingerprints.base),
+        finetune=FinetuneStep(seed=seed, max_length=model.max_length, finetune=config.finetune),
+        mixed=MixedStep(
+            seed=seed,
+            max_length=model.max_length,
+            mixed=MixedTraining.model_validate(config.mixed.model_dump(exclude={"lambdas"})),
+        ),
+        evaluate=evaluate,
+        interpolate=evaluate.model_copy(update={"interpolation_alphas": config.evaluate.interpolation_alphas}),
+        compare=CompareStep(name=config.name, seed=seed, gate=config.gate),
+        register=RegisterStep(
+            registered_model=config.tracking.registered_model or config.name, alias=config.tracking.alias
+        ),
+        candidates=[Candidate(id=f"mixed-{weight:g}", mix_weight=weight) for weight in config.mixed.lambdas],
+    )
+
+
+HEADLINE = {
+    "name": "name",
+    "seed": "seed",
+    "base_model": "model.base",
+    "pretrain_source": "data.pretrain.source",
+    "finetune_source": "data.finetune.source",
+    "task": "data.finetune.task",
+    "mixed_lambdas": "mixed.lambdas",
+    "max_score_drop": "gate.max_score_drop",
+    "max_forgetting": "gate.max_forgetting",
+    "max_forgetting_share": "gate.max_forgetting_share",
+    "registered_model": "tracking.registered_model",
+}
+"""Values that are KFP parameters of their own -> where they stand in the configuration."""
+
+SECTIONS = {
+    "model_options": "model",
+    "pretrain_data_options": "data.pretrain",
+    "finetune_data_options": "data.finetune",
+    "pretrain_options": "pretrain",
+    "finetune_options": "finetune",
+    "mixed_options": "mixed",
+    "evaluate_options": "evaluate",
+    "gate_options": "gate",
+    "tracking_options": "tracking",
+}
+"""KFP parameters that carry a section, as JSON, without its headline values -> where it stands in the configuration."""
+
+_NOT_ON_A_CLUSTER = {"tracking.uri"}
+
+
+def parameters(config: Config) -> dict[str, Any]:
+    """The KFP parameters of a configuration: headline values one by one, the rest by section as JSON.
+
+    Numbers that can be null travel as text, and null as empty text, since KFP parameters have no null.
+    """
+    values = config.model_dump(mode="json")
+    result: dict[str, Any] = {}
+    for name, path in HEADLINE.items():
+        value = _get(values, path)
+        nullable = name in {"max_forgetting", "max_forgetting_share", "registered_model"}
+        result[name] = ("" if value is None else str(value)) if nullable else value
+    headline = {*HEADLINE.values(), *_NOT_ON_A_CLUSTER}
+    for name, path in SECTIONS.items():
+        section = {key: value for key, value in _get(values, path).items() if f"{path}.{key}" not in headline}
+        result[name] = json.dumps(section, ensure_ascii=False)
+    return result
+
+
+def assemble(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The inverse of `parameters`: a configuration from KFP parameters, not yet checked.
+
+    Raises:
+        RefusedError: where a section is no JSON object.
+    """
+    values: dict[str, Any] = {}
+    problems = []
+    for name, path in SECTIONS.items():
+        try:
+            section = json.loads(given.get(name) or "{}")
+            if not isinstance(section, dict):
+                raise ValueError("it must be a JSON object")
+        except ValueError as error:
+            problems.append(f"{name}: cannot be read as JSON ({error})")
+            continue
+        for key, value in section.items():
+            _set(values, f"{path}.{key}", value)
+    if problems:
+        raise RefusedError(*problems)
+    for name, path in HEADLINE.items():
+        value = given.get(name)
+        if name in {"max_forgetting", "max_forgetting_share", "registered_model"}:
+            value = None if value in ("", None) else value
+        _set(values, path, value)
+    return values
+
+
+def describe(path: str) -> str:
+    """The description of an option, from the schema."""
+    section: type[Section] = Config
+    *parents, last = path.split(".")
+    for parent in parents:
+        annotation = section.model_fields[parent].annotation
+        assert isinstance(annotation, type)
+        section = annotation
+    return " ".join((section.model_fields[last].description or section.__doc__ or "").split())
+
+
+def _get(values: Mapping[str, Any], path: str) -> Any:
+    for key in path.split("."):
+        values = values[key]
+    return values
+
+
+def _set(values: dict[str, Any], path: str, value: Any) -> None:
+    *parents, last = path.split(".")
+    for key in parents:
+        values = values.setdefault(key, {})
+    values[last] = value

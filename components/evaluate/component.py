@@ -1,0 +1,28 @@
+"""The KFP component of the `evaluate` step: one call into the image, no logic."""
+
+from kfp import dsl
+
+
+@dsl.component(base_image="mixtune-evaluate", packages_to_install=[], install_kfp_package=False)
+def evaluate(
+    config: str,
+    model: dsl.Input[dsl.Model],
+    pretrain_heldout: dsl.Input[dsl.Dataset],
+    finetune_heldout: dsl.Input[dsl.Dataset],
+    evaluation: dsl.Output[dsl.Artifact],
+    metrics: dsl.Output[dsl.Metrics],
+    other: dsl.Input[dsl.Model] = None,
+):
+    """Measure a model on the held-out splits of both streams.
+
+    Args:
+        config: This step's part of the configuration (JSON), as `plan` hands it over.
+        model: The model to measure; with `other`, the pretrained end of the interpolation.
+        pretrain_heldout: Held-out splits of the pretraining stream.
+        finetune_heldout: Held-out splits of the fine-tuning stream.
+        other: The fine-tuned end of the interpolation.
+    """
+    from mixtune.components.shared.runtime import launch
+
+    heldout = {"pretrain_heldout": pretrain_heldout, "finetune_heldout": finetune_heldout}
+    launch("evaluate", config, {"model": model, "other": other, **heldout, "evaluation": evaluation, "metrics": metrics})

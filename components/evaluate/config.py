@@ -1,0 +1,50 @@
+"""Options of the `evaluate` step."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from ..shared.config import Section
+
+Metric = Literal["accuracy", "macro_f1", "exact_match", "token_f1"]
+METRICS: dict[str, tuple[Metric, ...]] = {
+    "classification": ("accuracy", "macro_f1"),
+    "generation": ("exact_match", "token_f1"),
+}
+
+
+class Evaluate(Section):
+    """Measuring every candidate on the held-out splits of both streams."""
+
+    metric: Metric | None = None
+    """The task's main metric: accuracy or macro_f1 (classification), exact_match or token_f1 (generation); null is the first
+    of each."""
+    interpolation_alphas: list[Annotated[float, Field(gt=0, lt=1)]] = [0.5]
+    """For each α, (1 - α) · pretrained + α · finetuned is a candidate at no training cost; an empty list makes none."""
+    max_new_tokens: int = Field(64, ge=1)
+    """Generation: longest answer, in tokens."""
+    batch_size: int = Field(32, ge=1)
+    """Rows or prompts in one forward pass."""
+    max_documents: int | None = Field(2000, ge=1)
+    """Measure forgetting on no more than this many held-out documents of each split; null takes all."""
+
+    @model_validator(mode="after")
+    def _each_alpha_once(self) -> Self:
+        if len(set(self.interpolation_alphas)) != len(self.interpolation_alphas):
+            raise ValueError("every α in interpolation_alphas must stand there once")
+        return self
+
+
+class EvaluateStep(Section):
+    """All that one `evaluate` task reads, as `plan` hands it over."""
+
+    seed: int
+    max_length: int
+    metric: Metric
+    max_new_tokens: int
+    batch_size: int
+    max_documents: int | None
+    interpolation_alphas: list[float] = []
+    """Not empty only in the task that evaluates the interpolated candidates."""

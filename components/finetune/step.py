@@ -1,0 +1,54 @@
+"""Supervised fine-tuning (λ = 0): the baseline. Reads the labelled data alone."""
+
+from __future__ import annotations
+
+from ..shared.artifacts import ArtifactLike, ModelCard
+from ..shared.context import Context
+from ..shared.data import DataManifest, Documents
+from ..shared.finish_training import save_trained
+from ..shared.model import load_model, load_tokenizer
+from ..shared.streams import FinetuneStream, mix
+from ..shared.training import train
+from .config import FinetuneStep
+
+
+def run(
+    config: FinetuneStep,
+    *,
+    context: Context,
+    start: ArtifactLike,
+    data: ArtifactLike,
+    model: ArtifactLike,
+    metrics: ArtifactLike,
+) -> None:
+    """Makes the `finetuned` candidate.
+
+    Args:
+        start: the pretrained model.
+        data: the fine-tuning stream's training split.
+        model: output, a model folder.
+        metrics: output, final losses and counts.
+    """
+    manifest = DataManifest.load(data.path)
+    before = ModelCard.load(start.path)
+    words = load_tokenizer(start.path)
+    network = load_model(start.path)
+    if manifest.labels:
+        network.add_head(manifest.labels, config.seed)
+    stream = FinetuneStream(Documents(data.path, "train"), config.seed, classify=manifest.task == "classification")
+    what_to_read = mix(None, stream, config.finetune.batch_size, config.max_length)
+    result = train(network, what_to_read, config.finetune, 0.0, words.pad_token_id, config.seed, context)
+    card = ModelCard(
+        id="finetuned",
+        kind="finetuned",
+        start=before.id,
+        mix_weight=0.0,
+        realised_mix_weight=result.realised_mix_weight,
+        has_task_head=True,
+        labels=manifest.labels,
+        params=config.finetune.model_dump(mode="json"),
+        data={**before.data, "finetune": manifest.digest},
+        base=before.base,
+        mlflow_runs={**before.mlflow_runs, "prepare finetune": manifest.mlflow_run or ""},
+    )
+    save_trained(network, words, card, result, context, model, metrics)

@@ -1,0 +1,31 @@
+"""Closes the run: verdict and end of the MLflow parent run, also after a failure. Never cached."""
+
+from __future__ import annotations
+
+from ..shared.context import Context
+from .config import FinishStep
+
+
+def run(config: FinishStep, *, context: Context, state: str, error: str) -> None:
+    """Ends the parent run.
+
+    Args:
+        state: how the other tasks ended, as KFP says it: SUCCEEDED, FAILED, CANCELLED.
+        error: KFP's message about the failure.
+    """
+    succeeded = state.upper() == "SUCCEEDED"
+    tags = context.tracker.parent_tags()
+    failures = [
+        f"{run.info.run_name}: {run.data.tags.get('mixtune.outcome.sentence', 'ended without a word')}"
+        for run in context.tracker.children()
+        if run.info.status in ("FAILED", "KILLED")
+    ]
+    if not succeeded:
+        verdict = "failed: " + ("; ".join(failures) or error or f"KFP says {state}")
+    elif tags.get("mixtune.gate") == "passed":
+        verdict = f"gate passed: {tags.get('mixtune.selected', '')}"
+    else:
+        verdict = f"gate not met: {tags.get('mixtune.gate_reasons', 'no reasons on record')}"
+    context.tracker.close_parent("FINISHED" if succeeded else "FAILED", {"mixtune.verdict": verdict})
+    context.facts["verdict"] = verdict
+    context.say(verdict)

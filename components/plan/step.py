@@ -1,0 +1,55 @@
+"""Checks the whole configuration and cuts it into the steps' parts. Fails the run early, naming every problem at once."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from ..checks import find_problems, fingerprints
+from ..config import Parts, assemble, load, parts
+from ..shared.context import Context
+from ..shared.errors import RefusedError
+from ..shared.runtime import launch
+from .config import PlanStep
+
+
+def run(config: PlanStep, *, context: Context, outputs: dict[str, str]) -> list[str]:
+    """Writes each step's part of the configuration and returns the candidates to train.
+
+    Never cached: it looks at the sources each time, and their fingerprints, as part of what it hands on, decide whether the
+    later steps' results are still good.
+
+    Args:
+        outputs: name of a part -> file to write it to.
+
+    Returns:
+        One JSON object for each λ.
+
+    Raises:
+        RefusedError: naming every problem of the configuration, of the base model's folder and of the sources.
+    """
+    whole = load(assemble(config.configuration))
+    problems = find_problems(whole)
+    if problems:
+        raise RefusedError(*problems)
+    cut = parts(whole, fingerprints(whole))
+    for name, file in outputs.items():
+        path = Path(file)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(getattr(cut, name).to_json(), encoding="utf-8")
+    context.tracker.set_tags({"mixtune.name": whole.name}, parent=True)
+    context.tracker.log_parent_params(whole.model_dump(mode="json", exclude={"tracking": {"uri"}}))
+    context.say(f"{whole.name}: {len(cut.candidates)} values of λ: " + ", ".join(c.id for c in cut.candidates))
+    return [candidate.to_json() for candidate in cut.candidates]
+
+
+def launch_with(given: dict[str, Any]) -> Any:
+    """Runs the step in a KFP task.
+
+    Args:
+        given: the task's arguments, by name: parameters of the run, and a file for each part.
+    """
+    outputs = {field.name: given[field.name] for field in fields(Parts) if field.name in given}
+    configuration = {name: value for name, value in given.items() if name not in outputs}
+    return launch("plan", PlanStep(configuration=configuration).to_json(), {}, outputs=outputs)

@@ -1,0 +1,66 @@
+"""Removing duplicates and cutting splits: pure functions of the content and the seed."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+from ..shared.data import Split
+
+HeldOut = Literal["dev", "test"]
+
+
+def fold(*texts: str) -> str:
+    """Digest under which texts that differ only in case and white space are the same."""
+    folded = "\0".join(" ".join(text.casefold().split()) for text in texts)
+    return hashlib.sha256(folded.encode()).hexdigest()
+
+
+def draw(keys: Sequence[str], count: int, seed: int) -> set[str]:
+    """Draws `count` of the keys; each key's chance depends on nothing but itself and the seed."""
+    return set(sorted(keys, key=lambda key: _rank(seed, "draw", key))[:count])
+
+
+def cut(
+    keys: Sequence[str], groups: Sequence[str], fractions: Mapping[HeldOut, float], seed: int
+) -> dict[str, Split] | None:
+    """Says for each key which split it falls into.
+
+    Every split gets its fraction of the keys, rounded, and at least one. Groups (labels) are spread over the splits in
+    proportion (systematic sampling with a random start in each group), and the last of each group is kept for training,
+    so that no label is held out altogether.
+
+    Args:
+        keys: digests of the contents, each once.
+        groups: group of each key.
+        fractions: share of each split that is to be cut off; what is not named is not cut.
+        seed: another seed gives other splits.
+
+    Returns:
+        The split of each key, or None where there are too few keys for every split to get one.
+    """
+    members: dict[str, list[str]] = defaultdict(list)
+    for key, group in zip(keys, groups, strict=True):
+        members[group].append(key)
+    places: list[tuple[float, str]] = []
+    for group, inside in members.items():
+        start = int(_rank(seed, "group", group)[:13], 16) / 16**13
+        ordered = sorted(inside, key=lambda key: _rank(seed, "split", key))
+        places += [((number + start) / len(ordered), key) for number, key in enumerate(ordered[:-1])]
+    free = [key for _, key in sorted(places)]
+    split: dict[str, Split] = dict.fromkeys(keys, "train")
+    taken = 0
+    for name in ("test", "dev"):
+        if name in fractions:
+            count = max(1, round(fractions[name] * len(keys)))
+            if taken + count > len(free):
+                return None
+            split.update(dict.fromkeys(free[taken : taken + count], name))
+            taken += count
+    return split
+
+
+def _rank(seed: int, purpose: str, key: str) -> str:
+    return hashlib.sha256(f"{seed} {purpose} {key}".encode()).hexdigest()

@@ -1,0 +1,96 @@
+"""Registers the selected model in the MLflow model registry. Runs only behind the gate, and fetches only that model."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from ..shared.artifacts import ArtifactLike, ModelCard, read_json
+from ..shared.context import Context
+from .config import RegisterStep
+
+
+def run(
+    config: RegisterStep,
+    *,
+    context: Context,
+    selected: ArtifactLike,
+    other: ArtifactLike,
+    comparison: ArtifactLike,
+    model: ArtifactLike,
+) -> None:
+    """Makes one version of the registered model, or finds the one that was made of the same weights before.
+
+    Args:
+        selected: the selected candidate's model; for an interpolated candidate the pretrained model.
+        other: for an interpolated candidate the fine-tuned model, else an empty folder.
+        comparison: the comparison, whose report goes along.
+        model: output. An interpolated winner is written out here; any other stays where it is.
+    """
+    report = read_json(Path(comparison.path) / "report.json", "a comparison made by mixtune")
+    candidate = next(one for one in report["candidates"] if one["id"] == report["selected"])
+    if candidate["kind"] == "interpolated":
+        _write_interpolated(float(candidate["params"]["alpha"]), candidate["id"], selected.path, other.path, model.path)
+    else:
+        model.uri = selected.uri
+    folder = Path(model.path) if candidate["kind"] == "interpolated" else Path(selected.path)
+
+    version = context.tracker.register_model(
+        folder,
+        name=config.registered_model,
+        alias=config.alias,
+        task="text-classification" if report["task"]["kind"] == "classification" else "text-generation",
+        tags=_lineage(report, candidate, context),
+        files=[Path(comparison.path) / name for name in ("report.html", "report.md", "report.json")],
+    )
+    model.metadata.update({"candidate": candidate["id"], "registered_model": config.registered_model})
+    if version is None:
+        context.say("nothing was registered: MLFLOW_TRACKING_URI is not set")
+        return
+    model.metadata["version"] = version
+    context.facts["registered"] = f"{config.registered_model} version {version}, alias {config.alias}"
+    context.tracker.set_tags({"mixtune.registered": context.facts["registered"]}, parent=True)
+    context.say(f"registered {context.facts['registered']}")
+
+
+def _write_interpolated(alpha: float, candidate_id: str, pretrained: str, finetuned: str, target: str) -> None:
+    from ..shared.model import interpolate, load_tokenizer
+
+    network = interpolate(pretrained, finetuned, alpha)
+    folder = Path(target)
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    network.save(folder, load_tokenizer(finetuned))
+    card = ModelCard.load(finetuned)
+    card.model_copy(
+        update={
+            "id": candidate_id,
+            "kind": "interpolated",
+            "start": "pretrained",
+            "mix_weight": None,
+            "realised_mix_weight": None,
+            "params": {"alpha": alpha},
+            "steps": 0,
+            "seconds": 0.0,
+            "tokens": {},
+        }
+    ).save(folder)
+
+
+def _lineage(report: dict[str, Any], candidate: dict[str, Any], context: Context) -> dict[str, str]:
+    """What a person who finds the version later wants to know, and what makes the same model the same version."""
+    score = candidate.get("task_score") or {}
+    tags = {
+        "mixtune.candidate": candidate["id"],
+        "mixtune.kind": candidate["kind"],
+        "mixtune.lambda": candidate.get("lambda"),
+        "mixtune.base": candidate.get("base"),
+        "mixtune.task_metric": report["task"]["metric"],
+        "mixtune.task_score": score.get("value"),
+        "mixtune.delta_bpb": candidate["delta_bpb"]["value"],
+        "mixtune.kfp_run": context.run_id,
+        "mixtune.mlflow_run": context.tracker.parent_id,
+        **{f"mixtune.data.{stream}": digest for stream, digest in (candidate.get("data") or {}).items()},
+    }
+    return {name: str(value) for name, value in tags.items() if value not in (None, "")}

@@ -1,0 +1,148 @@
+"""Configuration groups that several steps use. No heavy imports: the command reads this file to show its help.
+
+Every option stands once, here or in a step's own `config.py`, with its default, its unit and its description. The
+annotated configuration, the JSON Schema, the reference documentation and the KFP parameters are generated from them.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any, ClassVar, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from .errors import RefusedError
+
+Task = Literal["classification", "generation"]
+
+SCRATCH = "scratch"
+EMBEDDED = "embedded"
+
+
+class Section(BaseModel):
+    """A group of options: immutable, and unknown keys are refused."""
+
+    model_config: ClassVar[ConfigDict] = ConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _empty_section(cls, values: Any) -> Any:
+        """A section whose options are all comments reads as null; it means the defaults."""
+        if not isinstance(values, dict):
+            return values
+        sections = {
+            name
+            for name, field in cls.model_fields.items()
+            if isinstance(field.annotation, type) and issubclass(field.annotation, Section)
+        }
+        return {name: {} if value is None and name in sections else value for name, value in values.items()}
+
+    def to_json(self) -> str:
+        """Canonical JSON: equal configurations give equal strings, so that caches can compare them."""
+        return json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """Reads what `to_json` wrote.
+
+        Raises:
+            RefusedError: naming every field that is wrong.
+        """
+        try:
+            return cls.model_validate_json(text)
+        except ValidationError as error:
+            raise RefusedError(*describe_problems(error)) from None
+
+
+def describe_problems(error: ValidationError) -> list[str]:
+    """One plain sentence for each problem that pydantic found: field, what was found, what would be right."""
+    problems = []
+    for item in error.errors(include_url=False):
+        field = ".".join(str(part) for part in item["loc"]) or "the configuration"
+        kind, message = item["type"], item["msg"]
+        if kind == "extra_forbidden":
+            problems.append(f"{field}: there is no such option; remove it or correct its name")
+        elif kind == "missing":
+            problems.append(f"{field}: is required and was not given")
+        elif kind == "json_invalid":
+            problems.append(f"{field}: {message}")
+        else:
+            message = message.removeprefix("Value error, ")
+            found = _shown(item["input"])
+            problems.append(f"{field}: {message[0].lower()}{message[1:]}, found {found}")
+    return problems
+
+
+def _shown(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+class Scratch(Section):
+    """The size of a model that is trained from nothing, used where `model.base` is `scratch` (a Llama architecture)."""
+
+    vocabulary_size: int = Field(4096, ge=300, le=1_000_000)
+    """Entries of the tokenizer, which is trained on the pretraining stream."""
+    hidden_size: int = Field(192, ge=8)
+    """Width of the hidden states; a multiple of `heads`."""
+    layers: int = Field(4, ge=1)
+    """Number of transformer blocks."""
+    heads: int = Field(4, ge=1)
+    """Number of attention heads."""
+
+
+class Model(Section):
+    """What training starts from."""
+
+    base: str = Field(min_length=1)
+    """A Hugging Face hub name, a local folder in Hugging Face format (safetensors), or `scratch`."""
+    revision: str | None = None
+    """Hub commit, tag or branch of the base model; a commit is best, since the others can move."""
+    max_length: int = Field(512, ge=8)
+    """Longest training sequence, in tokens; longer text is cut into windows, longer examples are shortened."""
+    scratch: Scratch = Scratch()
+
+
+class Training(Section):
+    """Options of one training stage."""
+
+    steps: int = Field(1000, ge=0)
+    """Optimizer steps."""
+    learning_rate: float = Field(2e-5, gt=0)
+    """Peak learning rate of the backbone (and of the head, unless `head_learning_rate` is given)."""
+    head_learning_rate: float | None = Field(None, gt=0)
+    """Peak learning rate of a task head; null means `learning_rate`."""
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """Shape of the learning rate after warm-up; cosine and linear end at zero."""
+    warmup_steps: int = Field(0, ge=0)
+    """Optimizer steps over which the learning rate rises from zero to its peak."""
+    weight_decay: float = Field(0.01, ge=0)
+    """AdamW weight decay, on matrices only (not on norms and biases)."""
+    max_grad_norm: float = Field(1.0, gt=0)
+    """Gradients are scaled down to this norm where theirs is larger."""
+    batch_size: int = Field(32, ge=1)
+    """Size of one optimizer step over all devices: windows of text in pretraining, labelled examples otherwise."""
+    micro_batch_size: int = Field(8, ge=1)
+    """Packed rows of `model.max_length` tokens in one forward pass on one device; lower it when memory runs out."""
+    precision: Literal["auto", "float32", "bf16"] = "auto"
+    """Number format of the matrix products; `auto` is bf16 where the device computes it natively, else float32."""
+    gradient_checkpointing: bool = False
+    """Trade time for memory: recompute activations in the backward pass."""
+    log_every_steps: int = Field(10, ge=1)
+    """How often losses and learning rates go on record, in optimizer steps."""
+
+
+class Tracking(Section):
+    """Where runs go on record."""
+
+    uri: str | None = None
+    """MLflow tracking address for local runs; null is the environment variable MLFLOW_TRACKING_URI, else a SQLite store in
+    the output folder. On a cluster the address and the credentials come from a Kubernetes secret."""
+    experiment: str = Field("mixtune", min_length=1)
+    """MLflow experiment."""
+    registered_model: str | None = Field(None, min_length=1)
+    """Name in the MLflow model registry; null is the name of the run."""
+    alias: str = Field("candidate", pattern=r"^[A-Za-z][A-Za-z0-9_-]*$")
+    """Alias that `register` sets on the version it makes."""

@@ -1,0 +1,128 @@
+"""What a running step is given: a place to log to, a way to show progress, and the run that it belongs to.
+
+A step learns from its environment which run it is in, so that nothing that differs from run to run is an input:
+
+    MIXTUNE_RUN_ID         id of the pipeline run (on a cluster from the pod's label, locally from the runner)
+    MLFLOW_TRACKING_URI    where metrics go; without it nothing is tracked
+    MLFLOW_EXPERIMENT_NAME experiment, `mixtune` without it
+    MIXTUNE_LOG_DIR        folder for this step's log (locally; a pod's log is its output)
+    MIXTUNE_OUTCOME_DIR    folder for the step's outcome record
+    MIXTUNE_PROGRESS_FILE  file that progress is appended to, for whoever draws it
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from .tracking import Tracker
+
+LOG_LINE_SECONDS = 15.0
+DRAW_SECONDS = 0.3
+
+
+class Progress:
+    """Counts done work and tells it: plain lines in the log, finer ones in the progress file.
+
+    Args:
+        title: the task, such as `mixed-0.3`.
+        total: units of work.
+        unit: name of the units, such as `steps`.
+    """
+
+    def __init__(self, title: str, total: int, unit: str, quiet: bool = False) -> None:
+        self._title, self._total, self._unit, self._quiet = title, total, unit, quiet
+        self._done = 0
+        self._tokens = 0
+        self._started = time.monotonic()
+        self._last_line = self._started
+        self._last_draw = 0.0
+        self._file = os.environ.get("MIXTUNE_PROGRESS_FILE")
+
+    def __enter__(self) -> Self:
+        self._draw(0.0)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self._tell(time.monotonic(), last=True)
+
+    def advance(self, n: int = 1, tokens: int = 0) -> None:
+        """Notes `n` more units, in which `tokens` tokens were processed."""
+        self._done += n
+        self._tokens += tokens
+        now = time.monotonic()
+        if now - self._last_line >= LOG_LINE_SECONDS or now - self._last_draw >= DRAW_SECONDS:
+            self._tell(now, last=False)
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Mean rate so far."""
+        return self._tokens / max(time.monotonic() - self._started, 1e-9)
+
+    def _tell(self, now: float, last: bool) -> None:
+        self._last_draw = now
+        elapsed = now - self._started
+        left = elapsed / max(self._done, 1) * (self._total - self._done)
+        self._draw(left)
+        if self._quiet or not (last or now - self._last_line >= LOG_LINE_SECONDS):
+            return
+        self._last_line = now
+        rate = f", {self._tokens / max(elapsed, 1e-9):,.0f} tokens/s" if self._tokens else ""
+        rest = f", {elapsed:.0f} s" if last else f", {left:.0f} s left"
+        print(f"{self._title}: {self._done}/{self._total} {self._unit}{rate}{rest}", flush=True)  # noqa: T201
+
+    def _draw(self, seconds_left: float) -> None:
+        if not self._file:
+            return
+        note = {
+            "title": self._title,
+            "done": self._done,
+            "total": self._total,
+            "unit": self._unit,
+            "tokens_per_second": round(self.tokens_per_second) if self._tokens else None,
+            "seconds_left": round(seconds_left, 1),
+        }
+        with Path(self._file).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(note) + "\n")
+
+
+@dataclass
+class Context:
+    """Handed to every step's `run`.
+
+    Attributes:
+        title: step and what it works on, such as `evaluate mixed-0.3`.
+        tracker: the step's MLflow run.
+        run_id: id of the pipeline run, None outside of one.
+        facts: what the step wants others to know of its outcome, such as the gate's verdict.
+    """
+
+    title: str
+    tracker: Tracker
+    run_id: str | None = None
+    quiet: bool = False
+    facts: dict[str, str] = field(default_factory=dict)
+
+    def say(self, line: str) -> None:
+        """One plain line in the log."""
+        if not self.quiet:
+            print(line, flush=True)  # noqa: T201
+            sys.stdout.flush()
+
+    def progress(self, total: int, unit: str, what: str = "") -> Progress:
+        """A count of work to come, shown as it goes on."""
+        return Progress(f"{self.title} {what}".strip(), total, unit, quiet=self.quiet)
+
+    @classmethod
+    def for_tests(cls) -> Context:
+        """No tracking, no output."""
+        return cls(title="test", tracker=Tracker.off(), quiet=True)

@@ -1,0 +1,29 @@
+"""Errors that carry plain sentences for users, and what a step leaves behind when it ends."""
+
+from __future__ import annotations
+
+
+class MixtuneError(Exception):
+    """Ends the step or the command with plain sentences instead of a traceback.
+
+    Args:
+        problems: one plain sentence each: which field or file, what was found, what to do.
+    """
+
+    kind = "failed"
+
+    def __init__(self, *problems: str) -> None:
+        super().__init__("; ".join(problems))
+        self.problems = list(problems)
+
+
+class RefusedError(MixtuneError):
+    """The configuration, the data or the usage is wrong; trying again without a change is of no use."""
+
+    kind = "refused"
+
+
+class UnreachableError(MixtuneError):
+    """The cluster or the tracking server could not be reached."""
+
+    kind = "unreachable"

@@ -1,0 +1,171 @@
+"""Runs one step: in a KFP task, in a container, from a shell. The same for all, so that the steps hold only their work."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import os
+import re
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from .artifacts import ArtifactLike, ModelCard, write_json
+from .config import Section
+from .context import Context
+from .errors import MixtuneError
+from .outcome import EXIT_STATUS, Outcome
+from .tracking import Status, Tracker
+
+STEPS = ("plan", "prepare", "pretrain", "finetune", "mixed", "evaluate", "compare", "register", "finish")
+
+
+def launch(
+    step: str,
+    config: str,
+    artifacts: Mapping[str, ArtifactLike | list[ArtifactLike] | None],
+    **parameters: Any,
+) -> Any:
+    """Runs a step and leaves its outcome record; what a KFP component's body calls.
+
+    Args:
+        step: name of the step.
+        config: the step's part of the configuration, as JSON.
+        artifacts: the step's inputs and outputs, by the names of `run`'s arguments.
+        parameters: further arguments of `run`.
+
+    Returns:
+        What the step's `run` returns.
+
+    Raises:
+        SystemExit: where the step failed; its plain sentences have been printed and recorded.
+    """
+    package = __package__.rsplit(".", 1)[0]
+    started = time.monotonic()
+    with _own_log(step, config, artifacts, parameters) as (title, log):
+        tracker = Tracker.off()
+        try:
+            _raise_on_sigterm()
+            section: type[Section] = getattr(
+                importlib.import_module(f"{package}.{step}.config"), f"{step.capitalize()}Step"
+            )
+            parsed = section.from_json(config)
+            run_id = os.environ.get("MIXTUNE_RUN_ID")
+            tracker = Tracker.open(step, title, run_id)
+            tracker.log_params(parsed.model_dump(mode="json"))
+            context = Context(title=title, tracker=tracker, run_id=run_id)
+            module = importlib.import_module(f"{package}.{step}.step")
+            value = module.run(parsed, context=context, **artifacts, **parameters)
+            _write_metrics(artifacts.get("metrics"))
+        except BaseException as error:
+            outcome = _outcome_of(error, title, log, time.monotonic() - started, tracker.run_id)
+            _leave(outcome, tracker)
+            for sentence in outcome.sentences:
+                print(f"{title}: {sentence}", file=sys.stderr, flush=True)  # noqa: T201
+            raise SystemExit(outcome.exit_status) from None
+        seconds = time.monotonic() - started
+        done = Outcome(
+            title=title,
+            kind="done",
+            log=log,
+            seconds=round(seconds, 3),
+            mlflow_run=tracker.run_id,
+            facts=context.facts,
+            artifacts=_uris(artifacts),
+        )
+        _leave(done, tracker)
+        return value
+
+
+def _write_metrics(metrics: Any) -> None:
+    """Metrics live in the metadata, but KFP's local cache takes an artifact without a file for a lost one."""
+    if metrics is not None:
+        write_json(Path(metrics.path), metrics.metadata)
+
+
+def _uris(artifacts: Mapping[str, Any]) -> dict[str, str]:
+    return {name: one.uri for name, one in artifacts.items() if hasattr(one, "uri")}
+
+
+def _outcome_of(error: BaseException, title: str, log: str | None, seconds: float, run: str | None) -> Outcome:
+    kind: Any = "failed"
+    if isinstance(error, MixtuneError):
+        kind, sentences = error.kind, error.problems
+    elif isinstance(error, KeyboardInterrupt):
+        kind, sentences = "interrupted", ["interrupted"]
+    elif isinstance(error, SystemExit) and error.code == EXIT_STATUS["terminated"]:
+        kind, sentences = "terminated", ["ended by SIGTERM"]
+    elif isinstance(error, MemoryError) or "out of memory" in str(error).lower():
+        sentences = ["out of memory; lower micro_batch_size or give the step more memory"]
+        traceback.print_exc()
+    else:
+        traceback.print_exc()
+        first = str(error).strip().splitlines()
+        sentences = [f"{type(error).__name__}: {first[0] if first else 'no message'}"]
+    return Outcome(title=title, kind=kind, sentences=sentences, log=log, seconds=round(seconds, 3), mlflow_run=run)
+
+
+def _leave(outcome: Outcome, tracker: Tracker) -> None:
+    folder = os.environ.get("MIXTUNE_OUTCOME_DIR")
+    if folder:
+        outcome.save(folder)
+    ends: dict[str, Status] = {"done": "FINISHED", "interrupted": "KILLED", "terminated": "KILLED"}
+    status = ends.get(outcome.kind, "FAILED")
+    tracker.close(status, {"kind": outcome.kind, "sentence": "; ".join(outcome.sentences), **outcome.facts})
+
+
+def _raise_on_sigterm() -> None:
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise SystemExit(EXIT_STATUS["terminated"])
+
+    with contextlib.suppress(ValueError):  # not in the main thread: whoever owns it handles signals
+        signal.signal(signal.SIGTERM, stop)
+
+
+def _title(step: str, config: str, artifacts: Mapping[str, Any], parameters: Mapping[str, Any]) -> str:
+    """Step and what it works on, such as `prepare finetune`, `mixed-0.3`, `evaluate pretrained`."""
+    if step == "prepare":
+        stream = re.search(r'"stream":\s*"(\w+)"', config)
+        return f"prepare {stream.group(1)}" if stream else step
+    if step == "mixed":
+        found = re.search(r'"id":\s*"([\w.+-]+)"', str(parameters.get("candidate", "")))
+        return found.group(1) if found else step
+    if step == "evaluate":
+        if artifacts.get("other") is not None:
+            return "evaluate interpolated"
+        with contextlib.suppress(Exception):
+            return f"evaluate {ModelCard.load(artifacts['model'].path).id}"
+    return step
+
+
+@contextlib.contextmanager
+def _own_log(
+    step: str, config: str, artifacts: Mapping[str, Any], parameters: Mapping[str, Any]
+) -> Iterator[tuple[str, str | None]]:
+    """Sends all output to a file of the step's own where the environment names a folder: parallel steps do not interleave."""
+    title = _title(step, config, artifacts, parameters)
+    folder = os.environ.get("MIXTUNE_LOG_DIR")
+    if not folder:
+        yield title, None
+        return
+    path = Path(folder) / f"{title.replace(' ', '-')}.log"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    saved = os.dup(1), os.dup(2)
+    with path.open("ab", buffering=0) as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    try:
+        yield title, str(path)
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        for number, copy in zip((1, 2), saved, strict=True):
+            os.dup2(copy, number)
+            os.close(copy)

@@ -1,0 +1,188 @@
+"""What an optimizer step reads: a pure function of (seed, step, stream), so that a position in the data is just a number."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Protocol
+
+import numpy as np
+
+from .data import Documents
+from .packing import Segment, pack
+
+PRETRAIN_ID, FINETUNE_ID = 0, 1
+
+
+class Stream(Protocol):
+    """An endless, seeded sequence of items."""
+
+    def __len__(self) -> int:
+        """Items in one epoch."""
+        ...
+
+    def item(self, position: int) -> list[Segment]:
+        """The segments of the item at a position of the endless sequence."""
+        ...
+
+
+class _Order:
+    """A new permutation for every epoch, found without replaying the ones before."""
+
+    def __init__(self, size: int, seed: int, stream_id: int) -> None:
+        self.size = size
+        self._permutation = lru_cache(maxsize=2)(
+            lambda epoch: np.random.default_rng([seed, stream_id, epoch]).permutation(size)
+        )
+
+    def __getitem__(self, position: int) -> int:
+        return int(self._permutation(position // self.size)[position % self.size])
+
+
+class PretrainStream:
+    """Windows of `max_length` tokens over all documents, laid end to end; no segment crosses a document.
+
+    A document that a window's end cuts goes on in another window as a segment of its own.
+    """
+
+    def __init__(self, documents: Documents, max_length: int, seed: int) -> None:
+        self._documents, self._max_length = documents, max_length
+        self._order = _Order(max(1, -(-len(documents.flat) // max_length)), seed, PRETRAIN_ID)
+
+    def __len__(self) -> int:
+        return self._order.size
+
+    def item(self, position: int) -> list[Segment]:
+        window = self._order[position]
+        start = window * self._max_length
+        end = min(start + self._max_length, len(self._documents.flat))
+        offsets = self._documents.offsets
+        first = int(np.searchsorted(offsets, start, side="right")) - 1
+        segments = []
+        for index in range(first, len(offsets) - 1):
+            if offsets[index] >= end:
+                break
+            piece = self._documents.flat[max(start, offsets[index]) : min(end, offsets[index + 1])]
+            if len(piece) > 1:  # a single token has nothing before it to be predicted from
+                segments.append(Segment(np.asarray(piece), 1, -1, index, pretrain=True))
+        return segments
+
+
+class FinetuneStream:
+    """Labelled examples, one an item.
+
+    Args:
+        classify: the loss is on the label; no token is supervised.
+    """
+
+    def __init__(self, documents: Documents, seed: int, classify: bool) -> None:
+        self._documents, self._classify = documents, classify
+        self._order = _Order(len(documents), seed, FINETUNE_ID)
+
+    def __len__(self) -> int:
+        return self._order.size
+
+    @property
+    def mean_length(self) -> float:
+        """Tokens in an example, on average."""
+        return float(self._documents.offsets[-1]) / max(len(self._documents), 1)
+
+    def item(self, position: int) -> list[Segment]:
+        index = self._order[position]
+        tokens = np.asarray(self._documents.tokens(index))
+        if self._classify:
+            return [Segment(tokens, len(tokens), int(self._documents.labels[index]), index)]
+        return [Segment(tokens, int(self._documents.supervised_from[index]), -1, index)]
+
+
+@dataclass(frozen=True)
+class StepData:
+    """All rows of one optimizer step, over all ranks, and what their losses are divided by.
+
+    Attributes:
+        rows: packed rows.
+        num_pretrain: N_pt, supervised tokens of the pretraining stream.
+        num_finetune: N_ft, supervised tokens (classification: examples) of the fine-tuning stream.
+        tokens_pretrain: all its tokens, without padding.
+        tokens_finetune: likewise.
+    """
+
+    rows: list[list[Segment]]
+    num_pretrain: int
+    num_finetune: int
+    tokens_pretrain: int
+    tokens_finetune: int
+
+    def share(self, rank: int, world_size: int, micro_batch_size: int) -> Iterator[list[list[Segment]]]:
+        """The micro-batches of one rank; as many for every rank, since each takes part in every backward pass."""
+        per_rank = -(-len(self.rows) // world_size)
+        blank = [Segment(self.rows[0][0].tokens[:2], 2)]  # nothing supervised
+        mine = [self.rows[i] if i < len(self.rows) else blank for i in range(rank, per_rank * world_size, world_size)]
+        # As many micro-batches as needed, of even size, each with a fair part of both streams.
+        count = -(-len(mine) // micro_batch_size)
+        for number in range(count):
+            yield mine[number::count]
+
+
+@dataclass(frozen=True)
+class Mix:
+    """How many items of each stream an optimizer step takes.
+
+    Attributes:
+        pretrain: the pretraining stream, or None where it is not read.
+        finetune: the fine-tuning stream, or None where it is not read.
+        num_windows: windows of pretraining text in a step.
+        num_examples: labelled examples in a step.
+    """
+
+    pretrain: PretrainStream | None
+    finetune: FinetuneStream | None
+    num_windows: int
+    num_examples: int
+    max_length: int
+
+    def step(self, step: int) -> StepData:
+        """The data of one optimizer step."""
+        rows: list[list[Segment]] = []
+        num_pretrain = num_finetune = tokens_pretrain = tokens_finetune = 0
+        if self.pretrain is not None:
+            for position in range(step * self.num_windows, (step + 1) * self.num_windows):
+                segments = self.pretrain.item(position)
+                if segments:
+                    rows.append(segments)
+                    num_pretrain += sum(segment.num_supervised for segment in segments)
+                    tokens_pretrain += sum(len(segment.tokens) for segment in segments)
+        if self.finetune is not None:
+            start = step * self.num_examples
+            examples = [
+                segment
+                for position in range(start, start + self.num_examples)
+                for segment in self.finetune.item(position)
+            ]
+            lengths = [len(segment.tokens) for segment in examples]
+            rows += [[examples[index] for index in row] for row in pack(lengths, self.max_length)]
+            num_finetune = sum(1 if segment.label >= 0 else segment.num_supervised for segment in examples)
+            tokens_finetune = sum(lengths)
+        return StepData(rows, num_pretrain, num_finetune, tokens_pretrain, tokens_finetune)
+
+
+def mix(
+    pretrain: PretrainStream | None,
+    finetune: FinetuneStream | None,
+    batch_size: int,
+    max_length: int,
+    replay_share: float | None = None,
+) -> Mix:
+    """Chooses the number of windows so that the pretraining stream has its share of an average step's tokens.
+
+    Args:
+        batch_size: labelled examples in a step; windows where the fine-tuning stream is not read.
+        replay_share: fraction of the tokens from the pretraining stream, where both streams are at hand.
+    """
+    if finetune is None:
+        return Mix(pretrain, None, batch_size, 0, max_length)
+    if pretrain is None or replay_share is None:
+        return Mix(None, finetune, 0, batch_size, max_length)
+    wanted = replay_share / (1 - replay_share) * finetune.mean_length * batch_size / max_length
+    return Mix(pretrain, finetune, max(1, round(wanted)), batch_size, max_length)

@@ -1,0 +1,138 @@
+"""The `mixtune` command: parses, calls the library, prints. Imports what a command needs when it runs."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Fine-tune a language model on a labelled task without letting it forget what it knew.",
+    epilog="Exit status: 0 done; 1 a step failed; 2 bad configuration, data or usage; 3 the gate was not met; "
+    "4 the cluster or the tracking server could not be reached; 130 interrupted.",
+)
+
+ConfigFile = Annotated[Optional[Path], typer.Argument(metavar="[CONFIG]", help="YAML file; the embedded default without one.")]  # noqa: UP045, E501
+Overrides = Annotated[list[str], typer.Option("--set", metavar="A.B=C", help="Override an option; can be repeated.")]
+
+
+@contextlib.contextmanager
+def _plain_errors() -> Iterator[None]:
+    """Turns errors meant for users into plain sentences and an exit status."""
+    from mixtune.components.shared.errors import MixtuneError
+    from mixtune.components.shared.outcome import EXIT_STATUS
+
+    try:
+        yield
+    except MixtuneError as error:
+        for problem in error.problems:
+            typer.echo(f"mixtune: {problem}", err=True)
+        raise typer.Exit(EXIT_STATUS[error.kind]) from None
+    except KeyboardInterrupt:
+        raise typer.Exit(EXIT_STATUS["interrupted"]) from None
+    except BrokenPipeError:
+        sys.stderr.close()
+        raise typer.Exit(0) from None
+
+
+@app.command()
+def init(
+    task: Annotated[str, typer.Option(help="classification or generation.")] = "classification",
+    config: Annotated[str, typer.Option("--from", help="Ready-made configuration to start from.")] = "start",
+) -> None:
+    """Print an annotated configuration: mixtune init > mixtune.yaml."""
+    from .configuration import annotated, init_values
+
+    with _plain_errors():
+        typer.echo(annotated(init_values(config, task)), nl=False)
+
+
+@app.command()
+def check(config: ConfigFile = None, overrides: Overrides = []) -> None:  # noqa: B006 - typer's way
+    """Check a configuration and what it names, in a second; nothing is trained."""
+    from mixtune.components.checks import find_problems
+    from mixtune.components.shared.errors import RefusedError
+
+    from .configuration import read_config
+
+    with _plain_errors():
+        parsed = read_config(config, overrides)
+        problems = find_problems(parsed)
+        if problems:
+            raise RefusedError(*problems)
+        weights = ", ".join(f"{weight:g}" for weight in parsed.mixed.lambdas)
+        typer.echo(f"{parsed.name}: the configuration is good; λ in {{{weights}}}, base model {parsed.model.base}")
+
+
+@app.command()
+def run(
+    config: ConfigFile = None,
+    overrides: Overrides = [],  # noqa: B006
+    output: Annotated[Optional[Path], typer.Option(help="Output folder. [default: runs/<name>]")] = None,  # noqa: UP045
+    runner: Annotated[str, typer.Option(help="subprocess: on this machine.")] = "subprocess",
+    no_cache: Annotated[bool, typer.Option("--no-cache", help="Run every step anew.")] = False,
+) -> None:
+    """Run the whole pipeline on this machine, without a cluster."""
+    from .commands import run_and_show
+
+    with _plain_errors():
+        raise typer.Exit(run_and_show(config, overrides, output, runner, use_cache=not no_cache))
+
+
+@app.command()
+def step(
+    name: Annotated[str, typer.Argument(help="plan, prepare, pretrain, finetune, mixed, evaluate, compare, ...")],
+    config: Annotated[str, typer.Option(help="The step's part of the configuration: a JSON file, or JSON.")] = "{}",
+    artifacts: Annotated[
+        list[str], typer.Option("--artifact", metavar="NAME=PATH", help="An input or output; repeat a name for a list.")
+    ] = [],  # noqa: B006
+    parameters: Annotated[
+        list[str], typer.Option("--parameter", metavar="NAME=VALUE", help="A further argument of the step.")
+    ] = [],  # noqa: B006
+) -> None:
+    """Run one step, from a shell or a container."""
+    from .commands import run_step
+
+    with _plain_errors():
+        run_step(name, config, artifacts, parameters)
+
+
+@app.command("compile")
+def compile_(
+    output: Annotated[Path, typer.Option(help="File to write.")],
+    config: ConfigFile = None,
+    overrides: Overrides = [],  # noqa: B006
+    step: Annotated[Optional[str], typer.Option(help="One step as a pipeline of its own.")] = None,  # noqa: UP045
+    format: Annotated[str, typer.Option(help="ir: a pipeline package. kubernetes: manifests for GitOps.")] = "ir",
+) -> None:
+    """Compile the pipeline for a cluster; the configuration gives the parameters' defaults."""
+    from .commands import compile_pipeline
+
+    with _plain_errors():
+        compile_pipeline(config, overrides, output, step, format)
+        typer.echo(f"wrote {output}")
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON Schema of the configuration, for editors."""
+    from mixtune.components.config import Config
+
+    typer.echo(json.dumps(Config.model_json_schema(), indent=2, ensure_ascii=False))
+
+
+def main() -> None:
+    """Entry point."""
+    app(prog_name="mixtune")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,140 @@
+"""What the command does once it has parsed its arguments."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from mixtune.components.shared.errors import RefusedError
+
+from .configuration import read_config
+
+
+def run_and_show(
+    config_file: Path | None, overrides: Sequence[str], output: Path | None, runner: str, use_cache: bool
+) -> int:
+    """Runs the DAG on this machine, prints the candidates, and returns the exit status."""
+    from mixtune.components.checks import find_problems
+    from rich.console import Console
+
+    from .display import Display, candidates_table
+    from .local import run_local, tracking_uri
+
+    if runner != "subprocess":
+        raise RefusedError(f"--runner: only subprocess is available, found {runner}")
+    config = read_config(config_file, overrides)
+    problems = find_problems(config)
+    if problems:
+        raise RefusedError(*problems)
+    folder = output or Path("runs") / config.name
+    console = Console(soft_wrap=True)
+    console.print(f"{config.name}: running in {folder}", highlight=False)
+    ended = run_local(config, folder, use_cache, Display(console))
+
+    if ended.report is not None:
+        console.print()
+        Console(width=max(console.width, 120) if not console.is_terminal else None).print(candidates_table(ended.report))
+        _print_verdict(console, ended.report)
+        console.print(f"\nreport  {folder / 'report' / 'report.html'}", highlight=False)
+        console.print(f"models  {folder / 'models'}", highlight=False)
+        console.print(f"MLflow  {_mlflow_hint(tracking_uri(config, folder))}", highlight=False)
+    for failure in ended.failures:
+        for sentence in failure.sentences:
+            print(f"mixtune: {failure.title}: {sentence}", file=sys.stderr)  # noqa: T201
+        if failure.log:
+            print(f"mixtune: {failure.title}: its log is {failure.log}", file=sys.stderr)  # noqa: T201
+    if ended.status in (1, 130):
+        print("mixtune: what was finished is kept; the same command goes on from there", file=sys.stderr)  # noqa: T201
+    return ended.status
+
+
+def _print_verdict(console: Any, report: dict[str, Any]) -> None:
+    gate = report["gate"]
+    if gate["passed"]:
+        console.print(f"\n[green]gate passed[/green]: {report['selected']} is selected", highlight=False)
+    else:
+        console.print(f"\n[yellow]gate not met[/yellow]: {report['selected']} comes nearest", highlight=False)
+    for reason in gate["reasons"]:
+        console.print(f"  {reason}", highlight=False)
+
+
+def _mlflow_hint(uri: str) -> str:
+    from mixtune.components.shared.tracking import without_credentials
+
+    shown = without_credentials(uri)
+    return f"mlflow ui --backend-store-uri {shown}" if shown.startswith("sqlite:") else shown
+
+
+def run_step(name: str, config: str, artifacts: Sequence[str], parameters: Sequence[str]) -> None:
+    """Runs one step on local paths; exits as the step does.
+
+    Args:
+        config: JSON, or the name of a file that holds it.
+        artifacts: `NAME=PATH` of each input and output; a name given twice is a list.
+        parameters: `NAME=VALUE` of what else the step takes.
+    """
+    import inspect
+    from importlib import import_module
+
+    from mixtune.components.shared.artifacts import Artifact
+    from mixtune.components.shared.runtime import STEPS, launch
+
+    if name not in STEPS:
+        raise RefusedError(f"there is no step {name}; the steps are {', '.join(STEPS)}")
+    text = Path(config).read_text(encoding="utf-8") if not config.lstrip().startswith("{") else config
+    given: dict[str, Any] = {}
+    for item in artifacts:
+        key, path = _pair("--artifact", item)
+        given.setdefault(key, []).append(Artifact(path))
+    values = dict(_pair("--parameter", item) for item in parameters)
+
+    wanted = inspect.signature(import_module(f"mixtune.components.{name}.step").run).parameters
+    names = [one for one in wanted if one not in ("config", "context")]
+    unknown = [one for one in (*given, *values) if one not in names]
+    missing = [
+        one for one in names if one not in given and one not in values and "None" not in str(wanted[one].annotation)
+    ]
+    problems = [f"{one}: the step {name} takes no such argument; it takes {', '.join(names)}" for one in unknown]
+    problems += [f"{one}: the step {name} needs it; give it as --artifact {one}=PATH" for one in missing]
+    if problems:
+        raise RefusedError(*problems)
+    lists = {one for one in names if "list[" in str(wanted[one].annotation)}
+    inputs = {one: given.get(one) if one in lists else (given[one][0] if one in given else None) for one in names}
+    launch(name, text, {one: value for one, value in inputs.items() if one not in values}, **values)
+
+
+def _pair(option: str, item: str) -> tuple[str, str]:
+    key, separator, value = item.partition("=")
+    if not separator or not key or not value:
+        raise RefusedError(f"{option} {item}: must look like NAME=VALUE")
+    return key, value
+
+
+def compile_pipeline(
+    config_file: Path | None, overrides: Sequence[str], output: Path, step: str | None, format: str
+) -> None:
+    """Writes the compiled pipeline, whole or of one step."""
+    from kfp import compiler
+
+    from .pipeline import NAME, make_pipeline
+    from .placement import Placer
+    from .steps import make_step_pipeline
+
+    if format not in ("ir", "kubernetes"):
+        raise RefusedError(f"--format: must be ir or kubernetes, found {format}")
+    if output.suffix not in (".yaml", ".yml"):
+        raise RefusedError(f"--output: must end in .yaml, found {output}")
+    config = read_config(config_file, overrides)
+    place = Placer.cluster(config)
+    pipeline = make_step_pipeline(step, config, place) if step else make_pipeline(config, place)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    name = f"{NAME}-{step}" if step else NAME
+    manifests = {}
+    if format == "kubernetes":
+        options = compiler.KubernetesManifestOptions(
+            pipeline_name=name, pipeline_display_name=name, include_pipeline_manifest=True
+        )
+        manifests = {"kubernetes_manifest_options": options, "kubernetes_manifest_format": True}
+    compiler.Compiler().compile(pipeline, str(output), **manifests)

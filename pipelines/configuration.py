@@ -1,0 +1,129 @@
+"""Reading, overriding and writing a configuration file."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+from mixtune.components.config import Config, load
+from mixtune.components.shared.config import Section, Task
+from mixtune.components.shared.errors import RefusedError
+
+EMBEDDED_DEFAULT = "demo"
+
+
+def read_config(path: Path | None, overrides: Sequence[str] = ()) -> Config:
+    """Reads a YAML file (or the embedded default) and lays `a.b=c` over it.
+
+    Raises:
+        RefusedError: naming every problem at once.
+    """
+    values = _read_yaml(path) if path is not None else ready_made(EMBEDDED_DEFAULT)
+    for override in overrides:
+        _override(values, override)
+    return load(values)
+
+
+def ready_made(name: str) -> dict[str, Any]:
+    """One of the configurations that come with mixtune."""
+    text = resources.files(__package__).joinpath("configs", f"{name}.yaml").read_text(encoding="utf-8")
+    return dict(yaml.safe_load(text))
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
+    except FileNotFoundError:
+        raise RefusedError(f"{path}: there is no such file; `mixtune init > mixtune.yaml` writes one") from None
+    except IsADirectoryError:
+        raise RefusedError(f"{path}: is a folder, not a configuration file") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}" if mark else ""
+        raise RefusedError(f"{path}{where}: is no valid YAML ({getattr(error, 'problem', None) or error})") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise RefusedError(f"{path}: cannot be read ({error})") from None
+    if values is None:
+        raise RefusedError(f"{path}: is empty")
+    if not isinstance(values, dict):
+        raise RefusedError(f"{path}: must hold sections with options, found {type(values).__name__}")
+    return values
+
+
+def _override(values: dict[str, Any], override: str) -> None:
+    path, separator, text = override.partition("=")
+    if not separator or not path:
+        raise RefusedError(f"--set {override}: must look like section.option=value, for example mixed.lambdas=[0.2]")
+    *parents, last = path.split(".")
+    for parent in parents:
+        inner = values.setdefault(parent, {})
+        if not isinstance(inner, dict):
+            raise RefusedError(f"--set {override}: {parent} is an option, not a section")
+        values = inner
+    try:
+        values[last] = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise RefusedError(f"--set {override}: {text} is no valid YAML value") from None
+
+
+def to_yaml(config: Config) -> str:
+    """The resolved configuration, as it is kept with a run."""
+    return str(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
+
+
+def annotated(values: Mapping[str, Any]) -> str:
+    """A configuration file with every option, its description above it; defaults are written out as comments.
+
+    Args:
+        values: what to set; everything else stands there as a comment with its default.
+    """
+    lines = ["# A mixtune configuration. Options that stand as comments have the value shown.", ""]
+    _annotate(Config, values, "", lines)
+    return "\n".join(lines) + "\n"
+
+
+def _annotate(section: type[Section], values: Mapping[str, Any], indent: str, lines: list[str]) -> None:
+    for name, field in section.model_fields.items():
+        inner = section_of(field.annotation)
+        description = field.description or (inner.__doc__ if inner else "") or ""
+        lines += textwrap.wrap(" ".join(description.split()), 110 - len(indent), initial_indent=f"{indent}# ",
+                               subsequent_indent=f"{indent}# ")  # fmt: skip
+        if inner is not None:
+            lines.append(f"{indent}{name}:")
+            _annotate(inner, values.get(name) or {}, indent + "  ", lines)
+            if not indent:
+                lines.append("")
+            continue
+        given = name in values
+        value = values[name] if given else field.get_default(call_default_factory=True)
+        text = yaml.safe_dump(value, default_flow_style=True, allow_unicode=True).removesuffix("...\n").strip()
+        lines.append(f"{indent}{'' if given else '# '}{name}: {text}")
+
+
+def section_of(annotation: Any) -> type[Section] | None:
+    """The section class behind a field's type, if it is one."""
+    for one in (annotation, *get_args(annotation)):
+        if isinstance(one, type) and issubclass(one, Section):
+            return one
+    return None
+
+
+def init_values(name: str, task: str) -> dict[str, Any]:
+    """What `mixtune init` writes: a ready-made configuration, for a task.
+
+    Raises:
+        RefusedError: where there is no such configuration or task.
+    """
+    known = sorted(file.name.removesuffix(".yaml") for file in resources.files(__package__).joinpath("configs").iterdir())
+    if name not in known:
+        raise RefusedError(f"--from: must be one of {', '.join(known)}, found {name}")
+    tasks = get_args(Task)
+    if task not in tasks:
+        raise RefusedError(f"--task: must be one of {', '.join(tasks)}, found {task}")
+    values = ready_made(name)
+    values["data"]["finetune"]["task"] = task
+    return values

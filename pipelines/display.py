@@ -1,0 +1,155 @@
+"""What a person sees of a run: a bar for each running step on a terminal, plain lines elsewhere, a table at the end."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from mixtune.components.shared.outcome import load_outcomes
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+PLAIN_LINE_SECONDS = 15.0
+_CACHE_HIT = re.compile(r"Task (\S+) cache hit")
+
+
+class Display:
+    """Follows a run's files and shows what happens.
+
+    Args:
+        console: where to show it.
+    """
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.cached: list[str] = []
+        self._bars: Progress | None = None
+        self._tasks: dict[str, TaskID] = {}
+        self._seen: set[str] = set()
+        self._last_plain: dict[str, float] = {}
+        self._offsets: dict[Path, int] = {}
+        self._paths: tuple[Path, Path, Path] | None = None
+
+    @contextlib.contextmanager
+    def following(self, progress: Path, outcomes: Path, log: Path) -> Iterator[None]:
+        """Shows a run until the block ends.
+
+        Args:
+            progress: file that the steps append to.
+            outcomes: folder of the outcome records.
+            log: KFP's log, which alone tells what came from the cache.
+        """
+        self._paths = (progress, outcomes, log)
+        if not self.console.is_terminal:
+            yield
+            return
+        columns = (
+            SpinnerColumn(), TextColumn("{task.description:<28}"), BarColumn(), TextColumn("{task.fields[rate]:>14}"),
+            TimeRemainingColumn(),
+        )  # fmt: skip
+        with Progress(*columns, console=self.console, transient=True) as self._bars:
+            yield
+        self._bars = None
+
+    def refresh(self) -> None:
+        """Shows what is new."""
+        assert self._paths is not None
+        progress, outcomes, log = self._paths
+        for line in self._new_lines(log):
+            hit = _CACHE_HIT.search(line)
+            if hit:
+                self.cached.append(hit.group(1))
+                self.console.print(f"  [dim]{_words(hit.group(1)):<28} from the cache[/dim]", highlight=False)
+        for line in self._new_lines(progress):
+            with contextlib.suppress(ValueError):
+                self._show_progress(json.loads(line))
+        for outcome in load_outcomes(outcomes):
+            if outcome.title in self._seen:
+                continue
+            self._seen.add(outcome.title)
+            self._remove_bars_of(outcome.title)
+            mark = "[green]done[/green]" if outcome.kind == "done" else f"[red]{outcome.kind}[/red]"
+            self.console.print(f"  {outcome.title:<28} {mark} [dim]{outcome.seconds:.0f} s[/dim]", highlight=False)
+
+    def _new_lines(self, path: Path) -> list[str]:
+        if not path.is_file():
+            return []
+        with path.open("rb") as file:
+            file.seek(self._offsets.get(path, 0))
+            block = file.read()
+        whole, separator, _ = block.rpartition(b"\n")
+        self._offsets[path] = self._offsets.get(path, 0) + len(whole) + len(separator)
+        return whole.decode("utf-8", "replace").splitlines()
+
+    def _show_progress(self, note: dict[str, Any]) -> None:
+        title, rate = note["title"], note["tokens_per_second"]
+        words = f"{rate:,} tokens/s" if rate else f"{note['done']}/{note['total']} {note['unit']}"
+        if self._bars is not None:
+            if title not in self._tasks:
+                self._tasks[title] = self._bars.add_task(title, total=note["total"], rate="")
+            self._bars.update(self._tasks[title], completed=note["done"], total=note["total"], rate=words)
+            return
+        now = time.monotonic()
+        if note["done"] and now - self._last_plain.get(title, now - PLAIN_LINE_SECONDS + 5) >= PLAIN_LINE_SECONDS:
+            self._last_plain[title] = now
+            left = f", {note['seconds_left']:.0f} s left"
+            self.console.print(
+                f"  {title}: {note['done']}/{note['total']} {note['unit']}, {words}{left}", highlight=False
+            )
+        self._last_plain.setdefault(title, now)
+
+    def _remove_bars_of(self, title: str) -> None:
+        for name in [name for name in self._tasks if name.startswith(title)]:
+            if self._bars is not None:
+                self._bars.remove_task(self._tasks[name])
+            del self._tasks[name]
+
+
+def _words(task: str) -> str:
+    """KFP numbers the tasks of one component by the order of calls; people get words."""
+    names = {
+        "prepare": "prepare pretrain",
+        "prepare-2": "prepare finetune",
+        "evaluate": "evaluate (mixed)",
+        "evaluate-2": "evaluate pretrained",
+        "evaluate-3": "evaluate finetuned",
+        "evaluate-4": "evaluate interpolated",
+    }
+    return names.get(task, task)
+
+
+def candidates_table(report: dict[str, Any]) -> Table:
+    """The table of the candidates, from `report.json`."""
+    task = report["task"]
+    table = Table(title=f"{report['name']}: candidates, on the test split", title_justify="left", box=None, pad_edge=False)
+    for heading, justify in (
+        ("candidate", "left"), ("λ", "right"), (task["metric"], "left"), ("vs fine-tuned", "left"),
+        ("forgetting, bits per byte", "left"), ("", "left"),
+    ):  # fmt: skip
+        table.add_column(heading, justify=justify)  # type: ignore[arg-type]
+    for one in report["candidates"]:
+        chosen = one["id"] == report["selected"]
+        weight = one.get("lambda")
+        table.add_row(
+            one["id"],
+            "" if weight is None else f"{weight:g}",
+            _value(one["task_score"], signed=False),
+            _value(one["task_score_vs_finetuned"]) if one["kind"] != "finetuned" else "",
+            _value(one["delta_bpb"]) if one["kind"] != "pretrained" else "0",
+            "← selected" if chosen else "",
+            style="bold" if chosen else None,
+        )
+    return table
+
+
+def _value(value: dict[str, float] | None, signed: bool = True) -> str:
+    if value is None:
+        return "–"
+    sign = "+" if signed else ""
+    return f"{value['value']:{sign}.3f} [{value['low']:{sign}.3f}, {value['high']:{sign}.3f}]"

@@ -1,0 +1,152 @@
+"""The DAG, and nothing else. `placement.py` says where its tasks run, `components/` what they do.
+
+    plan ──> prepare (pretraining stream) ──> pretrain ─┬─> finetune ─────────────┬─> evaluate (pretrained, finetuned,
+       └──────────> prepare (fine-tuning stream) ───────┴─> mixed (one per λ) ────┘   each mixed, all interpolated)
+                                                                                            │
+        finish  (always: closes the run)  <── register (behind the gate) <── compare <──────┘
+
+What computes (prepare, pretrain, finetune, mixed, evaluate) is cached. What keeps the books (plan, compare, register,
+finish) runs every time, in seconds: so every run checks its sources anew and has a report and a verdict of its own.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from kfp import dsl
+from mixtune.components.compare.component import compare
+from mixtune.components.config import HEADLINE, SECTIONS, Config, describe, parameters
+from mixtune.components.evaluate.component import evaluate
+from mixtune.components.finetune.component import finetune
+from mixtune.components.finish.component import finish
+from mixtune.components.mixed.component import mixed
+from mixtune.components.plan.component import plan
+from mixtune.components.prepare.component import prepare
+from mixtune.components.pretrain.component import pretrain
+from mixtune.components.register.component import register
+
+from .placement import Placer
+
+# KFP looks up its cache by this name.
+NAME = "mixtune"
+
+
+def make_pipeline(config: Config, place: Placer) -> Callable[..., Any]:
+    """The pipeline with a configuration's values as its defaults.
+
+    Args:
+        config: gives the parameters' defaults; the DAG itself does not depend on it, except on where mixed training starts.
+        place: says where each task runs and in which image.
+
+    Returns:
+        What the KFP compiler compiles and the local runner calls.
+    """
+
+    place_parameters = place.parameters()
+    defaults = parameters(config) | {name: default for name, (_, default, _) in place_parameters.items()}
+    types: dict[str, Any] = {name: type(value) for name, value in parameters(config).items()}
+    types |= {"mixed_lambdas": list[float]} | {name: kind for name, (kind, _, _) in place_parameters.items()}
+
+    def mixtune(*values: Any) -> None:
+        given = dict(zip(defaults, values, strict=True))
+        run_time = {name: given.pop(name) for name in place_parameters}
+        place.with_parameters(run_time)
+        closing = place(finish(), "finish")
+        with dsl.ExitHandler(closing, name="run"):
+            _steps(config, place, given)
+
+    mixtune.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+        [
+            inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=value, annotation=types[name])
+            for name, value in defaults.items()
+        ]
+    )
+    mixtune.__doc__ = _describe_parameters(place)
+    return dsl.pipeline(name=NAME, description=_describe_parameters(place).splitlines()[0])(mixtune)
+
+
+def _steps(config: Config, place: Placer, given: dict[str, Any]) -> None:
+    planned = place(plan(**given), "plan").set_caching_options(False)
+    part = planned.outputs
+
+    text = place(prepare(config=part["prepare_pretrain"]), "prepare", words="prepare pretraining stream")
+    labelled = place(
+        prepare(
+            config=part["prepare_finetune"],
+            tokenizer_in=text.outputs["tokenizer"],
+            pretraining_data=text.outputs["train"],
+        ),
+        "prepare",
+        words="prepare fine-tuning stream",
+    )
+    pretrained = place(
+        pretrain(config=part["pretrain"], data=text.outputs["train"], tokenizer=text.outputs["tokenizer"]), "pretrain"
+    )
+    finetuned = place(
+        finetune(config=part["finetune"], start=pretrained.outputs["model"], data=labelled.outputs["train"]), "finetune"
+    )
+    heldout = {"pretrain_heldout": text.outputs["heldout"], "finetune_heldout": labelled.outputs["heldout"]}
+
+    start = finetuned if config.mixed.start == "finetuned" else pretrained
+    with dsl.ParallelFor(planned.outputs["Output"], name="for each λ", parallelism=place.parallelism) as candidate:
+        trained = place(
+            mixed(
+                config=part["mixed"],
+                candidate=candidate,
+                start=start.outputs["model"],
+                pretrain_data=text.outputs["train"],
+                finetune_data=labelled.outputs["train"],
+            ),
+            "mixed",
+        )
+        measured = place(evaluate(config=part["evaluate"], model=trained.outputs["model"], **heldout), "evaluate")
+
+    of_pretrained = place(
+        evaluate(config=part["evaluate"], model=pretrained.outputs["model"], **heldout),
+        "evaluate",
+        words="evaluate pretrained",
+    )
+    of_finetuned = place(
+        evaluate(config=part["evaluate"], model=finetuned.outputs["model"], **heldout),
+        "evaluate",
+        words="evaluate fine-tuned",
+    )
+    of_interpolated = place(
+        evaluate(
+            config=part["interpolate"], model=pretrained.outputs["model"], other=finetuned.outputs["model"], **heldout
+        ),
+        "evaluate",
+        words="evaluate interpolated",
+    )
+
+    compared = place(
+        compare(
+            config=part["compare"],
+            pretrained=of_pretrained.outputs["evaluation"],
+            finetuned=of_finetuned.outputs["evaluation"],
+            interpolated=of_interpolated.outputs["evaluation"],
+            mixed=dsl.Collected(measured.outputs["evaluation"]),
+        ),
+        "compare",
+    ).set_caching_options(False)
+    # The verdict is the unnamed output: a condition on a named one is silently false.
+    with dsl.If(compared.outputs["Output"] == True, name="gate"):  # noqa: E712 - builds a condition
+        place(
+            register(
+                config=part["register"],
+                selected=compared.outputs["selected"],
+                other=compared.outputs["other"],
+                comparison=compared.outputs["comparison"],
+            ),
+            "register",
+        ).set_caching_options(False)
+
+
+def _describe_parameters(place: Placer) -> str:
+    lines = ["Fine-tune a language model on a labelled task without letting it forget what it knew.", "", "Args:"]
+    lines += [f"    {name}: {describe(path)}" for name, path in HEADLINE.items()]
+    lines += [f"    {name}: {describe(path)} The section's other options, as JSON." for name, path in SECTIONS.items()]
+    lines += [f"    {name}: {text}" for name, (_, _, text) in place.parameters().items()]
+    return "\n".join(lines)

@@ -1,0 +1,128 @@
+"""Where tasks run: images, node pools, resources, retries, environment. The one helper that every task goes through."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib import resources
+from typing import Any
+
+import yaml
+from kfp import dsl, kubernetes
+from mixtune.components.config import Config
+from mixtune.components.shared.errors import RefusedError
+from pydantic import BaseModel, ConfigDict, Field
+
+GPU_STEPS = frozenset({"pretrain", "finetune", "mixed", "evaluate"})
+GPU_RETRIES = 2
+TRACKING_KEYS = ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
+
+
+class Profile(BaseModel):
+    """One entry of `node_pools.yaml`: what tells GPU nodes apart on one kind of cluster."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    description: str
+    accelerator: str | None = None
+    """Kubernetes resource name of a GPU; null for CPU only."""
+    node_selector: dict[str, str] = Field(default_factory=dict)
+    tolerations: list[dict[str, str]] = Field(default_factory=list)
+    gpu_cpu: str = "4"
+    gpu_memory: str = "32Gi"
+    cpu: str = "2"
+    memory: str = "8Gi"
+
+
+def profiles() -> dict[str, Profile]:
+    """The placement profiles that come with mixtune."""
+    text = resources.files(__package__).joinpath("node_pools.yaml").read_text(encoding="utf-8")
+    return {name: Profile.model_validate(values) for name, values in yaml.safe_load(text).items()}
+
+
+def images() -> dict[str, str]:
+    """Image of each step, with its tag; never `latest`, since KFP's cache goes by this name."""
+    values = json.loads(resources.files(__package__).joinpath("images.json").read_text(encoding="utf-8"))
+    return {step: f"{image}:{values['tag']}" for step, image in values["images"].items()}
+
+
+@dataclass
+class Placer:
+    """Places a task: called on every task of the DAG.
+
+    Attributes:
+        profile: where GPU tasks go on a cluster; None for local runs, where placement means nothing.
+        gpus: default of the GPU count parameter.
+        parallelism: candidates trained at a time; 0 is no limit.
+    """
+
+    profile: Profile | None = None
+    gpus: int = 0
+    parallelism: int = 0
+    _run_time: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def local(cls) -> Placer:
+        """For the local runner: one candidate at a time, since they would share the machine's cores."""
+        return cls(parallelism=1)
+
+    @classmethod
+    def cluster(cls, config: Config) -> Placer:
+        """For a cluster, as the configuration's profile says.
+
+        Raises:
+            RefusedError: where there is no such profile.
+        """
+        known = profiles()
+        name = config.placement.profile
+        if name not in known:
+            raise RefusedError(f"placement.profile: must be one of {', '.join(known)}, found {name}")
+        if config.placement.gpus and known[name].accelerator is None:
+            raise RefusedError(f"placement.gpus: the profile {name} has no GPUs, found {config.placement.gpus}")
+        return cls(profile=known[name], gpus=config.placement.gpus)
+
+    def parameters(self) -> dict[str, tuple[type, Any, str]]:
+        """Placement that is chosen at run time: name -> (type, default, description)."""
+        if self.profile is None:
+            return {}
+        # A count given as an int is silently no GPU at all on KFP, so it is text.
+        return {
+            "gpus": (str, str(self.gpus), "GPUs for each of pretrain, finetune, mixed and evaluate; 0 is none."),
+            "gpu_type": (str, self.profile.accelerator or "nvidia.com/gpu", "Kubernetes resource name of a GPU."),
+            "gpu_node_selector": (dict, self.profile.node_selector, "Labels of the nodes that GPU tasks go to."),
+            "gpu_tolerations": (list, self.profile.tolerations, "Taints that GPU tasks tolerate."),
+            "mlflow_secret": (str, "mixtune-mlflow", f"Kubernetes secret with {TRACKING_KEYS[0]} and, where needed, more."),
+        }
+
+    def with_parameters(self, values: Mapping[str, Any]) -> None:
+        """Takes the pipeline's run-time parameters."""
+        self._run_time = values
+
+    def __call__(self, task: dsl.PipelineTask, step: str, words: str | None = None) -> dsl.PipelineTask:
+        """Sets a task's image and, on a cluster, its place, resources, environment and retries."""
+        task.set_container_image(images()[step])
+        if self.profile is None:
+            return task
+        if words:
+            task.set_display_name(words)
+        kubernetes.use_field_path_as_env(task, "MIXTUNE_RUN_ID", "metadata.labels['pipeline/runid']")
+        kubernetes.use_secret_as_env(
+            task, self._run_time["mlflow_secret"], {key: key for key in TRACKING_KEYS}, optional=True
+        )
+        if step in GPU_STEPS:
+            self._on_gpu(task)
+        else:
+            task.set_cpu_limit(self.profile.cpu).set_memory_limit(self.profile.memory)
+        return task
+
+    def _on_gpu(self, task: dsl.PipelineTask) -> None:
+        assert self.profile is not None
+        task.set_cpu_limit(self.profile.gpu_cpu).set_memory_limit(self.profile.gpu_memory)
+        task.set_accelerator_type(self._run_time["gpu_type"]).set_accelerator_limit(self._run_time["gpus"])
+        # Inside a loop KFP does not pass resource parameters on by itself.
+        task.register_pipeline_channels([self._run_time["gpu_type"], self._run_time["gpus"]])
+        kubernetes.add_node_selector_json(task, self._run_time["gpu_node_selector"])
+        kubernetes.add_toleration_json(task, self._run_time["gpu_tolerations"])
+        kubernetes.empty_dir_mount(task, "shm", "/dev/shm", medium="Memory")
+        task.set_retry(GPU_RETRIES, backoff_duration="30s", backoff_factor=2.0)

@@ -1,0 +1,92 @@
+"""Every step as a pipeline of its own, fed by the URIs of an earlier run's artifacts, so that it can be run again alone."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from kfp import dsl
+from mixtune.components.compare.component import compare
+from mixtune.components.config import Config
+from mixtune.components.evaluate.component import evaluate
+from mixtune.components.finetune.component import finetune
+from mixtune.components.mixed.component import mixed
+from mixtune.components.prepare.component import prepare
+from mixtune.components.pretrain.component import pretrain
+from mixtune.components.register.component import register
+from mixtune.components.shared.errors import RefusedError
+
+from .pipeline import NAME
+from .placement import Placer
+
+# `plan` and `finish` only mean something inside a whole run.
+STEPS = {
+    "prepare": prepare,
+    "pretrain": pretrain,
+    "finetune": finetune,
+    "mixed": mixed,
+    "evaluate": evaluate,
+    "compare": compare,
+    "register": register,
+}
+# An importer cannot import nothing, so what is optional in the component is left out here.
+_OPTIONAL = {"prepare": ("tokenizer_in", "pretraining_data"), "evaluate": ("other",)}
+
+
+def make_step_pipeline(step: str, config: Config, place: Placer) -> Callable[..., Any]:
+    """A pipeline of one step. Its artifacts are parameters `<name>_uri`.
+
+    Args:
+        step: name of the step.
+        config: gives nothing but the placement's defaults; the step's part is a parameter.
+
+    Raises:
+        RefusedError: where the step cannot run alone.
+    """
+    if step not in STEPS:
+        raise RefusedError(f"--step: must be one of {', '.join(STEPS)}, found {step}")
+    component = STEPS[step]
+    inputs = component.component_spec.inputs or {}
+    place_parameters = place.parameters()
+    artifacts = {
+        name: one for name, one in inputs.items() if one.type.startswith("system.") and name not in _OPTIONAL.get(step, ())
+    }
+    plain = [name for name, one in inputs.items() if not one.type.startswith("system.")]
+    types: dict[str, Any] = dict.fromkeys(plain, str)
+    types |= {f"{name}_uri": list[str] if one.is_artifact_list else str for name, one in artifacts.items()}
+
+    def pipeline(*values: Any) -> None:
+        given = dict(zip([*types, *place_parameters], values, strict=True))
+        place.with_parameters({name: given[name] for name in place_parameters})
+        arguments: dict[str, Any] = {name: given[name] for name in plain}
+        for name, one in artifacts.items():
+            kind = getattr(dsl, one.type.split("@")[0].removeprefix("system."))
+            if one.is_artifact_list:
+                with dsl.ParallelFor(given[f"{name}_uri"], name=f"import {name}") as uri:
+                    item = dsl.importer(artifact_uri=uri, artifact_class=kind, reimport=False)
+                arguments[name] = dsl.Collected(item.outputs["artifact"])
+            else:
+                uri = given[f"{name}_uri"]
+                arguments[name] = dsl.importer(artifact_uri=uri, artifact_class=kind, reimport=False).outputs["artifact"]
+        place(component(**arguments), step)
+
+    defaults = {name: default for name, (_, default, _) in place_parameters.items()}
+    types_with_placement = types | {name: kind for name, (kind, _, _) in place_parameters.items()}
+    pipeline.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+        [
+            inspect.Parameter(
+                name,
+                inspect.Parameter.POSITIONAL_OR_KEYWORD,
+                default=defaults.get(name, inspect.Parameter.empty),
+                annotation=kind,
+            )
+            for name, kind in types_with_placement.items()
+        ]
+    )
+    lines = [f"The {step} step of mixtune, run alone on artifacts of an earlier run.", "", "Args:"]
+    lines += [f"    {name}: {inputs[name].description}" for name in plain]
+    lines += [f"    {name}_uri: URI. {one.description}" for name, one in artifacts.items()]
+    lines += [f"    {name}: {text}" for name, (_, _, text) in place_parameters.items()]
+    pipeline.__doc__ = "\n".join(lines)
+    return dsl.pipeline(name=f"{NAME}-{step}", description=lines[0])(pipeline)

@@ -1,0 +1,103 @@
+"""What a step reads is a pure function of seed, step and stream; the counts are those of the whole optimizer step."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mixtune.components.shared.data import Documents
+from mixtune.components.shared.streams import FinetuneStream, PretrainStream, StepData, mix
+
+from .tiny import write_data
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Documents:
+    return Documents(write_data(tmp_path_factory.mktemp("text"), "pretrain", None, count=40), "train")
+
+
+@pytest.fixture(scope="module")
+def labelled(tmp_path_factory: pytest.TempPathFactory) -> Documents:
+    return Documents(write_data(tmp_path_factory.mktemp("labelled"), "finetune", "generation", count=17), "train")
+
+
+def ids(data: StepData) -> list[list[list[int]]]:
+    return [[segment.tokens.tolist() for segment in row] for row in data.rows]
+
+
+@settings(max_examples=25, deadline=None)
+@given(step=st.integers(0, 5000), seed=st.integers(0, 9))
+def test_any_step_can_be_read_without_the_ones_before(
+    text: Documents, labelled: Documents, step: int, seed: int
+) -> None:
+    def read() -> StepData:
+        return mix(PretrainStream(text, 32, seed), FinetuneStream(labelled, seed, False), 4, 32, 0.5).step(step)
+
+    assert ids(read()) == ids(read())
+
+
+def test_an_epoch_of_windows_holds_every_token_once(text: Documents) -> None:
+    stream = PretrainStream(text, 16, seed=1)
+    lengths = [sum(len(s.tokens) for s in stream.item(position)) for position in range(len(stream))]
+    # Only a piece of one token is left out: it has nothing to be predicted from.
+    assert len(text.flat) - len(stream) <= sum(lengths) <= len(text.flat)
+    assert max(lengths) <= 16
+
+
+def test_epochs_differ_and_each_holds_every_example_once(labelled: Documents) -> None:
+    stream = FinetuneStream(labelled, seed=0, classify=False)
+    epochs = [[stream.item(e * len(stream) + i)[0].key for i in range(len(stream))] for e in range(3)]
+    assert all(sorted(epoch) == list(range(len(labelled))) for epoch in epochs)
+    assert epochs[0] != epochs[1] != epochs[2]
+
+
+def test_segments_never_cross_a_document(text: Documents) -> None:
+    stream = PretrainStream(text, 16, seed=0)
+    for position in range(len(stream)):
+        for segment in stream.item(position):
+            whole = text.tokens(segment.key).tolist()
+            piece = segment.tokens.tolist()
+            assert any(whole[i : i + len(piece)] == piece for i in range(len(whole)))
+
+
+@settings(max_examples=40, deadline=None)
+@given(ranks=st.integers(1, 4), size=st.integers(1, 8), step=st.integers(0, 50))
+def test_ranks_and_micro_batches_share_the_rows_without_loss(
+    text: Documents, labelled: Documents, ranks: int, size: int, step: int
+) -> None:
+    data = mix(PretrainStream(text, 32, 0), FinetuneStream(labelled, 0, False), 5, 32, 0.4).step(step)
+    shares = [list(data.share(rank, ranks, size)) for rank in range(ranks)]
+    assert len({len(share) for share in shares}) == 1, "every rank takes part in as many backward passes"
+    assert all(len(batch) <= size for share in shares for batch in share)
+    supervised = {True: 0, False: 0}
+    for share in shares:
+        for segment in (s for batch in share for row in batch for s in row):
+            supervised[segment.pretrain] += segment.num_supervised
+    assert supervised == {True: data.num_pretrain, False: data.num_finetune}
+
+
+@pytest.mark.parametrize("share", [0.2, 0.5, 0.8])
+def test_the_replay_share_is_kept_on_average(text: Documents, labelled: Documents, share: float) -> None:
+    chosen = mix(PretrainStream(text, 32, 0), FinetuneStream(labelled, 0, False), 16, 32, share)
+    steps = [chosen.step(i) for i in range(30)]
+    pretrain = sum(s.tokens_pretrain for s in steps)
+    assert pretrain / (pretrain + sum(s.tokens_finetune for s in steps)) == pytest.approx(share, abs=0.08)
+
+
+def test_one_stream_alone_leaves_the_other_unread(text: Documents, labelled: Documents) -> None:
+    only_text = mix(PretrainStream(text, 32, 0), None, 3, 32).step(0)
+    only_labels = mix(None, FinetuneStream(labelled, 0, False), 3, 32).step(0)
+    assert only_text.num_finetune == only_labels.num_pretrain == 0
+    assert len(only_text.rows) == 3
+    assert only_labels.num_finetune > 0
+
+
+def test_one_example_is_enough(tmp_path: Path) -> None:
+    documents = Documents(write_data(tmp_path, "finetune", "classification", count=1), "train")
+    data = mix(None, FinetuneStream(documents, 0, classify=True), 4, 32).step(3)
+    assert data.num_finetune == 4
+    assert np.all([segment.label >= 0 for row in data.rows for segment in row])

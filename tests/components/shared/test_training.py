@@ -1,0 +1,139 @@
+"""The loop: trains for real, whatever the micro-batch, and leaves models that plain transformers loads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, pipeline
+
+from mixtune.components.shared.config import Training
+from mixtune.components.shared.context import Context
+from mixtune.components.shared.data import Documents
+from mixtune.components.shared.errors import MixtuneError, RefusedError
+from mixtune.components.shared.model import MixedModel, interpolate, load_model
+from mixtune.components.shared.streams import FinetuneStream, Mix, PretrainStream, mix
+from mixtune.components.shared.training import Result, train
+
+from .tiny import ARCHITECTURES, tiny_model, tiny_tokenizer, write_data
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    base = tmp_path_factory.mktemp("data")
+    write_data(base / "text", "pretrain", None, count=40)
+    write_data(base / "labels", "finetune", "classification", count=24)
+    return base
+
+
+def both(folder: Path, weight: float) -> Mix:
+    text = PretrainStream(Documents(folder / "text", "train"), 32, 0) if weight > 0 else None
+    labels = FinetuneStream(Documents(folder / "labels", "train"), 0, classify=True) if weight < 1 else None
+    return mix(text, labels, 8, 32, 0.5)
+
+
+def run(folder: Path, weight: float, steps: int = 6, **options: object) -> tuple[MixedModel, Result]:
+    model = tiny_model(labels=["no", "yes"])
+    values = {"learning_rate": 1e-2, "precision": "float32", "log_every_steps": 1, "steps": steps} | options
+    training = Training.model_validate(values)
+    return model, train(model, both(folder, weight), training, weight, 60, 0, Context.for_tests())
+
+
+def test_both_losses_fall(folder: Path) -> None:
+    _, result = run(folder, 0.5, steps=60)
+    for name in ("loss_pretrain", "loss_finetune"):
+        first, last = [sum(float(entry[name] or 0) for entry in part) for part in (result.curve[:8], result.curve[-8:])]
+        assert last < 0.9 * first, name
+
+
+def test_the_micro_batch_does_not_change_the_result(folder: Path) -> None:
+    whole, _ = run(folder, 0.3, micro_batch_size=64)
+    split, _ = run(folder, 0.3, micro_batch_size=1)
+    for (name, one), other in zip(whole.named_parameters(), split.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5, msg=name)
+
+
+def test_the_same_seed_gives_the_same_weights_to_the_bit(folder: Path) -> None:
+    one, _ = run(folder, 0.3)
+    two, _ = run(folder, 0.3)
+    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters(), strict=True))
+
+
+def test_what_is_logged_adds_up(folder: Path) -> None:
+    _, result = run(folder, 0.3)
+    for entry in result.curve:
+        assert entry["realised_mix_weight"] == pytest.approx(0.3, abs=1e-12)
+        mixed = 0.3 * float(entry["loss_pretrain"] or 0) + 0.7 * float(entry["loss_finetune"] or 0)
+        assert entry["loss"] == pytest.approx(mixed)
+        assert 0 <= float(entry["padding_share"] or 0) < 0.5
+    assert result.tokens["pretrain"] == sum(int(entry["tokens_pretrain"] or 0) for entry in result.curve)
+    assert result.tokens["finetune"] > 0
+
+
+@pytest.mark.parametrize(("weight", "untouched"), [(1.0, "head."), (0.0, "lm.lm_head.")])
+def test_the_head_of_a_loss_without_weight_is_left_alone(folder: Path, weight: float, untouched: str) -> None:
+    before = {name: value.clone() for name, value in tiny_model(labels=["no", "yes"]).named_parameters()}
+    model, result = run(folder, weight, weight_decay=0.5)
+    after = dict(model.named_parameters())
+    assert all(torch.equal(before[name], after[name]) for name in before if name.startswith(untouched))
+    assert any(not torch.equal(before[name], after[name]) for name in before)
+    assert result.realised_mix_weight == weight
+    assert result.tokens["finetune" if weight == 1 else "pretrain"] == 0
+
+
+def test_the_head_has_its_own_learning_rate(folder: Path) -> None:
+    _, result = run(folder, 0.3, steps=1, head_learning_rate=0.5, schedule="constant")
+    assert result.curve[0]["learning_rate"] == pytest.approx(1e-2)
+    assert result.curve[0]["head_learning_rate"] == pytest.approx(0.5)
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_weights_are_lost(folder: Path) -> None:
+    model = tiny_model(labels=["no", "yes"])
+    with torch.no_grad():
+        assert model.head is not None
+        model.head.weight[0, 0] = float("inf")
+    training = Training(steps=3, precision="float32", learning_rate=1e-2)
+    before = model.lm.get_input_embeddings().weight.clone()
+    with pytest.raises(MixtuneError, match=r"step 1: .*fine-tuning.*not finite"):
+        train(model, both(folder, 0.3), training, 0.3, 60, 0, Context.for_tests())
+    assert torch.equal(before, model.lm.get_input_embeddings().weight)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_saved_models_load_with_plain_transformers(tmp_path: Path, architecture: str) -> None:
+    model = tiny_model(architecture, ["no", "yes"]).eval()
+    tokenizer = tiny_tokenizer()
+    model.save(tmp_path, tokenizer)
+    text = "<s> w5 w9 w7 </s>"
+    ids = torch.tensor([tokenizer(text, add_special_tokens=False)["input_ids"]])
+    with torch.no_grad():
+        hidden = model.lm.base_model(input_ids=ids).last_hidden_state[0, -1]
+        wanted = model.class_logits(hidden)
+        classifier = AutoModelForSequenceClassification.from_pretrained(tmp_path).eval()
+        torch.testing.assert_close(classifier(input_ids=ids).logits[0], wanted)
+        lm = AutoModelForCausalLM.from_pretrained(tmp_path).eval()
+        torch.testing.assert_close(lm(input_ids=ids).logits, model.lm(input_ids=ids).logits)
+    answer = pipeline("text-classification", model=str(tmp_path), tokenizer=tokenizer)(text)[0]
+    assert answer["label"] == ["no", "yes"][int(wanted.argmax())]
+    again = load_model(tmp_path)
+    assert again.labels == ["no", "yes"]
+    assert list(tmp_path.glob("*.bin")) == []
+
+
+def test_interpolation_is_linear_in_the_weights(tmp_path: Path) -> None:
+    start, end = tiny_model(seed=1), tiny_model(labels=["no", "yes"], seed=2)
+    start.save(tmp_path / "start", tiny_tokenizer())
+    end.save(tmp_path / "end", tiny_tokenizer())
+    middle = interpolate(tmp_path / "start", tmp_path / "end", 0.25)
+    for name, weight in middle.lm.state_dict().items():
+        wanted = 0.75 * start.lm.state_dict()[name] + 0.25 * end.lm.state_dict()[name]
+        torch.testing.assert_close(weight, wanted)
+    assert middle.head is not None
+    assert end.head is not None
+    assert torch.equal(middle.head.weight, end.head.weight)
+
+
+def test_a_folder_that_is_no_model_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(RefusedError, match=r"model\.base"):
+        load_model(tmp_path)

@@ -1,0 +1,133 @@
+"""One schema: what it accepts, how it refuses, how it is cut into the steps' parts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mixtune.components.config import Config, Fingerprints, assemble, load, parameters, parts
+from mixtune.components.shared.errors import RefusedError
+
+FINGERPRINTS = Fingerprints(pretrain="p", finetune="f", base="b")
+
+
+def values(**sections: Any) -> dict[str, Any]:
+    """A small valid configuration with sections laid over it."""
+    base: dict[str, Any] = {
+        "model": {"base": "scratch"},
+        "data": {"pretrain": {"source": "embedded"}, "finetune": {"source": "embedded"}},
+        "pretrain": {"steps": 5},
+    }
+    return base | sections
+
+
+def problems(**sections: Any) -> list[str]:
+    with pytest.raises(RefusedError) as refused:
+        load(values(**sections))
+    return refused.value.problems
+
+
+def test_all_problems_are_named_at_once_with_field_and_value() -> None:
+    found = problems(mixed={"lambdas": [0.5, 1.5], "stepz": 3}, seed="many", gate={"interval": 2})
+    assert len(found) == 4
+    assert any("mixed.lambdas.1" in one and "1.5" in one for one in found)
+    assert any(one.startswith("mixed.stepz: there is no such option") for one in found)
+    assert any(one.startswith("seed:") and "many" in one for one in found)
+    assert any(one.startswith("gate.interval:") for one in found)
+
+
+@pytest.mark.parametrize("weight", [-0.1, 1.1, float("nan"), float("inf"), "much", None])
+def test_lambda_outside_zero_and_one_is_refused(weight: Any) -> None:
+    assert problems(mixed={"lambdas": [weight]})
+
+
+@pytest.mark.parametrize(
+    ("sections", "field"),
+    [
+        ({"mixed": {"lambdas": []}}, "mixed.lambdas"),
+        ({"mixed": {"lambdas": [0.1, 0.1]}}, "mixed"),
+        ({"pretrain": {"steps": 0}}, "pretrain.steps"),
+        ({"model": {}}, "model.base"),
+        ({"data": {"pretrain": {"source": "embedded"}}}, "data.finetune"),
+        ({"evaluate": {"metric": "exact_match"}}, "evaluate.metric"),
+        ({"finetune": {"steps": 4, "warmup_steps": 4}}, "finetune.warmup_steps"),
+        ({"model": {"base": "scratch", "scratch": {"hidden_size": 30, "heads": 4}}}, "model.scratch.hidden_size"),
+        ({"name": "No Capitals"}, "name"),
+    ],
+)
+def test_what_does_not_fit_is_refused(sections: dict[str, Any], field: str) -> None:
+    assert any(field in one for one in problems(**sections))
+
+
+def test_a_section_whose_options_are_all_comments_means_the_defaults() -> None:
+    assert load(values(gate=None, mixed=None)) == load(values())
+
+
+def test_kfp_parameters_and_back_is_the_same_configuration() -> None:
+    config = load(values(gate={"max_forgetting": 0.25, "max_forgetting_share": None}, mixed={"lambdas": [0.25, 1]}))
+    assert load(assemble(parameters(config))).model_dump(exclude={"placement"}) == config.model_dump(exclude={"placement"})
+
+
+def test_a_section_that_is_no_json_is_refused_by_name() -> None:
+    given = parameters(load(values())) | {"mixed_options": "{nonsense", "gate_options": "[1]"}
+    with pytest.raises(RefusedError) as refused:
+        assemble(given)
+    assert [one.split(":")[0] for one in refused.value.problems] == ["mixed_options", "gate_options"]
+
+
+ALL = {
+    "prepare_pretrain", "prepare_finetune", "pretrain", "finetune", "mixed", "evaluate", "interpolate", "compare",
+    "register", "candidates",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("sections", "changed"),
+    [
+        ({"mixed": {"lambdas": [0.2]}}, {"candidates"}),
+        ({"mixed": {"steps": 7}}, {"mixed"}),
+        ({"finetune": {"steps": 7}}, {"finetune"}),
+        ({"gate": {"max_score_drop": 0.5}}, {"compare"}),
+        ({"name": "other"}, {"compare", "register"}),
+        ({"evaluate": {"interpolation_alphas": [0.1]}}, {"interpolate"}),
+        ({"evaluate": {"batch_size": 3}}, {"evaluate", "interpolate"}),
+        ({"tracking": {"uri": "http://elsewhere", "experiment": "x"}}, set()),
+        ({"placement": {"gpus": 2}}, set()),
+        ({"model": {"base": "scratch", "scratch": {"layers": 2}}}, {"pretrain"}),
+        ({"data": {"pretrain": {"source": "embedded"}, "finetune": {"source": "embedded", "dev_fraction": 0.2}}},
+         {"prepare_finetune"}),
+    ],
+)  # fmt: skip
+def test_an_option_changes_only_the_parts_of_the_steps_that_read_it(sections: dict[str, Any], changed: set[str]) -> None:
+    before, after = parts(load(values()), FINGERPRINTS), parts(load(values(**sections)), FINGERPRINTS)
+    assert {name for name in ALL if getattr(before, name) != getattr(after, name)} == changed
+
+
+def test_changed_labelled_data_leaves_the_pretraining_parts_alone() -> None:
+    config = load(values())
+    before = parts(config, FINGERPRINTS)
+    after = parts(config, Fingerprints(pretrain="p", finetune="changed", base="b"))
+    assert before.prepare_finetune != after.prepare_finetune
+    assert before.prepare_pretrain == after.prepare_pretrain
+    assert before.pretrain == after.pretrain
+
+
+@given(st.dictionaries(st.text(), st.one_of(st.none(), st.text(), st.integers(), st.lists(st.text()))))
+def test_any_nonsense_is_refused_in_plain_words(nonsense: dict[str, Any]) -> None:
+    with pytest.raises(RefusedError):
+        load(nonsense)
+
+
+def test_a_part_survives_json_and_equal_parts_give_equal_json() -> None:
+    cut = parts(load(values()), FINGERPRINTS)
+    again = type(cut.mixed).from_json(cut.mixed.to_json())
+    assert again == cut.mixed
+    assert again.to_json() == cut.mixed.to_json()
+
+
+def test_defaults_stand_in_the_schema_alone() -> None:
+    with pytest.raises(RefusedError):
+        Config.from_json("{}")

@@ -1,0 +1,42 @@
+"""Small real parts that many tests use: data folders, tokenizers and models of a few thousand parameters."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+# One thread: small matrices gain nothing from two, and results stay the same on any machine.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ["HF_HUB_OFFLINE"] = "1"
+for name in [name for name in os.environ if name.startswith(("MLFLOW_", "MIXTUNE_"))]:
+    del os.environ[name]
+
+WORDS = "the a cat dog bird sees hears likes small large red blue old new house garden tree river and then".split()
+
+
+def sentences(count: int, seed: int = 0, words: list[str] = WORDS) -> list[str]:
+    """Distinct short texts."""
+    draw = random.Random(seed)
+    texts: dict[str, None] = {}
+    while len(texts) < count:
+        texts[" ".join(draw.choice(words) for _ in range(draw.randint(6, 18)))] = None
+    return list(texts)
+
+
+@pytest.fixture
+def write_jsonl(tmp_path: Path) -> Callable[[str, list[dict[str, Any]]], Path]:
+    """Writes rows to a JSONL file in the test's folder."""
+
+    def write(name: str, rows: list[dict[str, Any]]) -> Path:
+        path = tmp_path / name
+        path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+        return path
+
+    return write
