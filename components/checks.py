@@ -35,12 +35,14 @@ def _looks_local(base: str) -> bool:
 
 
 def _model_problems(base: str) -> list[str]:
-    if base == SCRATCH or base == EMBEDDED or not _looks_local(base):
-        if base == EMBEDDED:
-            return ["model.base: embedded is a data source, not a model; use scratch, a folder or a hub name"]
-        if base != SCRATCH and not _is_hub_name(base):
-            return [f"model.base: {base} is neither scratch, nor a folder, nor a hub name such as owner/name"]
+    if base == SCRATCH:
         return []
+    if base == EMBEDDED:
+        return ["model.base: embedded is a data source, not a model; use scratch, a folder or a hub name"]
+    if not _looks_local(base):
+        if _is_hub_name(base):
+            return []
+        return [f"model.base: {base} is neither scratch, nor a folder, nor a hub name such as owner/name"]
     folder = Path(base)
     if not folder.is_dir():
         return [f"model.base: there is no folder {base}"]

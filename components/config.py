@@ -20,7 +20,7 @@ from .mixed.config import Candidate, Mixed, MixedStep, MixedTraining
 from .prepare.config import FinetuneData, PrepareStep, PretrainData, Tokenizer
 from .pretrain.config import Pretrain, PretrainStep
 from .register.config import RegisterStep
-from .shared.config import SCRATCH, Model, Section, Tracking, describe_problems
+from .shared.config import SCRATCH, Model, Section, Tracking, Training, describe_problems
 from .shared.errors import RefusedError
 
 
@@ -69,12 +69,13 @@ class Config(Section):
             if scratch.hidden_size % (2 * scratch.heads):
                 problems.append("model.scratch.hidden_size must be an even multiple of model.scratch.heads")
             if self.pretrain.steps == 0:
-                problems.append("pretrain.steps must be above 0 where model.base is scratch, or nothing is there to forget")
-        for stage in (self.finetune, self.mixed):
-            if stage.steps == 0:
-                problems.append("finetune.steps and mixed.steps must be above 0")
-                break
-        for name, stage in (("pretrain", self.pretrain), ("finetune", self.finetune), ("mixed", self.mixed)):
+                problems.append(
+                    "pretrain.steps must be above 0 where model.base is scratch, or nothing is there to forget"
+                )
+        stages: dict[str, Training] = {"pretrain": self.pretrain, "finetune": self.finetune, "mixed": self.mixed}
+        for name, stage in stages.items():
+            if stage.steps == 0 and name != "pretrain":
+                problems.append(f"{name}.steps must be above 0")
             if stage.steps and stage.warmup_steps >= stage.steps:
                 problems.append(f"{name}.warmup_steps must be below {name}.steps")
         if problems:

@@ -20,7 +20,9 @@ app = typer.Typer(
     "4 the cluster or the tracking server could not be reached; 130 interrupted.",
 )
 
-ConfigFile = Annotated[Optional[Path], typer.Argument(metavar="[CONFIG]", help="YAML file; the embedded default without one.")]  # noqa: UP045, E501
+ConfigFile = Annotated[
+    Path | None, typer.Argument(metavar="[CONFIG]", help="YAML file; the embedded default without one.")
+]
 Overrides = Annotated[list[str], typer.Option("--set", metavar="A.B=C", help="Override an option; can be repeated.")]
 
 

@@ -16,8 +16,9 @@ def run_and_show(
     config_file: Path | None, overrides: Sequence[str], output: Path | None, runner: str, use_cache: bool
 ) -> int:
     """Runs the DAG on this machine, prints the candidates, and returns the exit status."""
-    from mixtune.components.checks import find_problems
     from rich.console import Console
+
+    from mixtune.components.checks import find_problems
 
     from .display import Display, candidates_table
     from .local import run_local, tracking_uri
@@ -35,7 +36,9 @@ def run_and_show(
 
     if ended.report is not None:
         console.print()
-        Console(width=max(console.width, 120) if not console.is_terminal else None).print(candidates_table(ended.report))
+        Console(width=max(console.width, 120) if not console.is_terminal else None).print(
+            candidates_table(ended.report)
+        )
         _print_verdict(console, ended.report)
         console.print(f"\nreport  {folder / 'report' / 'report.html'}", highlight=False)
         console.print(f"models  {folder / 'models'}", highlight=False)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import yaml
+
 from mixtune.components.config import Config, load
 from mixtune.components.shared.config import Section, Task
 from mixtune.components.shared.errors import RefusedError
@@ -118,7 +119,9 @@ def init_values(name: str, task: str) -> dict[str, Any]:
     Raises:
         RefusedError: where there is no such configuration or task.
     """
-    known = sorted(file.name.removesuffix(".yaml") for file in resources.files(__package__).joinpath("configs").iterdir())
+    known = sorted(
+        file.name.removesuffix(".yaml") for file in resources.files(__package__).joinpath("configs").iterdir()
+    )
     if name not in known:
         raise RefusedError(f"--from: must be one of {', '.join(known)}, found {name}")
     tasks = get_args(Task)

@@ -10,10 +10,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from mixtune.components.shared.outcome import load_outcomes
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
+
+from mixtune.components.shared.outcome import load_outcomes
 
 PLAIN_LINE_SECONDS = 15.0
 _CACHE_HIT = re.compile(r"Task (\S+) cache hit")
@@ -127,7 +128,9 @@ def _words(task: str) -> str:
 def candidates_table(report: dict[str, Any]) -> Table:
     """The table of the candidates, from `report.json`."""
     task = report["task"]
-    table = Table(title=f"{report['name']}: candidates, on the test split", title_justify="left", box=None, pad_edge=False)
+    table = Table(
+        title=f"{report['name']}: candidates, on the test split", title_justify="left", box=None, pad_edge=False
+    )
     for heading, justify in (
         ("candidate", "left"), ("λ", "right"), (task["metric"], "left"), ("vs fine-tuned", "left"),
         ("forgetting, bits per byte", "left"), ("", "left"),

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
+
 from mixtune.components.config import Config, load
 from mixtune.components.shared.artifacts import read_json, write_json
 from mixtune.components.shared.errors import MixtuneError, RefusedError

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from typing import Any
 
 from kfp import dsl
+
 from mixtune.components.compare.component import compare
 from mixtune.components.config import HEADLINE, SECTIONS, Config, describe, parameters
 from mixtune.components.evaluate.component import evaluate
@@ -68,7 +69,7 @@ def make_pipeline(config: Config, place: Placer) -> Callable[..., Any]:
 
 
 def _steps(config: Config, place: Placer, given: dict[str, Any]) -> None:
-    planned = place(plan(**given), "plan").set_caching_options(False)
+    planned = place(plan(**given), "plan")
     part = planned.outputs
 
     text = place(prepare(config=part["prepare_pretrain"]), "prepare", words="prepare pretraining stream")
@@ -130,7 +131,7 @@ def _steps(config: Config, place: Placer, given: dict[str, Any]) -> None:
             mixed=dsl.Collected(measured.outputs["evaluation"]),
         ),
         "compare",
-    ).set_caching_options(False)
+    )
     # The verdict is the unnamed output: a condition on a named one is silently false.
     with dsl.If(compared.outputs["Output"] == True, name="gate"):  # noqa: E712 - builds a condition
         place(
@@ -141,7 +142,7 @@ def _steps(config: Config, place: Placer, given: dict[str, Any]) -> None:
                 comparison=compared.outputs["comparison"],
             ),
             "register",
-        ).set_caching_options(False)
+        )
 
 
 def _describe_parameters(place: Placer) -> str:

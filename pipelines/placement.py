@@ -10,13 +10,21 @@ from typing import Any
 
 import yaml
 from kfp import dsl, kubernetes
-from mixtune.components.config import Config
-from mixtune.components.shared.errors import RefusedError
 from pydantic import BaseModel, ConfigDict, Field
 
+from mixtune.components.config import Config
+from mixtune.components.shared.errors import RefusedError
+
 GPU_STEPS = frozenset({"pretrain", "finetune", "mixed", "evaluate"})
+# What keeps the books runs every time: plan looks at the sources, the others give every run a verdict of its own.
+NEVER_CACHED = frozenset({"plan", "compare", "register", "finish"})
 GPU_RETRIES = 2
-TRACKING_KEYS = ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
+TRACKING_KEYS = (
+    "MLFLOW_TRACKING_URI",
+    "MLFLOW_EXPERIMENT_NAME",
+    "MLFLOW_TRACKING_USERNAME",
+    "MLFLOW_TRACKING_PASSWORD",
+)
 
 
 class Profile(BaseModel):
@@ -92,7 +100,11 @@ class Placer:
             "gpu_type": (str, self.profile.accelerator or "nvidia.com/gpu", "Kubernetes resource name of a GPU."),
             "gpu_node_selector": (dict, self.profile.node_selector, "Labels of the nodes that GPU tasks go to."),
             "gpu_tolerations": (list, self.profile.tolerations, "Taints that GPU tasks tolerate."),
-            "mlflow_secret": (str, "mixtune-mlflow", f"Kubernetes secret with {TRACKING_KEYS[0]} and, where needed, more."),
+            "mlflow_secret": (
+                str,
+                "mixtune-mlflow",
+                f"Kubernetes secret with {TRACKING_KEYS[0]} and, where needed, more.",
+            ),
         }
 
     def with_parameters(self, values: Mapping[str, Any]) -> None:
@@ -100,8 +112,9 @@ class Placer:
         self._run_time = values
 
     def __call__(self, task: dsl.PipelineTask, step: str, words: str | None = None) -> dsl.PipelineTask:
-        """Sets a task's image and, on a cluster, its place, resources, environment and retries."""
+        """Sets a task's image and caching and, on a cluster, its place, resources, environment and retries."""
         task.set_container_image(images()[step])
+        task.set_caching_options(step not in NEVER_CACHED)
         if self.profile is None:
             return task
         if words:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from kfp import dsl
+
 from mixtune.components.compare.component import compare
 from mixtune.components.config import Config
 from mixtune.components.evaluate.component import evaluate
@@ -50,7 +51,9 @@ def make_step_pipeline(step: str, config: Config, place: Placer) -> Callable[...
     inputs = component.component_spec.inputs or {}
     place_parameters = place.parameters()
     artifacts = {
-        name: one for name, one in inputs.items() if one.type.startswith("system.") and name not in _OPTIONAL.get(step, ())
+        name: one
+        for name, one in inputs.items()
+        if one.type.startswith("system.") and name not in _OPTIONAL.get(step, ())
     }
     plain = [name for name, one in inputs.items() if not one.type.startswith("system.")]
     types: dict[str, Any] = dict.fromkeys(plain, str)
@@ -68,7 +71,9 @@ def make_step_pipeline(step: str, config: Config, place: Placer) -> Callable[...
                 arguments[name] = dsl.Collected(item.outputs["artifact"])
             else:
                 uri = given[f"{name}_uri"]
-                arguments[name] = dsl.importer(artifact_uri=uri, artifact_class=kind, reimport=False).outputs["artifact"]
+                arguments[name] = dsl.importer(artifact_uri=uri, artifact_class=kind, reimport=False).outputs[
+                    "artifact"
+                ]
         place(component(**arguments), step)
 
     defaults = {name: default for name, (_, default, _) in place_parameters.items()}

@@ -18,10 +18,10 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 for name in [name for name in os.environ if name.startswith(("MLFLOW_", "MIXTUNE_"))]:
     del os.environ[name]
 
-WORDS = "the a cat dog bird sees hears likes small large red blue old new house garden tree river and then".split()
+WORDS = tuple("the a cat dog bird sees hears likes small large red blue old new house garden tree river".split())  # noqa: SIM905
 
 
-def sentences(count: int, seed: int = 0, words: list[str] = WORDS) -> list[str]:
+def sentences(count: int, seed: int = 0, words: tuple[str, ...] = WORDS) -> list[str]:
     """Distinct short texts."""
     draw = random.Random(seed)
     texts: dict[str, None] = {}

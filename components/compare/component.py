@@ -1,7 +1,5 @@
 """The KFP component of the `compare` step: one call into the image, no logic."""
 
-from typing import List
-
 from kfp import dsl
 
 
@@ -11,7 +9,7 @@ def compare(
     pretrained: dsl.Input[dsl.Artifact],
     finetuned: dsl.Input[dsl.Artifact],
     interpolated: dsl.Input[dsl.Artifact],
-    mixed: dsl.Input[List[dsl.Artifact]],
+    mixed: dsl.Input[list[dsl.Artifact]],
     report: dsl.Output[dsl.HTML],
     summary: dsl.Output[dsl.Markdown],
     metrics: dsl.Output[dsl.Metrics],

@@ -25,4 +25,6 @@ def evaluate(
     from mixtune.components.shared.runtime import launch
 
     heldout = {"pretrain_heldout": pretrain_heldout, "finetune_heldout": finetune_heldout}
-    launch("evaluate", config, {"model": model, "other": other, **heldout, "evaluation": evaluation, "metrics": metrics})
+    launch(
+        "evaluate", config, {"model": model, "other": other, **heldout, "evaluation": evaluation, "metrics": metrics}
+    )

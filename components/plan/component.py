@@ -1,7 +1,5 @@
 """The KFP component of the `plan` step: one call into the image, no logic."""
 
-from typing import List
-
 from kfp import dsl
 
 
@@ -9,14 +7,14 @@ from kfp import dsl
 @dsl.component(base_image="mixtune-plan", packages_to_install=[], install_kfp_package=False)
 def plan(
     name: str, seed: int, base_model: str, pretrain_source: str, finetune_source: str, task: str,
-    mixed_lambdas: List[float], max_score_drop: float, max_forgetting: str, max_forgetting_share: str,
+    mixed_lambdas: list[float], max_score_drop: float, max_forgetting: str, max_forgetting_share: str,
     registered_model: str, model_options: str, pretrain_data_options: str, finetune_data_options: str,
     pretrain_options: str, finetune_options: str, mixed_options: str, evaluate_options: str, gate_options: str,
     tracking_options: str,
     prepare_pretrain: dsl.OutputPath(str), prepare_finetune: dsl.OutputPath(str), pretrain: dsl.OutputPath(str),
     finetune: dsl.OutputPath(str), mixed: dsl.OutputPath(str), evaluate: dsl.OutputPath(str),
     interpolate: dsl.OutputPath(str), compare: dsl.OutputPath(str), register: dsl.OutputPath(str),
-) -> List[str]:
+) -> list[str]:
     """Check the whole configuration and cut it into the steps' parts; fails early, naming every problem at once.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Checks the whole configuration and cuts it into the steps' parts. Fails the run early, naming every problem at once."""
+"""Checks the whole configuration and cuts it into the steps' parts; fails early, naming every problem at once."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from .config import PlanStep
 def run(config: PlanStep, *, context: Context, outputs: dict[str, str]) -> list[str]:
     """Writes each step's part of the configuration and returns the candidates to train.
 
-    Never cached: it looks at the sources each time, and their fingerprints, as part of what it hands on, decide whether the
-    later steps' results are still good.
+    Never cached: it looks at the sources each time, and their fingerprints, as part of what it hands on, decide
+    whether the later steps' results are still good.
 
     Args:
         outputs: name of a part -> file to write it to.

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from typing import Literal
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Literal, TypeVar
 
 from ..shared.data import Split
 
 HeldOut = Literal["dev", "test"]
+T = TypeVar("T")
 
 
 def fold(*texts: str) -> str:
@@ -21,6 +22,11 @@ def fold(*texts: str) -> str:
 def draw(keys: Sequence[str], count: int, seed: int) -> set[str]:
     """Draws `count` of the keys; each key's chance depends on nothing but itself and the seed."""
     return set(sorted(keys, key=lambda key: _rank(seed, "draw", key))[:count])
+
+
+def shuffled(items: Iterable[T], seed: int, key: Callable[[T], str]) -> list[T]:
+    """An order that depends on the contents and the seed alone: the first hundred are as good a sample as any."""
+    return sorted(items, key=lambda item: _rank(seed, "order", key(item)))
 
 
 def cut(

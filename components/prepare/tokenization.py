@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..shared.context import Context
 from ..shared.errors import RefusedError
+from ..shared.readers import first_line
 from .config import Tokenizer
 
 if TYPE_CHECKING:
@@ -41,7 +43,8 @@ def train_tokenizer(texts: Iterable[str], vocabulary_size: int, max_length: int)
     backend.post_processor = processors.TemplateProcessing(
         single=f"{bos} $A", special_tokens=[(bos, backend.token_to_id(bos))]
     )
-    return PreTrainedTokenizerFast(
+    wrap: Any = PreTrainedTokenizerFast  # its constructor has no types
+    return wrap(
         tokenizer_object=backend,
         bos_token=bos,
         eos_token=eos,
@@ -65,12 +68,11 @@ def load_tokenizer(config: Tokenizer) -> PreTrainedTokenizerBase:
         tokenizer = AutoTokenizer.from_pretrained(config.base, revision=config.revision, trust_remote_code=False)
         model = AutoConfig.from_pretrained(config.base, revision=config.revision, trust_remote_code=False)
     except Exception as error:  # a broken file can raise anything; the message says what the library found
-        first = str(error).strip().splitlines()
-        raise RefusedError(f"{shown} has no tokenizer that can be loaded ({first[0] if first else error!r})") from None
+        raise RefusedError(f"{shown} has no tokenizer that can be loaded ({first_line(error)})") from None
     size = getattr(model.get_text_config(), "vocab_size", None)
     if size is not None and len(tokenizer) > size:
         raise RefusedError(
-            f"{shown} has a tokenizer of {len(tokenizer)} entries and a vocabulary of {size}; they do not belong together"
+            f"{shown} has a tokenizer of {len(tokenizer)} entries and a vocabulary of {size}; they do not fit together"
         )
     _ends(tokenizer, shown)
     return tokenizer
@@ -82,12 +84,24 @@ def load_saved_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
     Raises:
         RefusedError: where it is none.
     """
-    from transformers import AutoTokenizer
+    from transformers import PreTrainedTokenizerFast
 
     try:
+        if _is_plain(Path(folder)):
+            return PreTrainedTokenizerFast.from_pretrained(str(folder), local_files_only=True)
+        from transformers import AutoTokenizer
+
         return AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
     except Exception as error:  # a broken file can raise anything
-        raise RefusedError(f"{folder}: is no tokenizer folder ({str(error).strip().splitlines()[:1]})") from None
+        raise RefusedError(f"{folder}: is no tokenizer folder ({first_line(error)})") from None
+
+
+def _is_plain(folder: Path) -> bool:
+    """Whether the folder says all about its tokenizer, so that the Auto class, which imports torch, is not needed."""
+    settings = folder / "tokenizer_config.json"
+    return (folder / "tokenizer.json").is_file() and json.loads(settings.read_text(encoding="utf-8")).get(
+        "tokenizer_class"
+    ) in ("TokenizersBackend", "PreTrainedTokenizerFast")
 
 
 def _ends(tokenizer: PreTrainedTokenizerBase, shown: str = "the tokenizer") -> tuple[int, int]:
@@ -116,16 +130,20 @@ class Encoder:
         self.tokenizer, self.max_length, self.context = tokenizer, max_length, context
         self.bos, self.eos = _ends(tokenizer)
 
-    def ids(self, texts: Sequence[str]) -> list[list[int]]:
-        """Token ids of each text alone, no special tokens added."""
+    def ids(self, texts: Sequence[str], what: str) -> list[list[int]]:
+        """Token ids of each text alone, no special tokens added; `what` names them in the progress."""
         found: list[list[int]] = []
-        with self.context.progress(len(texts), "texts", "tokenizing") as progress:
+        with self.context.progress(len(texts), "texts", f"tokenizing {what}") as progress:
             for start in range(0, len(texts), BATCH):
                 batch = list(texts[start : start + BATCH])
                 ids = self.tokenizer(batch, add_special_tokens=False, return_attention_mask=False, verbose=False)
                 found += ids["input_ids"]
                 progress.advance(len(batch), tokens=sum(map(len, ids["input_ids"])))
         return found
+
+    def decode(self, ids: list[int]) -> str:
+        """What the model gets to see, special tokens included."""
+        return str(self.tokenizer.decode(ids))
 
     def document(self, ids: list[int]) -> list[int]:
         """Pretraining text, whole: training cuts windows out of it."""

@@ -5,13 +5,12 @@ in a shell and in tests.
 
     data folder         manifest.json and, for each split, tokens.npy, offsets.npy, records.jsonl (see data.py)
     model folder        Hugging Face format with its tokenizer; mixtune.json (`ModelCard`), training.jsonl (the curves)
-    evaluation folder   evaluation.json and, for each candidate, <id>/<split>.documents.jsonl, <id>/<split>.examples.jsonl
+    evaluation folder   evaluation.json; for each candidate <id>/<split>.documents.jsonl, <id>/<split>.examples.jsonl
 """
 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -98,7 +97,7 @@ def write_json(path: Path, value: Any) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(path.name + ".part")
     aside.write_text(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
-    os.replace(aside, path)
+    aside.replace(path)
 
 
 def read_json(path: Path, what: str) -> Any:

@@ -138,8 +138,8 @@ class Tracking(Section):
     """Where runs go on record."""
 
     uri: str | None = None
-    """MLflow tracking address for local runs; null is the environment variable MLFLOW_TRACKING_URI, else a SQLite store in
-    the output folder. On a cluster the address and the credentials come from a Kubernetes secret."""
+    """MLflow tracking address for local runs; null is the environment variable MLFLOW_TRACKING_URI, else a SQLite store
+    in the output folder. On a cluster the address and the credentials come from a Kubernetes secret."""
     experiment: str = Field("mixtune", min_length=1)
     """MLflow experiment."""
     registered_model: str | None = Field(None, min_length=1)

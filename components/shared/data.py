@@ -139,7 +139,7 @@ def write_split(folder: str | Path, split: Split, documents: Iterable[Document])
         supervised_from.append(document.supervised_from)
         labels.append(document.label)
         records.append(document.record)
-    arrays = {
+    arrays: dict[str, np.ndarray] = {
         "tokens": np.concatenate(pieces) if pieces else np.empty(0, np.int32),
         "offsets": np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
         "supervised_from": np.asarray(supervised_from, np.int32),

@@ -110,7 +110,7 @@ def classification() -> Iterator[tuple[str, str, str]]:
     for name, label in LABELLED_PACKAGES.items():
         seen: set[str] = set()
         for docstring, where in _docstrings(_folder(name), name):
-            text = shortened(blotted(docstring))
+            text = shortened(blotted(shortened(docstring, 4 * EXAMPLE_CHARACTERS)))
             if len(text) < SHORTEST_CHARACTERS or text in seen:
                 continue
             seen.add(text)

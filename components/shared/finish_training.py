@@ -63,4 +63,6 @@ def save_trained(
     for stream, digest in card.data.items():
         context.tracker.log_input(f"{stream} stream", digest, "prepare", "training")
     context.tracker.set_tags({"mixtune.candidate": card.id, "mixtune.kind": card.kind, "mixtune.base": card.base})
-    context.say(f"{card.id}: saved after {card.steps} steps, {sum(result.tokens.values()):,} tokens, {card.seconds:.0f} s")
+    context.say(
+        f"{card.id}: saved after {card.steps} steps, {sum(result.tokens.values()):,} tokens, {card.seconds:.0f} s"
+    )

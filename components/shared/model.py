@@ -127,7 +127,8 @@ class MixedModel(nn.Module):
             config.pad_token_id = tokenizer.pad_token_id
         if self.head is not None and self.labels is not None:
             state[HEAD_KEY] = self.head.weight
-            architectures = [MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING[type(config)].__name__]
+            classifier: Any = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING[type(config)]
+            architectures = [classifier.__name__]
             config.id2label = dict(enumerate(self.labels))
             config.label2id = {label: index for index, label in enumerate(self.labels)}
             config.problem_type = "single_label_classification"
@@ -162,7 +163,10 @@ def from_scratch(scratch: Scratch, tokenizer: PreTrainedTokenizerBase, max_lengt
 
 
 def load_model(
-    folder: str | Path, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32, revision: str | None = None
+    folder: str | Path,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    revision: str | None = None,
 ) -> MixedModel:
     """Loads a model folder (or a hub model) with its head, where it has one.
 

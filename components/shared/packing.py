@@ -10,7 +10,7 @@ from __future__ import annotations
 from bisect import bisect_left, insort
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -71,10 +71,9 @@ class Batch:
 
     def to(self, device: torch.device | str) -> Self:
         """The batch on another device."""
-        moved = {field.name: getattr(self, field.name) for field in fields(self)}
-        return type(self)(
-            **{name: value.to(device) if isinstance(value, Tensor) else value for name, value in moved.items()}
-        )
+        values: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
+        moved: dict[str, Any] = {n: v.to(device) if isinstance(v, Tensor) else v for n, v in values.items()}
+        return type(self)(**moved)
 
 
 def pack(lengths: Sequence[int], capacity: int) -> list[list[int]]:

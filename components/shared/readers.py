@@ -49,8 +49,8 @@ class Problems:
         self._detailed: list[str] = []
         self._more = 0
 
-    def __bool__(self) -> bool:
-        return bool(self._general or self._detailed)
+    def __len__(self) -> int:
+        return len(self._general) + len(self._detailed) + self._more
 
     def add(self, problem: str) -> None:
         """What is wrong with a whole source; always shown."""

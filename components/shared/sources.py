@@ -79,11 +79,11 @@ def read(source: str, columns: Mapping[str, str], option: str, problems: Problem
     else:
         files = _find(source, option, problems)
         for file in files:
-            rows = 0
+            rows, before = 0, len(problems)
             for row in read_file(file, columns, option, problems, single=len(files) == 1):
                 rows += 1
                 yield row
-            if not rows and not problems:
+            if not rows and len(problems) == before:
                 problems.add(f"{option}: {file.shown} holds no records")
 
 
@@ -101,10 +101,11 @@ def check_source(stream: StreamOptions) -> list[str]:
         elif _is_local(source, option, problems):
             files = _find(source, option, problems)
             for file in files[:CHECKED_FILES]:
+                before = len(problems)
                 records = read_file(
                     file, stream.columns, option, problems, single=len(files) == 1, first=CHECKED_RECORDS
                 )
-                if not list(records) and not problems:
+                if not list(records) and len(problems) == before:
                     problems.add(f"{option}: {file.shown} holds no records")
     return problems.sentences()
 

@@ -276,7 +276,6 @@ class Tracker:
             return {}
         return dict(self.client.get_run(self.parent_id).data.tags)
 
-
     def register_model(
         self, folder: Path, name: str, alias: str, task: str, tags: Mapping[str, str], files: Iterable[Path]
     ) -> str | None:

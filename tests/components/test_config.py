@@ -68,7 +68,9 @@ def test_a_section_whose_options_are_all_comments_means_the_defaults() -> None:
 
 def test_kfp_parameters_and_back_is_the_same_configuration() -> None:
     config = load(values(gate={"max_forgetting": 0.25, "max_forgetting_share": None}, mixed={"lambdas": [0.25, 1]}))
-    assert load(assemble(parameters(config))).model_dump(exclude={"placement"}) == config.model_dump(exclude={"placement"})
+    assert load(assemble(parameters(config))).model_dump(exclude={"placement"}) == config.model_dump(
+        exclude={"placement"}
+    )
 
 
 def test_a_section_that_is_no_json_is_refused_by_name() -> None:
@@ -101,7 +103,9 @@ ALL = {
          {"prepare_finetune"}),
     ],
 )  # fmt: skip
-def test_an_option_changes_only_the_parts_of_the_steps_that_read_it(sections: dict[str, Any], changed: set[str]) -> None:
+def test_an_option_changes_only_the_parts_of_the_steps_that_read_it(
+    sections: dict[str, Any], changed: set[str]
+) -> None:
     before, after = parts(load(values()), FINGERPRINTS), parts(load(values(**sections)), FINGERPRINTS)
     assert {name for name in ALL if getattr(before, name) != getattr(after, name)} == changed
 

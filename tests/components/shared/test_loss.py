@@ -42,7 +42,13 @@ def reference(model: MixedModel, pretrain: list[Segment], finetune: list[Segment
 
 
 def ours(
-    model: MixedModel, pretrain: list[Segment], finetune: list[Segment], weight: float, size: int, packed: bool, ranks: int
+    model: MixedModel,
+    pretrain: list[Segment],
+    finetune: list[Segment],
+    weight: float,
+    size: int,
+    packed: bool,
+    ranks: int,
 ) -> Gradients:
     """The engine's weights, rows and micro-batches; several ranks one after the other, averaged as DDP averages."""
     model.zero_grad()
@@ -69,7 +75,9 @@ def assert_equal(found: Gradients, wanted: Gradients, tolerance: float) -> None:
         assert error <= tolerance * max(float(torch.linalg.vector_norm(gradient.double())), 1e-9), name
 
 
-def make_segments(seed: int, num_pretrain: int, num_finetune: int, classify: bool) -> tuple[list[Segment], list[Segment]]:
+def make_segments(
+    seed: int, num_pretrain: int, num_finetune: int, classify: bool
+) -> tuple[list[Segment], list[Segment]]:
     documents = random_documents(num_pretrain + num_finetune, seed, low=4)
     pretrain = [Segment(tokens, 1, pretrain=True) for tokens in documents[:num_pretrain]]
     finetune = [

@@ -1,0 +1,234 @@
+"""The `prepare` step: one stream, from its sources to tokens, splits, tokenizer and data report."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..shared.artifacts import ArtifactLike, read_jsonl
+from ..shared.context import Context
+from ..shared.data import DataManifest, Document, Split, SplitInfo, write_split
+from ..shared.errors import RefusedError
+from ..shared.readers import Problems
+from .config import FinetuneData, PrepareStep, PretrainData
+from .contamination import contaminated
+from .gathering import SPLITS, Gathered, Item, gather
+from .report import render
+from .tokenization import Encoder, load_saved_tokenizer, load_tokenizer, train_tokenizer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+HELD_OUT: tuple[Split, ...] = ("dev", "test")
+
+
+def run(
+    config: PrepareStep,
+    *,
+    context: Context,
+    tokenizer_in: ArtifactLike | None,
+    pretraining_data: ArtifactLike | None,
+    train: ArtifactLike,
+    heldout: ArtifactLike,
+    tokenizer: ArtifactLike,
+    report: ArtifactLike,
+) -> None:
+    """Prepares one stream. Nothing is written before all of the data is found to be right.
+
+    Args:
+        config: the stream and the tokenizer.
+        context: log, progress and tracking.
+        tokenizer_in: fine-tuning stream: the tokenizer folder of the pretraining stream.
+        pretraining_data: fine-tuning stream: the `train` output of the pretraining stream, for the contamination check.
+        train: data folder with the split train.
+        heldout: data folder with the splits dev and test.
+        tokenizer: tokenizer folder in Hugging Face format.
+        report: HTML file that tells what the data is like.
+
+    Raises:
+        RefusedError: naming all problems of the stream's data at once.
+    """
+    stream = _stream(config)
+    problems = Problems()
+    known = _known_tokenizer(config, tokenizer_in, problems)
+    context.say(f"reading {stream.source}")
+    gathered = gather(stream, config.seed, problems)
+    problems.raise_if_any()
+
+    if known is None:
+        context.say("training the tokenizer")
+        size = config.tokenizer.vocabulary_size or 0
+        texts = (item.text for item in gathered.splits["train"])
+        known = train_tokenizer(texts, size, config.tokenizer.max_length)
+    marks = _contamination(gathered, pretraining_data) if isinstance(stream, FinetuneData) else None
+    encoder = Encoder(known, config.tokenizer.max_length, context)
+    documents = {
+        split: list(_documents(gathered, split, encoder, marks[split] if marks and split in marks else None))
+        for split in SPLITS
+    }
+    for split in SPLITS:
+        if not documents[split]:
+            problems.add(
+                f"{stream.section}: no example of the split {split} has a completion that fits into model.max_length = "
+                f"{config.tokenizer.max_length} tokens; raise it"
+            )
+    problems.raise_if_any()
+
+    folders = {"train": train, "dev": heldout, "test": heldout}
+    for folder in (train, heldout):
+        (Path(folder.path) / "manifest.json").unlink(missing_ok=True)
+    infos = {split: write_split(folders[split].path, split, documents[split]) for split in SPLITS}
+    Path(tokenizer.path).mkdir(parents=True, exist_ok=True)
+    known.save_pretrained(tokenizer.path)
+    manifests = {
+        name: DataManifest(
+            stream=config.stream,
+            task=stream.task if isinstance(stream, FinetuneData) else None,
+            labels=gathered.labels,
+            max_length=config.tokenizer.max_length,
+            vocabulary_size=len(known),
+            source=stream.source,
+            splits={split: infos[split] for split in splits},
+            mlflow_run=context.tracker.run_id,
+            notes=gathered.notes,
+        )
+        for name, splits in (("train", ("train",)), ("heldout", HELD_OUT))
+    }
+    Path(report.path).parent.mkdir(parents=True, exist_ok=True)
+    page = render(manifests["train"].model_copy(update={"splits": infos}), documents, encoder.decode)
+    Path(report.path).write_text(page, encoding="utf-8")
+    for artifact, manifest in ((train, manifests["train"]), (heldout, manifests["heldout"])):
+        _describe(artifact, manifest)
+        manifest.save(artifact.path)
+    tokenizer.metadata.update({"vocabulary_size": len(known), "mlflow_run": context.tracker.run_id or ""})
+    _track(context, config.stream, manifests, infos, report)
+    counts = ", ".join(f"{split} {infos[split].documents:,}" for split in SPLITS)
+    context.say(f"prepared: {counts}; {sum(info.tokens for info in infos.values()):,} tokens")
+
+
+def _stream(config: PrepareStep) -> PretrainData | FinetuneData:
+    stream = config.pretrain if config.stream == "pretrain" else config.finetune
+    if stream is None:
+        raise RefusedError(f"{config.stream}: is required where stream is {config.stream}")
+    return stream
+
+
+def _known_tokenizer(
+    config: PrepareStep, tokenizer_in: ArtifactLike | None, problems: Problems
+) -> PreTrainedTokenizerBase | None:
+    """The tokenizer that need not be trained: the pretraining stream's or the base model's."""
+    try:
+        if tokenizer_in is not None:
+            return load_saved_tokenizer(tokenizer_in.path)
+        if config.tokenizer.vocabulary_size is None:
+            return load_tokenizer(config.tokenizer)
+        if config.stream == "finetune":
+            raise RefusedError(
+                "tokenizer_in: is required for the fine-tuning stream; prepare the pretraining stream first"
+            )
+    except RefusedError as error:
+        for problem in error.problems:
+            problems.add(problem)
+    return None
+
+
+def _contamination(gathered: Gathered, pretraining_data: ArtifactLike | None) -> dict[Split, list[bool]]:
+    """Marks the held-out examples whose text occurs in the training text of either stream."""
+
+    def training() -> Iterator[str]:
+        for item in gathered.splits["train"]:
+            yield item.text
+        if pretraining_data is not None:
+            DataManifest.load(pretraining_data.path)
+            for record in read_jsonl(Path(pretraining_data.path) / "train" / "records.jsonl"):
+                yield record["text"]
+
+    held_out = [item.text for split in HELD_OUT for item in gathered.splits[split]]
+    flags = contaminated(held_out, training())
+    border = len(gathered.splits["dev"])
+    marks: dict[Split, list[bool]] = {"dev": flags[:border], "test": flags[border:]}
+    gathered.notes["contaminated"] = {split: sum(marked) for split, marked in marks.items()}
+    return marks
+
+
+def _documents(gathered: Gathered, split: Split, encoder: Encoder, marks: list[bool] | None) -> Iterator[Document]:
+    """The documents of one split; notes how many were shortened or dropped."""
+    items = gathered.splits[split]
+    changes: Counter[str] = Counter(shortened=0)
+    labels = {label: index for index, label in enumerate(gathered.labels or [])}
+    prompted = bool(items) and "prompt" in items[0].row.values
+    if prompted:
+        changes["dropped"] = 0
+        prompts = encoder.ids([item.row.values["prompt"] for item in items], f"{split} prompts")
+        completions = encoder.ids([item.row.values["completion"] for item in items], f"{split} completions")
+    else:
+        texts = encoder.ids([item.text for item in items], split)
+    for number, item in enumerate(items):
+        record = _record(item)
+        if marks is not None:
+            record["contaminated"] = marks[number]
+        if prompted:
+            fitted = encoder.prompted(prompts[number], completions[number])
+            if fitted is None:
+                changes["dropped"] += 1
+                continue
+            tokens, supervised_from, cut = fitted
+            changes["shortened"] += cut
+            yield Document(tokens, record, supervised_from=supervised_from)
+        elif gathered.labels is not None:
+            tokens, cut = encoder.text(texts[number])
+            changes["shortened"] += cut
+            yield Document(tokens, record, label=labels[item.label])
+        else:
+            yield Document(encoder.document(texts[number]), record)
+    if prompted or gathered.labels is not None:
+        for name, count in changes.items():
+            gathered.notes.setdefault(name, {})[split] = count
+
+
+def _record(item: Item) -> dict[str, Any]:
+    values = item.row.values
+    size = sum(len(text.encode()) for role, text in values.items() if role != "label")
+    return {"id": item.key[:16], "source": item.row.where, "bytes": size, **values}
+
+
+def _describe(artifact: ArtifactLike, manifest: DataManifest) -> None:
+    """The few numbers that a person wants to see beside the artifact."""
+    artifact.metadata.update({"source": manifest.source, "digest": manifest.digest})
+    artifact.metadata["mlflow_run"] = manifest.mlflow_run or ""
+    for split, info in manifest.splits.items():
+        artifact.metadata[f"{split}_documents"] = info.documents
+        artifact.metadata[f"{split}_tokens"] = info.tokens
+    if manifest.labels is not None:
+        artifact.metadata["labels"] = len(manifest.labels)
+
+
+def _track(
+    context: Context,
+    stream: str,
+    manifests: dict[str, DataManifest],
+    infos: dict[Split, SplitInfo],
+    report: ArtifactLike,
+) -> None:
+    manifest = manifests["train"]
+    params = {"vocabulary_size": manifest.vocabulary_size, "labels": manifest.labels}
+    context.tracker.log_params({"prepared": {name: value for name, value in params.items() if value is not None}})
+    metrics: dict[str, float | None] = {}
+    for split, info in infos.items():
+        metrics |= {f"{split}.documents": info.documents, f"{split}.tokens": info.tokens, f"{split}.bytes": info.bytes}
+    for name, value in manifest.notes.items():
+        if isinstance(value, dict) and name != "labels":
+            metrics |= {f"{split}.{name}": count for split, count in value.items()}
+        elif not isinstance(value, dict):
+            metrics[name] = value
+    context.tracker.log_metrics(metrics)
+    for name, use in (("train", "training"), ("heldout", "evaluation")):
+        context.tracker.log_input(f"{stream}-{name}", manifests[name].digest, manifests[name].source, use)
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / f"data-report-{stream}.html"
+        shutil.copyfile(report.path, copy)
+        context.tracker.log_artifact(copy)

@@ -1,0 +1,130 @@
+"""Writes what is generated from the code: compiled pipelines and reference documentation. A test holds them to it.
+
+python -m mixtune.pipelines.generate [FOLDER]      FOLDER: the checkout, by default the working directory
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
+
+from mixtune.components.config import HEADLINE, SECTIONS, Config, describe
+from mixtune.components.shared.config import Section
+
+from .configuration import section_of
+
+
+def generate(folder: Path) -> list[Path]:
+    """Writes everything below a checkout and returns what was written."""
+    written = [_write(folder / "docs" / "configuration.md", configuration_page())]
+    schema = json.dumps(Config.model_json_schema(), indent=2, ensure_ascii=False) + "\n"
+    written.append(_write(folder / "docs" / "configuration.schema.json", schema))
+    written.append(_write(folder / "docs" / "command.md", command_page()))
+    return written + compile_all(folder / "pipelines" / "compiled")
+
+
+def compile_all(folder: Path) -> list[Path]:
+    """Compiles the whole pipeline and every step, with the embedded default's values as defaults."""
+    from .commands import compile_pipeline
+    from .steps import STEPS
+
+    targets: dict[str, str | None] = {"mixtune": None} | {f"mixtune-{step}": step for step in STEPS}
+    for name, step in targets.items():
+        compile_pipeline(None, (), folder / f"{name}.yaml", step, "ir")
+    return [folder / f"{name}.yaml" for name in targets]
+
+
+def _write(path: Path, text: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def configuration_page() -> str:
+    """The reference of all options, from the schema."""
+    lines = [
+        "# Configuration",
+        "",
+        "One YAML file. `mixtune init` writes one with every option, `mixtune check` checks it, `mixtune schema` prints its",
+        "JSON Schema for editors ([configuration.schema.json](configuration.schema.json)). Unknown keys are refused.",
+        "This page is generated from the schema.",
+        "",
+    ]
+    lines += [*_table("", Config.model_fields), ""]
+    for path, section in _sections(Config, ""):
+        lines += [f"## `{path}`", "", " ".join((section.__doc__ or "").split()), ""]
+        lines += [*_table(path, section.model_fields), ""]
+    lines += [
+        "## Kubeflow parameters",
+        "",
+        "The compiled pipeline has the values that are changed most as parameters of their own; the rest of each section is",
+        "one parameter, as JSON.",
+        "",
+        "| parameter | stands for | |",
+        "|---|---|---|",
+    ]
+    lines += [f"| `{name}` | `{path}` | {describe(path)} |" for name, path in HEADLINE.items()]
+    lines += [f"| `{name}` | the rest of `{path}` | {describe(path)} |" for name, path in SECTIONS.items()]
+    return "\n".join(lines) + "\n"
+
+
+def _sections(section: type[Section], prefix: str) -> Iterator[tuple[str, type[Section]]]:
+    for name, field in section.model_fields.items():
+        inner = section_of(field.annotation)
+        if inner is not None:
+            yield f"{prefix}{name}", inner
+            yield from _sections(inner, f"{prefix}{name}.")
+
+
+def _table(path: str, fields: Mapping[str, FieldInfo]) -> list[str]:
+    rows = []
+    for name, field in fields.items():
+        if section_of(field.annotation) is not None:
+            continue
+        default = "required" if field.is_required() else f"`{_shown(field.get_default(call_default_factory=True))}`"
+        text = " ".join((field.description or "").split()).replace("|", "\\|")
+        limits = ", ".join(_limits(field))
+        rows.append(f"| `{name}` | {default} | {text}{f' ({limits})' if limits else ''} |")
+    return ["| option | default | |", "|---|---|---|", *rows] if rows else []
+
+
+def _shown(value: Any) -> str:
+    return "null" if value in (None, PydanticUndefined) else json.dumps(value, ensure_ascii=False)
+
+
+def _limits(field: FieldInfo) -> Iterator[str]:
+    words = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
+    for metadata in field.metadata:
+        for name, word in words.items():
+            if getattr(metadata, name, None) is not None:
+                yield f"{word} {getattr(metadata, name)}"
+
+
+def command_page() -> str:
+    """The reference of the command, from its own help."""
+    from typer.testing import CliRunner
+
+    from .cli import app
+
+    runner = CliRunner()
+    environment = {"COLUMNS": "100", "NO_COLOR": "1", "TERM": "dumb"}
+    names = [
+        command.name or (command.callback.__name__ if command.callback else "") for command in app.registered_commands
+    ]
+    lines = ["# The command", "", "This page is generated from `mixtune --help`.", ""]
+    for arguments in ([], *[[name] for name in names]):
+        result = runner.invoke(app, [*arguments, "--help"], prog_name="mixtune", env=environment)
+        text = "\n".join(line.rstrip() for line in result.output.strip().splitlines())
+        lines += [f"## `{' '.join(['mixtune', *arguments])}`", "", "```", text, "```", ""]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    for written_path in generate(Path(sys.argv[1]) if len(sys.argv) > 1 else Path.cwd()):
+        print(written_path)  # noqa: T201

@@ -1,0 +1,80 @@
+"""Runs the `prepare` step on small data in a test's folder."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mixtune.components.prepare.config import FinetuneData, PrepareStep, PretrainData, Tokenizer
+from mixtune.components.prepare.step import run
+from mixtune.components.shared.artifacts import Artifact
+from mixtune.components.shared.context import Context
+from mixtune.components.shared.data import DataManifest, Documents, Split
+
+
+@dataclass
+class Prepared:
+    """The outputs of one run of the step."""
+
+    train: Artifact
+    heldout: Artifact
+    tokenizer: Artifact
+    report: Artifact
+
+    @property
+    def manifest(self) -> DataManifest:
+        return DataManifest.load(self.train.path)
+
+    @property
+    def page(self) -> str:
+        return Path(self.report.path).read_text(encoding="utf-8")
+
+    def documents(self, split: Split) -> Documents:
+        return Documents(self.train.path if split == "train" else self.heldout.path, split)
+
+    def texts(self, split: Split) -> list[str]:
+        return [record.get("text") or record["prompt"] for record in self.documents(split).records()]
+
+
+def outputs(folder: Path) -> Prepared:
+    """Artifacts that nothing has been written to."""
+    parts = {name: Artifact(str(folder / name)) for name in ("train", "heldout", "tokenizer")}
+    return Prepared(**parts, report=Artifact(str(folder / "report")))
+
+
+def tokenizer_options(base: str = "scratch", max_length: int = 32, vocabulary_size: int | None = 400) -> Tokenizer:
+    return Tokenizer(base=base, revision=None, max_length=max_length, vocabulary_size=vocabulary_size)
+
+
+def prepare_pretrain(folder: Path, source: str | Path, seed: int = 0, **options: Any) -> Prepared:
+    """Prepares a pretraining stream; `tokenizer` among the options is the tokenizer's."""
+    tokenizer = options.pop("tokenizer", tokenizer_options())
+    stream = PretrainData(source=str(source), **options)
+    made = outputs(folder)
+    config = PrepareStep(stream="pretrain", seed=seed, tokenizer=tokenizer, pretrain=stream, fingerprint="")
+    run(config, context=Context.for_tests(), tokenizer_in=None, pretraining_data=None, **vars(made))
+    return made
+
+
+def prepare_finetune(folder: Path, source: str | Path, pretrained: Prepared, seed: int = 0, **options: Any) -> Prepared:
+    """Prepares a fine-tuning stream after a pretraining stream."""
+    tokenizer = options.pop("tokenizer", tokenizer_options())
+    stream = FinetuneData(source=str(source), **options)
+    made = outputs(folder)
+    config = PrepareStep(stream="finetune", seed=seed, tokenizer=tokenizer, finetune=stream, fingerprint="")
+    run(
+        config,
+        context=Context.for_tests(),
+        tokenizer_in=pretrained.tokenizer,
+        pretraining_data=pretrained.train,
+        **vars(made),
+    )
+    return made
+
+
+def jsonl(path: Path, rows: list[dict[str, Any]]) -> Path:
+    """Writes rows as JSON lines."""
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    return path

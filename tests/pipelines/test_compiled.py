@@ -1,0 +1,214 @@
+"""The compiled packages: equal to what the code compiles to, and free of the ways in which KFP goes wrong silently."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from mixtune.components.config import HEADLINE, SECTIONS
+from mixtune.pipelines.configuration import read_config
+from mixtune.pipelines.generate import command_page, compile_all, configuration_page, generate
+from mixtune.pipelines.pipeline import make_pipeline
+from mixtune.pipelines.placement import GPU_STEPS, Placer, images, profiles
+from mixtune.pipelines.steps import STEPS
+
+ROOT = Path(__file__).parents[2]
+COMPILED = ROOT / "pipelines" / "compiled"
+
+
+@pytest.fixture(scope="module")
+def package() -> dict[str, Any]:
+    """The whole pipeline, without the platform part."""
+    return next(yaml.safe_load_all((COMPILED / "mixtune.yaml").read_text(encoding="utf-8")))
+
+
+@pytest.fixture(scope="module")
+def platform() -> dict[str, Any]:
+    return list(yaml.safe_load_all((COMPILED / "mixtune.yaml").read_text(encoding="utf-8")))[1]
+
+
+def dags(package: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Name and DAG of the root and of every group."""
+    yield "root", package["root"]
+    for name, component in package["components"].items():
+        if "dag" in component:
+            yield name, component
+
+
+def tasks(package: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any], dict[str, Any]]]:
+    """Every task with its name and the group that it stands in."""
+    for _, component in dags(package):
+        for name, task in component["dag"]["tasks"].items():
+            yield name, task, component
+
+
+def step_of(task: dict[str, Any], package: dict[str, Any]) -> str | None:
+    """The step that a task runs, None for a group."""
+    component = package["components"][task["componentRef"]["name"]]
+    label = component.get("executorLabel")
+    return None if label is None else label.removeprefix("exec-").rstrip("-0123456789")
+
+
+def test_the_packages_in_the_repository_are_what_the_code_compiles_to(tmp_path: Path) -> None:
+    for path in compile_all(tmp_path):
+        assert path.read_bytes() == (COMPILED / path.name).read_bytes(), "run `make compiled`"
+    assert sorted(path.name for path in COMPILED.iterdir()) == sorted(path.name for path in tmp_path.iterdir())
+
+
+def test_the_documentation_in_the_repository_is_what_the_schema_says() -> None:
+    assert (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8") == configuration_page(), (
+        "run `make compiled`"
+    )
+    assert (ROOT / "docs" / "command.md").read_text(encoding="utf-8") == command_page(), "run `make compiled`"
+
+
+def test_generating_twice_gives_the_same_bytes(tmp_path: Path) -> None:
+    one, two = generate(tmp_path / "one"), generate(tmp_path / "two")
+    assert [path.read_bytes() for path in one] == [path.read_bytes() for path in two]
+
+
+def test_every_task_of_the_design_is_there(package: dict[str, Any]) -> None:
+    found = sorted(step for _, task, _ in tasks(package) if (step := step_of(task, package)))
+    assert found == sorted(
+        ["plan", "prepare", "prepare", "pretrain", "finetune", "mixed", "compare", "register", "finish"]
+        + 4 * ["evaluate"]
+    )
+
+
+def test_the_loop_goes_over_the_unnamed_output(package: dict[str, Any]) -> None:
+    # A named output compiles and fails at run time, since the loop does not find it.
+    loops = [task for _, task, _ in tasks(package) if "parameterIterator" in task]
+    assert len(loops) == 1
+    assert loops[0]["parameterIterator"]["items"]["inputParameter"] == "pipelinechannel--plan-Output"
+
+
+def test_the_gate_asks_for_the_unnamed_output(package: dict[str, Any]) -> None:
+    # A condition on a named output is silently false.
+    conditions = [c for _, task, _ in tasks(package) if (c := task.get("triggerPolicy", {}).get("condition"))]
+    assert len(conditions) == 1
+    assert "pipelinechannel--compare-Output'] == true" in " ".join(conditions[0].split())
+    verdict = package["components"]["comp-compare"]["outputDefinitions"]["parameters"]
+    assert verdict["Output"]["parameterType"] == "BOOLEAN"
+
+
+def test_candidates_travel_as_text(package: dict[str, Any]) -> None:
+    # Whole numbers inside lists and objects arrive as floats.
+    plan = package["components"]["comp-plan"]["outputDefinitions"]["parameters"]
+    assert all(one["parameterType"] == "STRING" for name, one in plan.items() if name != "Output")
+    mixed = package["components"]["comp-mixed"]["inputDefinitions"]["parameters"]
+    assert {name: one["parameterType"] for name, one in mixed.items()} == {"candidate": "STRING", "config": "STRING"}
+
+
+def test_gpu_counts_are_text_and_reach_into_the_loop(package: dict[str, Any]) -> None:
+    # A count given as an int is silently no GPU; inside a group it is lost unless the channels are passed on.
+    assert package["root"]["inputDefinitions"]["parameters"]["gpus"]["parameterType"] == "STRING"
+    for name, task, group in tasks(package):
+        if step_of(task, package) in GPU_STEPS and group is not package["root"]:
+            inputs = group["inputDefinitions"]["parameters"]
+            assert any(key.endswith("--gpus") for key in inputs), name
+            assert any(key.endswith("--gpu_type") for key in inputs), name
+
+
+def test_every_executor_has_its_image_and_installs_nothing(package: dict[str, Any]) -> None:
+    for name, executor in package["deploymentSpec"]["executors"].items():
+        container = executor["container"]
+        assert container["image"] in images().values(), name
+        assert ":" in container["image"]
+        assert not container["image"].endswith(":latest")
+        assert "pip install" not in " ".join(container["command"]), name
+        resources = container["resources"]
+        assert ("resourceCpuLimit" in resources) and ("resourceMemoryLimit" in resources), name
+        gpu = name.removeprefix("exec-").rstrip("-0123456789") in GPU_STEPS
+        assert ("accelerator" in resources) == gpu, name
+
+
+def test_only_gpu_tasks_are_retried(package: dict[str, Any]) -> None:
+    for name, task, _ in tasks(package):
+        step = step_of(task, package)
+        if step is not None:
+            assert ("retryPolicy" in task) == (step in GPU_STEPS), name
+
+
+def test_what_computes_is_cached_and_what_keeps_the_books_is_not(package: dict[str, Any]) -> None:
+    for name, task, _ in tasks(package):
+        step = step_of(task, package)
+        if step is not None:
+            cached = task.get("cachingOptions", {}).get("enableCache", False)
+            assert cached == (step in {"prepare", "pretrain", "finetune", "mixed", "evaluate"}), name
+
+
+def test_a_step_is_given_its_part_of_the_configuration_and_nothing_that_differs_from_run_to_run(
+    package: dict[str, Any],
+) -> None:
+    for name, task, _ in tasks(package):
+        step = step_of(task, package)
+        if step not in (None, "plan", "finish"):
+            parameters = set(task["inputs"]["parameters"])
+            placement = {
+                one for one in parameters if "gpu" in one or one.startswith(("accelerator_", "pipelinechannel--"))
+            }
+            assert parameters - placement <= {"config", "candidate"}, name
+
+
+def test_every_task_learns_its_run_and_its_secret_from_the_environment(
+    package: dict[str, Any], platform: dict[str, Any]
+) -> None:
+    executors = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
+    assert set(executors) == set(package["deploymentSpec"]["executors"])
+    for name, executor in executors.items():
+        paths = {one["name"]: one["fieldPath"] for one in executor["fieldPathAsEnv"]}
+        assert paths == {"MIXTUNE_RUN_ID": "metadata.labels['pipeline/runid']"}, name
+        secrets = [entry["envVar"] for one in executor["secretAsEnv"] for entry in one["keyToEnv"]]
+        assert "MLFLOW_TRACKING_URI" in secrets, name
+        gpu = name.removeprefix("exec-").rstrip("-0123456789") in GPU_STEPS
+        for placement in ("nodeSelector", "tolerations", "emptyDirMounts"):
+            assert (placement in executor) == gpu, (name, placement)
+
+
+def test_finish_always_runs_and_stands_outermost(package: dict[str, Any]) -> None:
+    finish = package["root"]["dag"]["tasks"]["finish"]
+    assert finish["triggerPolicy"]["strategy"] == "ALL_UPSTREAM_TASKS_COMPLETED"
+    assert any("taskFinalStatus" in one for one in finish["inputs"]["parameters"].values())
+
+
+def test_parameters_have_words_and_defaults(package: dict[str, Any]) -> None:
+    parameters = package["root"]["inputDefinitions"]["parameters"]
+    assert set(HEADLINE) | set(SECTIONS) <= set(parameters)
+    for name, one in parameters.items():
+        assert len(one["description"]) > 15, name
+        assert "defaultValue" in one, name
+    assert parameters["mixed_lambdas"]["defaultValue"] == read_config(None).mixed.lambdas
+    for name in SECTIONS:
+        assert isinstance(json.loads(parameters[name]["defaultValue"]), dict)
+
+
+def test_the_package_is_small_and_named_for_the_cache(package: dict[str, Any]) -> None:
+    assert package["pipelineInfo"]["name"] == "mixtune"
+    assert (COMPILED / "mixtune.yaml").stat().st_size < 200_000
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_every_step_is_a_pipeline_of_its_own(step: str) -> None:
+    package = next(yaml.safe_load_all((COMPILED / f"mixtune-{step}.yaml").read_text(encoding="utf-8")))
+    steps = {step_of(task, package) for _, task, _ in tasks(package)}
+    assert step in steps
+    # KFP breaks importers that carry a display name of their own.
+    for name, task, _ in tasks(package):
+        if "importer" in name:
+            assert task["taskInfo"]["name"].startswith("importer")
+
+
+@pytest.mark.parametrize("profile", profiles())
+def test_every_profile_compiles(profile: str, tmp_path: Path) -> None:
+    from kfp import compiler
+
+    config = read_config(None, [f"placement.profile={profile}", f"placement.gpus={0 if profile == 'cpu' else 1}"])
+    compiler.Compiler().compile(make_pipeline(config, Placer.cluster(config)), str(tmp_path / "p.yaml"))
+    parameters = next(yaml.safe_load_all((tmp_path / "p.yaml").read_text()))["root"]["inputDefinitions"]["parameters"]
+    assert parameters["gpus"]["defaultValue"] == str(config.placement.gpus)
+    assert parameters["gpu_tolerations"]["defaultValue"] == profiles()[profile].tolerations
