@@ -295,11 +295,15 @@ def _git_commit() -> str:
 
 def _run_in_this_process(spec_file: str) -> None:
     """The child: KFP's local runner on the one DAG."""
+    import logging
+
     from kfp import local
 
     from .pipeline import make_pipeline
     from .placement import Placer
 
+    # Without this the runner does not tell what it takes from its cache.
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
     spec = json.loads(Path(spec_file).read_text(encoding="utf-8"))
     local.init(
         local.SubprocessRunner(use_venv=False),

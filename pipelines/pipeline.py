@@ -91,18 +91,18 @@ def _steps(config: Config, place: Placer, given: dict[str, Any]) -> None:
     heldout = {"pretrain_heldout": text.outputs["heldout"], "finetune_heldout": labelled.outputs["heldout"]}
 
     start = finetuned if config.mixed.start == "finetuned" else pretrained
-    with dsl.ParallelFor(planned.outputs["Output"], name="for each λ", parallelism=place.parallelism) as candidate:
+    with dsl.ParallelFor(planned.outputs["Output"], name="for each λ", parallelism=place.parallelism) as item:
         trained = place(
             mixed(
-                config=part["mixed"],
-                candidate=candidate,
+                config=item.mixed,
+                candidate=item.candidate,
                 start=start.outputs["model"],
                 pretrain_data=text.outputs["train"],
                 finetune_data=labelled.outputs["train"],
             ),
             "mixed",
         )
-        measured = place(evaluate(config=part["evaluate"], model=trained.outputs["model"], **heldout), "evaluate")
+        measured = place(evaluate(config=item.evaluate, model=trained.outputs["model"], **heldout), "evaluate")
 
     of_pretrained = place(
         evaluate(config=part["evaluate"], model=pretrained.outputs["model"], **heldout),

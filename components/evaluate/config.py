@@ -21,7 +21,7 @@ class Evaluate(Section):
     metric: Metric | None = None
     """The task's main metric: accuracy or macro_f1 (classification), exact_match or token_f1 (generation); null is the first
     of each."""
-    interpolation_alphas: list[Annotated[float, Field(gt=0, lt=1)]] = [0.5]
+    interpolation_alphas: list[Annotated[float, Field(gt=0, lt=1)]] = Field([0.5])
     """For each α, (1 - α) · pretrained + α · finetuned is a candidate at no training cost; an empty list makes none."""
     max_new_tokens: int = Field(64, ge=1)
     """Generation: longest answer, in tokens."""
@@ -46,5 +46,5 @@ class EvaluateStep(Section):
     max_new_tokens: int
     batch_size: int
     max_documents: int | None
-    interpolation_alphas: list[float] = []
+    interpolation_alphas: list[float] = Field([])
     """Not empty only in the task that evaluates the interpolated candidates."""

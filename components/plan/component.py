@@ -12,13 +12,13 @@ def plan(
     pretrain_options: str, finetune_options: str, mixed_options: str, evaluate_options: str, gate_options: str,
     tracking_options: str,
     prepare_pretrain: dsl.OutputPath(str), prepare_finetune: dsl.OutputPath(str), pretrain: dsl.OutputPath(str),
-    finetune: dsl.OutputPath(str), mixed: dsl.OutputPath(str), evaluate: dsl.OutputPath(str),
+    finetune: dsl.OutputPath(str), evaluate: dsl.OutputPath(str),
     interpolate: dsl.OutputPath(str), compare: dsl.OutputPath(str), register: dsl.OutputPath(str),
-) -> list[str]:
+) -> list[dict[str, str]]:
     """Check the whole configuration and cut it into the steps' parts; fails early, naming every problem at once.
 
     Returns:
-        The candidates to train, one JSON object for each λ.
+        For each λ what its tasks read: `candidate`, `mixed` and `evaluate`, each as JSON.
     """
     given = dict(locals())
     from mixtune.components.plan.step import launch_with

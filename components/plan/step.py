@@ -14,7 +14,7 @@ from ..shared.runtime import launch
 from .config import PlanStep
 
 
-def run(config: PlanStep, *, context: Context, outputs: dict[str, str]) -> list[str]:
+def run(config: PlanStep, *, context: Context, outputs: dict[str, str]) -> list[dict[str, str]]:
     """Writes each step's part of the configuration and returns the candidates to train.
 
     Never cached: it looks at the sources each time, and their fingerprints, as part of what it hands on, decide
@@ -24,7 +24,8 @@ def run(config: PlanStep, *, context: Context, outputs: dict[str, str]) -> list[
         outputs: name of a part -> file to write it to.
 
     Returns:
-        One JSON object for each λ.
+        For each λ what its tasks read, each as JSON: `candidate`, `mixed` and `evaluate`. The loop carries all of it, since
+        KFP's local runner puts the loop's item in place of any other parameter that comes from a task.
 
     Raises:
         RefusedError: naming every problem of the configuration, of the base model's folder and of the sources.
@@ -41,7 +42,10 @@ def run(config: PlanStep, *, context: Context, outputs: dict[str, str]) -> list[
     context.tracker.set_tags({"mixtune.name": whole.name}, parent=True)
     context.tracker.log_parent_params(whole.model_dump(mode="json", exclude={"tracking": {"uri"}}))
     context.say(f"{whole.name}: {len(cut.candidates)} values of λ: " + ", ".join(c.id for c in cut.candidates))
-    return [candidate.to_json() for candidate in cut.candidates]
+    return [
+        {"candidate": candidate.to_json(), "mixed": cut.mixed.to_json(), "evaluate": cut.evaluate.to_json()}
+        for candidate in cut.candidates
+    ]
 
 
 def launch_with(given: dict[str, Any]) -> Any:

@@ -64,7 +64,7 @@ def gather(stream: PretrainData | FinetuneData, seed: int, problems: Problems) -
         seed: of the splits and of `max_documents`.
         problems: receives all that is wrong; the result is of use only where there is nothing.
     """
-    counts: Counter[str] = Counter()
+    counts: Counter[str] = Counter(read=0, duplicates_removed=0)
     by_option: dict[str, list[Item]] = {}
     whole = True
     for option, source in named_sources(stream):
@@ -83,7 +83,8 @@ def gather(stream: PretrainData | FinetuneData, seed: int, problems: Problems) -
     for option in ("test_source", "dev_source", "source"):
         if option in by_option:
             kept = [item for item in by_option[option] if item.key not in taken]
-            counts[f"also_held_out_removed_from_{option}"] = len(by_option[option]) - len(kept)
+            if taken:
+                counts[f"also_held_out_removed_from_{option}"] = len(by_option[option]) - len(kept)
             by_option[option] = kept
             taken.update(item.key for item in kept)
 
@@ -113,7 +114,8 @@ def _unique(rows: list[Row], counts: Counter[str]) -> list[Item]:
         first = kept.setdefault(key, Item(key, row))
         if first.row is not row:
             counts["duplicates_removed"] += 1
-            counts["contradictory_labels"] += first.label != values.get("label", "")
+            if "label" in values:
+                counts["contradictory_labels"] += first.label != values["label"]
     return list(kept.values())
 
 

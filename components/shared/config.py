@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import json
 from typing import Any, ClassVar, Literal, Self
+from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
 from .errors import RefusedError
 
@@ -66,7 +68,7 @@ def describe_problems(error: ValidationError) -> list[str]:
             problems.append(f"{field}: there is no such option; remove it or correct its name")
         elif kind == "missing":
             problems.append(f"{field}: is required and was not given")
-        elif kind == "json_invalid":
+        elif kind in ("json_invalid", "credentials"):
             problems.append(f"{field}: {message}")
         else:
             message = message.removeprefix("Value error, ")
@@ -146,3 +148,14 @@ class Tracking(Section):
     """Name in the MLflow model registry; null is the name of the run."""
     alias: str = Field("candidate", pattern=r"^[A-Za-z][A-Za-z0-9_-]*$")
     """Alias that `register` sets on the version it makes."""
+
+    @field_validator("uri")
+    @classmethod
+    def _no_credentials(cls, uri: str | None) -> str | None:
+        # The configuration is kept with every run; a password in it would be, too.
+        if uri and urlsplit(uri).password:
+            raise PydanticCustomError(
+                "credentials",
+                "must not carry a password; set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD in the environment",
+            )
+        return uri

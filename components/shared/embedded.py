@@ -59,7 +59,7 @@ EXAMPLE_CHARACTERS = 400
 _SKIPPED_FOLDERS = {"tests", "test", "testing", "_vendor", "site-packages", "dist-packages", "idlelib", "lib2to3"}
 # Words that hold a package's name, and its usual import aliases, each with the path of modules that follows.
 _NAMES = r"hugging[ _-]?face|the hub\b|matplotlib|pyplot|pylab|mlflow|numpy|pandas|scipy|scikit|sklearn|sqlalchemy|sqla"
-_ALIASES = r"hf|mpl|plt|np|npt|npy|pd|sp|spy|sa"
+_ALIASES = r"hf(?:_\w+)?|mpl|plt|np|npt|npy|pd|sp|spy|sa"
 _PATH = r"(?:[./-][A-Za-z_][\w./-]*)*"
 _GIVEAWAY = re.compile(
     rf"(?<!\w)\w*(?:{_NAMES})\w*{_PATH}|(?<![A-Za-z0-9])(?:{_ALIASES})(?![A-Za-z0-9]){_PATH}", re.IGNORECASE
@@ -150,7 +150,12 @@ def blotted(text: str) -> str:
 
 def shortened(text: str, characters: int = EXAMPLE_CHARACTERS) -> str:
     """The beginning of a text, cut between words."""
-    return text if len(text) <= characters else text[: characters + 1].rsplit(None, 1)[0]
+    if len(text) <= characters:
+        return text
+    beginning = text[:characters]
+    if not (beginning[-1].isspace() or text[characters].isspace()):
+        beginning = beginning.rsplit(None, 1)[0]
+    return beginning.rstrip()
 
 
 def passages(text: str, characters: int = PASSAGE_CHARACTERS) -> Iterator[str]:

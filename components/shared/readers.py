@@ -273,7 +273,7 @@ def _read_csv(file: File, columns: Mapping[str, str], problems: Problems) -> Ite
                     if header.count(column) > 1:
                         raise UnreadableError(f"{file.shown} has {header.count(column)} columns named {column}")
             elif len(fields) != len(header):
-                problems.add_detail(f"{where}: has {len(fields)} fields where the header has {len(header)}")
+                problems.add_detail(f"{where}: the number of fields is {len(fields)}, in the header {len(header)}")
             else:
                 yield dict(zip(header, fields, strict=True)), where
     except csv.Error as error:

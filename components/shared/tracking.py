@@ -51,10 +51,9 @@ def connect(uri: str) -> MlflowClient:
         logging.getLogger(name).setLevel(logging.WARNING)
     if uri.startswith("sqlite:///"):
         Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
-    import mlflow
+    from mlflow import MlflowClient
 
-    mlflow.set_tracking_uri(uri)
-    client = mlflow.MlflowClient(uri)
+    client = MlflowClient(uri, registry_uri=uri)
     try:
         client.search_experiments(max_results=1)
     except Exception as error:
@@ -318,7 +317,9 @@ class Tracker:
         auto = AutoModelForSequenceClassification if task == "text-classification" else AutoModelForCausalLM
         model = auto.from_pretrained(folder, dtype=torch.float32, use_safetensors=True, trust_remote_code=False)
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-        mlflow.set_tracking_uri(self.client.tracking_uri if self.client else None)
+        assert self.client is not None
+        # log_model knows no client; a step is a process of its own, so this global is nobody else's.
+        mlflow.set_tracking_uri(self.client.tracking_uri)
         with mlflow.start_run(run_id=self.run_id):
             info = mlflow.transformers.log_model(
                 {"model": model, "tokenizer": tokenizer},

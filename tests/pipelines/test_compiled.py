@@ -87,6 +87,13 @@ def test_the_loop_goes_over_the_unnamed_output(package: dict[str, Any]) -> None:
     assert loops[0]["parameterIterator"]["items"]["inputParameter"] == "pipelinechannel--plan-Output"
 
 
+def test_nothing_but_the_item_comes_into_the_loop_from_a_task(package: dict[str, Any]) -> None:
+    # The local runner puts the item in place of any parameter that a task hands into a loop.
+    loop = next(task for _, task, _ in tasks(package) if "parameterIterator" in task)
+    from_tasks = [name for name, one in loop["inputs"]["parameters"].items() if "taskOutputParameter" in one]
+    assert from_tasks == [loop["parameterIterator"]["items"]["inputParameter"]]
+
+
 def test_the_gate_asks_for_the_unnamed_output(package: dict[str, Any]) -> None:
     # A condition on a named output is silently false.
     conditions = [c for _, task, _ in tasks(package) if (c := task.get("triggerPolicy", {}).get("condition"))]
@@ -122,7 +129,7 @@ def test_every_executor_has_its_image_and_installs_nothing(package: dict[str, An
         assert not container["image"].endswith(":latest")
         assert "pip install" not in " ".join(container["command"]), name
         resources = container["resources"]
-        assert ("resourceCpuLimit" in resources) and ("resourceMemoryLimit" in resources), name
+        assert {"resourceCpuLimit", "resourceMemoryLimit"} <= set(resources), name
         gpu = name.removeprefix("exec-").rstrip("-0123456789") in GPU_STEPS
         assert ("accelerator" in resources) == gpu, name
 

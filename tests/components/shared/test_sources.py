@@ -16,6 +16,7 @@ import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from mixtune.components.prepare.config import FinetuneData, PretrainData
 from mixtune.components.shared.errors import RefusedError
 from mixtune.components.shared.readers import SHOWN_PROBLEMS, Problems, Row
@@ -265,8 +266,8 @@ class TestMistakes:
         path = tmp_path / "a.csv"
         path.write_text('text,label\n"a\nb",x\nc\nd,y,z\n"never closed\n')
         assert problems_of(path, LABELLED) == [
-            f"{path}, line 4: has 1 fields where the header has 2",
-            f"{path}, line 5: has 3 fields where the header has 2",
+            f"{path}, line 4: the number of fields is 1, in the header 2",
+            f"{path}, line 5: the number of fields is 3, in the header 2",
             f"{path}, line 6: is no valid CSV (unexpected end of data)",
         ]
 
@@ -359,6 +360,9 @@ class TestFingerprint:
         one = PretrainData(source=paths[0], dev_source=paths[0], test_source=paths[1])
         other = PretrainData(source=paths[0], dev_source=paths[1], test_source=paths[0])
         assert fingerprint(one) != fingerprint(other)
+        only_dev = PretrainData(source=paths[0], dev_source=paths[1])
+        only_test = PretrainData(source=paths[0], test_source=paths[1])
+        assert fingerprint(only_dev) != fingerprint(only_test)
 
     def test_remote_content(self) -> None:
         import fsspec

@@ -1,0 +1,257 @@
+"""Reads evaluation folders and makes sure that what they hold can be compared."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from ..shared.artifacts import ArtifactLike, ModelCard, read_json, read_jsonl
+from ..shared.errors import MixtuneError, RefusedError
+
+FORMAT = "mixtune-evaluation/1"
+SPLITS = ("dev", "test")
+KINDS = ("base", "pretrained", "finetuned", "mixed", "interpolated", "champion")
+SHOWN_IDS = 3
+
+
+class Task(BaseModel):
+    """The task that all candidates were measured on."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    kind: str
+    metric: str
+    higher_is_better: bool = True
+    labels: list[str] | None = None
+
+
+class Entry(ModelCard):
+    """A candidate in `evaluation.json`: its model card, where its weights are, and who measured it."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    model_uri: str
+    other_uri: str | None = None
+    """Interpolated candidates: the fine-tuned end; `model_uri` is then the pretrained one."""
+    alpha: float | None = None
+    splits: dict[str, dict[str, Any]]
+    evaluate_seconds: float = 0.0
+    evaluate_run: str | None = None
+
+
+@dataclass(frozen=True)
+class Measurements:
+    """What was measured of a candidate on one split: N documents, M examples, all candidates in the same order.
+
+    Attributes:
+        documents: ids.
+        nats: (N,) loss of each document, summed over its tokens.
+        tokens: (N,) scored tokens.
+        num_bytes: (N,) UTF-8 bytes.
+        examples: rows as `evaluate` wrote them; None where the model has no trained head.
+    """
+
+    documents: list[str]
+    nats: np.ndarray
+    tokens: np.ndarray
+    num_bytes: np.ndarray
+    examples: list[dict[str, Any]] | None
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One candidate with everything that was measured of it."""
+
+    entry: Entry
+    splits: dict[str, Measurements]
+    curve: list[dict[str, Any]]
+
+    @property
+    def id(self) -> str:
+        """Its name in the report."""
+        return self.entry.id
+
+
+@dataclass(frozen=True)
+class Evaluations:
+    """All candidates of a run, in the order of the report: pretrained, finetuned, mixed by λ, interpolated by α."""
+
+    task: Task
+    data: dict[str, Any]
+    candidates: list[Candidate]
+
+    def of_kind(self, kind: str) -> Candidate:
+        """The one candidate of a kind that there is one of."""
+        return next(one for one in self.candidates if one.entry.kind == kind)
+
+
+def load_evaluations(artifacts: Sequence[ArtifactLike]) -> Evaluations:
+    """Reads all evaluations of a run.
+
+    Raises:
+        RefusedError: naming every folder that is no evaluation and every candidate that was measured on something else.
+        MixtuneError: naming every document whose loss is not finite.
+    """
+    problems: list[str] = []
+    read: list[tuple[Path, dict[str, Any]]] = []
+    for artifact in artifacts:
+        try:
+            read.append((Path(artifact.path), _manifest(Path(artifact.path))))
+        except RefusedError as error:
+            problems += error.problems
+    if problems:
+        raise RefusedError(*problems)
+    _refuse_not_finite([found for _, manifest in read for found in manifest.get("not_finite", [])])
+    first_folder, first = read[0]
+    for folder, manifest in read[1:]:
+        problems += [
+            f"{folder}: was measured on another {what} than {first_folder} ({manifest[what]} instead of {first[what]})"
+            for what in ("task", "data")
+            if manifest[what] != first[what]
+        ]
+    candidates: list[Candidate] = []
+    for folder, manifest in read:
+        for row in manifest["candidates"]:
+            try:
+                candidates.append(_candidate(folder, Entry.model_validate(row)))
+            except (OSError, ValueError, KeyError) as error:
+                what = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error
+                problems.append(f"{folder}: the evaluation of {row.get('id', 'a candidate')} cannot be read ({what})")
+    candidates.sort(key=_place)
+    problems += _not_once(candidates)
+    if problems:
+        raise RefusedError(*problems)
+    _refuse_not_finite(
+        {"candidate": one.id, "split": split, "id": measured.documents[number]}
+        for one in candidates
+        for split, measured in one.splits.items()
+        for number in np.flatnonzero(~np.isfinite(measured.nats))
+    )
+    reference = next(one for one in candidates if one.entry.kind == "pretrained")
+    problems += [problem for split in SPLITS for problem in _nothing_there(reference, split)]
+    with_task = next(one for one in candidates if one.entry.kind == "finetuned")
+    aligned = [_align(one, reference, with_task, problems) for one in candidates]
+    if problems:
+        raise RefusedError(*problems)
+    return Evaluations(task=Task.model_validate(first["task"]), data=first["data"], candidates=aligned)
+
+
+def _manifest(folder: Path) -> dict[str, Any]:
+    manifest = read_json(folder / "evaluation.json", "an evaluation made by mixtune")
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        raise RefusedError(f"{folder}: evaluation.json is not of the format {FORMAT}, so it is not an evaluation")
+    missing = [name for name in ("task", "candidates", "data") if name not in manifest]
+    if missing:
+        raise RefusedError(f"{folder}: evaluation.json has no {', '.join(missing)}; evaluate again")
+    return manifest
+
+
+def _candidate(folder: Path, entry: Entry) -> Candidate:
+    own = folder / entry.id
+    curve = own / "training.jsonl"
+    return Candidate(
+        entry=entry,
+        splits={split: _measurements(own, split) for split in SPLITS},
+        curve=list(read_jsonl(curve)) if curve.is_file() else [],
+    )
+
+
+def _measurements(folder: Path, split: str) -> Measurements:
+    documents = list(read_jsonl(folder / f"{split}.documents.jsonl"))
+    examples = folder / f"{split}.examples.jsonl"
+    return Measurements(
+        documents=[row["id"] for row in documents],
+        nats=np.array([math.nan if row["nats"] is None else row["nats"] for row in documents], np.float64),
+        tokens=np.array([row["tokens"] for row in documents], np.int64),
+        num_bytes=np.array([row["bytes"] for row in documents], np.int64),
+        examples=list(read_jsonl(examples)) if examples.is_file() else None,
+    )
+
+
+def _place(one: Candidate) -> tuple[int, float, float, str]:
+    return KINDS.index(one.entry.kind), one.entry.mix_weight or 0.0, one.entry.alpha or 0.0, one.id
+
+
+def _not_once(candidates: list[Candidate]) -> list[str]:
+    names = [one.id for one in candidates]
+    problems = [
+        f"{name}: was evaluated {names.count(name)} times" for name in dict.fromkeys(names) if names.count(name) > 1
+    ]
+    for kind in ("pretrained", "finetuned"):
+        count = sum(one.entry.kind == kind for one in candidates)
+        if count != 1:
+            problems.append(f"one candidate of the kind {kind} is needed to compare with, found {count}")
+    return problems
+
+
+def _refuse_not_finite(found: Any) -> None:
+    named = [f"{one['candidate']}: the loss of document {one['id']} ({one['split']}) is not finite" for one in found]
+    if named:
+        raise MixtuneError(*named)
+
+
+def _nothing_there(reference: Candidate, split: str) -> list[str]:
+    measured = reference.splits[split]
+    if not measured.documents:
+        return [f"the split {split} of the pretraining stream holds no documents, so forgetting cannot be measured"]
+    if measured.num_bytes.sum() <= 0:
+        return [f"the documents of the split {split} of the pretraining stream hold no text"]
+    return []
+
+
+def _align(one: Candidate, documents_of: Candidate, examples_of: Candidate, problems: list[str]) -> Candidate:
+    """The candidate with documents and examples in the reference's order; says what cannot be paired."""
+    splits = {}
+    for split, measured in one.splits.items():
+        truth = documents_of.splits[split]
+        order = _order(
+            f"{one.id}: on {split}", "documents", measured.documents, truth.documents, documents_of.id, problems
+        )
+        if order is None:
+            continue
+        num_bytes = measured.num_bytes[order]
+        other = [truth.documents[i] for i in np.flatnonzero(num_bytes != truth.num_bytes)]
+        if other:
+            problems.append(f"{one.id}: on {split}, {_some(other)} differ in length from those of {documents_of.id}")
+        examples = measured.examples
+        wanted = examples_of.splits[split].examples
+        if not wanted:
+            if one is examples_of:
+                problems.append(f"{one.id}: the split {split} of the fine-tuning stream holds no scored examples")
+            examples = None
+        elif examples is not None:
+            ids, wanted_ids = [row["id"] for row in examples], [row["id"] for row in wanted]
+            places = _order(f"{one.id}: on {split}", "examples", ids, wanted_ids, examples_of.id, problems)
+            examples = [examples[place] for place in places] if places is not None else None
+        splits[split] = Measurements(truth.documents, measured.nats[order], measured.tokens[order], num_bytes, examples)
+    return Candidate(one.entry, splits, one.curve)
+
+
+def _order(
+    who: str, what: str, ids: list[str], wanted: list[str], reference: str, problems: list[str]
+) -> list[int] | None:
+    """Where each wanted id stands in `ids`; None, and a problem, where they are not the same ones."""
+    if ids == wanted:
+        return list(range(len(ids)))
+    there, asked = set(ids), set(wanted)
+    missing = [name for name in wanted if name not in there]
+    new = [name for name in ids if name not in asked]
+    if missing or new or len(ids) != len(wanted):
+        parts = [f"{_some(missing)} missing"] if missing else []
+        parts += [f"{_some(new)} not measured there"] if new else []
+        parts = parts or [f"{len(ids)} {what} instead of {len(wanted)}"]
+        problems.append(f"{who}, other {what} were measured than for {reference}: {'; '.join(parts)}")
+        return None
+    place = {name: number for number, name in enumerate(ids)}
+    return [place[name] for name in wanted]
+
+
+def _some(names: list[str]) -> str:
+    shown = ", ".join(names[:SHOWN_IDS])
+    return shown if len(names) <= SHOWN_IDS else f"{shown} and {len(names) - SHOWN_IDS} more"

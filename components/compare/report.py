@@ -1,0 +1,134 @@
+"""Renders a comparison: one self-contained HTML page, its Markdown twin, and the pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ..shared.context import Context
+from .config import Gate
+from .plots import looks, pareto_picture, training_curves
+from .results import Comparison, name_of, words
+from .selection import share_limit
+
+STREAMS = {"pretrain": "pretraining stream", "finetune": "fine-tuning stream"}
+
+
+def pictures(comparison: Comparison, gate: Gate) -> dict[str, str]:
+    """The report's pictures as SVG, by name: `pareto` and the training curves that there are."""
+    report = comparison.report
+    rows = report["candidates"]
+    metric = words(report["task"]["metric"])
+    found = {
+        "pareto": pareto_picture(rows, report["selected"], metric, _limits(comparison, gate), _in_words(rows, metric))
+    }
+    style = looks(rows)
+    classify = report["task"]["kind"] == "classification"
+    stages = {"training": [one for one in comparison.evaluations.candidates if one.entry.kind != "pretrained"]}
+    stages["pretraining"] = [one for one in comparison.evaluations.candidates if one.entry.kind == "pretrained"]
+    for stage, candidates in stages.items():
+        for stream, title in STREAMS.items():
+            curves = {one.id: _points(one.curve, f"loss_{stream}") for one in candidates}
+            curves = {name: points for name, points in curves.items() if points}
+            if not curves:
+                continue
+            unit = "nats per example" if classify and stream == "finetune" else "nats per token"
+            name = f"{stage}-{stream}"
+            heading = f"Loss on the {title}" if stage == "training" else "Loss of the pretraining stage"
+            found[name] = training_curves(name, heading, unit, curves, style)
+    return found
+
+
+def render_html(comparison: Comparison, svgs: Mapping[str, str], context: Context) -> str:
+    """The page: nothing in it comes from elsewhere, and no script runs."""
+    return _render("report.html.j2", comparison, svgs, context)
+
+
+def render_markdown(comparison: Comparison, context: Context) -> str:
+    """What the KFP UI shows: headline, gate, table."""
+    return _render("report.md.j2", comparison, {}, context)
+
+
+def _render(template: str, comparison: Comparison, svgs: Mapping[str, str], context: Context) -> str:
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader(__package__, "."),
+        autoescape=template.endswith(".html.j2"),
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+        keep_trailing_newline=True,
+    )
+    environment.filters |= {
+        "value": value,
+        "signed": lambda one: value(one, "+"),
+        "percent": percent,
+        "cell": _cell,
+        "short": lambda text: text[:12],
+    }
+    report = comparison.report
+    return environment.get_template(template).render(
+        report=report,
+        rows=report["candidates"],
+        selected=next(row for row in report["candidates"] if row["id"] == report["selected"]),
+        selected_name=name_of(comparison.selected.entry),
+        metric=words(report["task"]["metric"]),
+        words=words,
+        svgs=svgs,
+        streams=STREAMS,
+        interval=percent(report["interval"]),
+        checks=report["gate"]["checks"][report["selected"]],
+        run_id=context.run_id,
+        parent_run=context.tracker.parent_id,
+        runs=_runs(report["candidates"]),
+    )
+
+
+def value(one: Mapping[str, float] | None, sign: str = "", digits: int = 3) -> str:
+    """A value with its interval; a dash where there is none."""
+    if one is None:
+        return "–"
+    number, low, high = (f"{one[name]:{sign}.{digits}f}" for name in ("value", "low", "high"))
+    return f"{number} [{low}, {high}]"
+
+
+def percent(share: float | None) -> str:
+    """A share as a percentage; a dash where there is none."""
+    return "–" if share is None else f"{100 * share:.0f} %"
+
+
+def _cell(text: Any) -> str:
+    """Text that leaves a Markdown table whole."""
+    return " ".join(str(text).replace("|", "\\|").split())
+
+
+def _points(curve: list[dict[str, Any]], key: str) -> list[tuple[int, float]]:
+    return [(int(row["step"]), float(row[key])) for row in curve if row.get(key) is not None]
+
+
+def _limits(comparison: Comparison, gate: Gate) -> dict[str, float | None]:
+    """What the gate accepts, from dev, on which it decides."""
+    finetuned = comparison.scores[comparison.evaluations.of_kind("finetuned").id]["dev"]
+    most = [limit for limit in (gate.max_forgetting,) if limit is not None]
+    if gate.max_forgetting_share is not None:
+        most.append(share_limit(finetuned.delta_bpb, gate.max_forgetting_share))
+    least = [limit for limit in (gate.min_task_score,) if limit is not None]
+    if finetuned.task_score is not None:
+        least.append(finetuned.task_score.value - gate.max_score_drop)
+    return {"forgetting": min(most, default=None), "score": max(least, default=None)}
+
+
+def _in_words(rows: list[dict[str, Any]], metric: str) -> str:
+    points = [
+        f"{row['id']}: {metric} {row['task_score']['value']:.3f}, forgetting {row['delta_bpb']['value']:.3f} bits per byte"
+        for row in rows
+        if row["task_score"] is not None
+    ]
+    front = ", ".join(row["id"] for row in rows if row["pareto"])
+    return f"{'; '.join(points)}. On the Pareto front: {front}."
+
+
+def _runs(rows: list[dict[str, Any]]) -> dict[str, str]:
+    """MLflow run of each step, all candidates together."""
+    return {step: run for row in rows for step, run in row["mlflow_runs"].items()}

@@ -1,0 +1,318 @@
+"""From measurements to `report.json`: every candidate's values with their intervals, the decision, and where all came from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..shared.context import Context
+from .config import CompareStep
+from .evaluations import SPLITS, Candidate, Entry, Evaluations, Measurements
+from .selection import Decision, Measured, decide, measurably_forgets, pareto
+from .statistics import Bootstrap, Value
+
+SCHEMA_VERSION = 1
+SAMPLES = 6
+EXTRA_METRICS = ("nats_per_token", "accuracy", "macro_f1", "exact_match", "token_f1", "completion_nats_per_token")
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Values of one candidate on one split."""
+
+    bpb: Value
+    delta_bpb: Value
+    task_score: Value | None
+    task_score_vs_finetuned: Value | None
+    task_score_clean: Value | None
+    """Without contaminated examples."""
+    extra: dict[str, float]
+
+    def to_json(self) -> dict[str, Any]:
+        """As `report.json` has it."""
+        values = {
+            name: value.to_json() if isinstance(value, Value) else None
+            for name, value in vars(self).items()
+            if name != "extra"
+        }
+        return {**values, **self.extra}
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """All that the report shows.
+
+    Attributes:
+        report: the content of `report.json`.
+        scores: by candidate and split.
+        decision: made on dev.
+    """
+
+    evaluations: Evaluations
+    scores: dict[str, dict[str, Scores]]
+    decision: Decision
+    report: dict[str, Any]
+
+    @property
+    def selected(self) -> Candidate:
+        """The selected candidate."""
+        return next(one for one in self.evaluations.candidates if one.id == self.decision.selected)
+
+
+def compare(config: CompareStep, evaluations: Evaluations, context: Context) -> Comparison:
+    """Measures every candidate against `pretrained` and `finetuned`, decides on dev, reports test."""
+    gate = config.gate
+    draw = Bootstrap(config.seed, gate.resamples, gate.interval)
+    scores: dict[str, dict[str, Scores]] = {}
+    with context.progress(len(evaluations.candidates), "candidates") as progress:
+        for one in evaluations.candidates:
+            scores[one.id] = {split: _scores(one, evaluations, split, draw) for split in SPLITS}
+            progress.advance()
+    dev = [_measured(one, scores[one.id]["dev"]) for one in evaluations.candidates]
+    decision = decide(dev, gate, words(evaluations.task.metric))
+    report = _report(config, evaluations, scores, decision, pareto(dev))
+    return Comparison(evaluations, scores, decision, report)
+
+
+def words(metric: str) -> str:
+    """A metric's name in plain words."""
+    return {"macro_f1": "macro-F1", "token_f1": "token F1", "exact_match": "exact match"}.get(metric, metric)
+
+
+def name_of(entry: Entry) -> str:
+    """A candidate in plain words, such as `mixed, λ = 0.3`."""
+    if entry.kind == "mixed":
+        return f"mixed, λ = {entry.mix_weight:g}"
+    if entry.kind == "interpolated":
+        return f"interpolated, α = {entry.alpha:g}"
+    return {"finetuned": "fine-tuning alone", "pretrained": "pretrained"}.get(entry.kind, entry.id)
+
+
+def _measured(one: Candidate, scores: Scores) -> Measured:
+    return Measured(one.id, one.entry.kind, scores.task_score, scores.task_score_vs_finetuned, scores.delta_bpb)
+
+
+def _scores(one: Candidate, evaluations: Evaluations, split: str, draw: Bootstrap) -> Scores:
+    ours = one.splits[split]
+    before = evaluations.of_kind("pretrained").splits[split]
+    baseline = evaluations.of_kind("finetuned").splits[split].examples or []
+    score = difference = clean = None
+    if ours.examples:
+        metric = evaluations.task.metric
+        score = _task_score(metric, ours.examples, draw)
+        difference = _task_difference(metric, ours.examples, baseline, draw)
+        uncontaminated = [row for row in ours.examples if not row.get("contaminated")]
+        if len(uncontaminated) == len(ours.examples):
+            clean = score
+        elif uncontaminated:
+            clean = _task_score(metric, uncontaminated, draw)
+    summary = one.entry.splits.get(split, {})
+    return Scores(
+        bpb=draw.bits_per_byte(ours.nats, ours.num_bytes),
+        delta_bpb=draw.forgetting(ours.nats, before.nats, ours.num_bytes),
+        task_score=score,
+        task_score_vs_finetuned=difference,
+        task_score_clean=clean,
+        extra={name: summary[name] for name in EXTRA_METRICS if summary.get(name) is not None},
+    )
+
+
+def _task_score(metric: str, examples: Sequence[dict[str, Any]], draw: Bootstrap) -> Value:
+    if metric == "macro_f1":
+        return draw.macro_f1(*_indices([row["reference"] for row in examples], [row["prediction"] for row in examples]))
+    return draw.mean(_per_example(examples))
+
+
+def _task_difference(
+    metric: str, examples: Sequence[dict[str, Any]], baseline: Sequence[dict[str, Any]], draw: Bootstrap
+) -> Value:
+    if metric == "macro_f1":
+        columns = [
+            [row["reference"] for row in examples],
+            *([row["prediction"] for row in rows] for rows in (examples, baseline)),
+        ]
+        return draw.macro_f1_difference(*_indices(*columns))
+    return draw.mean_difference(_per_example(examples), _per_example(baseline))
+
+
+def _per_example(examples: Sequence[dict[str, Any]]) -> np.ndarray:
+    return np.array([row["score"] for row in examples], np.float64)
+
+
+def _indices(*columns: list[str]) -> list[np.ndarray]:
+    place = {label: number for number, label in enumerate(sorted({label for column in columns for label in column}))}
+    return [np.array([place[label] for label in column], np.int64) for column in columns]
+
+
+def _report(
+    config: CompareStep,
+    evaluations: Evaluations,
+    scores: dict[str, dict[str, Scores]],
+    decision: Decision,
+    front_on_dev: set[str],
+) -> dict[str, Any]:
+    task, finetuned = evaluations.task, evaluations.of_kind("finetuned")
+    text, labelled = evaluations.of_kind("pretrained").splits["test"], finetuned.splits["test"].examples or []
+    front = pareto([_measured(one, scores[one.id]["test"]) for one in evaluations.candidates])
+    selected = next(one for one in evaluations.candidates if one.id == decision.selected)
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "name": config.name,
+        "seed": config.seed,
+        "interval": config.gate.interval,
+        "headline": _headline(selected, evaluations, scores, decision, config.gate.max_score_drop),
+        "selected": decision.selected,
+        "gate": {
+            "passed": decision.passed,
+            "reasons": decision.reasons,
+            "split": "dev",
+            "why": decision.why,
+            "options": config.gate.model_dump(mode="json"),
+            "checks": {name: [vars(item) for item in checks] for name, checks in decision.checks.items()},
+        },
+        "task": {
+            "kind": task.kind,
+            "metric": task.metric,
+            "higher_is_better": task.higher_is_better,
+            "split": "test",
+            "examples": len(labelled),
+            "labels": task.labels,
+        },
+        "forgetting": {
+            "unit": "bits per byte",
+            "split": "test",
+            "documents": len(text.documents),
+            "sources": [],
+        },
+        "contamination": {split: _contamination(finetuned.splits[split]) for split in SPLITS},
+        "candidates": [
+            _row(one, scores[one.id], scores[finetuned.id], front, front_on_dev) for one in evaluations.candidates
+        ],
+        "data": evaluations.data,
+        "samples": _samples(selected, finetuned),
+    }
+
+
+def _row(
+    one: Candidate,
+    scores: dict[str, Scores],
+    finetuned: dict[str, Scores],
+    front: set[str],
+    front_on_dev: set[str],
+) -> dict[str, Any]:
+    entry = one.entry
+    tokens = {stream: int(entry.tokens.get(stream, 0)) for stream in ("pretrain", "finetune")}
+    return {
+        "id": one.id,
+        "kind": entry.kind,
+        "name": name_of(entry),
+        "start": entry.start,
+        "lambda": entry.mix_weight,
+        "realised_lambda": entry.realised_mix_weight,
+        "params": entry.params,
+        **scores["test"].to_json(),
+        "forgetting_share": _share(scores["test"], finetuned["test"]),
+        "pareto": one.id in front,
+        "dev": {
+            **scores["dev"].to_json(),
+            "forgetting_share": _share(scores["dev"], finetuned["dev"]),
+            "pareto": one.id in front_on_dev,
+        },
+        "tokens": {**tokens, "total": sum(tokens.values())},
+        "seconds": entry.seconds,
+        "evaluate_seconds": entry.evaluate_seconds,
+        "device": entry.device,
+        "precision": entry.precision,
+        "steps": entry.steps,
+        "base": entry.base,
+        "data": entry.data,
+        "mlflow_run": entry.mlflow_runs.get(_stage(entry)),
+        "mlflow_runs": {
+            **entry.mlflow_runs,
+            **({f"evaluate {one.id}": entry.evaluate_run} if entry.evaluate_run else {}),
+        },
+    }
+
+
+def _stage(entry: Entry) -> str:
+    return {"pretrained": "pretrain", "finetuned": "finetune"}.get(entry.kind, entry.id)
+
+
+def _share(ours: Scores, finetuned: Scores) -> float | None:
+    """Forgetting as a share of what fine-tuning alone forgets; None where that does not measurably forget."""
+    if not measurably_forgets(finetuned.delta_bpb):
+        return None
+    return ours.delta_bpb.value / finetuned.delta_bpb.value
+
+
+def _contamination(measured: Measurements) -> dict[str, int]:
+    examples = measured.examples or []
+    return {"examples": len(examples), "contaminated": sum(bool(row.get("contaminated")) for row in examples)}
+
+
+def _samples(selected: Candidate, finetuned: Candidate) -> list[dict[str, Any]]:
+    """Test examples side by side, those first on which the two disagree."""
+    ours, theirs = selected.splits["test"].examples or [], finetuned.splits["test"].examples or []
+    pairs = list(zip(ours, theirs, strict=False))
+    pairs.sort(key=lambda pair: pair[0]["prediction"] == pair[1]["prediction"])
+    return [
+        {
+            "id": mine["id"],
+            "text": mine.get("text", ""),
+            "reference": mine["reference"],
+            "finetuned": {"prediction": other["prediction"], "score": other["score"]},
+            "selected": {"prediction": mine["prediction"], "score": mine["score"]},
+        }
+        for mine, other in pairs[:SAMPLES]
+    ]
+
+
+def _headline(
+    selected: Candidate,
+    evaluations: Evaluations,
+    scores: dict[str, dict[str, Scores]],
+    decision: Decision,
+    max_drop: float,
+) -> str:
+    """The result in one sentence, on test."""
+    ours, finetuned = scores[selected.id]["test"], scores[evaluations.of_kind("finetuned").id]["test"]
+    parts = []
+    if ours.task_score is not None:
+        value = ours.task_score
+        parts.append(f"{words(evaluations.task.metric)} {value.value:.2f} [{value.low:.2f}, {value.high:.2f}]")
+    if selected.entry.kind == "finetuned":
+        parts.append(f"forgetting {_bits(ours.delta_bpb)}")
+    else:
+        if ours.task_score_vs_finetuned is not None:
+            parts.append(_against(ours.task_score_vs_finetuned, max_drop))
+        parts.append(_with_forgetting(ours, finetuned))
+    sentence = f"{name_of(selected.entry)}: {', '.join(parts)}"
+    return sentence if decision.passed else f"The gate is not met; nearest comes {sentence}"
+
+
+def _against(difference: Value, max_drop: float) -> str:
+    if difference == Value(0.0, 0.0, 0.0):
+        return "exactly as good as fine-tuning alone"
+    if difference.low > 0:
+        return f"{difference.value:+.2f} on fine-tuning alone"
+    if difference.high < 0:
+        return f"{difference.value:.2f} against fine-tuning alone"
+    if difference.low > -max_drop:
+        return f"as good as fine-tuning alone within {max_drop:g}"
+    return f"{difference.value:+.2f} [{difference.low:+.2f}, {difference.high:+.2f}] against fine-tuning alone"
+
+
+def _with_forgetting(ours: Scores, finetuned: Scores) -> str:
+    share = _share(ours, finetuned)
+    if share is None:
+        return f"forgetting {_bits(ours.delta_bpb)}, where fine-tuning alone does not measurably forget"
+    if ours.delta_bpb.high <= 0:
+        return "with none of its forgetting"
+    return f"with {100 * max(share, 0.0):.0f} % of its forgetting"
+
+
+def _bits(value: Value) -> str:
+    return f"{value.value:.2f} [{value.low:.2f}, {value.high:.2f}] bits per byte"

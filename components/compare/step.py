@@ -1,0 +1,151 @@
+"""Compares all candidates: values with intervals, the choice, the gate's verdict, the report. No torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ..shared.artifacts import ArtifactLike, write_json
+from ..shared.context import Context
+from .config import CompareStep
+from .evaluations import load_evaluations
+from .report import pictures, render_html, render_markdown
+from .results import Comparison, Scores, compare
+
+
+def run(
+    config: CompareStep,
+    *,
+    context: Context,
+    pretrained: ArtifactLike,
+    finetuned: ArtifactLike,
+    interpolated: ArtifactLike,
+    mixed: list[ArtifactLike],
+    report: ArtifactLike,
+    summary: ArtifactLike,
+    metrics: ArtifactLike,
+    comparison: ArtifactLike,
+    selected: ArtifactLike,
+    other: ArtifactLike,
+) -> bool:
+    """Selects a candidate and holds it against the gate, both on dev; reports test.
+
+    Args:
+        pretrained: evaluation folder, as are `finetuned`, `interpolated` and each of `mixed`.
+        report: output, the HTML page.
+        summary: output, its Markdown twin.
+        metrics: output, the selected candidate's numbers.
+        comparison: output, folder with report.html, report.md, report.json, the pictures as SVG, and models.json (where each
+            candidate's model is).
+        selected: output, points to the selected model; for an interpolated candidate to the pretrained one.
+        other: output, points to the fine-tuned model where an interpolated candidate is selected, else an empty folder.
+
+    Returns:
+        Whether the selected candidate meets the gate.
+
+    Raises:
+        RefusedError: where the evaluations cannot be compared.
+        MixtuneError: where a loss is not finite.
+    """
+    evaluations = load_evaluations([pretrained, finetuned, *mixed, interpolated])
+    result = compare(config, evaluations, context)
+    files = _write(result, config, context, report, summary, comparison)
+    _point_to_selected(result, selected, other)
+    numbers = _numbers(result)
+    metrics.metadata.update(numbers)
+    _track(result, numbers, files, context)
+    context.say(result.report["headline"])
+    context.say(f"gate {_verdict(result)}: " + "; ".join(result.decision.reasons))
+    return result.decision.passed
+
+
+def _write(
+    result: Comparison,
+    config: CompareStep,
+    context: Context,
+    report: ArtifactLike,
+    summary: ArtifactLike,
+    comparison: ArtifactLike,
+) -> list[Path]:
+    """Writes the comparison folder, report.json last, and the two artifacts for the KFP UI."""
+    folder = Path(comparison.path)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "report.json").unlink(missing_ok=True)
+    svgs = pictures(result, config.gate)
+    texts = {
+        "report.html": render_html(result, svgs, context),
+        "report.md": render_markdown(result, context),
+        **{f"{name}.svg": svg for name, svg in svgs.items()},
+    }
+    for name, text in texts.items():
+        (folder / name).write_text(text, encoding="utf-8")
+    for artifact, name in ((report, "report.html"), (summary, "report.md")):
+        Path(artifact.path).parent.mkdir(parents=True, exist_ok=True)
+        Path(artifact.path).write_text(texts[name], encoding="utf-8")
+    entries = [one.entry for one in result.evaluations.candidates]
+    write_json(folder / "models.json", {entry.id: entry.model_uri for entry in entries if entry.kind != "interpolated"})
+    write_json(folder / "report.json", result.report)
+    return [folder / name for name in (*texts, "report.json")]
+
+
+def _point_to_selected(result: Comparison, selected: ArtifactLike, other: ArtifactLike) -> None:
+    """Only URIs are put out: `register` fetches the one model (for an interpolated candidate, the two) and no other."""
+    entry, scores = result.selected.entry, result.scores[result.selected.id]["test"]
+    facts = {"candidate": entry.id, "kind": entry.kind, "delta_bpb": scores.delta_bpb.value}
+    if scores.task_score is not None:
+        facts["task_score"] = scores.task_score.value
+    selected.uri = entry.model_uri
+    if entry.kind == "interpolated" and entry.other_uri is not None:
+        facts["alpha"] = entry.alpha
+        other.uri = entry.other_uri
+        other.metadata["candidate"] = result.evaluations.of_kind("finetuned").id
+    else:
+        folder = Path(other.path)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "none.txt").write_text("Needed only where an interpolated candidate is selected.\n", encoding="utf-8")
+    selected.metadata.update(facts)
+
+
+def _verdict(result: Comparison) -> str:
+    return "passed" if result.decision.passed else "not met"
+
+
+def _numbers(result: Comparison) -> dict[str, float]:
+    """The selected candidate's numbers, on test."""
+    scores: Scores = result.scores[result.selected.id]["test"]
+    values = {
+        "task_score": scores.task_score,
+        "task_score_vs_finetuned": scores.task_score_vs_finetuned,
+        "bpb": scores.bpb,
+        "delta_bpb": scores.delta_bpb,
+    }
+    numbers = {"gate_passed": float(result.decision.passed)}
+    for name, value in values.items():
+        if value is not None:
+            numbers |= {name: value.value, f"{name}_low": value.low, f"{name}_high": value.high}
+    return numbers
+
+
+def _track(result: Comparison, numbers: dict[str, float], files: list[Path], context: Context) -> None:
+    tracker = context.tracker
+    tags = {
+        "mixtune.selected": result.decision.selected,
+        "mixtune.gate": _verdict(result),
+        "mixtune.gate_reasons": "; ".join(result.decision.reasons),
+        "mixtune.headline": result.report["headline"],
+    }
+    context.facts |= {"selected": result.decision.selected, "gate": _verdict(result)}
+    tracker.set_tags(tags)
+    tracker.set_tags(tags, parent=True)
+    of_all: dict[str, float | None] = {}
+    for name, by_split in result.scores.items():
+        for split, scores in by_split.items():
+            of_all |= {f"{name}.{split}.delta_bpb": scores.delta_bpb.value, f"{name}.{split}.bpb": scores.bpb.value}
+            of_all[f"{name}.{split}.task_score"] = scores.task_score.value if scores.task_score else None
+    tracker.log_metrics({**numbers, **of_all})
+    tracker.log_parent_metrics({f"selected.{name}": value for name, value in numbers.items()})
+    for file in files:
+        tracker.log_artifact(file, "report")
+        if file.name.startswith("report."):
+            tracker.log_artifact(file, "report", parent=True)
+    for stream, data in result.evaluations.data.items():
+        tracker.log_input(f"{stream}-heldout", data["digest"], data["source"], "evaluation")

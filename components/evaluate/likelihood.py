@@ -1,0 +1,106 @@
+"""Losses of documents and completions in nats, in packed rows. Shapes: N scored tokens, V vocabulary, K keys."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from ..shared.context import Progress
+from ..shared.data import Documents
+from ..shared.model import MixedModel, autocast
+from ..shared.packing import Batch, Segment, collate, pack
+from .windows import windows
+
+LOGITS_AT_ONCE = 1 << 26  # values of N·V logits held in memory at a time
+
+
+def document_segments(documents: Documents, count: int, max_length: int) -> list[Segment]:
+    """Windows over the first `count` documents; a segment's key is its document's index."""
+    segments = []
+    for index in range(count):
+        tokens = documents.tokens(index)
+        for window in windows(len(tokens), max_length):
+            piece = np.asarray(tokens[window.start : window.end])
+            segments.append(Segment(piece, window.scored_from - window.start, key=index))
+    return segments
+
+
+def example_segments(documents: Documents, classify: bool) -> list[Segment]:
+    """Labelled examples, whole; their key is their index. In classification no token is scored."""
+    segments = []
+    for index in range(len(documents)):
+        tokens = np.asarray(documents.tokens(index))
+        supervised_from = len(tokens) if classify else int(documents.supervised_from[index])
+        segments.append(Segment(tokens, supervised_from, int(documents.labels[index]), index))
+    return segments
+
+
+def batches(segments: Sequence[Segment], max_length: int, batch_size: int) -> list[list[list[Segment]]]:
+    """Packs segments into rows and rows into batches.
+
+    A row holds `max_length` tokens, or the longest segment where that is longer.
+    """
+    lengths = [len(segment.tokens) for segment in segments]
+    rows = [[segments[i] for i in row] for row in pack(lengths, max([max_length, *lengths]))]
+    return [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
+
+
+@torch.inference_mode()
+def losses(
+    model: MixedModel,
+    work: Sequence[list[list[Segment]]],
+    num_keys: int,
+    pad_id: int,
+    progress: Progress,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Sums of the losses and counts of the scored tokens by key.
+
+    Returns:
+        (K,) float64, nats; (K,) int64, tokens.
+    """
+    nats_K = torch.zeros(num_keys, dtype=torch.float64)
+    count_K = torch.zeros(num_keys, dtype=torch.int64)
+    for batch, hidden in _forward(model, work, pad_id, progress):
+        chunk = max(1, LOGITS_AT_ONCE // model.lm.config.get_text_config().vocab_size)
+        for start in range(0, len(batch.lm_at), chunk):
+            part = slice(start, start + chunk)
+            at_N, target_N, key_N = batch.lm_at[part], batch.lm_target[part], batch.lm_key[part].cpu()
+            with autocast(model.device, "auto"):
+                logits_NV = model.lm_logits(hidden[at_N])
+            ce_N = F.cross_entropy(logits_NV.float(), target_N, reduction="none").cpu().double()
+            nats_K.index_add_(0, key_N, ce_N)
+            count_K.index_add_(0, key_N, torch.ones_like(key_N))
+    return nats_K.numpy(), count_K.numpy()
+
+
+@torch.inference_mode()
+def probabilities(
+    model: MixedModel,
+    work: Sequence[list[list[Segment]]],
+    num_keys: int,
+    pad_id: int,
+    progress: Progress,
+) -> np.ndarray:
+    """(K, C) probability of each class for each example, from the hidden state of its last token."""
+    assert model.head is not None
+    found_KC = np.zeros((num_keys, model.head.out_features))
+    for batch, hidden in _forward(model, work, pad_id, progress):
+        with autocast(model.device, "auto"):
+            logits_MC = model.class_logits(hidden[batch.class_at])
+        found_KC[batch.class_key.cpu().numpy()] = logits_MC.float().softmax(-1).cpu().numpy()
+    return found_KC
+
+
+def _forward(
+    model: MixedModel, work: Sequence[list[list[Segment]]], pad_id: int, progress: Progress
+) -> Iterator[tuple[Batch, torch.Tensor]]:
+    """Each batch with its (B·L, H) hidden states. Runs in the inference mode of whoever asks for the next one."""
+    for rows in work:
+        batch = collate(rows, pad_id, classify=True).to(model.device)
+        with autocast(model.device, "auto"):
+            hidden = model.hidden(batch)
+        yield batch, hidden
+        progress.advance(tokens=batch.num_tokens)

@@ -1,0 +1,378 @@
+"""Measures models on the held-out splits of both streams: loss per document, prediction per example."""
+
+from __future__ import annotations
+
+import math
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..shared.artifacts import ArtifactLike, ModelCard, write_json, write_jsonl
+from ..shared.context import Context, Progress
+from ..shared.data import DataManifest, Documents, Split
+from ..shared.errors import MixtuneError, RefusedError
+from ..shared.model import MixedModel, interpolate, load_model, load_tokenizer, pick_device
+from ..shared.packing import Segment
+from .config import EvaluateStep
+from .generation import generate
+from .likelihood import batches, document_segments, example_segments, losses, probabilities
+from .scores import example_score, split_scores
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+FORMAT = "mixtune-evaluation/1"
+SPLITS: tuple[Split, ...] = ("dev", "test")
+SHOWN_CHARACTERS = 400
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model to measure.
+
+    Attributes:
+        card: which candidate it is.
+        folder: its model folder; for an interpolated one the pretrained end.
+        other: the fine-tuned end.
+        alpha: weight of the fine-tuned end.
+    """
+
+    card: ModelCard
+    folder: str
+    model_uri: str
+    other: str | None = None
+    other_uri: str | None = None
+    alpha: float | None = None
+
+    def load(self) -> MixedModel:
+        """The model, ready to measure."""
+        device = pick_device()
+        if self.alpha is None or self.other is None:
+            return load_model(self.folder, device).eval()
+        return interpolate(self.folder, self.other, self.alpha, device).eval()
+
+
+@dataclass(frozen=True)
+class Held:
+    """The held-out data of both streams."""
+
+    text: DataManifest
+    labelled: DataManifest
+    text_folder: str
+    labelled_folder: str
+
+    @property
+    def classify(self) -> bool:
+        """Whether the task has a head of its own."""
+        return self.labelled.task == "classification"
+
+
+def run(
+    config: EvaluateStep,
+    *,
+    context: Context,
+    model: ArtifactLike,
+    other: ArtifactLike | None,
+    pretrain_heldout: ArtifactLike,
+    finetune_heldout: ArtifactLike,
+    evaluation: ArtifactLike,
+    metrics: ArtifactLike,
+) -> None:
+    """Measures one model or, with `other`, each interpolation of two.
+
+    Args:
+        model: the model; with `other`, the pretrained end of the interpolation.
+        other: the fine-tuned end; without any α nothing is measured, and the evaluation holds no candidate.
+        pretrain_heldout: data folder with dev and test of the pretraining stream.
+        finetune_heldout: likewise of the fine-tuning stream.
+        evaluation: output, evaluation folder.
+        metrics: output, the numbers to see in the KFP UI.
+
+    Raises:
+        RefusedError: where model and data do not fit together.
+        MixtuneError: where the loss of a document is not finite; names the documents.
+    """
+    held = Held(
+        DataManifest.load(pretrain_heldout.path),
+        DataManifest.load(finetune_heldout.path),
+        pretrain_heldout.path,
+        finetune_heldout.path,
+    )
+    subjects = list(_subjects(config, model, other))
+    folder = Path(evaluation.path)
+    (folder / "evaluation.json").unlink(missing_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    entries, not_finite = [], []
+    for subject in subjects:
+        _check(subject.card, held)
+        entry, bad = _measure(subject, config, held, folder / subject.card.id, context)
+        entries.append(entry)
+        not_finite += bad
+        context.say(f"{subject.card.id}: {_words(entry)}")
+    write_json(
+        folder / "evaluation.json",
+        {
+            "format": FORMAT,
+            "task": {
+                "kind": held.labelled.task,
+                "metric": config.metric,
+                "higher_is_better": True,
+                "labels": held.labelled.labels,
+            },
+            "candidates": entries,
+            "data": {"pretrain": _described(held.text), "finetune": _described(held.labelled)},
+            "not_finite": not_finite,
+        },
+    )
+    _track(entries, held, evaluation, metrics, context)
+    if not_finite:
+        named = [
+            f"{one['candidate']}: the loss of document {one['id']} ({one['split']}) is not finite" for one in not_finite
+        ]
+        for sentence in named:
+            context.say(sentence)
+        raise MixtuneError(*named)
+
+
+def _subjects(config: EvaluateStep, model: ArtifactLike, other: ArtifactLike | None) -> Iterator[Subject]:
+    card = ModelCard.load(model.path)
+    if other is None:
+        if config.interpolation_alphas:
+            raise RefusedError("other: is required where interpolation_alphas are given")
+        yield Subject(card, model.path, model.uri)
+        return
+    tuned = ModelCard.load(other.path)
+    for alpha in config.interpolation_alphas:
+        changes = {
+            "id": f"interpolated-{alpha:g}",
+            "kind": "interpolated",
+            "start": card.id,
+            "mix_weight": None,
+            "realised_mix_weight": None,
+            "params": {"alpha": alpha},
+            "steps": 0,
+            "tokens": {},
+            "seconds": 0.0,
+        }
+        yield Subject(tuned.model_copy(update=changes), model.path, model.uri, other.path, other.uri, alpha)
+
+
+def _check(card: ModelCard, held: Held) -> None:
+    """Refuses data that the model was not made for."""
+    problems = []
+    if card.has_task_head and held.classify and card.labels != held.labelled.labels:
+        problems.append(
+            f"{card.id}: was trained on the labels {card.labels}, the held-out data has {held.labelled.labels}; prepare again"
+        )
+    for name, manifest in (("pretrain_heldout", held.text), ("finetune_heldout", held.labelled)):
+        missing = [split for split in SPLITS if split not in manifest.splits]
+        if missing:
+            problems.append(f"{name}: has no split {' and '.join(missing)}")
+    if problems:
+        raise RefusedError(*problems)
+
+
+@dataclass(frozen=True)
+class _Bench:
+    """One loaded candidate and what it is measured with."""
+
+    subject: Subject
+    model: MixedModel
+    words: PreTrainedTokenizerBase
+    config: EvaluateStep
+    held: Held
+    context: Context
+
+    def documents(self, split: Split) -> list[dict[str, Any]]:
+        """The loss of each held-out document; null where it is not finite."""
+        documents = Documents(self.held.text_folder, split)
+        count = min(len(documents), self.config.max_documents or len(documents))
+        segments = document_segments(documents, count, self.config.max_length)
+        nats, tokens = self._losses(segments, count, f"{split} documents")
+        return [
+            {
+                "id": record["id"],
+                "source": record["source"],
+                "bytes": record["bytes"],
+                "tokens": int(tokens[index]),
+                "nats": _finite(nats[index]),
+            }
+            for index, record in enumerate(documents.records()[:count])
+        ]
+
+    def classified(self, split: Split) -> list[dict[str, Any]]:
+        """The likeliest label of each example, its score, and the probability of every label."""
+        examples = Documents(self.held.labelled_folder, split)
+        labels = self.held.labelled.labels or []
+        work = self._batches(example_segments(examples, classify=True))
+        with self._progress(len(work), f"{split} examples") as progress:
+            shares = probabilities(self.model, work, len(examples), self._pad_id, progress)
+        rows = []
+        for record, share, truth in zip(examples.records(), shares, examples.labels, strict=True):
+            row = _row(record, labels[int(truth)], labels[int(np.argmax(share))], self.config.metric)
+            rows.append({**row, "probabilities": [round(float(value), 6) for value in share]})
+        return rows
+
+    def answered(self, split: Split) -> list[dict[str, Any]]:
+        """The model's answer to each prompt, its score, and the loss of the reference."""
+        examples = Documents(self.held.labelled_folder, split)
+        size = self.config.batch_size
+        nats, tokens = self._losses(example_segments(examples, classify=False), len(examples), f"{split} examples")
+        prompts = [np.asarray(examples.tokens(i))[: int(examples.supervised_from[i])] for i in range(len(examples))]
+        with self._progress(-(-len(prompts) // size), f"{split} answers") as progress:
+            answers = generate(self.model, self.words, prompts, self.config.max_new_tokens, size, progress)
+        rows = []
+        for index, (record, answer) in enumerate(zip(examples.records(), answers, strict=True)):
+            row = _row(record, record["completion"].strip(), answer, self.config.metric)
+            rows.append({**row, "tokens": int(tokens[index]), "nats": _finite(nats[index])})
+        return rows
+
+    def _losses(self, segments: list[Segment], count: int, what: str) -> tuple[np.ndarray, np.ndarray]:
+        work = self._batches(segments)
+        with self._progress(len(work), what) as progress:
+            return losses(self.model, work, count, self._pad_id, progress)
+
+    def _batches(self, segments: list[Segment]) -> list[list[list[Segment]]]:
+        return batches(segments, self.config.max_length, self.config.batch_size)
+
+    def _progress(self, total: int, what: str) -> Progress:
+        name = f"{self.subject.card.id} {what}" if self.subject.alpha is not None else what
+        return self.context.progress(total, "batches", name)
+
+    @property
+    def _pad_id(self) -> int:
+        return int(self.words.pad_token_id)
+
+
+def _measure(
+    subject: Subject, config: EvaluateStep, held: Held, folder: Path, context: Context
+) -> tuple[dict[str, Any], list[dict[str, str]]]:
+    """Measures one candidate; returns its entry in evaluation.json and the documents whose loss is not finite."""
+    started = time.monotonic()
+    model, words = subject.load(), load_tokenizer(subject.other or subject.folder)
+    size = model.lm.get_input_embeddings().num_embeddings
+    if max(held.text.vocabulary_size, held.labelled.vocabulary_size) > size:
+        raise RefusedError(
+            f"{subject.card.id}: has {size} words, the held-out data was made with more; prepare it again"
+        )
+    bench = _Bench(subject, model, words, config, held, context)
+    shutil.rmtree(folder, ignore_errors=True)
+    splits: dict[str, dict[str, Any]] = {}
+    not_finite: list[dict[str, str]] = []
+    # A generation task needs no head of its own, so that the pretrained model can be scored on it.
+    with_task = subject.card.has_task_head or not held.classify
+    for split in SPLITS:
+        documents = bench.documents(split)
+        write_jsonl(folder / f"{split}.documents.jsonl", documents)
+        splits[split] = _forgetting_summary(documents)
+        bad = [row["id"] for row in documents if row["nats"] is None]
+        not_finite += [{"candidate": subject.card.id, "split": split, "id": name} for name in bad]
+        if with_task and held.labelled.splits[split].documents:
+            rows = bench.classified(split) if held.classify else bench.answered(split)
+            write_jsonl(folder / f"{split}.examples.jsonl", rows)
+            splits[split] |= _task_summary(rows, held, config.metric)
+        else:
+            splits[split] |= {"task_score": None, "examples": 0}
+    curve = Path(subject.folder) / "training.jsonl"
+    if subject.alpha is None and curve.is_file():
+        shutil.copyfile(curve, folder / "training.jsonl")
+    entry = {
+        **subject.card.model_dump(mode="json"),
+        "model_uri": subject.model_uri,
+        "other_uri": subject.other_uri,
+        "alpha": subject.alpha,
+        "splits": splits,
+        "evaluate_seconds": round(time.monotonic() - started, 2),
+        "evaluate_run": context.tracker.run_id,
+    }
+    return entry, not_finite
+
+
+def _finite(value: float) -> float | None:
+    return float(value) if math.isfinite(value) else None
+
+
+def _row(record: dict[str, Any], reference: str, prediction: str, metric: str) -> dict[str, Any]:
+    text = record.get("prompt") or record.get("text") or ""
+    return {
+        "id": record["id"],
+        "reference": reference,
+        "prediction": prediction,
+        "score": example_score(metric, prediction, reference),
+        "contaminated": bool(record.get("contaminated", False)),
+        "text": text if len(text) <= SHOWN_CHARACTERS else text[: SHOWN_CHARACTERS - 1] + "…",
+    }
+
+
+def _forgetting_summary(documents: list[dict[str, Any]]) -> dict[str, Any]:
+    """Ratios of sums over the documents; null where a loss is not finite."""
+    finite = documents and all(row["nats"] is not None for row in documents)
+    nats = sum(row["nats"] for row in documents) if finite else None
+    num_bytes, tokens = (sum(row[name] for row in documents) for name in ("bytes", "tokens"))
+    return {
+        "bpb": nats / (math.log(2) * num_bytes) if nats is not None and num_bytes else None,
+        "nats_per_token": nats / tokens if nats is not None and tokens else None,
+        "documents": len(documents),
+        "tokens": tokens,
+        "bytes": num_bytes,
+    }
+
+
+def _task_summary(rows: list[dict[str, Any]], held: Held, metric: str) -> dict[str, Any]:
+    assert held.labelled.task is not None
+    scores = split_scores(held.labelled.task, [row["reference"] for row in rows], [row["prediction"] for row in rows])
+    summary: dict[str, Any] = {"task_score": scores[metric], "examples": len(rows), **scores}
+    if not held.classify:
+        nats, tokens = [row["nats"] for row in rows], sum(row["tokens"] for row in rows)
+        summary["completion_nats_per_token"] = sum(nats) / tokens if tokens and None not in nats else None
+    return summary
+
+
+def _described(manifest: DataManifest) -> dict[str, Any]:
+    """What the report tells of held-out data."""
+    return {
+        "digest": manifest.digest,
+        "source": manifest.source,
+        "splits": {split: manifest.splits[split].model_dump(mode="json") for split in SPLITS},
+    }
+
+
+def _words(entry: dict[str, Any]) -> str:
+    test = entry["splits"]["test"]
+    bpb, score = test["bpb"], test["task_score"]
+    parts = ["loss not finite" if bpb is None else f"{bpb:.3f} bits per byte on {test['documents']:,} test documents"]
+    if score is not None:
+        parts.append(f"task score {score:.3f} on {test['examples']:,} test examples")
+    return ", ".join(parts)
+
+
+def _track(
+    entries: list[dict[str, Any]], held: Held, evaluation: ArtifactLike, metrics: ArtifactLike, context: Context
+) -> None:
+    """Numbers beside the artifacts and in MLflow."""
+    numbers: dict[str, float] = {}
+    for entry in entries:
+        prefix = f"{entry['id']}." if entry["alpha"] is not None else ""
+        for split, values in entry["splits"].items():
+            for name, value in values.items():
+                if value is not None:
+                    numbers[f"{prefix}{split}.{name}"] = float(value)
+        numbers[f"{prefix}evaluate_seconds"] = entry["evaluate_seconds"]
+    context.tracker.log_metrics(numbers)
+    context.tracker.set_tags({"mixtune.candidate": " ".join(entry["id"] for entry in entries)})
+    for name, manifest in (("pretrain-heldout", held.text), ("finetune-heldout", held.labelled)):
+        context.tracker.log_input(name, manifest.digest, manifest.source, "evaluation")
+    metrics.metadata.update({name: value for name, value in numbers.items() if name.endswith((".bpb", ".task_score"))})
+    evaluation.metadata.update(
+        {
+            "candidates": [entry["id"] for entry in entries],
+            "bpb": {entry["id"]: entry["splits"]["test"]["bpb"] for entry in entries},
+            "task_score": {entry["id"]: entry["splits"]["test"]["task_score"] for entry in entries},
+            "mlflow_run": context.tracker.run_id or "",
+        }
+    )

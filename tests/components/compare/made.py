@@ -1,0 +1,162 @@
+"""Evaluation folders as `evaluate` writes them, with drawn measurements, and a run of `compare` over them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mixtune.components.compare.config import CompareStep, Gate
+from mixtune.components.compare.step import run
+from mixtune.components.shared.artifacts import Artifact, write_json, write_jsonl
+from mixtune.components.shared.context import Context
+
+LABELS = ["kfp", "mlflow", "pandas", "rich"]
+
+
+@dataclass
+class Made:
+    """One candidate to write.
+
+    Attributes:
+        forgets: added to the loss of every document, in nats per token.
+        right: share of the examples that it gets right; None for a model with no trained head.
+    """
+
+    id: str
+    kind: str
+    forgets: float = 0.0
+    right: float | None = None
+    mix_weight: float | None = None
+    alpha: float | None = None
+    predict: Callable[[int, str], str] | None = None
+    curve: list[dict[str, Any]] = field(default_factory=list)
+
+
+PRETRAINED = Made("pretrained", "pretrained", mix_weight=1.0)
+FINETUNED = Made("finetuned", "finetuned", forgets=2.0, right=0.55, mix_weight=0.0)
+MIXED = Made("mixed-0.3", "mixed", forgets=0.4, right=0.65, mix_weight=0.3)
+INTERPOLATED = Made("interpolated-0.5", "interpolated", forgets=0.2, right=0.4, alpha=0.5)
+
+
+def write_evaluation(
+    folder: Path, candidates: list[Made], documents: int = 60, examples: int = 300, metric: str = "accuracy"
+) -> Artifact:
+    """Writes one evaluation folder; the same documents and examples for every call with the same counts."""
+    entries = []
+    for one in candidates:
+        splits: dict[str, dict[str, Any]] = {}
+        for number, split in enumerate(("dev", "test")):
+            splits[split] = _write_split(folder / one.id, split, number, one, documents, examples)
+        if one.curve:
+            write_jsonl(folder / one.id / "training.jsonl", one.curve)
+        entries.append(
+            {
+                "format": "mixtune-model/1", "id": one.id, "kind": one.kind,
+                "start": None if one.kind == "pretrained" else "pretrained", "mix_weight": one.mix_weight,
+                "realised_mix_weight": one.mix_weight, "has_task_head": one.right is not None,
+                "params": {"alpha": one.alpha} if one.alpha else {"steps": 200}, "steps": 200, "seconds": 31.5,
+                "tokens": {"pretrain": 100_000 if one.mix_weight else 0, "finetune": 200_000}, "base": "scratch",
+                "data": {"pretrain": "a" * 64, "finetune": "b" * 64}, "mlflow_runs": {one.id: f"run-of-{one.id}"},
+                "device": "cpu", "precision": "bf16",
+                "model_uri": "/models/pretrained" if one.alpha else f"/models/{one.id}",
+                "other_uri": "/models/finetuned" if one.alpha else None, "alpha": one.alpha, "splits": splits,
+                "evaluate_seconds": 4.2, "evaluate_run": None,
+            }
+        )  # fmt: skip
+    data = {
+        stream: {
+            "digest": digest * 64,
+            "source": "embedded",
+            "splits": {split: {"documents": count, "tokens": 50 * count} for split in ("dev", "test")},
+        }
+        for stream, digest, count in (("pretrain", "c", documents), ("finetune", "d", examples))
+    }
+    task = {"kind": "classification", "metric": metric, "higher_is_better": True, "labels": LABELS}
+    write_json(
+        folder / "evaluation.json",
+        {"format": "mixtune-evaluation/1", "task": task, "candidates": entries, "data": data, "not_finite": []},
+    )
+    return Artifact(str(folder))
+
+
+def _write_split(
+    folder: Path, split: str, number: int, one: Made, documents: int, examples: int
+) -> dict[str, dict[str, Any]]:
+    draw = np.random.default_rng(number)  # the same documents and examples for every candidate
+    tokens = draw.integers(20, 200, documents)
+    nats = tokens * draw.gamma(20, 0.2, documents)
+    own = np.random.default_rng([number, *one.id.encode()])
+    rise = one.forgets * tokens * own.uniform(0.6, 1.4, documents) if one.forgets else 0 * tokens
+    write_jsonl(
+        folder / f"{split}.documents.jsonl",
+        [
+            {"id": f"{split}-d{i}", "source": "random", "bytes": int(4 * tokens[i]), "tokens": int(tokens[i]),
+             "nats": float(nats[i] + rise[i])}
+            for i in range(documents)
+        ],
+    )  # fmt: skip
+    if one.right is None:
+        return {}
+    references = [LABELS[i] for i in draw.integers(0, len(LABELS), examples)]
+    hard = draw.uniform(size=examples)  # what one candidate gets right, a better one mostly does, too
+    hard = np.clip(hard + own.normal(0, 0.1, examples), 0, 1)
+    rows = []
+    for i, reference in enumerate(references):
+        wrong = LABELS[(LABELS.index(reference) + 1) % len(LABELS)]
+        prediction = reference if hard[i] < one.right else wrong
+        if one.predict:
+            prediction = one.predict(i, reference)
+        rows.append(
+            {"id": f"{split}-e{i}", "reference": reference, "prediction": prediction,
+             "score": float(prediction == reference), "contaminated": i % 50 == 0, "text": f"what does {i} <do>?"}
+        )  # fmt: skip
+    write_jsonl(folder / f"{split}.examples.jsonl", rows)
+    return {"accuracy": float(np.mean([row["score"] for row in rows]))}
+
+
+@dataclass
+class Outcome:
+    """What a run of `compare` left."""
+
+    passed: bool
+    folder: Path
+    artifacts: dict[str, Artifact]
+    context: Context
+
+    @property
+    def report(self) -> dict[str, Any]:
+        """The content of report.json."""
+        return json.loads((self.folder / "report.json").read_text(encoding="utf-8"))
+
+    def row(self, candidate: str) -> dict[str, Any]:
+        """A candidate's row in report.json."""
+        return next(row for row in self.report["candidates"] if row["id"] == candidate)
+
+
+def compare(folder: Path, evaluations: dict[str, Any], context: Context | None = None, **gate: Any) -> Outcome:
+    """Runs the step on evaluation artifacts, given as `pretrained`, `finetuned`, `interpolated` and `mixed`."""
+    names = ("summary", "metrics", "comparison", "selected", "other")
+    outputs = {name: Artifact(str(folder / "out" / name)) for name in names}
+    outputs["report"] = Artifact(str(folder / "out" / "page" / "report.html"))
+    outputs["summary"] = Artifact(str(folder / "out" / "page" / "report.md"))
+    config = CompareStep(name="trial", seed=3, gate=Gate(**{"resamples": 300, **gate}))
+    context = context or Context.for_tests()
+    passed = run(config, context=context, **evaluations, **outputs)
+    return Outcome(passed, folder / "out" / "comparison", outputs, context)
+
+
+def write_all(
+    folder: Path, *mixed: Made, finetuned: Made = FINETUNED, alphas: tuple[Made, ...] = (), **how: Any
+) -> Any:
+    """Writes the evaluations of a whole run: pretrained, fine-tuned, each mixed, all interpolated."""
+    return {
+        "pretrained": write_evaluation(folder / "pretrained", [PRETRAINED], **how),
+        "finetuned": write_evaluation(folder / "finetuned", [finetuned], **how),
+        "mixed": [write_evaluation(folder / one.id, [one], **how) for one in mixed],
+        "interpolated": write_evaluation(folder / "interpolated", list(alphas), **how),
+    }

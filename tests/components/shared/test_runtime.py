@@ -1,0 +1,117 @@
+"""How a step ends: its outcome record, its exit status, its own log; no traceback for a user's mistake."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mixtune.components.finetune.config import Finetune, FinetuneStep
+from mixtune.components.shared.artifacts import Artifact
+from mixtune.components.shared.outcome import load_outcomes
+from mixtune.components.shared.runtime import STEPS, launch
+
+from .tiny import write_data
+
+CONFIG = FinetuneStep(seed=0, max_length=32, finetune=Finetune(steps=2)).to_json()
+
+
+@pytest.fixture
+def outcomes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("MIXTUNE_OUTCOME_DIR", str(tmp_path / "outcomes"))
+    monkeypatch.setenv("MIXTUNE_LOG_DIR", str(tmp_path / "logs"))
+    return tmp_path / "outcomes"
+
+
+def finetune(tmp_path: Path, config: str = CONFIG, **artifacts: Path) -> Any:
+    names = {"start": tmp_path / "start", "data": tmp_path / "data", "model": tmp_path / "model"} | artifacts
+    given = {name: Artifact(str(path)) for name, path in names.items()}
+    return launch("finetune", config, {**given, "metrics": Artifact(str(tmp_path / "metrics"))})
+
+
+def test_a_users_mistake_ends_in_a_sentence_and_status_2(tmp_path: Path, outcomes: Path) -> None:
+    with pytest.raises(SystemExit) as ended:
+        finetune(tmp_path)
+    assert ended.value.code == 2
+    (outcome,) = load_outcomes(outcomes)
+    assert outcome.kind == "refused"
+    assert "has no manifest.json" in outcome.sentences[0]
+    log = Path(outcome.log or "").read_text()
+    assert outcome.sentences[0] in log
+    assert "Traceback" not in log
+
+
+def test_every_wrong_field_of_a_steps_configuration_is_named(tmp_path: Path, outcomes: Path) -> None:
+    with pytest.raises(SystemExit):
+        finetune(tmp_path, config='{"seed": "x", "finetune": {"stepz": 1}}')
+    (outcome,) = load_outcomes(outcomes)
+    assert len(outcome.sentences) == 3
+
+
+def test_an_unforeseen_error_keeps_its_traceback_in_the_log_alone(tmp_path: Path, outcomes: Path) -> None:
+    write_data(tmp_path / "data", "finetune", "generation")
+    (tmp_path / "start").mkdir()
+    (tmp_path / "start" / "mixtune.json").write_text('{"id": "pretrained", "kind": "pretrained"}')
+    with pytest.raises(SystemExit) as ended:
+        finetune(tmp_path)
+    assert ended.value.code in (1, 2)
+    (outcome,) = load_outcomes(outcomes)
+    assert outcome.sentences
+    assert "\n" not in outcome.sentences[0]
+
+
+def test_sigterm_ends_a_step_with_143_and_a_record(tmp_path: Path) -> None:
+    script = f"""
+import os, signal, sys
+sys.path.insert(0, {str(Path(__file__).parents[3])!r})
+from mixtune.components.shared import runtime
+from mixtune.components.shared.artifacts import Artifact
+import mixtune.components.finetune.step as step
+def slow(*args, **kwargs):
+    print("started", flush=True)
+    import time
+    time.sleep(60)
+step.run = slow
+runtime.launch("finetune", {CONFIG!r}, {{"metrics": Artifact("m")}})
+"""
+    environment = {**os.environ, "MIXTUNE_OUTCOME_DIR": str(tmp_path)}
+    process = subprocess.Popen([sys.executable, "-c", script], env=environment, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "started\n"
+    time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(20) == 143
+    (outcome,) = load_outcomes(tmp_path)
+    assert outcome.kind == "terminated"
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_every_step_is_one_folder_with_the_same_three_files(step: str) -> None:
+    folder = Path(__file__).parents[3] / "components" / step
+    assert {"config.py", "step.py", "component.py"} <= {path.name for path in folder.iterdir()}
+    assert len((folder / "component.py").read_text().splitlines()) < 40
+
+
+LIGHT = (
+    "mixtune.components.checks",
+    "mixtune.pipelines.cli",
+    "mixtune.pipelines.pipeline",
+    *(f"mixtune.components.{step}.component" for step in STEPS),
+    *(f"mixtune.components.{step}.step" for step in ("plan", "prepare", "compare", "register", "finish")),
+)
+
+
+def test_what_needs_no_model_never_imports_torch() -> None:
+    code = f"""
+import importlib, sys
+for name in {LIGHT!r}:
+    importlib.import_module(name)
+    assert not {{"torch", "mlflow"}} & set(sys.modules), name
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)

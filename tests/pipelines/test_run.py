@@ -1,0 +1,408 @@
+"""The whole DAG by KFP's local runner, on real files: results, cache isolation, refusals, failures, interruption."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from mixtune.components.shared.outcome import load_outcomes
+from mixtune.components.shared.tracking import connect
+from mixtune.pipelines.local import claim
+from tests.conftest import sentences
+
+pytestmark = pytest.mark.slow
+
+ALWAYS = {"plan", "compare", "finish"}
+
+
+class Project:
+    """A user's folder with data and a configuration, and the command run in it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.output = folder / "runs" / "tiny"
+        texts = sentences(240)
+        self.write("text.jsonl", [{"text": f"{one} . {two}"} for one, two in pairwise(texts)])
+        self.write_labels(200)
+        self.config: dict[str, Any] = {
+            "name": "tiny",
+            "model": {
+                "base": "scratch",
+                "max_length": 64,
+                "scratch": {"vocabulary_size": 400, "hidden_size": 32, "layers": 2, "heads": 2},
+            },
+            "data": {
+                "pretrain": {"source": "text.jsonl", "dev_fraction": 0.1, "test_fraction": 0.1},
+                "finetune": {"source": "labels.jsonl", "dev_fraction": 0.2, "test_fraction": 0.2},
+            },
+            "pretrain": {"steps": 25, "batch_size": 8, "learning_rate": 0.003, "precision": "float32"},
+            "finetune": {"steps": 12, "batch_size": 8, "learning_rate": 0.003, "precision": "float32"},
+            "mixed": {"lambdas": [0.3], "steps": 12, "batch_size": 8, "learning_rate": 0.003, "precision": "float32"},
+            # Everything passes, so that register runs.
+            "gate": {"max_score_drop": 1, "max_forgetting_share": None, "resamples": 200, "rule": "best_task_score"},
+        }
+
+    def write(self, name: str, rows: list[dict[str, Any]]) -> None:
+        lines = [json.dumps(row, ensure_ascii=False) for row in rows]
+        (self.folder / name).write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+    def write_labels(self, count: int) -> None:
+        good = sentences(count // 2, seed=7, words=tuple("fine good great lovely warm bright film".split()))  # noqa: SIM905
+        bad = sentences(count // 2, seed=8, words=tuple("poor bad awful cold dull dark film".split()))  # noqa: SIM905
+        rows = [{"text": text, "label": "good"} for text in good] + [{"text": text, "label": "bad"} for text in bad]
+        self.write("labels.jsonl", rows)
+
+    def mixtune(self, *arguments: str, config: dict[str, Any] | None = None) -> subprocess.CompletedProcess[str]:
+        (self.folder / "config.yaml").write_text(yaml.safe_dump(config or self.config), encoding="utf-8")
+        return subprocess.run(
+            [sys.executable, "-m", "mixtune.pipelines.cli", *arguments], cwd=self.folder, capture_output=True, text=True,
+            timeout=600, check=False,
+        )  # fmt: skip
+
+    def run(self, *arguments: str) -> tuple[int, set[str], str]:
+        """Exit status, titles of the steps that really ran, and all that was printed."""
+        done = self.mixtune("run", "config.yaml", *arguments)
+        return done.returncode, self.ran(), done.stdout + done.stderr
+
+    def ran(self) -> set[str]:
+        run_id = json.loads((self.output / ".mixtune" / "last_run.json").read_text())["id"]
+        return {outcome.title for outcome in load_outcomes(self.output / ".mixtune" / "outcomes" / run_id)}
+
+    def report(self) -> dict[str, Any]:
+        return dict(json.loads((self.output / "report" / "report.json").read_text()))
+
+    def client(self) -> Any:
+        return connect(f"sqlite:///{self.output / 'mlflow' / 'mlflow.db'}")
+
+
+@pytest.fixture(scope="module")
+def first(tmp_path_factory: pytest.TempPathFactory) -> tuple[Project, str]:
+    """One finished run; tests that go on from it work on a copy of nothing: they leave it finished too."""
+    project = Project(tmp_path_factory.mktemp("project"))
+    status, ran, printed = project.run()
+    assert status == 0, printed
+    assert ran == ALWAYS | {
+        "prepare pretrain", "prepare finetune", "pretrain", "finetune", "mixed-0.3", "evaluate mixed-0.3",
+        "evaluate pretrained", "evaluate finetuned", "evaluate interpolated", "register",
+    }  # fmt: skip
+    return project, printed
+
+
+@pytest.fixture
+def fresh(tmp_path: Path) -> Project:
+    return Project(tmp_path)
+
+
+def test_the_command_prints_the_candidates_and_where_everything_is(first: tuple[Project, str]) -> None:
+    _, printed = first
+    for word in (
+        "mixed-0.3",
+        "finetuned",
+        "interpolated-0.5",
+        "← selected",
+        "gate passed",
+        "report.html",
+        "models",
+        "MLflow",
+    ):
+        assert word in printed
+    assert "Traceback" not in printed
+
+
+def test_the_output_folder_is_as_the_design_has_it(first: tuple[Project, str]) -> None:
+    project, _ = first
+    assert {"config.yaml", "report", "models", "mlflow"} <= {path.name for path in project.output.iterdir()}
+    assert {"report.html", "report.md", "report.json"} <= {path.name for path in (project.output / "report").iterdir()}
+    models = {path.name for path in (project.output / "models").iterdir()}
+    assert {"pretrained", "finetuned", "mixed-0.3"} <= models
+    assert (project.output / "models" / "selected" / "model.safetensors").is_file()
+    assert yaml.safe_load((project.output / "config.yaml").read_text())["mixed"]["lambdas"] == [0.3]
+
+
+def test_the_report_has_the_fields_of_the_contract(first: tuple[Project, str]) -> None:
+    report = first[0].report()
+    assert report["schema_version"] == 1
+    assert {"name", "seed", "interval", "selected", "gate", "task", "forgetting", "candidates"} <= set(report)
+    assert {"kind", "metric", "higher_is_better", "split", "examples"} <= set(report["task"])
+    assert {"unit", "split", "documents", "sources"} <= set(report["forgetting"])
+    by_id = {one["id"]: one for one in report["candidates"]}
+    assert set(by_id) == {"pretrained", "finetuned", "mixed-0.3", "interpolated-0.5"}
+    for one in by_id.values():
+        assert {
+            "id", "kind", "start", "lambda", "realised_lambda", "params", "task_score", "task_score_vs_finetuned",
+            "bpb", "delta_bpb", "pareto", "tokens", "seconds",
+        } <= set(one)  # fmt: skip
+        assert one["bpb"]["low"] <= one["bpb"]["value"] <= one["bpb"]["high"]
+    assert by_id["pretrained"]["task_score"] is None
+    assert by_id["mixed-0.3"]["lambda"] == 0.3
+    assert by_id["mixed-0.3"]["realised_lambda"] == pytest.approx(0.3)
+    assert by_id["finetuned"]["tokens"]["pretrain"] == 0
+    assert by_id["pretrained"]["delta_bpb"]["value"] == 0
+
+
+def test_models_load_with_plain_transformers(first: tuple[Project, str]) -> None:
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, pipeline
+
+    models = first[0].output / "models"
+    AutoModelForCausalLM.from_pretrained(models / "pretrained")
+    AutoModelForCausalLM.from_pretrained(models / "mixed-0.3")
+    AutoModelForSequenceClassification.from_pretrained(models / "mixed-0.3")
+    answer = pipeline("text-classification", model=str(models / "mixed-0.3"))("a lovely bright film")
+    assert answer[0]["label"] in {"good", "bad"}
+
+
+def test_mlflow_has_one_parent_and_a_nested_run_for_each_step(first: tuple[Project, str]) -> None:
+    client = first[0].client()
+    experiment = client.get_experiment_by_name("mixtune")
+    runs = client.search_runs([experiment.experiment_id], max_results=1000)
+    parents = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
+    first_parent = min(parents, key=lambda run: run.info.start_time)
+    assert first_parent.info.status == "FINISHED"
+    assert first_parent.data.tags["mixtune.verdict"].startswith("gate passed")
+    assert first_parent.data.params["mixed.lambdas"] == "[0.3]"
+    nested = {
+        run.info.run_name: run for run in runs if run.data.tags.get("mlflow.parentRunId") == first_parent.info.run_id
+    }
+    assert {"plan", "pretrain", "mixed-0.3", "evaluate mixed-0.3", "compare", "register", "finish"} <= set(nested)
+    assert all(run.info.status == "FINISHED" for run in nested.values())
+    mixed = nested["mixed-0.3"]
+    for metric in ("loss_pretrain", "loss_finetune", "realised_mix_weight", "learning_rate", "tokens_pretrain"):
+        assert len(client.get_metric_history(mixed.info.run_id, metric)) == 2, metric
+    assert {one.dataset.name for one in mixed.inputs.dataset_inputs} == {"pretrain stream", "finetune stream"}
+    reports = {one.path for one in client.list_artifacts(first_parent.info.run_id, "report")}
+    assert {"report/report.html", "report/report.json"} <= reports
+    assert client.list_artifacts(nested["prepare finetune"].info.run_id)
+
+
+def test_the_selected_model_is_registered_once_and_loads(first: tuple[Project, str]) -> None:
+    project, _ = first
+    client = project.client()
+    version = client.get_model_version_by_alias("tiny", "candidate")
+    assert version.tags["mixtune.candidate"] == project.report()["selected"]
+    code = (
+        "import mlflow, sys\n"
+        "mlflow.set_tracking_uri(sys.argv[1])\n"
+        "pipe = mlflow.transformers.load_model('models:/tiny@candidate')\n"
+        "print(pipe('a lovely bright film')[0]['label'])\n"
+    )
+    uri = f"sqlite:///{project.output / 'mlflow' / 'mlflow.db'}"
+    done = subprocess.run([sys.executable, "-c", code, uri], capture_output=True, text=True, check=False)
+    assert done.stdout.strip() in {"good", "bad"}, done.stderr
+
+
+def test_the_same_again_trains_nothing_and_links_to_what_was_made(first: tuple[Project, str]) -> None:
+    project, _ = first
+    before = project.report()
+    status, ran, printed = project.run()
+    assert status == 0
+    assert ran == ALWAYS | {"register"}
+    assert printed.count("from the cache") == 9
+    after = project.report()
+    assert after["candidates"] == before["candidates"]
+    assert len(project.client().search_model_versions("name = 'tiny'")) == 1
+    client = project.client()
+    experiment = client.get_experiment_by_name("mixtune")
+    newest = client.search_runs(
+        [experiment.experiment_id],
+        "tags.`mixtune.step` = 'pipeline'",
+        order_by=["attributes.start_time DESC"],
+        max_results=1,
+    )[0]
+    assert newest.info.status == "FINISHED"
+    assert {f"mixtune.cached.{one}" for one in ("pretrain", "finetune", "mixed-0.3", "evaluate.mixed-0.3")} <= set(
+        newest.data.tags
+    )
+    assert len(list((project.output / "history").iterdir())) >= 1
+
+
+def test_another_lambda_trains_that_one_alone(first: tuple[Project, str]) -> None:
+    project, _ = first
+    status, ran, _ = project.run("--set", "mixed.lambdas=[0.3, 0.6]")
+    assert status == 0
+    assert ran - {"register"} == ALWAYS | {"mixed-0.6", "evaluate mixed-0.6"}
+
+
+def test_a_gate_that_is_not_met_is_status_3_and_registers_nothing(first: tuple[Project, str]) -> None:
+    project, _ = first
+    status, ran, printed = project.run("--set", "gate.min_task_score=1.1")
+    assert status == 3
+    assert ran == ALWAYS
+    assert "gate not met" in printed
+    assert project.report()["gate"]["passed"] is False
+    assert project.report()["gate"]["reasons"]
+
+
+def test_an_interpolated_winner_is_written_out_and_registered(first: tuple[Project, str]) -> None:
+    project, _ = first
+    options = ("--set", "evaluate.interpolation_alphas=[0.05]", "--set", "gate.rule=least_forgetting")
+    status, _, printed = project.run(*options, "--set", "tracking.registered_model=blend")
+    assert status == 0, printed
+    assert project.report()["selected"] == "interpolated-0.05"
+    assert (project.output / "models" / "selected" / "model.safetensors").is_file()
+    version = project.client().get_model_version_by_alias("blend", "candidate")
+    assert version.tags["mixtune.candidate"] == "interpolated-0.05"
+
+
+def test_changed_labels_never_rerun_pretraining(fresh: Project, first: tuple[Project, str]) -> None:
+    project, _ = first
+    project.write_labels(180)
+    try:
+        status, ran, _ = project.run()
+    finally:
+        project.write_labels(200)
+    assert status == 0
+    assert {"prepare finetune", "finetune", "mixed-0.3"} <= ran
+    assert not {"prepare pretrain", "pretrain"} & ran
+
+
+def test_a_failing_candidate_ends_in_a_sentence_and_the_next_run_goes_on(first: tuple[Project, str]) -> None:
+    project, _ = first
+    status, ran, printed = project.run("--set", "mixed.learning_rate=1.0e+30", "--set", "mixed.max_grad_norm=1.0e+30")
+    assert status == 1
+    assert "Traceback" not in printed
+    assert "mixed-0.3: step" in printed
+    assert "not finite" in printed
+    assert "its log is" in printed
+    assert "pretrain" not in ran
+    client = project.client()
+    experiment = client.get_experiment_by_name("mixtune")
+    newest = client.search_runs(
+        [experiment.experiment_id],
+        "tags.`mixtune.step` = 'pipeline'",
+        order_by=["attributes.start_time DESC"],
+        max_results=1,
+    )[0]
+    assert newest.info.status == "FAILED"
+    assert "not finite" in newest.data.tags["mixtune.verdict"]
+
+
+def test_interrupted_is_130_and_goes_on_from_there(fresh: Project) -> None:
+    (fresh.folder / "config.yaml").write_text(yaml.safe_dump(fresh.config), encoding="utf-8")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "mixtune.pipelines.cli", "run", "config.yaml"], cwd=fresh.folder,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    deadline = time.monotonic() + 120
+    outcomes = fresh.output / ".mixtune" / "outcomes"
+    while not list(outcomes.glob("*/prepare-finetune.json")) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "goes on from there" in errors
+    status, ran, _ = fresh.run()
+    assert status == 0
+    assert not {"prepare pretrain", "prepare finetune"} & ran
+
+
+def test_generation_runs_end_to_end(fresh: Project) -> None:
+    rows = [{"prompt": f"{text} =>", "completion": f" {text.split()[0]}"} for text in sentences(160, seed=3)]
+    fresh.write("pairs.jsonl", rows)
+    options = {"source": "pairs.jsonl", "task": "generation", "dev_fraction": 0.2, "test_fraction": 0.2}
+    fresh.config["data"]["finetune"] = options
+    fresh.config["evaluate"] = {"max_new_tokens": 8}
+    status, _, printed = fresh.run()
+    assert status == 0, printed
+    report = fresh.report()
+    assert report["task"]["metric"] == "exact_match"
+    assert all(one["task_score"] is not None for one in report["candidates"])
+    version = fresh.client().get_model_version_by_alias("tiny", "candidate")
+    assert version.tags["mixtune.kind"] in {"mixed", "finetuned", "interpolated"}
+
+
+def test_a_brought_model_is_used_as_it_is(first: tuple[Project, str], fresh: Project) -> None:
+    project, _ = first
+    shutil.copytree(project.output / "models" / "pretrained", fresh.folder / "mine", symlinks=False)
+    fresh.config["model"] = {"base": "./mine", "max_length": 64}
+    fresh.config["pretrain"] = {"steps": 0}
+    status, ran, printed = fresh.run()
+    assert status == 0, printed
+    assert "pretrain" in ran
+    mine, brought = (
+        folder / "model.safetensors" for folder in (fresh.folder / "mine", fresh.output / "models" / "pretrained")
+    )
+    assert mine.read_bytes() == brought.read_bytes()
+
+
+REFUSED: list[tuple[str, Callable[[Project], None], str]] = [
+    ("missing file", lambda p: (p.folder / "text.jsonl").unlink(), "text.jsonl"),
+    ("missing column", lambda p: p.config["data"]["finetune"].update(label_column="klass"), "klass"),
+    ("lambda above one", lambda p: p.config["mixed"].update(lambdas=[1.5]), "mixed.lambdas.0"),
+    ("unknown key", lambda p: p.config.update(mixd={}), "mixd"),
+    ("wrong type", lambda p: p.config["pretrain"].update(steps="many"), "pretrain.steps"),
+    ("no model", lambda p: p.config["model"].update(base="./nowhere"), "nowhere"),
+    ("empty file", lambda p: (p.folder / "labels.jsonl").write_text(""), "labels.jsonl"),
+]
+
+
+@pytest.mark.parametrize(("spoil", "word"), [(one[1], one[2]) for one in REFUSED], ids=[one[0] for one in REFUSED])
+def test_refused_before_anything_runs_and_nothing_is_written(
+    fresh: Project, spoil: Callable[[Project], None], word: str
+) -> None:
+    spoil(fresh)
+    done = fresh.mixtune("run", "config.yaml")
+    assert done.returncode == 2, done.stderr
+    assert word in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (fresh.folder / "runs").exists()
+
+
+def test_bad_data_is_refused_with_all_problems_of_its_stream(fresh: Project) -> None:
+    rows: list[dict[str, Any]] = [
+        {"text": text, "label": "a" if i % 2 else "b"} for i, text in enumerate(sentences(40))
+    ]
+    rows[5] = {"text": "once only here", "label": "once"}
+    rows[7]["text"] = "   "
+    rows[9]["label"] = None
+    fresh.write("labels.jsonl", rows)
+    done = fresh.mixtune("run", "config.yaml")
+    assert done.returncode == 2
+    for word in ("once", "line 8", "line 10"):
+        assert word in done.stderr, word
+    assert "Traceback" not in done.stderr
+
+
+def test_a_folder_that_is_no_run_is_left_alone(fresh: Project) -> None:
+    fresh.output.mkdir(parents=True)
+    (fresh.output / "thesis.txt").write_text("years of work")
+    done = fresh.mixtune("run", "config.yaml")
+    assert done.returncode == 2
+    assert "is no mixtune run" in done.stderr
+    assert [path.name for path in fresh.output.iterdir()] == ["thesis.txt"]
+
+
+def test_an_unreachable_tracking_server_is_status_4(fresh: Project) -> None:
+    fresh.config["tracking"] = {"uri": "http://127.0.0.1:9"}
+    done = fresh.mixtune("run", "config.yaml")
+    assert done.returncode == 4, done.stdout + done.stderr
+    assert "no MLflow server answers at http://127.0.0.1:9" in done.stderr
+
+
+def test_a_password_in_the_configuration_is_refused_and_not_shown(fresh: Project) -> None:
+    fresh.config["tracking"] = {"uri": "http://someone:secret@127.0.0.1:9"}
+    done = fresh.mixtune("run", "config.yaml")
+    assert done.returncode == 2
+    assert "MLFLOW_TRACKING_PASSWORD" in done.stderr
+    assert "secret" not in done.stdout + done.stderr
+    assert not (fresh.folder / "runs").exists()
+
+
+def test_two_runs_in_one_folder_do_not_mix(fresh: Project) -> None:
+    lock = claim(fresh.output, "tiny")
+    try:
+        done = fresh.mixtune("run", "config.yaml")
+    finally:
+        lock.release()
+    assert done.returncode == 2
+    assert "another run is using" in done.stderr
