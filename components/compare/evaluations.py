@@ -128,7 +128,7 @@ def load_evaluations(artifacts: Sequence[ArtifactLike]) -> Evaluations:
     if problems:
         raise RefusedError(*problems)
     _refuse_not_finite(
-        {"candidate": one.id, "split": split, "id": measured.documents[number]}
+        {"candidate": one.id, "split": split, "what": "document", "id": measured.documents[number]}
         for one in candidates
         for split, measured in one.splits.items()
         for number in np.flatnonzero(~np.isfinite(measured.nats))
@@ -191,7 +191,9 @@ def _not_once(candidates: list[Candidate]) -> list[str]:
 
 
 def _refuse_not_finite(found: Any) -> None:
-    named = [f"{one['candidate']}: the loss of document {one['id']} ({one['split']}) is not finite" for one in found]
+    named = [
+        f"{one['candidate']}: the loss of {one['what']} {one['id']} ({one['split']}) is not finite" for one in found
+    ]
     if named:
         raise MixtuneError(*named)
 

@@ -147,5 +147,6 @@ def _track(result: Comparison, numbers: dict[str, float], files: list[Path], con
         tracker.log_artifact(file, "report")
         if file.name.startswith("report."):
             tracker.log_artifact(file, "report", parent=True)
+    tracker.link({title: run for row in result.report["candidates"] for title, run in row["mlflow_runs"].items()})
     for stream, data in result.evaluations.data.items():
         tracker.log_input(f"{stream}-heldout", data["digest"], data["source"], "evaluation")

@@ -48,6 +48,17 @@ def batches(segments: Sequence[Segment], max_length: int, batch_size: int) -> li
     return [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
 
 
+def unpacked(segments: Sequence[Segment], keys: np.ndarray, batch_size: int) -> list[list[list[Segment]]]:
+    """The segments of some keys, each in a row of its own.
+
+    In a packed row a value that is not finite reaches the segments beside it: attention weighs it by zero, and that is
+    not a number.
+    """
+    chosen = set(keys.tolist())
+    rows = [[segment] for segment in segments if segment.key in chosen]
+    return [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
+
+
 @torch.inference_mode()
 def losses(
     model: MixedModel,

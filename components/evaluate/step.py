@@ -20,7 +20,7 @@ from ..shared.model import MixedModel, interpolate, load_model, load_tokenizer, 
 from ..shared.packing import Segment
 from .config import EvaluateStep
 from .generation import generate
-from .likelihood import batches, document_segments, example_segments, losses, probabilities
+from .likelihood import batches, document_segments, example_segments, losses, probabilities, unpacked
 from .scores import example_score, split_scores
 
 if TYPE_CHECKING:
@@ -132,7 +132,8 @@ def run(
     _track(entries, held, evaluation, metrics, context)
     if not_finite:
         named = [
-            f"{one['candidate']}: the loss of document {one['id']} ({one['split']}) is not finite" for one in not_finite
+            f"{one['candidate']}: the loss of {one['what']} {one['id']} ({one['split']}) is not finite"
+            for one in not_finite
         ]
         for sentence in named:
             context.say(sentence)
@@ -209,13 +210,18 @@ class _Bench:
         """The likeliest label of each example, its score, and the probability of every label."""
         examples = Documents(self.held.labelled_folder, split)
         labels = self.held.labelled.labels or []
-        work = self._batches(example_segments(examples, classify=True))
+        segments, size = example_segments(examples, classify=True), len(examples)
+        work = batches(segments, self.config.max_length, self.config.batch_size)
         with self._progress(len(work), f"{split} examples") as progress:
-            shares = probabilities(self.model, work, len(examples), self._pad_id, progress)
+            shares = probabilities(self.model, work, size, self._pad_id, progress)
+            bad = np.flatnonzero(~np.isfinite(shares).all(1))
+            again = unpacked(segments, bad, self.config.batch_size)
+            shares[bad] = probabilities(self.model, again, size, self._pad_id, progress)[bad]
         rows = []
         for record, share, truth in zip(examples.records(), shares, examples.labels, strict=True):
             row = _row(record, labels[int(truth)], labels[int(np.argmax(share))], self.config.metric)
-            rows.append({**row, "probabilities": [round(float(value), 6) for value in share]})
+            known = [round(float(value), 6) for value in share] if np.isfinite(share).all() else None
+            rows.append({**row, "probabilities": known})
         return rows
 
     def answered(self, split: Split) -> list[dict[str, Any]]:
@@ -233,12 +239,13 @@ class _Bench:
         return rows
 
     def _losses(self, segments: list[Segment], count: int, what: str) -> tuple[np.ndarray, np.ndarray]:
-        work = self._batches(segments)
+        work = batches(segments, self.config.max_length, self.config.batch_size)
         with self._progress(len(work), what) as progress:
-            return losses(self.model, work, count, self._pad_id, progress)
-
-    def _batches(self, segments: list[Segment]) -> list[list[list[Segment]]]:
-        return batches(segments, self.config.max_length, self.config.batch_size)
+            nats, tokens = losses(self.model, work, count, self._pad_id, progress)
+            bad = np.flatnonzero(~np.isfinite(nats))
+            again = unpacked(segments, bad, self.config.batch_size)
+            nats[bad] = losses(self.model, again, count, self._pad_id, progress)[0][bad]
+        return nats, tokens
 
     def _progress(self, total: int, what: str) -> Progress:
         name = f"{self.subject.card.id} {what}" if self.subject.alpha is not None else what
@@ -255,7 +262,7 @@ def _measure(
     """Measures one candidate; returns its entry in evaluation.json and the documents whose loss is not finite."""
     started = time.monotonic()
     model, words = subject.load(), load_tokenizer(subject.other or subject.folder)
-    size = model.lm.get_input_embeddings().num_embeddings
+    size = model.lm.config.get_text_config().vocab_size
     if max(held.text.vocabulary_size, held.labelled.vocabulary_size) > size:
         raise RefusedError(
             f"{subject.card.id}: has {size} words, the held-out data was made with more; prepare it again"
@@ -270,11 +277,11 @@ def _measure(
         documents = bench.documents(split)
         write_jsonl(folder / f"{split}.documents.jsonl", documents)
         splits[split] = _forgetting_summary(documents)
-        bad = [row["id"] for row in documents if row["nats"] is None]
-        not_finite += [{"candidate": subject.card.id, "split": split, "id": name} for name in bad]
+        not_finite += _not_finite(subject, split, "document", documents, "nats")
         if with_task and held.labelled.splits[split].documents:
             rows = bench.classified(split) if held.classify else bench.answered(split)
             write_jsonl(folder / f"{split}.examples.jsonl", rows)
+            not_finite += _not_finite(subject, split, "example", rows, "probabilities" if held.classify else "nats")
             splits[split] |= _task_summary(rows, held, config.metric)
         else:
             splits[split] |= {"task_score": None, "examples": 0}
@@ -291,6 +298,14 @@ def _measure(
         "evaluate_run": context.tracker.run_id,
     }
     return entry, not_finite
+
+
+def _not_finite(
+    subject: Subject, split: Split, what: str, rows: list[dict[str, Any]], key: str
+) -> list[dict[str, str]]:
+    """Names the documents or examples of which there is no number."""
+    named = {"candidate": subject.card.id, "split": split, "what": what}
+    return [{**named, "id": row["id"]} for row in rows if row[key] is None]
 
 
 def _finite(value: float) -> float | None:

@@ -1,0 +1,411 @@
+"""The step over whole evaluations: what it decides, writes, puts out and refuses."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import xml.etree.ElementTree as ElementTree
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mixtune.components.shared.artifacts import Artifact, read_json, write_json
+from mixtune.components.shared.context import Context
+from mixtune.components.shared.errors import MixtuneError, RefusedError
+from mixtune.components.shared.tracking import Tracker, connect
+
+from .made import INTERPOLATED, LABELS, MIXED, PRETRAINED, Made, compare, write_all, write_evaluation
+
+CURVE = [
+    {"step": step, "loss": 1.0, "loss_pretrain": 4.0 + step / 100, "loss_finetune": None if step == 10 else 2.0}
+    for step in (10, 20, 30)
+]
+STRONGER = Made("mixed-0.5", "mixed", forgets=0.2, right=0.64, mix_weight=0.5, curve=CURVE)
+
+
+def test_the_report_has_what_version_1_asks_for(tmp_path: Path) -> None:
+    done = compare(tmp_path, write_all(tmp_path, STRONGER, MIXED, alphas=(INTERPOLATED,)))
+    report = done.report
+    assert report["schema_version"] == 1
+    assert (report["name"], report["seed"], report["interval"]) == ("trial", 3, 0.95)
+    assert (report["selected"], done.passed, report["gate"]["passed"]) == ("mixed-0.5", True, True)
+    assert (report["task"]["kind"], report["task"]["metric"], report["task"]["split"]) == (
+        "classification",
+        "accuracy",
+        "test",
+    )
+    assert (report["task"]["examples"], report["forgetting"]["documents"]) == (300, 60)
+    assert report["forgetting"]["unit"] == "bits per byte"
+    ids = [row["id"] for row in report["candidates"]]
+    assert ids == ["pretrained", "finetuned", "mixed-0.3", "mixed-0.5", "interpolated-0.5"]
+    for row in report["candidates"]:
+        for name in ("bpb", "delta_bpb"):
+            assert row[name]["low"] <= row[name]["value"] <= row[name]["high"]
+        assert {"start", "lambda", "realised_lambda", "params", "pareto", "tokens", "seconds"} <= set(row)
+    assert done.row("pretrained")["task_score"] is None
+    assert done.row("pretrained")["delta_bpb"] == {"value": 0.0, "low": 0.0, "high": 0.0}
+    assert done.row("finetuned")["task_score_vs_finetuned"] == {"value": 0.0, "low": 0.0, "high": 0.0}
+    assert done.row("mixed-0.3")["lambda"] == 0.3
+    assert done.row("mixed-0.5")["tokens"] == {"pretrain": 100_000, "finetune": 200_000, "total": 300_000}
+    assert done.row("mixed-0.5")["mlflow_run"] == "run-of-mixed-0.5"
+    share = done.row("mixed-0.5")["forgetting_share"]
+    expected = done.row("mixed-0.5")["delta_bpb"]["value"] / done.row("finetuned")["delta_bpb"]["value"]
+    assert share == pytest.approx(expected)
+    assert report["headline"] == (
+        f"mixed, λ = 0.5: accuracy {done.row('mixed-0.5')['task_score']['value']:.2f} "
+        f"[{done.row('mixed-0.5')['task_score']['low']:.2f}, {done.row('mixed-0.5')['task_score']['high']:.2f}], "
+        f"{done.row('mixed-0.5')['task_score_vs_finetuned']['value']:+.2f} on fine-tuning alone, "
+        f"with {100 * share:.0f} % of its forgetting"
+    )
+
+
+def test_what_is_put_out(tmp_path: Path) -> None:
+    done = compare(tmp_path, write_all(tmp_path, MIXED, alphas=(INTERPOLATED,)))
+    selected, other = done.artifacts["selected"], done.artifacts["other"]
+    row = done.row("mixed-0.3")
+    assert selected.uri == "/models/mixed-0.3"
+    assert selected.metadata == {
+        "candidate": "mixed-0.3",
+        "kind": "mixed",
+        "task_score": row["task_score"]["value"],
+        "delta_bpb": row["delta_bpb"]["value"],
+    }
+    assert [file.name for file in Path(other.path).iterdir()] == ["none.txt"]
+    assert read_json(done.folder / "models.json", "models") == {
+        name: f"/models/{name}" for name in ("pretrained", "finetuned", "mixed-0.3")
+    }
+    assert done.context.facts == {"selected": "mixed-0.3", "gate": "passed"}
+    metrics = done.artifacts["metrics"].metadata
+    assert metrics["gate_passed"] == 1.0
+    assert metrics["delta_bpb_high"] == row["delta_bpb"]["high"]
+    page, twin = (Path(done.artifacts[name].path) for name in ("report", "summary"))
+    assert page.read_bytes() == (done.folder / "report.html").read_bytes()
+    assert twin.read_bytes() == (done.folder / "report.md").read_bytes()
+
+
+def test_an_interpolated_winner_is_put_out_as_its_two_ends(tmp_path: Path) -> None:
+    winner = replace(INTERPOLATED, right=0.7)
+    done = compare(tmp_path, write_all(tmp_path, MIXED, alphas=(winner,)))
+    selected, other = done.artifacts["selected"], done.artifacts["other"]
+    assert (selected.uri, other.uri) == ("/models/pretrained", "/models/finetuned")
+    assert (selected.metadata["candidate"], selected.metadata["alpha"]) == ("interpolated-0.5", 0.5)
+    assert done.report["headline"].startswith("interpolated, α = 0.5: accuracy ")
+
+
+def test_equal_inputs_give_equal_outputs(tmp_path: Path) -> None:
+    inputs = write_all(tmp_path, MIXED, alphas=(INTERPOLATED,))
+    first, second = compare(tmp_path / "one", inputs), compare(tmp_path / "two", inputs)
+    for file in first.folder.iterdir():
+        assert file.read_bytes() == (second.folder / file.name).read_bytes()
+    assert first.artifacts["selected"].metadata == second.artifacts["selected"].metadata
+
+
+def test_the_choice_is_made_on_dev(tmp_path: Path) -> None:
+    """Swapping dev and test swaps what the decision is made on."""
+    inputs = write_all(tmp_path, MIXED, STRONGER)
+    before = compare(tmp_path / "before", inputs, min_task_score=0.6)
+    for artifact in [inputs["pretrained"], inputs["finetuned"], *inputs["mixed"]]:
+        for candidate in Path(artifact.path).iterdir():
+            for what in ("documents", "examples"):
+                dev, test = (candidate / f"{split}.{what}.jsonl" for split in ("dev", "test"))
+                if dev.is_file():
+                    dev.rename(candidate / "aside")
+                    test.rename(dev)
+                    (candidate / "aside").rename(test)
+    after = compare(tmp_path / "after", inputs, min_task_score=0.6)
+    for name in ("mixed-0.3", "finetuned"):
+        assert before.row(name)["delta_bpb"] == after.row(name)["dev"]["delta_bpb"]
+        assert before.row(name)["dev"]["task_score"] == after.row(name)["task_score"]
+    score = before.row("mixed-0.5")["dev"]["task_score"]["value"]
+    assert f"its accuracy is {score:.3f}; at least 0.6 is asked for" in before.report["gate"]["reasons"]
+
+
+def test_outside_the_gate_nothing_passes_and_the_nearest_is_named(tmp_path: Path) -> None:
+    done = compare(tmp_path, write_all(tmp_path, MIXED, STRONGER, alphas=(INTERPOLATED,)), min_task_score=0.99)
+    assert done.passed is False
+    assert done.report["gate"]["passed"] is False
+    assert done.report["selected"] in ("mixed-0.3", "mixed-0.5")
+    assert all(reason.startswith(done.report["selected"]) for reason in done.report["gate"]["reasons"])
+    assert "at least 0.99 is asked for" in done.report["gate"]["reasons"][0]
+    assert done.artifacts["selected"].uri == f"/models/{done.report['selected']}"
+    assert done.context.facts["gate"] == "not met"
+    assert "Gate not met" in (done.folder / "report.html").read_text()
+    assert "**Gate: not met**" in (done.folder / "report.md").read_text()
+
+
+def test_an_identical_model_differs_by_exactly_nothing(tmp_path: Path) -> None:
+    inputs = write_all(tmp_path, MIXED)
+    twin = tmp_path / "mixed-0.3"
+    for file in (tmp_path / "finetuned" / "finetuned").iterdir():
+        (twin / "mixed-0.3" / file.name).write_bytes(file.read_bytes())
+    done = compare(tmp_path, inputs)
+    nothing = {"value": 0.0, "low": 0.0, "high": 0.0}
+    assert done.row("mixed-0.3")["task_score_vs_finetuned"] == nothing
+    assert done.row("mixed-0.3")["delta_bpb"] == done.row("finetuned")["delta_bpb"]
+    assert done.passed is False  # it forgets all that fine-tuning alone does
+
+
+def test_finetuning_that_does_not_forget(tmp_path: Path) -> None:
+    careful = Made("finetuned", "finetuned", forgets=0.0, right=0.55, mix_weight=0.0)
+    same = Made("mixed-0.3", "mixed", forgets=0.0, right=0.56, mix_weight=0.3)
+    done = compare(tmp_path, write_all(tmp_path, same, finetuned=careful))
+    assert done.passed
+    assert done.row("mixed-0.3")["forgetting_share"] is None
+    assert "does not measurably forget" in done.report["headline"]
+
+
+@pytest.mark.parametrize("metric", ["accuracy", "macro_f1"])
+def test_constant_predictions(tmp_path: Path, metric: str) -> None:
+    constant = replace(MIXED, predict=lambda index, reference: LABELS[0])
+    done = compare(tmp_path, write_all(tmp_path, constant, metric=metric))
+    score = done.row("mixed-0.3")["task_score"]
+    assert score["low"] <= score["value"] <= score["high"] < 0.4
+    assert done.report["task"]["metric"] == metric
+    assert not all(item["passed"] for item in done.report["gate"]["checks"]["mixed-0.3"])
+
+
+def test_one_document_and_one_example(tmp_path: Path) -> None:
+    done = compare(tmp_path, write_all(tmp_path, MIXED, documents=1, examples=1))
+    for row in done.report["candidates"]:
+        for value in (row["bpb"], row["delta_bpb"], row["task_score"] or row["bpb"]):
+            assert value["low"] == value["value"] == value["high"]
+
+
+def test_scores_without_contaminated_examples(tmp_path: Path) -> None:
+    known = replace(MIXED, predict=lambda index, reference: reference if index % 50 == 0 else LABELS[0])
+    done = compare(tmp_path, write_all(tmp_path, known))
+    assert done.report["contamination"]["test"] == {"examples": 300, "contaminated": 6}
+    row = done.row("mixed-0.3")
+    assert row["task_score_clean"]["value"] < row["task_score"]["value"]
+    page = (done.folder / "report.html").read_text()
+    assert "6 of 300 on test" in page
+
+
+def test_documents_in_another_order_are_paired_by_id(tmp_path: Path) -> None:
+    inputs = write_all(tmp_path, MIXED)
+    before = compare(tmp_path / "before", inputs)
+    for file in (tmp_path / "mixed-0.3" / "mixed-0.3").glob("*.jsonl"):
+        file.write_text("".join(sorted(file.read_text().splitlines(keepends=True), reverse=True)))
+    assert compare(tmp_path / "after", inputs).row("mixed-0.3") == before.row("mixed-0.3")
+
+
+def test_other_documents_are_refused_and_named(tmp_path: Path) -> None:
+    inputs = write_all(tmp_path, MIXED, STRONGER)
+    documents = tmp_path / "mixed-0.3" / "mixed-0.3" / "dev.documents.jsonl"
+    documents.write_text(documents.read_text().replace("dev-d7", "elsewhere"))
+    examples = tmp_path / "mixed-0.5" / "mixed-0.5" / "test.examples.jsonl"
+    examples.write_text("".join(examples.read_text().splitlines(keepends=True)[2:]))
+    with pytest.raises(RefusedError) as refused:
+        compare(tmp_path, inputs)
+    assert refused.value.problems == [
+        "mixed-0.3: on dev, other documents were measured than for pretrained: dev-d7 missing; elsewhere not measured there",
+        "mixed-0.5: on test, other examples were measured than for finetuned: test-e0, test-e1 missing",
+    ]
+    assert not (tmp_path / "out" / "comparison").exists()
+
+
+def test_a_loss_that_is_not_a_number_is_named(tmp_path: Path) -> None:
+    inputs = write_all(tmp_path, MIXED)
+    documents = tmp_path / "mixed-0.3" / "mixed-0.3" / "test.documents.jsonl"
+    rows = [json.loads(line) for line in documents.read_text().splitlines()]
+    rows[4]["nats"] = None
+    documents.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(MixtuneError, match=r"^mixed-0.3: the loss of document test-d4 \(test\) is not finite$"):
+        compare(tmp_path, inputs)
+
+
+def test_what_evaluate_found_not_finite_is_named(tmp_path: Path) -> None:
+    inputs = write_all(tmp_path, MIXED)
+    path = tmp_path / "mixed-0.3" / "evaluation.json"
+    named = [{"candidate": "mixed-0.3", "split": "dev", "what": "example", "id": "dev-e2"}]
+    write_json(path, {**read_json(path, "an evaluation"), "not_finite": named})
+    with pytest.raises(MixtuneError, match=r"^mixed-0.3: the loss of example dev-e2 \(dev\) is not finite$"):
+        compare(tmp_path, inputs)
+
+
+def test_folders_that_are_no_evaluation_are_all_named(tmp_path: Path) -> None:
+    inputs = write_all(tmp_path, MIXED)
+    (tmp_path / "empty").mkdir()
+    write_json(tmp_path / "other" / "evaluation.json", {"format": "mixtune-model/1"})
+    inputs["mixed"] = [Artifact(str(tmp_path / "empty")), Artifact(str(tmp_path / "other"))]
+    with pytest.raises(RefusedError) as refused:
+        compare(tmp_path, inputs)
+    assert refused.value.problems == [
+        f"{tmp_path / 'empty'}: has no evaluation.json, so it is not an evaluation made by mixtune",
+        f"{tmp_path / 'other'}: evaluation.json is not of the format mixtune-evaluation/1, so it is not an evaluation",
+    ]
+
+
+def test_evaluations_of_other_data_are_refused(tmp_path: Path) -> None:
+    inputs = write_all(tmp_path, MIXED)
+    path = tmp_path / "mixed-0.3" / "evaluation.json"
+    manifest = read_json(path, "an evaluation")
+    manifest["task"]["metric"] = "macro_f1"
+    write_json(path, manifest)
+    with pytest.raises(RefusedError, match="was measured on another task than"):
+        compare(tmp_path, inputs)
+
+
+def test_a_candidate_evaluated_twice_is_refused(tmp_path: Path) -> None:
+    inputs = write_all(tmp_path, MIXED)
+    inputs["mixed"].append(write_evaluation(tmp_path / "again", [MIXED]))
+    with pytest.raises(RefusedError, match=r"mixed-0\.3: was evaluated 2 times"):
+        compare(tmp_path, inputs)
+
+
+def test_an_evaluation_of_nothing_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(RefusedError, match="the split dev of the pretraining stream holds no documents"):
+        compare(tmp_path / "text", write_all(tmp_path / "text", MIXED, documents=0))
+    with pytest.raises(RefusedError, match="the split test of the fine-tuning stream holds no scored examples"):
+        compare(tmp_path / "task", write_all(tmp_path / "task", MIXED, examples=0))
+
+
+class Elements(HTMLParser):
+    """Checks that elements close, and collects what a page is made of."""
+
+    VOID = ("meta", "br", "link", "img", "path", "use")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attributes)))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attributes)))
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in self.VOID:
+            assert self.open.pop() == tag
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Any]:
+    folder = tmp_path_factory.mktemp("page")
+    PLAIN = replace(PRETRAINED, curve=CURVE)
+    inputs = write_all(folder, replace(MIXED, curve=CURVE), STRONGER, alphas=(INTERPOLATED,))
+    inputs["pretrained"] = write_evaluation(folder / "with-curve", [PLAIN])
+    done = compare(folder, inputs)
+    return (done.folder / "report.html").read_text(encoding="utf-8"), done
+
+
+def test_the_page_stands_alone(page: tuple[str, Any]) -> None:
+    text, _ = page
+    elements = Elements()
+    elements.feed(text)
+    assert elements.open == []
+    assert not [tag for tag, _ in elements.tags if tag in ("script", "link", "iframe", "object", "img")]
+    for _, attributes in elements.tags:
+        for name in ("src", "href", "xlink:href"):
+            assert (attributes.get(name) or "#").startswith("#")
+    assert "@import" not in text
+    assert not re.search(r"url\((?!#)", text)
+
+
+def test_the_page_is_accessible_and_its_ids_are_unique(page: tuple[str, Any]) -> None:
+    text, _ = page
+    elements = Elements()
+    elements.feed(text)
+    ids = [attributes["id"] for _, attributes in elements.tags if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    pictures = [attributes for tag, attributes in elements.tags if tag == "svg"]
+    assert len(pictures) == 4
+    for picture in pictures:
+        assert picture["role"] == "img"
+        assert set((picture["aria-labelledby"] or "").split()) <= set(ids)
+    assert ("html", {"lang": "en"}) in elements.tags
+
+
+def test_text_of_the_data_cannot_become_markup(page: tuple[str, Any]) -> None:
+    assert "&lt;do&gt;" in page[0]
+    assert "<do>" not in page[0]
+
+
+def test_pictures_are_files_of_their_own(page: tuple[str, Any]) -> None:
+    _, done = page
+    files = sorted(file.name for file in done.folder.glob("*.svg"))
+    assert files == ["pareto.svg", "pretraining-pretrain.svg", "training-finetune.svg", "training-pretrain.svg"]
+    for name in files:
+        root = ElementTree.parse(done.folder / name).getroot()
+        words = "".join(root.itertext())
+        assert "prefers-color-scheme: dark" in words
+        assert not re.search(r"#0000[ab]\d", (done.folder / name).read_text())
+    drawn = "".join(ElementTree.parse(done.folder / "pareto.svg").getroot().itertext())
+    assert {"mixed-0.3", "mixed-0.5", "finetuned", "interpolated-0.5", "the gate's limits"} <= set(
+        drawn.split("\n")
+    ) | {
+        word
+        for word in ("the gate's limits", "mixed-0.3", "mixed-0.5", "finetuned", "interpolated-0.5")
+        if word in drawn
+    }
+
+
+def test_the_markdown_twin_has_the_table(page: tuple[str, Any]) -> None:
+    _, done = page
+    text = (done.folder / "report.md").read_text(encoding="utf-8")
+    table = [line for line in text.splitlines() if line.startswith("|")]
+    assert len(table) == 2 + 5
+    assert {line.count("|") for line in table} == {8}
+    assert done.report["headline"] in text
+    assert "**mixed-0.5**" in text
+
+
+def test_without_curves_and_with_one_candidate_the_page_still_renders(tmp_path: Path) -> None:
+    done = compare(tmp_path, write_all(tmp_path), max_forgetting_share=None)
+    assert (done.report["selected"], done.passed) == ("finetuned", True)
+    assert "Training curves" not in (done.folder / "report.html").read_text()
+
+
+def test_generation_where_pretrained_has_a_score(tmp_path: Path) -> None:
+    inputs = write_all(tmp_path, MIXED)
+    inputs["pretrained"] = write_evaluation(tmp_path / "scored", [replace(PRETRAINED, right=0.1)])
+    done = compare(tmp_path, inputs)
+    row = done.row("pretrained")
+    assert row["task_score"]["value"] < 0.3
+    assert row["task_score_vs_finetuned"]["high"] < 0
+    assert row["pareto"] is True
+
+
+def test_everything_goes_on_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    uri = f"sqlite:///{tmp_path / 'mlflow' / 'mlflow.db'}"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    tracker = Tracker.open("compare", "compare", "a-pipeline-run")
+    done = compare(tmp_path, write_all(tmp_path, MIXED), Context("compare", tracker, "a-pipeline-run", quiet=True))
+    tracker.close("FINISHED", {})
+    client = connect(uri)
+    own, parent = client.get_run(tracker.run_id), client.get_run(tracker.parent_id)
+    for run in (own, parent):
+        assert run.data.tags["mixtune.selected"] == "mixed-0.3"
+        assert run.data.tags["mixtune.gate"] == "passed"
+        assert "accuracy" in run.data.tags["mixtune.gate_reasons"]
+    row = done.row("mixed-0.3")
+    assert own.data.metrics["delta_bpb"] == pytest.approx(row["delta_bpb"]["value"])
+    assert own.data.metrics["finetuned.test.task_score"] > 0
+    assert parent.data.metrics["selected.task_score"] == pytest.approx(row["task_score"]["value"])
+    files = {file.path for file in client.list_artifacts(tracker.run_id, "report")}
+    assert {"report/report.html", "report/report.md", "report/report.json", "report/pareto.svg"} <= files
+    assert "report/report.html" in {file.path for file in client.list_artifacts(tracker.parent_id, "report")}
+    assert {one.dataset.name for one in own.inputs.dataset_inputs} == {"pretrain-heldout", "finetune-heldout"}
+    assert tracker.run_id not in (done.folder / "report.json").read_text()
+    assert tracker.parent_id in (done.folder / "report.html").read_text()
+
+
+def test_compare_needs_no_torch(tmp_path: Path) -> None:
+    script = (
+        "import sys\nfrom pathlib import Path\n"
+        "from tests.components.compare.made import MIXED, compare, write_all\n"
+        f"folder = Path({str(tmp_path)!r})\ncompare(folder, write_all(folder, MIXED))\n"
+        "print([name for name in ('torch', 'transformers', 'mlflow', 'matplotlib.pyplot') if name in sys.modules])\n"
+    )
+    root = Path(__file__).parents[3]
+    done = subprocess.run([sys.executable, "-c", script], cwd=root, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

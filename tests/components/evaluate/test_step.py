@@ -1,0 +1,304 @@
+"""The step on small real models, held against plain transformers."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+from mixtune.components.evaluate.config import EvaluateStep
+from mixtune.components.evaluate.step import run
+from mixtune.components.evaluate.windows import windows
+from mixtune.components.shared.artifacts import Artifact, Kind, ModelCard, write_jsonl
+from mixtune.components.shared.context import Context
+from mixtune.components.shared.data import DataManifest, Document, Documents, write_split
+from mixtune.components.shared.errors import MixtuneError, RefusedError
+from mixtune.components.shared.model import interpolate
+
+from ..shared.tiny import VOCABULARY_SIZE, tiny_model, tiny_tokenizer
+
+LABELS = ["no", "perhaps", "yes"]
+MAX_LENGTH = 16
+
+
+@pytest.fixture(autouse=True)
+def _float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The machine's native bf16 would hide small mistakes behind its rounding."""
+    monkeypatch.setattr("mixtune.components.shared.model.pick_precision", lambda precision: "float32")
+
+
+def write_model(
+    folder: Path, name: str, kind: Kind, labels: list[str] | None = None, seed: int = 0, architecture: str = "llama"
+) -> Artifact:
+    tiny_model(architecture, labels, seed).save(folder, tiny_tokenizer())
+    write_jsonl(folder / "training.jsonl", [{"step": 10, "loss": 1.5, "loss_pretrain": None, "loss_finetune": 1.5}])
+    ModelCard(
+        id=name, kind=kind, mix_weight=0.0, has_task_head=kind != "pretrained", labels=labels, base="tiny",
+        tokens={"finetune": 70}, seconds=1.5, mlflow_runs={name: "run-1"},
+    ).save(folder)  # fmt: skip
+    return Artifact(str(folder))
+
+
+def write_text(folder: Path, lengths: tuple[int, ...] = (2, 5, 16, 17, 40, 61, 3, 9)) -> Artifact:
+    splits: dict[Any, Any] = {}
+    for number, split in enumerate(("dev", "test")):
+        draw = np.random.default_rng(number)
+        splits[split] = write_split(
+            folder,
+            split,  # type: ignore[arg-type]
+            [
+                Document(
+                    draw.integers(0, VOCABULARY_SIZE - 3, length).tolist(),
+                    {"id": f"{split}-{i}", "source": "made", "bytes": 4 * length, "text": f"text {i}"},
+                )
+                for i, length in enumerate(lengths)
+            ],
+        )
+    DataManifest(
+        stream="pretrain", max_length=MAX_LENGTH, vocabulary_size=VOCABULARY_SIZE, source="made", splits=splits
+    ).save(folder)
+    return Artifact(str(folder))
+
+
+def write_labelled(folder: Path, generation: bool, labels: list[str] | None = None) -> Artifact:
+    splits: dict[Any, Any] = {}
+    for number, split in enumerate(("dev", "test")):
+        draw = np.random.default_rng(10 + number)
+        documents = []
+        for i in range(11):
+            ids = draw.integers(0, VOCABULARY_SIZE - 3, draw.integers(4, MAX_LENGTH - 2)).tolist()
+            record: dict[str, Any] = {"id": f"{split}-e{i}", "source": "made", "bytes": 4 * len(ids)}
+            record["contaminated"] = i == 3
+            if generation:
+                words = [f"w{token}" for token in ids]
+                record |= {"prompt": " ".join(words[:-2]), "completion": " " + " ".join(words[-2:])}
+                documents.append(Document([58, *ids, 59], record, supervised_from=1 + len(ids) - 2))
+            else:
+                label = int(ids[0]) % 3
+                record |= {"text": "long " * 200, "label": LABELS[label]}
+                documents.append(Document([58, *ids, 59], record, label=label))
+        splits[split] = write_split(folder, split, documents)  # type: ignore[arg-type]
+    DataManifest(
+        stream="finetune", task="generation" if generation else "classification",
+        labels=None if generation else labels or LABELS, max_length=MAX_LENGTH, vocabulary_size=VOCABULARY_SIZE,
+        source="made", splits=splits,
+    ).save(folder)  # fmt: skip
+    return Artifact(str(folder))
+
+
+def evaluate(
+    folder: Path, model: Artifact, labelled: Artifact, other: Artifact | None = None, **options: Any
+) -> tuple[dict[str, Any], Path]:
+    """Runs the step; gives evaluation.json and its folder."""
+    metric = options.pop("metric", None) or (
+        "exact_match" if DataManifest.load(labelled.path).labels is None else "accuracy"
+    )
+    config = EvaluateStep(
+        seed=0, max_length=MAX_LENGTH, metric=metric, max_new_tokens=6,
+        **{"max_documents": None, "batch_size": 3, **options},
+    )  # fmt: skip
+    evaluation = Artifact(str(folder / "evaluation"))
+    text = Artifact(str(folder / "text"))
+    if not (folder / "text" / "manifest.json").is_file():
+        text = write_text(folder / "text")
+    run(
+        config, context=Context.for_tests(), model=model, other=other, pretrain_heldout=text,
+        finetune_heldout=labelled, evaluation=evaluation, metrics=Artifact(str(folder / "metrics")),
+    )  # fmt: skip
+    found = json.loads((folder / "evaluation" / "evaluation.json").read_text())
+    assert evaluation.metadata["candidates"] == [one["id"] for one in found["candidates"]]
+    return found, folder / "evaluation"
+
+
+def rows(folder: Path, name: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / name).read_text().splitlines()]
+
+
+@torch.no_grad()
+def naive_nats(model: Any, tokens: np.ndarray, first: int = 1) -> float:
+    """Loss of the tokens from `first` on, one window after the other, with transformers' own forward."""
+    total = 0.0
+    for window in windows(len(tokens), MAX_LENGTH):
+        ids = torch.tensor(tokens[window.start : window.end].tolist())[None]
+        scores = F.log_softmax(model(input_ids=ids).logits[0].double(), -1)
+        for position in range(max(window.scored_from, first), window.end):
+            total -= float(scores[position - window.start - 1, ids[0, position - window.start]])
+    return total
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "qwen2"])
+def test_document_losses_are_those_of_plain_transformers(tmp_path: Path, architecture: str) -> None:
+    model = write_model(tmp_path / "model", "finetuned", "finetuned", LABELS, architecture=architecture)
+    found, folder = evaluate(tmp_path, model, write_labelled(tmp_path / "labelled", generation=False))
+    plain = AutoModelForCausalLM.from_pretrained(model.path).eval()
+    for split in ("dev", "test"):
+        documents = Documents(tmp_path / "text", split)  # type: ignore[arg-type]
+        measured = rows(folder / "finetuned", f"{split}.documents.jsonl")
+        assert [row["tokens"] for row in measured] == [len(documents.tokens(i)) - 1 for i in range(len(documents))]
+        for index, row in enumerate(measured):
+            assert row["nats"] == pytest.approx(naive_nats(plain, documents.tokens(index)), rel=1e-5)
+        summary = found["candidates"][0]["splits"][split]
+        nats, size = sum(row["nats"] for row in measured), sum(row["bytes"] for row in measured)
+        assert summary["bpb"] == pytest.approx(nats / size / math.log(2))
+        assert summary["nats_per_token"] == pytest.approx(nats / sum(row["tokens"] for row in measured))
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
+def test_predictions_are_those_of_plain_transformers(tmp_path: Path, architecture: str) -> None:
+    model = write_model(tmp_path / "model", "finetuned", "finetuned", LABELS, seed=1, architecture=architecture)
+    found, folder = evaluate(tmp_path, model, write_labelled(tmp_path / "labelled", generation=False))
+    plain = AutoModelForSequenceClassification.from_pretrained(model.path).eval()
+    examples = Documents(tmp_path / "labelled", "test")
+    measured = rows(folder / "finetuned", "test.examples.jsonl")
+    for index, row in enumerate(measured):
+        with torch.no_grad():
+            logits = plain(input_ids=torch.tensor(examples.tokens(index).tolist())[None]).logits[0]
+        assert row["probabilities"] == pytest.approx(logits.softmax(-1).tolist(), abs=2e-6)
+        assert row["prediction"] == LABELS[int(logits.argmax())]
+        assert row["reference"] == LABELS[int(examples.labels[index])]
+        assert row["score"] == float(row["prediction"] == row["reference"])
+        assert row["contaminated"] == (index == 3)
+        assert len(row["text"]) == 400
+    test = found["candidates"][0]["splits"]["test"]
+    assert test["task_score"] == test["accuracy"] == pytest.approx(np.mean([row["score"] for row in measured]))
+    assert found["task"] == {"kind": "classification", "metric": "accuracy", "higher_is_better": True, "labels": LABELS}
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
+def test_answers_are_greedy_and_the_reference_is_scored(tmp_path: Path, architecture: str) -> None:
+    """A pretrained language model can answer, so it gets a task score, too."""
+    model = write_model(tmp_path / "model", "pretrained", "pretrained", architecture=architecture)
+    found, folder = evaluate(tmp_path, model, write_labelled(tmp_path / "labelled", generation=True), metric="token_f1")
+    plain = AutoModelForCausalLM.from_pretrained(model.path).eval()
+    examples = Documents(tmp_path / "labelled", "dev")
+    words = tiny_tokenizer()
+    measured = rows(folder / "pretrained", "dev.examples.jsonl")
+    for index, row in enumerate(measured):
+        tokens = examples.tokens(index)
+        start = int(examples.supervised_from[index])
+        assert row["nats"] == pytest.approx(naive_nats(plain, tokens, start), rel=1e-5)
+        assert row["tokens"] == len(tokens) - start
+        ids = tokens[:start].tolist()
+        for _ in range(6):
+            with torch.no_grad():
+                ids.append(int(plain(input_ids=torch.tensor(ids)[None]).logits[0, -1].argmax()))
+            if ids[-1] == words.eos_token_id:
+                break
+        assert row["prediction"] == words.decode(ids[start:], skip_special_tokens=True)
+    test = found["candidates"][0]["splits"]["dev"]
+    assert test["task_score"] == test["token_f1"] == pytest.approx(np.mean([row["score"] for row in measured]))
+    assert test["completion_nats_per_token"] > 0
+
+
+def test_a_prompt_that_fills_all_positions_is_answered_with_nothing(tmp_path: Path) -> None:
+    from mixtune.components.evaluate.generation import generate
+
+    model = tiny_model("gpt2").eval()
+    progress = Context.for_tests().progress(1, "batches")
+    full, short = np.arange(64) % 50, np.arange(5)
+    answers = generate(model, tiny_tokenizer(), [short, full], 4, 1, progress)
+    assert answers[1] == ""
+    assert answers[0] != ""
+
+
+def test_without_a_trained_head_there_is_no_task_score(tmp_path: Path) -> None:
+    model = write_model(tmp_path / "model", "pretrained", "pretrained")
+    found, folder = evaluate(tmp_path, model, write_labelled(tmp_path / "labelled", generation=False))
+    entry = found["candidates"][0]
+    assert entry["splits"]["dev"]["task_score"] is None
+    assert entry["splits"]["dev"]["bpb"] > 0
+    assert not (folder / "pretrained" / "dev.examples.jsonl").exists()
+    assert rows(folder / "pretrained", "training.jsonl")[0]["loss_finetune"] == 1.5
+    assert entry["model_uri"] == str(tmp_path / "model")
+    assert entry["mlflow_runs"] == {"pretrained": "run-1"}
+
+
+def test_interpolated_candidates(tmp_path: Path) -> None:
+    start = write_model(tmp_path / "pretrained", "pretrained", "pretrained", seed=1)
+    tuned = write_model(tmp_path / "finetuned", "finetuned", "finetuned", LABELS, seed=2)
+    labelled = write_labelled(tmp_path / "labelled", generation=False)
+    found, folder = evaluate(tmp_path, start, labelled, tuned, interpolation_alphas=[0.25, 0.5])
+    assert [one["id"] for one in found["candidates"]] == ["interpolated-0.25", "interpolated-0.5"]
+    entry = found["candidates"][0]
+    assert (entry["kind"], entry["start"], entry["params"], entry["alpha"]) == (
+        "interpolated", "pretrained", {"alpha": 0.25}, 0.25,
+    )  # fmt: skip
+    assert (entry["model_uri"], entry["other_uri"]) == (start.path, tuned.path)
+    assert entry["splits"]["test"]["task_score"] is not None
+    documents = Documents(tmp_path / "text", "dev")
+    plain = interpolate(start.path, tuned.path, 0.25).lm.eval()
+    for index, row in enumerate(rows(folder / "interpolated-0.25", "dev.documents.jsonl")):
+        assert row["nats"] == pytest.approx(naive_nats(plain, documents.tokens(index)), rel=1e-5)
+
+
+def test_no_alpha_leaves_a_valid_empty_evaluation(tmp_path: Path) -> None:
+    start = write_model(tmp_path / "pretrained", "pretrained", "pretrained")
+    tuned = write_model(tmp_path / "finetuned", "finetuned", "finetuned", LABELS)
+    found, _ = evaluate(tmp_path, start, write_labelled(tmp_path / "labelled", generation=False), tuned)
+    assert found["candidates"] == []
+    assert found["format"] == "mixtune-evaluation/1"
+
+
+def test_the_first_documents_alone(tmp_path: Path) -> None:
+    model = write_model(tmp_path / "model", "pretrained", "pretrained")
+    labelled = write_labelled(tmp_path / "labelled", generation=False)
+    _, folder = evaluate(tmp_path, model, labelled, max_documents=3)
+    assert [row["id"] for row in rows(folder / "pretrained", "dev.documents.jsonl")] == ["dev-0", "dev-1", "dev-2"]
+
+
+def test_losses_do_not_depend_on_the_batch(tmp_path: Path) -> None:
+    model = write_model(tmp_path / "model", "finetuned", "finetuned", LABELS)
+    labelled = write_labelled(tmp_path / "labelled", generation=False)
+    nats = []
+    for size in (1, 64):
+        _, folder = evaluate(tmp_path, model, labelled, batch_size=size)
+        nats.append([row["nats"] for row in rows(folder / "finetuned", "test.documents.jsonl")])
+    assert nats[0] == pytest.approx(nats[1], rel=1e-5)
+
+
+def test_a_loss_that_is_not_finite_is_named(tmp_path: Path) -> None:
+    network = tiny_model("llama", LABELS)
+    poisoned = 7
+    network.lm.get_input_embeddings().weight.data[poisoned] = math.nan
+    network.save(tmp_path / "model", tiny_tokenizer())
+    ModelCard(id="mixed-0.3", kind="mixed", has_task_head=True, labels=LABELS).save(tmp_path / "model")
+    write_text(tmp_path / "text")
+    bad = {
+        split: [i for i in range(8) if poisoned in Documents(tmp_path / "text", split).tokens(i)[:-1]]  # type: ignore[arg-type]
+        for split in ("dev", "test")
+    }
+    assert 0 < len(bad["dev"]) < 8
+    labelled = write_labelled(tmp_path / "labelled", generation=False)
+    with pytest.raises(MixtuneError) as raised:
+        evaluate(tmp_path, Artifact(str(tmp_path / "model")), labelled)
+    named = [f"mixed-0.3: the loss of document {s}-{i} ({s}) is not finite" for s in bad for i in bad[s]]
+    assert [problem for problem in raised.value.problems if "document" in problem] == named
+    manifest = json.loads((tmp_path / "evaluation" / "evaluation.json").read_text())
+    documents = [one["id"] for one in manifest["not_finite"] if one["what"] == "document"]
+    assert documents == [f"{s}-{i}" for s in bad for i in bad[s]]
+    examples = [one["id"] for one in manifest["not_finite"] if one["what"] == "example" and one["split"] == "dev"]
+    held = Documents(tmp_path / "labelled", "dev")
+    assert examples == [f"dev-e{i}" for i in range(len(held)) if poisoned in held.tokens(i)]
+    assert manifest["candidates"][0]["splits"]["dev"]["bpb"] is None
+
+
+def test_labels_of_another_task_are_refused(tmp_path: Path) -> None:
+    model = write_model(tmp_path / "model", "finetuned", "finetuned", LABELS)
+    labelled = write_labelled(tmp_path / "labelled", generation=False, labels=["a", "b", "c"])
+    with pytest.raises(RefusedError, match=r"finetuned: was trained on the labels .*'no'.* has \['a', 'b', 'c'\]"):
+        evaluate(tmp_path, model, labelled)
+    assert not (tmp_path / "evaluation" / "evaluation.json").exists()
+
+
+def test_a_folder_that_is_no_model_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    labelled = write_labelled(tmp_path / "labelled", generation=False)
+    with pytest.raises(RefusedError, match=r"has no mixtune\.json, so it is not a model made by mixtune"):
+        evaluate(tmp_path, Artifact(str(tmp_path / "model")), labelled)

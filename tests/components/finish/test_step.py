@@ -1,0 +1,46 @@
+"""`finish` and `register` against a real MLflow store."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from mixtune.components.finish.config import FinishStep
+from mixtune.components.finish.step import run
+from mixtune.components.shared.context import Context
+from mixtune.components.shared.tracking import Tracker, connect
+
+
+@pytest.fixture
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    return uri
+
+
+def finish(state: str) -> tuple[Context, Tracker]:
+    tracker = Tracker.open("finish", "finish", "run-1")
+    context = Context("finish", tracker, "run-1", quiet=True)
+    run(FinishStep(), context=context, state=state, error="Task mixed failed.")
+    return context, tracker
+
+
+def test_a_failure_is_told_in_the_words_of_the_step_that_failed(store: str) -> None:
+    Tracker.open("prepare", "prepare finetune", "run-1").close(
+        "FAILED", {"kind": "refused", "sentence": "data.finetune: there is no column label"}
+    )
+    context, tracker = finish("FAILED")
+    assert context.facts["verdict"] == "failed: prepare finetune: data.finetune: there is no column label"
+    assert tracker.parent_id is not None
+    assert connect(store).get_run(tracker.parent_id).info.status == "FAILED"
+
+
+@pytest.mark.parametrize(("gate", "verdict"), [("passed", "gate passed: mixed-0.3"), ("not met", "gate not met: why")])
+def test_the_verdict_is_the_gates(store: str, gate: str, verdict: str) -> None:
+    tags = {"mixtune.gate": gate, "mixtune.selected": "mixed-0.3", "mixtune.gate_reasons": "why"}
+    Tracker.open("compare", "compare", "run-1").set_tags(tags, parent=True)
+    context, tracker = finish("SUCCEEDED")
+    assert context.facts["verdict"] == verdict
+    assert tracker.parent_id is not None
+    assert connect(store).get_run(tracker.parent_id).info.status == "FINISHED"

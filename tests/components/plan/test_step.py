@@ -1,0 +1,75 @@
+"""`plan`: every problem at once, parts for the steps, fingerprints that notice changed content."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mixtune.components.config import load, parameters
+from mixtune.components.plan.config import PlanStep
+from mixtune.components.plan.step import run
+from mixtune.components.shared.context import Context
+from mixtune.components.shared.errors import RefusedError
+
+PARTS = (
+    "prepare_pretrain",
+    "prepare_finetune",
+    "pretrain",
+    "finetune",
+    "evaluate",
+    "interpolate",
+    "compare",
+    "register",
+)
+
+
+def plan(folder: Path, **changed: Any) -> tuple[list[dict[str, str]], dict[str, Any]]:
+    """Runs the step as KFP would, with parameters, and returns the candidates and the parts."""
+    values = {
+        "model": {"base": "scratch"},
+        "data": {
+            "pretrain": {"source": str(folder / "text.jsonl")},
+            "finetune": {"source": str(folder / "labels.jsonl")},
+        },
+        "pretrain": {"steps": 2},
+    }
+    given = parameters(load(values)) | changed
+    files = {name: str(folder / "out" / name) for name in PARTS}
+    items = run(PlanStep(configuration=given), context=Context.for_tests(), outputs=files)
+    return items, {name: json.loads(Path(file).read_text()) for name, file in files.items()}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "text.jsonl").write_text('{"text": "one"}\n{"text": "two"}\n')
+    (tmp_path / "labels.jsonl").write_text('{"text": "one", "label": "a"}\n{"text": "two", "label": "b"}\n')
+    return tmp_path
+
+
+def test_each_lambda_is_a_candidate_with_all_that_its_tasks_read(folder: Path) -> None:
+    items, parts = plan(folder, mixed_lambdas=[0.25, 1.0])
+    assert [json.loads(item["candidate"])["id"] for item in items] == ["mixed-0.25", "mixed-1"]
+    assert all(set(item) == {"candidate", "mixed", "evaluate"} for item in items)
+    assert json.loads(items[0]["evaluate"]) == parts["evaluate"]
+    assert "lambdas" not in json.loads(items[0]["mixed"])["mixed"]
+
+
+def test_problems_of_the_configuration_and_of_the_sources_come_at_once(folder: Path) -> None:
+    with pytest.raises(RefusedError) as refused:
+        plan(folder, mixed_lambdas=[2.0], gate_options='{"rul": 1}', seed=-1)
+    assert len(refused.value.problems) == 3
+    (folder / "text.jsonl").unlink()
+    with pytest.raises(RefusedError) as refused:
+        plan(folder, base_model=str(folder / "nowhere"))
+    assert len(refused.value.problems) == 2
+    assert not (folder / "out").exists()
+
+
+def test_content_changed_in_place_changes_that_streams_part_alone(folder: Path) -> None:
+    _, before = plan(folder)
+    (folder / "labels.jsonl").write_text('{"text": "one", "label": "a"}\n{"text": "three", "label": "b"}\n')
+    _, after = plan(folder)
+    assert {name for name in PARTS if before[name] != after[name]} == {"prepare_finetune"}
