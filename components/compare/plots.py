@@ -95,7 +95,7 @@ def pareto_picture(
     front = sorted((one for one in shown if one["pareto"]), key=lambda one: one["delta_bpb"]["value"])
     path = [(one["delta_bpb"]["value"], one["task_score"]["value"]) for one in front]
     axes.plot(*zip(*path, strict=True), color=FAINT, linewidth=1, zorder=2, drawstyle="steps-post")
-    axes.margins(0.1)
+    axes.margins(x=0.16, y=0.12)
     axes.autoscale_view()
     axes.axvline(0, color=FAINT, linewidth=0.8, zorder=1)
     note = _draw_limits(axes, limits)
@@ -124,8 +124,9 @@ def training_curves(
     axes.set_xlabel("optimizer step", color=INK)
     axes.set_ylabel(unit, color=INK)
     axes.margins(x=0.02)
+    columns = {1: 1, 2: 2, 4: 2}.get(len(curves), 3)
     figure.legend(
-        loc="outside lower center", ncols=min(3, max(1, len(curves))), frameon=False, labelcolor=INK, handlelength=2.2,
+        loc="outside lower center", ncols=columns, frameon=False, labelcolor=INK, handlelength=2.2,
         columnspacing=1.2,
     )  # fmt: skip
     ends = ", ".join(f"{candidate} ends at {points[-1][1]:.3f}" for candidate, points in curves.items())
@@ -200,7 +201,7 @@ def _label_points(
     for one, centre in zip(shown, centres, strict=True):
         x, y = one["delta_bpb"], one["task_score"]
         (left, bottom), (right, top) = axes.transData.transform([(x["low"], y["low"]), (x["high"], y["high"])])
-        lines += [(left, centre[1] - 1, right, centre[1] + 1), (centre[0] - 1, bottom, centre[0] + 1, top)]
+        lines += [(left, centre[1] - 3, right, centre[1] + 3), (centre[0] - 3, bottom, centre[0] + 3, top)]
         lines.append((centre[0] - 8, centre[1] - 8, centre[0] + 8, centre[1] + 8))
     for here, there in pairwise(front):
         (x0, y0), (x1, y1) = axes.transData.transform([here, there])
@@ -208,18 +209,22 @@ def _label_points(
     taken = [] if note is None else [tuple(note.get_window_extent().extents)]
     for one, centre in zip(shown, centres, strict=True):
         width, height = len(one["id"]) * LETTER_WIDTH * FONT_SIZE * scale, 1.15 * FONT_SIZE * scale
-        boxes = []
+        boxes: list[tuple[float, tuple[float, float, float, float]]] = []
         for reach in (10, 16, 24, 36, 50):
             for dx, dy in ((1, 1), (-1, 1), (1, -1), (-1, -1), (0, 1), (0, -1), (1, 0), (-1, 0)):
                 x = centre[0] + dx * reach - (0 if dx > 0 else width if dx < 0 else width / 2)
                 y = centre[1] + dy * reach * 0.8 - (0 if dy > 0 else height if dy < 0 else height / 2)
                 box = (x, y, x + width, y + height)
                 outside = max(0, frame.x0 - x, x + width - frame.x1) + max(0, frame.y0 - y, y + height - frame.y1)
-                covered = 2 * sum(_overlap(box, other) for other in lines) + 5 * sum(_overlap(box, it) for it in taken)
+                covered = 3 * sum(_overlap(box, other) for other in lines) + 5 * sum(_overlap(box, it) for it in taken)
                 misread = sum(_gap(box, other) <= _gap(box, centre) for other in centres) - 1
                 boxes.append((covered + 50 * outside + 40 * misread + 3 * reach, box))
         _, best = min(boxes)
         taken.append(best)
+        if _gap(best, centre) > 14 * scale:
+            near = (min(max(centre[0], best[0]), best[2]), min(max(centre[1], best[1]), best[3]))
+            ends = axes.transData.inverted().transform([tuple(centre), near])
+            axes.plot(*ends.T, color=style[one["id"]].colour, linewidth=0.6, zorder=3)
         x, y = axes.transData.inverted().transform((best[0], best[1]))
         axes.text(x, y, one["id"], color=style[one["id"]].colour, fontsize=FONT_SIZE, zorder=6, va="bottom", ha="left")
 

@@ -24,18 +24,23 @@ def pictures(comparison: Comparison, gate: Gate) -> dict[str, str]:
     }
     style = looks(rows)
     classify = report["task"]["kind"] == "classification"
-    stages = {"training": [one for one in comparison.evaluations.candidates if one.entry.kind != "pretrained"]}
-    stages["pretraining"] = [one for one in comparison.evaluations.candidates if one.entry.kind == "pretrained"]
-    for stage, candidates in stages.items():
-        for stream, title in STREAMS.items():
-            curves = {one.id: _points(one.curve, f"loss_{stream}") for one in candidates}
-            curves = {name: points for name, points in curves.items() if points}
-            if not curves:
-                continue
+    stages = [
+        ("pretraining", "pretrain", "Loss of the pretraining stage"),
+        *(("training", stream, f"Loss on the {title}") for stream, title in STREAMS.items()),
+    ]
+    for stage, stream, title in stages:
+        # The pretraining stage is another training, of other length: beside the others its curve would only dwarf them.
+        candidates = [
+            one
+            for one in comparison.evaluations.candidates
+            if (one.entry.kind == "pretrained") == (stage == "pretraining")
+        ]
+        curves = {one.id: _points(one.curve, f"loss_{stream}") for one in candidates}
+        curves = {name: points for name, points in curves.items() if points}
+        if curves:
             unit = "nats per example" if classify and stream == "finetune" else "nats per token"
             name = f"{stage}-{stream}"
-            heading = f"Loss on the {title}" if stage == "training" else "Loss of the pretraining stage"
-            found[name] = training_curves(name, heading, unit, curves, style)
+            found[name] = training_curves(name, title, unit, curves, style)
     return found
 
 

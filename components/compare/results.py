@@ -309,9 +309,9 @@ def _with_forgetting(ours: Scores, finetuned: Scores) -> str:
     share = _share(ours, finetuned)
     if share is None:
         return f"forgetting {_bits(ours.delta_bpb)}, where fine-tuning alone does not measurably forget"
-    if ours.delta_bpb.high <= 0:
+    if share <= 0:
         return "with none of its forgetting"
-    return f"with {100 * max(share, 0.0):.0f} % of its forgetting"
+    return f"with {100 * share:.0f} % of its forgetting"
 
 
 def _bits(value: Value) -> str:

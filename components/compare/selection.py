@@ -161,6 +161,11 @@ def _lowest_score(one: Measured, lowest: float, metric: str) -> Check:
 
 
 def _share_sentence(forgets: float, finetuned: Value, share: float, limit: float) -> str:
+    if measurably_forgets(finetuned) and forgets <= 0:
+        return (
+            f"it forgets nothing ({forgets:+.3f} bits per byte, fine-tuning alone {finetuned.value:+.3f}); at most "
+            f"{100 * share:.0f} % of that is accepted"
+        )
     if measurably_forgets(finetuned):
         amounts = f"{forgets:.3f} of {finetuned.value:.3f} bits per byte"
         return (

@@ -379,7 +379,8 @@ def _track(
                     numbers[f"{prefix}{split}.{name}"] = float(value)
         numbers[f"{prefix}evaluate_seconds"] = entry["evaluate_seconds"]
     context.tracker.log_metrics(numbers)
-    context.tracker.set_tags({"mixtune.candidate": " ".join(entry["id"] for entry in entries)})
+    if entries:
+        context.tracker.set_tags({"mixtune.candidate": " ".join(entry["id"] for entry in entries)})
     for name, manifest in (("pretrain-heldout", held.text), ("finetune-heldout", held.labelled)):
         context.tracker.log_input(name, manifest.digest, manifest.source, "evaluation")
     metrics.metadata.update({name: value for name, value in numbers.items() if name.endswith((".bpb", ".task_score"))})

@@ -116,6 +116,8 @@ def _write_split(
              "score": float(prediction == reference), "contaminated": i % 50 == 0, "text": f"what does {i} <do>?"}
         )  # fmt: skip
     write_jsonl(folder / f"{split}.examples.jsonl", rows)
+    if not rows:
+        return {}
     return {"accuracy": float(np.mean([row["score"] for row in rows]))}
 
 

@@ -143,6 +143,13 @@ def test_finetuning_that_does_not_forget_meets_its_own_share() -> None:
     assert "does not measurably forget" in found.checks["b"][1].sentence
 
 
+def test_a_candidate_that_improves_forgets_nothing() -> None:
+    found = choose(finetuned(), mixed("a", 0.6, -0.02))
+    assert found.reasons[1] == (
+        "it forgets nothing (-0.020 bits per byte, fine-tuning alone +1.000); at most 50 % of that is accepted"
+    )
+
+
 def test_the_front() -> None:
     candidates = [PRETRAINED, finetuned(0.6, 1.0), mixed("a", 0.65, 0.4), mixed("b", 0.6, 0.2), mixed("c", 0.6, 0.3)]
     assert pareto(candidates) == {"a", "b"}

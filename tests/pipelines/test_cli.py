@@ -1,0 +1,168 @@
+"""The command: what it prints, what it refuses, and its exit statuses."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from typer.testing import CliRunner, Result
+
+from mixtune.components.config import Config
+from mixtune.pipelines.cli import app
+from tests.components.shared.tiny import tiny_tokenizer, write_data
+from tests.conftest import sentences
+
+
+def mixtune(*arguments: str) -> Result:
+    return CliRunner().invoke(app, list(arguments), prog_name="mixtune")
+
+
+@pytest.fixture
+def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """What `mixtune init` expects: data/text.jsonl and data/labelled.jsonl, and a model folder."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").mkdir()
+    rows: list[dict[str, Any]] = [{"text": text, "label": "ab"[i % 2]} for i, text in enumerate(sentences(40))]
+    for name in ("text", "labelled"):
+        (tmp_path / "data" / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return tmp_path
+
+
+@pytest.mark.parametrize("task", ["classification", "generation"])
+@pytest.mark.parametrize("name", ["start", "demo"])
+def test_init_prints_a_configuration_that_reads_as_what_it_started_from(tmp_path: Path, task: str, name: str) -> None:
+    printed = mixtune("init", "--task", task, "--from", name).stdout
+    config = Config.model_validate(yaml.safe_load(printed))
+    assert config.data.finetune.task == task
+    # Every option stands there, with its default where it is a comment.
+    uncommented = "\n".join(
+        line.replace("# ", "", 1) if line.lstrip().startswith("# ") and ": " in line and line.count("# ") == 1 else line
+        for line in printed.splitlines()
+    )
+    for option in (
+        "replay_share",
+        "max_forgetting_share",
+        "head_learning_rate",
+        "registered_model",
+        "gradient_checkpointing",
+    ):
+        assert f"{option}: " in uncommented
+
+
+def test_init_then_check(data: Path) -> None:
+    (data / "mixtune.yaml").write_text(mixtune("init").stdout)
+    result = mixtune("check", "mixtune.yaml")
+    assert result.exit_code == 0, result.output
+    assert "the configuration is good" in result.stdout
+
+
+def test_check_names_all_problems_at_once(data: Path) -> None:
+    (data / "data" / "text.jsonl").unlink()
+    (data / "mixtune.yaml").write_text(mixtune("init").stdout)
+    overrides = ("data.finetune.label_column=nope", "model.base=./nowhere")
+    result = mixtune("check", "mixtune.yaml", *(part for one in overrides for part in ("--set", one)))
+    assert result.exit_code == 2
+    for word in ("text.jsonl", "nope", "nowhere"):
+        assert word in result.stderr
+    assert all(line.startswith("mixtune: ") for line in result.stderr.splitlines())
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", "is empty"),
+        ("- a list", "must hold sections"),
+        ("a: [1, 2\nb: 3", "line 2"),
+        ("mixed: {lambdas: [0.1, 7]}", "mixed.lambdas.1"),
+    ],
+)
+def test_a_file_that_is_no_configuration(tmp_path: Path, text: str, words: str) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text(text)
+    result = mixtune("check", str(file))
+    assert result.exit_code == 2
+    assert words in result.stderr
+
+
+def test_a_file_that_is_not_there(tmp_path: Path) -> None:
+    result = mixtune("check", str(tmp_path / "none.yaml"))
+    assert result.exit_code == 2
+    assert "there is no such file" in result.stderr
+
+
+@pytest.mark.parametrize("override", ["nonsense", "=1", "name.inner=1", "mixed.lambdas=[", "mixed.nothing=1"])
+def test_overrides_that_make_no_sense(override: str) -> None:
+    result = mixtune("check", "--set", override)
+    assert result.exit_code == 2
+    assert result.stderr.startswith("mixtune: ")
+
+
+def test_the_embedded_default_is_good() -> None:
+    assert mixtune("check").exit_code == 0
+
+
+def test_schema_is_json_schema_with_descriptions() -> None:
+    schema = json.loads(mixtune("schema").stdout)
+    assert schema["$defs"]["Mixed"]["properties"]["replay_share"]["description"]
+    assert schema["additionalProperties"] is False
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--output", "pipeline.txt"), "must end in .yaml"),
+        (("--output", "p.yaml", "--format", "json"), "--format"),
+        (("--output", "p.yaml", "--step", "finish"), "--step"),
+        (("--output", "p.yaml", "--set", "placement.profile=moon"), "placement.profile"),
+        (("--output", "p.yaml", "--set", "placement.gpus=1"), "has no GPUs"),
+    ],
+)
+def test_compile_refuses_in_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], words: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = mixtune("compile", *arguments)
+    assert result.exit_code == 2
+    assert words in result.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_compile_for_gitops(tmp_path: Path) -> None:
+    file = tmp_path / "p.yaml"
+    assert mixtune("compile", "--output", str(file), "--format", "kubernetes").exit_code == 0
+    assert [one["kind"] for one in yaml.safe_load_all(file.read_text())] == ["Pipeline", "PipelineVersion"]
+
+
+def test_one_step_from_a_shell(tmp_path: Path) -> None:
+    write_data(tmp_path / "text", "pretrain", None)
+    tiny_tokenizer().save_pretrained(tmp_path / "tokenizer")
+    part = {
+        "seed": 0,
+        "model": {"base": "scratch", "max_length": 32, "scratch": {"hidden_size": 16, "layers": 1, "heads": 2}},
+        "pretrain": {"steps": 2, "batch_size": 2, "precision": "float32"},
+        "fingerprint": "x",
+    }
+    (tmp_path / "part.json").write_text(json.dumps(part))
+    folders = {"data": "text", "tokenizer": "tokenizer", "model": "model", "metrics": "metrics.json"}
+    arguments = [word for name, path in folders.items() for word in ("--artifact", f"{name}={tmp_path / path}")]
+    done = subprocess.run(
+        [sys.executable, "-m", "mixtune.pipelines.cli", "step", "pretrain", "--config", str(tmp_path / "part.json"), *arguments],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "pretrain: 2/2 steps" in done.stdout
+    assert (tmp_path / "model" / "model.safetensors").is_file()
+    assert json.loads((tmp_path / "metrics.json").read_text())["tokens_pretrain"] > 0
+
+
+def test_a_step_says_what_it_is_missing() -> None:
+    result = mixtune("step", "pretrain", "--artifact", "nonsense=x", "--artifact", "data=y")
+    assert result.exit_code == 2
+    for word in ("nonsense", "tokenizer", "model", "metrics"):
+        assert f"{word}: the step pretrain" in result.stderr
+    assert mixtune("step", "dance").exit_code == 2
