@@ -126,7 +126,7 @@ def run_local(config: Config, output: Path, use_cache: bool, display: Display) -
         (output / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
         write_json(run.state / "last_run.json", {"id": run.id})
         interrupted = _watch(_start(config, run, use_cache), run, config, display)
-        return _conclude(run, interrupted, display)
+        return _conclude(run, config, interrupted, display)
     finally:
         lock.release()
 
@@ -181,18 +181,26 @@ def _watch(child: subprocess.Popen[bytes], run: Run, config: Config, display: Di
                 time.sleep(0.2)
             display.refresh()
     except KeyboardInterrupt:
-        for number, seconds in ((signal.SIGTERM, 10), (signal.SIGKILL, 5)):
-            _signal_group(child, number)
-            try:
-                child.wait(seconds)
-                break
-            except subprocess.TimeoutExpired:
-                continue
+        _stop(child)
         return True
     except BaseException:
         _signal_group(child, signal.SIGKILL)
         raise
     return False
+
+
+def _stop(child: subprocess.Popen[bytes]) -> None:
+    """Ends the runner and its steps: politely, so that they leave their records, then for sure."""
+    for number, seconds in ((signal.SIGTERM, 15.0), (signal.SIGKILL, 5.0)):
+        _signal_group(child, number)
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            child.poll()
+            try:
+                os.killpg(child.pid, 0)
+            except ProcessLookupError:
+                return
+            time.sleep(0.1)
 
 
 def _signal_group(child: subprocess.Popen[bytes], number: int) -> None:
@@ -202,30 +210,47 @@ def _signal_group(child: subprocess.Popen[bytes], number: int) -> None:
         return
 
 
-def _conclude(run: Run, interrupted: bool, display: Display) -> Ended:
+def _conclude(run: Run, config: Config, interrupted: bool, display: Display) -> Ended:
     outcomes = load_outcomes(run.outcomes)
     failures = [outcome for outcome in outcomes if outcome.kind != "done"]
     cached = list(display.cached)
     if interrupted:
+        _close_on_record(config, run)
         return Ended(EXIT_STATUS["interrupted"], failures, cached=cached)
-    compared = next((outcome for outcome in outcomes if outcome.title == "compare" and outcome.kind == "done"), None)
-    report = publish(run.output, compared) if compared else None
+    done = {outcome.title: outcome for outcome in outcomes if outcome.kind == "done"}
+    report = publish(run.output, done["compare"], done.get("register")) if "compare" in done else None
     if failures:
         first = failures[0]
         return Ended(first.exit_status if first.kind in ("refused", "unreachable") else 1, failures, report, cached)
-    if not any(outcome.title == "finish" for outcome in outcomes) or report is None:
+    if "finish" not in done or report is None:
         problem = f"the pipeline ended early without a word; see {run.logs / 'kfp.log'}"
         return Ended(1, [Outcome(title="pipeline", kind="failed", sentences=[problem])], report, cached)
     return Ended(0 if report["gate"]["passed"] else GATE_NOT_MET, [], report, cached)
 
 
-def publish(output: Path, compared: Outcome) -> dict[str, Any]:
-    """Puts report and models where people look for them. Files are linked, so nothing is copied or lost."""
+def _close_on_record(config: Config, run: Run) -> None:
+    """Ends the MLflow parent run of an interrupted run, since `finish` never came to it."""
+    from mixtune.components.shared.tracking import close_interrupted
+
+    try:
+        close_interrupted(tracking_uri(config, run.output), config.tracking.experiment, run.id)
+    except MixtuneError:
+        return  # the server is away; the run stays open there, and the user has the exit status
+
+
+def publish(output: Path, compared: Outcome, registered: Outcome | None) -> dict[str, Any]:
+    """Puts report and models where people look for them. Files are linked, so nothing is copied or lost.
+
+    Args:
+        compared: record of `compare`, which knows where every candidate's model is.
+        registered: record of `register`, which alone writes out an interpolated model.
+    """
     comparison = Path(compared.artifacts["comparison"])
     report: dict[str, Any] = read_json(comparison / "report.json", "a comparison made by mixtune")
     _replace(output / "report", comparison)
     models = read_json(comparison / "models.json", "a comparison made by mixtune")
-    registered = compared.artifacts.get("registered")
+    if registered is not None:
+        models = {**models, report["selected"]: registered.artifacts["model"]}
     target = output / "models"
     target.mkdir(exist_ok=True)
     for stale in target.iterdir():
@@ -236,8 +261,6 @@ def publish(output: Path, compared: Outcome) -> dict[str, Any]:
     for candidate, uri in models.items():
         if Path(uri).is_dir():
             _replace(target / candidate, Path(uri))
-    if registered and Path(registered).is_dir():
-        _replace(target / report["selected"], Path(registered))
     if (target / report["selected"]).is_dir():
         (target / "selected").symlink_to(report["selected"])
     return report

@@ -103,6 +103,21 @@ def parent_run(client: MlflowClient, experiment: str, run_id: str) -> Run:
     return client.create_run(experiment, run_name=os.environ.get("MIXTUNE_RUN_NAME", run_id), tags=tags)
 
 
+def close_interrupted(uri: str, experiment: str, run_id: str) -> None:
+    """Ends the parent run of a pipeline run that the user interrupted, and the steps that could not do so themselves.
+
+    Raises:
+        UnreachableError: where the tracking server does not answer.
+    """
+    client = connect(uri)
+    parent = parent_run(client, experiment_id(client, experiment, uri), run_id)
+    tracker = Tracker(client, None, parent.info.run_id)
+    for child in tracker.children():
+        if child.info.status == "RUNNING":
+            client.set_terminated(child.info.run_id, "KILLED")
+    tracker.close_parent("KILLED", {"mixtune.verdict": "interrupted"})
+
+
 def _git_tags() -> dict[str, str]:
     commit = os.environ.get("MIXTUNE_GIT_COMMIT")
     return {"mlflow.source.git.commit": commit, "mixtune.git_commit": commit} if commit else {}

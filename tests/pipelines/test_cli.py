@@ -150,8 +150,9 @@ def test_one_step_from_a_shell(tmp_path: Path) -> None:
     (tmp_path / "part.json").write_text(json.dumps(part))
     folders = {"data": "text", "tokenizer": "tokenizer", "model": "model", "metrics": "metrics.json"}
     arguments = [word for name, path in folders.items() for word in ("--artifact", f"{name}={tmp_path / path}")]
+    command = ("-m", "mixtune.pipelines.cli", "step", "pretrain", "--config", str(tmp_path / "part.json"))
     done = subprocess.run(
-        [sys.executable, "-m", "mixtune.pipelines.cli", "step", "pretrain", "--config", str(tmp_path / "part.json"), *arguments],
+        [sys.executable, *command, *arguments],
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
