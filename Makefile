@@ -1,5 +1,5 @@
 # `make demo` runs the embedded default, `make test` passes the tests; both set up what they need in .venv.
-PYTHON ?= python3.11
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 

@@ -56,9 +56,13 @@ def run_and_show(
 def _print_verdict(console: Any, report: dict[str, Any]) -> None:
     gate = report["gate"]
     if gate["passed"]:
-        console.print(f"\n[green]gate passed[/green]: {report['selected']} is selected", highlight=False)
+        console.print(
+            f"\n[green]gate passed[/green]: {report['selected']} is selected; on the dev split", highlight=False
+        )
     else:
-        console.print(f"\n[yellow]gate not met[/yellow]: {report['selected']} comes nearest", highlight=False)
+        console.print(
+            f"\n[yellow]gate not met[/yellow]: {report['selected']} comes nearest; on the dev split", highlight=False
+        )
     for reason in gate["reasons"]:
         console.print(f"  {reason}", highlight=False)
 

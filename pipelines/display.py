@@ -93,8 +93,11 @@ class Display:
         words = f"{rate:,} tokens/s" if rate else f"{note['done']}/{note['total']} {note['unit']}"
         if self._bars is not None:
             if title not in self._tasks:
-                self._tasks[title] = self._bars.add_task(title, total=note["total"], rate="")
-            self._bars.update(self._tasks[title], completed=note["done"], total=note["total"], rate=words)
+                for name in [name for name in self._tasks if title.startswith(name) and name != title]:
+                    self._bars.remove_task(self._tasks.pop(name))
+                self._tasks[title] = self._bars.add_task(title, total=None, rate="")
+            if note["total"]:
+                self._bars.update(self._tasks[title], completed=note["done"], total=note["total"], rate=words)
             return
         now = time.monotonic()
         if note["done"] and now - self._last_plain.get(title, now - PLAIN_LINE_SECONDS + 5) >= PLAIN_LINE_SECONDS:

@@ -17,6 +17,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
@@ -325,6 +326,7 @@ def _run_in_this_process(spec_file: str) -> None:
     from .pipeline import make_pipeline
     from .placement import Placer
 
+    threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
     # Without this the runner does not tell what it takes from its cache.
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     spec = json.loads(Path(spec_file).read_text(encoding="utf-8"))
@@ -336,6 +338,13 @@ def _run_in_this_process(spec_file: str) -> None:
         cache_root=spec["cache_root"],
     )
     make_pipeline(load(spec["config"]), Placer.local())()
+
+
+def _end_with_parent(parent: int) -> None:
+    """Ends this process and the steps when the command is gone (kill -9): the folder is free then for another run."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os.killpg(0, signal.SIGTERM)
 
 
 if __name__ == "__main__":

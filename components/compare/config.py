@@ -12,8 +12,8 @@ from ..shared.config import Section
 class Gate(Section):
     """What a candidate must meet to be registered. Decided on the dev split; the test split is reported once."""
 
-    rule: Literal["least_forgetting", "best_task_score"] = "least_forgetting"
-    """Which of the candidates that meet the gate is selected."""
+    rule: Literal["least_forgetting", "best_task_score"] = "best_task_score"
+    """Which of the candidates that meet the gate is selected: the best task score, or the least forgetting."""
     max_score_drop: float = Field(0.02, ge=0)
     """The task score may be below `finetuned` by no more than this: the lower end of the interval of the paired difference
     must be above its negative."""

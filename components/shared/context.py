@@ -27,6 +27,23 @@ LOG_LINE_SECONDS = 15.0
 DRAW_SECONDS = 0.3
 
 
+def note_progress(
+    title: str,
+    done: int = 0,
+    total: int = 0,
+    unit: str = "",
+    tokens_per_second: int | None = None,
+    seconds_left: float = 0.0,
+) -> None:
+    """Appends to the progress file, where the environment names one. A total of 0 says that the task has started."""
+    path = os.environ.get("MIXTUNE_PROGRESS_FILE")
+    if path:
+        note = {"title": title, "done": done, "total": total, "unit": unit}
+        note |= {"tokens_per_second": tokens_per_second, "seconds_left": seconds_left}
+        with Path(path).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(note) + "\n")
+
+
 class Progress:
     """Counts done work and tells it: plain lines in the log, finer ones in the progress file.
 
@@ -43,7 +60,6 @@ class Progress:
         self._started = time.monotonic()
         self._last_line = self._started
         self._last_draw = 0.0
-        self._file = os.environ.get("MIXTUNE_PROGRESS_FILE")
 
     def __enter__(self) -> Self:
         self._draw(0.0)
@@ -81,18 +97,8 @@ class Progress:
         print(f"{self._title}: {self._done}/{self._total} {self._unit}{rate}{rest}", flush=True)  # noqa: T201
 
     def _draw(self, seconds_left: float) -> None:
-        if not self._file:
-            return
-        note = {
-            "title": self._title,
-            "done": self._done,
-            "total": self._total,
-            "unit": self._unit,
-            "tokens_per_second": round(self.tokens_per_second) if self._tokens else None,
-            "seconds_left": round(seconds_left, 1),
-        }
-        with Path(self._file).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(note) + "\n")
+        rate = round(self.tokens_per_second) if self._tokens else None
+        note_progress(self._title, self._done, self._total, self._unit, rate, round(seconds_left, 1))
 
 
 @dataclass

@@ -17,7 +17,7 @@ from typing import Any
 
 from .artifacts import ArtifactLike, ModelCard, write_json
 from .config import Section
-from .context import Context
+from .context import Context, note_progress
 from .errors import MixtuneError
 from .outcome import EXIT_STATUS, Outcome
 from .tracking import Status, Tracker
@@ -49,6 +49,7 @@ def launch(
     started = time.monotonic()
     with _own_log(step, config, artifacts, parameters) as (title, log):
         tracker = Tracker.off()
+        note_progress(title)
         try:
             _raise_on_sigterm()
             section: type[Section] = getattr(

@@ -304,6 +304,23 @@ def test_interrupted_is_130_and_goes_on_from_there(fresh: Project) -> None:
     assert statuses == ["FINISHED", "KILLED"], "newest first"
 
 
+def test_killed_for_good_leaves_no_process_and_a_folder_to_go_on_in(fresh: Project) -> None:
+    (fresh.folder / "config.yaml").write_text(yaml.safe_dump(fresh.config), encoding="utf-8")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "mixtune.pipelines.cli", "run", "config.yaml"],
+        cwd=fresh.folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    deadline = time.monotonic() + 60
+    while not list((fresh.output / "logs").glob("*/plan.log")) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.kill()
+    process.wait()
+    while subprocess.run(["pgrep", "-f", str(fresh.folder)], capture_output=True, check=False).stdout:
+        assert time.monotonic() < deadline, "the runner or a step lives on"
+        time.sleep(0.2)
+    claim(fresh.output, "tiny").release()
+
+
 def test_generation_runs_end_to_end(fresh: Project) -> None:
     rows = [{"prompt": f"{text} =>", "completion": f" {text.split()[0]}"} for text in sentences(160, seed=3)]
     fresh.write("pairs.jsonl", rows)
