@@ -42,7 +42,7 @@ def run_and_show(
         _print_verdict(console, ended.report)
         console.print(f"\nreport  {folder / 'report' / 'report.html'}", highlight=False)
         console.print(f"models  {folder / 'models'}", highlight=False)
-        console.print(f"MLflow  {_mlflow_hint(tracking_uri(config, folder))}", highlight=False)
+        console.print(f"MLflow  {_mlflow_hint(tracking_uri(config, folder), folder)}", highlight=False)
     for failure in ended.failures:
         for sentence in failure.sentences:
             print(f"mixtune: {failure.title}: {sentence}", file=sys.stderr)  # noqa: T201
@@ -67,11 +67,13 @@ def _print_verdict(console: Any, report: dict[str, Any]) -> None:
         console.print(f"  {reason}", highlight=False)
 
 
-def _mlflow_hint(uri: str) -> str:
+def _mlflow_hint(uri: str, folder: Path) -> str:
     from mixtune.components.shared.tracking import without_credentials
 
-    shown = without_credentials(uri)
-    return f"mlflow ui --backend-store-uri {shown}" if shown.startswith("sqlite:") else shown
+    if uri.endswith(str(folder / "mlflow" / "mlflow.db")):
+        # Relative, as the folder was given: short enough to copy.
+        return f"mlflow ui --backend-store-uri sqlite:///{folder / 'mlflow' / 'mlflow.db'}"
+    return without_credentials(uri)
 
 
 def run_step(name: str, config: str, artifacts: Sequence[str], parameters: Sequence[str]) -> None:
