@@ -13,6 +13,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import yaml
 
@@ -246,7 +247,7 @@ def test_a_gate_that_is_not_met_is_status_3_and_registers_nothing(first: tuple[P
 
 def test_an_interpolated_winner_is_written_out_and_registered(first: tuple[Project, str]) -> None:
     project, _ = first
-    options = ("--set", "evaluate.interpolation_alphas=[0.05]", "--set", "gate.rule=least_forgetting")
+    options: tuple[str, ...] = ("--set", "evaluate.interpolation_alphas=[0.05]", "--set", "gate.rule=least_forgetting")
     # A learning rate that ruins the mixed model leaves the interpolated one as the one that forgets least.
     options += ("--set", "mixed.learning_rate=0.3", "--set", "tracking.registered_model=blend")
     status, _, printed = project.run(*options)
@@ -315,7 +316,12 @@ def test_killed_for_good_leaves_no_process_and_a_folder_to_go_on_in(fresh: Proje
         time.sleep(0.1)
     process.kill()
     process.wait()
-    while subprocess.run(["pgrep", "-f", str(fresh.folder)], capture_output=True, check=False).stdout:
+
+    def alive() -> bool:
+        lines = (" ".join(one.info["cmdline"] or ()) for one in psutil.process_iter(["cmdline"]))
+        return any(str(fresh.folder) in line for line in lines)
+
+    while alive():
         assert time.monotonic() < deadline, "the runner or a step lives on"
         time.sleep(0.2)
     claim(fresh.output, "tiny").release()
@@ -350,7 +356,7 @@ def test_a_brought_model_is_used_as_it_is(first: tuple[Project, str], fresh: Pro
     assert mine.read_bytes() == brought.read_bytes()
 
 
-REFUSED: list[tuple[str, Callable[[Project], None], str]] = [
+REFUSED: list[tuple[str, Callable[[Project], object], str]] = [
     ("missing file", lambda p: (p.folder / "text.jsonl").unlink(), "text.jsonl"),
     ("missing column", lambda p: p.config["data"]["finetune"].update(label_column="klass"), "klass"),
     ("lambda above one", lambda p: p.config["mixed"].update(lambdas=[1.5]), "mixed.lambdas.0"),
@@ -363,7 +369,7 @@ REFUSED: list[tuple[str, Callable[[Project], None], str]] = [
 
 @pytest.mark.parametrize(("spoil", "word"), [(one[1], one[2]) for one in REFUSED], ids=[one[0] for one in REFUSED])
 def test_refused_before_anything_runs_and_nothing_is_written(
-    fresh: Project, spoil: Callable[[Project], None], word: str
+    fresh: Project, spoil: Callable[[Project], object], word: str
 ) -> None:
     spoil(fresh)
     done = fresh.mixtune("run", "config.yaml")

@@ -84,9 +84,7 @@ def write_evaluation(
     return Artifact(str(folder))
 
 
-def _write_split(
-    folder: Path, split: str, number: int, one: Made, documents: int, examples: int
-) -> dict[str, dict[str, Any]]:
+def _write_split(folder: Path, split: str, number: int, one: Made, documents: int, examples: int) -> dict[str, Any]:
     draw = np.random.default_rng(number)  # the same documents and examples for every candidate
     tokens = draw.integers(20, 200, documents)
     nats = tokens * draw.gamma(20, 0.2, documents)
@@ -143,7 +141,7 @@ class Outcome:
 def compare(folder: Path, evaluations: dict[str, Any], context: Context | None = None, **gate: Any) -> Outcome:
     """Runs the step on evaluation artifacts, given as `pretrained`, `finetuned`, `interpolated` and `mixed`."""
     names = ("summary", "metrics", "comparison", "selected", "other")
-    outputs = {name: Artifact(str(folder / "out" / name)) for name in names}
+    outputs: dict[str, Any] = {name: Artifact(str(folder / "out" / name)) for name in names}
     outputs["report"] = Artifact(str(folder / "out" / "page" / "report.html"))
     outputs["summary"] = Artifact(str(folder / "out" / "page" / "report.md"))
     config = CompareStep(name="trial", seed=3, gate=Gate(**{"resamples": 300, **gate}))

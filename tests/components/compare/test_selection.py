@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mixtune.components.compare.config import Gate
-from mixtune.components.compare.selection import Measured, decide, pareto, share_limit
+from mixtune.components.compare.selection import Decision, Measured, decide, pareto, share_limit
 from mixtune.components.compare.statistics import Value
 
 PRETRAINED = Measured("pretrained", "pretrained", None, None, Value(0, 0, 0))
@@ -25,7 +25,7 @@ def mixed(name: str, score: float, forgets: float, half: float = 0.01) -> Measur
     return Measured(name, "mixed", around(score), around(score - 0.6, half), around(forgets))
 
 
-def choose(*candidates: Measured, **gate: object) -> object:
+def choose(*candidates: Measured, **gate: object) -> Decision:
     return decide([PRETRAINED, *candidates], Gate.model_validate(gate), "accuracy")
 
 
@@ -183,4 +183,5 @@ def test_what_is_selected_is_the_best_that_meets_the_gate(points: list[tuple[int
         if rule == "least_forgetting":
             assert chosen.delta_bpb.value == min(one.delta_bpb.value for one in meeting)
         else:
-            assert chosen.task_score.value == max(one.task_score.value for one in meeting)
+            assert chosen.task_score is not None
+            assert chosen.task_score.value == max(one.task_score.value for one in meeting if one.task_score)

@@ -390,6 +390,7 @@ def test_everything_goes_on_record(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert {"report/report.html", "report/report.md", "report/report.json", "report/pareto.svg"} <= files
     assert "report/report.html" in {file.path for file in client.list_artifacts(tracker.parent_id, "report")}
     assert {one.dataset.name for one in own.inputs.dataset_inputs} == {"pretrain-heldout", "finetune-heldout"}
+    assert tracker.run_id and tracker.parent_id  # noqa: PT018
     assert tracker.run_id not in (done.folder / "report.json").read_text()
     assert tracker.parent_id in (done.folder / "report.html").read_text()
 

@@ -19,8 +19,12 @@ def whole_run(folder: Path, generation: bool, metric: str) -> Outcome:
     labelled = measured.write_labelled(folder / "labelled", generation)
     models = {
         name: measured.write_model(
-            folder / name, name, name.split("-")[0], None if name == "pretrained" else labels, seed
-        )  # type: ignore[arg-type]
+            folder / name,
+            name,
+            name.split("-")[0],  # type: ignore[arg-type]
+            None if name == "pretrained" else labels,
+            seed,
+        )
         for seed, name in enumerate(("pretrained", "finetuned", "mixed-0.3"))
     }
 

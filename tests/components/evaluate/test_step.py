@@ -52,7 +52,7 @@ def test_document_losses_are_those_of_plain_transformers(tmp_path: Path, archite
     found, folder = evaluate(tmp_path, model, write_labelled(tmp_path / "labelled", generation=False))
     plain = AutoModelForCausalLM.from_pretrained(model.path).eval()
     for split in ("dev", "test"):
-        documents = Documents(tmp_path / "text", split)  # type: ignore[arg-type]
+        documents = Documents(tmp_path / "text", split)
         measured = rows(folder / "finetuned", f"{split}.documents.jsonl")
         assert [row["tokens"] for row in measured] == [len(documents.tokens(i)) - 1 for i in range(len(documents))]
         for index, row in enumerate(measured):
@@ -179,12 +179,12 @@ def test_losses_do_not_depend_on_the_batch(tmp_path: Path) -> None:
 def test_a_loss_that_is_not_finite_is_named(tmp_path: Path) -> None:
     network = tiny_model("llama", LABELS)
     poisoned = 7
-    network.lm.get_input_embeddings().weight.data[poisoned] = math.nan
+    dict(network.lm.named_parameters())["model.embed_tokens.weight"].data[poisoned] = math.nan
     network.save(tmp_path / "model", tiny_tokenizer())
     ModelCard(id="mixed-0.3", kind="mixed", has_task_head=True, labels=LABELS).save(tmp_path / "model")
     write_text(tmp_path / "text")
     bad = {
-        split: [i for i in range(8) if poisoned in Documents(tmp_path / "text", split).tokens(i)[:-1]]  # type: ignore[arg-type]
+        split: [i for i in range(8) if poisoned in Documents(tmp_path / "text", split).tokens(i)[:-1]]
         for split in ("dev", "test")
     }
     assert 0 < len(bad["dev"]) < 8

@@ -37,7 +37,7 @@ def reference(model: MixedModel, pretrain: list[Segment], finetune: list[Segment
         total = total + weight * torch.stack(losses[True]).mean()
     if losses[False]:
         total = total + (1 - weight) * torch.stack(losses[False]).mean()
-    total.backward()
+    torch.autograd.backward(total)
     return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 

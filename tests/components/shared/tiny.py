@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,7 +29,12 @@ ARCHITECTURES = ("llama", "gpt2", "qwen2")
 def tiny_lm(architecture: str = "llama", seed: int = 0) -> PreTrainedModel:
     """A random language model; no dropout, so that two passes agree."""
     torch.manual_seed(seed)
-    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    sizes: dict[str, Any] = {
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+    }
     if architecture == "gpt2":
         config = GPT2Config(
             vocab_size=VOCABULARY_SIZE, n_positions=64, n_embd=16, n_layer=2, n_head=2,
@@ -85,5 +91,5 @@ def write_data(folder: Path, stream: str, task: str | None, count: int = 24, see
     DataManifest(
         stream=stream, task=task, labels=labels, max_length=32, vocabulary_size=VOCABULARY_SIZE, source="random",
         splits=splits,
-    ).save(folder)  # type: ignore[arg-type]  # fmt: skip
+    ).save(folder)  # fmt: skip
     return folder
