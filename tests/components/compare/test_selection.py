@@ -30,7 +30,9 @@ def choose(*candidates: Measured, **gate: object) -> Decision:
 
 
 def test_least_forgetting_among_those_that_meet_the_gate() -> None:
-    found = choose(finetuned(), mixed("a", 0.65, 0.4), mixed("b", 0.6, 0.2), mixed("c", 0.5, 0.1))
+    found = choose(
+        finetuned(), mixed("a", 0.65, 0.4), mixed("b", 0.6, 0.2), mixed("c", 0.5, 0.1), rule="least_forgetting"
+    )
     assert (found.selected, found.passed) == ("b", True)
     assert [item.passed for item in found.checks["c"]] == [False, True]
     assert [item.passed for item in found.checks["finetuned"]] == [True, False]
@@ -43,8 +45,9 @@ def test_best_task_score_among_those_that_meet_the_gate() -> None:
 
 
 def test_ties_go_to_the_other_quantity_and_then_to_the_first() -> None:
-    assert choose(finetuned(), mixed("a", 0.6, 0.2), mixed("b", 0.65, 0.2)).selected == "b"
-    assert choose(finetuned(), mixed("a", 0.65, 0.2), mixed("b", 0.65, 0.2)).selected == "a"
+    least = "least_forgetting"
+    assert choose(finetuned(), mixed("a", 0.6, 0.2), mixed("b", 0.65, 0.2), rule=least).selected == "b"
+    assert choose(finetuned(), mixed("a", 0.65, 0.2), mixed("b", 0.65, 0.2), rule=least).selected == "a"
     tied = [finetuned(), mixed("a", 0.65, 0.3), mixed("b", 0.65, 0.2)]
     assert choose(*tied, rule="best_task_score").selected == "b"
 
