@@ -250,7 +250,7 @@ def publish(output: Path, compared: Outcome, registered: Outcome | None) -> dict
     report: dict[str, Any] = read_json(comparison / "report.json", "a comparison made by mixtune")
     _replace(output / "report", comparison)
     models = read_json(comparison / "models.json", "a comparison made by mixtune")
-    if registered is not None:
+    if registered is not None and report["selected"] not in models:
         models = {**models, report["selected"]: registered.artifacts["model"]}
     target = output / "models"
     target.mkdir(exist_ok=True)

@@ -137,12 +137,17 @@ def _steps(config: Config, place: Placer, given: dict[str, Any]) -> None:
         place(
             register(
                 config=part["register"],
-                selected=compared.outputs["selected"],
-                other=compared.outputs["other"],
+                selected=_model_at(compared.outputs["selected_uri"]),
+                other=_model_at(compared.outputs["other_uri"]),
                 comparison=compared.outputs["comparison"],
             ),
             "register",
         )
+
+
+def _model_at(uri: Any) -> Any:
+    """An artifact of any run, by its URI."""
+    return dsl.importer(artifact_uri=uri, artifact_class=dsl.Model, reimport=False).output
 
 
 def _describe_parameters(place: Placer) -> str:

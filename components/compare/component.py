@@ -14,8 +14,8 @@ def compare(
     summary: dsl.Output[dsl.Markdown],
     metrics: dsl.Output[dsl.Metrics],
     comparison: dsl.Output[dsl.Artifact],
-    selected: dsl.Output[dsl.Model],
-    other: dsl.Output[dsl.Model],
+    selected_uri: dsl.OutputPath(str),
+    other_uri: dsl.OutputPath(str),
 ) -> bool:
     """Compare all candidates, choose one and hold it against the gate.
 
@@ -33,4 +33,4 @@ def compare(
 
     inputs = {"pretrained": pretrained, "finetuned": finetuned, "interpolated": interpolated, "mixed": mixed}
     outputs = {"report": report, "summary": summary, "metrics": metrics, "comparison": comparison}
-    return launch("compare", config, {**inputs, **outputs, "selected": selected, "other": other})
+    return launch("compare", config, {**inputs, **outputs}, selected_uri=selected_uri, other_uri=other_uri)

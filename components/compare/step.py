@@ -24,8 +24,8 @@ def run(
     summary: ArtifactLike,
     metrics: ArtifactLike,
     comparison: ArtifactLike,
-    selected: ArtifactLike,
-    other: ArtifactLike,
+    selected_uri: str,
+    other_uri: str,
 ) -> bool:
     """Selects a candidate and holds it against the gate, both on dev; reports test.
 
@@ -36,8 +36,9 @@ def run(
         metrics: output, the selected candidate's numbers.
         comparison: output, folder with report.html, report.md, report.json, the pictures as SVG, and models.json (where each
             candidate's model is).
-        selected: output, points to the selected model; for an interpolated candidate to the pretrained one.
-        other: output, points to the fine-tuned model where an interpolated candidate is selected, else an empty folder.
+        selected_uri: file for the URI of the selected model; of the pretrained one for an interpolated candidate.
+        other_uri: file for the URI of the fine-tuned model where an interpolated candidate is selected. Else of the
+            comparison itself, which is small: an importer cannot import nothing.
 
     Returns:
         Whether the selected candidate meets the gate.
@@ -49,7 +50,7 @@ def run(
     evaluations = load_evaluations([pretrained, finetuned, *mixed, interpolated])
     result = compare(config, evaluations, context)
     files = _write(result, config, context, report, summary, comparison)
-    _point_to_selected(result, selected, other)
+    _point_to_selected(result, comparison, selected_uri, other_uri)
     numbers = _numbers(result)
     metrics.metadata.update(numbers)
     _track(result, numbers, files, context)
@@ -87,22 +88,16 @@ def _write(
     return [folder / name for name in (*texts, "report.json")]
 
 
-def _point_to_selected(result: Comparison, selected: ArtifactLike, other: ArtifactLike) -> None:
-    """Only URIs are put out: `register` fetches the one model (for an interpolated candidate, the two) and no other."""
-    entry, scores = result.selected.entry, result.scores[result.selected.id]["test"]
-    facts = {"candidate": entry.id, "kind": entry.kind, "delta_bpb": scores.delta_bpb.value}
-    if scores.task_score is not None:
-        facts["task_score"] = scores.task_score.value
-    selected.uri = entry.model_uri
-    if entry.kind == "interpolated" and entry.other_uri is not None:
-        facts["alpha"] = entry.alpha
-        other.uri = entry.other_uri
-        other.metadata["candidate"] = result.evaluations.of_kind("finetuned").id
-    else:
-        folder = Path(other.path)
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "none.txt").write_text("Needed only where an interpolated candidate is selected.\n", encoding="utf-8")
-    selected.metadata.update(facts)
+def _point_to_selected(result: Comparison, comparison: ArtifactLike, selected_uri: str, other_uri: str) -> None:
+    """Puts out URIs only: `register` fetches the one model (for an interpolated candidate, the two) and no other.
+
+    They are parameters, for an importer: KFP's launcher fails on an output artifact whose URI lies in another run's
+    folder, and that is where a model from the cache is.
+    """
+    entry = result.selected.entry
+    for file, uri in ((selected_uri, entry.model_uri), (other_uri, entry.other_uri or comparison.uri)):
+        Path(file).parent.mkdir(parents=True, exist_ok=True)
+        Path(file).write_text(uri, encoding="utf-8")
 
 
 def _verdict(result: Comparison) -> str:

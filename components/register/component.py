@@ -16,7 +16,7 @@ def register(
     Args:
         config: This step's part of the configuration (JSON), as `plan` hands it over.
         selected: The selected model.
-        other: The fine-tuned end, where the selected candidate is an interpolation.
+        other: The fine-tuned model, where the selected candidate is an interpolation; else not read.
         comparison: The comparison, whose report goes along.
     """
     from mixtune.components.shared.runtime import launch

@@ -24,17 +24,16 @@ def run(
 
     Args:
         selected: the selected candidate's model; for an interpolated candidate the pretrained model.
-        other: for an interpolated candidate the fine-tuned model, else an empty folder.
+        other: for an interpolated candidate the fine-tuned model; not read otherwise.
         comparison: the comparison, whose report goes along.
         model: output. An interpolated winner is written out here; any other stays where it is.
     """
     report = read_json(Path(comparison.path) / "report.json", "a comparison made by mixtune")
     candidate = next(one for one in report["candidates"] if one["id"] == report["selected"])
+    folder = Path(selected.path)
     if candidate["kind"] == "interpolated":
+        folder = Path(model.path)
         _write_interpolated(float(candidate["params"]["alpha"]), candidate["id"], selected.path, other.path, model.path)
-    else:
-        model.uri = selected.uri
-    folder = Path(model.path) if candidate["kind"] == "interpolated" else Path(selected.path)
 
     version = context.tracker.register_model(
         folder,

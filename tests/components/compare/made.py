@@ -127,6 +127,7 @@ class Outcome:
     folder: Path
     artifacts: dict[str, Artifact]
     context: Context
+    uris: dict[str, str]
 
     @property
     def report(self) -> dict[str, Any]:
@@ -140,14 +141,16 @@ class Outcome:
 
 def compare(folder: Path, evaluations: dict[str, Any], context: Context | None = None, **gate: Any) -> Outcome:
     """Runs the step on evaluation artifacts, given as `pretrained`, `finetuned`, `interpolated` and `mixed`."""
-    names = ("summary", "metrics", "comparison", "selected", "other")
+    names = ("summary", "metrics", "comparison")
     outputs: dict[str, Any] = {name: Artifact(str(folder / "out" / name)) for name in names}
     outputs["report"] = Artifact(str(folder / "out" / "page" / "report.html"))
     outputs["summary"] = Artifact(str(folder / "out" / "page" / "report.md"))
     config = CompareStep(name="trial", seed=3, gate=Gate(**{"resamples": 300, **gate}))
     context = context or Context.for_tests()
-    passed = run(config, context=context, **evaluations, **outputs)
-    return Outcome(passed, folder / "out" / "comparison", outputs, context)
+    uris: dict[str, Any] = {name: str(folder / "out" / name) for name in ("selected_uri", "other_uri")}
+    passed = run(config, context=context, **evaluations, **outputs, **uris)
+    put_out = {name: Path(file).read_text(encoding="utf-8") for name, file in uris.items()}
+    return Outcome(passed, folder / "out" / "comparison", outputs, context, put_out)
 
 
 def write_all(
