@@ -15,7 +15,7 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt
 
 def find_problems(config: Config) -> list[str]:
     """Every problem of a valid configuration that its surroundings show, one plain sentence each."""
-    problems = _model_problems(config.model.base)
+    problems = _model_problems(config.model.base, config.model.max_length)
     problems += check_source(config.data.pretrain)
     problems += check_source(config.data.finetune)
     return problems
@@ -34,7 +34,7 @@ def _looks_local(base: str) -> bool:
     return base.startswith((".", "/", "~")) or Path(base).exists()
 
 
-def _model_problems(base: str) -> list[str]:
+def _model_problems(base: str, max_length: int) -> list[str]:
     if base == SCRATCH:
         return []
     if base == EMBEDDED:
@@ -56,6 +56,9 @@ def _model_problems(base: str) -> list[str]:
             raise ValueError("it holds no object")
     except ValueError as error:
         return [f"model.base: {config_file} cannot be read as JSON ({error})"]
+    positions = model_config.get("n_positions") or model_config.get("max_position_embeddings")
+    if isinstance(positions, int) and positions < max_length:
+        problems.append(f"model.max_length: is {max_length}, but the model in {base} has only {positions} positions")
     if not any(folder.glob("*.safetensors")):
         pickled = any(folder.glob("*.bin"))
         hint = "; its weights are in .bin files, which can run code when loaded: convert them" if pickled else ""
@@ -70,6 +73,18 @@ def _model_problems(base: str) -> list[str]:
                 f"{model_config['vocab_size']}; they do not belong together"
             )
     return problems
+
+
+def _hub_commit(base: str, revision: str | None) -> str:
+    """The commit behind a branch or tag, which can move; the name itself where the hub cannot be reached."""
+    if revision and len(revision) == 40:
+        return revision
+    from huggingface_hub import HfApi
+
+    try:
+        return HfApi().model_info(base, revision=revision, timeout=5).sha or "main"
+    except Exception:  # whatever is wrong with the hub, the steps that load from it will say in full
+        return revision or "main"
 
 
 def _tokenizer_size(file: Path) -> int | None:
@@ -91,7 +106,7 @@ def _model_fingerprint(config: Config) -> str:
     if base == SCRATCH:
         return SCRATCH
     if not _looks_local(base):
-        return f"{base}@{config.model.revision or 'main'}"
+        return f"{base}@{_hub_commit(base, config.model.revision)}"
     digest = hashlib.sha256()
     for file in sorted(Path(base).iterdir()):
         if file.is_file() and file.suffix in {".json", ".safetensors", ".model", ".txt"}:

@@ -16,7 +16,7 @@ from pydantic import Field, ValidationError, model_validator
 from .compare.config import CompareStep, Gate
 from .evaluate.config import METRICS, Evaluate, EvaluateStep
 from .finetune.config import Finetune, FinetuneStep
-from .mixed.config import Candidate, Mixed, MixedStep, MixedTraining
+from .mixed.config import Candidate, Mixed, MixedStep, MixedTraining, candidate_id
 from .prepare.config import FinetuneData, PrepareStep, PretrainData, Tokenizer
 from .pretrain.config import Pretrain, PretrainStep
 from .register.config import RegisterStep
@@ -130,11 +130,12 @@ def parts(config: Config, fingerprints: Fingerprints) -> Parts:
         max_length=model.max_length,
         vocabulary_size=model.scratch.vocabulary_size if scratch else None,
     )
+    generates = config.data.finetune.task == "generation"
     evaluate = EvaluateStep(
-        seed=seed,
         max_length=model.max_length,
         metric=config.evaluate.metric or METRICS[config.data.finetune.task][0],
-        **config.evaluate.model_dump(include={"max_new_tokens", "batch_size", "max_documents"}),
+        max_new_tokens=config.evaluate.max_new_tokens if generates else None,
+        **config.evaluate.model_dump(include={"batch_size", "max_documents", "precision"}),
     )
     return Parts(
         prepare_pretrain=PrepareStep(
@@ -164,7 +165,7 @@ def parts(config: Config, fingerprints: Fingerprints) -> Parts:
         register=RegisterStep(
             registered_model=config.tracking.registered_model or config.name, alias=config.tracking.alias
         ),
-        candidates=[Candidate(id=f"mixed-{weight:g}", mix_weight=weight) for weight in config.mixed.lambdas],
+        candidates=[Candidate(id=candidate_id(weight), mix_weight=weight) for weight in config.mixed.lambdas],
     )
 
 
@@ -196,7 +197,7 @@ SECTIONS = {
 }
 """KFP parameters that carry a section, as JSON, without its headline values -> where it stands in the configuration."""
 
-_NOT_ON_A_CLUSTER = {"tracking.uri"}
+_NOT_ON_A_CLUSTER = {"tracking.uri", "tracking.experiment"}
 
 
 def parameters(config: Config) -> dict[str, Any]:
@@ -248,12 +249,14 @@ def assemble(given: Mapping[str, Any]) -> dict[str, Any]:
 def describe(path: str) -> str:
     """The description of an option, from the schema."""
     section: type[Section] = Config
-    *parents, last = path.split(".")
-    for parent in parents:
-        annotation = section.model_fields[parent].annotation
-        assert isinstance(annotation, type)
-        section = annotation
-    return " ".join((section.model_fields[last].description or section.__doc__ or "").split())
+    text: str | None = None
+    for name in path.split("."):
+        field = section.model_fields[name]
+        text = field.description
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
+            section = field.annotation
+            text = text or section.__doc__
+    return " ".join((text or "").split())
 
 
 def _get(values: Mapping[str, Any], path: str) -> Any:

@@ -85,6 +85,8 @@ def _steps(config: Config, place: Placer, given: dict[str, Any]) -> None:
     pretrained = place(
         pretrain(config=part["pretrain"], data=text.outputs["train"], tokenizer=text.outputs["tokenizer"]), "pretrain"
     )
+    # Bad labels are found before anything is trained; order alone, so that changed labels do not touch the cache.
+    pretrained.after(labelled)
     finetuned = place(
         finetune(config=part["finetune"], start=pretrained.outputs["model"], data=labelled.outputs["train"]), "finetune"
     )

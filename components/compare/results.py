@@ -185,7 +185,7 @@ def _report(
             "unit": "bits per byte",
             "split": "test",
             "documents": len(text.documents),
-            "sources": [],
+            "sources": [evaluations.data["pretrain"]["source"]],
         },
         "contamination": {split: _contamination(finetuned.splits[split]) for split in SPLITS},
         "candidates": [

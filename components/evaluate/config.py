@@ -27,23 +27,26 @@ class Evaluate(Section):
     """Generation: longest answer, in tokens."""
     batch_size: int = Field(32, ge=1)
     """Rows or prompts in one forward pass."""
+    precision: Literal["auto", "float32", "bf16"] = "auto"
+    """Number format of the matrix products in measuring; as in training."""
     max_documents: int | None = Field(2000, ge=1)
     """Measure forgetting on no more than this many held-out documents of each split; null takes all."""
 
     @model_validator(mode="after")
     def _each_alpha_once(self) -> Self:
-        if len(set(self.interpolation_alphas)) != len(self.interpolation_alphas):
-            raise ValueError("every α in interpolation_alphas must stand there once")
+        if len({f"{alpha:g}" for alpha in self.interpolation_alphas}) != len(self.interpolation_alphas):
+            raise ValueError("every α in interpolation_alphas must stand there once (six digits count)")
         return self
 
 
 class EvaluateStep(Section):
     """All that one `evaluate` task reads, as `plan` hands it over."""
 
-    seed: int
     max_length: int
     metric: Metric
-    max_new_tokens: int
+    max_new_tokens: int | None
+    """None for classification."""
+    precision: Literal["auto", "float32", "bf16"] = "auto"
     batch_size: int
     max_documents: int | None
     interpolation_alphas: list[float] = Field([])

@@ -54,7 +54,7 @@ def generate(
                 eos_token_id=_stops(model, tokenizer),
                 pad_token_id=tokenizer.pad_token_id,
             )
-            with autocast(model.device, "auto"):
+            with autocast(model.device, model.precision):
                 made = lm.generate(
                     input_ids=torch.from_numpy(ids).to(model.device),
                     attention_mask=torch.from_numpy(mask).to(model.device),

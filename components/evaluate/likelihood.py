@@ -79,7 +79,7 @@ def losses(
         for start in range(0, len(batch.lm_at), chunk):
             part = slice(start, start + chunk)
             at_N, target_N, key_N = batch.lm_at[part], batch.lm_target[part], batch.lm_key[part].cpu()
-            with autocast(model.device, "auto"):
+            with autocast(model.device, model.precision):
                 logits_NV = model.lm_logits(hidden[at_N])
             ce_N = F.cross_entropy(logits_NV.float(), target_N, reduction="none").cpu().double()
             nats_K.index_add_(0, key_N, ce_N)
@@ -99,7 +99,7 @@ def probabilities(
     assert model.head is not None
     found_KC = np.zeros((num_keys, model.head.out_features))
     for batch, hidden in _forward(model, work, pad_id, progress):
-        with autocast(model.device, "auto"):
+        with autocast(model.device, model.precision):
             logits_MC = model.class_logits(hidden[batch.class_at])
         found_KC[batch.class_key.cpu().numpy()] = logits_MC.float().softmax(-1).cpu().numpy()
     return found_KC
@@ -111,7 +111,7 @@ def _forward(
     """Each batch with its (B·L, H) hidden states. Runs in the inference mode of whoever asks for the next one."""
     for rows in work:
         batch = collate(rows, pad_id, classify=True).to(model.device)
-        with autocast(model.device, "auto"):
+        with autocast(model.device, model.precision):
             hidden = model.hidden(batch)
         yield batch, hidden
         progress.advance(tokens=batch.num_tokens)

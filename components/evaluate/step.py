@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -49,12 +49,15 @@ class Subject:
     other_uri: str | None = None
     alpha: float | None = None
 
-    def load(self) -> MixedModel:
+    def load(self, precision: Literal["auto", "float32", "bf16"]) -> MixedModel:
         """The model, ready to measure."""
         device = pick_device()
         if self.alpha is None or self.other is None:
-            return load_model(self.folder, device).eval()
-        return interpolate(self.folder, self.other, self.alpha, device).eval()
+            model = load_model(self.folder, device)
+        else:
+            model = interpolate(self.folder, self.other, self.alpha, device)
+        model.precision = precision
+        return model.eval()
 
 
 @dataclass(frozen=True)
@@ -231,7 +234,8 @@ class _Bench:
         nats, tokens = self._losses(example_segments(examples, classify=False), len(examples), f"{split} examples")
         prompts = [np.asarray(examples.tokens(i))[: int(examples.supervised_from[i])] for i in range(len(examples))]
         with self._progress(-(-len(prompts) // size), f"{split} answers") as progress:
-            answers = generate(self.model, self.words, prompts, self.config.max_new_tokens, size, progress)
+            longest = self.config.max_new_tokens or 1
+            answers = generate(self.model, self.words, prompts, longest, size, progress)
         rows = []
         for index, (record, answer) in enumerate(zip(examples.records(), answers, strict=True)):
             row = _row(record, record["completion"].strip(), answer, self.config.metric)
@@ -261,7 +265,7 @@ def _measure(
 ) -> tuple[dict[str, Any], list[dict[str, str]]]:
     """Measures one candidate; returns its entry in evaluation.json and the documents whose loss is not finite."""
     started = time.monotonic()
-    model, words = subject.load(), load_tokenizer(subject.other or subject.folder)
+    model, words = subject.load(config.precision), load_tokenizer(subject.other or subject.folder)
     size = model.lm.config.get_text_config().vocab_size
     if max(held.text.vocabulary_size, held.labelled.vocabulary_size) > size:
         raise RefusedError(

@@ -24,8 +24,10 @@ def run(config: FinishStep, *, context: Context, state: str, error: str) -> None
         verdict = "failed: " + ("; ".join(failures) or error or f"KFP says {state}")
     elif tags.get("mixtune.gate") == "passed":
         verdict = f"gate passed: {tags.get('mixtune.selected', '')}"
+    elif "mixtune.gate" in tags:
+        verdict = f"gate not met: {tags.get('mixtune.gate_reasons', '')}"
     else:
-        verdict = f"gate not met: {tags.get('mixtune.gate_reasons', 'no reasons on record')}"
+        verdict = "no verdict on record"
     context.tracker.close_parent("FINISHED" if succeeded else "FAILED", {"mixtune.verdict": verdict})
     context.facts["verdict"] = verdict
     context.say(verdict)

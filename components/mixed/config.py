@@ -9,6 +9,11 @@ from pydantic import Field, model_validator
 from ..shared.config import Section, Training
 
 
+def candidate_id(mix_weight: float) -> str:
+    """Id of the candidate with this λ, such as `mixed-0.3`."""
+    return f"mixed-{mix_weight:g}"
+
+
 class MixedTraining(Training):
     """What one mixed training reads, beside its λ."""
 
@@ -27,8 +32,8 @@ class Mixed(MixedTraining):
 
     @model_validator(mode="after")
     def _each_lambda_once(self) -> Self:
-        if len(set(self.lambdas)) != len(self.lambdas):
-            raise ValueError("every λ in lambdas must stand there once")
+        if len({candidate_id(weight) for weight in self.lambdas}) != len(self.lambdas):
+            raise ValueError("every λ in lambdas must stand there once (six digits count)")
         return self
 
 

@@ -32,6 +32,11 @@ def run(config: PlanStep, *, context: Context, outputs: dict[str, str]) -> list[
     """
     whole = load(assemble(config.configuration))
     problems = find_problems(whole)
+    if context.run_id and context.tracker.run_id is None:
+        problems.append(
+            "MLFLOW_TRACKING_URI: is not set, so nothing would go on record or be registered; on a cluster it comes from the "
+            "secret that the parameter mlflow_secret names"
+        )
     if problems:
         raise RefusedError(*problems)
     cut = parts(whole, fingerprints(whole))

@@ -8,6 +8,7 @@ from ..shared.artifacts import ArtifactLike, ModelCard
 from ..shared.config import SCRATCH
 from ..shared.context import Context
 from ..shared.data import DataManifest, Documents
+from ..shared.errors import RefusedError
 from ..shared.finish_training import save_trained
 from ..shared.model import MixedModel, from_scratch, load_model, load_tokenizer
 from ..shared.streams import PretrainStream, mix
@@ -57,6 +58,11 @@ def _base_model(config: PretrainStep, tokenizer: str) -> MixedModel:
     if config.model.base == SCRATCH:
         return from_scratch(config.model.scratch, load_tokenizer(tokenizer), config.model.max_length, config.seed)
     network = load_model(config.model.base, revision=config.model.revision)
+    positions = getattr(network.lm.config.get_text_config(), "max_position_embeddings", None)
+    if positions is not None and positions < config.model.max_length:
+        raise RefusedError(
+            f"model.max_length: is {config.model.max_length}, but {config.model.base} has only {positions}"
+        )
     # Pretraining is on text alone; a head that the base model brings belongs to some other task.
     return MixedModel(network.lm)
 

@@ -7,6 +7,7 @@ annotated configuration, the JSON Schema, the reference documentation and the KF
 from __future__ import annotations
 
 import json
+import re
 from typing import Any, ClassVar, Literal, Self
 from urllib.parse import urlsplit
 
@@ -143,11 +144,18 @@ class Tracking(Section):
     """MLflow tracking address for local runs; null is the environment variable MLFLOW_TRACKING_URI, else a SQLite store
     in the output folder. On a cluster the address and the credentials come from a Kubernetes secret."""
     experiment: str = Field("mixtune", min_length=1)
-    """MLflow experiment."""
-    registered_model: str | None = Field(None, min_length=1)
+    """MLflow experiment of local runs; on a cluster MLFLOW_EXPERIMENT_NAME in the secret names it."""
+    registered_model: str | None = Field(None, pattern=r"^[A-Za-z0-9][A-Za-z0-9 ._-]*$")
     """Name in the MLflow model registry; null is the name of the run."""
     alias: str = Field("candidate", pattern=r"^[A-Za-z][A-Za-z0-9_-]*$")
-    """Alias that `register` sets on the version it makes."""
+    """Alias that `register` sets on the version it makes; not `latest`, and not `v` with a number: MLflow keeps those."""
+
+    @field_validator("alias")
+    @classmethod
+    def _not_reserved(cls, alias: str) -> str:
+        if re.fullmatch(r"(?i)latest|v\d+", alias):
+            raise ValueError("must not be latest or v and a number, which MLflow keeps for itself")
+        return alias
 
     @field_validator("uri")
     @classmethod

@@ -5,6 +5,8 @@ A step learns from its environment which run it is in, so that nothing that diff
     MIXTUNE_RUN_ID         id of the pipeline run (on a cluster from the pod's label, locally from the runner)
     MLFLOW_TRACKING_URI    where metrics go; without it nothing is tracked
     MLFLOW_EXPERIMENT_NAME experiment, `mixtune` without it
+    MIXTUNE_RUN_NAME       name of the parent run in MLflow; the id without it
+    MIXTUNE_GIT_COMMIT     commit that goes on record as a tag
     MIXTUNE_LOG_DIR        folder for this step's log (locally; a pod's log is its output)
     MIXTUNE_OUTCOME_DIR    folder for the step's outcome record
     MIXTUNE_PROGRESS_FILE  file that progress is appended to, for whoever draws it

@@ -8,8 +8,9 @@ A data folder holds `manifest.json` (`DataManifest`) and one folder for each spl
     labels.npy           int32, (documents,)      classification: index of the label; -1 otherwise
     records.jsonl        one object a document: id, source, bytes, and text (or prompt and completion) as read
 
-Every document starts with the tokenizer's BOS (or EOS, where it has no BOS) and, where it is not cut off, ends with
-EOS; classification examples, too. Arrays are memory-mapped, so memory does not grow with the data set.
+Pretraining text starts with the tokenizer's BOS (or EOS, where it has no BOS) and ends with EOS. Classification examples and
+prompts are what the tokenizer itself makes of the text, since that is what the model is given when it is used; completions
+end with EOS. Arrays are memory-mapped, so memory does not grow with the data set.
 """
 
 from __future__ import annotations

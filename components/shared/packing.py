@@ -77,7 +77,7 @@ class Batch:
 
 
 def pack(lengths: Sequence[int], capacity: int) -> list[list[int]]:
-    """Puts items into rows: best-fit decreasing, which wastes at most 22 % and in practice next to nothing.
+    """Puts items into rows, best-fit decreasing: at most 11/9 of the fewest rows possible, in practice nearly the fewest.
 
     Args:
         lengths: length of each item, in tokens; none above `capacity`.

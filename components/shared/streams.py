@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -13,6 +14,7 @@ from .data import Documents
 from .packing import Segment, pack
 
 PRETRAIN_ID, FINETUNE_ID = 0, 1
+SHORTEST_WINDOW = 8  # shorter ones would hardly give a token any context
 
 
 class Stream(Protocol):
@@ -47,11 +49,15 @@ class PretrainStream:
     """
 
     def __init__(self, documents: Documents, max_length: int, seed: int) -> None:
-        self._documents, self._max_length = documents, max_length
-        self._order = _Order(max(1, -(-len(documents.flat) // max_length)), seed, PRETRAIN_ID)
+        self._documents, self._max_length, self._seed = documents, max_length, seed
+        self._order = _Order(max(1, -(-(len(documents.flat) - 1) // max_length)), seed, PRETRAIN_ID)
 
     def __len__(self) -> int:
         return self._order.size
+
+    def with_windows_of(self, length: int) -> PretrainStream:
+        """The same text in windows of another length, in tokens."""
+        return PretrainStream(self._documents, length, self._seed)
 
     def item(self, position: int) -> list[Segment]:
         window = self._order[position]
@@ -174,7 +180,7 @@ def mix(
     max_length: int,
     replay_share: float | None = None,
 ) -> Mix:
-    """Chooses the number of windows so that the pretraining stream has its share of an average step's tokens.
+    """Chooses number and length of the windows so that the pretraining stream has its share of an average step's tokens.
 
     Args:
         batch_size: labelled examples in a step; windows where the fine-tuning stream is not read.
@@ -184,5 +190,7 @@ def mix(
         return Mix(pretrain, None, batch_size, 0, max_length)
     if pretrain is None or replay_share is None:
         return Mix(None, finetune, 0, batch_size, max_length)
-    wanted = replay_share / (1 - replay_share) * finetune.mean_length * batch_size / max_length
-    return Mix(pretrain, finetune, max(1, round(wanted)), batch_size, max_length)
+    tokens = replay_share / (1 - replay_share) * finetune.mean_length * batch_size
+    num_windows = max(1, math.ceil(tokens / max_length))
+    length = min(max_length, max(SHORTEST_WINDOW, round(tokens / num_windows)))
+    return Mix(pretrain.with_windows_of(length), finetune, num_windows, batch_size, max_length)

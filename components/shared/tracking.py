@@ -7,12 +7,13 @@ the environment cannot redirect a nested run.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import math
 import os
 import re
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -123,6 +124,19 @@ def _git_tags() -> dict[str, str]:
     return {"mlflow.source.git.commit": commit, "mixtune.git_commit": commit} if commit else {}
 
 
+def _tolerant(method: Callable[..., None]) -> Callable[..., None]:
+    """A server that goes away does not cost a finished training: what cannot be delivered is said once and left out."""
+
+    @functools.wraps(method)
+    def attempt(self: Tracker, *arguments: Any, **options: Any) -> None:
+        try:
+            method(self, *arguments, **options)
+        except Exception as error:
+            self._tell_undelivered(error)
+
+    return attempt
+
+
 class Tracker:
     """One MLflow run. With no client it does nothing, so that steps need not ask.
 
@@ -161,6 +175,7 @@ class Tracker:
         run = client.create_run(experiment, run_name=title, tags=tags)
         return cls(client, run.info.run_id, parent_id)
 
+    @_tolerant
     def log_params(self, params: Mapping[str, Any]) -> None:
         """Settings; nested mappings become dotted names, long values are cut."""
         if self.client and self.run_id:
@@ -170,6 +185,7 @@ class Tracker:
             for start in range(0, len(flat), 100):
                 self.client.log_batch(self.run_id, params=flat[start : start + 100])
 
+    @_tolerant
     def log_parent_params(self, params: Mapping[str, Any]) -> None:
         """Settings of the whole pipeline run. A retry finds them there already and leaves them."""
         if self.client and self.parent_id:
@@ -201,10 +217,14 @@ class Tracker:
                 self.client.log_batch(self.run_id, metrics=self._metrics[:FLUSH_METRICS])
                 self._metrics = self._metrics[FLUSH_METRICS:]
         except Exception as error:
-            if not self._undelivered:
-                print(f"tracking: metrics could not be delivered ({_first_line(error)}); going on")  # noqa: T201
-            self._undelivered = True
+            self._tell_undelivered(error)
 
+    def _tell_undelivered(self, error: Exception) -> None:
+        if not self._undelivered:
+            print(f"tracking: something could not be delivered ({_first_line(error)}); going on")  # noqa: T201
+        self._undelivered = True
+
+    @_tolerant
     def set_tags(self, tags: Mapping[str, str], parent: bool = False) -> None:
         """Labels of this run, or of the pipeline's parent run."""
         target = self.parent_id if parent else self.run_id
@@ -212,12 +232,14 @@ class Tracker:
             for name, value in tags.items():
                 self.client.set_tag(target, name, value[:5000])
 
+    @_tolerant
     def log_artifact(self, path: str | Path, folder: str | None = None, parent: bool = False) -> None:
         """A file, kept with this run or with the pipeline's parent run."""
         target = self.parent_id if parent else self.run_id
         if self.client and target:
             self.client.log_artifact(target, str(path), folder)
 
+    @_tolerant
     def log_input(self, name: str, digest: str, source: str, context: str) -> None:
         """A data set that this run read, by its digest."""
         if self.client and self.run_id:
@@ -226,6 +248,7 @@ class Tracker:
             data = Dataset(name=name, digest=digest[:36], source_type="mixtune", source=source)
             self.client.log_inputs(self.run_id, [DatasetInput(data, [InputTag("mlflow.data.context", context)])])
 
+    @_tolerant
     def log_parent_metrics(self, metrics: Mapping[str, float]) -> None:
         """Numbers of the whole pipeline run."""
         if self.client and self.parent_id:
@@ -233,6 +256,7 @@ class Tracker:
                 if math.isfinite(value):
                     self.client.log_metric(self.parent_id, name, value)
 
+    @_tolerant
     def link(self, runs: Mapping[str, str]) -> None:
         """Notes on the parent run which earlier runs made what came from the cache.
 
@@ -293,7 +317,7 @@ class Tracker:
     def register_model(
         self, folder: Path, name: str, alias: str, task: str, tags: Mapping[str, str], files: Iterable[Path]
     ) -> str | None:
-        """Makes a version of a registered model, unless one was made of the same weights; sets the alias on it.
+        """Makes a version of a registered model, unless the same weights, labels and tokenizer made one; sets the alias.
 
         Args:
             folder: model folder in Hugging Face format.
@@ -310,11 +334,11 @@ class Tracker:
             return None
         for file in files:
             self.log_artifact(file, "report")
-        digest = _weights_digest(folder)
+        digest = _model_digest(folder)
         version = self._version_with(name, digest)
         if version is None:
             version = self._log_and_register(folder, name, task)
-        for tag, value in {**tags, "mixtune.weights": digest}.items():
+        for tag, value in {**tags, "mixtune.digest": digest}.items():
             self.client.set_model_version_tag(name, version, tag, value)
         self.client.set_registered_model_alias(name, alias, version)
         return version
@@ -322,7 +346,7 @@ class Tracker:
     def _version_with(self, name: str, digest: str) -> str | None:
         assert self.client is not None
         found = self.client.search_model_versions(f"name = '{name}'", max_results=1000)
-        return next((str(v.version) for v in found if v.tags.get("mixtune.weights") == digest), None)
+        return next((str(v.version) for v in found if v.tags.get("mixtune.digest") == digest), None)
 
     def _log_and_register(self, folder: Path, name: str, task: str) -> str:
         import mlflow
@@ -352,9 +376,10 @@ def _version(package: str) -> str:
     return version(package).split("+")[0]
 
 
-def _weights_digest(folder: Path) -> str:
+def _model_digest(folder: Path) -> str:
     digest = hashlib.sha256()
-    for file in sorted(folder.glob("*.safetensors")):
+    names = [*sorted(folder.glob("*.safetensors")), folder / "config.json", folder / "tokenizer.json"]
+    for file in filter(Path.is_file, names):
         with file.open("rb") as content:
             for block in iter(lambda: content.read(1 << 20), b""):
                 digest.update(block)

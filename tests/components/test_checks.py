@@ -72,6 +72,13 @@ def test_a_tokenizer_that_does_not_fit_the_model_is_refused(folder: Path) -> Non
     assert "only 10" in problem
 
 
+def test_a_model_with_too_few_positions_is_refused(folder: Path) -> None:
+    values = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(values | {"max_position_embeddings": 100}))
+    (problem,) = find_problems(config(folder))
+    assert "only 100 positions" in problem
+
+
 def test_changed_weights_change_the_fingerprint(folder: Path) -> None:
     before = fingerprints(config(folder)).base
     assert fingerprints(config(folder)).base == before

@@ -49,6 +49,10 @@ def test_lambda_outside_zero_and_one_is_refused(weight: Any) -> None:
     [
         ({"mixed": {"lambdas": []}}, "mixed.lambdas"),
         ({"mixed": {"lambdas": [0.1, 0.1]}}, "mixed"),
+        ({"mixed": {"lambdas": [0.1, 0.10000001]}}, "mixed"),
+        ({"tracking": {"alias": "latest"}}, "tracking.alias"),
+        ({"tracking": {"alias": "v2"}}, "tracking.alias"),
+        ({"tracking": {"registered_model": "a/b"}}, "tracking.registered_model"),
         ({"pretrain": {"steps": 0}}, "pretrain.steps"),
         ({"model": {}}, "model.base"),
         ({"data": {"pretrain": {"source": "embedded"}}}, "data.finetune"),

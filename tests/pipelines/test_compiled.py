@@ -204,6 +204,7 @@ def test_parameters_have_words_and_defaults(package: dict[str, Any]) -> None:
     assert set(HEADLINE) | set(SECTIONS) <= set(parameters)
     for name, one in parameters.items():
         assert len(one["description"]) > 15, name
+        assert not one["description"].startswith(("A mixtune configuration", "The two streams")), "its parent's words"
         assert "defaultValue" in one, name
     assert parameters["mixed_lambdas"]["defaultValue"] == read_config(None).mixed.lambdas
     for name in SECTIONS:

@@ -51,6 +51,7 @@ class Project:
             "finetune": {"steps": 12, "batch_size": 8, "learning_rate": 0.003, "precision": "float32"},
             "mixed": {"lambdas": [0.3], "steps": 12, "batch_size": 8, "learning_rate": 0.003, "precision": "float32"},
             # Everything passes, so that register runs.
+            "evaluate": {"precision": "float32"},
             "gate": {"max_score_drop": 1, "max_forgetting_share": None, "resamples": 200, "rule": "best_task_score"},
         }
 
@@ -169,6 +170,20 @@ def test_models_load_with_plain_transformers(first: tuple[Project, str]) -> None
     AutoModelForSequenceClassification.from_pretrained(models / "mixed-0.3")
     answer = pipeline("text-classification", model=str(models / "mixed-0.3"))("a lovely bright film")
     assert answer[0]["label"] in {"good", "bad"}
+
+
+def test_the_shipped_classifier_answers_as_it_was_measured(first: tuple[Project, str]) -> None:
+    from transformers import pipeline
+
+    project, _ = first
+    outcomes = {one.title: one for one in load_outcomes(next((project.output / ".mixtune" / "outcomes").iterdir()))}
+    folder = Path(outcomes["evaluate mixed-0.3"].artifacts["evaluation"]) / "mixed-0.3"
+    rows = [json.loads(line) for line in (folder / "test.examples.jsonl").read_text().splitlines()]
+    classify = pipeline("text-classification", model=str(project.output / "models" / "mixed-0.3"))
+    answers = classify([row["text"] for row in rows])
+    assert [answer["label"] for answer in answers] == [row["prediction"] for row in rows]
+    for answer, row in zip(answers, rows, strict=True):
+        assert answer["score"] == pytest.approx(max(row["probabilities"]), abs=1e-4)
 
 
 def test_mlflow_has_one_parent_and_a_nested_run_for_each_step(first: tuple[Project, str]) -> None:
@@ -332,7 +347,7 @@ def test_generation_runs_end_to_end(fresh: Project) -> None:
     fresh.write("pairs.jsonl", rows)
     options = {"source": "pairs.jsonl", "task": "generation", "dev_fraction": 0.2, "test_fraction": 0.2}
     fresh.config["data"]["finetune"] = options
-    fresh.config["evaluate"] = {"max_new_tokens": 8}
+    fresh.config["evaluate"]["max_new_tokens"] = 8
     status, _, printed = fresh.run()
     assert status == 0, printed
     report = fresh.report()
@@ -389,6 +404,7 @@ def test_bad_data_is_refused_with_all_problems_of_its_stream(fresh: Project) -> 
     fresh.write("labels.jsonl", rows)
     done = fresh.mixtune("run", "config.yaml")
     assert done.returncode == 2
+    assert not {"pretrain", "finetune"} & fresh.ran(), "nothing is trained on data that is refused"
     for word in ("once", "line 8", "line 10"):
         assert word in done.stderr, word
     assert "Traceback" not in done.stderr

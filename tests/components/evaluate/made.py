@@ -87,7 +87,7 @@ def evaluate(
         "exact_match" if DataManifest.load(labelled.path).labels is None else "accuracy"
     )
     config = EvaluateStep(
-        seed=0, max_length=MAX_LENGTH, metric=metric, max_new_tokens=6,
+        max_length=MAX_LENGTH, metric=metric, max_new_tokens=6,
         **{"max_documents": None, "batch_size": 3, **options},
     )  # fmt: skip
     evaluation = Artifact(str(folder / "evaluation"))

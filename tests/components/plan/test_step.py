@@ -13,6 +13,7 @@ from mixtune.components.plan.config import PlanStep
 from mixtune.components.plan.step import run
 from mixtune.components.shared.context import Context
 from mixtune.components.shared.errors import RefusedError
+from mixtune.components.shared.tracking import Tracker
 
 PARTS = (
     "prepare_pretrain",
@@ -73,3 +74,17 @@ def test_content_changed_in_place_changes_that_streams_part_alone(folder: Path) 
     (folder / "labels.jsonl").write_text('{"text": "one", "label": "a"}\n{"text": "three", "label": "b"}\n')
     _, after = plan(folder)
     assert {name for name in PARTS if before[name] != after[name]} == {"prepare_finetune"}
+
+
+def test_a_cluster_run_without_a_tracking_server_is_refused(folder: Path) -> None:
+    values = {
+        "model": {"base": "scratch"},
+        "data": {
+            name: {"source": str(folder / f"{file}.jsonl")}
+            for name, file in (("pretrain", "text"), ("finetune", "labels"))
+        },
+        "pretrain": {"steps": 2},
+    }
+    context = Context("plan", Tracker.off(), run_id="a-run", quiet=True)
+    with pytest.raises(RefusedError, match="MLFLOW_TRACKING_URI"):
+        run(PlanStep(configuration=parameters(load(values))), context=context, outputs={})

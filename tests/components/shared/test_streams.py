@@ -17,7 +17,7 @@ from .tiny import write_data
 
 @pytest.fixture(scope="module")
 def text(tmp_path_factory: pytest.TempPathFactory) -> Documents:
-    return Documents(write_data(tmp_path_factory.mktemp("text"), "pretrain", None, count=40), "train")
+    return Documents(write_data(tmp_path_factory.mktemp("text"), "pretrain", None, count=600), "train")
 
 
 @pytest.fixture(scope="module")
@@ -80,12 +80,21 @@ def test_ranks_and_micro_batches_share_the_rows_without_loss(
     assert supervised == {True: data.num_pretrain, False: data.num_finetune}
 
 
+@pytest.mark.parametrize("max_length", [32, 256])
 @pytest.mark.parametrize("share", [0.2, 0.5, 0.8])
-def test_the_replay_share_is_kept_on_average(text: Documents, labelled: Documents, share: float) -> None:
-    chosen = mix(PretrainStream(text, 32, 0), FinetuneStream(labelled, 0, False), 16, 32, share)
-    steps = [chosen.step(i) for i in range(30)]
+def test_the_replay_share_is_kept_on_average(
+    text: Documents, labelled: Documents, share: float, max_length: int
+) -> None:
+    chosen = mix(PretrainStream(text, max_length, 0), FinetuneStream(labelled, 0, False), 16, max_length, share)
+    steps = [chosen.step(i) for i in range(40)]
     pretrain = sum(s.tokens_pretrain for s in steps)
-    assert pretrain / (pretrain + sum(s.tokens_finetune for s in steps)) == pytest.approx(share, abs=0.08)
+    assert pretrain / (pretrain + sum(s.tokens_finetune for s in steps)) == pytest.approx(share, abs=0.06)
+
+
+@given(length=st.integers(8, 40))
+def test_every_window_has_something_to_predict(text: Documents, length: int) -> None:
+    stream = PretrainStream(text, length, 0)
+    assert all(sum(s.num_supervised for s in stream.item(position)) > 0 for position in range(len(stream)))
 
 
 def test_one_stream_alone_leaves_the_other_unread(text: Documents, labelled: Documents) -> None:

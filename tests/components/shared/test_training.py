@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, pipeline
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, MambaConfig, OPTConfig, pipeline
 
 from mixtune.components.shared.config import Training
 from mixtune.components.shared.context import Context
@@ -137,4 +137,31 @@ def test_interpolation_is_linear_in_the_weights(tmp_path: Path) -> None:
 
 def test_a_folder_that_is_no_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RefusedError, match=r"model\.base"):
+        load_model(tmp_path)
+
+
+def test_interpolation_moves_tied_weights_once(tmp_path: Path) -> None:
+    models = []
+    for seed in (1, 2):
+        model = tiny_model("gpt2", seed=seed)
+        assert model.lm.config.tie_word_embeddings
+        model.save(tmp_path / str(seed), tiny_tokenizer())
+        models.append(dict(model.lm.named_parameters()))
+    middle = interpolate(tmp_path / "1", tmp_path / "2", 0.5)
+    for name, weight in middle.lm.named_parameters():
+        torch.testing.assert_close(weight, (models[0][name] + models[1][name]) / 2, msg=name)
+
+
+@pytest.mark.parametrize("kind", ["mamba", "opt"])
+def test_an_architecture_in_which_packed_documents_see_each_other_is_refused(tmp_path: Path, kind: str) -> None:
+    config = {
+        "mamba": MambaConfig(vocab_size=61, hidden_size=16, num_hidden_layers=1, state_size=4, initializer_range=0.5),
+        "opt": OPTConfig(
+            vocab_size=61, hidden_size=16, num_hidden_layers=1, ffn_dim=32, num_attention_heads=2, word_embed_proj_dim=16,
+            init_std=0.5,
+        ),
+    }[kind]  # fmt: skip
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    with pytest.raises(RefusedError, match="see each other"):
         load_model(tmp_path)
