@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
 from ..shared.config import Section, Task
+from ..shared.sources import PASSWORD_REFUSED, has_password
 
 
 class Stream(Section):
@@ -27,6 +29,14 @@ class Stream(Section):
     """Share of the documents or examples held out for the report, where no `test_source` is given."""
     max_documents: int | None = Field(None, ge=1)
     """Take no more than this many documents or examples of `source`, drawn by the seed; null takes all."""
+
+    @field_validator("source", "dev_source", "test_source")
+    @classmethod
+    def _no_credentials(cls, source: str | None) -> str | None:
+        # The configuration is kept with every run; a password in it would be, too.
+        if source and has_password(source):
+            raise PydanticCustomError("credentials", PASSWORD_REFUSED)
+        return source
 
     @model_validator(mode="after")
     def _leaves_something_to_train_on(self) -> Self:

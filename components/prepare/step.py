@@ -163,10 +163,10 @@ def _documents(gathered: Gathered, split: Split, encoder: Encoder, marks: list[b
     prompted = bool(items) and "prompt" in items[0].row.values
     if prompted:
         changes["dropped"] = 0
-        prompts = encoder.ids([item.row.values["prompt"] for item in items], f"{split} prompts")
+        prompts = encoder.ids([item.row.values["prompt"] for item in items], f"{split} prompts", special=True)
         completions = encoder.ids([item.row.values["completion"] for item in items], f"{split} completions")
     else:
-        texts = encoder.ids([item.text for item in items], split)
+        texts = encoder.ids([item.text for item in items], split, special=gathered.labels is not None)
     for number, item in enumerate(items):
         record = _record(item)
         if marks is not None:
@@ -180,7 +180,7 @@ def _documents(gathered: Gathered, split: Split, encoder: Encoder, marks: list[b
             changes["shortened"] += cut
             yield Document(tokens, record, supervised_from=supervised_from)
         elif gathered.labels is not None:
-            tokens, cut = encoder.text(texts[number])
+            tokens, cut = encoder.text(item.text, texts[number])
             changes["shortened"] += cut
             yield Document(tokens, record, label=labels[item.label])
         else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -105,7 +106,7 @@ def _is_plain(folder: Path) -> bool:
 
 
 def _ends(tokenizer: PreTrainedTokenizerBase, shown: str = "the tokenizer") -> tuple[int, int]:
-    """Ids of the first and the last token of every document."""
+    """Ids of the first and the last token of a pretraining document."""
     eos = _first_known(tokenizer.eos_token_id, tokenizer.sep_token_id, tokenizer.bos_token_id)
     bos = _first_known(tokenizer.bos_token_id, tokenizer.cls_token_id, eos)
     if eos is None or bos is None:
@@ -120,23 +121,33 @@ def _first_known(*ids: int | None) -> int | None:
 class Encoder:
     """Turns documents and examples into token sequences.
 
+    A pretraining document stands between BOS (EOS, where the tokenizer has no BOS) and EOS. A text to classify and a
+    prompt are what a plain call of the tokenizer gives, since that is what the finished model is fed with elsewhere.
+
     Args:
-        tokenizer: its BOS stands first (its EOS, where it has no BOS), its EOS last.
+        tokenizer: left as it is; a call that truncates would change what it saves.
         max_length: longest example, in tokens.
         context: shows the progress.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, max_length: int, context: Context) -> None:
-        self.tokenizer, self.max_length, self.context = tokenizer, max_length, context
+        self.tokenizer, self.max_length, self.context = copy.deepcopy(tokenizer), max_length, context
         self.bos, self.eos = _ends(tokenizer)
+        self._before, self._after = self._added()
 
-    def ids(self, texts: Sequence[str], what: str) -> list[list[int]]:
-        """Token ids of each text alone, no special tokens added; `what` names them in the progress."""
+    def ids(self, texts: Sequence[str], what: str, special: bool = False) -> list[list[int]]:
+        """Token ids of each text, whole; `what` names the texts in the progress.
+
+        Args:
+            texts: what to encode.
+            what: what the texts are.
+            special: whether the tokenizer adds its own special tokens.
+        """
         found: list[list[int]] = []
         with self.context.progress(len(texts), "texts", f"tokenizing {what}") as progress:
             for start in range(0, len(texts), BATCH):
                 batch = list(texts[start : start + BATCH])
-                ids = self.tokenizer(batch, add_special_tokens=False, return_attention_mask=False, verbose=False)
+                ids = self.tokenizer(batch, add_special_tokens=special, return_attention_mask=False, verbose=False)
                 found += ids["input_ids"]
                 progress.advance(len(batch), tokens=sum(map(len, ids["input_ids"])))
         return found
@@ -149,20 +160,48 @@ class Encoder:
         """Pretraining text, whole: training cuts windows out of it."""
         return [self.bos, *ids, self.eos]
 
-    def text(self, ids: list[int]) -> tuple[list[int], bool]:
-        """A text to classify, cut at its end to `max_length`, and whether it was cut."""
-        room = self.max_length - 2
-        return [self.bos, *ids[:room], self.eos], len(ids) > room
+    def text(self, text: str, ids: list[int]) -> tuple[list[int], bool]:
+        """A text to classify, cut to `max_length` by the tokenizer itself, and whether it was cut.
+
+        Args:
+            text: as read.
+            ids: its token ids, whole, the tokenizer's own special tokens included.
+        """
+        cut = len(ids) > self.max_length
+        if cut:
+            ids = self.tokenizer(text, truncation=True, max_length=self.max_length)["input_ids"]
+        return ids or [self.bos], cut
 
     def prompted(self, prompt: list[int], completion: list[int]) -> tuple[list[int], int, bool] | None:
-        """A prompt, cut at its left to `max_length`, with its completion.
+        """A prompt, its text cut at its left to `max_length`, with its completion and EOS.
+
+        Args:
+            prompt: token ids, whole, the tokenizer's own special tokens included; an EOS or SEP that the tokenizer adds
+                at the end is left out.
+            completion: token ids alone.
 
         Returns:
-            The tokens, the index of the completion's first token, and whether the prompt was cut; None where not even
-            the completion fits.
+            The tokens, the index of the completion's first token, which is at least 1, and whether the prompt was cut;
+            None where not even the completion fits.
         """
-        room = self.max_length - 2 - len(completion)
-        if room < 0:
+        first, text = prompt[: self._before], prompt[self._before : len(prompt) - self._after]
+        if not first and not text:
+            first = [self.bos]
+        room = self.max_length - len(first) - len(completion) - 1
+        if room < (not first):
             return None
-        kept = prompt[max(0, len(prompt) - room) :]
-        return [self.bos, *kept, *completion, self.eos], 1 + len(kept), len(kept) < len(prompt)
+        kept = text[max(0, len(text) - room) :]
+        return [*first, *kept, *completion, self.eos], len(first) + len(kept), len(kept) < len(text)
+
+    def _added(self) -> tuple[int, int]:
+        """How many special tokens the tokenizer adds before a text, and how many EOS or SEP after it."""
+        (alone,), (whole,) = (self.tokenizer(["a"], add_special_tokens=add)["input_ids"] for add in (False, True))
+        spare = len(whole) - len(alone)
+        before = next((start for start in range(spare + 1) if whole[start : start + len(alone)] == alone), 0)
+        after = 0
+        while after < spare - before and whole[-1 - after] in (
+            self.tokenizer.eos_token_id,
+            self.tokenizer.sep_token_id,
+        ):
+            after += 1
+        return before, after

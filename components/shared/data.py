@@ -87,7 +87,7 @@ class Document:
     """One tokenised document, on its way to disk.
 
     Attributes:
-        tokens: token ids, BOS first.
+        tokens: token ids, special tokens included.
         record: at least `id`, `source`, `bytes`; `text`, or `prompt` and `completion`; `label` in classification.
         supervised_from: index of the first supervised token; at least 1, since the first token has no context.
         label: classification: index of the label, else -1.

@@ -42,6 +42,20 @@ _HUB_NAME = re.compile(
 )
 
 
+PASSWORD_REFUSED = (
+    "must not carry a password; hand it over in the environment, as fsspec's own configuration reads it "
+    "(FSSPEC_S3_KEY and FSSPEC_S3_SECRET, for example)"
+)
+
+# User, colon, password, @ in any URL of a chain such as simplecache::https://...; github://owner:repository@commit/path
+# has that form and no password.
+_PASSWORD = re.compile(r"(?<!\bgithub)://[^/?#:]*:[^/?#]+@")
+
+# What a store says of a file's content, by the names that file systems have for it.
+_CHECKSUMS = ("ETag", "etag", "md5Hash", "checksum", "content_md5", "Content-MD5", "Digest")
+_TIMES = ("Last-Modified", "LastModified", "last_modified", "mtime", "created", "updated")
+
+
 class StreamOptions(Protocol):
     """What this file needs of a stream's configuration; `PretrainData` and `FinetuneData` have it."""
 
@@ -61,6 +75,11 @@ def named_sources(stream: StreamOptions) -> list[tuple[str, str]]:
     """Pairs of the option's full name, such as `data.pretrain.dev_source`, and the source that it names."""
     named = [("source", stream.source), ("dev_source", stream.dev_source), ("test_source", stream.test_source)]
     return [(f"{stream.section}.{name}", source) for name, source in named if source is not None]
+
+
+def has_password(source: str) -> bool:
+    """Whether a source is a URL, or a chain of URLs, with a password in it."""
+    return _PASSWORD.search(source) is not None
 
 
 def read(source: str, columns: Mapping[str, str], option: str, problems: Problems) -> Iterator[Row]:
@@ -94,7 +113,9 @@ def check_source(stream: StreamOptions) -> list[str]:
     """
     problems = Problems()
     for option, source in named_sources(stream):
-        if source == EMBEDDED:
+        if has_password(source):
+            problems.add(f"{option}: {PASSWORD_REFUSED}")
+        elif source == EMBEDDED:
             _check_embedded(option, problems)
         elif source.startswith(HUB):
             _hub_name(source, option, problems)
@@ -113,8 +134,9 @@ def check_source(stream: StreamOptions) -> list[str]:
 def fingerprint(stream: StreamOptions) -> str:
     """Identifies the content of a stream's sources, as 64 hexadecimal digits.
 
-    Local files by their content, remote ones by what their store says of them (ETag, checksum or time), hub data sets
-    by the commit (where the hub can be reached), the embedded data by the versions of what it is made from.
+    Local files by their content, remote ones by what their store says of them (size, ETag or checksum, time of the last
+    change), hub data sets by the commit (where the hub can be reached), the embedded data by the versions of what it is
+    made from.
 
     Raises:
         RefusedError: where a source does not exist.
@@ -141,10 +163,8 @@ def _content(file: File) -> str:
         with open(file.path, "rb") as opened:  # noqa: PTH123
             return hashlib.file_digest(opened, "sha256").hexdigest()
     info = file.filesystem.info(file.path)
-    for name in ("ETag", "etag", "md5Hash", "checksum", "content_md5"):
-        if info.get(name):
-            return f"{info.get('size')} {info[name]}"
-    return str(file.filesystem.ukey(file.path))
+    said = [f"{name}={info[name]}" for name in (*_CHECKSUMS, *_TIMES) if info.get(name)]
+    return " ".join([f"size={info.get('size')}", *(said or [str(file.filesystem.ukey(file.path))])])
 
 
 def _protocol(filesystem: AbstractFileSystem) -> str:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer as Backend
-from tokenizers import models, pre_tokenizers
+from tokenizers import models, pre_tokenizers, processors
 from transformers import AutoTokenizer, LlamaConfig, PreTrainedTokenizerFast
 
 from mixtune.components.prepare.tokenization import Encoder, load_saved_tokenizer, load_tokenizer, train_tokenizer
@@ -31,11 +31,14 @@ def encoder(tokenizer: Any, max_length: int = 16) -> Encoder:
     return Encoder(tokenizer, max_length, Context.for_tests())
 
 
-def base_model(folder: Path, vocab_size: int = 10, **special: str) -> str:
-    """A base model's folder with a word-level tokenizer: `a` to `f` are 0 to 5."""
+def base_model(folder: Path, vocab_size: int = 10, template: str | None = None, **special: str) -> str:
+    """A base model's folder with a word-level tokenizer: `a` to `f` are 0 to 5; `template` is as `<bos> $A <eos>`."""
     vocabulary = {word: number for number, word in enumerate([*"abcdef", "<unk>", *special.values()])}
     backend = Backend(models.WordLevel(vocabulary, unk_token="<unk>"))
     backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    if template is not None:
+        named = [(token, vocabulary[token]) for token in template.split() if token in vocabulary]
+        backend.post_processor = processors.TemplateProcessing(single=template, special_tokens=named)
     wrap: Any = PreTrainedTokenizerFast
     wrap(tokenizer_object=backend, unk_token="<unk>", **special).save_pretrained(folder)
     LlamaConfig(vocab_size=vocab_size).save_pretrained(folder)
@@ -111,34 +114,125 @@ class TestBase:
         assert encoder(load_saved_tokenizer(tmp_path / "saved")).ids(["a b f"], "") == [[0, 1, 5]]
 
 
-class TestExamples:
-    def test_text_is_cut_at_its_end_and_keeps_eos(self, trained: Any) -> None:
-        made = encoder(trained, max_length=6)
-        assert made.text([10, 11, 12, 13]) == ([made.bos, 10, 11, 12, 13, made.eos], False)
-        assert made.text([10, 11, 12, 13, 14]) == ([made.bos, 10, 11, 12, 13, made.eos], True)
+OWN: dict[str, dict[str, Any]] = {
+    "trained": {},
+    "nothing added, no pad": {"eos_token": "<eos>"},
+    "BOS and EOS added": {"bos_token": "<bos>", "eos_token": "<eos>", "template": "<bos> $A <eos>"},
+    "EOS added": {"eos_token": "<eos>", "template": "$A <eos>"},
+    "CLS and SEP added": {"cls_token": "<cls>", "sep_token": "<sep>", "template": "<cls> $A <sep>"},
+}
+
+
+@pytest.fixture(params=OWN)
+def folder(request: pytest.FixtureRequest, trained: Any, tmp_path: Path) -> Path:
+    """A model's folder as people load it, its tokenizer being one of each kind."""
+    if request.param == "trained":
+        LlamaConfig(vocab_size=len(trained)).save_pretrained(tmp_path)
+        trained.save_pretrained(tmp_path)
+    else:
+        base_model(tmp_path, **OWN[request.param])
+    return tmp_path
+
+
+class TestClassification:
+    @pytest.mark.parametrize("max_length", [8, 64])
+    def test_tokens_are_those_of_a_plain_call_of_the_tokenizer(self, folder: Path, max_length: int) -> None:
+        plain: Any = AutoTokenizer.from_pretrained(folder)
+        made = encoder(load_saved_tokenizer(folder), max_length)
+        texts = ["a", "b c d", "a b c d e f a", "a b c d e f a b", "f e d c b a f e d c b a", "今天 a"]
+        for text, ids in zip(texts, made.ids(texts, "", special=True), strict=True):
+            tokens, cut = made.text(text, ids)
+            assert tokens == plain(text, truncation=True, max_length=max_length)["input_ids"]
+            assert cut == (len(plain(text)["input_ids"]) > max_length)
+
+    def test_trained_tokenizer_adds_bos_alone(self, trained: Any) -> None:
+        made = encoder(trained, max_length=8)
+        text = "今天 abcdefgh" * 9
+        (alone,), (whole,) = made.ids([text], ""), made.ids([text], "", special=True)
+        assert whole == [made.bos, *alone]
+        assert made.text(text, whole) == ([made.bos, *alone[:7]], True)
+        assert made.text("a", [made.bos, 70]) == ([made.bos, 70], False)
+
+    def test_just_as_long_as_fits_is_not_cut(self, tmp_path: Path) -> None:
+        made = encoder(load(tmp_path, **OWN["BOS and EOS added"]), max_length=8)
+        texts = ["a b c d e f", "a b c d e f a"]
+        fits, longer = made.ids(texts, "", special=True)
+        assert made.text(texts[0], fits) == ([7, 0, 1, 2, 3, 4, 5, 8], False)
+        assert made.text(texts[1], longer) == ([7, 0, 1, 2, 3, 4, 5, 8], True)
+
+    def test_text_without_any_token_is_bos(self, tmp_path: Path) -> None:
+        made = encoder(load(tmp_path, eos_token="<eos>"))
+        assert made.text(" ", made.ids([" "], "", special=True)[0]) == ([7], False)
+
+    def test_cutting_leaves_no_trace_in_the_tokenizer(self, trained: Any) -> None:
+        before = trained.backend_tokenizer.to_str()
+        made = encoder(trained, max_length=8)
+        (ids,) = made.ids([TEXTS[0] * 9], "", special=True)
+        assert made.text(TEXTS[0] * 9, ids)[1]
+        assert trained.backend_tokenizer.to_str() == before
+
+
+class TestGeneration:
+    def test_prompt_is_what_a_plain_call_gives_less_the_end(self, folder: Path) -> None:
+        plain: Any = AutoTokenizer.from_pretrained(folder)
+        made = encoder(load_saved_tokenizer(folder))
+        (prompt,) = made.ids(["a b c"], "", special=True)
+        fitted = made.prompted(prompt, [4, 5])
+        assert fitted is not None
+        tokens, start, cut = fitted
+        ids = plain("a b c")["input_ids"]
+        own = ids[:-1] if ids[-1] in (plain.eos_token_id, plain.sep_token_id) else ids
+        assert tokens == [*own, 4, 5, made.eos]
+        assert (start, cut) == (len(own), False)
 
     def test_boundary_of_the_completion(self, trained: Any) -> None:
         made = encoder(trained)
-        assert made.prompted([10, 11], [20, 21, 22]) == ([made.bos, 10, 11, 20, 21, 22, made.eos], 3, False)
+        assert made.prompted([made.bos, 10, 11], [20, 21, 22]) == (
+            [made.bos, 10, 11, 20, 21, 22, made.eos],
+            3,
+            False,
+        )
 
-    def test_prompt_is_cut_at_its_left(self, trained: Any) -> None:
+    def test_prompt_is_cut_at_its_left_and_keeps_bos(self, trained: Any) -> None:
         made = encoder(trained, max_length=6)
-        assert made.prompted([10, 11, 12], [20, 21]) == ([made.bos, 11, 12, 20, 21, made.eos], 3, True)
-        assert made.prompted([10, 11, 12], [20, 21, 22, 23]) == ([made.bos, 20, 21, 22, 23, made.eos], 1, True)
+        prompt = [made.bos, 10, 11, 12]
+        assert made.prompted(prompt, [20, 21]) == ([made.bos, 11, 12, 20, 21, made.eos], 3, True)
+        assert made.prompted(prompt, [20, 21, 22, 23]) == ([made.bos, 20, 21, 22, 23, made.eos], 1, True)
+
+    def test_without_special_tokens_the_first_prompt_token_is_the_context(self, tmp_path: Path) -> None:
+        made = encoder(load(tmp_path, eos_token="<eos>"), max_length=6)
+        assert made.prompted([0, 1, 2, 3, 4], [5, 5]) == ([2, 3, 4, 5, 5, 7], 3, True)
+        assert made.prompted([0, 1], [5, 5, 5, 5]) == ([1, 5, 5, 5, 5, 7], 1, True)
+        assert made.prompted([0, 1], [5, 5, 5, 5, 5]) is None
+
+    @pytest.mark.parametrize("template", [None, "$A <eos>"])
+    def test_without_prompt_and_bos_the_end_stands_first(self, tmp_path: Path, template: str | None) -> None:
+        made = encoder(load(tmp_path, eos_token="<eos>", template=template), max_length=6)
+        (prompt,) = made.ids([""], "", special=True)
+        assert made.prompted(prompt, [5, 5, 5, 5]) == ([7, 5, 5, 5, 5, 7], 1, False)
+        assert made.prompted(prompt, [5, 5, 5, 5, 5]) is None
+
+    def test_end_that_is_text_stays(self, tmp_path: Path) -> None:
+        made = encoder(load(tmp_path, **OWN["BOS and EOS added"]))
+        (prompt,) = made.ids(["a <eos>"], "", special=True)
+        assert made.prompted(prompt, [5]) == ([7, 0, 8, 5, 8], 3, False)
 
     def test_completion_that_does_not_fit(self, trained: Any) -> None:
-        assert encoder(trained, max_length=6).prompted([10], [20, 21, 22, 23, 24]) is None
+        made = encoder(trained, max_length=6)
+        assert made.prompted([made.bos, 10], [20, 21, 22, 23, 24]) is None
 
     @given(st.lists(st.integers(3, 99), max_size=30), st.lists(st.integers(3, 99), min_size=1, max_size=30))
     def test_a_fitted_example_is_never_too_long_and_keeps_its_completion(
         self, trained: Any, prompt: list[int], completion: list[int]
     ) -> None:
-        fitted = encoder(trained).prompted(prompt, completion)
+        made = encoder(trained)
+        fitted = made.prompted([made.bos, *prompt], completion)
         if fitted is None:
             assert len(completion) > 14
             return
         tokens, start, cut = fitted
         assert len(tokens) <= 16
-        assert tokens[start:-1] == completion
+        assert tokens[0] == made.bos
+        assert tokens[start:] == [*completion, made.eos]
         assert prompt[len(prompt) - (start - 1) :] == tokens[1:start]
         assert cut == (start - 1 < len(prompt))

@@ -8,6 +8,7 @@ import gzip
 import http.server
 import io
 import json
+import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -185,6 +186,61 @@ def test_web_address(tmp_path: Path, server: str) -> None:
     assert texts_of(f"{server}/a.jsonl?version=1") == ["from the web"]
     assert problems_of(f"{server}/b.jsonl") == [f"data.x.source: {server}/b.jsonl does not exist; correct the path"]
     assert len(fingerprint(PretrainData(source=f"{server}/a.jsonl"))) == 64
+
+
+def test_web_file_changed_without_an_etag_has_another_fingerprint(tmp_path: Path, server: str) -> None:
+    path, stream = tmp_path / "a.jsonl", PretrainData(source=f"{server}/a.jsonl")
+    path.write_text('{"text": "one"}\n')
+    os.utime(path, (1_000_000_000, 1_000_000_000))
+    first = fingerprint(stream)
+    assert fingerprint(stream) == first
+    path.write_text('{"text": "two"}\n')
+    os.utime(path, (1_000_000_060, 1_000_000_060))
+    second = fingerprint(stream)
+    path.write_text('{"text": "three"}\n')
+    os.utime(path, (1_000_000_060, 1_000_000_060))
+    assert len({first, second, fingerprint(stream)}) == 3
+
+
+class TestPasswords:
+    WITH = (
+        "https://user:secret@host/a.jsonl",
+        "https://:secret@host/a.jsonl",
+        "s3://key:secret@bucket/a.jsonl",
+        "s3://key:secret@bucket[1]/*.jsonl",
+        "simplecache::https://user:secret@host/a.jsonl",
+    )
+
+    @pytest.mark.parametrize("source", WITH)
+    @pytest.mark.parametrize("option", ["source", "dev_source", "test_source"])
+    def test_configuration_refuses_them_and_does_not_show_them(self, option: str, source: str) -> None:
+        text = json.dumps({"source": "a.jsonl", option: source})
+        with pytest.raises(RefusedError) as refused:
+            FinetuneData.from_json(text)
+        (problem,) = refused.value.problems
+        assert problem.startswith(f"{option}: must not carry a password; hand it over in the environment")
+        assert "secret" not in problem
+
+    @pytest.mark.parametrize("source", WITH)
+    def test_check_refuses_them(self, source: str) -> None:
+        stream = PretrainData.model_construct(source="embedded", dev_source=source)
+        (problem,) = check_source(stream)
+        assert problem.startswith("data.pretrain.dev_source: must not carry a password")
+        assert "secret" not in problem
+
+    @pytest.mark.parametrize(
+        "source",
+        [
+            "https://user@host:8080/a.jsonl",
+            "https://host:8080/a@b.jsonl",
+            "https://host/a:b@c.jsonl",
+            "github://owner:repository@main/a.jsonl",
+            "hub:owner/name@main#test",
+            "a:b@c.jsonl",
+        ],
+    )
+    def test_what_is_no_password_is_taken(self, source: str) -> None:
+        assert PretrainData(source=source).source == source
 
 
 class TestMistakes:
