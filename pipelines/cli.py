@@ -91,7 +91,7 @@ def run(
 
 @app.command()
 def step(
-    name: Annotated[str, typer.Argument(help="plan, prepare, pretrain, finetune, mixed, evaluate, compare, ...")],
+    name: Annotated[str, typer.Argument(help="prepare, pretrain, finetune, mixed, evaluate, compare or register.")],
     config: Annotated[str, typer.Option(help="The step's part of the configuration: a JSON file, or JSON.")] = "{}",
     artifacts: Annotated[
         list[str], typer.Option("--artifact", metavar="NAME=PATH", help="An input or output; repeat a name for a list.")

@@ -11,12 +11,15 @@ from mixtune.components.shared.errors import RefusedError
 
 from .configuration import read_config
 
+WHOLE_RUN_STEPS = ("plan", "finish")
+
 
 def run_and_show(
     config_file: Path | None, overrides: Sequence[str], output: Path | None, runner: str, use_cache: bool
 ) -> int:
     """Runs the DAG on this machine, prints the candidates, and returns the exit status."""
     from rich.console import Console
+    from rich.text import Text
 
     from mixtune.components.checks import find_problems
 
@@ -31,7 +34,7 @@ def run_and_show(
         raise RefusedError(*problems)
     folder = output or Path("runs") / config.name
     console = Console(soft_wrap=True)
-    console.print(f"{config.name}: running in {folder}", highlight=False)
+    console.print(Text(f"{config.name}: running in {folder}"))
     ended = run_local(config, folder, use_cache, Display(console))
 
     if ended.report is not None:
@@ -40,9 +43,9 @@ def run_and_show(
             candidates_table(ended.report)
         )
         _print_verdict(console, ended.report)
-        console.print(f"\nreport  {folder / 'report' / 'report.html'}", highlight=False)
-        console.print(f"models  {folder / 'models'}", highlight=False)
-        console.print(f"MLflow  {_mlflow_hint(tracking_uri(config, folder), folder)}", highlight=False)
+        console.print(Text(f"\nreport  {folder / 'report' / 'report.html'}"))
+        console.print(Text(f"models  {folder / 'models'}"))
+        console.print(Text(f"MLflow  {_mlflow_hint(tracking_uri(config, folder), folder)}"))
     for failure in ended.failures:
         for sentence in failure.sentences:
             print(f"mixtune: {failure.title}: {sentence}", file=sys.stderr)  # noqa: T201
@@ -54,17 +57,14 @@ def run_and_show(
 
 
 def _print_verdict(console: Any, report: dict[str, Any]) -> None:
+    from rich.text import Text
+
     gate = report["gate"]
-    if gate["passed"]:
-        console.print(
-            f"\n[green]gate passed[/green]: {report['selected']} is selected; on the dev split", highlight=False
-        )
-    else:
-        console.print(
-            f"\n[yellow]gate not met[/yellow]: {report['selected']} comes nearest; on the dev split", highlight=False
-        )
+    verdict, words = ("gate passed", "is selected") if gate["passed"] else ("gate not met", "comes nearest")
+    colour = "green" if gate["passed"] else "yellow"
+    console.print(Text.assemble("\n", (verdict, colour), f": {report['selected']} {words}; on the dev split"))
     for reason in gate["reasons"]:
-        console.print(f"  {reason}", highlight=False)
+        console.print(Text(f"  {reason}"))
 
 
 def _mlflow_hint(uri: str, folder: Path) -> str:
@@ -90,9 +90,12 @@ def run_step(name: str, config: str, artifacts: Sequence[str], parameters: Seque
     from mixtune.components.shared.artifacts import Artifact
     from mixtune.components.shared.runtime import STEPS, launch
 
+    if name in WHOLE_RUN_STEPS:
+        raise RefusedError("plan and finish only mean something inside a whole run; use `mixtune check`/`mixtune run`")
     if name not in STEPS:
-        raise RefusedError(f"there is no step {name}; the steps are {', '.join(STEPS)}")
-    text = Path(config).read_text(encoding="utf-8") if not config.lstrip().startswith("{") else config
+        steps = [one for one in STEPS if one not in WHOLE_RUN_STEPS]
+        raise RefusedError(f"there is no step {name}; the steps are {', '.join(steps)}")
+    text = config if config.lstrip().startswith("{") else _read_text(Path(config))
     given: dict[str, Any] = {}
     for item in artifacts:
         key, path = _pair("--artifact", item)
@@ -112,6 +115,13 @@ def run_step(name: str, config: str, artifacts: Sequence[str], parameters: Seque
     lists = {one for one in names if "list[" in str(wanted[one].annotation)}
     inputs = {one: given.get(one) if one in lists else (given[one][0] if one in given else None) for one in names}
     launch(name, text, {one: value for one, value in inputs.items() if one not in values}, **values)
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise RefusedError(f"--config: {path} cannot be read ({getattr(error, 'strerror', None) or error})") from None
 
 
 def _pair(option: str, item: str) -> tuple[str, str]:
@@ -138,7 +148,6 @@ def compile_pipeline(
     config = read_config(config_file, overrides)
     place = Placer.cluster(config)
     pipeline = make_step_pipeline(step, config, place) if step else make_pipeline(config, place)
-    output.parent.mkdir(parents=True, exist_ok=True)
     name = f"{NAME}-{step}" if step else NAME
     manifests = {}
     if format == "kubernetes":
@@ -146,4 +155,8 @@ def compile_pipeline(
             pipeline_name=name, pipeline_display_name=name, include_pipeline_manifest=True
         )
         manifests = {"kubernetes_manifest_options": options, "kubernetes_manifest_format": True}
-    compiler.Compiler().compile(pipeline, str(output), **manifests)
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        compiler.Compiler().compile(pipeline, str(output), **manifests)
+    except OSError as error:
+        raise RefusedError(f"--output: {output} cannot be written ({error.strerror or error})") from None

@@ -17,6 +17,22 @@ from mixtune.components.shared.errors import RefusedError
 EMBEDDED_DEFAULT = "demo"
 
 
+class _Loader(yaml.SafeLoader):
+    """Refuses a key that stands in a section twice, of which YAML would silently lose the first."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        seen: dict[str, int] = {}
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                continue
+            if key.value in seen:
+                problem = f"the key {key.value} stands there twice, first in line {seen[key.value]}; keep one"
+                raise yaml.MarkedYAMLError(problem=problem, problem_mark=key.start_mark)
+            seen[key.value] = key.start_mark.line + 1
+        return node
+
+
 def read_config(path: Path | None, overrides: Sequence[str] = ()) -> Config:
     """Reads a YAML file (or the embedded default) and lays `a.b=c` over it.
 
@@ -37,7 +53,7 @@ def ready_made(name: str) -> dict[str, Any]:
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
+        values = yaml.load(path.read_text(encoding="utf-8-sig"), _Loader)
     except FileNotFoundError:
         raise RefusedError(f"{path}: there is no such file; `mixtune init > mixtune.yaml` writes one") from None
     except IsADirectoryError:
@@ -46,7 +62,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark else ""
         raise RefusedError(f"{path}{where}: is no valid YAML ({getattr(error, 'problem', None) or error})") from None
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise RefusedError(f"{path}: cannot be read ({error})") from None
     if values is None:
         raise RefusedError(f"{path}: is empty")
@@ -61,13 +77,14 @@ def _override(values: dict[str, Any], override: str) -> None:
         raise RefusedError(f"--set {override}: must look like section.option=value, for example mixed.lambdas=[0.2]")
     *parents, last = path.split(".")
     for parent in parents:
-        inner = values.setdefault(parent, {})
-        if not isinstance(inner, dict):
+        if values.get(parent) is None:  # also a section that holds only comments
+            values[parent] = {}
+        if not isinstance(values[parent], dict):
             raise RefusedError(f"--set {override}: {parent} is an option, not a section")
-        values = inner
+        values = values[parent]
     try:
-        values[last] = yaml.safe_load(text)
-    except yaml.YAMLError:
+        values[last] = yaml.load(text, _Loader)
+    except (yaml.YAMLError, ValueError):
         raise RefusedError(f"--set {override}: {text} is no valid YAML value") from None
 
 

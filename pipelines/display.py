@@ -13,6 +13,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from mixtune.components.shared.outcome import load_outcomes
 
@@ -51,8 +52,8 @@ class Display:
             yield
             return
         columns = (
-            SpinnerColumn(), TextColumn("{task.description:<28}"), BarColumn(), TextColumn("{task.fields[rate]:>14}"),
-            TimeRemainingColumn(),
+            SpinnerColumn(), TextColumn("{task.description:<28}", markup=False), BarColumn(),
+            TextColumn("{task.fields[rate]:>14}", markup=False), TimeRemainingColumn(),
         )  # fmt: skip
         with Progress(*columns, console=self.console, transient=True) as self._bars:
             yield
@@ -66,7 +67,7 @@ class Display:
             hit = _CACHE_HIT.search(line)
             if hit:
                 self.cached.append(hit.group(1))
-                self.console.print(f"  [dim]{_words(hit.group(1)):<28} from the cache[/dim]", highlight=False)
+                self.console.print(Text(f"  {_words(hit.group(1)):<28} from the cache", style="dim"))
         for line in self._new_lines(progress):
             with contextlib.suppress(ValueError):
                 self._show_progress(json.loads(line))
@@ -75,8 +76,9 @@ class Display:
                 continue
             self._seen.add(outcome.title)
             self._remove_bars_of(outcome.title)
-            mark = "[green]done[/green]" if outcome.kind == "done" else f"[red]{outcome.kind}[/red]"
-            self.console.print(f"  {outcome.title:<28} {mark} [dim]{outcome.seconds:.0f} s[/dim]", highlight=False)
+            mark = (outcome.kind, "green" if outcome.kind == "done" else "red")
+            seconds = (f"{outcome.seconds:.0f} s", "dim")
+            self.console.print(Text.assemble(f"  {outcome.title:<28} ", mark, " ", seconds))
 
     def _new_lines(self, path: Path) -> list[str]:
         if not path.is_file():
@@ -103,9 +105,7 @@ class Display:
         if note["done"] and now - self._last_plain.get(title, now - PLAIN_LINE_SECONDS + 5) >= PLAIN_LINE_SECONDS:
             self._last_plain[title] = now
             left = f", {note['seconds_left']:.0f} s left"
-            self.console.print(
-                f"  {title}: {note['done']}/{note['total']} {note['unit']}, {words}{left}", highlight=False
-            )
+            self.console.print(Text(f"  {title}: {note['done']}/{note['total']} {note['unit']}, {words}{left}"))
         self._last_plain.setdefault(title, now)
 
     def _remove_bars_of(self, title: str) -> None:
@@ -131,11 +131,10 @@ def _words(task: str) -> str:
 def candidates_table(report: dict[str, Any]) -> Table:
     """The table of the candidates, from `report.json`."""
     task = report["task"]
-    table = Table(
-        title=f"{report['name']}: candidates, on the test split", title_justify="left", box=None, pad_edge=False
-    )
+    title = Text(f"{report['name']}: candidates, on the test split", style="table.title")
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
     for heading, justify in (
-        ("candidate", "left"), ("λ", "right"), (task["metric"], "left"), ("vs fine-tuned", "left"),
+        ("candidate", "left"), ("λ", "right"), (Text(task["metric"]), "left"), ("vs fine-tuned", "left"),
         ("forgetting, bits per byte", "left"), ("", "left"),
     ):  # fmt: skip
         table.add_column(heading, justify=justify)  # type: ignore[arg-type]
@@ -143,7 +142,7 @@ def candidates_table(report: dict[str, Any]) -> Table:
         chosen = one["id"] == report["selected"]
         weight = one.get("lambda")
         table.add_row(
-            one["id"],
+            Text(one["id"]),
             "" if weight is None else f"{weight:g}",
             _value(one["task_score"], signed=False),
             _value(one["task_score_vs_finetuned"]) if one["kind"] != "finetuned" else "",

@@ -10,6 +10,7 @@ person. An output folder belongs to one run at a time.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -27,7 +28,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from mixtune.components.config import Config, load
-from mixtune.components.shared.artifacts import read_json, write_json
+from mixtune.components.shared.artifacts import ModelCard, read_json, write_json
 from mixtune.components.shared.errors import MixtuneError, RefusedError
 from mixtune.components.shared.outcome import EXIT_STATUS, Outcome, load_outcomes
 
@@ -89,24 +90,30 @@ def claim(output: Path, name: str) -> FileLock:
     """Takes an output folder for one run.
 
     Raises:
-        RefusedError: where it holds something that is no mixtune run, or another run is using it.
+        RefusedError: where it cannot be used, holds something that is no mixtune run, or another run is using it.
     """
+    for character in "%?":
+        if character in str(output.absolute()):
+            raise RefusedError(
+                f"--output: {output.absolute()} has a {character} in it, which MLflow's SQLite address cannot hold; "
+                "choose another folder"
+            )
     marker = output / ".mixtune" / "folder.json"
-    if output.exists() and not output.is_dir():
-        raise RefusedError(f"--output: {output} is a file; choose another folder")
-    if output.is_dir() and any(output.iterdir()) and not marker.is_file():
-        raise RefusedError(f"--output: {output} is not empty and is no mixtune run; choose another folder")
-    try:
-        marker.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RefusedError(f"--output: {output} cannot be made ({error.strerror})") from None
     lock = FileLock(marker.parent / "lock", timeout=0)
     try:
+        if output.exists() and not output.is_dir():
+            raise RefusedError(f"--output: {output} is a file; choose another folder")
+        if output.is_dir() and any(output.iterdir()) and not marker.is_file():
+            raise RefusedError(f"--output: {output} is not empty and is no mixtune run; choose another folder")
+        marker.parent.mkdir(parents=True, exist_ok=True)
         lock.acquire()
+        if not marker.is_file():
+            write_json(marker, {"format": "mixtune-run/1", "name": name})
     except Timeout:
         raise RefusedError(f"--output: another run is using {output}; wait for it or choose another folder") from None
-    if not marker.is_file():
-        write_json(marker, {"format": "mixtune-run/1", "name": name})
+    except OSError as error:
+        lock.release()
+        raise RefusedError(f"--output: {output} cannot be used ({error.strerror}); choose another folder") from None
     return lock
 
 
@@ -219,7 +226,14 @@ def _conclude(run: Run, config: Config, interrupted: bool, display: Display) -> 
         _close_on_record(config, run)
         return Ended(EXIT_STATUS["interrupted"], failures, cached=cached)
     done = {outcome.title: outcome for outcome in outcomes if outcome.kind == "done"}
-    report = publish(run.output, done["compare"], done.get("register")) if "compare" in done else None
+    report, taken = None, []
+    if "compare" in done:
+        report, taken = publish(run, config, done["compare"], done.get("register"))
+    silent = _silent(run, outcomes, gate_passed=report is not None and report["gate"]["passed"])
+    if silent:
+        failures.append(Outcome(title="pipeline", kind="failed", sentences=silent, log=str(run.logs / "kfp.log")))
+    if taken:
+        failures.append(Outcome(title="models", kind="refused", sentences=taken))
     if failures:
         first = failures[0]
         return Ended(first.exit_status if first.kind in ("refused", "unreachable") else 1, failures, report, cached)
@@ -227,6 +241,26 @@ def _conclude(run: Run, config: Config, interrupted: bool, display: Display) -> 
         problem = f"the pipeline ended early without a word; see {run.logs / 'kfp.log'}"
         return Ended(1, [Outcome(title="pipeline", kind="failed", sentences=[problem])], report, cached)
     return Ended(0 if report["gate"]["passed"] else GATE_NOT_MET, [], report, cached)
+
+
+def _silent(run: Run, outcomes: list[Outcome], gate_passed: bool) -> list[str]:
+    """A sentence for each step that left no record of how it ended: killed, for example for want of memory."""
+    started = []
+    for line in run.progress.read_text(encoding="utf-8", errors="replace").splitlines():
+        with contextlib.suppress(ValueError):  # a step that was killed can have left half a line
+            note = json.loads(line)
+            # A total and a unit belong to work within a step; a step's own first line has neither.
+            if not note["total"] and not note["unit"]:
+                started.append(note["title"])
+    if gate_passed:
+        started.append("register")
+    recorded = {outcome.title for outcome in outcomes}
+    consequence = {"register": ", so nothing was registered"}
+    return [
+        f"{title} ended without a word (killed?){consequence.get(title, '')}"
+        for title in dict.fromkeys(started)
+        if title not in recorded
+    ]
 
 
 def _close_on_record(config: Config, run: Run) -> None:
@@ -239,57 +273,92 @@ def _close_on_record(config: Config, run: Run) -> None:
         return  # the server is away; the run stays open there, and the user has the exit status
 
 
-def publish(output: Path, compared: Outcome, registered: Outcome | None) -> dict[str, Any]:
-    """Puts report and models where people look for them. Files are linked, so nothing is copied or lost.
+def publish(
+    run: Run, config: Config, compared: Outcome, registered: Outcome | None
+) -> tuple[dict[str, Any], list[str]]:
+    """Puts report and models where people look for them, and leaves alone what is not mixtune's.
 
     Args:
+        config: the run's; it goes along with the report.
         compared: record of `compare`, which knows where every candidate's model is.
         registered: record of `register`, which alone writes out an interpolated model.
+
+    Returns:
+        The report, and a sentence for each model in whose place there is something else.
     """
     comparison = Path(compared.artifacts["comparison"])
     report: dict[str, Any] = read_json(comparison / "report.json", "a comparison made by mixtune")
-    _replace(output / "report", comparison)
+    _replace(
+        run.output / "report", comparison, {"config.yaml": to_yaml(config), "run.json": json.dumps({"id": run.id})}
+    )
     models = read_json(comparison / "models.json", "a comparison made by mixtune")
     if registered is not None and report["selected"] not in models:
         models = {**models, report["selected"]: registered.artifacts["model"]}
-    target = output / "models"
+    return report, _publish_models(run.output / "models", models, report["selected"])
+
+
+def _publish_models(target: Path, models: dict[str, str], selected: str) -> list[str]:
     target.mkdir(exist_ok=True)
-    for stale in target.iterdir():
-        if stale.is_symlink():
-            stale.unlink()
-        elif stale.name not in models:
-            shutil.rmtree(stale)
+    link = target / "selected"
+    if link.is_symlink():
+        link.unlink()
+    for folder in target.iterdir():
+        if folder.name not in models and _is_published(folder):
+            shutil.rmtree(folder)
+    taken = []
     for candidate, uri in models.items():
-        if Path(uri).is_dir():
-            _replace(target / candidate, Path(uri))
-    if (target / report["selected"]).is_dir():
-        (target / "selected").symlink_to(report["selected"])
-    return report
+        place = target / candidate
+        if (place.exists() or place.is_symlink()) and not _is_published(place):
+            taken.append(place)
+        elif Path(uri).is_dir():
+            _replace(place, Path(uri))
+    if link.exists():
+        taken.append(link)
+    elif _is_published(target / selected):
+        link.symlink_to(selected)
+    return [f"{place} was not made by mixtune; move it away and run again" for place in taken]
 
 
-def _replace(target: Path, source: Path) -> None:
+def _is_published(folder: Path) -> bool:
+    """Whether an earlier run put a candidate there. A copy under another name is the user's."""
+    if folder.is_symlink() or not (folder / "mixtune.json").is_file():
+        return False
+    try:
+        return ModelCard.load(folder).id == folder.name
+    except (RefusedError, ValueError):
+        return False
+
+
+def _replace(target: Path, source: Path, texts: dict[str, str] | None = None) -> None:
+    """Puts a copy of a folder in a folder's place, with further files in it."""
     aside = target.with_name(target.name + ".part")
     shutil.rmtree(aside, ignore_errors=True)
-    shutil.copytree(source, aside, copy_function=_link_or_copy)
+    shutil.copytree(source, aside, copy_function=_copy)
+    for name, text in (texts or {}).items():
+        (aside / name).write_text(text, encoding="utf-8")
     shutil.rmtree(target, ignore_errors=True)
     aside.rename(target)
 
 
-def _link_or_copy(source: str, target: str) -> None:
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copy2(source, target)
+def _copy(source: str, target: str) -> None:
+    """Copies a file; weights, which are large, are hard links where the file system can."""
+    if source.endswith(".safetensors"):
+        with contextlib.suppress(OSError):
+            os.link(source, target)
+            return
+    shutil.copy2(source, target)
 
 
 def _keep_history(output: Path) -> None:
-    """Keeps configuration and report of the run before this one."""
-    last = output / ".mixtune" / "last_run.json"
-    if last.is_file() and (output / "report" / "report.json").is_file():
-        kept = output / "history" / read_json(last, "a mixtune run")["id"]
-        if not kept.exists():
-            shutil.copytree(output / "report", kept / "report")
-            shutil.copy2(output / "config.yaml", kept / "config.yaml")
+    """Keeps the last report and the configuration that it belongs to, before another report takes its place."""
+    report = output / "report"
+    if not (report / "run.json").is_file():
+        return
+    kept = output / "history" / read_json(report / "run.json", "a report of a mixtune run")["id"]
+    if not (kept / "report").exists():
+        kept.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(report / "config.yaml", kept / "config.yaml")
+        _replace(kept / "report", report)
 
 
 def code_digest() -> str:

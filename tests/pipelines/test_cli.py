@@ -14,8 +14,11 @@ from typer.testing import CliRunner, Result
 
 from mixtune.components.config import Config
 from mixtune.pipelines.cli import app
+from mixtune.pipelines.configuration import read_config
 from tests.components.shared.tiny import tiny_tokenizer, write_data
 from tests.conftest import sentences
+
+NEEDED = "model: {base: scratch}\ndata: {pretrain: {source: embedded}, finetune: {source: embedded}}\n"
 
 
 def mixtune(*arguments: str) -> Result:
@@ -79,6 +82,13 @@ def test_check_names_all_problems_at_once(data: Path) -> None:
         ("- a list", "must hold sections"),
         ("a: [1, 2\nb: 3", "line 2"),
         ("mixed: {lambdas: [0.1, 7]}", "mixed.lambdas.1"),
+        (
+            "name: a\npretrain: {steps: 1}\nseed: 3\npretrain: {steps: 2}",
+            "line 4: is no valid YAML (the key pretrain stands",
+        ),
+        ("pretrain:\n  steps: 1\n  steps: 2", "line 3"),
+        ("name: 2001-99-99", "cannot be read"),
+        ("? [a, b]\n: 1", "line 1"),
     ],
 )
 def test_a_file_that_is_no_configuration(tmp_path: Path, text: str, words: str) -> None:
@@ -87,6 +97,43 @@ def test_a_file_that_is_no_configuration(tmp_path: Path, text: str, words: str) 
     result = mixtune("check", str(file))
     assert result.exit_code == 2
     assert words in result.stderr
+
+
+def test_the_same_key_in_two_sections_is_no_duplicate(tmp_path: Path) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text(NEEDED + "pretrain: &same {steps: 1}\nfinetune: {<<: *same, steps: 2}\nmixed: {steps: 3}")
+    config = read_config(file)
+    assert (config.pretrain.steps, config.finetune.steps, config.mixed.steps) == (1, 2, 3)
+
+
+def test_an_override_into_a_section_that_holds_only_comments(tmp_path: Path) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text(NEEDED + "pretrain:\n  # steps: 100\n")
+    assert read_config(file, ["pretrain.steps=10"]).pretrain.steps == 10
+
+
+@pytest.mark.parametrize("name", ["none.json", "x" * 300, ".", ""])
+def test_a_step_whose_configuration_cannot_be_read(name: str) -> None:
+    result = mixtune("step", "pretrain", "--config", name)
+    assert result.exit_code == 2
+    assert result.stderr.startswith("mixtune: --config: ")
+    assert "cannot be read" in result.stderr
+
+
+@pytest.mark.parametrize("name", ["plan", "finish"])
+def test_steps_that_need_a_whole_run_are_refused(name: str) -> None:
+    result = mixtune("step", name)
+    assert result.exit_code == 2
+    assert "only mean something inside a whole run" in result.stderr
+    assert f"{name}," not in mixtune("step", "dance").stderr
+
+
+def test_paths_that_are_too_long_are_refused_in_a_sentence(tmp_path: Path) -> None:
+    path = str(tmp_path / ("x" * 300))
+    for arguments in (("check", path), ("run", "--output", path), ("compile", "--output", f"{path}.yaml")):
+        result = mixtune(*arguments)
+        assert result.exit_code == 2, arguments
+        assert result.stderr.startswith("mixtune: ")
 
 
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:

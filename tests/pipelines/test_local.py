@@ -1,0 +1,202 @@
+"""The parts of a local run, each on real files: claiming a folder, publishing, history, the verdict, what is shown."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+from pathlib import Path
+
+import pytest
+import yaml
+from rich.console import Console
+
+from mixtune.components.config import Config, load
+from mixtune.components.shared.artifacts import ModelCard, write_json
+from mixtune.components.shared.context import note_progress
+from mixtune.components.shared.errors import RefusedError
+from mixtune.components.shared.outcome import Outcome
+from mixtune.pipelines.commands import _print_verdict
+from mixtune.pipelines.configuration import ready_made
+from mixtune.pipelines.display import Display, candidates_table
+from mixtune.pipelines.local import Ended, Run, _conclude, _keep_history, claim, publish
+
+
+class Made:
+    """A run whose steps have ended: records, comparison and models stand in its folder as the steps leave them."""
+
+    def __init__(self, output: Path, id: str = "one", models: tuple[str, ...] = ("pretrained", "mixed-0.3")) -> None:
+        self.run = Run(id, output)
+        self.config: Config = load({**ready_made("demo"), "name": id})
+        for folder in (self.run.logs, self.run.outcomes, self.run.progress.parent):
+            folder.mkdir(parents=True, exist_ok=True)
+        self.run.progress.touch()
+        self.cache = self.run.state / "artifacts" / id
+        for name in models:
+            ModelCard(id=name, kind="pretrained").save(self.cache / name)
+            (self.cache / name / "config.json").write_text("{}")
+            (self.cache / name / "model.safetensors").write_bytes(b"weights of " + name.encode())
+        comparison = self.cache / "comparison"
+        gate = {"passed": True, "reasons": []}
+        write_json(comparison / "models.json", {name: str(self.cache / name) for name in models})
+        write_json(comparison / "report.json", {"name": id, "selected": models[-1], "gate": gate})
+        self.compared = Outcome(title="compare", kind="done", artifacts={"comparison": str(comparison)})
+
+    @property
+    def models(self) -> Path:
+        return self.run.output / "models"
+
+    def publish(self) -> list[str]:
+        return publish(self.run, self.config, self.compared, None)[1]
+
+    def conclude(self, *outcomes: Outcome) -> Ended:
+        for outcome in outcomes:
+            outcome.save(self.run.outcomes)
+        return _conclude(self.run, self.config, False, Display(Console(file=io.StringIO())))
+
+
+@pytest.fixture
+def made(tmp_path: Path) -> Made:
+    return Made(tmp_path / "out")
+
+
+def done(title: str) -> Outcome:
+    return Outcome(title=title, kind="done")
+
+
+def test_all_steps_done_is_status_0(made: Made) -> None:
+    assert made.conclude(made.compared, done("register"), done("finish")).status == 0
+
+
+def test_a_register_step_that_was_killed_is_a_failure(made: Made) -> None:
+    ended = made.conclude(made.compared, done("finish"))
+    assert ended.status == 1
+    assert ended.failures[0].sentences == ["register ended without a word (killed?), so nothing was registered"]
+    assert ended.failures[0].log == str(made.run.logs / "kfp.log")
+    assert ended.report is not None
+
+
+def test_every_step_that_started_and_left_no_record_is_named(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MIXTUNE_PROGRESS_FILE", str(made.run.progress))
+    note_progress("pretrain")
+    note_progress("mixed-0.3")
+    note_progress("mixed-0.3 tokens", 0, 0, "documents")
+    note_progress("finetune")
+    with made.run.progress.open("a") as file:
+        file.write('{"title": "half a li')
+    ended = made.conclude(done("pretrain"), done("finish"))
+    assert ended.status == 1
+    assert ended.failures[0].sentences == [f"{one} ended without a word (killed?)" for one in ("mixed-0.3", "finetune")]
+
+
+def test_a_step_that_was_refused_gives_the_status_also_where_another_was_killed(made: Made) -> None:
+    refused = Outcome(title="register", kind="refused", sentences=["no"])
+    ended = made.conclude(made.compared, refused, done("finish"))
+    assert ended.status == 2
+    assert [one.sentences for one in ended.failures] == [["no"]]
+
+
+def test_publishing_leaves_alone_what_is_the_users(made: Made) -> None:
+    made.publish()
+    (made.models / "notes.txt").write_text("mine")
+    (made.models / "mine").mkdir()
+    (made.models / "mine" / "weights").write_text("mine")
+    ModelCard(id="mixed-0.3", kind="mixed").save(made.models / "copy-of-mixed")
+    (made.models / "best").symlink_to("mixed-0.3")
+    second = Made(made.run.output, "two", models=("pretrained", "mixed-0.6"))
+    assert second.publish() == []
+    names = {path.name for path in made.models.iterdir()}
+    assert names == {"notes.txt", "mine", "copy-of-mixed", "best", "pretrained", "mixed-0.6", "selected"}
+    assert (made.models / "mine" / "weights").read_text() == "mine"
+    assert (made.models / "selected").resolve().name == "mixed-0.6"
+
+
+def test_something_of_the_users_in_a_models_place_is_kept_and_named(made: Made) -> None:
+    for name in ("mixed-0.3", "selected"):
+        (made.models / name).mkdir(parents=True)
+        (made.models / name / "thesis.txt").write_text("years")
+    ended = made.conclude(made.compared, done("register"), done("finish"))
+    assert ended.status == 2
+    assert len(ended.failures[0].sentences) == 2
+    for name in ("mixed-0.3", "selected"):
+        assert (made.models / name / "thesis.txt").is_file()
+    assert (made.models / "pretrained" / "mixtune.json").is_file()
+
+
+def test_only_weights_are_shared_with_the_cache(made: Made) -> None:
+    made.publish()
+    for folder, published in (("mixed-0.3", made.models / "mixed-0.3"), ("comparison", made.run.output / "report")):
+        for file in (made.cache / folder).iterdir():
+            shared = file.samefile(published / file.name)
+            assert shared == (file.suffix == ".safetensors"), file
+
+
+def test_history_pairs_a_report_with_its_own_configuration(made: Made) -> None:
+    output = made.run.output
+    _keep_history(output)
+    assert not (output / "history").exists()
+    made.publish()
+    # A run that failed before it had a report: only config.yaml at the top is its own.
+    _keep_history(output)
+    (output / "config.yaml").write_text("name: failed")
+    _keep_history(output)
+    assert [path.name for path in (output / "history").iterdir()] == ["one"]
+    Made(output, "two").publish()
+    _keep_history(output)
+    for id in ("one", "two"):
+        kept = output / "history" / id
+        assert yaml.safe_load((kept / "config.yaml").read_text())["name"] == id
+        assert json.loads((kept / "report" / "report.json").read_text())["name"] == id
+        assert json.loads((kept / "report" / "run.json").read_text()) == {"id": id}
+    assert (output / "config.yaml").read_text() == "name: failed"
+
+
+@pytest.mark.parametrize("name", ["100%", "what?"])
+def test_a_folder_that_mlflow_could_not_use_is_refused_before_anything_is_made(tmp_path: Path, name: str) -> None:
+    with pytest.raises(RefusedError, match="MLflow"):
+        claim(tmp_path / name / "run", "x")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for output in (tmp_path / "file" / "run", tmp_path / ("x" * 300)):
+        with pytest.raises(RefusedError, match="cannot be used"):
+            claim(output, "x")
+
+
+def test_a_lock_that_cannot_be_taken_is_refused(tmp_path: Path) -> None:
+    (tmp_path / ".mixtune" / "lock").mkdir(parents=True)
+    write_json(tmp_path / ".mixtune" / "folder.json", {})
+    with pytest.raises(RefusedError, match="cannot be used"):
+        claim(tmp_path, "x")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_folder_without_permission_is_refused(tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    with pytest.raises(RefusedError, match="Permission denied"):
+        claim(tmp_path / "run", "x")
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_brackets_in_names_are_shown_as_they_are(made: Made, terminal: bool) -> None:
+    console = Console(file=io.StringIO(), width=200, force_terminal=terminal, color_system=None)
+    title = "[/a] :smile: [red]"
+    note = {"title": title, "done": 1, "total": 2, "unit": "[/b]", "tokens_per_second": None, "seconds_left": 1.0}
+    made.run.progress.write_text(json.dumps(note) + "\n")
+    display = Display(console)
+    with display.following(made.run.progress, made.run.outcomes, made.run.logs / "kfp.log"):
+        display.refresh()
+        Outcome(title=title.replace("/", "|"), kind="done").save(made.run.outcomes)
+        display.refresh()
+    row = {"id": title, "kind": "mixed", "lambda": 0.3} | dict.fromkeys(
+        ("task_score", "task_score_vs_finetuned", "delta_bpb")
+    )
+    gate = {"passed": False, "reasons": [title]}
+    report = {"name": title, "selected": title, "task": {"metric": title}, "candidates": [row], "gate": gate}
+    console.print(candidates_table(report))
+    _print_verdict(console, report)
+    printed = console.file.getvalue()  # type: ignore[attr-defined]
+    assert printed.count(title) >= 5
+    assert "[|a] :smile: [red]" in printed
