@@ -226,7 +226,8 @@ def _conclude(run: Run, config: Config, interrupted: bool, display: Display) -> 
         _close_on_record(config, run)
         return Ended(EXIT_STATUS["interrupted"], failures, cached=cached)
     done = {outcome.title: outcome for outcome in outcomes if outcome.kind == "done"}
-    report, taken = None, []
+    report: dict[str, Any] | None = None
+    taken: list[str] = []
     if "compare" in done:
         report, taken = publish(run, config, done["compare"], done.get("register"))
     silent = _silent(run, outcomes, gate_passed=report is not None and report["gate"]["passed"])

@@ -8,6 +8,7 @@ from ..shared.data import DataManifest, Documents
 from ..shared.finish_training import save_trained
 from ..shared.model import load_model, load_tokenizer
 from ..shared.streams import FinetuneStream, mix
+from ..shared.tokens import append_eos
 from ..shared.training import train
 from .config import FinetuneStep
 
@@ -32,6 +33,8 @@ def run(
     manifest = DataManifest.load(data.path)
     before = ModelCard.load(start.path)
     words = load_tokenizer(start.path)
+    if manifest.ends_with_eos:
+        append_eos(words)
     network = load_model(start.path)
     if manifest.labels:
         network.add_head(manifest.labels, config.seed)

@@ -9,6 +9,7 @@ from ..shared.errors import RefusedError
 from ..shared.finish_training import save_trained
 from ..shared.model import load_model, load_tokenizer
 from ..shared.streams import FinetuneStream, PretrainStream, mix
+from ..shared.tokens import append_eos
 from ..shared.training import train
 from .config import Candidate, MixedStep
 
@@ -44,6 +45,8 @@ def run(
             "compile it again with the new configuration"
         )
     words = load_tokenizer(start.path)
+    if labelled.ends_with_eos:
+        append_eos(words)
     network = load_model(start.path)
     if labelled.labels:
         network.add_head(labelled.labels, config.seed)

@@ -14,6 +14,7 @@ from ..shared.context import Context
 from ..shared.data import DataManifest, Document, Split, SplitInfo, write_split
 from ..shared.errors import RefusedError
 from ..shared.readers import Problems
+from ..shared.tokens import append_eos
 from .config import FinetuneData, PrepareStep, PretrainData
 from .contamination import contaminated
 from .gathering import SPLITS, Gathered, Item, gather
@@ -64,6 +65,10 @@ def run(
         size = config.tokenizer.vocabulary_size or 0
         texts = (item.text for item in gathered.splits["train"])
         known = train_tokenizer(texts, size, config.tokenizer.max_length)
+    # A tokenizer that was trained here may be shaped for the task; a base model's is left as its makers use it.
+    ends_with_eos = gathered.labels is not None and config.tokenizer.vocabulary_size is not None
+    if ends_with_eos:
+        append_eos(known)
     marks = _contamination(gathered, pretraining_data) if isinstance(stream, FinetuneData) else None
     encoder = Encoder(known, config.tokenizer.max_length, context)
     documents = {
@@ -91,6 +96,7 @@ def run(
             labels=gathered.labels,
             max_length=config.tokenizer.max_length,
             vocabulary_size=len(known),
+            ends_with_eos=ends_with_eos,
             source=stream.source,
             splits={split: infos[split] for split in splits},
             mlflow_run=context.tracker.run_id,

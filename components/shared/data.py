@@ -58,6 +58,8 @@ class DataManifest(BaseModel):
     vocabulary_size: int
     source: str
     splits: dict[Split, SplitInfo]
+    ends_with_eos: bool = False
+    """Classification: whether the tokenizer was made to end every text with EOS (see tokens.py)."""
     mlflow_run: str | None = None
     notes: dict[str, Any] = Field(default_factory=dict)
     """Counts of what `prepare` did: duplicates removed, examples shortened, contamination found."""

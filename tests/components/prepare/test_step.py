@@ -182,7 +182,7 @@ class TestClassification:
         made = prepare_finetune(tmp_path / "out", jsonl(tmp_path / "a.jsonl", rows), pretrained)
         lengths = np.concatenate([np.diff(made.documents(split).offsets) for split in SPLITS])
         assert lengths.max() == 32
-        tokenizer: Any = AutoTokenizer.from_pretrained(pretrained.tokenizer.path)
+        tokenizer: Any = AutoTokenizer.from_pretrained(made.tokenizer.path)
         longer = [row for row in rows if len(tokenizer(row["text"], verbose=False)["input_ids"]) > 32]
         assert sum(made.manifest.notes["shortened"].values()) == len(longer) >= 1
         for split in SPLITS:
@@ -190,9 +190,13 @@ class TestClassification:
                 plain = tokenizer(text, truncation=True, max_length=32)["input_ids"]
                 assert made.documents(split).tokens(index).tolist() == plain
 
-    def test_the_tokenizer_is_handed_on_unchanged(self, tmp_path: Path, pretrained: Prepared) -> None:
-        made = prepare_finetune(tmp_path / "out", jsonl(tmp_path / "a.jsonl", labelled()), pretrained)
-        assert files(made.tokenizer.path)["tokenizer.json"] == files(pretrained.tokenizer.path)["tokenizer.json"]
+    def test_the_tokenizer_is_handed_on_and_ends_a_text_with_eos(self, tmp_path: Path, pretrained: Prepared) -> None:
+        made = prepare_finetune(tmp_path / "out", jsonl(tmp_path / "a.jsonl", labelled(30)), pretrained)
+        before: Any = AutoTokenizer.from_pretrained(pretrained.tokenizer.path)
+        after: Any = AutoTokenizer.from_pretrained(made.tokenizer.path)
+        assert after.get_vocab() == before.get_vocab()
+        assert after("what is this")["input_ids"] == [*before("what is this")["input_ids"], before.eos_token_id]
+        assert made.manifest.ends_with_eos
 
     def test_one_text_with_two_labels_is_counted(self, tmp_path: Path, pretrained: Prepared) -> None:
         rows = [*labelled(), {**labelled()[0], "label": "y"}]
