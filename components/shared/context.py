@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -124,7 +123,6 @@ class Context:
         """One plain line in the log."""
         if not self.quiet:
             print(line, flush=True)  # noqa: T201
-            sys.stdout.flush()
 
     def progress(self, total: int, unit: str, what: str = "") -> Progress:
         """A count of work to come, shown as it goes on."""

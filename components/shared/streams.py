@@ -6,7 +6,6 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Protocol
 
 import numpy as np
 
@@ -15,18 +14,6 @@ from .packing import Segment, pack
 
 PRETRAIN_ID, FINETUNE_ID = 0, 1
 SHORTEST_WINDOW = 8  # shorter ones would hardly give a token any context
-
-
-class Stream(Protocol):
-    """An endless, seeded sequence of items."""
-
-    def __len__(self) -> int:
-        """Items in one epoch."""
-        ...
-
-    def item(self, position: int) -> list[Segment]:
-        """The segments of the item at a position of the endless sequence."""
-        ...
 
 
 class _Order:

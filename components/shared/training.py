@@ -10,6 +10,7 @@ read, so the counts need no communication.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from dataclasses import dataclass, field
@@ -109,7 +110,7 @@ def train(
             for number, rows in enumerate(micro_batches):
                 batch = collate(rows, pad_id).to(accelerator.device)
                 # Gradients are summed over micro-batches and exchanged between ranks with the last one only.
-                with accelerator.no_sync(wrapped) if number + 1 < len(micro_batches) else _nothing():
+                with accelerator.no_sync(wrapped) if number + 1 < len(micro_batches) else contextlib.nullcontext():
                     losses = wrapped(batch, pretrain_weight, finetune_weight)
                     accelerator.backward(losses["weighted"] * accelerator.num_processes)
                 interval.loss_pretrain += losses["pretrain"]
@@ -223,14 +224,6 @@ def _not_finite(step: int, interval: _Interval) -> MixtuneError:
     return MixtuneError(
         f"step {step + 1}: {where} is not finite; lower the learning rate, or set precision to float32, and look at the data"
     )
-
-
-class _nothing:
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, *ignored: object) -> None:
-        return None
 
 
 def _device_name(device: torch.device) -> str:
