@@ -16,7 +16,7 @@ from pydantic import Field, ValidationError, model_validator
 from .compare.config import CompareStep, Gate
 from .evaluate.config import METRICS, Evaluate, EvaluateStep
 from .finetune.config import Finetune, FinetuneStep
-from .mixed.config import Candidate, Mixed, MixedStep, MixedTraining, candidate_id
+from .mixed.config import Candidate, Mixed, MixedStep, MixedTraining, candidates
 from .prepare.config import FinetuneData, PrepareStep, PretrainData, Tokenizer
 from .pretrain.config import Pretrain, PretrainStep
 from .register.config import RegisterStep
@@ -68,15 +68,24 @@ class Config(Section):
         if self.model.base == SCRATCH:
             if scratch.hidden_size % (2 * scratch.heads):
                 problems.append("model.scratch.hidden_size must be an even multiple of model.scratch.heads")
-            if self.pretrain.steps == 0:
+            if not self.pretrain.trains:
                 problems.append(
                     "pretrain.steps must be above 0 where model.base is scratch, or nothing is there to forget"
                 )
+            objective = self.model.objective or "causal_lm"
+            if task == "question_answering" and objective == "causal_lm":
+                problems.append(
+                    "data.finetune.task is question_answering, which a Llama from scratch has no head for; set "
+                    "model.objective to masked_lm"
+                )
+            if task == "generation" and objective == "masked_lm":
+                problems.append("data.finetune.task is generation, for which model.objective must be causal_lm")
         stages: dict[str, Training] = {"pretrain": self.pretrain, "finetune": self.finetune, "mixed": self.mixed}
         for name, stage in stages.items():
-            if stage.steps == 0 and name != "pretrain":
+            if not stage.trains and name != "pretrain":
                 problems.append(f"{name}.steps must be above 0")
-            if stage.steps and stage.warmup_steps >= stage.steps:
+            by_steps = stage.epochs is None and stage.max_tokens is None
+            if by_steps and stage.steps and stage.warmup_steps >= stage.steps:
                 problems.append(f"{name}.warmup_steps must be below {name}.steps")
         if problems:
             raise ValueError("; ".join(problems))
@@ -124,15 +133,20 @@ def parts(config: Config, fingerprints: Fingerprints) -> Parts:
     """Cuts a configuration into the parts that the steps read."""
     model, seed = config.model, config.seed
     scratch = model.base == SCRATCH
+    if scratch and model.objective != "masked_lm":
+        # What a causal model does not read must not be in its steps' cache keys.
+        model = model.model_copy(update={"mask_probability": Model.model_fields["mask_probability"].default})
     tokenizer = Tokenizer(
         base=model.base,
         revision=model.revision,
         max_length=model.max_length,
         vocabulary_size=model.scratch.vocabulary_size if scratch else None,
+        objective=(model.objective or "causal_lm") if scratch else "causal_lm",
     )
     generates = config.data.finetune.task == "generation"
     evaluate = EvaluateStep(
         max_length=model.max_length,
+        mask_probability=model.mask_probability,
         metric=config.evaluate.metric or METRICS[config.data.finetune.task][0],
         max_new_tokens=config.evaluate.max_new_tokens if generates else None,
         **config.evaluate.model_dump(include={"batch_size", "max_documents", "precision"}),
@@ -157,7 +171,8 @@ def parts(config: Config, fingerprints: Fingerprints) -> Parts:
         mixed=MixedStep(
             seed=seed,
             max_length=model.max_length,
-            mixed=MixedTraining.model_validate(config.mixed.model_dump(exclude={"lambdas"})),
+            mask_probability=model.mask_probability,
+            mixed=MixedTraining.model_validate(config.mixed.model_dump(include=set(MixedTraining.model_fields))),
         ),
         evaluate=evaluate,
         interpolate=evaluate.model_copy(update={"interpolation_alphas": config.evaluate.interpolation_alphas}),
@@ -165,7 +180,7 @@ def parts(config: Config, fingerprints: Fingerprints) -> Parts:
         register=RegisterStep(
             registered_model=config.tracking.registered_model or config.name, alias=config.tracking.alias
         ),
-        candidates=[Candidate(id=candidate_id(weight), mix_weight=weight) for weight in config.mixed.lambdas],
+        candidates=list(candidates(config.mixed)),
     )
 
 

@@ -61,6 +61,7 @@ def init(
 def check(config: ConfigFile = None, overrides: Overrides = []) -> None:  # noqa: B006 - typer's way
     """Check a configuration and what it names, in a second; nothing is trained."""
     from mixtune.components.checks import find_problems
+    from mixtune.components.mixed.config import candidates
     from mixtune.components.shared.errors import RefusedError
 
     from .configuration import read_config
@@ -70,8 +71,8 @@ def check(config: ConfigFile = None, overrides: Overrides = []) -> None:  # noqa
         problems = find_problems(parsed)
         if problems:
             raise RefusedError(*problems)
-        weights = ", ".join(f"{weight:g}" for weight in parsed.mixed.lambdas)
-        typer.echo(f"{parsed.name}: the configuration is good; λ in {{{weights}}}, base model {parsed.model.base}")
+        names = ", ".join(candidate.id for candidate in candidates(parsed.mixed))
+        typer.echo(f"{parsed.name}: the configuration is good; base model {parsed.model.base}, candidates {names}")
 
 
 @app.command()

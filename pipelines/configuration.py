@@ -6,7 +6,8 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any, get_args
+from types import UnionType
+from typing import Any, Union, get_args, get_origin
 
 import yaml
 
@@ -124,10 +125,15 @@ def _annotate(section: type[Section], values: Mapping[str, Any], indent: str, li
 
 def section_of(annotation: Any) -> type[Section] | None:
     """The section class behind a field's type, if it is one."""
-    for one in (annotation, *get_args(annotation)):
+    for one in (annotation, *(get_args(annotation) if get_origin(annotation) in (Union, UnionType) else ())):
         if isinstance(one, type) and issubclass(one, Section):
             return one
     return None
+
+
+def items_of(annotation: Any) -> type[Section] | None:
+    """The section class of a list's items, if they are sections."""
+    return section_of(get_args(annotation)[0]) if get_origin(annotation) is list else None
 
 
 def init_values(name: str, task: str) -> dict[str, Any]:

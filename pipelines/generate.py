@@ -17,7 +17,7 @@ from pydantic_core import PydanticUndefined
 from mixtune.components.config import HEADLINE, SECTIONS, Config, describe
 from mixtune.components.shared.config import Section
 
-from .configuration import section_of
+from .configuration import items_of, section_of
 
 
 def generate(folder: Path) -> list[Path]:
@@ -80,6 +80,9 @@ def _sections(section: type[Section], prefix: str) -> Iterator[tuple[str, type[S
         if inner is not None:
             yield f"{prefix}{name}", inner
             yield from _sections(inner, f"{prefix}{name}.")
+        each = items_of(field.annotation)
+        if each is not None:
+            yield f"{prefix}{name}[]", each
 
 
 def _table(path: str, fields: Mapping[str, FieldInfo]) -> list[str]:

@@ -313,11 +313,30 @@ def _publish_models(target: Path, models: dict[str, str], selected: str) -> list
             taken.append(place)
         elif Path(uri).is_dir():
             _replace(place, Path(uri))
+            _link_weights(place)
     if link.exists():
         taken.append(link)
     elif _is_published(target / selected):
         link.symlink_to(selected)
     return [f"{place} was not made by mixtune; move it away and run again" for place in taken]
+
+
+def _link_weights(folder: Path) -> None:
+    """A base model that is used as it is was not copied; links make its folder one that plain transformers loads."""
+    card = ModelCard.load(folder)
+    if card.weights is None:
+        return
+    source = Path(card.weights)
+    if not source.is_dir():
+        from huggingface_hub import snapshot_download
+
+        try:
+            source = Path(snapshot_download(card.weights, revision=card.revision, local_files_only=True))
+        except Exception:  # the hub's cache may be gone by now; the card still says which model it is
+            return
+    for file in source.iterdir():
+        if file.is_file() and not (folder / file.name).exists():
+            (folder / file.name).symlink_to(file.absolute())
 
 
 def _is_published(folder: Path) -> bool:

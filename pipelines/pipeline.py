@@ -69,7 +69,7 @@ def make_pipeline(config: Config, place: Placer) -> Callable[..., Any]:
 
 
 def _steps(config: Config, place: Placer, given: dict[str, Any]) -> None:
-    planned = place(plan(**given), "plan")
+    planned = place(plan(**given, **place.gpu_nodes()), "plan")
     part = planned.outputs
 
     text = place(prepare(config=part["prepare_pretrain"]), "prepare", words="prepare pretraining stream")
@@ -83,7 +83,10 @@ def _steps(config: Config, place: Placer, given: dict[str, Any]) -> None:
         words="prepare fine-tuning stream",
     )
     pretrained = place(
-        pretrain(config=part["pretrain"], data=text.outputs["train"], tokenizer=text.outputs["tokenizer"]), "pretrain"
+        pretrain(config=part["pretrain"], data=text.outputs["train"], tokenizer=text.outputs["tokenizer"]),
+        "pretrain",
+        # With nothing to train it needs no GPU; whether there is, only `plan` knows.
+        at={name: part[f"pretrain_{name}"] for name in ("gpus", "node_selector", "tolerations")},
     )
     # Bad labels are found before anything is trained; order alone, so that changed labels do not touch the cache.
     pretrained.after(labelled)
@@ -92,7 +95,10 @@ def _steps(config: Config, place: Placer, given: dict[str, Any]) -> None:
     )
     heldout = {"pretrain_heldout": text.outputs["heldout"], "finetune_heldout": labelled.outputs["heldout"]}
 
-    start = finetuned if config.mixed.start == "finetuned" else pretrained
+    start, also = pretrained, {}
+    if config.mixed.start == "finetuned":
+        # A forgetting budget is measured against the pretrained model, wherever training starts.
+        start, also = finetuned, {"pretrained": pretrained.outputs["model"]}
     with dsl.ParallelFor(planned.outputs["Output"], name="for each λ", parallelism=place.parallelism) as item:
         trained = place(
             mixed(
@@ -101,6 +107,7 @@ def _steps(config: Config, place: Placer, given: dict[str, Any]) -> None:
                 start=start.outputs["model"],
                 pretrain_data=text.outputs["train"],
                 finetune_data=labelled.outputs["train"],
+                **also,
             ),
             "mixed",
         )

@@ -111,8 +111,22 @@ class Placer:
         """Takes the pipeline's run-time parameters."""
         self._run_time = values
 
-    def __call__(self, task: dsl.PipelineTask, step: str, words: str | None = None) -> dsl.PipelineTask:
-        """Sets a task's image and caching and, on a cluster, its place, resources, environment and retries."""
+    def gpu_nodes(self) -> dict[str, Any]:
+        """Where GPU tasks go, for `plan`, which knows which tasks are to have one."""
+        nothing: dict[str, Any] = {"gpus": "0", "gpu_node_selector": {}, "gpu_tolerations": []}
+        return {name: self._run_time.get(name, value) for name, value in nothing.items()}
+
+    def __call__(
+        self, task: dsl.PipelineTask, step: str, words: str | None = None, at: Mapping[str, Any] | None = None
+    ) -> dsl.PipelineTask:
+        """Sets a task's image and caching and, on a cluster, its place, resources, environment and retries.
+
+        Args:
+            task: the task.
+            step: name of the step that it runs.
+            words: name to show, where the step's is not enough.
+            at: `gpus`, `node_selector` and `tolerations` of its own, in place of the run-time parameters.
+        """
         task.set_container_image(images()[step])
         task.set_caching_options(step not in NEVER_CACHED)
         if self.profile is None:
@@ -124,18 +138,19 @@ class Placer:
             task, self._run_time["mlflow_secret"], {key: key for key in TRACKING_KEYS}, optional=True
         )
         if step in GPU_STEPS:
-            self._on_gpu(task)
+            own = {name: self._run_time[f"gpu_{name}"] for name in ("node_selector", "tolerations")}
+            self._on_gpu(task, at or {"gpus": self._run_time["gpus"], **own})
         else:
             task.set_cpu_limit(self.profile.cpu).set_memory_limit(self.profile.memory)
         return task
 
-    def _on_gpu(self, task: dsl.PipelineTask) -> None:
+    def _on_gpu(self, task: dsl.PipelineTask, at: Mapping[str, Any]) -> None:
         assert self.profile is not None
         task.set_cpu_limit(self.profile.gpu_cpu).set_memory_limit(self.profile.gpu_memory)
-        task.set_accelerator_type(self._run_time["gpu_type"]).set_accelerator_limit(self._run_time["gpus"])
+        task.set_accelerator_type(self._run_time["gpu_type"]).set_accelerator_limit(at["gpus"])
         # Inside a loop KFP does not pass resource parameters on by itself.
-        task.register_pipeline_channels([self._run_time["gpu_type"], self._run_time["gpus"]])
-        kubernetes.add_node_selector_json(task, self._run_time["gpu_node_selector"])
-        kubernetes.add_toleration_json(task, self._run_time["gpu_tolerations"])
+        task.register_pipeline_channels([self._run_time["gpu_type"], at["gpus"]])
+        kubernetes.add_node_selector_json(task, at["node_selector"])
+        kubernetes.add_toleration_json(task, at["tolerations"])
         kubernetes.empty_dir_mount(task, "shm", "/dev/shm", medium="Memory")
         task.set_retry(GPU_RETRIES, backoff_duration="30s", backoff_factor=2.0)

@@ -85,6 +85,8 @@ class Evaluations:
     task: Task
     data: dict[str, Any]
     candidates: list[Candidate]
+    likelihood: str
+    """What the loss on text is: `causal`, or for masked language models a pseudo-likelihood."""
 
     def of_kind(self, kind: str) -> Candidate:
         """The one candidate of a kind that there is one of."""
@@ -115,6 +117,11 @@ def load_evaluations(artifacts: Sequence[ArtifactLike]) -> Evaluations:
             for what in ("task", "data")
             if manifest[what] != first[what]
         ]
+    # An evaluation of no candidate, where there is no α, has none.
+    likelihoods = {manifest["likelihood"]: folder for folder, manifest in reversed(read) if manifest["likelihood"]}
+    if len(likelihoods) > 1:
+        named = "; ".join(f"{likelihood} in {folder}" for likelihood, folder in sorted(likelihoods.items()))
+        problems.append(f"the losses on text are not the same measure ({named}), so they cannot be compared")
     candidates: list[Candidate] = []
     for folder, manifest in read:
         for row in manifest["candidates"]:
@@ -139,14 +146,16 @@ def load_evaluations(artifacts: Sequence[ArtifactLike]) -> Evaluations:
     aligned = [_align(one, reference, with_task, problems) for one in candidates]
     if problems:
         raise RefusedError(*problems)
-    return Evaluations(task=Task.model_validate(first["task"]), data=first["data"], candidates=aligned)
+    return Evaluations(Task.model_validate(first["task"]), first["data"], aligned, next(iter(likelihoods)))
 
 
 def _manifest(folder: Path) -> dict[str, Any]:
     manifest = read_json(folder / "evaluation.json", "an evaluation made by mixtune")
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise RefusedError(f"{folder}: evaluation.json is not of the format {FORMAT}, so it is not an evaluation")
-    missing = [name for name in ("task", "candidates", "data") if name not in manifest]
+    missing = [name for name in ("task", "candidates", "data", "likelihood") if name not in manifest]
+    if not missing and manifest["candidates"] and not manifest["likelihood"]:
+        missing = ["likelihood"]
     if missing:
         raise RefusedError(f"{folder}: evaluation.json has no {', '.join(missing)}; evaluate again")
     return manifest
@@ -175,7 +184,10 @@ def _measurements(folder: Path, split: str) -> Measurements:
 
 
 def _place(one: Candidate) -> tuple[int, float, float, str]:
-    return KINDS.index(one.entry.kind), one.entry.mix_weight or 0.0, one.entry.alpha or 0.0, one.id
+    """Kinds in their order; mixed ones by λ, the realised one where none was asked for; interpolated ones by α."""
+    entry = one.entry
+    weight = entry.mix_weight if entry.mix_weight is not None else entry.realised_mix_weight
+    return KINDS.index(entry.kind), weight or 0.0, entry.alpha or 0.0, one.id
 
 
 def _not_once(candidates: list[Candidate]) -> list[str]:

@@ -12,6 +12,20 @@ from .results import Comparison, name_of, words
 from .selection import share_limit
 
 STREAMS = {"pretrain": "pretraining stream", "finetune": "fine-tuning stream"}
+TITLES = {
+    "pretraining-pretrain": "Loss of the pretraining stage",
+    **{f"training-{stream}": f"Loss on the {title}" for stream, title in STREAMS.items()},
+    "mix-weight": "λ over the training",
+}
+"""Of the training curves, in their order."""
+UNITS = {"multi_label": "nats per label", "regression": "squared error", "generation": "nats per token"}
+"""Of the loss on the fine-tuning stream; `nats per example` for the other tasks."""
+LIKELIHOODS = {
+    "causal": "The loss is that of every token given those before it.",
+    "fixed-mask pseudo-likelihood": "The models are masked language models, which give a text as a whole no probability: the "
+    "loss is a pseudo-likelihood, for which every token is masked and predicted once, with the same masks for all candidates.",
+}
+LEAST_CHANGE = 1e-6  # of a λ that varies; less is rounding
 
 
 def pictures(comparison: Comparison, gate: Gate) -> dict[str, str]:
@@ -23,12 +37,8 @@ def pictures(comparison: Comparison, gate: Gate) -> dict[str, str]:
         "pareto": pareto_picture(rows, report["selected"], metric, _limits(comparison, gate), _in_words(rows, metric))
     }
     style = looks(rows)
-    classify = report["task"]["kind"] == "classification"
-    stages = [
-        ("pretraining", "pretrain", "Loss of the pretraining stage"),
-        *(("training", stream, f"Loss on the {title}") for stream, title in STREAMS.items()),
-    ]
-    for stage, stream, title in stages:
+    unit = {"pretrain": "nats per token", "finetune": UNITS.get(report["task"]["kind"], "nats per example")}
+    for stage, stream in (("pretraining", "pretrain"), *(("training", stream) for stream in STREAMS)):
         # The pretraining stage is another training, of other length: beside the others its curve would only dwarf them.
         candidates = [
             one
@@ -38,9 +48,16 @@ def pictures(comparison: Comparison, gate: Gate) -> dict[str, str]:
         curves = {one.id: _points(one.curve, f"loss_{stream}") for one in candidates}
         curves = {name: points for name, points in curves.items() if points}
         if curves:
-            unit = "nats per example" if classify and stream == "finetune" else "nats per token"
             name = f"{stage}-{stream}"
-            found[name] = training_curves(name, title, unit, curves, style)
+            found[name] = training_curves(name, TITLES[name], unit[stream], curves, style)
+    weights = {
+        one.id: _points(one.curve, "mix_weight")
+        for one in comparison.evaluations.candidates
+        if one.entry.kind == "mixed"
+    }
+    weights = {name: points for name, points in weights.items() if points}
+    if any(_varies(points) for points in weights.values()):
+        found["mix-weight"] = training_curves("mix-weight", TITLES["mix-weight"], "λ", weights, style)
     return found
 
 
@@ -71,6 +88,11 @@ def _render(template: str, comparison: Comparison, svgs: Mapping[str, str], cont
         "percent": percent,
         "cell": _cell,
         "short": lambda text: text[:12],
+        "sentence": lambda text: text[:1].upper() + text[1:],
+        "answer": lambda given: answer(given, comparison.report["task"]["kind"]),
+        "score": lambda score: (
+            f"off by {-score:.3g}" if comparison.report["task"]["kind"] == "regression" else f"{score:.2g}"
+        ),
     }
     report = comparison.report
     return environment.get_template(template).render(
@@ -82,6 +104,9 @@ def _render(template: str, comparison: Comparison, svgs: Mapping[str, str], cont
         words=words,
         svgs=svgs,
         streams=STREAMS,
+        titles=TITLES,
+        likelihood=LIKELIHOODS.get(report["forgetting"]["likelihood"], report["forgetting"]["likelihood"]),
+        budgets=[budget_sentence(row) for row in report["candidates"] if row["forgetting_budget"]],
         interval=percent(report["interval"]),
         checks=report["gate"]["checks"][report["selected"]],
         run_id=context.run_id,
@@ -103,6 +128,26 @@ def percent(share: float | None) -> str:
     return "–" if share is None else f"{100 * share:.0f} %"
 
 
+def answer(given: Any, kind: str) -> str:
+    """A reference or a prediction as a person reads it."""
+    if isinstance(given, int | float):
+        return f"{given:.4g}"
+    if kind == "multi_label":
+        return ", ".join(given) or "no label"
+    if kind == "question_answering":
+        texts = [given] if isinstance(given, str) else list(dict.fromkeys(given))
+        return " / ".join(text for text in texts if text) or "no answer"
+    return str(given)
+
+
+def budget_sentence(row: Mapping[str, Any]) -> str:
+    """Whether a candidate kept to its forgetting budget."""
+    found = row["forgetting_budget"]
+    budget, measured = found["budget"], found["measured"]["value"]
+    verdict = "not kept" if not found["kept"] else "kept" if measured <= budget else "kept, within the tolerance"
+    return f"{row['id']}: asked for at most {budget:.3f} bits per byte, forgets {measured:.3f} on dev: {verdict}"
+
+
 def _cell(text: Any) -> str:
     """Text that leaves a Markdown table whole."""
     return " ".join(str(text).replace("|", "\\|").split())
@@ -110,6 +155,11 @@ def _cell(text: Any) -> str:
 
 def _points(curve: list[dict[str, Any]], key: str) -> list[tuple[int, float]]:
     return [(int(row["step"]), float(row[key])) for row in curve if row.get(key) is not None]
+
+
+def _varies(points: list[tuple[int, float]]) -> bool:
+    weights = [weight for _, weight in points]
+    return max(weights) - min(weights) > LEAST_CHANGE
 
 
 def _limits(comparison: Comparison, gate: Gate) -> dict[str, float | None]:

@@ -10,13 +10,21 @@ import numpy as np
 
 from ..shared.context import Context
 from .config import CompareStep
-from .evaluations import SPLITS, Candidate, Entry, Evaluations, Measurements
+from .evaluations import SPLITS, Candidate, Entry, Evaluations, Measurements, Task
 from .selection import Decision, Measured, decide, measurably_forgets, pareto
-from .statistics import Bootstrap, Value
+from .statistics import Bootstrap, Statistic, Value, indicators, macro_f1, micro_f1, pearson, spearman
 
 SCHEMA_VERSION = 1
 SAMPLES = 6
-EXTRA_METRICS = ("nats_per_token", "accuracy", "macro_f1", "exact_match", "token_f1", "completion_nats_per_token")
+EXTRA_METRICS = (
+    *("nats_per_token", "accuracy", "macro_f1", "micro_f1", "exact_match", "token_f1", "completion_nats_per_token"),
+    *("pearson", "spearman", "mae", "rmse"),
+)
+BUDGET_SHARE = 0.1
+"""A forgetting budget is kept where it is not exceeded by more than this share of it, since it is held to by measuring, on
+other text, while the model is trained; or, where the budget is small, by more than `BUDGET_LEAST`."""
+BUDGET_LEAST = 0.005
+"""Bits per byte; see `BUDGET_SHARE`."""
 
 
 @dataclass(frozen=True)
@@ -79,12 +87,21 @@ def compare(config: CompareStep, evaluations: Evaluations, context: Context) -> 
 
 def words(metric: str) -> str:
     """A metric's name in plain words."""
-    return {"macro_f1": "macro-F1", "token_f1": "token F1", "exact_match": "exact match"}.get(metric, metric)
+    return {
+        "macro_f1": "macro-F1",
+        "micro_f1": "micro-F1",
+        "token_f1": "token F1",
+        "exact_match": "exact match",
+        "pearson": "Pearson correlation",
+        "spearman": "Spearman correlation",
+    }.get(metric, metric)
 
 
 def name_of(entry: Entry) -> str:
     """A candidate in plain words, such as `mixed, λ = 0.3`."""
-    if entry.kind == "mixed":
+    if entry.name:
+        return entry.name
+    if entry.kind == "mixed" and entry.mix_weight is not None:
         return f"mixed, λ = {entry.mix_weight:g}"
     if entry.kind == "interpolated":
         return f"interpolated, α = {entry.alpha:g}"
@@ -101,14 +118,14 @@ def _scores(one: Candidate, evaluations: Evaluations, split: str, draw: Bootstra
     baseline = evaluations.of_kind("finetuned").splits[split].examples or []
     score = difference = clean = None
     if ours.examples:
-        metric = evaluations.task.metric
-        score = _task_score(metric, ours.examples, draw)
-        difference = _task_difference(metric, ours.examples, baseline, draw)
+        task = evaluations.task
+        score = _task_score(task, ours.examples, draw)
+        difference = _task_difference(task, ours.examples, baseline, draw)
         uncontaminated = [row for row in ours.examples if not row.get("contaminated")]
         if len(uncontaminated) == len(ours.examples):
             clean = score
         elif uncontaminated:
-            clean = _task_score(metric, uncontaminated, draw)
+            clean = _task_score(task, uncontaminated, draw)
     summary = one.entry.splits.get(split, {})
     return Scores(
         bpb=draw.bits_per_byte(ours.nats, ours.num_bytes),
@@ -120,31 +137,40 @@ def _scores(one: Candidate, evaluations: Evaluations, split: str, draw: Bootstra
     )
 
 
-def _task_score(metric: str, examples: Sequence[dict[str, Any]], draw: Bootstrap) -> Value:
-    if metric == "macro_f1":
-        return draw.macro_f1(*_indices([row["reference"] for row in examples], [row["prediction"] for row in examples]))
-    return draw.mean(_per_example(examples))
+def _task_score(task: Task, examples: Sequence[dict[str, Any]], draw: Bootstrap) -> Value:
+    metric = _of_split(task, examples)
+    return draw.mean(_per_example(examples)) if metric is None else draw.of_split(metric, len(examples))
 
 
 def _task_difference(
-    metric: str, examples: Sequence[dict[str, Any]], baseline: Sequence[dict[str, Any]], draw: Bootstrap
+    task: Task, examples: Sequence[dict[str, Any]], baseline: Sequence[dict[str, Any]], draw: Bootstrap
 ) -> Value:
-    if metric == "macro_f1":
-        columns = [
-            [row["reference"] for row in examples],
-            *([row["prediction"] for row in rows] for rows in (examples, baseline)),
-        ]
-        return draw.macro_f1_difference(*_indices(*columns))
-    return draw.mean_difference(_per_example(examples), _per_example(baseline))
+    if all(mine["prediction"] == other["prediction"] for mine, other in zip(examples, baseline, strict=True)):
+        return Value(0.0, 0.0, 0.0)  # exactly, whatever the rounding
+    ours, theirs = _of_split(task, examples), _of_split(task, baseline)
+    if ours is None or theirs is None:
+        return draw.mean_difference(_per_example(examples), _per_example(baseline))
+    return draw.difference(ours, theirs, len(examples))
+
+
+def _of_split(task: Task, examples: Sequence[dict[str, Any]]) -> Statistic | None:
+    """The task's metric, where it is no mean over examples."""
+    truth, given = ([row[name] for row in examples] for name in ("reference", "prediction"))
+    if task.metric in ("pearson", "spearman"):
+        correlation = {"pearson": pearson, "spearman": spearman}[task.metric]
+        return correlation(np.array(truth, np.float64), np.array(given, np.float64))
+    if task.metric in ("micro_f1", "macro_f1"):
+        labels = task.labels or []
+        columns = truth, given
+        if task.kind == "classification":
+            columns = [[label] for label in truth], [[label] for label in given]
+        score = {"micro_f1": micro_f1, "macro_f1": macro_f1}[task.metric]
+        return score(*(indicators(column, labels) for column in columns))
+    return None
 
 
 def _per_example(examples: Sequence[dict[str, Any]]) -> np.ndarray:
     return np.array([row["score"] for row in examples], np.float64)
-
-
-def _indices(*columns: list[str]) -> list[np.ndarray]:
-    place = {label: number for number, label in enumerate(sorted({label for column in columns for label in column}))}
-    return [np.array([place[label] for label in column], np.int64) for column in columns]
 
 
 def _report(
@@ -183,6 +209,7 @@ def _report(
         },
         "forgetting": {
             "unit": "bits per byte",
+            "likelihood": evaluations.likelihood,
             "split": "test",
             "documents": len(text.documents),
             "sources": [evaluations.data["pretrain"]["source"]],
@@ -192,7 +219,7 @@ def _report(
             _row(one, scores[one.id], scores[finetuned.id], front, front_on_dev) for one in evaluations.candidates
         ],
         "data": evaluations.data,
-        "samples": _samples(selected, finetuned),
+        "samples": _samples(task, selected, finetuned),
     }
 
 
@@ -212,6 +239,7 @@ def _row(
         "start": entry.start,
         "lambda": entry.mix_weight,
         "realised_lambda": entry.realised_mix_weight,
+        "forgetting_budget": _budget(entry, scores["dev"].delta_bpb),
         "params": entry.params,
         **scores["test"].to_json(),
         "forgetting_share": _share(scores["test"], finetuned["test"]),
@@ -248,16 +276,28 @@ def _share(ours: Scores, finetuned: Scores) -> float | None:
     return ours.delta_bpb.value / finetuned.delta_bpb.value
 
 
+def _budget(entry: Entry, forgets: Value) -> dict[str, Any] | None:
+    """Whether a candidate kept to the forgetting that it was allowed, on dev; None where it had no budget."""
+    budget = entry.forgetting_budget
+    if budget is None:
+        return None
+    tolerance = max(BUDGET_SHARE * budget, BUDGET_LEAST)
+    return {"budget": budget, "measured": forgets.to_json(), "kept": forgets.value <= budget + tolerance}
+
+
 def _contamination(measured: Measurements) -> dict[str, int]:
     examples = measured.examples or []
     return {"examples": len(examples), "contaminated": sum(bool(row.get("contaminated")) for row in examples)}
 
 
-def _samples(selected: Candidate, finetuned: Candidate) -> list[dict[str, Any]]:
-    """Test examples side by side, those first on which the two disagree."""
+def _samples(task: Task, selected: Candidate, finetuned: Candidate) -> list[dict[str, Any]]:
+    """Test examples side by side, those first on which the two disagree (in regression: most)."""
     ours, theirs = selected.splits["test"].examples or [], finetuned.splits["test"].examples or []
     pairs = list(zip(ours, theirs, strict=False))
-    pairs.sort(key=lambda pair: pair[0]["prediction"] == pair[1]["prediction"])
+    if task.kind == "regression":
+        pairs.sort(key=lambda pair: -abs(pair[0]["prediction"] - pair[1]["prediction"]))
+    else:
+        pairs.sort(key=lambda pair: pair[0]["prediction"] == pair[1]["prediction"])
     return [
         {
             "id": mine["id"],

@@ -2,18 +2,25 @@
 
 Every interval is drawn with the same seed, so that equal inputs give equal intervals and differences of samples of
 one size see the same resamples. B. Efron and R. Tibshirani, An Introduction to the Bootstrap (1993), chapter 13.
-Shapes: S resamples, N documents or examples.
+Means are drawn from the values themselves; metrics that only a whole split has (F1, correlations) from sums over the resampled
+examples, by `Statistic`. Shapes: S resamples, N documents or examples, C classes or labels.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 
 CELLS_AT_ONCE = 1 << 22  # resampled values held in memory at a time
+NEARLY_CONSTANT = float(np.finfo(np.float64).eps ** 0.75)
+"""Spread, relative to the mean, below which values are taken for constant, as in scipy: what is left is rounding."""
+
+Statistic: TypeAlias = Callable[[np.ndarray], np.ndarray]
+"""(S, N) how often each example stands in each resample -> (S,) the metric of each resample."""
 
 
 @dataclass(frozen=True)
@@ -70,18 +77,22 @@ class Bootstrap:
         """Mean of the differences of (N,) scores, paired by example."""
         return self._interval(_mean, np.asarray(scores) - np.asarray(baseline))
 
-    def macro_f1(self, references: np.ndarray, predictions: np.ndarray) -> Value:
-        """Macro-F1 of (N,) class indices; its interval from resampled examples."""
-        return self._interval(_macro_f1_of(references, predictions), references, predictions)
+    def of_split(self, metric: Statistic, size: int) -> Value:
+        """A metric that only a whole split has.
 
-    def macro_f1_difference(self, references: np.ndarray, predictions: np.ndarray, baseline: np.ndarray) -> Value:
-        """Difference of two predictions' macro-F1, paired by example."""
-        macro_f1 = _macro_f1_of(references, predictions, baseline)
+        Args:
+            metric: as the functions below make it.
+            size: N.
+        """
+        return self._interval(_of_indices(metric, size), np.arange(size))
 
-        def difference(truth: np.ndarray, ours: np.ndarray, theirs: np.ndarray, axis: int = -1) -> np.ndarray:
-            return macro_f1(truth, ours, axis) - macro_f1(truth, theirs, axis)
+    def difference(self, metric: Statistic, baseline: Statistic, size: int) -> Value:
+        """Difference of two candidates' metrics, paired by example: both see the same resamples."""
 
-        return self._interval(difference, references, predictions, baseline)
+        def between(counts: np.ndarray) -> np.ndarray:
+            return metric(counts) - baseline(counts)
+
+        return self.of_split(between, size)
 
     def _interval(self, statistic: Callable[..., np.ndarray], *samples: np.ndarray) -> Value:
         """Percentile interval; a single observation, which cannot be resampled, is its own interval."""
@@ -117,21 +128,90 @@ def _mean(scores: np.ndarray, axis: int = -1) -> np.ndarray:
     return scores.mean(axis)
 
 
-def _macro_f1_of(*whole: np.ndarray) -> Callable[..., np.ndarray]:
-    """Macro-F1 over the classes that occur in the references or the predictions of a resample (scikit-learn's default).
+def _of_indices(metric: Statistic, size: int) -> Callable[..., np.ndarray]:
+    """The metric as a function of resampled indices, which is what scipy draws."""
 
-    Args:
-        whole: index arrays in which every class occurs that a resample can hold.
+    def of_indices(indices: np.ndarray, axis: int = -1) -> np.ndarray:
+        rows = np.moveaxis(np.atleast_2d(indices), axis, -1)
+        places = rows + size * np.arange(len(rows))[:, None]
+        counts = np.bincount(places.ravel(), minlength=size * len(rows)).reshape(len(rows), size)
+        found = metric(counts.astype(np.float64))
+        return found if indices.ndim > 1 else found[0]
+
+    return of_indices
+
+
+def micro_f1(truth: np.ndarray, given: np.ndarray) -> Statistic:
+    """Micro-F1 of (N, C) indicators: 2 Σ true positives / Σ (labels that are there + labels that are given).
+
+    0 where there is no label at all, as in scikit-learn.
     """
-    classes = np.unique(np.concatenate(whole))
+    both, either = (truth & given).sum(1).astype(np.float64), (truth.astype(np.float64) + given).sum(1)
 
-    def macro_f1(references: np.ndarray, predictions: np.ndarray, axis: int = -1) -> np.ndarray:
-        total, present = np.zeros(()), np.zeros(())
-        for label in classes:
-            true, given = references == label, predictions == label
-            both, either = (true & given).sum(axis), true.sum(axis) + given.sum(axis)
-            total = total + 2 * both / np.maximum(either, 1)
-            present = present + (either > 0)
-        return total / present
+    def metric(counts: np.ndarray) -> np.ndarray:
+        return 2 * (counts @ both) / np.maximum(counts @ either, 1)
 
-    return macro_f1
+    return metric
+
+
+def macro_f1(truth: np.ndarray, given: np.ndarray) -> Statistic:
+    """Macro-F1 of (N, C) indicators, over the classes that occur in the references or the predictions of a resample.
+
+    For classes that is scikit-learn's default; for labels, with `zero_division=nan`. 0 where there is no label at all.
+    """
+    both, either = (truth & given).astype(np.float64), truth.astype(np.float64) + given
+
+    def metric(counts: np.ndarray) -> np.ndarray:
+        total = counts @ either
+        scores = 2 * (counts @ both) / np.maximum(total, 1)
+        return scores.sum(1) / np.maximum((total > 0).sum(1), 1)
+
+    return metric
+
+
+def pearson(truth: np.ndarray, given: np.ndarray) -> Statistic:
+    """Pearson correlation of (N,) values.
+
+    Constant values, of a whole split or of a resample, correlate with nothing: 0 by definition here, never NaN.
+    """
+    x, y = _centred(truth), _centred(given)
+    columns = np.stack([x, y, x * x, y * y, x * y], 1)
+
+    def metric(counts: np.ndarray) -> np.ndarray:
+        sizes = counts.sum(1)
+        x, y, xx, yy, xy = (counts @ columns).T / sizes
+        spread_x, spread_y = xx - x * x, yy - y * y
+        # Relative to the second moment: what is below is the rounding of a constant resample.
+        varies = (spread_x > 1e-12 * xx) & (spread_y > 1e-12 * yy)
+        scale = np.sqrt(np.where(varies, spread_x * spread_y, 1.0))
+        return np.where(varies, np.clip((xy - x * y) / scale, -1, 1), 0.0)
+
+    return metric
+
+
+def spearman(truth: np.ndarray, given: np.ndarray) -> Statistic:
+    """Spearman correlation of (N,) values: the Pearson correlation of their ranks, equal values sharing their mean rank.
+
+    Ranks are taken once, over the whole split, and resampled with the examples: exact for the split, and for the interval a
+    close approximation that spares ranking every resample anew.
+    """
+    from scipy.stats import rankdata
+
+    return pearson(rankdata(truth), rankdata(given))
+
+
+def indicators(rows: Sequence[Sequence[str]], labels: Sequence[str]) -> np.ndarray:
+    """(N, C) whether the row has the label."""
+    place = {label: number for number, label in enumerate(labels)}
+    found = np.zeros((len(rows), len(labels)), bool)
+    for number, row in enumerate(rows):
+        found[number, [place[label] for label in row]] = True
+    return found
+
+
+def _centred(values: np.ndarray) -> np.ndarray:
+    """Minus their mean, so that sums of squares lose nothing to rounding; zeros where all are nearly the same."""
+    mean = values.mean()
+    centred = np.asarray(values, np.float64) - mean
+    nearly_constant = np.linalg.norm(centred) <= NEARLY_CONSTANT * abs(mean)
+    return np.zeros_like(centred) if nearly_constant else centred

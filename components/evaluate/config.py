@@ -8,9 +8,12 @@ from pydantic import Field, model_validator
 
 from ..shared.config import Section
 
-Metric = Literal["accuracy", "macro_f1", "exact_match", "token_f1"]
+Metric = Literal["accuracy", "macro_f1", "micro_f1", "exact_match", "token_f1", "pearson", "spearman"]
 METRICS: dict[str, tuple[Metric, ...]] = {
     "classification": ("accuracy", "macro_f1"),
+    "multi_label": ("micro_f1", "macro_f1"),
+    "regression": ("pearson", "spearman"),
+    "question_answering": ("exact_match", "token_f1"),
     "generation": ("exact_match", "token_f1"),
 }
 
@@ -19,8 +22,8 @@ class Evaluate(Section):
     """Measuring every candidate on the held-out splits of both streams."""
 
     metric: Metric | None = None
-    """The task's main metric: accuracy or macro_f1 (classification), exact_match or token_f1 (generation); null is the first
-    of each."""
+    """The task's main metric: accuracy or macro_f1 (classification), micro_f1 or macro_f1 (multi_label), pearson or spearman
+    (regression), exact_match or token_f1 (question answering, generation); null is the first of each."""
     interpolation_alphas: list[Annotated[float, Field(gt=0, lt=1)]] = Field([0.5])
     """For each α, (1 - α) · pretrained + α · finetuned is a candidate at no training cost; an empty list makes none."""
     max_new_tokens: int = Field(64, ge=1)
@@ -43,6 +46,8 @@ class EvaluateStep(Section):
     """All that one `evaluate` task reads, as `plan` hands it over."""
 
     max_length: int
+    mask_probability: float = 0.15
+    """Masked LM: share of the tokens that are masked at a time; as in training."""
     metric: Metric
     max_new_tokens: int | None
     """None for classification."""

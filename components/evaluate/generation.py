@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -33,10 +32,9 @@ def generate(
     Returns:
         The decoded answers, in the order of the prompts, without special tokens and outer blanks.
     """
-    lm: Any = model.lm
     answers = [""] * len(prompts)
     order = sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]), i))
-    positions = getattr(model.lm.config.get_text_config(), "max_position_embeddings", None)
+    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     for start in range(0, len(order), batch_size):
         chosen = order[start : start + batch_size]
         width = len(prompts[chosen[0]])
@@ -55,7 +53,7 @@ def generate(
                 pad_token_id=tokenizer.pad_token_id,
             )
             with autocast(model.device, model.precision):
-                made = lm.generate(
+                made = model.generate(
                     input_ids=torch.from_numpy(ids).to(model.device),
                     attention_mask=torch.from_numpy(mask).to(model.device),
                     generation_config=settings,

@@ -13,22 +13,35 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from ..shared.artifacts import ArtifactLike, ModelCard, write_json, write_jsonl
+from ..shared.config import Objective, Task
 from ..shared.context import Context, Progress
 from ..shared.data import DataManifest, Documents, Split
 from ..shared.errors import MixtuneError, RefusedError
+from ..shared.masking import special_ids
 from ..shared.model import MixedModel, interpolate, load_model, load_tokenizer, pick_device
 from ..shared.packing import Segment
 from .config import EvaluateStep
+from .examples import example_row, from_head
 from .generation import generate
-from .likelihood import batches, document_segments, example_segments, losses, probabilities, unpacked
-from .scores import example_score, split_scores
+from .likelihood import (
+    batches,
+    document_segments,
+    example_segments,
+    head_logits,
+    losses,
+    masked_segments,
+    unpacked,
+)
+from .scores import split_scores
+from .windows import mask_passes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 FORMAT = "mixtune-evaluation/1"
 SPLITS: tuple[Split, ...] = ("dev", "test")
-SHOWN_CHARACTERS = 400
+LIKELIHOODS: dict[Objective, str] = {"causal_lm": "causal", "masked_lm": "fixed-mask pseudo-likelihood"}
+"""What the loss on text is, by what the model was pretrained for."""
 
 
 @dataclass(frozen=True)
@@ -70,9 +83,15 @@ class Held:
     labelled_folder: str
 
     @property
-    def classify(self) -> bool:
+    def task(self) -> Task:
+        """What the labelled examples are for."""
+        assert self.labelled.task is not None
+        return self.labelled.task
+
+    @property
+    def with_head(self) -> bool:
         """Whether the task has a head of its own."""
-        return self.labelled.task == "classification"
+        return self.task != "generation"
 
 
 def run(
@@ -111,16 +130,19 @@ def run(
     (folder / "evaluation.json").unlink(missing_ok=True)
     folder.mkdir(parents=True, exist_ok=True)
     entries, not_finite = [], []
+    likelihood = None
     for subject in subjects:
         _check(subject.card, held)
-        entry, bad = _measure(subject, config, held, folder / subject.card.id, context)
+        entry, bad, objective = _measure(subject, config, held, folder / subject.card.id, context)
         entries.append(entry)
         not_finite += bad
+        likelihood = LIKELIHOODS[objective]
         context.say(f"{subject.card.id}: {_words(entry)}")
     write_json(
         folder / "evaluation.json",
         {
             "format": FORMAT,
+            "likelihood": likelihood,
             "task": {
                 "kind": held.labelled.task,
                 "metric": config.metric,
@@ -128,7 +150,10 @@ def run(
                 "labels": held.labelled.labels,
             },
             "candidates": entries,
-            "data": {"pretrain": _described(held.text), "finetune": _described(held.labelled)},
+            "data": {
+                "pretrain": _described(held.text, held.text_folder),
+                "finetune": _described(held.labelled, held.labelled_folder),
+            },
             "not_finite": not_finite,
         },
     )
@@ -156,7 +181,9 @@ def _subjects(config: EvaluateStep, model: ArtifactLike, other: ArtifactLike | N
             "id": f"interpolated-{alpha:g}",
             "kind": "interpolated",
             "start": card.id,
+            "name": "",
             "mix_weight": None,
+            "forgetting_budget": None,
             "realised_mix_weight": None,
             "params": {"alpha": alpha},
             "steps": 0,
@@ -169,7 +196,7 @@ def _subjects(config: EvaluateStep, model: ArtifactLike, other: ArtifactLike | N
 def _check(card: ModelCard, held: Held) -> None:
     """Refuses data that the model was not made for."""
     problems = []
-    if card.has_task_head and held.classify and card.labels != held.labelled.labels:
+    if card.has_task_head and held.with_head and card.labels != held.labelled.labels:
         problems.append(
             f"{card.id}: was trained on the labels {card.labels}, the held-out data has {held.labelled.labels}; prepare again"
         )
@@ -177,6 +204,29 @@ def _check(card: ModelCard, held: Held) -> None:
         missing = [split for split in SPLITS if split not in manifest.splits]
         if missing:
             problems.append(f"{name}: has no split {' and '.join(missing)}")
+    if problems:
+        raise RefusedError(*problems)
+
+
+def _check_model(card: ModelCard, model: MixedModel, words: PreTrainedTokenizerBase, held: Held) -> None:
+    """Refuses a model that cannot be measured on this data."""
+    problems = []
+    size = model.config.get_text_config().vocab_size
+    if max(held.text.vocabulary_size, held.labelled.vocabulary_size) > size:
+        problems.append(f"{card.id}: has {size} words, the held-out data was made with more; prepare it again")
+    if card.has_task_head and held.with_head and model.kind != held.task:
+        made_for = f"made for {model.kind}" if model.kind else "without a task head"
+        problems.append(f"{card.id}: is {made_for}, the held-out data is for {held.task}; prepare and train again")
+    if model.objective == "masked_lm":
+        if words.mask_token_id is None:
+            problems.append(
+                f"{card.id}: is a masked language model, but its tokenizer has no mask token, without which its loss on text "
+                "cannot be measured; use the tokenizer that it was pretrained with"
+            )
+        if not held.with_head:
+            problems.append(
+                f"{card.id}: is a masked language model, which writes no answers; choose another task or model"
+            )
     if problems:
         raise RefusedError(*problems)
 
@@ -196,7 +246,12 @@ class _Bench:
         """The loss of each held-out document; null where it is not finite."""
         documents = Documents(self.held.text_folder, split)
         count = min(len(documents), self.config.max_documents or len(documents))
-        segments = document_segments(documents, count, self.config.max_length)
+        if self.model.objective == "masked_lm":
+            passes, mask_id = mask_passes(self.config.mask_probability), int(self.words.mask_token_id)
+            never = special_ids(self.words)
+            segments = masked_segments(documents, count, self.config.max_length, passes, mask_id, never)
+        else:
+            segments = document_segments(documents, count, self.config.max_length)
         nats, tokens = self._losses(segments, count, f"{split} documents")
         return [
             {
@@ -209,36 +264,30 @@ class _Bench:
             for index, record in enumerate(documents.records()[:count])
         ]
 
-    def classified(self, split: Split) -> list[dict[str, Any]]:
-        """The likeliest label of each example, its score, and the probability of every label."""
+    def labelled(self, split: Split) -> list[dict[str, Any]]:
+        """What the task head predicts for each example, and its score."""
         examples = Documents(self.held.labelled_folder, split)
-        labels = self.held.labelled.labels or []
-        segments, size = example_segments(examples, classify=True), len(examples)
+        segments = example_segments(examples, with_head=True)
         work = batches(segments, self.config.max_length, self.config.batch_size)
         with self._progress(len(work), f"{split} examples") as progress:
-            shares = probabilities(self.model, work, size, self._pad_id, progress)
-            bad = np.flatnonzero(~np.isfinite(shares).all(1))
+            logits = head_logits(self.model, work, self._pad_id, progress)
+            bad = [key for key, values in logits.items() if not np.isfinite(values).all()]
             again = unpacked(segments, bad, self.config.batch_size)
-            shares[bad] = probabilities(self.model, again, size, self._pad_id, progress)[bad]
-        rows = []
-        for record, share, truth in zip(examples.records(), shares, examples.labels, strict=True):
-            row = _row(record, labels[int(truth)], labels[int(np.argmax(share))], self.config.metric)
-            known = [round(float(value), 6) for value in share] if np.isfinite(share).all() else None
-            rows.append({**row, "probabilities": known})
-        return rows
+            logits |= head_logits(self.model, again, self._pad_id, progress)
+        return from_head(self.held.task, self.config.metric, self.held.labelled.labels or [], examples, logits)
 
     def answered(self, split: Split) -> list[dict[str, Any]]:
         """The model's answer to each prompt, its score, and the loss of the reference."""
         examples = Documents(self.held.labelled_folder, split)
         size = self.config.batch_size
-        nats, tokens = self._losses(example_segments(examples, classify=False), len(examples), f"{split} examples")
+        nats, tokens = self._losses(example_segments(examples, with_head=False), len(examples), f"{split} examples")
         prompts = [np.asarray(examples.tokens(i))[: int(examples.supervised_from[i])] for i in range(len(examples))]
         with self._progress(-(-len(prompts) // size), f"{split} answers") as progress:
             longest = self.config.max_new_tokens or 1
             answers = generate(self.model, self.words, prompts, longest, size, progress)
         rows = []
         for index, (record, answer) in enumerate(zip(examples.records(), answers, strict=True)):
-            row = _row(record, record["completion"].strip(), answer, self.config.metric)
+            row = example_row(record, "generation", self.config.metric, record["completion"].strip(), answer)
             rows.append({**row, "tokens": int(tokens[index]), "nats": _finite(nats[index])})
         return rows
 
@@ -247,7 +296,7 @@ class _Bench:
         with self._progress(len(work), what) as progress:
             nats, tokens = losses(self.model, work, count, self._pad_id, progress)
             bad = np.flatnonzero(~np.isfinite(nats))
-            again = unpacked(segments, bad, self.config.batch_size)
+            again = unpacked(segments, bad.tolist(), self.config.batch_size)
             nats[bad] = losses(self.model, again, count, self._pad_id, progress)[0][bad]
         return nats, tokens
 
@@ -262,30 +311,30 @@ class _Bench:
 
 def _measure(
     subject: Subject, config: EvaluateStep, held: Held, folder: Path, context: Context
-) -> tuple[dict[str, Any], list[dict[str, str]]]:
-    """Measures one candidate; returns its entry in evaluation.json and the documents whose loss is not finite."""
+) -> tuple[dict[str, Any], list[dict[str, str]], Objective]:
+    """Measures one candidate.
+
+    Returns:
+        Its entry in evaluation.json, the documents whose loss is not finite, and what the model was pretrained for.
+    """
     started = time.monotonic()
     model, words = subject.load(config.precision), load_tokenizer(subject.other or subject.folder)
-    size = model.lm.config.get_text_config().vocab_size
-    if max(held.text.vocabulary_size, held.labelled.vocabulary_size) > size:
-        raise RefusedError(
-            f"{subject.card.id}: has {size} words, the held-out data was made with more; prepare it again"
-        )
+    _check_model(subject.card, model, words, held)
     bench = _Bench(subject, model, words, config, held, context)
     shutil.rmtree(folder, ignore_errors=True)
     splits: dict[str, dict[str, Any]] = {}
     not_finite: list[dict[str, str]] = []
     # A generation task needs no head of its own, so that the pretrained model can be scored on it.
-    with_task = subject.card.has_task_head or not held.classify
+    with_task = subject.card.has_task_head or not held.with_head
     for split in SPLITS:
         documents = bench.documents(split)
         write_jsonl(folder / f"{split}.documents.jsonl", documents)
         splits[split] = _forgetting_summary(documents)
         not_finite += _not_finite(subject, split, "document", documents, "nats")
         if with_task and held.labelled.splits[split].documents:
-            rows = bench.classified(split) if held.classify else bench.answered(split)
+            rows = bench.labelled(split) if held.with_head else bench.answered(split)
             write_jsonl(folder / f"{split}.examples.jsonl", rows)
-            not_finite += _not_finite(subject, split, "example", rows, "probabilities" if held.classify else "nats")
+            not_finite += _not_finite(subject, split, "example", rows, "prediction" if held.with_head else "nats")
             splits[split] |= _task_summary(rows, held, config.metric)
         else:
             splits[split] |= {"task_score": None, "examples": 0}
@@ -301,7 +350,7 @@ def _measure(
         "evaluate_seconds": round(time.monotonic() - started, 2),
         "evaluate_run": context.tracker.run_id,
     }
-    return entry, not_finite
+    return entry, not_finite, model.objective
 
 
 def _not_finite(
@@ -314,18 +363,6 @@ def _not_finite(
 
 def _finite(value: float) -> float | None:
     return float(value) if math.isfinite(value) else None
-
-
-def _row(record: dict[str, Any], reference: str, prediction: str, metric: str) -> dict[str, Any]:
-    text = record.get("prompt") or record.get("text") or ""
-    return {
-        "id": record["id"],
-        "reference": reference,
-        "prediction": prediction,
-        "score": example_score(metric, prediction, reference),
-        "contaminated": bool(record.get("contaminated", False)),
-        "text": text if len(text) <= SHOWN_CHARACTERS else text[: SHOWN_CHARACTERS - 1] + "…",
-    }
 
 
 def _forgetting_summary(documents: list[dict[str, Any]]) -> dict[str, Any]:
@@ -343,22 +380,22 @@ def _forgetting_summary(documents: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _task_summary(rows: list[dict[str, Any]], held: Held, metric: str) -> dict[str, Any]:
-    assert held.labelled.task is not None
-    scores = split_scores(held.labelled.task, [row["reference"] for row in rows], [row["prediction"] for row in rows])
+    references, predictions = ([row[name] for row in rows] for name in ("reference", "prediction"))
+    scores = split_scores(held.task, references, predictions, held.labelled.labels or [])
     summary: dict[str, Any] = {"task_score": scores[metric], "examples": len(rows), **scores}
-    if not held.classify:
+    if not held.with_head:
         nats, tokens = [row["nats"] for row in rows], sum(row["tokens"] for row in rows)
         summary["completion_nats_per_token"] = sum(nats) / tokens if tokens and None not in nats else None
     return summary
 
 
-def _described(manifest: DataManifest) -> dict[str, Any]:
+def _described(manifest: DataManifest, folder: str) -> dict[str, Any]:
     """What the report tells of held-out data."""
-    return {
-        "digest": manifest.digest,
-        "source": manifest.source,
-        "splits": {split: manifest.splits[split].model_dump(mode="json") for split in SPLITS},
-    }
+    splits = {split: manifest.splits[split].model_dump(mode="json") for split in SPLITS}
+    if manifest.task == "question_answering":
+        for split in SPLITS:  # of the windows over a long context, each is a document
+            splits[split]["examples"] = len({record["id"] for record in Documents(folder, split).records()})
+    return {"digest": manifest.digest, "source": manifest.source, "splits": splits}
 
 
 def _words(entry: dict[str, Any]) -> str:

@@ -6,6 +6,7 @@ from ..shared.artifacts import ArtifactLike, ModelCard
 from ..shared.context import Context
 from ..shared.data import DataManifest, Documents
 from ..shared.finish_training import save_trained
+from ..shared.mix_weight import Constant
 from ..shared.model import load_model, load_tokenizer
 from ..shared.streams import FinetuneStream, mix
 from ..shared.tokens import append_eos
@@ -35,12 +36,12 @@ def run(
     words = load_tokenizer(start.path)
     if manifest.ends_with_eos:
         append_eos(words)
-    network = load_model(start.path)
-    if manifest.labels:
-        network.add_head(manifest.labels, config.seed)
-    stream = FinetuneStream(Documents(data.path, "train"), config.seed, classify=manifest.task == "classification")
+    assert manifest.task is not None
+    network = load_model(start.path, attention=config.finetune.attention)
+    network.add_head(manifest.task, manifest.labels, config.seed)
+    stream = FinetuneStream(Documents(data.path, "train"), config.seed, manifest.task)
     what_to_read = mix(None, stream, config.finetune.batch_size, config.max_length)
-    result = train(network, what_to_read, config.finetune, 0.0, words.pad_token_id, config.seed, context)
+    result = train(network, what_to_read, config.finetune, Constant(0.0), words.pad_token_id, config.seed, context)
     card = ModelCard(
         id="finetuned",
         kind="finetuned",

@@ -12,6 +12,7 @@ def mixed(
     finetune_data: dsl.Input[dsl.Dataset],
     model: dsl.Output[dsl.Model],
     metrics: dsl.Output[dsl.Metrics],
+    pretrained: dsl.Input[dsl.Model] = None,
 ):
     """Train on both streams: λ times the pretraining loss plus (1 - λ) times the fine-tuning loss.
 
@@ -21,8 +22,10 @@ def mixed(
         start: The model to start from.
         pretrain_data: Training split of the pretraining stream.
         finetune_data: Training split of the fine-tuning stream.
+        pretrained: The pretrained model, where training starts from another.
     """
     from mixtune.components.shared.runtime import launch
 
     data = {"pretrain_data": pretrain_data, "finetune_data": finetune_data}
-    launch("mixed", config, {"start": start, **data, "model": model, "metrics": metrics}, candidate=candidate)
+    models = {"start": start, "pretrained": pretrained, "model": model}
+    launch("mixed", config, {**models, **data, "metrics": metrics}, candidate=candidate)

@@ -1,16 +1,22 @@
-"""Mixed fine-tuning: L = λ · L_pretrain + (1 - λ) · L_finetune, one model for one λ."""
+"""Mixed fine-tuning: L = λ · L_pretrain + (1 - λ) · L_finetune, for one candidate: λ, a schedule, a budget, or a control."""
 
 from __future__ import annotations
 
+import math
+
+from ..shared.anchors import Anchor
 from ..shared.artifacts import ArtifactLike, ModelCard
+from ..shared.config import Budget
 from ..shared.context import Context
 from ..shared.data import DataManifest, Documents
 from ..shared.errors import RefusedError
 from ..shared.finish_training import save_trained
-from ..shared.model import load_model, load_tokenizer
-from ..shared.streams import FinetuneStream, PretrainStream, mix
+from ..shared.masking import Masking
+from ..shared.mix_weight import BudgetController, Constant, MixWeight, Pooled, Scheduled
+from ..shared.model import MixedModel, load_model, load_tokenizer
+from ..shared.streams import FinetuneStream, PretrainStream, Unread, mix
 from ..shared.tokens import append_eos
-from ..shared.training import train
+from ..shared.training import Extras, train
 from .config import Candidate, MixedStep
 
 
@@ -22,6 +28,7 @@ def run(
     start: ArtifactLike,
     pretrain_data: ArtifactLike,
     finetune_data: ArtifactLike,
+    pretrained: ArtifactLike | None = None,
     model: ArtifactLike,
     metrics: ArtifactLike,
 ) -> None:
@@ -32,11 +39,12 @@ def run(
         start: the model to start from.
         pretrain_data: the pretraining stream's training split; not read where λ = 0.
         finetune_data: the fine-tuning stream's training split; not read where λ = 1.
+        pretrained: the pretrained model, which a forgetting budget is measured against; needed where training starts from
+            another.
         model: output, a model folder.
         metrics: output, final losses and counts.
     """
     chosen = Candidate.from_json(candidate)
-    weight = chosen.mix_weight
     text, labelled = DataManifest.load(pretrain_data.path), DataManifest.load(finetune_data.path)
     before = ModelCard.load(start.path)
     if before.id != config.mixed.start:
@@ -47,29 +55,88 @@ def run(
     words = load_tokenizer(start.path)
     if labelled.ends_with_eos:
         append_eos(words)
-    network = load_model(start.path)
-    if labelled.labels:
-        network.add_head(labelled.labels, config.seed)
+    training = config.mixed
+    if chosen.learning_rate is not None:
+        head = training.head_learning_rate or training.learning_rate
+        training = training.model_copy(update={"learning_rate": chosen.learning_rate, "head_learning_rate": head})
+    assert labelled.task is not None
+    network = load_model(start.path, attention=training.attention)
+    network.add_head(labelled.task, labelled.labels, config.seed)
 
     pretrain = finetune = None
-    if weight > 0:
-        pretrain = PretrainStream(Documents(pretrain_data.path, "train"), config.max_length, config.seed)
-    if weight < 1:
-        classify = labelled.task == "classification"
-        finetune = FinetuneStream(Documents(finetune_data.path, "train"), config.seed, classify=classify)
-    what_to_read = mix(pretrain, finetune, config.mixed.batch_size, config.max_length, config.mixed.replay_share)
-    result = train(network, what_to_read, config.mixed, weight, words.pad_token_id, config.seed, context)
+    if chosen.mix_weight != 0:
+        masking = Masking.of(words, config.mask_probability) if network.objective == "masked_lm" else None
+        pretrain = PretrainStream(Documents(pretrain_data.path, "train"), config.max_length, config.seed, masking)
+    if chosen.mix_weight != 1:
+        finetune = FinetuneStream(Documents(finetune_data.path, "train"), config.seed, labelled.task)
+    examples = labelled.splits["train"]
+    what_to_read = mix(
+        pretrain,
+        finetune,
+        training.batch_size,
+        config.max_length,
+        training.replay_share,
+        Unread(examples.documents, examples.tokens / max(examples.documents, 1)),
+    )
+    mix_weight = _mix_weight(chosen, what_to_read.steps(training), text, network.objective == "masked_lm")
+    extras = _extras(chosen, network, start, pretrained, training.attention)
+    result = train(network, what_to_read, training, mix_weight, words.pad_token_id, config.seed, context, extras)
     card = ModelCard(
         id=chosen.id,
         kind="mixed",
+        name=chosen.name,
         start=before.id,
-        mix_weight=weight,
-        realised_mix_weight=result.realised_mix_weight,
-        has_task_head=weight < 1 or before.has_task_head,
+        mix_weight=chosen.mix_weight,
+        forgetting_budget=chosen.forgetting_budget,
+        has_task_head=finetune is not None or before.has_task_head,
         labels=labelled.labels,
-        params=config.mixed.model_dump(mode="json"),
+        params={
+            **training.model_dump(mode="json"),
+            "candidate": chosen.model_dump(mode="json", exclude_defaults=True, exclude={"id", "name"}),
+        },
         data={"pretrain": text.digest, "finetune": labelled.digest},
         base=before.base,
         mlflow_runs={**before.mlflow_runs, "prepare finetune": labelled.mlflow_run or ""},
     )
     save_trained(network, words, card, result, context, model, metrics)
+
+
+def _mix_weight(chosen: Candidate, steps: int, text: DataManifest, masked: bool) -> MixWeight:
+    if chosen.schedule is not None:
+        return Scheduled(chosen.schedule, steps)
+    if chosen.pooled:
+        return Pooled()
+    if chosen.forgetting_budget is not None:
+        # Training measures in nats per token, people think in bits per byte.
+        of_text = text.splits["train"]
+        # A masked LM never predicts the special tokens at a document's ends; a causal one has no loss on the first.
+        predicted = of_text.tokens - of_text.documents * (2 if masked else 1)
+        nats = chosen.forgetting_budget * math.log(2) * of_text.bytes / max(predicted, 1)
+        return BudgetController(nats, chosen.budget or Budget(), steps)
+    assert chosen.mix_weight is not None
+    return Constant(chosen.mix_weight)
+
+
+def _extras(
+    chosen: Candidate, network: MixedModel, start: ArtifactLike, pretrained: ArtifactLike | None, attention: str
+) -> Extras:
+    """Frozen copies of models from before, where the candidate asks for any."""
+    reference = None
+    if chosen.forgetting_budget is not None:
+        if ModelCard.load(start.path).kind == "pretrained":
+            reference = Anchor(network, dropout=True)
+        elif pretrained is not None:
+            reference = Anchor(load_model(pretrained.path, attention=attention), dropout=True)
+        else:
+            raise RefusedError(
+                "pretrained: is required for a forgetting budget where training starts from another model; give the pretrained "
+                "model too"
+            )
+    penalised = bool(chosen.kl_weight or chosen.l2sp_weight)
+    return Extras(
+        reference=reference,
+        start=Anchor(network) if penalised else None,
+        kl_weight=chosen.kl_weight,
+        l2sp_weight=chosen.l2sp_weight,
+        lora_rank=chosen.lora_rank,
+    )

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from ..checks import find_problems, fingerprints
-from ..config import Parts, assemble, load, parts
+from ..config import Config, Parts, assemble, load, parts
 from ..shared.context import Context
 from ..shared.errors import RefusedError
 from ..shared.runtime import launch
 from .config import PlanStep
 
+PLACE = ("pretrain_gpus", "pretrain_node_selector", "pretrain_tolerations")
 
-def run(config: PlanStep, *, context: Context, outputs: dict[str, str]) -> list[dict[str, str]]:
+
+def run(
+    config: PlanStep, *, context: Context, outputs: dict[str, str], gpu: dict[str, Any] | None = None
+) -> list[dict[str, str]]:
     """Writes each step's part of the configuration and returns the candidates to train.
 
     Never cached: it looks at the sources each time, and their fingerprints, as part of what it hands on, decide
@@ -22,6 +27,7 @@ def run(config: PlanStep, *, context: Context, outputs: dict[str, str]) -> list[
 
     Args:
         outputs: name of a part -> file to write it to.
+        gpu: where GPU tasks go: `gpus` (a count, as text), `gpu_node_selector` and `gpu_tolerations`; nothing in a local run.
 
     Returns:
         For each λ what its tasks read, each as JSON: `candidate`, `mixed` and `evaluate`. The loop carries all of it, since
@@ -40,25 +46,39 @@ def run(config: PlanStep, *, context: Context, outputs: dict[str, str]) -> list[
     if problems:
         raise RefusedError(*problems)
     cut = parts(whole, fingerprints(whole))
+    texts = {field.name: getattr(cut, field.name) for field in fields(Parts) if field.name != "candidates"}
+    contents = {name: part.to_json() for name, part in texts.items()} | _place_of_pretrain(whole, gpu)
     for name, file in outputs.items():
         path = Path(file)
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(getattr(cut, name).to_json(), encoding="utf-8")
+        path.write_text(contents[name], encoding="utf-8")
     context.tracker.set_tags({"mixtune.name": whole.name}, parent=True)
     context.tracker.log_parent_params(whole.model_dump(mode="json", exclude={"tracking": {"uri"}}))
-    context.say(f"{whole.name}: {len(cut.candidates)} values of λ: " + ", ".join(c.id for c in cut.candidates))
+    context.say(f"{whole.name}: {len(cut.candidates)} candidates to train: " + ", ".join(c.id for c in cut.candidates))
     return [
         {"candidate": candidate.to_json(), "mixed": cut.mixed.to_json(), "evaluate": cut.evaluate.to_json()}
         for candidate in cut.candidates
     ]
 
 
+def _place_of_pretrain(whole: Config, gpu: dict[str, Any] | None) -> dict[str, str]:
+    """Where `pretrain` goes: with nothing to train it asks for no GPU and stays off the nodes that have one."""
+    wanted = gpu if gpu and whole.pretrain.trains else {}
+    return {
+        "pretrain_gpus": str(wanted.get("gpus", "0")),
+        "pretrain_node_selector": json.dumps(wanted.get("gpu_node_selector", {})),
+        "pretrain_tolerations": json.dumps(wanted.get("gpu_tolerations", [])),
+    }
+
+
 def launch_with(given: dict[str, Any]) -> Any:
     """Runs the step in a KFP task.
 
     Args:
-        given: the task's arguments, by name: parameters of the run, and a file for each part.
+        given: the task's arguments, by name: parameters of the run, where GPU tasks go, and a file for each output.
     """
-    outputs = {field.name: given[field.name] for field in fields(Parts) if field.name in given}
+    gpu = {name: given.pop(name) for name in ("gpus", "gpu_node_selector", "gpu_tolerations")}
+    parts_of = {field.name for field in fields(Parts)}
+    outputs = {name: given[name] for name in given if name in parts_of or name.startswith(PLACE)}
     configuration = {name: value for name, value in given.items() if name not in outputs}
-    return launch("plan", PlanStep(configuration=configuration).to_json(), {}, outputs=outputs)
+    return launch("plan", PlanStep(configuration=configuration).to_json(), {}, outputs=outputs, gpu=gpu)

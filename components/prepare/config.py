@@ -7,7 +7,7 @@ from typing import ClassVar, Literal, Self
 from pydantic import Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
-from ..shared.config import Section, Task
+from ..shared.config import Objective, Section, Task
 from ..shared.sources import PASSWORD_REFUSED, has_password
 
 
@@ -48,7 +48,7 @@ class Stream(Section):
 
     @property
     def columns(self) -> dict[str, str]:
-        """Column of each thing that the stream reads: `text`; `text` and `label`; or `prompt` and `completion`."""
+        """Column of each thing that the stream reads; how a value is read follows from what it is called here."""
         raise NotImplementedError
 
 
@@ -73,11 +73,21 @@ class FinetuneData(Stream):
 
     section: ClassVar[str] = "data.finetune"
     task: Task = "classification"
-    """`classification`: a text and its label. `generation`: a prompt and its completion."""
+    """`classification`: a text and its label. `multi_label`: a text and any number of labels. `regression`: a text and a
+    number. `question_answering`: a question, a context, and the answer as it stands there. `generation`: a prompt and its
+    completion."""
     text_column: str = "text"
-    """Classification: column that holds the text."""
+    """Classification, multi-label and regression: column that holds the text."""
     label_column: str = "label"
-    """Classification: column that holds the label."""
+    """Column that holds the label (classification), the list of labels (multi_label: a JSON list, or text in which `;`
+    separates them), or the number (regression)."""
+    question_column: str = "question"
+    """Question answering: column that holds the question."""
+    context_column: str = "context"
+    """Question answering: column that holds the text in which the answer stands."""
+    answers_column: str = "answers"
+    """Question answering: column that holds the answer: text, a list of texts, or an object with the lists `text` and
+    `answer_start`, as in SQuAD; empty where the context holds no answer."""
     prompt_column: str = "prompt"
     """Generation: column that holds the prompt."""
     completion_column: str = "completion"
@@ -85,8 +95,11 @@ class FinetuneData(Stream):
 
     @property
     def columns(self) -> dict[str, str]:
-        if self.task == "classification":
-            return {"text": self.text_column, "label": self.label_column}
+        if self.task in ("classification", "multi_label", "regression"):
+            role = {"multi_label": "labels", "regression": "number"}.get(self.task, "label")
+            return {"text": self.text_column, role: self.label_column}
+        if self.task == "question_answering":
+            return {"question": self.question_column, "context": self.context_column, "answers": self.answers_column}
         return {"prompt": self.prompt_column, "completion": self.completion_column}
 
 
@@ -98,6 +111,8 @@ class Tokenizer(Section):
     max_length: int
     vocabulary_size: int | None
     """Entries of the tokenizer to train; null where the base model brings its own."""
+    objective: Objective = "causal_lm"
+    """What the tokenizer to train is for; one for masked LM has a mask token and ends every text."""
 
 
 class PrepareStep(Section):

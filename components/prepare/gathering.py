@@ -6,6 +6,8 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from ..shared.data import Split
 from ..shared.readers import Problems, Row
 from ..shared.sources import named_sources, read
@@ -29,14 +31,26 @@ class Item:
     row: Row
 
     @property
-    def label(self) -> str:
-        return self.row.values.get("label", "")
+    def labels(self) -> tuple[str, ...]:
+        """Its label, or its labels in multi-label."""
+        values = self.row.values
+        return (values["label"],) if "label" in values else self.row.labels
+
+    @property
+    def target(self) -> Any:
+        """Whatever is to be predicted of its text, to be compared."""
+        return self.labels, self.row.number, self.row.answers
 
     @property
     def text(self) -> str:
-        """The text of a document, the text to classify, or prompt and completion."""
+        """All text of a document or an example: where there are two, such as prompt and completion, both of them."""
+        return "\n".join(text for role, text in self.row.values.items() if role != "label")
+
+    @property
+    def unit(self) -> str:
+        """What stands in one split as a whole: all questions on a context, or the item alone."""
         values = self.row.values
-        return values["text"] if "text" in values else f"{values['prompt']}\n{values['completion']}"
+        return fold(values["context"]) if "context" in values else self.key
 
 
 @dataclass
@@ -45,7 +59,7 @@ class Gathered:
 
     Attributes:
         splits: its documents or examples, in an order drawn by the seed.
-        labels: classification: names of all labels, sorted.
+        labels: classification and multi-label: names of all labels, sorted.
         notes: counts of what was read and removed.
     """
 
@@ -97,11 +111,8 @@ def gather(stream: PretrainData | FinetuneData, seed: int, problems: Problems) -
     splits = _cut(stream, items, by_option, seed, problems)
     splits = {name: shuffled(inside, seed, key=lambda item: item.key) for name, inside in splits.items()}
     gathered = Gathered(splits, notes=dict(counts))
-    if isinstance(stream, FinetuneData) and stream.task == "classification":
-        gathered.labels = _checked_labels(stream, splits, problems)
-        gathered.notes["labels"] = {
-            name: dict(sorted(Counter(item.label for item in inside).items())) for name, inside in splits.items()
-        }
+    if isinstance(stream, FinetuneData):
+        _check_task(stream, gathered, problems)
     return gathered
 
 
@@ -109,13 +120,13 @@ def _unique(rows: list[Row], counts: Counter[str]) -> list[Item]:
     """Keeps the first of each text. One text with two labels says nothing, so the second is removed as well."""
     kept: dict[str, Item] = {}
     for row in rows:
-        values = row.values
-        key = fold(values["text"]) if "text" in values else fold(values["prompt"], values["completion"])
-        first = kept.setdefault(key, Item(key, row))
-        if first.row is not row:
+        key = fold(*(text for role, text in row.values.items() if role != "label"))
+        item = Item(key, row)
+        first = kept.setdefault(key, item)
+        if first is not item:
             counts["duplicates_removed"] += 1
-            if "label" in values:
-                counts["contradictory_labels"] += first.label != values["label"]
+            if first.target != item.target:
+                counts["contradictory_labels"] += 1
     return list(kept.values())
 
 
@@ -133,17 +144,19 @@ def _cut(
         fractions["test"] = stream.test_fraction
     splits: dict[Split, list[Item]] = {"train": [], "dev": by_option.get("dev_source", [])}
     splits["test"] = by_option.get("test_source", [])
-    place = cut([item.key for item in items], [item.label for item in items], fractions, seed)
+    units = {item.unit: group for item, group in zip(items, _groups(items), strict=True)}
+    place = cut(list(units), list(units.values()), fractions, seed)
     if place is None:
         names = " and ".join(["train", *(name for name in SPLITS if name in fractions)])
-        labelled = ", and each label one in train" if any(item.label for item in items) else ""
+        labelled = ", and each label one in train" if any(units.values()) else ""
+        contexts = " (different contexts: a context stands in one split)" if len(units) < len(items) else ""
         problems.add(
-            f"{stream.section}.source: {len(items)} left after removing duplicates, too few for {names} to get one "
-            f"each{labelled}; give more, or name {stream.section}.dev_source and {stream.section}.test_source"
+            f"{stream.section}.source: {len(units)} left after removing duplicates{contexts}, too few for {names} to get "
+            f"one each{labelled}; give more, or name {stream.section}.dev_source and {stream.section}.test_source"
         )
         return splits
     for item in items:
-        splits[place[item.key]].append(item)
+        splits[place[item.unit]].append(item)
     for name, inside in splits.items():
         if not inside:
             problems.add(
@@ -152,13 +165,64 @@ def _cut(
     return splits
 
 
-def _checked_labels(stream: FinetuneData, splits: dict[Split, list[Item]], problems: Problems) -> list[str]:
-    counts = Counter(item.label for inside in splits.values() for item in inside)
+def _groups(items: list[Item]) -> list[str]:
+    """Group in which each item is spread over the splits, such that every label gets a group whose last is kept for training.
+
+    That is its label, of several the rarest. A label that is the rarest nowhere gets an item that is a group of its own.
+    """
+    counts = Counter(label for item in items for label in item.labels)
+    groups = {item.key: min(item.labels, key=lambda label: (counts[label], label), default="") for item in items}
+    for label in sorted(set(counts) - set(groups.values())):
+        chosen = min(item.key for item in items if label in item.labels)
+        groups[chosen] = chosen
+    return [groups[item.key] for item in items]
+
+
+def _check_task(stream: FinetuneData, gathered: Gathered, problems: Problems) -> None:
+    """Finds what makes training or measuring pointless, and counts what is to be predicted."""
+    splits, notes, column = gathered.splits, gathered.notes, f"{stream.section}.label_column ({stream.label_column})"
+    train = splits["train"]
+    if stream.task in ("classification", "multi_label"):
+        gathered.labels = _checked_labels(column, splits, stream.task == "classification", problems)
+        notes["labels"] = {
+            name: dict(sorted(Counter(label for item in inside for label in item.labels).items()))
+            for name, inside in splits.items()
+        }
+    if stream.task == "multi_label":
+        notes["unlabelled"] = {name: sum(not item.labels for item in inside) for name, inside in splits.items()}
+    elif stream.task == "regression":
+        numbers = {name: np.array([item.row.number for item in inside], float) for name, inside in splits.items()}
+        if train and len(np.unique(numbers["train"].astype(np.float32))) == 1:  # as training reads them
+            problems.add(
+                f"{column}: every training example has the number {numbers['train'][0]:g}; at least two numbers are needed"
+            )
+        notes["target_mean"] = {name: float(found.mean()) for name, found in numbers.items() if len(found)}
+        notes["target_std"] = {name: float(found.std()) for name, found in numbers.items() if len(found)}
+    elif stream.task == "question_answering":
+        notes["unanswerable"] = {name: sum(not item.row.answers for item in inside) for name, inside in splits.items()}
+        if train and notes["unanswerable"]["train"] == len(train):
+            problems.add(
+                f"{stream.section}.answers_column ({stream.answers_column}): no training example has an answer; add some"
+            )
+
+
+def _checked_labels(column: str, splits: dict[Split, list[Item]], single: bool, problems: Problems) -> list[str]:
+    """All labels, sorted.
+
+    Args:
+        column: names the column in messages.
+        single: whether each example has exactly one label.
+    """
+    counts = Counter(label for inside in splits.values() for item in inside for label in item.labels)
     labels = sorted(counts)
-    column = f"{stream.section}.label_column ({stream.label_column})"
-    if len(labels) == 1:
+    if not labels and any(splits.values()):
+        problems.add(f"{column}: no example has any label; at least one label is needed")
+    if single and len(labels) == 1:
         problems.add(f"{column}: every example has the label {labels[0]!r}; at least two labels are needed")
-    once = {item.label: item.row.where for inside in splits.values() for item in inside if counts[item.label] == 1}
+    once: dict[str, str] = {}
+    if single:
+        items = [item for inside in splits.values() for item in inside]
+        once = {item.labels[0]: item.row.where for item in items if counts[item.labels[0]] == 1}
     if once:
         named = [f"{label!r} ({where})" for label, where in sorted(once.items())[:SHOWN_LABELS]]
         more = f" and {len(once) - SHOWN_LABELS} more" if len(once) > SHOWN_LABELS else ""
@@ -166,9 +230,9 @@ def _checked_labels(stream: FinetuneData, splits: dict[Split, list[Item]], probl
             f"{column}: occurring once only: {', '.join(named)}{more}; a label needs at least two examples. "
             "Add some, or remove these"
         )
-    trained = {item.label for item in splits["train"]}
+    trained = {label for item in splits["train"] for label in item.labels}
     for name in ("dev", "test"):
-        unknown = sorted({item.label for item in splits[name]} - trained - set(once))
+        unknown = sorted({label for item in splits[name] for label in item.labels} - trained - set(once))
         if unknown and splits["train"]:
             named = [repr(label) for label in unknown[:SHOWN_LABELS]]
             more = f" and {len(unknown) - SHOWN_LABELS} more" if len(unknown) > SHOWN_LABELS else ""

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
+import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from ..shared.data import DataManifest, Document, Split
 
 SAMPLES = 5
 SAMPLE_CHARACTERS = 600
+BINS = 10
+QUANTILES = {"lowest": 0.0, "5 %": 0.05, "25 %": 0.25, "median": 0.5, "75 %": 0.75, "95 %": 0.95, "highest": 1.0}
+ROLES = ("text", "prompt", "completion", "question", "context", "answers", "label", "labels")
+UNITS = {"pretrain": "documents", "question_answering": "windows"}
 
 
 @dataclass(frozen=True)
@@ -42,20 +48,57 @@ def render(
         loader=PackageLoader(__package__, "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
     splits = list(documents)
-    labels: Mapping[str, Mapping[str, int]] = manifest.notes.get("labels", {})
+    numbers: dict[Split, list[float]] = {}
+    if manifest.task == "regression":
+        numbers = {split: [float(document.targets[0]) for document in documents[split]] for split in splits}
     return environment.get_template("report.html.j2").render(
         manifest=manifest,
         title=f"{'Pretraining' if manifest.stream == 'pretrain' else 'Fine-tuning'} data",
-        unit="documents" if manifest.stream == "pretrain" else "examples",
+        unit=UNITS.get(manifest.task or manifest.stream, "examples"),
         splits=splits,
         lengths=_lengths(
             {split: [len(document.tokens) for document in documents[split]] for split in splits},
             longest=None if manifest.stream == "pretrain" else manifest.max_length,
         ),
-        labels=_bars({label: [labels[split].get(label, 0) for split in splits] for label in manifest.labels or []}),
+        labels=_labels(manifest, splits),
+        numbers=_numbers(numbers) if numbers else [],
+        quantiles={split: [f"{value:.4g}" for value in _quantiles(found)] for split, found in numbers.items()},
+        quantile_names=list(QUANTILES),
+        answers=_answers(manifest.notes, splits) if manifest.task == "question_answering" else [],
         changes=_changes(manifest.notes),
-        samples={split: [_sample(item, decode) for item in documents[split][:SAMPLES]] for split in splits},
+        samples={split: [_sample(item, manifest, decode) for item in _shown(documents[split])] for split in splits},
     )
+
+
+def _labels(manifest: DataManifest, splits: Sequence[Split]) -> list[Bar]:
+    """How often each label occurs; in multi-label also how many examples have none."""
+    counts: Mapping[str, Mapping[str, int]] = manifest.notes.get("labels", {})
+    rows = [(label, [counts[split].get(label, 0) for split in splits]) for label in manifest.labels or []]
+    if "unlabelled" in manifest.notes:
+        rows.append(("(no label)", [manifest.notes["unlabelled"][split] for split in splits]))
+    return _bars(rows)
+
+
+def _numbers(numbers: Mapping[Split, Sequence[float]]) -> list[Bar]:
+    """Histogram of the numbers to predict, in even bins."""
+    edges = np.histogram_bin_edges(np.concatenate([np.asarray(inside) for inside in numbers.values()]), BINS)
+    rows = np.array([np.histogram(inside, edges)[0] for inside in numbers.values()]).T
+    names = [f"{low:.4g} to {high:.4g}" for low, high in pairwise(edges)]
+    return _bars([(name, row.tolist()) for name, row in zip(names, rows, strict=True)])
+
+
+def _quantiles(numbers: Sequence[float]) -> list[float]:
+    return [float(value) for value in np.quantile(numbers, list(QUANTILES.values()))]
+
+
+def _answers(notes: Mapping[str, Any], splits: Sequence[Split]) -> list[tuple[str, int, int, str]]:
+    """Of each split: examples, those without an answer, and the windows that hold one whole."""
+    rows: list[tuple[str, int, int, str]] = []
+    for split in splits:
+        windows, having = notes["windows"][split], notes["windows_with_answer"][split]
+        share = f"{having:,} of {windows:,} ({having / windows:.0%})"
+        rows.append((split, notes["examples"][split], notes["unanswerable"][split], share))
+    return rows
 
 
 def _lengths(lengths: Mapping[Split, Sequence[int]], longest: int | None) -> list[Bar]:
@@ -71,23 +114,24 @@ def _lengths(lengths: Mapping[Split, Sequence[int]], longest: int | None) -> lis
     for high in edges:
         bins[f"{low:,} to {high:,}"] = [sum(low <= length <= high for length in inside) for inside in lengths.values()]
         low = high + 1
-    return _bars(bins)
+    return _bars(list(bins.items()))
 
 
-def _bars(counts: Mapping[str, list[int]]) -> list[Bar]:
-    longest = max((sum(row) for row in counts.values()), default=0) or 1
-    return [Bar(name, round(100 * sum(row) / longest, 2), row) for name, row in counts.items()]
+def _bars(rows: Sequence[tuple[str, list[int]]]) -> list[Bar]:
+    longest = max((sum(row) for _, row in rows), default=0) or 1
+    return [Bar(name, round(100 * sum(row) / longest, 2), row) for name, row in rows]
 
 
 _PLAIN = {
     "read": "records read",
     "duplicates_removed": "removed: the same text (case and white space aside) stood there before",
-    "contradictory_labels": "of these, with another label than the first",
+    "contradictory_labels": "of these, with another label, number or answer than the first",
     "also_held_out_removed_from_source": "removed from the training data: also in the held-out data",
     "also_held_out_removed_from_dev_source": "removed from dev: also in test",
     "not_drawn": "left out by max_documents",
     "shortened": "shortened to the longest sequence",
-    "dropped": "dropped: the completion alone is too long",
+    "dropped": "dropped: the completion alone, or the question, is too long",
+    "answers_in_no_window": "answers that no window holds whole, since they are too long or cut off",
     "contaminated": "contaminated: text that also occurs in training text, marked and kept",
 }
 
@@ -103,17 +147,38 @@ def _changes(notes: Mapping[str, Any]) -> list[tuple[str, str]]:
     return rows
 
 
-def _sample(document: Document, decode: Callable[[list[int]], str]) -> dict[str, Any]:
-    record = document.record
-    values = [(role, _clipped(record[role])) for role in ("text", "prompt", "completion", "label") if role in record]
-    seen = decode([int(token) for token in document.tokens])
+def _shown(documents: Sequence[Document]) -> list[Document]:
+    """The first documents; of several windows over a context, one that holds the answer where there is one."""
+    shown: dict[str, Document] = {}
+    for document in documents:
+        first = shown.setdefault(document.record["id"], document)
+        if any(document.targets) and not any(first.targets):
+            shown[document.record["id"]] = document
+        if len(shown) > SAMPLES:
+            break
+    return list(shown.values())[:SAMPLES]
+
+
+def _sample(document: Document, manifest: DataManifest, decode: Callable[[list[int]], str]) -> dict[str, Any]:
+    record, tokens = document.record, [int(token) for token in document.tokens]
+    values = [(role, _clipped(_words(record[role]))) for role in ROLES if role in record]
+    if manifest.task == "question_answering":
+        first, last = (int(place) for place in document.targets)
+        found = f"tokens {first} to {last}: {decode(tokens[first : last + 1])}" if last else "none: the first token"
+        values.append(("answer in this window", _clipped(found)))
     return {
         "source": record["source"],
-        "tokens": len(document.tokens),
+        "tokens": len(tokens),
         "contaminated": record.get("contaminated", False),
         "values": values,
-        "seen": _clipped(seen),
+        "seen": _clipped(decode(tokens)),
     }
+
+
+def _words(value: str | float | list[str]) -> str:
+    if isinstance(value, list):
+        return " · ".join(value) or "(none)"
+    return value if isinstance(value, str) else f"{value:g}"
 
 
 def _clipped(text: str) -> str:

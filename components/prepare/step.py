@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ..shared.artifacts import ArtifactLike, read_jsonl
 from ..shared.context import Context
-from ..shared.data import DataManifest, Document, Split, SplitInfo, write_split
+from ..shared.data import DataManifest, Split, SplitInfo, write_split
 from ..shared.errors import RefusedError
 from ..shared.readers import Problems
 from ..shared.tokens import append_eos
 from .config import FinetuneData, PrepareStep, PretrainData
 from .contamination import contaminated
-from .gathering import SPLITS, Gathered, Item, gather
+from .documents import ROOM, split_documents
+from .gathering import SPLITS, Gathered, gather
 from .report import render
 from .tokenization import Encoder, load_saved_tokenizer, load_tokenizer, train_tokenizer
 
@@ -54,6 +54,7 @@ def run(
         RefusedError: naming all problems of the stream's data at once.
     """
     stream = _stream(config)
+    task = stream.task if isinstance(stream, FinetuneData) else None
     problems = Problems()
     known = _known_tokenizer(config, tokenizer_in, problems)
     context.say(f"reading {stream.source}")
@@ -64,21 +65,20 @@ def run(
         context.say("training the tokenizer")
         size = config.tokenizer.vocabulary_size or 0
         texts = (item.text for item in gathered.splits["train"])
-        known = train_tokenizer(texts, size, config.tokenizer.max_length)
-    # A tokenizer that was trained here may be shaped for the task; a base model's is left as its makers use it.
-    ends_with_eos = gathered.labels is not None and config.tokenizer.vocabulary_size is not None
+        known = train_tokenizer(texts, size, config.tokenizer.max_length, config.tokenizer.objective)
+    ends_with_eos = _to_end_with_eos(config)
     if ends_with_eos:
         append_eos(known)
     marks = _contamination(gathered, pretraining_data) if isinstance(stream, FinetuneData) else None
     encoder = Encoder(known, config.tokenizer.max_length, context)
     documents = {
-        split: list(_documents(gathered, split, encoder, marks[split] if marks and split in marks else None))
+        split: split_documents(gathered, split, task, encoder, marks[split] if marks and split in marks else None)
         for split in SPLITS
     }
     for split in SPLITS:
-        if not documents[split]:
+        if task in ROOM and not documents[split]:
             problems.add(
-                f"{stream.section}: no example of the split {split} has a completion that fits into model.max_length = "
+                f"{stream.section}: no example of the split {split} has {ROOM[task]} model.max_length = "
                 f"{config.tokenizer.max_length} tokens; raise it"
             )
     problems.raise_if_any()
@@ -92,7 +92,7 @@ def run(
     manifests = {
         name: DataManifest(
             stream=config.stream,
-            task=stream.task if isinstance(stream, FinetuneData) else None,
+            task=task,
             labels=gathered.labels,
             max_length=config.tokenizer.max_length,
             vocabulary_size=len(known),
@@ -127,19 +127,38 @@ def _known_tokenizer(
     config: PrepareStep, tokenizer_in: ArtifactLike | None, problems: Problems
 ) -> PreTrainedTokenizerBase | None:
     """The tokenizer that need not be trained: the pretraining stream's or the base model's."""
+    known = None
     try:
         if tokenizer_in is not None:
-            return load_saved_tokenizer(tokenizer_in.path)
-        if config.tokenizer.vocabulary_size is None:
-            return load_tokenizer(config.tokenizer)
-        if config.stream == "finetune":
+            known = load_saved_tokenizer(tokenizer_in.path)
+        elif config.tokenizer.vocabulary_size is None:
+            known = load_tokenizer(config.tokenizer)
+        elif config.stream == "finetune":
             raise RefusedError(
                 "tokenizer_in: is required for the fine-tuning stream; prepare the pretraining stream first"
+            )
+        asks = config.finetune is not None and config.finetune.task == "question_answering"
+        if known is not None and config.stream == "finetune" and asks and not known.is_fast:
+            raise RefusedError(
+                f"data.finetune.task: is question_answering, which needs to know where in the text a token stands; the "
+                f"tokenizer of {config.tokenizer.base} ({type(known).__name__}, not a fast one) does not tell. Choose another "
+                "base model or task"
             )
     except RefusedError as error:
         for problem in error.problems:
             problems.add(problem)
-    return None
+    return known
+
+
+def _to_end_with_eos(config: PrepareStep) -> bool:
+    """Whether the tokenizer is to end every text with EOS, whose hidden state the task's head then reads.
+
+    Where it was trained here it can be shaped for the task; a base model's is left as its makers use it. One for masked LM
+    ends a text so anyway.
+    """
+    trained_here = config.tokenizer.vocabulary_size is not None and config.tokenizer.objective == "causal_lm"
+    task = config.finetune.task if config.stream == "finetune" and config.finetune is not None else None
+    return trained_here and task in ("classification", "multi_label", "regression")
 
 
 def _contamination(gathered: Gathered, pretraining_data: ArtifactLike | None) -> dict[Split, list[bool]]:
@@ -159,47 +178,6 @@ def _contamination(gathered: Gathered, pretraining_data: ArtifactLike | None) ->
     marks: dict[Split, list[bool]] = {"dev": flags[:border], "test": flags[border:]}
     gathered.notes["contaminated"] = {split: sum(marked) for split, marked in marks.items()}
     return marks
-
-
-def _documents(gathered: Gathered, split: Split, encoder: Encoder, marks: list[bool] | None) -> Iterator[Document]:
-    """The documents of one split; notes how many were shortened or dropped."""
-    items = gathered.splits[split]
-    changes: Counter[str] = Counter(shortened=0)
-    labels = {label: index for index, label in enumerate(gathered.labels or [])}
-    prompted = bool(items) and "prompt" in items[0].row.values
-    if prompted:
-        changes["dropped"] = 0
-        prompts = encoder.ids([item.row.values["prompt"] for item in items], f"{split} prompts", special=True)
-        completions = encoder.ids([item.row.values["completion"] for item in items], f"{split} completions")
-    else:
-        texts = encoder.ids([item.text for item in items], split, special=gathered.labels is not None)
-    for number, item in enumerate(items):
-        record = _record(item)
-        if marks is not None:
-            record["contaminated"] = marks[number]
-        if prompted:
-            fitted = encoder.prompted(prompts[number], completions[number])
-            if fitted is None:
-                changes["dropped"] += 1
-                continue
-            tokens, supervised_from, cut = fitted
-            changes["shortened"] += cut
-            yield Document(tokens, record, supervised_from=supervised_from)
-        elif gathered.labels is not None:
-            tokens, cut = encoder.text(item.text, texts[number])
-            changes["shortened"] += cut
-            yield Document(tokens, record, label=labels[item.label])
-        else:
-            yield Document(encoder.document(texts[number]), record)
-    if prompted or gathered.labels is not None:
-        for name, count in changes.items():
-            gathered.notes.setdefault(name, {})[split] = count
-
-
-def _record(item: Item) -> dict[str, Any]:
-    values = item.row.values
-    size = sum(len(text.encode()) for role, text in values.items() if role != "label")
-    return {"id": item.key[:16], "source": item.row.where, "bytes": size, **values}
 
 
 def _describe(artifact: ArtifactLike, manifest: DataManifest) -> None:

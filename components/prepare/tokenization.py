@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..shared.config import Objective
 from ..shared.context import Context
 from ..shared.errors import RefusedError
 from ..shared.readers import first_line
@@ -19,31 +20,44 @@ if TYPE_CHECKING:
 BATCH = 500
 
 
-def train_tokenizer(texts: Iterable[str], vocabulary_size: int, max_length: int) -> PreTrainedTokenizerBase:
+def train_tokenizer(
+    texts: Iterable[str], vocabulary_size: int, max_length: int, objective: Objective = "causal_lm"
+) -> PreTrainedTokenizerBase:
     """Trains a byte-level BPE tokenizer, which can encode any text; tokens for BOS, EOS and padding included.
 
-    Names of special tokens that stand in a text are encoded as ordinary text. A small text gives fewer entries than
-    `vocabulary_size`.
+    One for masked LM has a mask token too, and puts texts between BOS, also called CLS, and EOS, also called SEP, as BERT's
+    does: BOS a EOS, and of two texts BOS a EOS b EOS, where b EOS are of token type 1.
+
+    Names of special tokens that stand in a text are encoded as ordinary text, except for masked LM, where a text holds the mask
+    by its name. A small text gives fewer entries than `vocabulary_size`.
     """
     from tokenizers import Tokenizer as Backend
     from tokenizers import decoders, models, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
 
-    pad, bos, eos = "<|pad|>", "<|bos|>", "<|eos|>"
+    pad, bos, eos, mask = "<|pad|>", "<|bos|>", "<|eos|>", "<|mask|>"
+    masked = objective == "masked_lm"
     backend = Backend(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocabulary_size,
         min_frequency=2,
-        special_tokens=[pad, bos, eos],
+        special_tokens=[pad, bos, eos, *([mask] if masked else [])],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
     backend.train_from_iterator(texts, trainer)
-    backend.post_processor = processors.TemplateProcessing(
-        single=f"{bos} $A", special_tokens=[(bos, backend.token_to_id(bos))]
-    )
+    ids = [(token, backend.token_to_id(token)) for token in (bos, eos)]
+    options: dict[str, Any] = {}
+    if masked:
+        backend.post_processor = processors.TemplateProcessing(
+            single=f"{bos} $A {eos}", pair=f"{bos} $A {eos} $B:1 {eos}:1", special_tokens=ids
+        )
+        options = {"cls_token": bos, "sep_token": eos, "mask_token": mask}
+        options["model_input_names"] = ["input_ids", "token_type_ids", "attention_mask"]
+    else:
+        backend.post_processor = processors.TemplateProcessing(single=f"{bos} $A", special_tokens=ids[:1])
     wrap: Any = PreTrainedTokenizerFast  # its constructor has no types
     return wrap(
         tokenizer_object=backend,
@@ -52,7 +66,9 @@ def train_tokenizer(texts: Iterable[str], vocabulary_size: int, max_length: int)
         pad_token=pad,
         model_max_length=max_length,
         clean_up_tokenization_spaces=False,
-        split_special_tokens=True,
+        # A mask is written into a text by its name, where a masked LM is used; no other special token has any use there.
+        split_special_tokens=objective != "masked_lm",
+        **options,
     )
 
 
@@ -121,8 +137,9 @@ def _first_known(*ids: int | None) -> int | None:
 class Encoder:
     """Turns documents and examples into token sequences.
 
-    A pretraining document stands between BOS (EOS, where the tokenizer has no BOS) and EOS. A text to classify and a
-    prompt are what a plain call of the tokenizer gives, since that is what the finished model is fed with elsewhere.
+    A pretraining document stands between BOS (EOS, where the tokenizer has no BOS) and EOS; CLS and SEP stand in where they
+    are missing. Everything else (a text with its labels or its number, a prompt, a question with its context) is what a
+    plain call of the tokenizer gives, since that is what the finished model is fed with elsewhere.
 
     Args:
         tokenizer: left as it is; a call that truncates would change what it saves.
@@ -161,7 +178,7 @@ class Encoder:
         return [self.bos, *ids, self.eos]
 
     def text(self, text: str, ids: list[int]) -> tuple[list[int], bool]:
-        """A text to classify, cut to `max_length` by the tokenizer itself, and whether it was cut.
+        """A text for a task head, cut to `max_length` by the tokenizer itself, and whether it was cut.
 
         Args:
             text: as read.

@@ -9,7 +9,9 @@ from ..shared.config import SCRATCH
 from ..shared.context import Context
 from ..shared.data import DataManifest, Documents
 from ..shared.errors import RefusedError
-from ..shared.finish_training import save_trained
+from ..shared.finish_training import save_card, save_trained
+from ..shared.masking import Masking
+from ..shared.mix_weight import Constant
 from ..shared.model import MixedModel, from_scratch, load_model, load_tokenizer
 from ..shared.streams import PretrainStream, mix
 from ..shared.training import Result, train
@@ -30,41 +32,69 @@ def run(
     Args:
         data: the pretraining stream's training split.
         tokenizer: the tokenizer that the data was prepared with.
-        model: output, a model folder.
+        model: output, a model folder. Where nothing is trained it holds no weights: its card says where they are.
         metrics: output, final losses and counts.
     """
     manifest = DataManifest.load(data.path)
     words = load_tokenizer(tokenizer.path)
     network = _base_model(config, tokenizer.path)
-    result = Result()
-    if config.pretrain.steps:
-        stream = PretrainStream(Documents(data.path, "train"), config.model.max_length, config.seed)
-        what_to_read = mix(stream, None, config.pretrain.batch_size, config.model.max_length)
-        result = train(network, what_to_read, config.pretrain, 1.0, words.pad_token_id, config.seed, context)
+    masking = Masking.of(words, config.model.mask_probability) if network.objective == "masked_lm" else None
+    trains = config.pretrain.trains
     card = ModelCard(
         id="pretrained",
         kind="pretrained",
-        mix_weight=1.0 if config.pretrain.steps else None,
-        realised_mix_weight=result.realised_mix_weight if config.pretrain.steps else None,
+        mix_weight=1.0 if trains else None,
         params=config.pretrain.model_dump(mode="json"),
         data={"pretrain": manifest.digest},
         base=_base_name(config),
         mlflow_runs={"prepare pretrain": manifest.mlflow_run or ""},
     )
+    if not trains:
+        _refuse_new_weights(network, config.model.base)
+        where = {"weights": _whole(config.model.base), "revision": config.model.revision}
+        save_card(words, card.model_copy(update=where), Result(), context, model, metrics)
+        return
+    stream = PretrainStream(Documents(data.path, "train"), config.model.max_length, config.seed, masking)
+    what_to_read = mix(stream, None, config.pretrain.batch_size, config.model.max_length)
+    result = train(network, what_to_read, config.pretrain, Constant(1.0), words.pad_token_id, config.seed, context)
     save_trained(network, words, card, result, context, model, metrics)
 
 
 def _base_model(config: PretrainStep, tokenizer: str) -> MixedModel:
-    if config.model.base == SCRATCH:
-        return from_scratch(config.model.scratch, load_tokenizer(tokenizer), config.model.max_length, config.seed)
-    network = load_model(config.model.base, revision=config.model.revision)
-    positions = getattr(network.lm.config.get_text_config(), "max_position_embeddings", None)
-    if positions is not None and positions < config.model.max_length:
+    base, asked, attention = config.model.base, config.model.objective, config.pretrain.attention
+    if base == SCRATCH:
+        length, words = config.model.max_length, load_tokenizer(tokenizer)
+        network = from_scratch(config.model.scratch, words, length, config.seed, asked or "causal_lm")
+        network.set_attention(attention)
+        return network
+    network = load_model(base, revision=config.model.revision, attention=attention)
+    if asked is not None and asked != network.objective:
         raise RefusedError(
-            f"model.max_length: is {config.model.max_length}, but {config.model.base} has only {positions}"
+            f"model.objective: is {asked}, but {base} is of type {network.config.model_type}, which is for "
+            f"{network.objective}; leave it out or choose another base model"
+        )
+    positions = getattr(network.config.get_text_config(), "max_position_embeddings", None)
+    if positions is not None and positions - network.position_offset < config.model.max_length:
+        raise RefusedError(
+            f"model.max_length: is {config.model.max_length}, but {base} has only {positions - network.position_offset}"
         )
     # Pretraining is on text alone; a head that the base model brings belongs to some other task.
-    return MixedModel(network.lm)
+    network.task, network.kind, network.labels = None, None, None
+    return network
+
+
+def _refuse_new_weights(network: MixedModel, base: str) -> None:
+    """A model without an LM head has nothing to forget with."""
+    if network.new_weights:
+        raise RefusedError(
+            f"pretrain.steps: is 0, but {base} has no trained language-model head ({network.new_weights[0]} is missing), so "
+            "that forgetting could not be measured; train it for some steps"
+        )
+
+
+def _whole(base: str) -> str:
+    """A name of the base model that later steps find it by."""
+    return str(Path(base).absolute()) if Path(base).is_dir() else base
 
 
 def _base_name(config: PretrainStep) -> str:

@@ -39,7 +39,7 @@ def run(
         folder,
         name=config.registered_model,
         alias=config.alias,
-        task="text-classification" if report["task"]["kind"] == "classification" else "text-generation",
+        kind=report["task"]["kind"],
         tags=_lineage(report, candidate, context),
         files=[Path(comparison.path) / name for name in ("report.html", "report.md", "report.json")],
     )
@@ -67,7 +67,9 @@ def _write_interpolated(alpha: float, candidate_id: str, pretrained: str, finetu
             "id": candidate_id,
             "kind": "interpolated",
             "start": "pretrained",
+            "name": "",
             "mix_weight": None,
+            "forgetting_budget": None,
             "realised_mix_weight": None,
             "params": {"alpha": alpha},
             "steps": 0,
@@ -85,6 +87,7 @@ def _lineage(report: dict[str, Any], candidate: dict[str, Any], context: Context
         "mixtune.kind": candidate["kind"],
         "mixtune.lambda": candidate.get("lambda"),
         "mixtune.base": candidate.get("base"),
+        "mixtune.task": report["task"]["kind"],
         "mixtune.task_metric": report["task"]["metric"],
         "mixtune.task_score": score.get("value"),
         "mixtune.delta_bpb": candidate["delta_bpb"]["value"],
@@ -92,4 +95,7 @@ def _lineage(report: dict[str, Any], candidate: dict[str, Any], context: Context
         "mixtune.mlflow_run": context.tracker.parent_id,
         **{f"mixtune.data.{stream}": digest for stream, digest in (candidate.get("data") or {}).items()},
     }
+    if report["task"]["kind"] == "question_answering":
+        # transformers has no pipeline for it, so that MLflow's plain load_model and predict are of no use.
+        tags["mixtune.load"] = 'mlflow.transformers.load_model(uri, return_type="components")'
     return {name: str(value) for name, value in tags.items() if value not in (None, "")}

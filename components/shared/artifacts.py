@@ -56,10 +56,18 @@ class ModelCard(BaseModel):
     kind: Kind
     start: str | None = None
     """Id of the model that training started from."""
+    name: str = ""
+    """The candidate in plain words, such as `mixed, λ = 0.3`; empty where its kind says all."""
     mix_weight: float | None = None
-    """λ asked for."""
+    """λ asked for; None where it is not one number (a schedule, a forgetting budget, pooled mixing)."""
+    forgetting_budget: float | None = None
+    """Forgetting that λ was adapted to, in bits per byte."""
     realised_mix_weight: float | None = None
     """λ that the gradients really had, averaged over the optimizer steps."""
+    weights: str | None = None
+    """Where the weights are, if not in this folder: the folder or the hub name of a base model that is used as it is."""
+    revision: str | None = None
+    """Hub revision of `weights`."""
     has_task_head: bool = False
     """Whether the model was trained on the task, so that a task score says something."""
     labels: list[str] | None = None

@@ -10,6 +10,7 @@ A step learns from its environment which run it is in, so that nothing that diff
     MIXTUNE_LOG_DIR        folder for this step's log (locally; a pod's log is its output)
     MIXTUNE_OUTCOME_DIR    folder for the step's outcome record
     MIXTUNE_PROGRESS_FILE  file that progress is appended to, for whoever draws it
+    MIXTUNE_PROCESSES      processes of a training step; one for each GPU without it
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ def note_progress(
 ) -> None:
     """Appends to the progress file, where the environment names one. A total of 0 says that the task has started."""
     path = os.environ.get("MIXTUNE_PROGRESS_FILE")
-    if path:
+    if path and os.environ.get("RANK", "0") == "0":  # of several processes one tells it
         note = {"title": title, "done": done, "total": total, "unit": unit}
         note |= {"tokens_per_second": tokens_per_second, "seconds_left": seconds_left}
         with Path(path).open("a", encoding="utf-8") as file:

@@ -21,17 +21,40 @@ def save_trained(
     model: ArtifactLike,
     metrics: ArtifactLike,
 ) -> None:
-    """Writes a model folder, the card last, so that a folder that has one is whole.
+    """Writes a model folder, the card last, so that a folder that has one is whole. One of several processes does.
 
     Args:
         card: what is known before training; counts and times are filled in from `result`.
         model: output artifact.
         metrics: output artifact, the numbers to see in the KFP UI.
     """
+    if not result.main:
+        return
+    if not card.has_task_head:
+        # λ = 1 never trained it, and plain transformers would load it without a word.
+        network.task, network.kind, network.labels = None, None, None
+    Path(model.path).mkdir(parents=True, exist_ok=True)
+    network.save(model.path, tokenizer)
+    save_card(tokenizer, card, result, context, model, metrics)
+
+
+def save_card(
+    tokenizer: PreTrainedTokenizerBase,
+    card: ModelCard,
+    result: Result,
+    context: Context,
+    model: ArtifactLike,
+    metrics: ArtifactLike,
+) -> None:
+    """All of it but the weights, which the card may say are elsewhere. Arguments as of `save_trained`."""
+    if not result.main:
+        return
+    trained = result.steps > 0
     card = card.model_copy(
         update={
             "tokens": result.tokens,
-            "steps": int(card.params["steps"]),
+            "steps": result.steps,
+            "realised_mix_weight": result.realised_mix_weight if trained else None,
             "seconds": round(result.seconds, 2),
             "device": result.device,
             "precision": result.precision,
@@ -43,18 +66,20 @@ def save_trained(
     )
     folder = Path(model.path)
     folder.mkdir(parents=True, exist_ok=True)
-    network.save(folder, tokenizer)
+    tokenizer.save_pretrained(folder)
     write_jsonl(folder / "training.jsonl", result.curve)
     card.save(folder)
 
     last = result.curve[-1] if result.curve else {}
     numbers = {
         name: last[name]
-        for name in ("loss", "loss_pretrain", "loss_finetune", "realised_mix_weight", "replay_share")
+        for name in ("loss", "loss_pretrain", "loss_finetune", "replay_share", "forgetting")
         if last.get(name) is not None
     }
     numbers |= {f"tokens_{stream}": count for stream, count in result.tokens.items()}
     numbers["seconds"] = card.seconds
+    if card.realised_mix_weight is not None:
+        numbers["realised_mix_weight"] = card.realised_mix_weight
     metrics.metadata.update({name: float(value or 0) for name, value in numbers.items()})
     model.metadata.update({"candidate": card.id, "kind": card.kind, "mlflow_run": context.tracker.run_id or ""})
     if card.mix_weight is not None:

@@ -1,26 +1,28 @@
-"""One model for both losses: a causal language model and, for classification, a head on the same backbone.
+"""One model for both losses: a language model and, where the task has one, a head on the same backbone.
 
-Saved models are in Hugging Face format. A classifier's folder holds backbone, LM head and classification head together, so
-`AutoModelForSequenceClassification` and `AutoModelForCausalLM` both load from it what is theirs.
-Shapes: B rows, L tokens in a row, H hidden size, V vocabulary, C classes, N and M selected positions.
+Saved models are in Hugging Face format. A folder with a task head holds backbone, LM head and task head together, so that
+`AutoModelForSequenceClassification` (or `...QuestionAnswering`) and `AutoModelForCausalLM` (or `...MaskedLM`) both load from
+it what is theirs. Shapes: B rows, L tokens in a row, H hidden size, V vocabulary, C classes, N and M selected positions, T
+tokens of the fine-tuning stream.
 """
 
 from __future__ import annotations
 
 import contextlib
+import inspect
 import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .config import Scratch
+from .artifacts import read_json
+from .config import Objective, Scratch, Task
 from .errors import RefusedError
-from .packing import Batch, Segment, collate
+from .packing import Batch
 
 # Steps log to files and pods; the hub's bars and advice would bury what matters.
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -28,141 +30,263 @@ os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
 from safetensors import safe_open
 from transformers import (
-    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
+    MODEL_FOR_MASKED_LM_MAPPING,
+    AutoConfig,
     AutoModelForCausalLM,
+    AutoModelForMaskedLM,
     AutoTokenizer,
+    BertConfig,
+    BertForMaskedLM,
     LlamaConfig,
     LlamaForCausalLM,
+    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     set_seed,
 )
 from transformers.utils import logging as transformers_logging
 
+from .heads import PROBLEM_TYPES, HiddenStates, describe_head, make_head, on_hidden, task_logits, task_losses
+from .model_checks import check_model, check_task_head, position_offset
+
 transformers_logging.set_verbosity_error()
 transformers_logging.disable_progress_bar()
 
-HEAD_KEY = "score.weight"
-
 
 class MixedModel(nn.Module):
-    """A causal LM and an optional classification head.
+    """A language model and an optional task head.
 
     Attributes:
-        lm: the language model.
-        head: H -> C, no bias, on the hidden state of a document's last token; None for generation.
+        lm: the language model, causal or masked.
+        task: a task class of transformers without its backbone; None for generation and before a task is known.
+        kind: what the head is for.
         labels: names of the classes.
+        objective: what the language model is trained for.
+        new_weights: names of LM head weights that the loaded files did not have, and that are random therefore.
         precision: number format of the matrix products where the model is measured.
     """
 
     precision: Literal["auto", "float32", "bf16"] = "auto"
 
-    def __init__(self, lm: PreTrainedModel, head: nn.Linear | None = None, labels: list[str] | None = None) -> None:
+    def __init__(self, lm: PreTrainedModel) -> None:
         super().__init__()
-        self.lm, self.head, self.labels = lm, head, labels
-        text_config = lm.config.get_text_config()
-        self._softcap: float | None = getattr(text_config, "final_logit_softcapping", None)
-        self._scale: float | None = getattr(text_config, "logit_scale", None)
+        self.lm = lm
+        # A padding token that is also EOS would have no gradient; where it is only padding it has none anyway.
+        embeddings: Any = lm.get_input_embeddings()
+        embeddings.padding_idx = None
+        self.task: PreTrainedModel | None = None
+        self.kind: Task | None = None
+        self.labels: list[str] | None = None
+        self.objective = objective_of(lm.config)
+        self.new_weights: list[str] = []
+        self._takes_token_types = "token_type_ids" in inspect.signature(type(lm.base_model).forward).parameters
+        self.position_offset = position_offset(lm) if self.objective == "masked_lm" else 0
+
+    @property
+    def config(self) -> PretrainedConfig:
+        """The language model's configuration."""
+        return self.lm.config
 
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
         return next(self.parameters()).device
 
-    def add_head(self, labels: list[str], seed: int) -> None:
-        """Puts a fresh classification head on the backbone, unless it has one with these labels."""
-        if self.head is not None and self.labels == labels:
+    @property
+    def vocabulary_size(self) -> int:
+        """Entries of the embedding."""
+        return int(self.config.get_text_config().vocab_size)
+
+    def add_head(self, kind: Task, labels: list[str] | None, seed: int) -> None:
+        """Puts a fresh task head on the backbone, unless it has one for this task and these labels.
+
+        Raises:
+            RefusedError: where models of this type have no such head, or one that cannot be run on packed rows.
+        """
+        if kind == "generation":
+            if self.objective == "masked_lm":
+                raise RefusedError(
+                    f"data.finetune.task: is generation, for which a masked language model ({self.config.model_type}) is of no "
+                    "use; choose a causal one, or another task"
+                )
+            self.task, self.kind, self.labels = None, None, None
             return
-        hidden_size = self.lm.config.get_text_config().hidden_size
-        head = nn.Linear(hidden_size, len(labels), bias=False)
-        generator = torch.Generator().manual_seed(seed)
-        std = getattr(self.lm.config.get_text_config(), "initializer_range", 0.02)
-        nn.init.normal_(head.weight, std=std, generator=generator)
-        self.head, self.labels = head.to(self.device), labels
+        if self.kind == kind and self.labels == labels:
+            return
+        self.task = make_head(self.lm, kind, labels, seed)
+        self.kind, self.labels = kind, labels
+        check_task_head(self)
+
+    def set_attention(self, attention: str) -> None:
+        """Chooses the implementation of attention; `auto` leaves it as it is.
+
+        Raises:
+            RefusedError: where it is not to be had, or cannot keep the documents of a packed row apart.
+        """
+        if attention == "auto":
+            return
+        if self.objective == "masked_lm" and attention not in ("sdpa", "eager"):
+            raise RefusedError(
+                f"attention: is {attention}, which keeps packed documents apart in causal models only; use sdpa or eager for "
+                f"{self.config.model_type}"
+            )
+        try:
+            self.lm.set_attn_implementation(attention)
+        except (ImportError, ValueError) as error:
+            raise RefusedError(f"attention: {attention} cannot be used here ({str(error).splitlines()[0]})") from None
 
     def hidden(self, batch: Batch) -> Tensor:
         """Last hidden states of packed rows, (B·L, H)."""
-        output = self.lm.base_model(input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False)
-        return output.last_hidden_state.flatten(0, 1)
+        given: dict[str, Any] = {
+            "input_ids": batch.input_ids,
+            "position_ids": batch.position_ids + self.position_offset,
+        }
+        if self.objective == "masked_lm":
+            given["attention_mask"] = self._mask(batch)
+            if self._takes_token_types:
+                given["token_type_ids"] = batch.token_type_ids
+        else:
+            given["use_cache"] = False
+        return self.lm.base_model(**given).last_hidden_state.flatten(0, 1)
 
     def lm_logits(self, hidden_NH: Tensor) -> Tensor:
-        """(N, V) logits of the next token."""
-        logits_NV = self.lm.get_output_embeddings()(hidden_NH)
-        if self._scale is not None:
-            logits_NV = logits_NV * self._scale
-        if self._softcap is not None:
-            logits_NV = torch.tanh(logits_NV / self._softcap) * self._softcap
-        return logits_NV
+        """(N, V) logits of tokens: the LM head alone, on the positions that are asked for."""
+        return on_hidden(self.lm, HiddenStates(hidden_NH[None])).logits[0]
 
-    def class_logits(self, hidden_MH: Tensor) -> Tensor:
-        """(M, C) logits of the classes."""
-        assert self.head is not None
-        return self.head(hidden_MH)
+    def task_logits(self, hidden: Tensor, batch: Batch) -> Tensor:
+        """What the task head says of each labelled segment.
 
-    def forward(self, batch: Batch, pretrain_weight: float, finetune_weight: float) -> dict[str, Tensor]:
+        Args:
+            hidden: (B·L, H), of the whole batch.
+
+        Returns:
+            (M, C) logits; (M, 1) for regression; (M, longest segment, 2) logits of start and end for question answering, -inf
+            beyond a segment's end.
+        """
+        assert self.task is not None
+        assert self.kind is not None
+        return task_logits(self.task, self.kind, self.lm.base_model, hidden, batch, self.objective == "masked_lm")
+
+    def forward(
+        self,
+        batch: Batch,
+        pretrain_weight: float,
+        finetune_weight: float,
+        kl_weight: float = 0.0,
+        start_logits: Tensor | None = None,
+    ) -> dict[str, Tensor]:
         """The mixed loss of one micro-batch, Σ w_i · ce_i, in one pass over both streams.
 
         Args:
             batch: rows of both streams.
             pretrain_weight: λ / N_pt, for every supervised token of the pretraining stream.
-            finetune_weight: (1 - λ) / N_ft, for every supervised token (classification: example) of the other.
+            finetune_weight: (1 - λ) / N_ft, for every supervised token (with a task head: example) of the other.
+            kl_weight: for every token of the fine-tuning stream, of the divergence from the start model.
+            start_logits: (T, V) what the start model says there; not needed where `kl_weight` is 0.
 
         Returns:
-            `weighted`, scalar, what is differentiated; `pretrain` and `finetune`, scalars, Σ ce_i of each stream in nats.
+            `weighted`, scalar, what is differentiated; `pretrain` and `finetune`, scalars, Σ ce_i of each stream in nats (of
+            regression, squared errors); `kl`, scalar, Σ KL(start || model) in nats.
         """
         hidden = self.hidden(batch)
         lm_logits = _at_least_float32(self.lm_logits(hidden[batch.lm_at]))
         lm_ce = F.cross_entropy(lm_logits, batch.lm_target, reduction="none")
         pretrain = lm_ce[batch.lm_pretrain].sum()
-        if self.head is None:
+        if self.kind is None:
             finetune = lm_ce[~batch.lm_pretrain].sum()
         else:
-            logits = _at_least_float32(self.class_logits(hidden[batch.class_at]))
-            finetune = F.cross_entropy(logits, batch.class_target, reduction="sum")
+            finetune = task_losses(self.kind, _at_least_float32(self.task_logits(hidden, batch)), batch).sum()
         weighted = pretrain_weight * pretrain + finetune_weight * finetune
-        return {"weighted": weighted, "pretrain": pretrain.detach(), "finetune": finetune.detach()}
+        kl = torch.zeros_like(pretrain)
+        if kl_weight and start_logits is not None:
+            ours = _at_least_float32(self.lm_logits(hidden[batch.finetune_at])).log_softmax(-1)
+            theirs = _at_least_float32(start_logits).log_softmax(-1)
+            kl = F.kl_div(ours, theirs, reduction="sum", log_target=True)
+            weighted = weighted + kl_weight * kl
+        return {
+            "weighted": weighted,
+            "pretrain": pretrain.detach(),
+            "finetune": finetune.detach(),
+            "kl": kl.detach(),
+        }
+
+    @torch.no_grad()
+    def generate(self, **given: Any) -> Tensor:
+        """As transformers' `generate`, on the language model."""
+        lm: Any = self.lm
+        return lm.generate(**given)
 
     def save(self, folder: str | Path, tokenizer: PreTrainedTokenizerBase) -> None:
         """Writes the model in Hugging Face format, in safetensors, with its tokenizer."""
         config = self.lm.config
         state = self.lm.state_dict()
         architectures = [type(self.lm).__name__]
-        if tokenizer.pad_token_id is not None:
+        if config.pad_token_id is None and tokenizer.pad_token_id is not None:
             config.pad_token_id = tokenizer.pad_token_id
-        if self.head is not None and self.labels is not None:
-            state[HEAD_KEY] = self.head.weight
-            classifier: Any = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING[type(config)]
-            architectures = [classifier.__name__]
-            config.id2label = dict(enumerate(self.labels))
-            config.label2id = {label: index for index, label in enumerate(self.labels)}
-            config.problem_type = "single_label_classification"
+        if self.task is not None and self.kind is not None:
+            state |= self.task.state_dict()
+            architectures = [type(self.task).__name__]
+            describe_head(config, self.kind, self.labels)
         self.lm.save_pretrained(folder, state_dict={name: value.contiguous() for name, value in state.items()})
         # save_pretrained notes the class of `lm`; the head decides what the folder is for.
         config.architectures = architectures
         config.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
 
+    def _mask(self, batch: Batch) -> Any:
+        """Who sees whom in an encoder: (B, 1, L, L), tokens of one segment each other."""
+        segment = (batch.position_ids == 0).cumsum(1)
+        full = segment[:, None, :, None] == segment[:, None, None, :]
+        text_config: Any = self.config.get_text_config()
+        types = set(getattr(text_config, "layer_types", None) or ())
+        if "sliding_attention" not in types:
+            return self._as_attention_takes_it(full)
+        at = torch.arange(segment.shape[1], device=segment.device)
+        near = (at[:, None] - at[None]).abs() <= text_config.sliding_window
+        return {
+            "full_attention": self._as_attention_takes_it(full),
+            "sliding_attention": self._as_attention_takes_it(full & near),
+        }
+
+    def _as_attention_takes_it(self, mask: Tensor) -> Tensor:
+        if self.config._attn_implementation != "eager":
+            return mask
+        dtype = next(self.lm.base_model.parameters()).dtype
+        return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, torch.finfo(dtype).min)
+
 
 def _at_least_float32(logits: Tensor) -> Tensor:
     return logits if logits.dtype == torch.float64 else logits.float()
 
 
-def from_scratch(scratch: Scratch, tokenizer: PreTrainedTokenizerBase, max_length: int, seed: int) -> MixedModel:
-    """A new Llama with random weights, drawn by the seed."""
+def objective_of(config: PretrainedConfig) -> Objective:
+    """What a model of this configuration is trained for: encoders for masked tokens, all others for the next one."""
+    masked = type(config) in MODEL_FOR_MASKED_LM_MAPPING and not getattr(config, "is_decoder", False)
+    return "masked_lm" if masked else "causal_lm"
+
+
+def from_scratch(
+    scratch: Scratch, tokenizer: PreTrainedTokenizerBase, max_length: int, seed: int, objective: Objective = "causal_lm"
+) -> MixedModel:
+    """A new Llama, or for masked LM a new BERT, with random weights drawn by the seed."""
     set_seed(seed)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=scratch.hidden_size,
-        intermediate_size=-(-scratch.hidden_size * 8 // 3 // 16) * 16,
-        num_hidden_layers=scratch.layers,
-        num_attention_heads=scratch.heads,
-        num_key_value_heads=scratch.heads,
-        max_position_embeddings=max(max_length, 512),
-        tie_word_embeddings=True,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
+    sizes: dict[str, Any] = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": scratch.hidden_size,
+        "num_hidden_layers": scratch.layers,
+        "num_attention_heads": scratch.heads,
+        "max_position_embeddings": max(max_length, 512),
+        "tie_word_embeddings": True,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    if objective == "masked_lm":
+        # Dropout is for many passes over little data; pretraining is not that.
+        sizes |= {"intermediate_size": 4 * scratch.hidden_size, "hidden_dropout_prob": 0.0}
+        return MixedModel(BertForMaskedLM(BertConfig(attention_probs_dropout_prob=0.0, **sizes)))
+    intermediate_size = -(-scratch.hidden_size * 8 // 3 // 16) * 16
+    config = LlamaConfig(intermediate_size=intermediate_size, num_key_value_heads=scratch.heads, **sizes)
     return MixedModel(LlamaForCausalLM(config))
 
 
@@ -171,74 +295,96 @@ def load_model(
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
     revision: str | None = None,
+    attention: str = "auto",
 ) -> MixedModel:
     """Loads a model folder (or a hub model) with its head, where it has one.
 
+    A folder whose card names other weights (a base model that is used as it is) stands for those.
+
     Raises:
-        RefusedError: where it is no causal LM in safetensors, or its LM head does more than mixtune reproduces.
+        RefusedError: where it is no language model in safetensors, or does more than mixtune reproduces.
     """
+    given = str(folder)
+    folder, revision = _where_the_weights_are(given, revision)
     try:
-        lm = AutoModelForCausalLM.from_pretrained(
-            str(folder), revision=revision, dtype=dtype, use_safetensors=True, trust_remote_code=False
+        config = AutoConfig.from_pretrained(folder, revision=revision, trust_remote_code=False)
+        auto: Any = AutoModelForMaskedLM if objective_of(config) == "masked_lm" else AutoModelForCausalLM
+        lm, found = auto.from_pretrained(
+            folder,
+            revision=revision,
+            dtype=dtype,
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
         )
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, ImportError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise RefusedError(f"model.base: {folder} cannot be loaded as a causal language model ({reason})") from None
-    head, labels = _load_head(Path(folder), lm.config, dtype)
-    model = MixedModel(lm, head, labels).to(device)
-    _check_lm_head(model, str(folder))
-    _check_packing(model, str(folder))
+        raise RefusedError(f"model.base: {folder} cannot be loaded as a language model ({reason})") from None
+    try:
+        model = MixedModel(lm)
+    except Exception as error:  # models of other kinds can fail in any way
+        raise RefusedError(
+            f"model.base: {folder} is of type {config.model_type}, which cannot be run on plain token ids "
+            f"({type(error).__name__}); use another architecture"
+        ) from None
+    model.new_weights = sorted(
+        name for name in found["missing_keys"] if not name.startswith(f"{lm.base_model_prefix}.")
+    )
+    broken = sorted(name for name in found["missing_keys"] if name.startswith(f"{lm.base_model_prefix}."))
+    if broken:
+        raise RefusedError(f"model.base: {folder} lacks the weights {', '.join(broken[:3])}, so it is not whole")
+    if folder == given:  # a head that a base model brings belongs to some other task
+        _load_head(model, folder)
+    model.to(device)
+    check_model(model, folder)
+    model.set_attention(attention)
     return model
 
 
-def _load_head(folder: Path, config: Any, dtype: torch.dtype) -> tuple[nn.Linear | None, list[str] | None]:
-    for file in sorted(folder.glob("*.safetensors")) if folder.is_dir() else []:
+def _where_the_weights_are(folder: str | Path, revision: str | None) -> tuple[str, str | None]:
+    card = Path(folder) / "mixtune.json"
+    if card.is_file():
+        noted = read_json(card, "a model made by mixtune")
+        if noted.get("weights"):
+            return _where_the_weights_are(noted["weights"], noted.get("revision"))
+    return str(folder), revision
+
+
+def _load_head(model: MixedModel, folder: str) -> None:
+    """Puts on the head that a model folder brings: its kind stands in the configuration, its weights beside the rest."""
+    config: Any = model.config
+    name = (config.architectures or [""])[0]
+    kind: Task | None = None
+    if name.endswith("ForQuestionAnswering"):
+        kind = "question_answering"
+    elif name.endswith("ForSequenceClassification"):
+        kinds = {problem: task for task, problem in PROBLEM_TYPES.items()}
+        kind = kinds.get(config.problem_type or "")
+    stored = _stored_in(folder)
+    if kind is None or not stored:
+        return
+    named = kind in ("classification", "multi_label")
+    labels = [config.id2label[index] for index in range(config.num_labels)] if named else None
+    try:
+        task = make_head(model.lm, kind, labels, seed=0)
+    except RefusedError:
+        return  # a base model's own, which nothing here is trained for
+    wanted = task.state_dict() | {name: value for name, value in model.lm.state_dict().items() if ".pooler." in name}
+    if not wanted.keys() <= stored.keys():
+        return
+    for key, weight in wanted.items():
+        with safe_open(stored[key], framework="pt") as tensors:
+            weight.copy_(tensors.get_tensor(key))
+    model.task, model.kind, model.labels = task, kind, labels
+
+
+def _stored_in(folder: str) -> dict[str, Path]:
+    """Name of each tensor in a local folder -> the file that holds it."""
+    stored = {}
+    for file in sorted(Path(folder).glob("*.safetensors")) if Path(folder).is_dir() else []:
         with safe_open(file, framework="pt") as tensors:
-            if HEAD_KEY in tensors.keys():  # noqa: SIM118 - not a mapping
-                weight = tensors.get_tensor(HEAD_KEY).to(dtype)
-                head = nn.Linear(weight.shape[1], weight.shape[0], bias=False, dtype=dtype)
-                head.weight.data.copy_(weight)
-                return head, [config.id2label[index] for index in range(weight.shape[0])]
-    return None, None
-
-
-@torch.no_grad()
-def _check_lm_head(model: MixedModel, name: str) -> None:
-    """Refuses an architecture whose logits are not what `lm_logits` computes from the hidden states.
-
-    The LM head runs on supervised positions only, outside the model's own `forward`; this holds the two together.
-    """
-    was_training = model.training
-    model.eval()
-    ids = torch.arange(1, 5, device=model.device)[None] % model.lm.config.get_text_config().vocab_size
-    theirs = model.lm(input_ids=ids).logits[0].float()
-    hidden = model.lm.base_model(input_ids=ids, position_ids=torch.arange(4, device=ids.device)[None]).last_hidden_state
-    ours = model.lm_logits(hidden[0]).float()
-    model.train(was_training)
-    if not torch.allclose(ours, theirs, rtol=1e-2, atol=1e-3 * float(theirs.abs().max()) + 1e-6):
-        kind = model.lm.config.model_type
-        raise RefusedError(f"model.base: {name} is of type {kind}, whose output layer mixtune cannot reproduce exactly")
-
-
-@torch.no_grad()
-def _check_packing(model: MixedModel, name: str) -> None:
-    """Refuses an architecture in which a packed document sees its neighbour.
-
-    Many read the documents' borders off the position ids (see packing.py); others, recurrent ones among them, do not.
-    """
-    was_training = model.training
-    model.eval()
-    first, second = (np.arange(start, start + 6) % model.lm.config.get_text_config().vocab_size for start in (1, 3))
-    packed = model.hidden(collate([[Segment(first), Segment(second)]], 0).to(model.device))[len(first) :].float()
-    alone = model.hidden(collate([[Segment(second)]], 0).to(model.device)).float()
-    model.train(was_training)
-    if not alone.isfinite().all():
-        return  # weights that are not finite are found, and named, where a loss is computed
-    if not torch.allclose(packed, alone, rtol=1e-2, atol=1e-3 * float(alone.abs().max()) + 1e-6):
-        kind = model.lm.config.model_type
-        raise RefusedError(
-            f"model.base: {name} is of type {kind}, in which packed documents see each other; use another architecture"
-        )
+            stored.update(dict.fromkeys(tensors.keys(), file))
+    return stored
 
 
 @torch.no_grad()
@@ -253,13 +399,18 @@ def interpolate(
     # Parameters, not the state dict: that names tied weights twice, and they would be moved twice.
     theirs = dict(start.lm.named_parameters())
     for name, weight in model.lm.named_parameters():
-        weight.lerp_(theirs[name].to(weight.dtype), 1 - alpha)
+        if name in theirs:  # an encoder's pooler belongs to the task head
+            weight.lerp_(theirs[name].to(weight.dtype), 1 - alpha)
     return model
 
 
 def load_tokenizer(folder: str | Path, revision: str | None = None) -> PreTrainedTokenizerBase:
     """The tokenizer of a model or tokenizer folder; one without a padding token pads with EOS."""
-    tokenizer = AutoTokenizer.from_pretrained(str(folder), revision=revision, trust_remote_code=False)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str(folder), revision=revision, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise RefusedError(f"{folder}: has no tokenizer that can be loaded ({reason})") from None
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer

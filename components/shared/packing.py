@@ -1,8 +1,9 @@
 """Packed rows: several documents in one row, none of which sees another.
 
-Position ids start again at every segment. With no attention mask given, transformers reads the segments off the position
-ids and lets attention stay inside each (block-diagonal under SDPA and eager, variable-length kernels under
-FlashAttention). Shapes: B rows, L tokens in a row, N supervised tokens, M classified segments.
+Position ids start again at every segment. With no attention mask given, transformers reads the segments of a causal model
+off the position ids and lets attention stay inside each (block-diagonal under SDPA and eager, variable-length kernels under
+FlashAttention); an encoder is given the block-diagonal mask. Shapes: B rows, L tokens in a row, N supervised tokens, M
+labelled segments, K numbers of a target, T tokens of the fine-tuning stream.
 """
 
 from __future__ import annotations
@@ -22,11 +23,15 @@ class Segment:
     """One attention-isolated piece of a row.
 
     Attributes:
-        tokens: (length,) token ids.
-        supervised_from: index of the first supervised token; at least 1, `len(tokens)` for none.
+        tokens: (length,) token ids, as the model gets to see them.
+        supervised_from: causal LM: index of the first supervised token; at least 1, `len(tokens)` for none.
         label: index of the class; -1 for none.
         key: whatever the caller wants to recognise the segment by.
         pretrain: whether it comes from the pretraining stream.
+        targets: multi-label, regression and question answering: (K,) numbers.
+        second_from: first token of token type 1; -1 for none.
+        masked: masked LM: indices of the tokens that are predicted; then no other token is supervised.
+        originals: masked LM: the token ids that stood there.
     """
 
     tokens: np.ndarray
@@ -34,11 +39,22 @@ class Segment:
     label: int = -1
     key: int = 0
     pretrain: bool = False
+    targets: tuple[float, ...] = ()
+    second_from: int = -1
+    masked: np.ndarray | None = None
+    originals: np.ndarray | None = None
 
     @property
     def num_supervised(self) -> int:
-        """Tokens that are predicted, after the label shift."""
+        """Tokens that are predicted; for a causal LM after the label shift."""
+        if self.masked is not None:
+            return len(self.masked)
         return len(self.tokens) - max(self.supervised_from, 1)
+
+    @property
+    def labelled(self) -> bool:
+        """Whether the loss is on the segment as a whole, by a task head."""
+        return self.label >= 0 or bool(self.targets)
 
 
 @dataclass(frozen=True)
@@ -48,25 +64,33 @@ class Batch:
     Attributes:
         input_ids: (B, L) int64.
         position_ids: (B, L) int64, starting again at every segment; every padding token is a segment of its own.
+        token_type_ids: (B, L) int64.
         lm_at: (N,) int64, the hidden state that predicts each supervised token.
         lm_target: (N,) int64, the supervised token.
         lm_key: (N,) int64, its segment's key.
         lm_pretrain: (N,) bool, whether it belongs to the pretraining stream.
-        class_at: (M,) int64, the last token of each classified segment.
-        class_target: (M,) int64, its label; -1 for none.
-        class_key: (M,) int64.
+        first_at: (M,) int64, the first token of each labelled segment.
+        last_at: (M,) int64, its last token.
+        label: (M,) int64, its class; -1 for none.
+        targets: (M, K) float32, its numbers.
+        label_key: (M,) int64, its key.
+        finetune_at: (T,) int64, every token of the fine-tuning stream.
         num_tokens: tokens in the rows without padding.
     """
 
     input_ids: Tensor
     position_ids: Tensor
+    token_type_ids: Tensor
     lm_at: Tensor
     lm_target: Tensor
     lm_key: Tensor
     lm_pretrain: Tensor
-    class_at: Tensor
-    class_target: Tensor
-    class_key: Tensor
+    first_at: Tensor
+    last_at: Tensor
+    label: Tensor
+    targets: Tensor
+    label_key: Tensor
+    finetune_at: Tensor
     num_tokens: int
 
     def to(self, device: torch.device | str) -> Self:
@@ -103,51 +127,71 @@ def pack(lengths: Sequence[int], capacity: int) -> list[list[int]]:
     return rows
 
 
-def collate(rows: Sequence[Sequence[Segment]], pad_id: int, classify: bool = False) -> Batch:
+def collate(rows: Sequence[Sequence[Segment]], pad_id: int, label_all: bool = False) -> Batch:
     """Makes tensors of rows, padded to the longest.
 
     Args:
         rows: segments of each row.
         pad_id: token id for padding; never attended to by a segment, never supervised.
-        classify: take a class position for every segment, also where its label is not known.
+        label_all: take every segment for a labelled one, also where its label is not known.
     """
     width = max(sum(len(segment.tokens) for segment in row) for row in rows)
     input_ids = np.full((len(rows), width), pad_id, np.int64)
     position_ids = np.zeros((len(rows), width), np.int64)
+    token_type_ids = np.zeros((len(rows), width), np.int64)
     lm_at, lm_target, lm_key, lm_pretrain = [], [], [], []
-    class_at, class_target, class_key = [], [], []
+    labelled: list[tuple[int, Segment]] = []
+    finetune_at = []
     num_tokens = 0
     for number, row in enumerate(rows):
         start = 0
         for segment in row:
-            length = len(segment.tokens)
+            length, flat = len(segment.tokens), number * width + start
             input_ids[number, start : start + length] = segment.tokens
             position_ids[number, start : start + length] = np.arange(length)
-            flat, first = number * width + start, max(segment.supervised_from, 1)
-            if length > first:
-                lm_at.append(np.arange(flat + first - 1, flat + length - 1))
-                lm_target.append(np.asarray(segment.tokens[first:], np.int64))
-                lm_key.append(np.full(length - first, segment.key, np.int64))
-                lm_pretrain.append(np.full(length - first, segment.pretrain))
-            if classify or segment.label >= 0:
-                class_at.append(flat + length - 1)
-                class_target.append(segment.label)
-                class_key.append(segment.key)
+            if segment.second_from >= 0:
+                token_type_ids[number, start + segment.second_from : start + length] = 1
+            if segment.num_supervised:
+                at, target = _supervised(segment)
+                lm_at.append(flat + at)
+                lm_target.append(target)
+                lm_key.append(np.full(len(at), segment.key, np.int64))
+                lm_pretrain.append(np.full(len(at), segment.pretrain))
+            if segment.labelled or label_all:
+                labelled.append((flat, segment))
+            if not segment.pretrain:
+                finetune_at.append(np.arange(flat, flat + length))
             start += length
         num_tokens += start
 
     def joined(pieces: list[np.ndarray], dtype: type) -> Tensor:
         return torch.from_numpy(np.concatenate(pieces) if pieces else np.empty(0, dtype))
 
+    def of_labelled(values: list[int]) -> Tensor:
+        return torch.tensor(values, dtype=torch.int64)
+
     return Batch(
         input_ids=torch.from_numpy(input_ids),
         position_ids=torch.from_numpy(position_ids),
+        token_type_ids=torch.from_numpy(token_type_ids),
         lm_at=joined(lm_at, np.int64),
         lm_target=joined(lm_target, np.int64),
         lm_key=joined(lm_key, np.int64),
         lm_pretrain=joined(lm_pretrain, np.bool_),
-        class_at=torch.tensor(class_at, dtype=torch.int64),
-        class_target=torch.tensor(class_target, dtype=torch.int64),
-        class_key=torch.tensor(class_key, dtype=torch.int64),
+        first_at=of_labelled([flat for flat, _ in labelled]),
+        last_at=of_labelled([flat + len(segment.tokens) - 1 for flat, segment in labelled]),
+        label=of_labelled([segment.label for _, segment in labelled]),
+        targets=torch.tensor([segment.targets for _, segment in labelled], dtype=torch.float32),
+        label_key=of_labelled([segment.key for _, segment in labelled]),
+        finetune_at=joined(finetune_at, np.int64),
         num_tokens=num_tokens,
     )
+
+
+def _supervised(segment: Segment) -> tuple[np.ndarray, np.ndarray]:
+    """Positions in the segment whose hidden state predicts, and what they predict."""
+    if segment.masked is not None:
+        assert segment.originals is not None
+        return np.asarray(segment.masked, np.int64), np.asarray(segment.originals, np.int64)
+    first = max(segment.supervised_from, 1)
+    return np.arange(first - 1, len(segment.tokens) - 1), np.asarray(segment.tokens[first:], np.int64)

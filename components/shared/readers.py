@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import math
@@ -9,6 +10,7 @@ import re
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from decimal import Decimal
 from itertools import islice
 from pathlib import PurePosixPath
 from typing import IO, TYPE_CHECKING, Any
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
 
 SHOWN_PROBLEMS = 20
+SHOWN_CHARACTERS = 60
+LARGEST_NUMBER = 3.4e38  # of 32 bits, in which targets are kept
 
 _FORMATS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".txt")
 _COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst")
@@ -29,16 +33,35 @@ Record = tuple[Mapping[str, Any], str]
 
 
 @dataclass(frozen=True)
+class Answer:
+    """An answer as it stands in the context.
+
+    Attributes:
+        text: without white space around it.
+        start: index of its first character in the context.
+    """
+
+    text: str
+    start: int
+
+
+@dataclass(frozen=True)
 class Row:
     """One document or example as read.
 
     Attributes:
-        values: `text`; `text` and `label`; or `prompt` and `completion`.
+        values: its texts: `text`; `text` and `label`; `prompt` and `completion`; or `question` and `context`.
         where: file and line, for messages and records.
+        labels: multi-label: its labels, sorted; there can be none.
+        number: regression: what is to be predicted.
+        answers: question answering: each once, in the order of the data; none where the context holds no answer.
     """
 
     values: dict[str, str]
     where: str
+    labels: tuple[str, ...] = ()
+    number: float | None = None
+    answers: tuple[Answer, ...] = ()
 
 
 class Problems:
@@ -131,7 +154,8 @@ def read_file(
             yield from islice(_read_text(file, problems, single), first)
             return
         reader = {".csv": _read_csv, ".tsv": _read_csv, ".parquet": _read_parquet}.get(file.format, _read_json)
-        yield from rows_of(islice(reader(file, columns, problems), first), columns, problems)
+        untyped = file.format in (".csv", ".tsv")
+        yield from rows_of(islice(reader(file, columns, problems), first), columns, problems, untyped)
     except UnreadableError as error:
         problems.add(f"{option}: {error}")
     except (OSError, EOFError, ValueError, zlib.error) as error:
@@ -142,23 +166,45 @@ class UnreadableError(Exception):
     """Ends the reading of one file."""
 
 
-def rows_of(records: Iterable[Record], columns: Mapping[str, str], problems: Problems) -> Iterator[Row]:
-    """Takes the wanted columns out of the records and checks them."""
+def rows_of(
+    records: Iterable[Record], columns: Mapping[str, str], problems: Problems, untyped: bool = False
+) -> Iterator[Row]:
+    """Takes the wanted columns out of the records and checks them.
+
+    Args:
+        records: what was read.
+        columns: column of each role; the role says what its value must be.
+        problems: receives what is wrong; rows that are wrong are left out.
+        untyped: whether every value is text, as in CSV, so that text can stand for a number or hold JSON.
+    """
     for number, (record, where) in enumerate(records):
         missing = [column for column in columns.values() if column not in record]
         if missing and number == 0:
             raise missing_columns(where, missing, record)
         wrong = [f"{where}: has no {column}" for column in missing]
-        values = {}
+        texts: dict[str, str] = {}
+        others: dict[str, Any] = {}
         for role, column in columns.items():
-            if column in record:
-                values[role], problem = _value(record[column], role)
-                if problem:
-                    wrong.append(f"{where}: {column} {problem}")
-        for problem in wrong:
-            problems.add_detail(problem)
+            if column not in record:
+                continue
+            value = record[column]
+            try:
+                if role == "labels":
+                    others[role] = _labels(value)
+                elif role == "number":
+                    others[role] = _number(value, untyped)
+                elif role == "answers":
+                    answers = _answers(value, untyped)
+                    # Where the context is wrong, that is the problem to name.
+                    others[role] = _placed(answers, texts["context"]) if "context" in texts else ()
+                else:
+                    texts[role] = _text(value, role)
+            except _WrongError as problem:
+                wrong.append(f"{where}: {column} {problem}")
+        for sentence in wrong:
+            problems.add_detail(sentence)
         if not wrong:
-            yield Row(values, where)
+            yield Row(texts, where, **others)
 
 
 def missing_columns(where: str, missing: Iterable[str], there: Iterable[Any]) -> UnreadableError:
@@ -167,35 +213,147 @@ def missing_columns(where: str, missing: Iterable[str], there: Iterable[Any]) ->
     return UnreadableError(f"{where} has no column {', '.join(missing)}; its columns are {have}")
 
 
-def _value(value: Any, role: str) -> tuple[str, str | None]:
-    """A value as text, and what is wrong with it."""
+class _WrongError(Exception):
+    """What is wrong with a value, to stand behind its column's name."""
+
+
+def _text(value: Any, role: str) -> str:
+    """A text, or a label, which can be a number or a truth value, as text."""
     if role == "label" and isinstance(value, int | float) and not isinstance(value, bool):
         if isinstance(value, float) and math.isnan(value):
-            return "", "is NaN, not a label"
+            raise _WrongError("is NaN, not a label")
         if isinstance(value, float) and not value.is_integer():
-            return "", f"is {value}; a label is text or a whole number"
-        return str(int(value)), None
+            raise _WrongError(f"is {value}; a label is text or a whole number")
+        return str(int(value))
     if role == "label" and isinstance(value, bool):
-        return str(value).lower(), None
+        return str(value).lower()
     if value is None:
-        return "", "is empty"
+        raise _WrongError("is empty")
     if isinstance(value, float) and math.isnan(value):
-        return "", "is NaN, not text"
+        raise _WrongError("is NaN, not text")
     if not isinstance(value, str):
-        return "", f"is {_kind(value)}, not text"
+        raise _WrongError(f"is {_kind(value)}, not text")
     if not value.strip():
-        return "", "is empty"
+        raise _WrongError("is empty")
     if _SURROGATE.search(value):
-        return "", "holds half of a surrogate pair, which is no character"
+        raise _WrongError("holds half of a surrogate pair, which is no character")
     if role == "label":
         value = value.strip()
         if value.lower() == "nan":
-            return "", "is NaN, not a label"
-    return value, None
+            raise _WrongError("is NaN, not a label")
+    return value
+
+
+def _labels(value: Any) -> tuple[str, ...]:
+    """Any number of labels: a list, text that is a JSON list, or text in which `;` separates them."""
+    if value is None:
+        raise _WrongError("is empty; an empty list says that there is no label")
+    if isinstance(value, float) and math.isnan(value):
+        raise _WrongError("is NaN, not a list of labels")
+    if isinstance(value, str):
+        parsed = _parsed(value)
+        value = parsed if isinstance(parsed, list) else [part for part in value.split(";") if part.strip()]
+    if not isinstance(value, list):
+        raise _WrongError(f"is {_kind(value)}, not a list of labels")
+    found = set()
+    for item in value:
+        try:
+            found.add(_text(item, "label"))
+        except _WrongError as problem:
+            raise _WrongError(f"holds a label that {problem}") from None
+    return tuple(sorted(found))
+
+
+def _number(value: Any, untyped: bool) -> float:
+    """A number, finite also in 32 bits."""
+    if value is None or (untyped and not value.strip()):
+        raise _WrongError("is empty")
+    allowed = (str,) if untyped else (int, float, Decimal)
+    if isinstance(value, bool) or not isinstance(value, allowed):
+        raise _WrongError(f"is {_kind(value)}, not a number")
+    spelled = value.replace("_", "?") if isinstance(value, str) else value  # Python would take 1_000
+    try:
+        number = float(spelled)
+    except ValueError:
+        raise _WrongError(f"is {_shown(str(value))}, not a number") from None
+    except OverflowError:
+        number = math.inf
+    if math.isnan(number):
+        raise _WrongError("is NaN, not a number")
+    if abs(number) > LARGEST_NUMBER:
+        raise _WrongError(f"is {number:g}; a number must be finite and at most {LARGEST_NUMBER:g}")
+    return number
+
+
+def _answers(value: Any, untyped: bool) -> list[tuple[str, int | None]]:
+    """Answers, each with the index of its first character where that is given: text, a list of texts, or as in SQuAD."""
+    if untyped:
+        value = _parsed(value)
+    if value is None or (isinstance(value, str) and not value.strip()):
+        return []
+    texts, starts = value, None
+    if isinstance(value, dict):
+        texts, starts = value.get("text"), value.get("answer_start")
+        if not isinstance(texts, list):
+            raise _WrongError("is an object without the list text; give text, and with it answer_start if you can")
+        if starts is not None and not (isinstance(starts, list) and len(starts) == len(texts)):
+            raise _WrongError(f"has {len(texts)} in text, and answer_start is not a list of as many")
+    elif isinstance(value, str):
+        texts = [value]
+    elif isinstance(value, float) and math.isnan(value):
+        raise _WrongError("is NaN, not an answer")
+    elif not isinstance(value, list):
+        raise _WrongError(f"is {_kind(value)}, not text, a list of texts or an object with text and answer_start")
+    found: list[tuple[str, int | None]] = []
+    for text, start in zip(texts, starts if starts is not None else [None] * len(texts), strict=True):
+        try:
+            text = _text(text, "answer")
+        except _WrongError as problem:
+            raise _WrongError(f"holds an answer that {problem}") from None
+        if starts is None:
+            found.append((text.strip(), None))
+        elif isinstance(start, int) and not isinstance(start, bool):
+            found.append((text.strip(), start + len(text) - len(text.lstrip())))
+        else:
+            raise _WrongError("has an answer_start that is no whole number")
+    return found
+
+
+def _placed(answers: Iterable[tuple[str, int | None]], context: str) -> tuple[Answer, ...]:
+    """The answers, each where it stands in the context; where it is not said, the first place is taken."""
+    found = []
+    for text, given in answers:
+        start = context.find(text) if given is None else given
+        if given is None and start < 0:
+            raise _WrongError(f"holds {_shown(text)}, which does not stand in the context")
+        if start < 0 or not context.startswith(text, start):
+            there = _shown(context[start : start + len(text)]) if 0 <= start < len(context) else "nothing"
+            raise _WrongError(f"holds {_shown(text)} at character {start} of the context, where {there} stands")
+        found.append(Answer(text, start))
+    return tuple(dict.fromkeys(found))
+
+
+def _parsed(text: str) -> Any:
+    """What a text says that is a JSON list or object; any other text as it is."""
+    if text.lstrip().startswith(("[", "{")):
+        with contextlib.suppress(ValueError, RecursionError):
+            return json.loads(text)
+    return text
+
+
+def _shown(text: str) -> str:
+    return repr(text if len(text) <= SHOWN_CHARACTERS else text[: SHOWN_CHARACTERS - 1] + "…")
 
 
 def _kind(value: Any) -> str:
-    kinds = {bool: "a truth value", int: "a number", float: "a number", list: "a list", dict: "an object"}
+    kinds = {
+        bool: "a truth value",
+        int: "a number",
+        float: "a number",
+        str: "text",
+        list: "a list",
+        dict: "an object",
+    }
     return kinds.get(type(value), f"of type {type(value).__name__}")
 
 

@@ -18,6 +18,7 @@ from typing import Any
 from .artifacts import ArtifactLike, ModelCard, write_json
 from .config import Section
 from .context import Context, note_progress
+from .distributed import is_main, num_processes, run_in_processes
 from .errors import MixtuneError
 from .outcome import EXIT_STATUS, Outcome
 from .tracking import Status, Tracker
@@ -57,12 +58,18 @@ def launch(
             )
             parsed = section.from_json(config)
             run_id = os.environ.get("MIXTUNE_RUN_ID")
-            tracker = Tracker.open(step, title, run_id)
+            if is_main():
+                tracker = Tracker.open(step, title, run_id)
             tracker.log_params(parsed.model_dump(mode="json"))
-            context = Context(title=title, tracker=tracker, run_id=run_id)
-            module = importlib.import_module(f"{package}.{step}.step")
-            value = module.run(parsed, context=context, **artifacts, **parameters)
-            _write_metrics(artifacts.get("metrics"))
+            context = Context(title=title, tracker=tracker, run_id=run_id, quiet=not is_main())
+            value = None
+            if (count := num_processes(step, parsed)) > 1:
+                run_in_processes(count, step, parsed, context, artifacts, parameters)
+            else:
+                module = importlib.import_module(f"{package}.{step}.step")
+                value = module.run(parsed, context=context, **artifacts, **parameters)
+            if is_main():
+                _write_metrics(artifacts.get("metrics"))
         except BaseException as error:
             outcome = _outcome_of(error, title, log, time.monotonic() - started, tracker.run_id)
             _leave(outcome, tracker)
@@ -113,7 +120,7 @@ def _outcome_of(error: BaseException, title: str, log: str | None, seconds: floa
 
 def _leave(outcome: Outcome, tracker: Tracker) -> None:
     folder = os.environ.get("MIXTUNE_OUTCOME_DIR")
-    if folder:
+    if folder and is_main():
         outcome.save(folder)
     ends: dict[str, Status] = {"done": "FINISHED", "interrupted": "KILLED", "terminated": "KILLED"}
     status = ends.get(outcome.kind, "FAILED")

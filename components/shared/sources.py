@@ -34,6 +34,10 @@ if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
 
 HUB = "hub:"
+EMBEDDED_ROLES = {"text", "label", "prompt", "completion"}
+NOT_EMBEDDED = (
+    "embedded holds examples for classification and generation only; name a file, or choose one of these tasks"
+)
 CHECKED_FILES = 20
 CHECKED_RECORDS = 5
 
@@ -92,7 +96,7 @@ def read(source: str, columns: Mapping[str, str], option: str, problems: Problem
         problems: receives what is wrong; rows that are wrong are left out.
     """
     if source == EMBEDDED:
-        yield from _read_embedded(columns)
+        yield from _read_embedded(columns, option, problems)
     elif source.startswith(HUB):
         yield from _read_hub(source, columns, option, problems)
     else:
@@ -116,7 +120,7 @@ def check_source(stream: StreamOptions) -> list[str]:
         if has_password(source):
             problems.add(f"{option}: {PASSWORD_REFUSED}")
         elif source == EMBEDDED:
-            _check_embedded(option, problems)
+            _check_embedded(stream.columns, option, problems)
         elif source.startswith(HUB):
             _hub_name(source, option, problems)
         elif _is_local(source, option, problems):
@@ -225,10 +229,12 @@ def _find(source: str, option: str, problems: Problems) -> list[File]:
     return [file for file in files if file.format]
 
 
-def _read_embedded(columns: Mapping[str, str]) -> Iterator[Row]:
+def _read_embedded(columns: Mapping[str, str], option: str, problems: Problems) -> Iterator[Row]:
     from . import embedded
 
-    if "label" in columns:
+    if not set(columns) <= EMBEDDED_ROLES:
+        problems.add(f"{option}: {NOT_EMBEDDED}")
+    elif "label" in columns:
         for text, label, where in embedded.classification():
             yield Row({"text": text, "label": label}, where)
     elif "prompt" in columns:
@@ -239,9 +245,11 @@ def _read_embedded(columns: Mapping[str, str]) -> Iterator[Row]:
             yield Row({"text": text}, where)
 
 
-def _check_embedded(option: str, problems: Problems) -> None:
+def _check_embedded(columns: Mapping[str, str], option: str, problems: Problems) -> None:
     from . import embedded
 
+    if not set(columns) <= EMBEDDED_ROLES:
+        problems.add(f"{option}: {NOT_EMBEDDED}")
     if not option.endswith(".source"):
         problems.add(f"{option}: embedded can stand in source only; leave {option} out and a share of it is held out")
     try:
@@ -295,19 +303,24 @@ def _read_hub(source: str, columns: Mapping[str, str], option: str, problems: Pr
 
 
 def read_dataset(dataset: Dataset, shown: str, columns: Mapping[str, str], problems: Problems) -> Iterator[Row]:
-    """Rows of a loaded data set; class numbers become their names."""
+    """Rows of a loaded data set; class numbers, also those in lists, become their names."""
     missing = [column for column in columns.values() if column not in dataset.column_names]
     if missing:
         raise missing_columns(shown, missing, dataset.column_names)
     wanted = dataset.select_columns(list(dict.fromkeys(columns.values())))
-    names = getattr(wanted.features.get(columns.get("label", "")), "names", None)
+    column = columns.get("labels", columns.get("label", ""))
+    feature = wanted.features.get(column)
+    names = getattr(getattr(feature, "feature", feature), "names", None)
+
+    def name_of(index: int | None) -> str | None:
+        return names[index] if names is not None and index is not None and 0 <= index < len(names) else None
 
     def records() -> Iterator[tuple[Mapping[str, Any], str]]:
         for number, record in enumerate(wanted, start=1):
             if names is not None:
-                index = record[columns["label"]]
-                known = index is not None and 0 <= index < len(names)
-                record = {**record, columns["label"]: names[index] if known else None}
+                value = record[column]
+                named = [name_of(index) for index in value] if isinstance(value, list) else name_of(value)
+                record = {**record, column: named}
             yield record, f"{shown}, row {number}"
 
     yield from rows_of(records(), columns, problems)

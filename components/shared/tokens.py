@@ -1,4 +1,4 @@
-"""A tokenizer that ends a text to classify with EOS: for tokenizers trained here, whose EOS the model knows as an end."""
+"""A tokenizer that ends a text for a task head with EOS: for tokenizers trained here, whose EOS the model knows as an end."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ if TYPE_CHECKING:
 def append_eos(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
     """Makes the tokenizer itself put EOS behind a text, in place, so that a model in use is given what it was trained on.
 
-    The classification head then reads the hidden state of EOS. A base model's tokenizer is left as it is.
+    The head of classification, multi-label and regression then reads the hidden state of EOS. A base model's tokenizer is
+    left as it is, and one trained here for masked LM ends a text so anyway.
     """
     from tokenizers import processors
 

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from .config import Task
 from .errors import MixtuneError, UnreachableError
 
 if TYPE_CHECKING:
@@ -27,6 +28,14 @@ PARENT = "mlflow.parentRunId"
 RUN_ID = "mixtune.run_id"
 STEP = "mixtune.step"
 FLUSH_METRICS = 500
+PIPELINES: dict[Task, tuple[str | None, str]] = {
+    "classification": ("text-classification", "AutoModelForSequenceClassification"),
+    "multi_label": ("text-classification", "AutoModelForSequenceClassification"),
+    "regression": ("text-classification", "AutoModelForSequenceClassification"),
+    "question_answering": (None, "AutoModelForQuestionAnswering"),
+    "generation": ("text-generation", "AutoModelForCausalLM"),
+}
+"""Pipeline and class of transformers for each task; there is no pipeline for question answering any more."""
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 
@@ -175,6 +184,16 @@ class Tracker:
         run = client.create_run(experiment, run_name=title, tags=tags)
         return cls(client, run.info.run_id, parent_id)
 
+    @classmethod
+    def attach(cls, run_id: str | None, parent_id: str | None) -> Tracker:
+        """Goes on with a run that another process of the same step opened and will close."""
+        uri = os.environ.get("MLFLOW_TRACKING_URI")
+        return cls(connect(uri), run_id, parent_id) if uri and run_id else cls.off()
+
+    def detach(self) -> None:
+        """Delivers what is left, without ending the run."""
+        self._flush()
+
     @_tolerant
     def log_params(self, params: Mapping[str, Any]) -> None:
         """Settings; nested mappings become dotted names, long values are cut."""
@@ -315,7 +334,7 @@ class Tracker:
         return dict(self.client.get_run(self.parent_id).data.tags)
 
     def register_model(
-        self, folder: Path, name: str, alias: str, task: str, tags: Mapping[str, str], files: Iterable[Path]
+        self, folder: Path, name: str, alias: str, kind: Task, tags: Mapping[str, str], files: Iterable[Path]
     ) -> str | None:
         """Makes a version of a registered model, unless the same weights, labels and tokenizer made one; sets the alias.
 
@@ -323,7 +342,7 @@ class Tracker:
             folder: model folder in Hugging Face format.
             name: registered model.
             alias: alias that will point to the version.
-            task: task of the transformers pipeline.
+            kind: what the model is for.
             tags: lineage of the version.
             files: what goes along with the model on this run, such as the report.
 
@@ -337,7 +356,7 @@ class Tracker:
         digest = _model_digest(folder)
         version = self._version_with(name, digest)
         if version is None:
-            version = self._log_and_register(folder, name, task)
+            version = self._log_and_register(folder, name, kind)
         for tag, value in {**tags, "mixtune.digest": digest}.items():
             self.client.set_model_version_tag(name, version, tag, value)
         self.client.set_registered_model_alias(name, alias, version)
@@ -348,26 +367,48 @@ class Tracker:
         found = self.client.search_model_versions(f"name = '{name}'", max_results=1000)
         return next((str(v.version) for v in found if v.tags.get("mixtune.digest") == digest), None)
 
-    def _log_and_register(self, folder: Path, name: str, task: str) -> str:
+    def _log_and_register(self, folder: Path, name: str, kind: Task) -> str:
         import mlflow
         import torch
-        from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+        import transformers
 
-        auto = AutoModelForSequenceClassification if task == "text-classification" else AutoModelForCausalLM
+        pipeline, class_name = PIPELINES[kind]
+        auto = getattr(transformers, class_name)
         model = auto.from_pretrained(folder, dtype=torch.float32, use_safetensors=True, trust_remote_code=False)
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         assert self.client is not None
         # log_model knows no client; a step is a process of its own, so this global is nobody else's.
         mlflow.set_tracking_uri(self.client.tracking_uri)
+        log = mlflow.transformers.log_model
+        if pipeline is None:
+            log = functools.partial(mlflow.models.Model.log, artifact_path=None, flavor=_Components)
         with mlflow.start_run(run_id=self.run_id):
-            info = mlflow.transformers.log_model(
-                {"model": model, "tokenizer": tokenizer},
+            info = log(
+                transformers_model={"model": model, "tokenizer": tokenizer},
                 name="model",
-                task=task,
+                task=pipeline or "feature-extraction",
                 registered_model_name=name,
                 pip_requirements=[f"{package}=={_version(package)}" for package in ("torch", "transformers")],
             )
         return str(info.registered_model_version)
+
+
+class _Components:
+    """Saves a model that transformers has no pipeline for.
+
+    MLflow wants one all the same, so it is given one that takes any model; what that would predict by itself means nothing, so
+    MLflow must not offer it. The model and its tokenizer are loaded as they are, with `return_type="components"`.
+    """
+
+    @staticmethod
+    def save_model(path: str, mlflow_model: Any, **options: Any) -> None:
+        """As MLflow's flavors do, without the `python_function`."""
+        import mlflow
+
+        mlflow.transformers.save_model(path=path, mlflow_model=mlflow_model, **options)
+        mlflow_model.flavors.pop("python_function")
+        mlflow_model.signature = None
+        mlflow_model.save(str(Path(path) / "MLmodel"))
 
 
 def _version(package: str) -> str:

@@ -4,29 +4,36 @@ For each optimizer step, with N_pt and N_ft the counts of supervised tokens over
 
     L = Σ_i w_i · ce_i,   w_i = λ / N_pt  for pretraining tokens,   (1 - λ) / N_ft  for fine-tuning tokens
 
-times the number of ranks before backward, since DDP and FSDP average gradients. Every rank computes which rows all ranks
-read, so the counts need no communication.
+times the number of ranks before backward, since DDP averages gradients. Every rank computes which rows all ranks read, so
+the counts need no communication.
 """
 
 from __future__ import annotations
 
 import contextlib
-import math
 import time
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch.optim import AdamW
-from transformers import get_scheduler, set_seed
+from accelerate.state import AcceleratorState
+from accelerate.utils import set_seed
+from torch import Tensor
 
+from .anchors import Anchor
 from .config import Training
 from .context import Context
-from .errors import MixtuneError
+from .distributed import is_main
+from .errors import RefusedError
+from .lora import add_adapters, merge_adapters
+from .mix_weight import BudgetController, MixWeight, Weights, realised
 from .model import MixedModel, pick_precision
-from .packing import collate
-from .streams import Mix
+from .not_finite import explain_not_finite
+from .optimizer import is_task_head, learning_rates, make_optimizer, make_schedule
+from .packing import Segment, collate
+from .streams import Mix, StepData
+
+Entry = dict[str, float | int | None]
 
 
 @dataclass
@@ -35,30 +42,56 @@ class Result:
 
     Attributes:
         curve: one object for each logged step.
+        steps: optimizer steps.
         tokens: tokens seen, by stream.
         realised_mix_weight: share of the gradient weights that pretraining tokens had, averaged over the steps.
         seconds: wall-clock time of the loop.
+        main: whether this is the process that writes what comes out.
     """
 
-    curve: list[dict[str, float | int | None]] = field(default_factory=list)
+    curve: list[Entry] = field(default_factory=list)
+    steps: int = 0
     tokens: dict[str, int] = field(default_factory=lambda: {"pretrain": 0, "finetune": 0})
     realised_mix_weight: float = 0.0
     seconds: float = 0.0
     device: str = "cpu"
     precision: str = "float32"
+    processes: int = 1
+    main: bool = field(default_factory=is_main)
+
+
+@dataclass(frozen=True)
+class Extras:
+    """What a training has beside the mixed loss; nothing by default.
+
+    Attributes:
+        reference: what forgetting is measured against, for a budget.
+        start: what the penalties pull to.
+        kl_weight: penalty on KL(start || model), a mean over the tokens of the fine-tuning stream.
+        l2sp_weight: penalty on the squared distance from the start's weights.
+        lora_rank: train low-rank adapters of this rank instead of the backbone.
+    """
+
+    reference: Anchor | None = None
+    start: Anchor | None = None
+    kl_weight: float = 0.0
+    l2sp_weight: float = 0.0
+    lora_rank: int | None = None
 
 
 @dataclass
 class _Interval:
-    """Sums since the last logged step."""
+    """Sums since the last logged step; those over this rank's rows are added up over all ranks when they are logged."""
 
-    loss_pretrain: torch.Tensor
-    loss_finetune: torch.Tensor
+    sums: dict[str, Tensor]
+    steps: int = 0
+    asked: float | None = None
+    realised: float = 0.0
     num_pretrain: int = 0
     num_finetune: int = 0
     tokens_pretrain: int = 0
     tokens_finetune: int = 0
-    positions: int = 0
+    l2sp: float = 0.0
     started: float = field(default_factory=time.monotonic)
 
 
@@ -66,164 +99,216 @@ def train(
     model: MixedModel,
     mix: Mix,
     training: Training,
-    mix_weight: float,
+    mix_weight: MixWeight,
     pad_id: int,
     seed: int,
     context: Context,
+    extras: Extras | None = None,
 ) -> Result:
     """Trains in place.
 
     Args:
         model: on the CPU; the accelerator moves it.
-        mix: what each optimizer step reads.
-        mix_weight: λ, in [0, 1].
+        mix: what each optimizer step reads; a stream that it leaves out has no part in the loss.
+        mix_weight: λ.
         pad_id: token id for padding.
+        extras: anchors, penalties, adapters.
 
     Raises:
+        RefusedError: where warm-up would take longer than the training.
         MixtuneError: where a loss or a gradient is not finite; the weights are then those before that step.
     """
-    set_seed(seed)
+    extras = extras or Extras()
+    kl_weight = extras.kl_weight
+    steps = mix.steps(training)
+    if steps and training.warmup_steps >= steps:
+        raise RefusedError(
+            f"warmup_steps: must be below the {steps} steps of the training, found {training.warmup_steps}"
+        )
     precision = pick_precision(training.precision)
+    AcceleratorState._reset_state()  # a training before this one in the same process may have had another precision
     accelerator = Accelerator(
         mixed_precision="bf16" if precision == "bf16" else "no", cpu=not torch.cuda.is_available()
     )
-    _freeze_what_has_no_loss(model, mix_weight)
+    set_seed(seed, device_specific=True)  # dropout differs between ranks
+    device = accelerator.device
+    model.to(device)
+    if extras.lora_rank is not None:
+        add_adapters(model, extras.lora_rank)
+    _freeze_what_has_no_loss(model, mix)
     if training.gradient_checkpointing:
-        model.lm.gradient_checkpointing_enable()
-    optimizer = AdamW(_parameter_groups(model, training), lr=training.learning_rate, fused=True)
-    schedule = get_scheduler(training.schedule, optimizer, training.warmup_steps, training.steps)
+        model.lm.gradient_checkpointing_enable({"use_reentrant": False})
+    if training.compile:
+        model.lm.base_model.compile(dynamic=True)
+    optimizer = make_optimizer(model, training)
+    schedule = make_schedule(optimizer, training, steps)
     wrapped, optimizer = accelerator.prepare(model, optimizer)
     wrapped.train()
+    for anchor in (extras.reference, extras.start):
+        if anchor is not None:
+            anchor.to(device)
 
-    result = Result(device=_device_name(accelerator.device), precision=precision)
+    world, rank = accelerator.num_processes, accelerator.process_index
+    result = Result(
+        steps=steps,
+        device=_device_name(device),
+        precision=precision,
+        processes=world,
+        main=accelerator.is_main_process,
+    )
     started = time.monotonic()
-    realised = 0.0
-    interval = _new_interval(accelerator.device)
-    with context.progress(training.steps, "steps") as progress:
-        for step in range(training.steps):
+    interval = _new_interval(device)
+    with context.progress(steps, "steps") as progress:
+        for step in range(steps):
             data = mix.step(step)
-            pretrain_weight = mix_weight / max(data.num_pretrain, 1)
-            finetune_weight = (1 - mix_weight) / max(data.num_finetune, 1)
-            micro_batches = list(
-                data.share(accelerator.process_index, accelerator.num_processes, training.micro_batch_size)
-            )
+            asked = mix_weight.asked(step)
+            weights = mix_weight.weights(step, data.num_pretrain, data.num_finetune)
+            before = interval.sums["pretrain"] - interval.sums["reference"]
+            micro_batches = list(data.share(rank, world, training.micro_batch_size))
             for number, rows in enumerate(micro_batches):
-                batch = collate(rows, pad_id).to(accelerator.device)
+                batch = collate(rows, pad_id).to(device)
                 # Gradients are summed over micro-batches and exchanged between ranks with the last one only.
                 with accelerator.no_sync(wrapped) if number + 1 < len(micro_batches) else contextlib.nullcontext():
-                    losses = wrapped(batch, pretrain_weight, finetune_weight)
-                    accelerator.backward(losses["weighted"] * accelerator.num_processes)
-                interval.loss_pretrain += losses["pretrain"]
-                interval.loss_finetune += losses["finetune"]
-                interval.positions += batch.input_ids.numel()
+                    start_logits, reference = _anchored(extras, rows, pad_id, accelerator)
+                    losses = wrapped(batch, *weights, kl_weight / max(data.tokens_finetune, 1), start_logits)
+                    accelerator.backward(losses.pop("weighted") * world)
+                for name, loss in losses.items():
+                    interval.sums[name] += loss
+                if reference is not None:
+                    interval.sums["reference"] += reference
+                interval.sums["positions"] += batch.input_ids.numel()
+            if extras.start is not None and extras.l2sp_weight:
+                interval.l2sp += extras.start.pull(accelerator.unwrap_model(wrapped), extras.l2sp_weight)
             norm = accelerator.clip_grad_norm_(wrapped.parameters(), training.max_grad_norm)
             if not torch.isfinite(norm):
-                raise _not_finite(step, interval)
-            rates = [group["lr"] for group in optimizer.param_groups]
+                optimizer.zero_grad(set_to_none=True)
+                raise explain_not_finite(accelerator.unwrap_model(wrapped), mix, data, step, pad_id)
+            rates = learning_rates(optimizer)
             optimizer.step()
             schedule.step()
             optimizer.zero_grad(set_to_none=True)
 
-            given = pretrain_weight * data.num_pretrain + finetune_weight * data.num_finetune
-            realised_now = pretrain_weight * data.num_pretrain / given if given else 0.0
-            realised += realised_now
-            result.tokens["pretrain"] += data.tokens_pretrain
-            result.tokens["finetune"] += data.tokens_finetune
-            interval.num_pretrain += data.num_pretrain
-            interval.num_finetune += data.num_finetune
-            interval.tokens_pretrain += data.tokens_pretrain
-            interval.tokens_finetune += data.tokens_finetune
+            if isinstance(mix_weight, BudgetController):
+                excess = accelerator.reduce(interval.sums["pretrain"] - interval.sums["reference"] - before, "sum")
+                share = rates.get("learning_rate", 0.0) / training.learning_rate
+                mix_weight.observe(float(excess) / max(data.num_pretrain, 1), share)
+            _count(interval, result, data, asked, weights)
             progress.advance(tokens=data.tokens_pretrain + data.tokens_finetune)
-            if (step + 1) % training.log_every_steps == 0 or step + 1 == training.steps:
-                entry = _log_entry(accelerator, interval, step + 1, mix_weight, realised_now, rates, float(norm))
+            if (step + 1) % training.log_every_steps == 0 or step + 1 == steps:
+                entry = _log_entry(accelerator, interval, step + 1, float(norm), rates, mix_weight)
                 result.curve.append(entry)
                 context.tracker.log_metrics({name: value for name, value in entry.items() if name != "step"}, step + 1)
-                interval = _new_interval(accelerator.device)
+                interval = _new_interval(device)
     result.seconds = time.monotonic() - started
-    result.realised_mix_weight = realised / max(training.steps, 1)
-    for parameter in model.parameters():
-        parameter.requires_grad_(True)
-    # Undo accelerate's wrapping of `forward`, so that the caller gets back the model that it gave.
-    accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False).to("cpu")
+    result.realised_mix_weight /= max(steps, 1)
+    _undo(accelerator, wrapped, model, training, extras)
     return result
 
 
-def _freeze_what_has_no_loss(model: MixedModel, mix_weight: float) -> None:
+def _anchored(
+    extras: Extras, rows: list[list[Segment]], pad_id: int, accelerator: Accelerator
+) -> tuple[Tensor | None, Tensor | None]:
+    """What the anchors say of one micro-batch: the start's logits at its labelled rows, the reference's loss on its text."""
+    start_logits = reference = None
+    text, labelled = ([row for row in rows if row[0].pretrain is wanted] for wanted in (True, False))
+    with accelerator.autocast():
+        if extras.start is not None and extras.kl_weight and labelled:
+            start_logits = extras.start.finetune_logits(collate(labelled, pad_id).to(accelerator.device))
+        if extras.reference is not None and text:
+            reference = extras.reference.pretrain_loss(collate(text, pad_id).to(accelerator.device))
+    return start_logits, reference
+
+
+def _freeze_what_has_no_loss(model: MixedModel, mix: Mix) -> None:
     """λ = 0 and λ = 1 are plain fine-tuning and plain pretraining: weight decay must not touch the other loss's head."""
-    if model.head is None:
-        return
-    if mix_weight == 1:
-        model.head.requires_grad_(False)
-    if mix_weight == 0 and not model.lm.config.tie_word_embeddings:
-        model.lm.get_output_embeddings().requires_grad_(False)
+    backbone = model.lm.base_model
+    if mix.finetune is None:
+        # By name: what the task head shares with the LM head goes by the name of the latter.
+        for name, parameter in model.named_parameters():
+            if is_task_head(name):
+                parameter.requires_grad_(False)
+    if mix.pretrain is None and model.task is not None:
+        # What is tied to the embeddings is part of the backbone; what the task head shares is its own.
+        kept = {id(parameter) for parameter in (*backbone.parameters(), *model.task.parameters())}
+        for parameter in model.lm.parameters():
+            if id(parameter) not in kept:
+                parameter.requires_grad_(False)
 
 
-def _parameter_groups(model: MixedModel, training: Training) -> list[dict[str, Any]]:
-    """Backbone and head with their learning rates; weight decay on matrices only."""
-    head_rate = training.head_learning_rate or training.learning_rate
-    groups: dict[tuple[bool, bool], list[torch.nn.Parameter]] = {}
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            groups.setdefault((name.startswith("head."), parameter.ndim >= 2), []).append(parameter)
-    return [
-        {
-            "params": parameters,
-            "lr": head_rate if is_head else training.learning_rate,
-            "weight_decay": training.weight_decay if is_matrix else 0.0,
-        }
-        for (is_head, is_matrix), parameters in groups.items()
-    ]
+def _count(interval: _Interval, result: Result, data: StepData, asked: float | None, weights: Weights) -> None:
+    share = realised(weights, data.num_pretrain, data.num_finetune)
+    interval.steps += 1
+    interval.asked, interval.realised = asked, interval.realised + share
+    result.realised_mix_weight += share
+    result.tokens["pretrain"] += data.tokens_pretrain
+    result.tokens["finetune"] += data.tokens_finetune
+    interval.num_pretrain += data.num_pretrain
+    interval.num_finetune += data.num_finetune
+    interval.tokens_pretrain += data.tokens_pretrain
+    interval.tokens_finetune += data.tokens_finetune
 
 
 def _new_interval(device: torch.device) -> _Interval:
-    return _Interval(torch.zeros((), device=device), torch.zeros((), device=device))
+    names = ("pretrain", "finetune", "kl", "reference", "positions")
+    return _Interval({name: torch.zeros((), device=device, dtype=torch.float64) for name in names})
 
 
 def _log_entry(
     accelerator: Accelerator,
     interval: _Interval,
     step: int,
-    mix_weight: float,
-    realised_mix_weight: float,
-    rates: list[float],
     norm: float,
-) -> dict[str, float | int | None]:
+    rates: dict[str, float],
+    mix_weight: MixWeight,
+) -> Entry:
     """Means over the interval, a count for each stream; sums are gathered from all ranks first."""
-    sums = accelerator.reduce(torch.stack([interval.loss_pretrain, interval.loss_finetune]), "sum")
-    pretrain = float(sums[0]) / interval.num_pretrain if interval.num_pretrain else None
-    finetune = float(sums[1]) / interval.num_finetune if interval.num_finetune else None
+    gathered = accelerator.reduce(torch.stack(list(interval.sums.values())), "sum")
+    sums = dict(zip(interval.sums, gathered.tolist(), strict=True))
+    pretrain = sums["pretrain"] / interval.num_pretrain if interval.num_pretrain else None
+    finetune = sums["finetune"] / interval.num_finetune if interval.num_finetune else None
+    share = interval.realised / interval.steps
     tokens = interval.tokens_pretrain + interval.tokens_finetune
     seconds = max(time.monotonic() - interval.started, 1e-9)
-    return {
+    entry: Entry = {
         "step": step,
-        "loss": mix_weight * (pretrain or 0.0) + (1 - mix_weight) * (finetune or 0.0),
+        "loss": share * (pretrain or 0.0) + (1 - share) * (finetune or 0.0),
         "loss_pretrain": pretrain,
         "loss_finetune": finetune,
-        "mix_weight": mix_weight,
-        "realised_mix_weight": realised_mix_weight,
+        "mix_weight": interval.asked,
+        "realised_mix_weight": share,
         "replay_share": interval.tokens_pretrain / max(tokens, 1),
-        "learning_rate": rates[0],
-        "head_learning_rate": rates[-1],
+        **rates,
         "grad_norm": norm,
         "supervised_pretrain": interval.num_pretrain,
         "supervised_finetune": interval.num_finetune,
         "tokens_pretrain": interval.tokens_pretrain,
         "tokens_finetune": interval.tokens_finetune,
         "tokens_per_second": tokens / seconds,
-        "padding_share": max(0.0, 1 - tokens / max(interval.positions * accelerator.num_processes, 1)),
+        "padding_share": max(0.0, 1 - tokens / max(sums["positions"], 1)),
     }
+    if sums["kl"]:
+        entry["kl"] = sums["kl"] / max(interval.tokens_finetune, 1)
+    if interval.l2sp:
+        entry["l2sp"] = interval.l2sp / interval.steps
+    if isinstance(mix_weight, BudgetController):
+        entry["forgetting"] = mix_weight.smoothed
+        entry["forgetting_budget"] = mix_weight.budget
+    return entry
 
 
-def _not_finite(step: int, interval: _Interval) -> MixtuneError:
-    streams = [
-        name
-        for name, value in (("pretraining", interval.loss_pretrain), ("fine-tuning", interval.loss_finetune))
-        if not math.isfinite(float(value))
-    ]
-    where = f"the loss of the {' and the '.join(streams)} stream" if streams else "the gradient"
-    return MixtuneError(
-        f"step {step + 1}: {where} is not finite; lower the learning rate, or set precision to float32, and look at the data"
-    )
+def _undo(
+    accelerator: Accelerator, wrapped: torch.nn.Module, model: MixedModel, training: Training, extras: Extras
+) -> None:
+    """Gives back the model as it came, but trained: unwrapped, with plain weights, on the CPU."""
+    # accelerate wraps `forward` as well, which a caller would otherwise keep.
+    accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False).to("cpu")
+    if extras.lora_rank is not None:
+        merge_adapters(model)
+    model.lm.base_model._compiled_call_impl = None
+    if training.gradient_checkpointing:
+        model.lm.gradient_checkpointing_disable()
+    for parameter in model.parameters():
+        parameter.requires_grad_(True)
 
 
 def _device_name(device: torch.device) -> str:

@@ -47,7 +47,7 @@ def test_lambda_outside_zero_and_one_is_refused(weight: Any) -> None:
 @pytest.mark.parametrize(
     ("sections", "field"),
     [
-        ({"mixed": {"lambdas": []}}, "mixed.lambdas"),
+        ({"mixed": {"lambdas": []}}, "mixed: there is no candidate"),
         ({"mixed": {"lambdas": [0.1, 0.1]}}, "mixed"),
         ({"mixed": {"lambdas": [0.1, 0.10000001]}}, "mixed"),
         ({"tracking": {"alias": "latest"}}, "tracking.alias"),

@@ -120,7 +120,8 @@ def test_the_selected_model_is_imported_by_its_uri(package: dict[str, Any]) -> N
 def test_candidates_travel_as_text(package: dict[str, Any]) -> None:
     # Whole numbers inside lists and objects arrive as floats.
     plan = package["components"]["comp-plan"]["outputDefinitions"]["parameters"]
-    assert all(one["parameterType"] == "STRING" for name, one in plan.items() if name != "Output")
+    others = {name: one["parameterType"] for name, one in plan.items() if one["parameterType"] != "STRING"}
+    assert others == {"Output": "LIST", "pretrain_node_selector": "STRUCT", "pretrain_tolerations": "LIST"}
     mixed = package["components"]["comp-mixed"]["inputDefinitions"]["parameters"]
     assert {name: one["parameterType"] for name, one in mixed.items()} == {"candidate": "STRING", "config": "STRING"}
 
@@ -148,6 +149,17 @@ def test_every_executor_has_its_image_and_installs_nothing(package: dict[str, An
         assert {"resourceCpuLimit", "resourceMemoryLimit"} <= set(resources), name
         gpu = name.removeprefix("exec-").rstrip("-0123456789") in GPU_STEPS
         assert ("accelerator" in resources) == gpu, name
+
+
+def test_plan_decides_whether_pretrain_gets_a_gpu(package: dict[str, Any], platform: dict[str, Any]) -> None:
+    # With nothing to train it asks for none and stays off the nodes that have one; that is known at run time only.
+    task = next(task for _, task, _ in tasks(package) if step_of(task, package) == "pretrain")
+    count = task["inputs"]["parameters"]["pipelinechannel--plan-pretrain_gpus"]["taskOutputParameter"]
+    assert count == {"outputParameterKey": "pretrain_gpus", "producerTask": "plan"}
+    executor = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]["exec-pretrain"]
+    selector, tolerations = executor["nodeSelector"]["nodeSelectorJson"], executor["tolerations"][0]["tolerationJson"]
+    assert selector["taskOutputParameter"]["outputParameterKey"] == "pretrain_node_selector"
+    assert tolerations["taskOutputParameter"]["outputParameterKey"] == "pretrain_tolerations"
 
 
 def test_only_gpu_tasks_are_retried(package: dict[str, Any]) -> None:

@@ -18,6 +18,34 @@ from mixtune.components.shared.context import Context
 LABELS = ["kfp", "mlflow", "pandas", "rich"]
 
 
+REFERENCES: dict[str, Callable[[np.random.Generator], Any]] = {
+    "classification": lambda draw: LABELS[int(draw.integers(0, len(LABELS)))],
+    "multi_label": lambda draw: [label for label in LABELS if draw.uniform() < 0.4],
+    "regression": lambda draw: float(draw.normal(3, 1)),
+    "question_answering": lambda draw: [] if draw.uniform() < 0.2 else [f"answer {draw.integers(0, 9)}", "an answer"],
+}
+RIGHT: dict[str, Callable[[Any], Any]] = {
+    "classification": lambda reference: reference,
+    "multi_label": lambda reference: reference,
+    "regression": lambda reference: reference + 0.1,
+    "question_answering": lambda reference: reference[0] if reference else "",
+}
+WRONG: dict[str, Callable[[Any], Any]] = {
+    "classification": lambda reference: LABELS[(LABELS.index(reference) + 1) % len(LABELS)],
+    "multi_label": lambda reference: [label for label in LABELS[:2] if label not in reference],
+    "regression": lambda reference: 3.0 - reference / 3,
+    "question_answering": lambda reference: "" if reference else "something",
+}
+
+
+def _score(kind: str, prediction: Any, reference: Any) -> float:
+    if kind == "regression":
+        return -abs(float(prediction) - float(reference))
+    if kind == "question_answering":
+        return float(prediction in (reference or [""]))
+    return float(prediction == reference)
+
+
 @dataclass
 class Made:
     """One candidate to write.
@@ -25,6 +53,9 @@ class Made:
     Attributes:
         forgets: added to the loss of every document, in nats per token.
         right: share of the examples that it gets right; None for a model with no trained head.
+        name: in plain words; empty where its kind says all.
+        realised: λ that its gradients had; `mix_weight` where it is None.
+        budget: forgetting budget, in bits per byte.
     """
 
     id: str
@@ -33,8 +64,11 @@ class Made:
     right: float | None = None
     mix_weight: float | None = None
     alpha: float | None = None
-    predict: Callable[[int, str], str] | None = None
+    predict: Callable[[int, Any], Any] | None = None
     curve: list[dict[str, Any]] = field(default_factory=list)
+    name: str = ""
+    realised: float | None = None
+    budget: float | None = None
 
 
 PRETRAINED = Made("pretrained", "pretrained", mix_weight=1.0)
@@ -44,21 +78,29 @@ INTERPOLATED = Made("interpolated-0.5", "interpolated", forgets=0.2, right=0.4, 
 
 
 def write_evaluation(
-    folder: Path, candidates: list[Made], documents: int = 60, examples: int = 300, metric: str = "accuracy"
+    folder: Path,
+    candidates: list[Made],
+    documents: int = 60,
+    examples: int = 300,
+    metric: str = "accuracy",
+    kind: str = "classification",
+    likelihood: str = "causal",
 ) -> Artifact:
     """Writes one evaluation folder; the same documents and examples for every call with the same counts."""
     entries = []
     for one in candidates:
         splits: dict[str, dict[str, Any]] = {}
         for number, split in enumerate(("dev", "test")):
-            splits[split] = _write_split(folder / one.id, split, number, one, documents, examples)
+            splits[split] = _write_split(folder / one.id, split, number, one, documents, examples, kind)
         if one.curve:
             write_jsonl(folder / one.id / "training.jsonl", one.curve)
         entries.append(
             {
                 "format": "mixtune-model/1", "id": one.id, "kind": one.kind,
                 "start": None if one.kind == "pretrained" else "pretrained", "mix_weight": one.mix_weight,
-                "realised_mix_weight": one.mix_weight, "has_task_head": one.right is not None,
+                "name": one.name, "forgetting_budget": one.budget,
+                "realised_mix_weight": one.mix_weight if one.realised is None else one.realised,
+                "has_task_head": one.right is not None,
                 "params": {"alpha": one.alpha} if one.alpha else {"steps": 200}, "steps": 200, "seconds": 31.5,
                 "tokens": {"pretrain": 100_000 if one.mix_weight else 0, "finetune": 200_000}, "base": "scratch",
                 "data": {"pretrain": "a" * 64, "finetune": "b" * 64}, "mlflow_runs": {one.id: f"run-of-{one.id}"},
@@ -68,7 +110,7 @@ def write_evaluation(
                 "evaluate_seconds": 4.2, "evaluate_run": None,
             }
         )  # fmt: skip
-    data = {
+    data: dict[str, dict[str, Any]] = {
         stream: {
             "digest": digest * 64,
             "source": "embedded",
@@ -76,15 +118,22 @@ def write_evaluation(
         }
         for stream, digest, count in (("pretrain", "c", documents), ("finetune", "d", examples))
     }
-    task = {"kind": "classification", "metric": metric, "higher_is_better": True, "labels": LABELS}
+    if kind == "question_answering":
+        for split in data["finetune"]["splits"].values():
+            split |= {"documents": 3 * examples, "examples": examples}
+    labels = LABELS if kind in ("classification", "multi_label") else None
+    task = {"kind": kind, "metric": metric, "higher_is_better": True, "labels": labels}
     write_json(
         folder / "evaluation.json",
-        {"format": "mixtune-evaluation/1", "task": task, "candidates": entries, "data": data, "not_finite": []},
-    )
+        {"format": "mixtune-evaluation/1", "likelihood": likelihood if candidates else None, "task": task,
+         "candidates": entries, "data": data, "not_finite": []},
+    )  # fmt: skip
     return Artifact(str(folder))
 
 
-def _write_split(folder: Path, split: str, number: int, one: Made, documents: int, examples: int) -> dict[str, Any]:
+def _write_split(
+    folder: Path, split: str, number: int, one: Made, documents: int, examples: int, kind: str
+) -> dict[str, Any]:
     draw = np.random.default_rng(number)  # the same documents and examples for every candidate
     tokens = draw.integers(20, 200, documents)
     nats = tokens * draw.gamma(20, 0.2, documents)
@@ -100,18 +149,17 @@ def _write_split(folder: Path, split: str, number: int, one: Made, documents: in
     )  # fmt: skip
     if one.right is None:
         return {}
-    references = [LABELS[i] for i in draw.integers(0, len(LABELS), examples)]
+    references = [REFERENCES[kind](draw) for _ in range(examples)]
     hard = draw.uniform(size=examples)  # what one candidate gets right, a better one mostly does, too
     hard = np.clip(hard + own.normal(0, 0.1, examples), 0, 1)
     rows = []
     for i, reference in enumerate(references):
-        wrong = LABELS[(LABELS.index(reference) + 1) % len(LABELS)]
-        prediction = reference if hard[i] < one.right else wrong
+        prediction = RIGHT[kind](reference) if hard[i] < one.right else WRONG[kind](reference)
         if one.predict:
             prediction = one.predict(i, reference)
         rows.append(
             {"id": f"{split}-e{i}", "reference": reference, "prediction": prediction,
-             "score": float(prediction == reference), "contaminated": i % 50 == 0, "text": f"what does {i} <do>?"}
+             "score": _score(kind, prediction, reference), "contaminated": i % 50 == 0, "text": f"what does {i} <do>?"}
         )  # fmt: skip
     write_jsonl(folder / f"{split}.examples.jsonl", rows)
     if not rows:

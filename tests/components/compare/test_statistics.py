@@ -3,12 +3,27 @@
 from __future__ import annotations
 
 import math
+import time
+import warnings
+from collections.abc import Callable
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hypothesis_numpy
+from scipy.stats import DegenerateDataWarning, pearsonr, spearmanr
 from sklearn.metrics import f1_score
 
-from mixtune.components.compare.statistics import Bootstrap, Value
+from mixtune.components.compare.statistics import (
+    Bootstrap,
+    Statistic,
+    Value,
+    macro_f1,
+    micro_f1,
+    pearson,
+    spearman,
+)
 
 DRAW = Bootstrap(seed=1, resamples=2000, coverage=0.95)
 
@@ -49,18 +64,18 @@ def test_pairing_removes_what_documents_have_in_common() -> None:
 def test_identical_models_differ_by_exactly_nothing() -> None:
     draw = np.random.default_rng(0)
     nats, num_bytes, scores = draw.uniform(1, 9, 50), draw.integers(1, 99, 50), draw.integers(0, 2, 50)
-    labels = draw.integers(0, 3, 50)
     nothing = Value(0.0, 0.0, 0.0)
     assert DRAW.forgetting(nats, nats, num_bytes) == nothing
     assert DRAW.mean_difference(scores, scores) == nothing
-    assert DRAW.macro_f1_difference(labels, scores, scores) == nothing
 
 
 def test_one_observation_is_its_own_interval() -> None:
     one = np.array([4.0])
     assert DRAW.mean(one) == Value(4.0, 4.0, 4.0)
     assert DRAW.forgetting(one, one - 1, np.array([2])) == Value(*[1 / 2 / math.log(2)] * 3)
-    assert DRAW.macro_f1(np.array([0]), np.array([0])) == Value(1.0, 1.0, 1.0)
+    right = np.array([[True, False]])
+    assert DRAW.of_split(macro_f1(right, right), 1) == Value(1.0, 1.0, 1.0)
+    assert DRAW.of_split(pearson(one, one), 1) == Value(0.0, 0.0, 0.0)
 
 
 def test_nothing_measured_is_an_error() -> None:
@@ -74,12 +89,16 @@ def test_the_same_seed_gives_the_same_interval_and_another_seed_another() -> Non
     assert DRAW.mean(sample) != Bootstrap(2, 2000, 0.95).mean(sample)
 
 
+def one_hot(classes: np.ndarray) -> np.ndarray:
+    return classes[:, None] == np.arange(6)
+
+
 @pytest.mark.parametrize("num_classes", [2, 5])
-def test_macro_f1_is_that_of_scikit_learn(num_classes: int) -> None:
+def test_macro_f1_of_classes_is_that_of_scikit_learn(num_classes: int) -> None:
     draw = np.random.default_rng(num_classes)
     references = draw.integers(0, num_classes, 80)
     predictions = np.where(draw.uniform(size=80) < 0.6, references, draw.integers(0, num_classes, 80))
-    value = DRAW.macro_f1(references, predictions)
+    value = DRAW.of_split(macro_f1(one_hot(references), one_hot(predictions)), 80)
     assert value.value == pytest.approx(f1_score(references, predictions, average="macro"))
     by_hand = [
         f1_score(references[chosen], predictions[chosen], average="macro")
@@ -91,7 +110,7 @@ def test_macro_f1_is_that_of_scikit_learn(num_classes: int) -> None:
 
 def test_macro_f1_of_constant_predictions() -> None:
     references = np.repeat([0, 1, 2, 3], 25)
-    value = DRAW.macro_f1(references, np.zeros(100, int))
+    value = DRAW.of_split(macro_f1(one_hot(references), one_hot(np.zeros(100, int))), 100)
     assert value.value == pytest.approx((2 * 25 / 125) / 4)
     assert value.low < value.value < value.high
 
@@ -99,10 +118,100 @@ def test_macro_f1_of_constant_predictions() -> None:
 def test_macro_f1_difference_is_the_difference_of_the_two() -> None:
     draw = np.random.default_rng(0)
     references, ours, theirs = draw.integers(0, 3, (3, 60))
-    difference = DRAW.macro_f1_difference(references, ours, theirs)
+    one, other = (macro_f1(one_hot(references), one_hot(predictions)) for predictions in (ours, theirs))
+    difference = DRAW.difference(one, other, 60)
     parts = [f1_score(references, predictions, average="macro") for predictions in (ours, theirs)]
     assert difference.value == pytest.approx(parts[0] - parts[1])
     assert difference.low < difference.value < difference.high
+
+
+def resampled(counts: np.ndarray) -> np.ndarray:
+    """The indices of one resample, as counts say it."""
+    return np.repeat(np.arange(len(counts)), counts.astype(int))
+
+
+@given(
+    truth=hypothesis_numpy.arrays(bool, st.tuples(st.integers(1, 12), st.just(3))),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_f1_over_labels_is_that_of_scikit_learn_in_every_resample(truth: np.ndarray, seed: int) -> None:
+    draw = np.random.default_rng(seed)
+    guess = truth ^ (draw.uniform(size=truth.shape) < 0.3)
+    counts = np.stack([np.ones(len(truth)), draw.multinomial(len(truth), np.full(len(truth), 1 / len(truth)))])
+    for average, metric in (("micro", micro_f1(truth, guess)), ("macro", macro_f1(truth, guess))):
+        for found, row in zip(metric(counts.astype(float)), counts, strict=True):
+            ours, theirs = truth[resampled(row)], guess[resampled(row)]
+            expected = f1_score(ours, theirs, average=average, zero_division=np.nan) if (ours | theirs).any() else 0.0
+            assert found == pytest.approx(expected)
+
+
+VALUES = st.lists(
+    st.tuples(
+        st.sampled_from([0.0, 0.1, 0.3, 2.5, -7.0, 100.0]), st.integers(-8000, 8000).map(lambda number: number / 8)
+    ),
+    min_size=2,
+    max_size=15,
+)
+
+
+@given(pairs=VALUES, seed=st.integers(0, 2**32 - 1))
+def test_correlations_are_those_of_scipy(pairs: list[tuple[float, float]], seed: int) -> None:
+    """Pearson in every resample; Spearman over the whole split."""
+    truth, guess = np.array(pairs).T
+    size = len(truth)
+    counts = np.stack([np.ones(size), np.random.default_rng(seed).multinomial(size, np.full(size, 1 / size))])
+    for found, row in zip(pearson(truth, guess)(counts.astype(float)), counts, strict=True):
+        ours, theirs = truth[resampled(row)], guess[resampled(row)]
+        if np.ptp(ours) and np.ptp(theirs):
+            with warnings.catch_warnings():
+                warnings.simplefilter("error", DegenerateDataWarning)
+                try:
+                    assert found == pytest.approx(pearsonr(ours, theirs).statistic, abs=1e-6)
+                except DegenerateDataWarning:
+                    assert abs(found) <= 1
+        else:
+            assert found == 0.0
+    if np.ptp(truth) and np.ptp(guess):
+        value = spearman(truth, guess)(np.ones((1, size)))[0]
+        assert value == pytest.approx(spearmanr(truth, guess).statistic, abs=1e-9)
+
+
+@pytest.mark.parametrize("constant", [0.0, 0.1, 1 / 3, 1e9])
+@pytest.mark.parametrize("metric", [pearson, spearman])
+def test_what_is_constant_correlates_with_nothing(metric: Callable[..., Statistic], constant: float) -> None:
+    values, same = np.random.default_rng(0).normal(size=37), np.full(37, constant)
+    for truth, guess in ((values, same), (same, values), (same, same)):
+        assert DRAW.of_split(metric(truth, guess), 37) == Value(0.0, 0.0, 0.0)
+
+
+def test_a_correlations_interval_is_that_of_drawing_it_anew() -> None:
+    draw = np.random.default_rng(0)
+    truth = draw.normal(size=120)
+    ours, theirs = (truth + noise * draw.normal(size=120) for noise in (0.7, 1.5))
+    chosen = np.random.default_rng(5).integers(0, 120, (2000, 120))
+    for metric, of, close in ((pearson, pearsonr, 0.02), (spearman, spearmanr, 0.03)):
+        value = DRAW.of_split(metric(truth, ours), 120)
+        by_hand = [of(truth[one], ours[one]).statistic for one in chosen]
+        assert [value.low, value.high] == pytest.approx(list(np.percentile(by_hand, [2.5, 97.5])), abs=close)
+        difference = DRAW.difference(metric(truth, ours), metric(truth, theirs), 120)
+        apart = [of(truth[one], ours[one]).statistic - of(truth[one], theirs[one]).statistic for one in chosen]
+        assert difference.value == pytest.approx(of(truth, ours).statistic - of(truth, theirs).statistic)
+        assert [difference.low, difference.high] == pytest.approx(list(np.percentile(apart, [2.5, 97.5])), abs=close)
+        paired = difference.high - difference.low
+        unpaired = (value.high - value.low) + paired
+        assert 0 < paired < unpaired
+
+
+def test_metrics_of_a_split_are_drawn_in_about_a_second() -> None:
+    draw = np.random.default_rng(0)
+    truth, ours, theirs = draw.normal(size=(3, 1000))
+    labels, guess, other = draw.uniform(size=(3, 1000, 20)) < 0.2
+    pairs = [(metric(truth, ours), metric(truth, theirs)) for metric in (pearson, spearman)]
+    pairs += [(metric(labels, guess), metric(labels, other)) for metric in (micro_f1, macro_f1)]
+    for one, another in pairs:
+        started = time.process_time()
+        DRAW.difference(one, another, 1000)
+        assert time.process_time() - started < 3
 
 
 def test_a_large_sample_is_resampled_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""What `evaluate` writes is what `compare` reads: real small models, both task kinds."""
+"""What `evaluate` writes is what `compare` reads: real small models, every task kind."""
 
 from __future__ import annotations
 
@@ -8,15 +8,16 @@ from typing import Any
 import pytest
 
 from mixtune.components.shared.artifacts import Artifact
+from mixtune.components.shared.config import Task
 
 from ..evaluate import made as measured
 from .made import Outcome, compare
 
 
-def whole_run(folder: Path, generation: bool, metric: str) -> Outcome:
+def whole_run(folder: Path, task: Task, metric: str, architecture: str = "llama") -> Outcome:
     """Evaluates four small models on the same held-out data and compares them."""
-    labels = None if generation else measured.LABELS
-    labelled = measured.write_labelled(folder / "labelled", generation)
+    labels = measured.LABELS if task in ("classification", "multi_label") else None
+    labelled = measured.write_labelled(folder / "labelled", task)
     models = {
         name: measured.write_model(
             folder / name,
@@ -24,6 +25,8 @@ def whole_run(folder: Path, generation: bool, metric: str) -> Outcome:
             name.split("-")[0],  # type: ignore[arg-type]
             None if name == "pretrained" else labels,
             seed,
+            architecture,
+            task,
         )
         for seed, name in enumerate(("pretrained", "finetuned", "mixed-0.3"))
     }
@@ -35,7 +38,7 @@ def whole_run(folder: Path, generation: bool, metric: str) -> Outcome:
         _, path = measured.evaluate(folder / name, model, labelled, metric=metric, **options)
         return Artifact(str(path))
 
-    measured.write_text(folder / "text")
+    measured.write_text(folder / "text", with_ends=architecture == "bert")
     inputs: dict[str, Any] = {
         "pretrained": evaluation("of-pretrained", models["pretrained"]),
         "finetuned": evaluation("of-finetuned", models["finetuned"]),
@@ -49,7 +52,7 @@ def whole_run(folder: Path, generation: bool, metric: str) -> Outcome:
 
 @pytest.mark.parametrize("metric", ["accuracy", "macro_f1"])
 def test_classification(tmp_path: Path, metric: str) -> None:
-    done = whole_run(tmp_path, generation=False, metric=metric)
+    done = whole_run(tmp_path, "classification", metric)
     assert [row["id"] for row in done.report["candidates"]] == [
         "pretrained",
         "finetuned",
@@ -68,7 +71,33 @@ def test_classification(tmp_path: Path, metric: str) -> None:
 
 @pytest.mark.parametrize("metric", ["exact_match", "token_f1"])
 def test_generation(tmp_path: Path, metric: str) -> None:
-    done = whole_run(tmp_path, generation=True, metric=metric)
+    done = whole_run(tmp_path, "generation", metric)
     for row in done.report["candidates"]:
         assert row["task_score"]["value"] == pytest.approx(row[metric])
         assert row["completion_nats_per_token"] > 0
+
+
+@pytest.mark.parametrize(
+    ("task", "metric"),
+    [
+        ("multi_label", "micro_f1"),
+        ("multi_label", "macro_f1"),
+        ("regression", "pearson"),
+        ("regression", "spearman"),
+        ("question_answering", "exact_match"),
+        ("question_answering", "token_f1"),
+    ],
+)
+def test_encoders(tmp_path: Path, task: Task, metric: str) -> None:
+    done = whole_run(tmp_path, task, metric, "bert")
+    assert done.report["forgetting"]["likelihood"] == "fixed-mask pseudo-likelihood"
+    for name in ("finetuned", "mixed-0.3", "interpolated-0.5"):
+        row = done.row(name)
+        for at in (row, row["dev"]):
+            assert at["task_score"]["value"] == pytest.approx(at[metric])
+    assert done.report["task"]["examples"] == 11
+    assert done.report["contamination"]["test"] == {"examples": 11, "contaminated": 1}
+    if task == "regression":
+        assert 0 < done.row("finetuned")["mae"] <= done.row("finetuned")["rmse"]
+    page = (done.folder / "report.html").read_text(encoding="utf-8")
+    assert "every token is masked and predicted once" in page

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mixtune.components.evaluate.scores import exact_match, example_score, split_scores, token_f1
+from mixtune.components.evaluate.scores import Label, exact_match, example_score, split_scores, token_f1
 
 
 @pytest.mark.parametrize(
@@ -37,9 +37,70 @@ def test_macro_f1_of_a_split() -> None:
     scores = split_scores("classification", references, predictions)
     assert scores["accuracy"] == pytest.approx(0.8)
     assert scores["macro_f1"] == pytest.approx((1 + 2 / 3 + 2 / 3) / 3)
-    assert example_score("macro_f1", "a", "b") == 0.0
+    assert example_score("classification", "macro_f1", "a", "b") == 0.0
 
 
 def test_generation_scores_are_means() -> None:
     scores = split_scores("generation", ["a cat", "dog"], ["a cat", "a dog"])
     assert scores == {"exact_match": 0.5, "token_f1": pytest.approx((1 + 2 / 3) / 2)}
+
+
+@pytest.mark.parametrize(
+    ("kind", "metric", "prediction", "reference", "score"),
+    [
+        ("multi_label", "micro_f1", ["a", "b"], ["b", "a"], 1.0),
+        ("multi_label", "micro_f1", [], [], 1.0),
+        ("multi_label", "micro_f1", ["a"], ["a", "b"], 0.0),
+        ("regression", "pearson", 2.5, 3.0, -0.5),
+        ("question_answering", "exact_match", "a cat", ["dog", "a  cat"], 1.0),
+        ("question_answering", "token_f1", "the cat", ["dog", "the cat sat", "a cat"], 0.8),
+        ("question_answering", "token_f1", "我爱猫", ["我爱狗"], 2 / 3),
+        ("question_answering", "exact_match", "", [], 1.0),
+        ("question_answering", "exact_match", "a cat", [], 0.0),
+        ("question_answering", "token_f1", "a cat", [], 0.0),
+        ("question_answering", "token_f1", "", ["a cat"], 0.0),
+    ],
+)
+def test_score_of_one_example(kind: str, metric: str, prediction: Label, reference: Label, score: float) -> None:
+    assert example_score(kind, metric, prediction, reference) == pytest.approx(score)
+
+
+def test_multi_label_scores_by_hand() -> None:
+    """`a` once right and once missed, `b` once wrongly given, `c` right; `d` nowhere, so that it has no F1."""
+    references: list[Label] = [["a"], ["a", "c"], []]
+    scores = split_scores("multi_label", references, [["a"], ["b", "c"], []], ["a", "b", "c", "d"])
+    assert scores == {
+        "micro_f1": pytest.approx(2 * 2 / (3 + 3)),
+        "macro_f1": pytest.approx((2 / 3 + 0 + 1) / 3),
+        "exact_match": pytest.approx(2 / 3),
+    }
+    assert split_scores("multi_label", [[], []], [[], []], ["a"]) == {
+        "micro_f1": 0.0, "macro_f1": 0.0, "exact_match": 1.0,
+    }  # fmt: skip
+
+
+def test_regression_scores_by_hand() -> None:
+    scores = split_scores("regression", [1.0, 2.0, 3.0, 4.0], [2.0, 4.0, 6.0, 80.0])
+    assert scores["spearman"] == pytest.approx(1.0)
+    assert scores["pearson"] == pytest.approx(0.80104, abs=1e-5)
+    assert scores["mae"] == pytest.approx((1 + 2 + 3 + 76) / 4)
+    assert scores["rmse"] == pytest.approx(((1 + 4 + 9 + 76**2) / 4) ** 0.5)
+
+
+@pytest.mark.parametrize("predictions", [[0.1, 0.1, 0.1], [1e9, 1e9, 1e9]])
+def test_constant_predictions_correlate_with_nothing(predictions: list[Label]) -> None:
+    scores = split_scores("regression", [1.0, 2.0, 4.0], predictions)
+    assert scores["pearson"] == scores["spearman"] == 0.0
+    assert split_scores("regression", [1.0], [2.0])["pearson"] == 0.0
+
+
+def test_without_all_predictions_there_is_no_score() -> None:
+    assert set(split_scores("regression", [1.0, 2.0], [1.0, None]).values()) == {None}
+    assert set(split_scores("question_answering", [["a"], []], ["a", None]).values()) == {None}
+
+
+def test_a_single_label_is_scored_by_where_it_is() -> None:
+    scores = split_scores("multi_label", [["a"], [], [], []], [[], [], [], []], ["a"])
+    assert (scores["micro_f1"], scores["macro_f1"]) == (0.0, 0.0)
+    scores = split_scores("multi_label", [["a"], ["a"], [], []], [["a"], [], [], []], ["a"])
+    assert scores["micro_f1"] == pytest.approx(2 / 3)

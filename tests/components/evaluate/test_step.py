@@ -49,7 +49,7 @@ def naive_nats(model: Any, tokens: np.ndarray, first: int = 1) -> float:
 @pytest.mark.parametrize("architecture", ["llama", "gpt2", "qwen2"])
 def test_document_losses_are_those_of_plain_transformers(tmp_path: Path, architecture: str) -> None:
     model = write_model(tmp_path / "model", "finetuned", "finetuned", LABELS, architecture=architecture)
-    found, folder = evaluate(tmp_path, model, write_labelled(tmp_path / "labelled", generation=False))
+    found, folder = evaluate(tmp_path, model, write_labelled(tmp_path / "labelled"))
     plain = AutoModelForCausalLM.from_pretrained(model.path).eval()
     for split in ("dev", "test"):
         documents = Documents(tmp_path / "text", split)
@@ -66,7 +66,7 @@ def test_document_losses_are_those_of_plain_transformers(tmp_path: Path, archite
 @pytest.mark.parametrize("architecture", ["llama", "gpt2"])
 def test_predictions_are_those_of_plain_transformers(tmp_path: Path, architecture: str) -> None:
     model = write_model(tmp_path / "model", "finetuned", "finetuned", LABELS, seed=1, architecture=architecture)
-    found, folder = evaluate(tmp_path, model, write_labelled(tmp_path / "labelled", generation=False))
+    found, folder = evaluate(tmp_path, model, write_labelled(tmp_path / "labelled"))
     plain = AutoModelForSequenceClassification.from_pretrained(model.path).eval()
     examples = Documents(tmp_path / "labelled", "test")
     measured = rows(folder / "finetuned", "test.examples.jsonl")
@@ -88,7 +88,9 @@ def test_predictions_are_those_of_plain_transformers(tmp_path: Path, architectur
 def test_answers_are_greedy_and_the_reference_is_scored(tmp_path: Path, architecture: str) -> None:
     """A pretrained language model can answer, so it gets a task score, too."""
     model = write_model(tmp_path / "model", "pretrained", "pretrained", architecture=architecture)
-    found, folder = evaluate(tmp_path, model, write_labelled(tmp_path / "labelled", generation=True), metric="token_f1")
+    found, folder = evaluate(
+        tmp_path, model, write_labelled(tmp_path / "labelled", task="generation"), metric="token_f1"
+    )
     plain = AutoModelForCausalLM.from_pretrained(model.path).eval()
     examples = Documents(tmp_path / "labelled", "dev")
     words = tiny_tokenizer()
@@ -123,7 +125,7 @@ def test_a_prompt_that_fills_all_positions_is_answered_with_nothing(tmp_path: Pa
 
 def test_without_a_trained_head_there_is_no_task_score(tmp_path: Path) -> None:
     model = write_model(tmp_path / "model", "pretrained", "pretrained")
-    found, folder = evaluate(tmp_path, model, write_labelled(tmp_path / "labelled", generation=False))
+    found, folder = evaluate(tmp_path, model, write_labelled(tmp_path / "labelled"))
     entry = found["candidates"][0]
     assert entry["splits"]["dev"]["task_score"] is None
     assert entry["splits"]["dev"]["bpb"] > 0
@@ -136,7 +138,7 @@ def test_without_a_trained_head_there_is_no_task_score(tmp_path: Path) -> None:
 def test_interpolated_candidates(tmp_path: Path) -> None:
     start = write_model(tmp_path / "pretrained", "pretrained", "pretrained", seed=1)
     tuned = write_model(tmp_path / "finetuned", "finetuned", "finetuned", LABELS, seed=2)
-    labelled = write_labelled(tmp_path / "labelled", generation=False)
+    labelled = write_labelled(tmp_path / "labelled")
     found, folder = evaluate(tmp_path, start, labelled, tuned, interpolation_alphas=[0.25, 0.5])
     assert [one["id"] for one in found["candidates"]] == ["interpolated-0.25", "interpolated-0.5"]
     entry = found["candidates"][0]
@@ -154,21 +156,21 @@ def test_interpolated_candidates(tmp_path: Path) -> None:
 def test_no_alpha_leaves_a_valid_empty_evaluation(tmp_path: Path) -> None:
     start = write_model(tmp_path / "pretrained", "pretrained", "pretrained")
     tuned = write_model(tmp_path / "finetuned", "finetuned", "finetuned", LABELS)
-    found, _ = evaluate(tmp_path, start, write_labelled(tmp_path / "labelled", generation=False), tuned)
+    found, _ = evaluate(tmp_path, start, write_labelled(tmp_path / "labelled"), tuned)
     assert found["candidates"] == []
     assert found["format"] == "mixtune-evaluation/1"
 
 
 def test_the_first_documents_alone(tmp_path: Path) -> None:
     model = write_model(tmp_path / "model", "pretrained", "pretrained")
-    labelled = write_labelled(tmp_path / "labelled", generation=False)
+    labelled = write_labelled(tmp_path / "labelled")
     _, folder = evaluate(tmp_path, model, labelled, max_documents=3)
     assert [row["id"] for row in rows(folder / "pretrained", "dev.documents.jsonl")] == ["dev-0", "dev-1", "dev-2"]
 
 
 def test_losses_do_not_depend_on_the_batch(tmp_path: Path) -> None:
     model = write_model(tmp_path / "model", "finetuned", "finetuned", LABELS)
-    labelled = write_labelled(tmp_path / "labelled", generation=False)
+    labelled = write_labelled(tmp_path / "labelled")
     nats = []
     for size in (1, 64):
         _, folder = evaluate(tmp_path, model, labelled, batch_size=size)
@@ -188,7 +190,7 @@ def test_a_loss_that_is_not_finite_is_named(tmp_path: Path) -> None:
         for split in ("dev", "test")
     }
     assert 0 < len(bad["dev"]) < 8
-    labelled = write_labelled(tmp_path / "labelled", generation=False)
+    labelled = write_labelled(tmp_path / "labelled")
     with pytest.raises(MixtuneError) as raised:
         evaluate(tmp_path, Artifact(str(tmp_path / "model")), labelled)
     named = [f"mixed-0.3: the loss of document {s}-{i} ({s}) is not finite" for s in bad for i in bad[s]]
@@ -204,7 +206,7 @@ def test_a_loss_that_is_not_finite_is_named(tmp_path: Path) -> None:
 
 def test_labels_of_another_task_are_refused(tmp_path: Path) -> None:
     model = write_model(tmp_path / "model", "finetuned", "finetuned", LABELS)
-    labelled = write_labelled(tmp_path / "labelled", generation=False, labels=["a", "b", "c"])
+    labelled = write_labelled(tmp_path / "labelled", labels=["a", "b", "c"])
     with pytest.raises(RefusedError, match=r"finetuned: was trained on the labels .*'no'.* has \['a', 'b', 'c'\]"):
         evaluate(tmp_path, model, labelled)
     assert not (tmp_path / "evaluation" / "evaluation.json").exists()
@@ -212,6 +214,6 @@ def test_labels_of_another_task_are_refused(tmp_path: Path) -> None:
 
 def test_a_folder_that_is_no_model_is_refused(tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
-    labelled = write_labelled(tmp_path / "labelled", generation=False)
+    labelled = write_labelled(tmp_path / "labelled")
     with pytest.raises(RefusedError, match=r"has no mixtune\.json, so it is not a model made by mixtune"):
         evaluate(tmp_path, Artifact(str(tmp_path / "model")), labelled)

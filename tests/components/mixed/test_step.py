@@ -7,13 +7,22 @@ from pathlib import Path
 import pytest
 
 from mixtune.components.shared.artifacts import ModelCard, read_jsonl
+from mixtune.components.shared.config import Objective, Task
 from mixtune.components.shared.errors import RefusedError
 from tests.components.stages import Stages
 
 
-@pytest.mark.parametrize("task", ["classification", "generation"])
-def test_both_streams_are_read(tmp_path: Path, task: str) -> None:
-    stages = Stages(tmp_path, task)
+@pytest.mark.parametrize(
+    ("objective", "task"),
+    [
+        ("causal_lm", "classification"),
+        ("causal_lm", "generation"),
+        ("masked_lm", "multi_label"),
+        ("masked_lm", "question_answering"),
+    ],
+)
+def test_both_streams_are_read(tmp_path: Path, objective: Objective, task: Task) -> None:
+    stages = Stages(tmp_path, task, objective)
     stages.pretrain()
     folder = stages.mixed(0.3)
     card = ModelCard.load(folder)

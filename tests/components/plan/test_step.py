@@ -14,6 +14,7 @@ from mixtune.components.plan.step import run
 from mixtune.components.shared.context import Context
 from mixtune.components.shared.errors import RefusedError
 from mixtune.components.shared.tracking import Tracker
+from tests.components.shared.tiny import tiny_model, tiny_tokenizer
 
 PARTS = (
     "prepare_pretrain",
@@ -88,3 +89,55 @@ def test_a_cluster_run_without_a_tracking_server_is_refused(folder: Path) -> Non
     context = Context("plan", Tracker.off(), run_id="a-run", quiet=True)
     with pytest.raises(RefusedError, match="MLFLOW_TRACKING_URI"):
         run(PlanStep(configuration=parameters(load(values))), context=context, outputs={})
+
+
+GPU = {"gpus": "2", "gpu_node_selector": {"pool": "gpu"}, "gpu_tolerations": [{"key": "gpu", "operator": "Exists"}]}
+NO_GPU = {"pretrain_gpus": "0", "pretrain_node_selector": "{}", "pretrain_tolerations": "[]"}
+
+
+@pytest.mark.parametrize(("steps", "gpu"), [(5, GPU), (5, None), (0, GPU)])
+def test_pretrain_asks_for_a_gpu_only_where_it_trains(folder: Path, steps: int, gpu: dict[str, Any] | None) -> None:
+    tiny_model().save(folder / "base", tiny_tokenizer())
+    values = {
+        "model": {"base": str(folder / "base"), "max_length": 32},
+        "data": {
+            "pretrain": {"source": str(folder / "text.jsonl")},
+            "finetune": {"source": str(folder / "labels.jsonl")},
+        },
+        "pretrain": {"steps": steps},
+    }
+    files = {name: str(folder / "place" / name) for name in NO_GPU}
+    run(
+        PlanStep(configuration=parameters(load(values))),
+        context=Context.for_tests(),
+        outputs=files,
+        gpu=gpu,
+    )
+    found = {name: Path(file).read_text() for name, file in files.items()}
+    if steps and gpu:
+        assert found["pretrain_gpus"] == "2"
+        assert json.loads(found["pretrain_node_selector"]) == GPU["gpu_node_selector"]
+        assert json.loads(found["pretrain_tolerations"]) == GPU["gpu_tolerations"]
+    else:
+        assert found == NO_GPU
+
+
+def test_schedules_budgets_and_controls_are_candidates_too(folder: Path) -> None:
+    options = {
+        "lambda_schedules": [{"shape": "linear", "values": [0.5, 0.1]}],
+        "forgetting_budgets": [0.05],
+        "controls": {
+            "pooled": True,
+            "more_pretraining": True,
+            "lora_ranks": [4],
+            "kl_weights": [0.1],
+            "l2sp_weights": [1],
+        },
+    }
+    items, _ = plan(folder, mixed_lambdas=[0.3], mixed_options=json.dumps(options))
+    found = [json.loads(item["candidate"]) for item in items]
+    assert [one["id"] for one in found] == [
+        "mixed-0.3", "mixed-linear-0.5-0.1", "mixed-budget-0.05", "mixed-pooled", "mixed-1", "mixed-0-lora-4", "mixed-0-kl-0.1",
+        "mixed-0-l2sp-1",
+    ]  # fmt: skip
+    assert all(one["name"] for one in found)

@@ -10,6 +10,7 @@ from typing import Any
 from mixtune.components.prepare.config import FinetuneData, PrepareStep, PretrainData, Tokenizer
 from mixtune.components.prepare.step import run
 from mixtune.components.shared.artifacts import Artifact
+from mixtune.components.shared.config import Objective
 from mixtune.components.shared.context import Context
 from mixtune.components.shared.data import DataManifest, Documents, Split
 
@@ -35,7 +36,8 @@ class Prepared:
         return Documents(self.train.path if split == "train" else self.heldout.path, split)
 
     def texts(self, split: Split) -> list[str]:
-        return [record.get("text") or record["prompt"] for record in self.documents(split).records()]
+        roles = ("text", "prompt", "question")
+        return [next(record[role] for role in roles if role in record) for record in self.documents(split).records()]
 
 
 def outputs(folder: Path) -> Prepared:
@@ -44,8 +46,15 @@ def outputs(folder: Path) -> Prepared:
     return Prepared(**parts, report=Artifact(str(folder / "report")))
 
 
-def tokenizer_options(base: str = "scratch", max_length: int = 32, vocabulary_size: int | None = 400) -> Tokenizer:
-    return Tokenizer(base=base, revision=None, max_length=max_length, vocabulary_size=vocabulary_size)
+def tokenizer_options(
+    base: str = "scratch",
+    max_length: int = 32,
+    vocabulary_size: int | None = 400,
+    objective: Objective = "causal_lm",
+) -> Tokenizer:
+    return Tokenizer(
+        base=base, revision=None, max_length=max_length, vocabulary_size=vocabulary_size, objective=objective
+    )
 
 
 def prepare_pretrain(folder: Path, source: str | Path, seed: int = 0, **options: Any) -> Prepared:

@@ -8,6 +8,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from .prepared import Prepared, jsonl, prepare_finetune, prepare_pretrain
@@ -84,15 +85,76 @@ def test_page_holds_the_counts_and_five_samples_of_each_split(pretrained: Prepar
     assert "<|bos|>" in text
 
 
+def charted(page: str) -> dict[str, list[int]]:
+    """The counts beside each bar of all charts."""
+    rows = re.findall(r"<tr><td class=\"name\">(.*?)</td>(.*?)</tr>", page, re.DOTALL)
+    return {name: [int(n) for n in re.findall(r'<td class="number">(\d+)</td>', rest)] for name, rest in rows}
+
+
 def test_labels_and_lengths_add_up(
     tmp_path: Path, pretrained: Prepared, write_jsonl: Callable[[str, list[dict[str, Any]]], Path]
 ) -> None:
     rows = [{"text": f"text {number}", "label": "好" if number % 3 else "坏"} for number in range(60)]
     made = prepare_finetune(tmp_path / "ft", write_jsonl("ft.jsonl", rows), pretrained)
-    rows_shown = re.findall(r"<tr><td class=\"name\">(.*?)</td>(.*?)</tr>", made.page, re.DOTALL)
-    counts = {name: [int(n) for n in re.findall(r'<td class="number">(\d+)</td>', rest)] for name, rest in rows_shown}
+    counts = charted(made.page)
     splits = [made.documents(split) for split in ("train", "dev", "test")]
     assert sum(counts["好"]) == 40
     assert sum(counts["坏"]) == 20
     lengths = [row for name, row in counts.items() if " to " in name]
     assert [sum(column) for column in zip(*lengths, strict=True)] == [len(split) for split in splits]
+
+
+def test_labels_of_examples_that_have_several(tmp_path: Path, pretrained: Prepared) -> None:
+    rows = [{"text": f"text {number}", "label": [["好", NASTY], ["好"], []][number % 3]} for number in range(60)]
+    made = prepare_finetune(tmp_path / "ft", jsonl(tmp_path / "ft.jsonl", rows), pretrained, task="multi_label")
+    counts = charted(made.page)
+    assert sum(counts["好"]) == 40
+    assert sum(counts["(no label)"]) == 20
+    text = " ".join(parsed(made.page).text.split())
+    assert f"labels {NASTY} · 好" in text
+    assert "labels (none)" in text
+
+
+def test_numbers_to_predict(tmp_path: Path, pretrained: Prepared) -> None:
+    rows = [{"text": f"text {number}", "label": number} for number in range(101)]
+    made = prepare_finetune(tmp_path / "ft", jsonl(tmp_path / "ft.jsonl", rows), pretrained, task="regression")
+    counts = charted(made.page)
+    bins = [f"{10 * number} to {10 * number + 10}" for number in range(10)]
+    assert [sum(counts[name]) for name in bins] == [10] * 9 + [11]
+    text = " ".join(parsed(made.page).text.split())
+    assert "split lowest 5 % 25 % median 75 % 95 % highest" in text
+    numbers = made.documents("train").targets[:, 0]
+    assert f"train {numbers.min():.4g} " in text
+    assert f" {np.median(numbers):.4g} " in text
+
+
+def test_one_far_number_and_negative_ones_do_not_break_the_page(tmp_path: Path, pretrained: Prepared) -> None:
+    rows = [{"text": f"text {number}", "label": -number if number else 3e38} for number in range(40)]
+    made = prepare_finetune(tmp_path / "ft", jsonl(tmp_path / "ft.jsonl", rows), pretrained, task="regression")
+    assert "3e+38" in parsed(made.page).text
+
+
+def test_answers_and_the_windows_that_hold_them(tmp_path: Path, pretrained: Prepared) -> None:
+    rows = [
+        {
+            "question": f"第{number}?",
+            "context": f"北京{number}。" + "词 " * 20,
+            "answers": f"北京{number}" if number % 4 else "",
+        }
+        for number in range(40)
+    ]
+    source = jsonl(tmp_path / "ft.jsonl", rows)
+    made = prepare_finetune(tmp_path / "ft", source, pretrained, task="question_answering")
+    elements = parsed(made.page)
+    text = " ".join(elements.text.split())
+    notes = made.manifest.notes
+    for split in ("train", "dev", "test"):
+        windows, having = notes["windows"][split], notes["windows_with_answer"][split]
+        share = f"{having} of {windows} ({having / windows:.0%})"
+        assert f"{split} {notes['examples'][split]} {notes['unanswerable'][split]} {share}" in text
+    assert "Length of the windows" in text
+    assert elements.tags.count("details") == 5 + 4 + 4  # one window of each example
+    found = re.findall(r"answer in this window tokens \d+ to \d+: (.*?) as the model sees it", text)
+    assert found
+    assert all(re.fullmatch(r"北京\d+", answer) for answer in found)
+    assert len(found) + text.count("answer in this window none: the first token") == 13

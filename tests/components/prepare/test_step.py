@@ -358,10 +358,16 @@ def test_both_streams_without_torch(tmp_path: Path) -> None:
 import sys
 sys.modules["torch"] = sys.modules["accelerate"] = sys.modules["safetensors"] = None
 from pathlib import Path
-from tests.components.prepare.prepared import prepare_finetune, prepare_pretrain
+from tests.components.prepare.prepared import jsonl, prepare_finetune, prepare_pretrain, tokenizer_options
 folder = Path(sys.argv[1])
 pretrained = prepare_pretrain(folder / "pt", folder / "pt.jsonl")
 made = prepare_finetune(folder / "ft", folder / "ft.jsonl", pretrained)
+print(made.manifest.splits["train"].documents)
+masked = tokenizer_options(objective="masked_lm")
+pretrained = prepare_pretrain(folder / "pt2", folder / "pt.jsonl", tokenizer=masked)
+rows = [{"question": "q?", "context": f"context {n}", "answers": str(n)} for n in range(20)]
+source = jsonl(folder / "qa.jsonl", rows)
+made = prepare_finetune(folder / "qa", source, pretrained, task="question_answering", tokenizer=masked)
 print(made.manifest.splits["train"].documents)
 """
     root = Path(__file__).parents[3]
@@ -369,4 +375,4 @@ print(made.manifest.splits["train"].documents)
         [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, cwd=root, check=False
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == ["48"]
+    assert done.stdout.split() == ["48", "16"]

@@ -18,6 +18,7 @@ from mixtune.components.shared.errors import RefusedError
 from tests.conftest import sentences
 
 from .prepared import tokenizer_options
+from .wordpiece import bert_folder
 
 TEXTS = [*sentences(200), "今天的天气非常好。", "今天的天气不好。"]
 
@@ -80,7 +81,56 @@ class TestTraining:
         assert len(encoder(trained).ids(["the large red house"], "")[0]) <= 5
 
 
+class TestMaskedTraining:
+    @pytest.fixture(scope="class")
+    def masked(self) -> Any:
+        return train_tokenizer(TEXTS, 500, 64, "masked_lm")
+
+    def test_special_tokens_stand_around_one_text_and_around_two_also_after_loading(
+        self, masked: Any, tmp_path: Path
+    ) -> None:
+        masked.save_pretrained(tmp_path)
+        for tokenizer in (masked, load_saved_tokenizer(tmp_path), AutoTokenizer.from_pretrained(tmp_path)):
+            bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
+            assert (tokenizer.cls_token_id, tokenizer.sep_token_id) == (bos, eos)
+            one, two = encoder(tokenizer).ids(["the cat", "今天 a"], "")
+            assert tokenizer("the cat")["input_ids"] == [bos, *one, eos]
+            both = tokenizer("the cat", "今天 a")
+            assert both["input_ids"] == [bos, *one, eos, *two, eos]
+            assert both["token_type_ids"] == [0] * (len(one) + 2) + [1] * (len(two) + 1)
+
+    def test_the_mask_is_a_token_of_its_own_and_found_in_a_text(self, masked: Any) -> None:
+        special = {masked.pad_token_id, masked.bos_token_id, masked.eos_token_id, masked.mask_token_id}
+        assert len(special) == 4
+        assert masked.mask_token == "<|mask|>"
+        assert len(masked) <= 500
+        assert masked.mask_token_id in masked("the <|mask|>")["input_ids"]
+
+    def test_documents_and_texts_end_with_eos(self, masked: Any) -> None:
+        made = encoder(masked, max_length=8)
+        assert made.document([70, 71]) == [made.bos, 70, 71, made.eos]
+        text = "今天 abcdefgh" * 9
+        (whole,) = made.ids([text], "", special=True)
+        tokens, cut = made.text(text, whole)
+        assert (len(tokens), tokens[0], tokens[-1], cut) == (8, made.bos, made.eos, True)
+
+    def test_a_tokenizer_for_a_causal_model_has_no_mask(self, trained: Any) -> None:
+        assert trained.mask_token is None
+        assert trained.cls_token is None
+        assert "<|mask|>" not in trained.get_vocab()
+
+
 class TestBase:
+    def test_bert_puts_documents_between_cls_and_sep(self, tmp_path: Path) -> None:
+        folder = bert_folder(tmp_path, TEXTS)
+        tokenizer: Any = load_tokenizer(tokenizer_options(base=folder, vocabulary_size=None))
+        made = encoder(tokenizer)
+        text = "The cat sees 今天"
+        (ids,) = made.ids([text], "")
+        assert made.document(ids) == tokenizer(text)["input_ids"]
+        assert made.document(ids)[0] == tokenizer.cls_token_id
+        assert made.document(ids)[-1] == tokenizer.sep_token_id
+
     def test_tokenizer_without_bos_starts_with_eos(self, tmp_path: Path) -> None:
         made = encoder(load(tmp_path, eos_token="<eos>"))
         assert made.document([1, 2]) == [7, 1, 2, 7]

@@ -12,6 +12,7 @@ import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -372,6 +373,28 @@ class TestCheck:
         assert "line 1 has no column prompt, completion; its columns are body" in found[0]
         assert found[1].startswith("data.finetune.dev_source: embedded can stand in source only")
         assert found[2] == "data.finetune.test_source: no.csv does not exist; correct the path"
+
+    @pytest.mark.parametrize("task", ["multi_label", "regression", "question_answering"])
+    def test_embedded_has_no_examples_for_other_tasks(self, task: Any) -> None:
+        stream = FinetuneData(source="embedded", task=task)
+        (problem,) = check_source(stream)
+        assert problem.startswith(
+            "data.finetune.source: embedded holds examples for classification and generation only"
+        )
+        assert problems_of("embedded", stream.columns) == [problem.replace("data.finetune", "data.x")]
+
+    def test_first_records_are_checked_for_the_task(self, tmp_path: Path) -> None:
+        path = tmp_path / "a.jsonl"
+        path.write_text('{"text": "t", "label": "x"}\n')
+        assert check_source(FinetuneData(source=str(path), task="multi_label")) == []
+        assert check_source(FinetuneData(source=str(path), task="regression")) == [
+            f"{path}, line 1: label is text, not a number"
+        ]
+        path.write_text('{"question": "q", "context": "c", "answers": "x"}\n')
+        assert (
+            "does not stand in the context"
+            in check_source(FinetuneData(source=str(path), task="question_answering"))[0]
+        )
 
     def test_only_the_beginning_is_read(self, tmp_path: Path) -> None:
         path = tmp_path / "a.jsonl"

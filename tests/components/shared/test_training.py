@@ -6,17 +6,19 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, MambaConfig, OPTConfig, pipeline
+from transformers import AutoModelForCausalLM, MambaConfig, OPTConfig
 
 from mixtune.components.shared.config import Training
 from mixtune.components.shared.context import Context
 from mixtune.components.shared.data import Documents
 from mixtune.components.shared.errors import MixtuneError, RefusedError
+from mixtune.components.shared.mix_weight import Constant
 from mixtune.components.shared.model import MixedModel, interpolate, load_model
-from mixtune.components.shared.streams import FinetuneStream, Mix, PretrainStream, mix
+from mixtune.components.shared.optimizer import is_task_head
+from mixtune.components.shared.streams import FinetuneStream, Mix, PretrainStream, Unread, mix
 from mixtune.components.shared.training import Result, train
 
-from .tiny import ARCHITECTURES, tiny_model, tiny_tokenizer, write_data
+from .tiny import tiny_model, tiny_tokenizer, weight_of, write_data
 
 
 @pytest.fixture(scope="module")
@@ -29,15 +31,16 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def both(folder: Path, weight: float) -> Mix:
     text = PretrainStream(Documents(folder / "text", "train"), 32, 0) if weight > 0 else None
-    labels = FinetuneStream(Documents(folder / "labels", "train"), 0, classify=True) if weight < 1 else None
-    return mix(text, labels, 8, 32, 0.5)
+    examples = Documents(folder / "labels", "train")
+    labels = FinetuneStream(examples, 0, "classification") if weight < 1 else None
+    return mix(text, labels, 8, 32, 0.5, Unread(len(examples), len(examples.flat) / len(examples)))
 
 
 def run(folder: Path, weight: float, steps: int = 6, **options: object) -> tuple[MixedModel, Result]:
     model = tiny_model(labels=["no", "yes"])
     values = {"learning_rate": 1e-2, "precision": "float32", "log_every_steps": 1, "steps": steps} | options
     training = Training.model_validate(values)
-    return model, train(model, both(folder, weight), training, weight, 60, 0, Context.for_tests())
+    return model, train(model, both(folder, weight), training, Constant(weight), 60, 0, Context.for_tests())
 
 
 def test_both_losses_fall(folder: Path) -> None:
@@ -71,7 +74,7 @@ def test_what_is_logged_adds_up(folder: Path) -> None:
     assert result.tokens["finetune"] > 0
 
 
-@pytest.mark.parametrize(("weight", "untouched"), [(1.0, "head."), (0.0, "lm.lm_head.")])
+@pytest.mark.parametrize(("weight", "untouched"), [(1.0, "task."), (0.0, "lm.lm_head.")])
 def test_the_head_of_a_loss_without_weight_is_left_alone(folder: Path, weight: float, untouched: str) -> None:
     before = {name: value.clone() for name, value in tiny_model(labels=["no", "yes"]).named_parameters()}
     model, result = run(folder, weight, weight_decay=0.5)
@@ -91,35 +94,14 @@ def test_the_head_has_its_own_learning_rate(folder: Path) -> None:
 def test_a_loss_that_is_not_finite_stops_before_the_weights_are_lost(folder: Path) -> None:
     model = tiny_model(labels=["no", "yes"])
     with torch.no_grad():
-        assert model.head is not None
-        model.head.weight[0, 0] = float("inf")
+        assert model.task is not None
+        weight_of(model.task, "score.weight")[0, 0] = float("inf")
     training = Training(steps=3, precision="float32", learning_rate=1e-2)
     weights = dict(model.lm.named_parameters())
     before = {name: value.detach().clone() for name, value in weights.items()}
     with pytest.raises(MixtuneError, match=r"step 1: .*fine-tuning.*not finite"):
-        train(model, both(folder, 0.3), training, 0.3, 60, 0, Context.for_tests())
+        train(model, both(folder, 0.3), training, Constant(0.3), 60, 0, Context.for_tests())
     assert all(torch.equal(before[name], value) for name, value in weights.items())
-
-
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_saved_models_load_with_plain_transformers(tmp_path: Path, architecture: str) -> None:
-    model = tiny_model(architecture, ["no", "yes"]).eval()
-    tokenizer = tiny_tokenizer()
-    model.save(tmp_path, tokenizer)
-    text = "<s> w5 w9 w7 </s>"
-    ids = torch.tensor([tokenizer(text, add_special_tokens=False)["input_ids"]])
-    with torch.no_grad():
-        hidden = model.lm.base_model(input_ids=ids).last_hidden_state[0, -1]
-        wanted = model.class_logits(hidden)
-        classifier = AutoModelForSequenceClassification.from_pretrained(tmp_path).eval()
-        torch.testing.assert_close(classifier(input_ids=ids).logits[0], wanted)
-        lm = AutoModelForCausalLM.from_pretrained(tmp_path).eval()
-        torch.testing.assert_close(lm(input_ids=ids).logits, model.lm(input_ids=ids).logits)
-    answer = pipeline("text-classification", model=str(tmp_path), tokenizer=tokenizer)(text)[0]
-    assert answer["label"] == ["no", "yes"][int(wanted.argmax())]
-    again = load_model(tmp_path)
-    assert again.labels == ["no", "yes"]
-    assert list(tmp_path.glob("*.bin")) == []
 
 
 def test_interpolation_is_linear_in_the_weights(tmp_path: Path) -> None:
@@ -130,9 +112,9 @@ def test_interpolation_is_linear_in_the_weights(tmp_path: Path) -> None:
     for name, weight in middle.lm.state_dict().items():
         wanted = 0.75 * start.lm.state_dict()[name] + 0.25 * end.lm.state_dict()[name]
         torch.testing.assert_close(weight, wanted)
-    assert middle.head is not None
-    assert end.head is not None
-    assert torch.equal(middle.head.weight, end.head.weight)
+    assert middle.task is not None
+    assert end.task is not None
+    assert torch.equal(weight_of(middle.task, "score.weight"), weight_of(end.task, "score.weight"))
 
 
 def test_a_folder_that_is_no_model_is_refused(tmp_path: Path) -> None:
@@ -150,6 +132,21 @@ def test_interpolation_moves_tied_weights_once(tmp_path: Path) -> None:
     middle = interpolate(tmp_path / "1", tmp_path / "2", 0.5)
     for name, weight in middle.lm.named_parameters():
         torch.testing.assert_close(weight, (models[0][name] + models[1][name]) / 2, msg=name)
+
+
+@pytest.mark.parametrize("architecture", ["bert", "roberta", "modernbert"])
+def test_interpolation_of_encoders_takes_the_whole_head_of_the_fine_tuned_one(
+    tmp_path: Path, architecture: str
+) -> None:
+    start, end = tiny_model(architecture, seed=1), tiny_model(architecture, labels=["no", "yes"], seed=2)
+    start.save(tmp_path / "start", tiny_tokenizer(ends=True))
+    end.save(tmp_path / "end", tiny_tokenizer(ends=True))
+    middle = dict(interpolate(tmp_path / "start", tmp_path / "end", 0.25).named_parameters())
+    before, after = dict(start.named_parameters()), dict(end.named_parameters())
+    assert middle.keys() == after.keys()
+    for name, weight in middle.items():
+        wanted = after[name] if is_task_head(name) else 0.75 * before[name] + 0.25 * after[name]
+        torch.testing.assert_close(weight, wanted, msg=name)
 
 
 @pytest.mark.parametrize("kind", ["mamba", "opt"])

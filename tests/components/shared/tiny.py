@@ -7,73 +7,137 @@ from typing import Any
 
 import numpy as np
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_MASKED_LM_MAPPING,
+    BertConfig,
     GPT2Config,
-    GPT2LMHeadModel,
     LlamaConfig,
-    LlamaForCausalLM,
+    ModernBertConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
     Qwen2Config,
-    Qwen2ForCausalLM,
+    RobertaConfig,
 )
 
+from mixtune.components.shared.config import Task
 from mixtune.components.shared.data import DataManifest, Document, write_split
+from mixtune.components.shared.masking import Masking
 from mixtune.components.shared.model import MixedModel
 
 VOCABULARY_SIZE = 61
+SPECIAL = {"<s>": 58, "</s>": 59, "<pad>": 60, "<mask>": 57}
 ARCHITECTURES = ("llama", "gpt2", "qwen2")
+ENCODERS = ("bert", "roberta", "modernbert")
+LABELS = {"classification": ["a", "b", "c"], "multi_label": ["a", "b", "c", "d"]}
 
 
-def tiny_lm(architecture: str = "llama", seed: int = 0) -> PreTrainedModel:
-    """A random language model; no dropout, so that two passes agree."""
-    torch.manual_seed(seed)
+def _config(architecture: str) -> Any:
+    """No dropout, so that two passes agree."""
     sizes: dict[str, Any] = {
+        "vocab_size": VOCABULARY_SIZE,
         "hidden_size": 16,
         "intermediate_size": 32,
         "num_hidden_layers": 2,
         "num_attention_heads": 2,
+        "initializer_range": 0.2,
+        "pad_token_id": 60,
     }
+    no_dropout: dict[str, Any] = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    ends: dict[str, Any] = {"bos_token_id": 58, "eos_token_id": 59}
     if architecture == "gpt2":
-        config = GPT2Config(
+        return GPT2Config(
             vocab_size=VOCABULARY_SIZE, n_positions=64, n_embd=16, n_layer=2, n_head=2,
-            resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, initializer_range=0.2,
+            pad_token_id=60, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, initializer_range=0.2,
         )  # fmt: skip
-        return GPT2LMHeadModel(config)
     if architecture == "qwen2":
-        return Qwen2ForCausalLM(
-            Qwen2Config(vocab_size=VOCABULARY_SIZE, num_key_value_heads=1, initializer_range=0.2, **sizes)
-        )
-    return LlamaForCausalLM(LlamaConfig(vocab_size=VOCABULARY_SIZE, initializer_range=0.2, **sizes))
+        return Qwen2Config(num_key_value_heads=1, **sizes)
+    if architecture == "bert":
+        return BertConfig(max_position_embeddings=64, **no_dropout, **sizes)
+    if architecture == "roberta":
+        # Position ids begin behind the padding token's id, so there must be more of them.
+        return RobertaConfig(max_position_embeddings=128, **ends, **no_dropout, **sizes)
+    if architecture == "modernbert":
+        # Local attention narrower than the tests' documents are long.
+        local: dict[str, Any] = {"local_attention": 8, "global_attn_every_n_layers": 2}
+        return ModernBertConfig(cls_token_id=58, sep_token_id=59, **ends, **local, **sizes)
+    return LlamaConfig(**sizes)
 
 
-def tiny_model(architecture: str = "llama", labels: list[str] | None = None, seed: int = 0) -> MixedModel:
-    """The same, with a head where labels are given."""
-    model = MixedModel(tiny_lm(architecture, seed))
-    if labels:
-        model.add_head(labels, seed)
+def tiny_lm(architecture: str = "llama", seed: int = 0, attention: str = "sdpa") -> PreTrainedModel:
+    """A random language model, causal or masked."""
+    config = _config(architecture)
+    mapping = MODEL_FOR_MASKED_LM_MAPPING if architecture in ENCODERS else MODEL_FOR_CAUSAL_LM_MAPPING
+    config._attn_implementation = attention
+    torch.manual_seed(seed)
+    chosen: Any = mapping[type(config)]
+    lm: PreTrainedModel = chosen(config)
+    return lm
+
+
+def tiny_model(
+    architecture: str = "llama",
+    labels: list[str] | None = None,
+    seed: int = 0,
+    task: Task | None = None,
+    attention: str = "sdpa",
+) -> MixedModel:
+    """The same, with a head where a task, or labels to classify by, are given."""
+    model = MixedModel(tiny_lm(architecture, seed, attention))
+    if task is not None:
+        model.add_head(task, LABELS.get(task), seed)
+    elif labels:
+        model.add_head("classification", labels, seed)
     return model
 
 
-def tiny_tokenizer() -> PreTrainedTokenizerFast:
-    """One token a word."""
-    words = {f"w{i}": i for i in range(VOCABULARY_SIZE - 3)}
-    words |= {"<s>": VOCABULARY_SIZE - 3, "</s>": VOCABULARY_SIZE - 2, "<pad>": VOCABULARY_SIZE - 1}
+def tiny_tokenizer(ends: bool = False) -> PreTrainedTokenizerFast:
+    """One token a word.
+
+    Args:
+        ends: puts <s> and </s> around every text, as encoders' tokenizers do.
+    """
+    words = {f"w{i}": i for i in range(min(SPECIAL.values()))} | SPECIAL
     inner = Tokenizer(models.WordLevel(words, unk_token="w0"))
     inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    return PreTrainedTokenizerFast(tokenizer_object=inner, bos_token="<s>", eos_token="</s>", pad_token="<pad>")
+    if ends:
+        inner.post_processor = processors.TemplateProcessing(
+            single="<s> $A </s>", pair="<s> $A </s> $B:1 </s>:1", special_tokens=[("<s>", 58), ("</s>", 59)]
+        )
+    tokenizer: Any = PreTrainedTokenizerFast
+    return tokenizer(
+        tokenizer_object=inner, bos_token="<s>", eos_token="</s>", pad_token="<pad>", mask_token="<mask>",
+        cls_token="<s>", sep_token="</s>",
+    )  # fmt: skip
+
+
+def tiny_masking(probability: float = 0.3) -> Masking:
+    """Masking for the encoders."""
+    return Masking.of(tiny_tokenizer(), probability)
 
 
 def random_documents(count: int, seed: int, low: int = 3, high: int = 20) -> list[np.ndarray]:
     """Token ids of documents of uneven length."""
     draw = np.random.default_rng(seed)
-    return [draw.integers(0, VOCABULARY_SIZE - 3, draw.integers(low, high + 1)) for _ in range(count)]
+    return [draw.integers(0, min(SPECIAL.values()), draw.integers(low, high + 1)) for _ in range(count)]
 
 
-def write_data(folder: Path, stream: str, task: str | None, count: int = 24, seed: int = 0) -> Path:
+def targets_of(task: str | None, tokens: np.ndarray) -> tuple[float, ...]:
+    """Targets that follow from the tokens, so that they can be learned."""
+    if task == "multi_label":
+        return tuple(float(bit) for bit in ((int(tokens[0]) >> shift) & 1 for shift in range(4)))
+    if task == "regression":
+        return (float(tokens[0]) / 32 - 1,)
+    if task == "question_answering":
+        start = int(tokens[0]) % len(tokens)
+        return float(start), float(min(start + 1, len(tokens) - 1))
+    return ()
+
+
+def write_data(folder: Path, stream: str, task: Task | None, count: int = 24, seed: int = 0) -> Path:
     """A data folder with random documents in all three splits."""
-    labels = ["no", "yes"] if task == "classification" else None
+    labels = {"classification": ["no", "yes"]}.get(task or "", LABELS.get(task or ""))
     splits = {}
     for number, split in enumerate(("train", "dev", "test")):
         documents = []
@@ -84,7 +148,9 @@ def write_data(folder: Path, stream: str, task: str | None, count: int = 24, see
                     tokens=tokens.tolist(),
                     record=record,
                     supervised_from=2 if task == "generation" else 1,
-                    label=int(tokens[0]) % 2 if labels else -1,
+                    label=int(tokens[0]) % 2 if task == "classification" else -1,
+                    targets=targets_of(task, tokens),
+                    second_from=len(tokens) // 2 if task == "question_answering" else -1,
                 )
             )
         splits[split] = write_split(folder, split, documents)  # type: ignore[arg-type]
@@ -93,3 +159,9 @@ def write_data(folder: Path, stream: str, task: str | None, count: int = 24, see
         splits=splits,
     ).save(folder)  # fmt: skip
     return folder
+
+
+def weight_of(module: Any, name: str) -> torch.Tensor:
+    """A parameter by its dotted name."""
+    weight: torch.Tensor = module.get_parameter(name)
+    return weight

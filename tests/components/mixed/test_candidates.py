@@ -1,0 +1,186 @@
+"""`mixed` beyond one λ: schedules, forgetting budgets, pooling and the other controls, each through the whole step."""
+
+from __future__ import annotations
+
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from pydantic import ValidationError
+from torch.nn.functional import cross_entropy
+
+from mixtune.components.mixed.config import Candidate, Mixed, candidate_id, candidates
+from mixtune.components.shared.artifacts import ModelCard, read_jsonl
+from mixtune.components.shared.config import Budget, LambdaSchedule
+from mixtune.components.shared.data import DataManifest, Documents
+from mixtune.components.shared.errors import RefusedError
+from mixtune.components.shared.mix_weight import Scheduled
+from mixtune.components.shared.model import load_model
+from mixtune.components.shared.streams import FinetuneStream, PretrainStream, mix
+from tests.components.stages import Stages
+
+EVERY_STEP: dict[str, Any] = {"log_every_steps": 1, "steps": 12}
+
+
+@pytest.fixture
+def stages(tmp_path: Path) -> Stages:
+    made = Stages(tmp_path)
+    made.pretrain()
+    return made
+
+
+def curve_of(folder: Path) -> list[dict[str, Any]]:
+    return list(read_jsonl(folder / "training.jsonl"))
+
+
+def budgeted(budget: float, **options: float) -> Candidate:
+    return Candidate(id=f"mixed-budget-{budget:g}", forgetting_budget=budget, budget=Budget.model_validate(options))
+
+
+def in_nats(stages: Stages, budget: float) -> float:
+    text = DataManifest.load(stages.folder / "text").splits["train"]
+    never_predicted = text.documents * (2 if stages.objective == "masked_lm" else 1)
+    return budget * math.log(2) * text.bytes / (text.tokens - never_predicted)
+
+
+def test_a_schedule_is_what_the_loss_is_weighted_by(stages: Stages) -> None:
+    schedule = LambdaSchedule(shape="cosine", values=[0.9, 0.1, 0.4])
+    folder = stages.mixed(Candidate(id="mixed-cosine", schedule=schedule), **EVERY_STEP)
+    wanted = [Scheduled(schedule, 12).asked(step) for step in range(12)]
+    for column in ("mix_weight", "realised_mix_weight"):
+        assert [entry[column] for entry in curve_of(folder)] == pytest.approx(wanted)
+    card = ModelCard.load(folder)
+    assert (card.id, card.mix_weight) == ("mixed-cosine", None)
+    assert card.realised_mix_weight == pytest.approx(sum(wanted) / 12)
+
+
+def test_pooling_weighs_all_tokens_alike(stages: Stages) -> None:
+    folder = stages.mixed(Candidate(id="mixed-pooled", pooled=True), **EVERY_STEP)
+    for entry in curve_of(folder):
+        counts = entry["supervised_pretrain"], entry["supervised_finetune"]
+        assert entry["mix_weight"] is None
+        assert entry["realised_mix_weight"] == pytest.approx(counts[0] / sum(counts))
+    card = ModelCard.load(folder)
+    assert card.mix_weight is None
+    assert card.realised_mix_weight is not None
+    assert 0.5 < card.realised_mix_weight < 1, "an example counts as one, a text as all its tokens"
+
+
+@pytest.mark.parametrize("objective", ["causal_lm", "masked_lm"])
+@pytest.mark.parametrize(("budget", "rises"), [(0.0, True), (5.0, False)])
+def test_lambda_follows_the_forgetting(tmp_path: Path, objective: Any, budget: float, rises: bool) -> None:
+    stages = Stages(tmp_path, objective=objective)
+    stages.pretrain()
+    # With a rate this high the model forgets, whatever λ is.
+    folder = stages.mixed(budgeted(budget), learning_rate=0.1, **EVERY_STEP)
+    curve = curve_of(folder)
+    asked = [entry["mix_weight"] for entry in curve]
+    assert asked[0] == pytest.approx(Budget().start_lambda)
+    assert asked == pytest.approx([entry["realised_mix_weight"] for entry in curve]), "as logged, so weighted"
+    assert (asked[-1] > asked[0]) == rises
+    assert curve[0]["forgetting"] == pytest.approx(0, abs=1e-6), "measured before the first update"
+    assert curve[-1]["forgetting"] > 0
+    assert all(entry["forgetting_budget"] == pytest.approx(in_nats(stages, budget)) for entry in curve)
+    card = ModelCard.load(folder)
+    assert (card.mix_weight, card.forgetting_budget) == (None, budget)
+    assert card.realised_mix_weight == pytest.approx(sum(asked) / len(asked))
+
+
+def test_training_to_a_budget_is_deterministic(stages: Stages) -> None:
+    one = (stages.mixed(budgeted(0.01), **EVERY_STEP) / "model.safetensors").read_bytes()
+    two = (stages.mixed(budgeted(0.01), **EVERY_STEP) / "model.safetensors").read_bytes()
+    assert one == two
+
+
+@torch.no_grad()
+def first_forgetting(stages: Stages, start: Path, entry: dict[str, Any]) -> float:
+    """Loss of the first step's text on a model, as logged, less that of the pretrained one, one document at a time."""
+    folder = stages.folder
+    text = PretrainStream(Documents(folder / "text", "train"), 32, 0)
+    labels = FinetuneStream(Documents(folder / "labels", "train"), 0, "classification")
+    segments = [s for row in mix(text, labels, 4, 32, 0.5).step(0).rows for s in row if s.pretrain]
+    sums = []
+    for model in (load_model(start), load_model(folder / "pretrained")):
+        total, count = 0.0, 0
+        for segment in segments:
+            ids = torch.tensor(segment.tokens.tolist())[None]
+            total += float(cross_entropy(model.lm(input_ids=ids).logits[0, :-1], ids[0, 1:], reduction="sum"))
+            count += ids.shape[1] - 1
+        assert count == entry["supervised_pretrain"]
+        sums.append(total / count)
+    assert entry["loss_pretrain"] == pytest.approx(sums[0], rel=1e-4)
+    return sums[0] - sums[1]
+
+
+def test_started_from_the_finetuned_model_forgetting_is_over_the_pretrained_one(stages: Stages) -> None:
+    finetuned = stages.finetune(steps=20)
+    with pytest.raises(RefusedError, match="pretrained: is required for a forgetting budget"):
+        stages.mixed(budgeted(0.1), start="finetuned", folder="finetuned")
+    folder = stages.mixed(budgeted(0.1), start="finetuned", folder="finetuned", pretrained="pretrained", **EVERY_STEP)
+    first = curve_of(folder)[0]
+    assert first["forgetting"] == pytest.approx(first_forgetting(stages, finetuned, first), abs=1e-4)
+    assert abs(first["forgetting"]) > 1e-3
+
+
+@pytest.mark.parametrize("options", [{"epochs": 2.0}, {"max_tokens": 1500}, {"steps": 8}])
+def test_more_pretraining_takes_as_many_tokens(stages: Stages, options: dict[str, Any]) -> None:
+    totals = []
+    for weight in (0.3, 1.0):
+        card = ModelCard.load(stages.mixed(weight, **options))
+        assert card.id == candidate_id(weight)
+        totals.append(sum(card.tokens.values()))
+    assert totals[1] == pytest.approx(totals[0], rel=0.15)
+
+
+@pytest.mark.parametrize(
+    ("options", "column"),
+    [({"lora_rank": 2, "learning_rate": 0.05}, None), ({"kl_weight": 0.5}, "kl"), ({"l2sp_weight": 0.1}, "l2sp")],
+)
+@pytest.mark.parametrize("weight", [0.0, 0.3])
+def test_controls_are_trained_like_the_others(
+    stages: Stages, weight: float, options: dict[str, Any], column: str | None
+) -> None:
+    folder = stages.mixed(Candidate(id="control", name="a control", mix_weight=weight, **options), **EVERY_STEP)
+    card, curve = ModelCard.load(folder), curve_of(folder)
+    assert (card.id, card.name, card.mix_weight) == ("control", "a control", weight)
+    assert card.params["candidate"] == {**({"mix_weight": weight}), **options}
+    assert card.params["learning_rate"] == options.get("learning_rate", 1e-2)
+    assert curve[0]["learning_rate"] == card.params["learning_rate"]
+    assert (card.tokens["pretrain"] > 0) == (weight > 0)
+    if column:
+        assert curve[-1][column] > 0
+    before, after = (load_model(one).lm.state_dict() for one in (folder, stages.folder / "pretrained"))
+    assert before.keys() == after.keys()
+    assert any(not torch.equal(before[name], after[name]) for name in before)
+
+
+def test_ids_of_candidates_are_file_names_and_differ() -> None:
+    schedules = [{"shape": "steps", "values": [0.5, 0.1], "starts": [0, start]} for start in (0.3, 0.5, 0.7)]
+    ids = [one.id for one in candidates(Mixed.model_validate({"lambdas": [], "lambda_schedules": schedules}))]
+    assert ids == ["mixed-steps-0.5-0.1-at-0-0.3", "mixed-steps-0.5-0.1", "mixed-steps-0.5-0.1-at-0-0.7"]
+    assert all(re.fullmatch(r"[\w.+-]+", name) for name in ids), "which is what a task's title is read by"
+
+
+def test_nothing_to_train_is_refused() -> None:
+    with pytest.raises(ValidationError, match="there is no candidate"):
+        Mixed.model_validate({"lambdas": []})
+
+
+def test_adapters_have_their_rate_and_the_head_keeps_its_own(stages: Stages) -> None:
+    folder = stages.mixed(
+        Candidate(id="mixed-0-lora-2", mix_weight=0.0, lora_rank=2, learning_rate=0.1),
+        schedule="constant",
+        **EVERY_STEP,
+    )
+    for entry in curve_of(folder):
+        assert entry["learning_rate"] == pytest.approx(0.1)
+        assert entry["head_learning_rate"] == pytest.approx(1e-2), "as of the other candidates"
+
+
+def test_pretraining_alone_leaves_no_head_that_nothing_trained(stages: Stages) -> None:
+    folder = stages.mixed(Candidate(id="mixed-1", mix_weight=1.0), **EVERY_STEP)
+    assert load_model(folder).task is None
+    assert not ModelCard.load(folder).has_task_head

@@ -1,0 +1,258 @@
+"""Several processes for one step: the weights of one process, and everything else written once."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from mixtune.components.finetune.config import Finetune, FinetuneStep
+from mixtune.components.mixed.config import Candidate, MixedStep, MixedTraining
+from mixtune.components.pretrain.config import Pretrain, PretrainStep
+from mixtune.components.shared.artifacts import Artifact, ModelCard, read_json, read_jsonl
+from mixtune.components.shared.config import Model, Section, Task
+from mixtune.components.shared.distributed import num_processes
+from mixtune.components.shared.errors import RefusedError
+from mixtune.components.shared.outcome import Outcome, load_outcomes
+from mixtune.components.shared.runtime import launch
+from tests.components.stages import SCRATCH, Stages
+
+OPTIONS: dict[str, Any] = {
+    "steps": 3, "batch_size": 5, "micro_batch_size": 2, "learning_rate": 1e-3, "precision": "float32",
+    "log_every_steps": 1,
+}  # fmt: skip
+PROCESSES = "MIXTUNE_PROCESSES"
+
+
+class Steps:
+    """Training steps as a container would run them."""
+
+    def __init__(self, folder: Path, task: Task, objective: Any = "causal_lm") -> None:
+        self.folder, self.objective = folder, objective
+        Stages(folder, task, objective).pretrain(steps=2)
+
+    def order(self, step: str, name: str, candidate: Candidate | None) -> tuple[str, dict[str, str], dict[str, str]]:
+        """Configuration, artifacts and parameters."""
+        folder = self.folder
+        artifacts = {"model": str(folder / name), "metrics": str(folder / f"{name}-metrics.json")}
+        config: Section
+        if step == "pretrain":
+            model = Model(base="scratch", max_length=32, scratch=SCRATCH, objective=self.objective)
+            config = PretrainStep(seed=0, model=model, pretrain=Pretrain(**OPTIONS), fingerprint="x")
+            return config.to_json(), artifacts | self.inputs("data=text", "tokenizer"), {}
+        if candidate is None:
+            config = FinetuneStep(seed=0, max_length=32, finetune=Finetune(**OPTIONS))
+            return config.to_json(), artifacts | self.inputs("start=pretrained", "data=labels"), {}
+        config = MixedStep(seed=0, max_length=32, mixed=MixedTraining(**OPTIONS))
+        inputs = self.inputs("start=pretrained", "pretrain_data=text", "finetune_data=labels")
+        return config.to_json(), artifacts | inputs, {"candidate": candidate.to_json()}
+
+    def inputs(self, *names: str) -> dict[str, str]:
+        pairs = [name.split("=") for name in names]
+        return {pair[0]: str(self.folder / pair[-1]) for pair in pairs}
+
+    def run(self, step: str, name: str, candidate: Candidate | None = None) -> dict[str, Artifact]:
+        config, paths, parameters = self.order(step, name, candidate)
+        artifacts = {key: Artifact(path) for key, path in paths.items()}
+        launch(step, config, artifacts, **parameters)
+        return artifacts
+
+
+def mixed_at(weight: float, **options: Any) -> Candidate:
+    return Candidate(id=f"mixed-{weight:g}", mix_weight=weight, **options)
+
+
+CASES: dict[str, tuple[str, Task, str, Candidate | None]] = {
+    "pretrain": ("causal_lm", "generation", "pretrain", None),
+    "finetune-generation": ("causal_lm", "generation", "finetune", None),
+    "finetune-classification": ("causal_lm", "classification", "finetune", None),
+    "finetune-answers": ("masked_lm", "question_answering", "finetune", None),
+    "mixed-generation": ("causal_lm", "generation", "mixed", mixed_at(0.3)),
+    "mixed-classification": ("causal_lm", "classification", "mixed", mixed_at(0.3)),
+    "mixed-labels": ("masked_lm", "multi_label", "mixed", mixed_at(0.3)),
+    "more-pretraining": ("masked_lm", "classification", "mixed", mixed_at(1.0)),
+    "lora": ("causal_lm", "classification", "mixed", mixed_at(0.3, lora_rank=2)),
+    "penalties": ("causal_lm", "classification", "mixed", mixed_at(0.0, kl_weight=0.5, l2sp_weight=0.1)),
+    "budget": (
+        "causal_lm", "classification", "mixed",
+        Candidate(id="mixed-budget-0.01", forgetting_budget=0.01),
+    ),
+}  # fmt: skip
+
+
+ROUNDING = {"finetune-answers": ("key.bias", "qa_outputs.bias", "layer.0.output.LayerNorm.bias")}
+"""What has no gradient but rounding, which Adam makes large: an answer's place does not change with what is added to all."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", CASES)
+def test_two_processes_give_the_weights_of_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: str) -> None:
+    objective, task, step, candidate = CASES[case]
+    steps = Steps(tmp_path, task, objective)
+    found = {}
+    for count in ("1", "2"):
+        monkeypatch.setenv(PROCESSES, count)
+        monkeypatch.setenv("MIXTUNE_OUTCOME_DIR", str(tmp_path / f"outcomes-{count}"))
+        found[count] = steps.run(step, f"model-{count}", candidate)
+    one, two = (load_file(tmp_path / f"model-{count}" / "model.safetensors") for count in found)
+    assert one.keys() == two.keys()
+    for name, weight in one.items():
+        if not name.endswith(ROUNDING.get(case, "key.bias")):
+            torch.testing.assert_close(two[name], weight, rtol=1e-5, atol=1e-5, msg=name)
+    curves = [list(read_jsonl(tmp_path / f"model-{count}" / "training.jsonl")) for count in found]
+    for left, right in zip(*curves, strict=True):
+        assert left.keys() == right.keys()
+        measured = {column for column in left if left[column] is not None}
+        assert measured == {column for column in right if right[column] is not None}
+        for column in measured - {"tokens_per_second", "padding_share"}:
+            assert right[column] == pytest.approx(left[column], rel=1e-4, abs=1e-5), column
+    cards = [ModelCard.load(tmp_path / f"model-{count}") for count in found]
+    assert cards[0].tokens == cards[1].tokens
+    assert found["2"]["model"].metadata == found["1"]["model"].metadata
+    assert found["2"]["metrics"].metadata.keys() == found["1"]["metrics"].metadata.keys()
+    written = read_json(tmp_path / "model-2-metrics.json", "metrics")
+    assert written == found["2"]["metrics"].metadata
+    (outcome,) = load_outcomes(tmp_path / "outcomes-2")
+    assert outcome.kind == "done"
+
+
+def torchrun(steps: Steps, step: str, name: str, candidate: Candidate | None, **environment: str) -> Any:
+    """The step's command under torchrun, as in a pod with several GPUs."""
+    config, artifacts, parameters = steps.order(step, name, candidate)
+    words = [f"--config={config}"]
+    words += [f"--artifact={key}={path}" for key, path in artifacts.items()]
+    words += [f"--parameter={key}={value}" for key, value in parameters.items()]
+    mixtune = Path(sys.executable).parent / "mixtune"
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--no-python"]
+    variables = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.environ.get("PYTHONPATH", ""), **environment}
+    return subprocess.run(
+        [*command, str(mixtune), "step", step, *words], env=variables, capture_output=True, text=True, timeout=300
+    )
+
+
+@pytest.mark.slow
+def test_under_torchrun_a_step_is_run_once_by_all_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps = Steps(tmp_path, "classification")
+    steps.run("mixed", "alone", mixed_at(0.3))
+    database = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    done = torchrun(
+        steps, "mixed", "together", mixed_at(0.3), MLFLOW_TRACKING_URI=database, MIXTUNE_PROCESSES="2",
+        MIXTUNE_RUN_ID="run-1", MIXTUNE_OUTCOME_DIR=str(tmp_path / "outcomes"),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("alone", "together"))
+    for name, weight in one.items():
+        torch.testing.assert_close(two[name], weight, rtol=1e-5, atol=1e-5, msg=name)
+    assert done.stdout.count("saved after 3 steps") == 1
+    (outcome,) = load_outcomes(tmp_path / "outcomes")
+    assert_each_metric_once(database, outcome, tmp_path / "together")
+
+
+def assert_each_metric_once(database: str, outcome: Outcome, model: Path) -> None:
+    """One run of the step, below one run of the pipeline; what the curve says, step by step."""
+    from mlflow import MlflowClient
+
+    client = MlflowClient(database)
+    runs = client.search_runs([one.experiment_id for one in client.search_experiments()])
+    assert sorted(run.data.tags["mixtune.step"] for run in runs) == ["mixed", "pipeline"]
+    (run,) = [one for one in runs if one.data.tags["mixtune.step"] == "mixed"]
+    assert (run.info.run_id, run.info.status) == (outcome.mlflow_run, "FINISHED")
+    curve = list(read_jsonl(model / "training.jsonl"))
+    for column in ("loss", "loss_pretrain", "realised_mix_weight", "grad_norm"):
+        history = client.get_metric_history(run.info.run_id, column)
+        assert [(entry.step, entry.value) for entry in history] == [
+            (one["step"], pytest.approx(one[column])) for one in curve
+        ]
+    assert len(client.get_metric_history(run.info.run_id, "final_loss")) == 1
+    assert run.data.params["mixed.batch_size"] == "5"
+    assert len(run.inputs.dataset_inputs) == 2
+    assert ModelCard.load(model).mlflow_runs == {"mixed-0.3": run.info.run_id}
+
+
+@pytest.mark.slow
+def test_mlflow_gets_each_metric_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps = Steps(tmp_path, "classification")
+    database = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    for name, value in {
+        PROCESSES: "2", "MLFLOW_TRACKING_URI": database, "MIXTUNE_RUN_ID": "run-1",
+        "MIXTUNE_OUTCOME_DIR": str(tmp_path / "outcomes"), "MIXTUNE_PROGRESS_FILE": str(tmp_path / "progress.jsonl"),
+    }.items():  # fmt: skip
+        monkeypatch.setenv(name, value)
+    steps.run("mixed", "model", mixed_at(0.3))
+    (outcome,) = load_outcomes(tmp_path / "outcomes")
+    assert_each_metric_once(database, outcome, tmp_path / "model")
+    progress = [(note["done"], note["total"]) for note in read_jsonl(tmp_path / "progress.jsonl")]
+    assert progress == sorted(progress)
+    assert progress.count((3, 3)) == 1, "one process tells it"
+
+
+@pytest.mark.slow
+def test_what_a_process_refuses_comes_out_as_the_plain_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    steps = Steps(tmp_path, "classification")
+    monkeypatch.setenv(PROCESSES, "2")
+    monkeypatch.setenv("MIXTUNE_OUTCOME_DIR", str(tmp_path / "outcomes"))
+    for file in (tmp_path / "labels" / "train").glob("*.npy"):
+        file.unlink()
+    with pytest.raises(SystemExit) as ended:
+        steps.run("finetune", "model")
+    assert ended.value.code == 2
+    (outcome,) = load_outcomes(tmp_path / "outcomes")
+    wanted = f"{tmp_path / 'labels' / 'train'}: holds no prepared documents"
+    assert (outcome.kind, outcome.sentences) == ("refused", [wanted])
+    said = capfd.readouterr().err
+    assert said.splitlines()[-1] == f"finetune: {wanted}"
+    assert "Traceback (most recent call last)" not in said
+    done = torchrun(steps, "finetune", "model", None)
+    assert done.returncode != 0
+    assert f"finetune: {wanted}" in done.stderr
+
+
+@pytest.mark.slow
+def test_what_is_not_finite_is_explained_by_several_processes_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps = Steps(tmp_path, "classification")
+    file = tmp_path / "pretrained" / "model.safetensors"
+    weights = load_file(file)
+    weights["model.norm.weight"][0] = float("nan")
+    save_file(weights, file, metadata={"format": "pt"})
+    monkeypatch.setenv(PROCESSES, "2")
+    monkeypatch.setenv("MIXTUNE_OUTCOME_DIR", str(tmp_path / "outcomes"))
+    with pytest.raises(SystemExit) as ended:
+        steps.run("finetune", "model")
+    assert ended.value.code == 1
+    (outcome,) = load_outcomes(tmp_path / "outcomes")
+    assert outcome.kind == "failed"
+    assert outcome.sentences[0].startswith("step 1: the loss of the fine-tuning stream (all its documents: ")
+    assert not (tmp_path / "model" / "mixtune.json").exists()
+
+
+FINETUNE = FinetuneStep(seed=0, max_length=32, finetune=Finetune(steps=2))
+
+
+@pytest.mark.parametrize("given", ["0", "-1", "two", "1.5", "", "²"])
+def test_a_number_of_processes_that_is_none_is_refused(monkeypatch: pytest.MonkeyPatch, given: str) -> None:
+    monkeypatch.setenv(PROCESSES, given)
+    with pytest.raises(RefusedError, match=f"MIXTUNE_PROCESSES: must be a whole number above 0, found {given}"):
+        num_processes("finetune", FINETUNE)
+
+
+def test_only_what_trains_is_run_in_several_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(PROCESSES, "3")
+    untrained = PretrainStep(
+        seed=0, model=Model(base="scratch"), pretrain=Pretrain(steps=0), fingerprint="x"
+    )  # fmt: skip
+    assert num_processes("finetune", FINETUNE) == 3
+    assert num_processes("pretrain", untrained) == 1
+    assert num_processes("pretrain", untrained.model_copy(update={"pretrain": Pretrain(epochs=1)})) == 3
+    assert num_processes("evaluate", FINETUNE) == 1
+    monkeypatch.setenv("RANK", "0")  # torchrun has started the processes already
+    assert num_processes("finetune", FINETUNE) == 1

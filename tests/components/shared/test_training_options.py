@@ -1,0 +1,82 @@
+"""Options that save time or memory give the same weights as without them."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from mixtune.components.shared.anchors import Anchor
+from mixtune.components.shared.config import Task
+from mixtune.components.shared.model import MixedModel
+from mixtune.components.shared.training import Extras
+
+from .tiny import ARCHITECTURES, ENCODERS, tiny_model
+from .trained import run, write_both
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_both(tmp_path_factory.mktemp("data"), "classification")
+
+
+def assert_same_weights(one: MixedModel, other: MixedModel, tolerance: float) -> None:
+    ours, theirs = ({name: p.detach() for name, p in model.named_parameters()} for model in (one, other))
+    assert ours.keys() == theirs.keys()
+    for name, found in ours.items():
+        wanted = theirs[name]
+        if name.endswith("key.bias"):
+            continue  # no gradient but rounding, which Adam makes large
+        if name.endswith("c_attn.bias"):  # GPT-2's, of query, key and value
+            queries, _, values = found.chunk(3)
+            found, (others, _, more) = torch.cat([queries, values]), wanted.chunk(3)
+            wanted = torch.cat([others, more])
+        torch.testing.assert_close(found, wanted, rtol=tolerance, atol=tolerance, msg=name)
+
+
+@pytest.mark.parametrize("architecture", [*ARCHITECTURES, *ENCODERS])
+def test_checkpointing_gives_the_same_weights(folder: Path, architecture: str) -> None:
+    plain, _ = run(folder, architecture=architecture)
+    less_memory, _ = run(folder, architecture=architecture, gradient_checkpointing=True)
+    assert_same_weights(less_memory, plain, 1e-5)
+    assert not less_memory.lm.is_gradient_checkpointing
+
+
+@pytest.mark.parametrize("architecture", [*ARCHITECTURES, *ENCODERS])
+def test_eager_attention_gives_the_same_weights(folder: Path, architecture: str) -> None:
+    plain, _ = run(folder, architecture=architecture, learning_rate=1e-3)
+    eager = tiny_model(architecture, task="classification", attention="eager")
+    assert eager.config._attn_implementation == "eager"
+    run(folder, architecture=architecture, model=eager, learning_rate=1e-3, attention="eager")
+    assert_same_weights(eager, plain, 1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+@pytest.mark.parametrize(("architecture", "extras"), [("llama", Extras(lora_rank=2)), ("bert", None)])
+def test_a_compiled_backbone_gives_the_same_weights(folder: Path, architecture: str, extras: Extras | None) -> None:
+    plain, _ = run(folder, architecture=architecture, extras=extras, learning_rate=1e-3)
+    compiled, _ = run(folder, architecture=architecture, extras=extras, learning_rate=1e-3, compile=True)
+    assert_same_weights(compiled, plain, 1e-4)
+    assert compiled.lm.base_model._compiled_call_impl is None
+
+
+@pytest.mark.parametrize(
+    ("architecture", "task"), [("llama", "generation"), ("gpt2", "classification"), ("bert", "question_answering")]
+)
+def test_bf16_is_near_float32(tmp_path: Path, architecture: str, task: Task) -> None:
+    folder = write_both(tmp_path, task)
+    curves = {}
+    for precision in ("float32", "bf16"):
+        model = tiny_model(architecture, task=task)
+        extras = Extras(start=Anchor(model), kl_weight=0.1)
+        model, result = run(folder, task, architecture, model=model, extras=extras, precision=precision)
+        assert result.precision == precision
+        assert all(parameter.dtype == torch.float32 for parameter in model.parameters())
+        curves[precision] = result.curve
+    for one, other in zip(curves["float32"], curves["bf16"], strict=True):
+        for name in ("loss_pretrain", "loss_finetune", "grad_norm"):
+            assert float(other[name] or 0) == pytest.approx(float(one[name] or 0), rel=0.05, abs=0.02), name
+    assert curves["float32"][0]["loss_pretrain"] != curves["bf16"][0]["loss_pretrain"], "it is not float32 after all"

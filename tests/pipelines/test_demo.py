@@ -1,0 +1,58 @@
+"""The embedded default as `make demo` runs it: what the README says of it is so."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+pytestmark = pytest.mark.slow
+
+Row = dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Row]:
+    """The candidates by id, of one run of the default."""
+    folder = tmp_path_factory.mktemp("demo")
+    # All cores: this trains for minutes.
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+    command = [sys.executable, "-m", "mixtune.pipelines.cli", "run", "--output", str(folder / "run")]
+    done = subprocess.run(
+        command, env=environment, cwd=folder, capture_output=True, text=True, timeout=3000, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    report = json.loads((folder / "run" / "report" / "report.json").read_text(encoding="utf-8"))
+    return {row["id"]: row for row in report["candidates"]}
+
+
+def within(row: Row, budget: float) -> bool:
+    """Whether a candidate keeps to a budget on dev, where choices are made."""
+    return bool(row["dev"]["delta_bpb"]["value"] <= budget)
+
+
+def test_fine_tuning_forgets_and_mixing_forgets_less_than_half(rows: dict[str, Row]) -> None:
+    forgotten = rows["finetuned"]["delta_bpb"]
+    assert forgotten["low"] > 0
+    for weight in ("0.1", "0.3", "0.5"):
+        assert rows[f"mixed-{weight}"]["delta_bpb"]["high"] < 0.5 * forgotten["low"]
+
+
+def test_the_forgetting_budget_is_kept(rows: dict[str, Row]) -> None:
+    found = rows["mixed-budget-0.05"]["forgetting_budget"]
+    assert found["budget"] == 0.05
+    assert found["kept"], found
+
+
+def test_the_budgets_task_score_is_not_below_that_of_the_best_fixed_lambda_that_keeps_to_it(
+    rows: dict[str, Row],
+) -> None:
+    fixed = [row for row in rows.values() if row["kind"] == "mixed" and row["lambda"] is not None and within(row, 0.05)]
+    best = max(fixed, key=lambda row: float(row["dev"]["task_score"]["value"]))
+    adapted = rows["mixed-budget-0.05"]
+    # The intervals are of the examples alone; another order of the data moves a model this small by as much again.
+    assert adapted["dev"]["task_score"]["high"] >= best["dev"]["task_score"]["low"]
