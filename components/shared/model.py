@@ -130,10 +130,16 @@ class MixedModel(nn.Module):
                 f"attention: is {attention}, which keeps packed documents apart in causal models only; use sdpa or eager for "
                 f"{self.config.model_type}"
             )
+        if attention == "flex_attention" and not torch.cuda.is_available():
+            raise RefusedError(
+                "attention: flex_attention has no backward pass on the CPU, and torch finds no GPU here; use sdpa"
+            )
         try:
             self.lm.set_attn_implementation(attention)
         except (ImportError, ValueError) as error:
-            raise RefusedError(f"attention: {attention} cannot be used here ({str(error).splitlines()[0]})") from None
+            # What follows the first sentence is advice to transformers' own developers.
+            reason = str(error).splitlines()[0].split(". ")[0].rstrip(".")
+            raise RefusedError(f"attention: {attention} cannot be used here ({reason}); use sdpa") from None
 
     def hidden(self, batch: Batch) -> Tensor:
         """Last hidden states of packed rows, (B·L, H)."""

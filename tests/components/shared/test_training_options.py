@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 
 from mixtune.components.shared.anchors import Anchor
 from mixtune.components.shared.config import Task
+from mixtune.components.shared.errors import RefusedError
 from mixtune.components.shared.model import MixedModel
 from mixtune.components.shared.training import Extras
 
@@ -80,3 +82,17 @@ def test_bf16_is_near_float32(tmp_path: Path, architecture: str, task: Task) -> 
         for name in ("loss_pretrain", "loss_finetune", "grad_norm"):
             assert float(other[name] or 0) == pytest.approx(float(one[name] or 0), rel=0.05, abs=0.02), name
     assert curves["float32"][0]["loss_pretrain"] != curves["bf16"][0]["loss_pretrain"], "it is not float32 after all"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU that trains with it")
+def test_flex_attention_without_a_gpu_is_refused_before_training() -> None:
+    with pytest.raises(RefusedError, match="flex_attention has no backward pass on the CPU"):
+        tiny_model("llama").set_attention("flex_attention")
+
+
+@pytest.mark.skipif(find_spec("flash_attn") is not None, reason="it is installed")
+def test_an_attention_that_is_not_to_be_had_is_refused_in_one_sentence() -> None:
+    with pytest.raises(RefusedError) as refused:
+        tiny_model("gpt2").set_attention("flash_attention_2")
+    assert "\n" not in str(refused.value)
+    assert "open an issue" not in str(refused.value)
