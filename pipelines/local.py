@@ -57,6 +57,10 @@ class Run:
         return self.output / ".mixtune"
 
     @property
+    def checkpoints(self) -> Path:
+        return self.state / "checkpoints"
+
+    @property
     def logs(self) -> Path:
         return self.output / "logs" / self.id
 
@@ -133,8 +137,14 @@ def run_local(config: Config, output: Path, use_cache: bool, display: Display) -
         _keep_history(output)
         (output / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
         write_json(run.state / "last_run.json", {"id": run.id})
+        if not use_cache:
+            shutil.rmtree(run.checkpoints, ignore_errors=True)
         interrupted = _watch(_start(config, run, use_cache), run, config, display)
-        return _conclude(run, config, interrupted, display)
+        ended = _conclude(run, config, interrupted, display)
+        if not ended.failures and not interrupted:
+            # Also those of trainings that were killed and never asked for again.
+            shutil.rmtree(run.checkpoints, ignore_errors=True)
+        return ended
     finally:
         lock.release()
 
@@ -154,6 +164,7 @@ def _start(config: Config, run: Run, use_cache: bool) -> subprocess.Popen[bytes]
         "MIXTUNE_LOG_DIR": str(run.logs),
         "MIXTUNE_OUTCOME_DIR": str(run.outcomes),
         "MIXTUNE_PROGRESS_FILE": str(run.progress),
+        "MIXTUNE_CHECKPOINT_DIR": os.environ.get("MIXTUNE_CHECKPOINT_DIR") or str(run.checkpoints),
         "MLFLOW_TRACKING_URI": tracking_uri(config, run.output),
         "MLFLOW_EXPERIMENT_NAME": config.tracking.experiment,
         "TOKENIZERS_PARALLELISM": "false",
@@ -199,7 +210,7 @@ def _watch(child: subprocess.Popen[bytes], run: Run, config: Config, display: Di
 
 def _stop(child: subprocess.Popen[bytes]) -> None:
     """Ends the runner and its steps: politely, so that they leave their records, then for sure."""
-    for number, seconds in ((signal.SIGTERM, 15.0), (signal.SIGKILL, 5.0)):
+    for number, seconds in ((signal.SIGTERM, 30.0), (signal.SIGKILL, 5.0)):
         _signal_group(child, number)
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from ..shared.artifacts import ArtifactLike, ModelCard
 from ..shared.context import Context
 from ..shared.data import DataManifest, Documents
 from ..shared.finish_training import save_trained
 from ..shared.mix_weight import Constant
 from ..shared.model import load_model, load_tokenizer
+from ..shared.resume import Work
 from ..shared.streams import FinetuneStream, mix
 from ..shared.tokens import append_eos
 from ..shared.training import train
@@ -41,7 +44,11 @@ def run(
     network.add_head(manifest.task, manifest.labels, config.seed)
     stream = FinetuneStream(Documents(data.path, "train"), config.seed, manifest.task)
     what_to_read = mix(None, stream, config.finetune.batch_size, config.max_length)
-    result = train(network, what_to_read, config.finetune, Constant(0.0), words.pad_token_id, config.seed, context)
+    identity = {"config": config.model_dump(mode="json"), "data": manifest.digest}
+    work = Work("finetuned", identity, Path(model.path))
+    result = train(
+        network, what_to_read, config.finetune, Constant(0.0), words.pad_token_id, config.seed, context, work=work
+    )
     card = ModelCard(
         id="finetuned",
         kind="finetuned",

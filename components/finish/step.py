@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
+from ..shared.checkpoints import PLACE, clear_finished
 from ..shared.context import Context
 from .config import FinishStep
 
@@ -31,3 +35,20 @@ def run(config: FinishStep, *, context: Context, state: str, error: str) -> None
     context.tracker.close_parent("FINISHED" if succeeded else "FAILED", {"mixtune.verdict": verdict})
     context.facts["verdict"] = verdict
     context.say(verdict)
+    if succeeded and context.run_id:
+        _clear_checkpoints(context)
+
+
+def _clear_checkpoints(context: Context) -> None:
+    """The models are safe now; until here a training that was lost on its way would have gone on from its last checkpoint."""
+    root = os.environ.get(PLACE, "")
+    assert context.run_id is not None
+    if "://" in root and not root.startswith("file://"):
+        from ..shared.remote_checkpoints import clear_finished_at
+
+        count = clear_finished_at(root, context.run_id)
+    elif root:
+        count = clear_finished(Path(root.removeprefix("file://")), context.run_id)
+    else:
+        return
+    context.say(f"removed the checkpoints of {count} trainings")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 from ..shared.anchors import Anchor
 from ..shared.artifacts import ArtifactLike, ModelCard
@@ -14,6 +15,7 @@ from ..shared.finish_training import save_trained
 from ..shared.masking import Masking
 from ..shared.mix_weight import BudgetController, Constant, MixWeight, Pooled, Scheduled
 from ..shared.model import MixedModel, load_model, load_tokenizer
+from ..shared.resume import Work
 from ..shared.streams import FinetuneStream, PretrainStream, Unread, mix
 from ..shared.tokens import append_eos
 from ..shared.training import Extras, train
@@ -80,7 +82,13 @@ def run(
     )
     mix_weight = _mix_weight(chosen, what_to_read.steps(training), text, network.objective == "masked_lm")
     extras = _extras(chosen, network, start, pretrained, training.attention)
-    result = train(network, what_to_read, training, mix_weight, words.pad_token_id, config.seed, context, extras)
+    identity = {
+        "config": config.model_dump(mode="json"),
+        "candidate": chosen.model_dump(mode="json"),
+        "data": [text.digest, labelled.digest],
+    }
+    work = Work(chosen.id, identity, Path(model.path))
+    result = train(network, what_to_read, training, mix_weight, words.pad_token_id, config.seed, context, extras, work)
     card = ModelCard(
         id=chosen.id,
         kind="mixed",

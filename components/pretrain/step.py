@@ -13,6 +13,7 @@ from ..shared.finish_training import save_card, save_trained
 from ..shared.masking import Masking
 from ..shared.mix_weight import Constant
 from ..shared.model import MixedModel, from_scratch, load_model, load_tokenizer
+from ..shared.resume import Work
 from ..shared.streams import PretrainStream, mix
 from ..shared.training import Result, train
 from .config import PretrainStep
@@ -56,7 +57,11 @@ def run(
         return
     stream = PretrainStream(Documents(data.path, "train"), config.model.max_length, config.seed, masking)
     what_to_read = mix(stream, None, config.pretrain.batch_size, config.model.max_length)
-    result = train(network, what_to_read, config.pretrain, Constant(1.0), words.pad_token_id, config.seed, context)
+    identity = {"config": config.model_dump(mode="json"), "data": manifest.digest}
+    work = Work("pretrained", identity, Path(model.path))
+    result = train(
+        network, what_to_read, config.pretrain, Constant(1.0), words.pad_token_id, config.seed, context, work=work
+    )
     save_trained(network, words, card, result, context, model, metrics)
 
 

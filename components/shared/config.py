@@ -158,6 +158,10 @@ class Training(Section):
     """Trade time for memory: recompute activations in the backward pass."""
     log_every_steps: int = Field(10, ge=1)
     """How often losses and learning rates go on record, in optimizer steps."""
+    checkpoint_minutes: float = Field(5.0, gt=0)
+    """Time between two checkpoints, in minutes; a training that is killed loses at most that."""
+    checkpoint_steps: int | None = Field(None, ge=1)
+    """Optimizer steps between two checkpoints, beside those by time; null is by time alone."""
 
     @model_validator(mode="after")
     def _one_length(self) -> Self:

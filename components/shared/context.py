@@ -10,6 +10,7 @@ A step learns from its environment which run it is in, so that nothing that diff
     MIXTUNE_LOG_DIR        folder for this step's log (locally; a pod's log is its output)
     MIXTUNE_OUTCOME_DIR    folder for the step's outcome record
     MIXTUNE_PROGRESS_FILE  file that progress is appended to, for whoever draws it
+    MIXTUNE_CHECKPOINT_DIR folder or fsspec URL that checkpoints of a training are kept in; without it there are none
     MIXTUNE_PROCESSES      processes of a training step; one for each GPU without it
 """
 
@@ -53,11 +54,12 @@ class Progress:
         title: the task, such as `mixed-0.3`.
         total: units of work.
         unit: name of the units, such as `steps`.
+        done: units that were done before, by another attempt.
     """
 
-    def __init__(self, title: str, total: int, unit: str, quiet: bool = False) -> None:
+    def __init__(self, title: str, total: int, unit: str, quiet: bool = False, done: int = 0) -> None:
         self._title, self._total, self._unit, self._quiet = title, total, unit, quiet
-        self._done = 0
+        self._done = self._first = done
         self._tokens = 0
         self._started = time.monotonic()
         self._last_line = self._started
@@ -89,7 +91,7 @@ class Progress:
     def _tell(self, now: float, last: bool) -> None:
         self._last_draw = now
         elapsed = now - self._started
-        left = elapsed / max(self._done, 1) * (self._total - self._done)
+        left = elapsed / max(self._done - self._first, 1) * (self._total - self._done)
         self._draw(left)
         if self._quiet or not (last or now - self._last_line >= LOG_LINE_SECONDS):
             return
@@ -125,9 +127,9 @@ class Context:
         if not self.quiet:
             print(line, flush=True)  # noqa: T201
 
-    def progress(self, total: int, unit: str, what: str = "") -> Progress:
-        """A count of work to come, shown as it goes on."""
-        return Progress(f"{self.title} {what}".strip(), total, unit, quiet=self.quiet)
+    def progress(self, total: int, unit: str, what: str = "", done: int = 0) -> Progress:
+        """A count of work to come, shown as it goes on; `done` of it was done before."""
+        return Progress(f"{self.title} {what}".strip(), total, unit, quiet=self.quiet, done=done)
 
     @classmethod
     def for_tests(cls) -> Context:

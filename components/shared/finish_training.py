@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
 from .artifacts import ArtifactLike, ModelCard, write_jsonl
+from .checkpoints import megabytes
 from .context import Context
+from .errors import MixtuneError
 from .model import MixedModel
 from .training import Result
 
@@ -34,8 +37,24 @@ def save_trained(
         # λ = 1 never trained it, and plain transformers would load it without a word.
         network.task, network.kind, network.labels = None, None, None
     Path(model.path).mkdir(parents=True, exist_ok=True)
-    network.save(model.path, tokenizer)
+    try:
+        network.save(model.path, tokenizer)
+    except Exception as error:
+        if "o space left" not in str(error):  # safetensors has an exception of its own for what the file system says
+            raise
+        raise MixtuneError(_no_room(network, Path(model.path))) from None
     save_card(tokenizer, card, result, context, model, metrics)
+    if result.checkpoints is not None:
+        result.checkpoints.finish()
+
+
+def _no_room(network: MixedModel, folder: Path) -> str:
+    need = sum(weight.numel() * weight.element_size() for weight in network.parameters())
+    free = shutil.disk_usage(folder).free
+    return (
+        f"model: {folder} has no room for the trained model, which needs {megabytes(need)} where {megabytes(free)} are free; "
+        "make room and run again"
+    )
 
 
 def save_card(

@@ -6,6 +6,7 @@ import contextlib
 import importlib
 import os
 import re
+import shutil
 import signal
 import sys
 import time
@@ -15,7 +16,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from .artifacts import ArtifactLike, ModelCard, write_json
+from .artifacts import Artifact, ArtifactLike, ModelCard, write_json
 from .config import Section
 from .context import Context, note_progress
 from .distributed import is_main, num_processes, run_in_processes
@@ -23,6 +24,16 @@ from .errors import MixtuneError
 from .outcome import EXIT_STATUS, Outcome
 from .tracking import Status, Tracker
 
+OUTPUTS: Mapping[str, tuple[str, ...]] = {
+    "prepare": ("train", "heldout", "tokenizer", "report"),
+    "pretrain": ("model", "metrics"),
+    "finetune": ("model", "metrics"),
+    "mixed": ("model", "metrics"),
+    "evaluate": ("evaluation", "metrics"),
+    "compare": ("report", "summary", "metrics", "comparison"),
+    "register": ("model",),
+}
+"""What each step puts out; anything else is read only."""
 STEPS = ("plan", "prepare", "pretrain", "finetune", "mixed", "evaluate", "compare", "register", "finish")
 
 
@@ -62,14 +73,16 @@ def launch(
                 tracker = Tracker.open(step, title, run_id)
             tracker.log_params(parsed.model_dump(mode="json"))
             context = Context(title=title, tracker=tracker, run_id=run_id, quiet=not is_main())
+            asides = Asides(step, artifacts, clean=is_main())
             value = None
             if (count := num_processes(step, parsed)) > 1:
-                run_in_processes(count, step, parsed, context, artifacts, parameters)
+                run_in_processes(count, step, parsed, context, asides.artifacts, parameters)
             else:
                 module = importlib.import_module(f"{package}.{step}.step")
-                value = module.run(parsed, context=context, **artifacts, **parameters)
+                value = module.run(parsed, context=context, **asides.artifacts, **parameters)
             if is_main():
-                _write_metrics(artifacts.get("metrics"))
+                _write_metrics(asides.artifacts.get("metrics"))
+                asides.publish()
         except BaseException as error:
             outcome = _outcome_of(error, title, log, time.monotonic() - started, tracker.run_id)
             _leave(outcome, tracker)
@@ -88,6 +101,54 @@ def launch(
         )
         _leave(done, tracker)
         return value
+
+
+class Asides:
+    """Lets a step write its outputs aside and puts them in their places when it has ended well.
+
+    So a place holds what a whole step left or nothing, whenever the step is killed, and what was there before stays till then.
+
+    Args:
+        step: name of the step.
+        artifacts: its inputs and outputs.
+        clean: removes what an earlier attempt left half-written.
+    """
+
+    def __init__(
+        self, step: str, artifacts: Mapping[str, ArtifactLike | list[ArtifactLike] | None], clean: bool
+    ) -> None:
+        self._pairs: list[tuple[Path, Path]] = []
+        self.artifacts = dict(artifacts)
+        """As they were given, but outputs with the path aside."""
+        for name in OUTPUTS.get(step, ()):
+            output: Any = artifacts.get(name)
+            if output is None:
+                continue
+            target = Path(output.path)
+            aside = target.with_name(f"{target.name}.part")
+            self._pairs.append((aside, target))
+            self.artifacts[name] = Artifact(str(aside), output.uri, output.metadata)
+            if clean:
+                _remove(aside)
+
+    def publish(self) -> None:
+        """Renames all outputs into their places."""
+        for aside, target in self._pairs:
+            if not aside.exists():
+                continue
+            before = target.with_name(f"{target.name}.before")
+            _remove(before)
+            if target.exists():
+                target.rename(before)
+            aside.rename(target)
+            _remove(before)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _write_metrics(metrics: Any) -> None:

@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import contextlib
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -21,6 +22,7 @@ from accelerate.utils import set_seed
 from torch import Tensor
 
 from .anchors import Anchor
+from .checkpoints import Checkpoints
 from .config import Training
 from .context import Context
 from .distributed import is_main
@@ -31,6 +33,7 @@ from .model import MixedModel, pick_precision
 from .not_finite import explain_not_finite
 from .optimizer import is_task_head, learning_rates, make_optimizer, make_schedule
 from .packing import Segment, collate
+from .resume import Keeper, Live, Sigterm, Work, find_store
 from .streams import Mix, StepData
 
 Entry = dict[str, float | int | None]
@@ -45,8 +48,9 @@ class Result:
         steps: optimizer steps.
         tokens: tokens seen, by stream.
         realised_mix_weight: share of the gradient weights that pretraining tokens had, averaged over the steps.
-        seconds: wall-clock time of the loop.
+        seconds: wall-clock time of the loop, over all attempts.
         main: whether this is the process that writes what comes out.
+        checkpoints: where the training's state is kept, to be finished when the model is written.
     """
 
     curve: list[Entry] = field(default_factory=list)
@@ -58,6 +62,7 @@ class Result:
     precision: str = "float32"
     processes: int = 1
     main: bool = field(default_factory=is_main)
+    checkpoints: Checkpoints | None = None
 
 
 @dataclass(frozen=True)
@@ -94,6 +99,25 @@ class _Interval:
     l2sp: float = 0.0
     started: float = field(default_factory=time.monotonic)
 
+    def copy(self) -> _Interval:
+        """As it is now."""
+        return replace(self, sums={name: value.clone() for name, value in self.sums.items()})
+
+    def state(self) -> dict[str, Any]:
+        """As JSON; a time that another process understands in place of the clock's."""
+        numbers = {name: value for name, value in vars(self).items() if name not in ("sums", "started")}
+        sums = {name: float(value) for name, value in self.sums.items()}
+        return {**numbers, "sums": sums, "seconds": time.monotonic() - self.started}
+
+    @classmethod
+    def restored(cls, state: dict[str, Any], device: torch.device) -> _Interval:
+        """The inverse of `state`."""
+        numbers = dict(state)
+        sums = {
+            name: torch.tensor(value, device=device, dtype=torch.float64) for name, value in numbers.pop("sums").items()
+        }
+        return cls(sums, started=time.monotonic() - numbers.pop("seconds"), **numbers)
+
 
 def train(
     model: MixedModel,
@@ -104,8 +128,9 @@ def train(
     seed: int,
     context: Context,
     extras: Extras | None = None,
+    work: Work | None = None,
 ) -> Result:
-    """Trains in place.
+    """Trains in place, from the newest checkpoint of the same training where there is one.
 
     Args:
         model: on the CPU; the accelerator moves it.
@@ -113,10 +138,13 @@ def train(
         mix_weight: λ.
         pad_id: token id for padding.
         extras: anchors, penalties, adapters.
+        work: what the training is for; without it no checkpoints are kept.
 
     Raises:
         RefusedError: where warm-up would take longer than the training.
-        MixtuneError: where a loss or a gradient is not finite; the weights are then those before that step.
+        MixtuneError: where a loss or a gradient is not finite; the weights are then those before that step. Where there is no
+            room for a checkpoint.
+        SystemExit: with status 143 after a SIGTERM; the state is saved.
     """
     extras = extras or Extras()
     kl_weight = extras.kl_weight
@@ -132,6 +160,18 @@ def train(
     )
     set_seed(seed, device_specific=True)  # dropout differs between ranks
     device = accelerator.device
+    world, rank = accelerator.num_processes, accelerator.process_index
+    result = Result(
+        steps=steps,
+        device=_device_name(device),
+        precision=precision,
+        processes=world,
+        main=accelerator.is_main_process,
+    )
+    if result.main:
+        layout = {"processes": world, "device": result.device, "precision": precision}
+        anchors = [anchor.model for anchor in (extras.reference, extras.start) if anchor is not None]
+        result.checkpoints = find_store(work, model, anchors, layout, context)
     model.to(device)
     if extras.lora_rank is not None:
         add_adapters(model, extras.lora_rank)
@@ -142,64 +182,69 @@ def train(
         model.lm.base_model.compile(dynamic=True)
     optimizer = make_optimizer(model, training)
     schedule = make_schedule(optimizer, training, steps)
+    live = Live(model, optimizer, schedule, mix_weight, result)
     wrapped, optimizer = accelerator.prepare(model, optimizer)
     wrapped.train()
     for anchor in (extras.reference, extras.start):
         if anchor is not None:
             anchor.to(device)
 
-    world, rank = accelerator.num_processes, accelerator.process_index
-    result = Result(
-        steps=steps,
-        device=_device_name(device),
-        precision=precision,
-        processes=world,
-        main=accelerator.is_main_process,
-    )
-    started = time.monotonic()
-    interval = _new_interval(device)
-    with context.progress(steps, "steps") as progress:
-        for step in range(steps):
-            data = mix.step(step)
-            asked = mix_weight.asked(step)
-            weights = mix_weight.weights(step, data.num_pretrain, data.num_finetune)
-            before = interval.sums["pretrain"] - interval.sums["reference"]
-            micro_batches = list(data.share(rank, world, training.micro_batch_size))
-            for number, rows in enumerate(micro_batches):
-                batch = collate(rows, pad_id).to(device)
-                # Gradients are summed over micro-batches and exchanged between ranks with the last one only.
-                with accelerator.no_sync(wrapped) if number + 1 < len(micro_batches) else contextlib.nullcontext():
-                    start_logits, reference = _anchored(extras, rows, pad_id, accelerator)
-                    losses = wrapped(batch, *weights, kl_weight / max(data.tokens_finetune, 1), start_logits)
-                    accelerator.backward(losses.pop("weighted") * world)
-                for name, loss in losses.items():
-                    interval.sums[name] += loss
-                if reference is not None:
-                    interval.sums["reference"] += reference
-                interval.sums["positions"] += batch.input_ids.numel()
-            if extras.start is not None and extras.l2sp_weight:
-                interval.l2sp += extras.start.pull(accelerator.unwrap_model(wrapped), extras.l2sp_weight)
-            norm = accelerator.clip_grad_norm_(wrapped.parameters(), training.max_grad_norm)
-            if not torch.isfinite(norm):
+    with (
+        Sigterm() as sigterm,
+        Keeper(result.checkpoints, live, training, accelerator, context, sigterm, work) as keeper,
+    ):
+        keeper.claim()
+        first, numbers = keeper.restore()
+        interval = _Interval.restored(numbers, device) if numbers else _new_interval(device)
+        started = time.monotonic() - result.seconds
+        with context.progress(steps, "steps", done=first) as progress:
+            for step in range(first, steps):
+                keeper.before_step(step, interval)
+                data = mix.step(step)
+                asked = mix_weight.asked(step)
+                weights = mix_weight.weights(step, data.num_pretrain, data.num_finetune)
+                before = interval.sums["pretrain"] - interval.sums["reference"]
+                micro_batches = list(data.share(rank, world, training.micro_batch_size))
+                for number, rows in enumerate(micro_batches):
+                    batch = collate(rows, pad_id).to(device)
+                    # Gradients are summed over micro-batches and exchanged between ranks with the last one only.
+                    with accelerator.no_sync(wrapped) if number + 1 < len(micro_batches) else contextlib.nullcontext():
+                        start_logits, reference = _anchored(extras, rows, pad_id, accelerator)
+                        losses = wrapped(batch, *weights, kl_weight / max(data.tokens_finetune, 1), start_logits)
+                        accelerator.backward(losses.pop("weighted") * world)
+                    for name, loss in losses.items():
+                        interval.sums[name] += loss
+                    if reference is not None:
+                        interval.sums["reference"] += reference
+                    interval.sums["positions"] += batch.input_ids.numel()
+                    if number + 1 < len(micro_batches):
+                        keeper.end_if_asked()
+                if extras.start is not None and extras.l2sp_weight:
+                    interval.l2sp += extras.start.pull(accelerator.unwrap_model(wrapped), extras.l2sp_weight)
+                norm = accelerator.clip_grad_norm_(wrapped.parameters(), training.max_grad_norm)
+                if not torch.isfinite(norm):
+                    optimizer.zero_grad(set_to_none=True)
+                    raise explain_not_finite(accelerator.unwrap_model(wrapped), mix, data, step, pad_id)
+                rates = learning_rates(optimizer)
+                optimizer.step()
+                schedule.step()
                 optimizer.zero_grad(set_to_none=True)
-                raise explain_not_finite(accelerator.unwrap_model(wrapped), mix, data, step, pad_id)
-            rates = learning_rates(optimizer)
-            optimizer.step()
-            schedule.step()
-            optimizer.zero_grad(set_to_none=True)
 
-            if isinstance(mix_weight, BudgetController):
-                excess = accelerator.reduce(interval.sums["pretrain"] - interval.sums["reference"] - before, "sum")
-                share = rates.get("learning_rate", 0.0) / training.learning_rate
-                mix_weight.observe(float(excess) / max(data.num_pretrain, 1), share)
-            _count(interval, result, data, asked, weights)
-            progress.advance(tokens=data.tokens_pretrain + data.tokens_finetune)
-            if (step + 1) % training.log_every_steps == 0 or step + 1 == steps:
-                entry = _log_entry(accelerator, interval, step + 1, float(norm), rates, mix_weight)
-                result.curve.append(entry)
-                context.tracker.log_metrics({name: value for name, value in entry.items() if name != "step"}, step + 1)
-                interval = _new_interval(device)
-    result.seconds = time.monotonic() - started
+                if isinstance(mix_weight, BudgetController):
+                    excess = accelerator.reduce(interval.sums["pretrain"] - interval.sums["reference"] - before, "sum")
+                    share = rates.get("learning_rate", 0.0) / training.learning_rate
+                    mix_weight.observe(float(excess) / max(data.num_pretrain, 1), share)
+                _count(interval, result, data, asked, weights)
+                progress.advance(tokens=data.tokens_pretrain + data.tokens_finetune)
+                if (step + 1) % training.log_every_steps == 0 or step + 1 == steps:
+                    entry = _log_entry(accelerator, interval, step + 1, float(norm), rates, mix_weight)
+                    result.curve.append(entry)
+                    context.tracker.log_metrics(
+                        {name: value for name, value in entry.items() if name != "step"}, step + 1
+                    )
+                    interval = _new_interval(device)
+                result.seconds = time.monotonic() - started
+                keeper.after_step(step + 1, interval)
     result.realised_mix_weight /= max(steps, 1)
     _undo(accelerator, wrapped, model, training, extras)
     return result

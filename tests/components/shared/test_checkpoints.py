@@ -1,0 +1,393 @@
+"""Checkpoints: a training that is cut off goes on and ends bitwise the same; what is harmed is never half-loaded."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from mixtune.components.shared.anchors import Anchor
+from mixtune.components.shared.checkpoints import KEPT, PLACE, Checkpoints, clear_finished
+from mixtune.components.shared.config import Budget, Task
+from mixtune.components.shared.context import Context
+from mixtune.components.shared.errors import MixtuneError
+from mixtune.components.shared.mix_weight import BudgetController, Constant, MixWeight
+from mixtune.components.shared.model import MixedModel
+from mixtune.components.shared.resume import Work, content_key
+from mixtune.components.shared.tracking import Tracker
+from mixtune.components.shared.training import Extras, Result, train
+
+from .tiny import ENCODERS, tiny_model
+from .trained import PAD, both, settings_of, write_both
+
+STEPS = 9
+
+
+class CutOffError(Exception):
+    """Stands for a kill, where the process is to live on."""
+
+
+@dataclass
+class Listening(Context):
+    """Keeps what is said."""
+
+    lines: list[str] = field(default_factory=list)
+
+    def say(self, line: str) -> None:
+        self.lines.append(line)
+
+
+class Training:
+    """One training that can be cut off after some steps and started again.
+
+    Args:
+        make_weight: λ, made anew for each attempt as a new process would.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        task: Task = "classification",
+        architecture: str = "gpt2",
+        weight: float | None = 0.3,
+        make_weight: Callable[[], MixWeight] | None = None,
+        make_extras: Callable[[MixedModel], Extras] | None = None,
+        **options: object,
+    ) -> None:
+        self.folder = write_both(folder, task)
+        self.task, self.architecture, self.weight = task, architecture, weight
+        self.make_weight = make_weight or (lambda: Constant(weight or 0.0))
+        self.make_extras = make_extras or (lambda model: Extras())
+        self.options = {"steps": STEPS, "checkpoint_steps": 2, "micro_batch_size": 2, "warmup_steps": 2, **options}
+        self.lines: list[str] = []
+
+    def run(self, cut_off_after: int | None = None, title: str = "a") -> tuple[MixedModel, Result]:
+        """One attempt."""
+        model = tiny_model(self.architecture, task=self.task)
+        for module in model.modules():  # with dropout, so that random states matter
+            if isinstance(module, torch.nn.Dropout):
+                module.p = 0.1
+        mix = both(self.folder, self.task, self.weight, self.architecture in ENCODERS)
+        if cut_off_after is not None:
+            object.__setattr__(mix, "step", _cutting(mix.step, cut_off_after))
+        context = Listening(title="test", tracker=Tracker.off(), quiet=True, lines=self.lines)
+        work = Work(title, {"candidate": title}, self.folder / "model")
+        done = train(
+            model, mix, settings_of(**self.options), self.make_weight(), PAD, 0, context, self.make_extras(model), work
+        )
+        return model, done
+
+
+def _cutting(step: Callable[[int], Any], after: int) -> Callable[[int], Any]:
+    def cut(number: int) -> Any:
+        if number == after:
+            raise CutOffError
+        return step(number)
+
+    return cut
+
+
+def equal(left: MixedModel, right: MixedModel) -> bool:
+    others = dict(right.named_parameters())
+    return all(torch.equal(weight, others[name]) for name, weight in left.named_parameters())
+
+
+def curve(result: Result) -> list[dict[str, Any]]:
+    return [{name: value for name, value in entry.items() if name != "tokens_per_second"} for entry in result.curve]
+
+
+@pytest.fixture
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv(PLACE, str(tmp_path / "checkpoints"))
+    return tmp_path / "checkpoints"
+
+
+def undisturbed(training: Training, monkeypatch: pytest.MonkeyPatch) -> tuple[MixedModel, Result]:
+    with monkeypatch.context() as patch:
+        patch.setenv(PLACE, "")
+        return training.run()
+
+
+def budget() -> MixWeight:
+    return BudgetController(0.02, Budget(), STEPS)
+
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "mixed": {},
+    "pretrain": {"weight": 1.0},
+    "finetune": {"weight": 0.0, "task": "generation"},
+    "masked": {"architecture": "bert", "task": "question_answering"},
+    "budget": {
+        "make_weight": budget,
+        "make_extras": lambda model: Extras(reference=Anchor(model, dropout=True)),
+        "weight": None,
+    },
+    "lora": {"make_extras": lambda model: Extras(lora_rank=2), "architecture": "llama", "weight": 0.0},
+    "penalties": {"make_extras": lambda model: Extras(start=Anchor(model), kl_weight=0.1, l2sp_weight=0.1)},
+    "inverse square root": {"schedule": "inverse_sqrt", "log_every_steps": 4},
+    "warmup, stable, decay": {"schedule": "warmup_stable_decay", "layer_decay": 0.5, "log_every_steps": 3},
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_cut_off_twice_and_gone_on_it_is_bitwise_the_same(
+    tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch, variant: str
+) -> None:
+    training = Training(tmp_path, **VARIANTS[variant])
+    expected, whole = undisturbed(training, monkeypatch)
+    for after in (3, 7):
+        with pytest.raises(CutOffError):
+            training.run(cut_off_after=after)
+    model, result = training.run()
+    assert equal(expected, model)
+    assert curve(result) == curve(whole)
+    assert (result.tokens, result.realised_mix_weight) == (whole.tokens, whole.realised_mix_weight)
+    assert "goes on from the checkpoint of step 6" in training.lines[-1]
+
+
+def test_two_are_kept_and_a_finished_one_is_cleared_with_its_run(
+    tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    training = Training(tmp_path)
+    monkeypatch.setenv("MIXTUNE_RUN_ID", "run-1")
+    _, result = training.run()
+    (place,) = root.iterdir()
+    assert sorted(path.name.split("-")[1] for path in place.glob("step-*")) == ["00000006", "00000008"]
+    assert len(list(place.glob("step-*"))) == KEPT
+    assert result.checkpoints is not None
+    result.checkpoints.finish()
+    assert [path.name.split("-")[1] for path in place.glob("step-*")] == ["00000008"]
+    assert clear_finished(root, "run-2") == 0
+    assert clear_finished(root, "run-1") == 1
+    assert list(root.iterdir()) == []
+
+
+def test_what_was_lost_on_its_way_after_the_end_costs_no_second_training(
+    tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    training = Training(tmp_path)
+    first, result = training.run()
+    assert result.checkpoints is not None
+    result.checkpoints.finish()
+    second, _ = training.run()
+    assert "goes on from the checkpoint of step 8" in training.lines[-1]
+    assert equal(first, second)
+
+
+def test_checkpoints_come_by_time_too(tmp_path: Path, root: Path) -> None:
+    Training(tmp_path, checkpoint_steps=None, checkpoint_minutes=1e-9).run()
+    assert len(list(root.glob("*/step-*"))) == KEPT
+
+
+def test_another_training_never_takes_them(tmp_path: Path, root: Path) -> None:
+    with pytest.raises(CutOffError):
+        Training(tmp_path).run(cut_off_after=5)
+    for title, architecture in (("b", "gpt2"), ("a", "llama")):
+        training = Training(tmp_path, architecture=architecture)
+        training.run(title=title)
+        assert not any("goes on" in line for line in training.lines)
+
+
+def test_how_often_they_are_written_is_no_part_of_what_they_are_of(tmp_path: Path) -> None:
+    model = tiny_model()
+    keys = {content_key({"config": {"mixed": {"steps": 5, "checkpoint_minutes": m}}}, [model]) for m in (1, 2)}
+    assert len(keys) == 1
+    assert content_key({"config": {"mixed": {"steps": 6}}}, [model]) not in keys
+    assert content_key({"config": {"mixed": {"steps": 5}}}, [tiny_model(seed=1)]) not in keys
+
+
+def _truncate(folder: Path) -> None:
+    with (folder / "optimizer.safetensors").open("r+b") as file:
+        file.truncate(100)
+
+
+def _flip(folder: Path) -> None:
+    content = bytearray((folder / "weights.safetensors").read_bytes())
+    content[-1] ^= 1
+    (folder / "weights.safetensors").write_bytes(content)
+
+
+def _change(folder: Path, name: str, value: str) -> None:
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps(manifest | {name: value}))
+
+
+HARM: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "truncated": (_truncate, "optimizer.safetensors has 100 bytes instead of"),
+    "corrupt": (_flip, "weights.safetensors is corrupt"),
+    "a file short": (lambda folder: (folder / "state.json").unlink(), "state.json is missing"),
+    "without a manifest": (lambda folder: (folder / "manifest.json").unlink(), "no readable manifest.json"),
+    "half a manifest": (lambda folder: (folder / "manifest.json").write_text('{"for'), "no readable manifest.json"),
+    "foreign": (lambda folder: _change(folder, "key", "0" * 64), "belongs to a training with other data"),
+    "from another version": (lambda folder: _change(folder, "format", "mixtune-checkpoint/0"), "its format is"),
+}
+
+
+@pytest.mark.parametrize("harm", HARM)
+def test_a_harmed_one_is_passed_over_with_a_reason_and_the_one_before_it_taken(
+    tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch, harm: str
+) -> None:
+    training = Training(tmp_path)
+    expected, _ = undisturbed(training, monkeypatch)
+    with pytest.raises(CutOffError):
+        training.run(cut_off_after=7)
+    do_harm, reason = HARM[harm]
+    (newest,) = root.glob("*/step-00000006-*")
+    do_harm(newest)
+    training.lines.clear()
+    model, _ = training.run()
+    assert reason in training.lines[0]
+    assert newest.name in training.lines[0]
+    assert "goes on from the checkpoint of step 4" in training.lines[1]
+    assert equal(expected, model)
+
+
+def test_with_all_of_them_harmed_it_starts_anew(tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    training = Training(tmp_path)
+    expected, _ = undisturbed(training, monkeypatch)
+    with pytest.raises(CutOffError):
+        training.run(cut_off_after=7)
+    for folder in root.glob("*/step-*"):
+        _flip(folder)
+    model, _ = training.run()
+    assert equal(expected, model)
+
+
+def _store(place: Path, lines: list[str] | None = None) -> Checkpoints:
+    store = Checkpoints(place, "k", (lines if lines is not None else []).append)
+    store.make_place()
+    return store
+
+
+TENSORS = {"weights": {"w": torch.zeros(250_000)}, "optimizer": {"0.exp_avg": torch.zeros(250_000)}}
+
+
+def _in_a_process(body: str, place: Path, *wrapper: str) -> subprocess.CompletedProcess[str]:
+    script = f"""
+import torch
+from pathlib import Path
+from mixtune.components.shared.checkpoints import Checkpoints
+from mixtune.components.shared.errors import MixtuneError
+store = Checkpoints(Path({str(place)!r}), "k", print)
+tensors = {{"weights": {{"w": torch.zeros(250_000)}}, "optimizer": {{"0.exp_avg": torch.zeros(250_000)}}}}
+try:
+{textwrap.indent(textwrap.dedent(body), "    ")}
+except MixtuneError as error:
+    print("problem:", error.problems[0])
+"""
+    return subprocess.run([*wrapper, sys.executable, "-c", script], capture_output=True, text=True, check=False)
+
+
+def test_a_full_disk_is_said_with_numbers_and_leaves_the_last_one_whole(tmp_path: Path) -> None:
+    # A limit on the size of files stands for a full disk where nothing can be mounted; the system call fails alike.
+    store = _store(tmp_path)
+    store.save(2, TENSORS, {})
+    done = _in_a_process(
+        """
+        import resource, signal
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))
+        store.save(4, tensors, {})
+        """,
+        tmp_path,
+    )
+    assert "problem: checkpoints: the one of step 4 could not be written" in done.stdout, done
+    assert "it needs 2.0 MB" in done.stdout
+    assert "are free there; the one of step 2 is whole and stays" in done.stdout
+    found = _store(tmp_path).newest()
+    assert found is not None
+    assert found.step == 2
+    assert not list(tmp_path.glob("aside-*"))
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting needs root")
+def test_a_disk_that_is_really_full(tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "none", str(disk)], check=False)
+    if mounted.returncode:
+        pytest.skip("mounting is not allowed here")
+    try:
+        store = _store(disk / "place")
+        store.save(2, TENSORS, {})
+        with pytest.raises(MixtuneError, match=r"No space left.*it needs 2\.0 MB.*the one of step 2 is whole"):
+            store.save(4, TENSORS, {})
+        found = store.newest()
+        assert found is not None
+        assert found.step == 2
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_no_memory_for_saving_is_said_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = _store(tmp_path)
+    store.save(2, TENSORS, {})
+
+    def no_memory(*given: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("safetensors.torch.save_file", no_memory)
+    with pytest.raises(MixtuneError, match=r"out of memory.*needs about 2\.0 MB; the one of step 2 is whole"):
+        store.save(4, TENSORS, {})
+
+
+def test_a_place_that_cannot_be_written_is_said_before_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("x")
+    monkeypatch.setenv(PLACE, str(tmp_path / "file" / "checkpoints"))
+    with pytest.raises(MixtuneError, match=r"checkpoints: .* cannot be written \(Not a directory\)"):
+        Training(tmp_path / "data").run()
+
+
+def test_room_is_checked_before_training(tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
+    training = Training(tmp_path)
+    with pytest.raises(MixtuneError, match=r"need about .* MB in .*, where 0\.0 MB are free; make room"):
+        training.run()
+    assert not list(root.glob("*/step-*"))
+
+
+def test_a_second_live_run_waits_and_takes_over_when_the_first_is_dead(tmp_path: Path) -> None:
+    lines: list[str] = []
+    script = "store.make_place(); print(store.try_claim(), flush=True); import time; time.sleep(60)"
+    code = f"""
+from pathlib import Path
+from mixtune.components.shared.checkpoints import Checkpoints
+store = Checkpoints(Path({str(tmp_path)!r}), "k", print)
+{script}
+"""
+    environment = {**os.environ, "MIXTUNE_RUN_ID": "run-1"}
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=environment) as first:
+        assert first.stdout is not None
+        assert first.stdout.readline() == "True\n"
+        second = _store(tmp_path, lines)
+        assert not second.try_claim()
+        assert f"run run-1 (process {first.pid} on" in second.waiting_for()
+        first.send_signal(signal.SIGKILL)
+        first.wait()
+    assert second.try_claim()
+    assert f"taking over from run run-1 (process {first.pid}" in lines[0]
+    second.release()
+    third = _store(tmp_path, lines)
+    assert third.try_claim()
+    assert len(lines) == 1  # given back in order, so there is nothing to say
+
+
+def test_without_a_place_it_trains_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(PLACE, raising=False)
+    training = Training(tmp_path)
+    training.run()
+    assert training.lines == [f"a: no checkpoints are kept inside the training, since {PLACE} is not set"]

@@ -1,0 +1,173 @@
+"""Kills a training at random moments, starting it again each time, and compares what comes out with an undisturbed one.
+
+    python tests/storm.py --kills 30 --seed 1 [--processes 2] [--sigterm]
+
+The last line is `30 kills, bitwise equal`; the exit status is 1 where it is not. Half of the kills wait for a checkpoint
+that is just being written.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from mixtune.components.mixed.config import Candidate, MixedStep, MixedTraining
+from mixtune.components.shared.config import Budget
+from tests.components.stages import Stages
+
+STEPS_A_KILL = 16
+GRACE_SECONDS = 30.0
+PATIENCE_SECONDS = 180.0
+
+
+class Storm:
+    """One training, killed again and again.
+
+    Args:
+        folder: for data, models and checkpoints.
+        kills: how often it is killed.
+        seed: of the moments.
+        processes: of the training.
+        number: the signal.
+    """
+
+    def __init__(self, folder: Path, kills: int, seed: int, processes: int, number: signal.Signals) -> None:
+        self.folder, self.kills, self.processes, self.number = folder, kills, processes, number
+        self.draw = random.Random(seed)
+        self.stages = Stages(folder)
+        self.stages.pretrain()
+        steps = max(STEPS_A_KILL * kills, 40)
+        options = {
+            "steps": steps,
+            "batch_size": 8,
+            "micro_batch_size": 1,
+            "learning_rate": 1e-3,
+            "precision": "float32",
+        }
+        training = MixedTraining.model_validate(options | {"log_every_steps": 5, "checkpoint_steps": 2})
+        # A budget, since its controller is the part of the state that is easiest to forget.
+        self.candidate = Candidate(id="mixed-budget-0.05", forgetting_budget=0.05, budget=Budget())
+        self.config = MixedStep(seed=0, max_length=32, mixed=training)
+
+    def start(self, output: str, checkpoints: str) -> subprocess.Popen[bytes]:
+        """The step in a process (group) of its own."""
+        names = {"start": "pretrained", "pretrain_data": "text", "finetune_data": "labels", "metrics": f"{output}.json"}
+        given = [f"{name}={self.folder / path}" for name, path in (names | {"model": output}).items()]
+        command = [sys.executable, "-m", "mixtune.pipelines.cli", "step", "mixed", "--config", self.config.to_json()]
+        command += [word for one in given for word in ("--artifact", one)]
+        command += ["--parameter", f"candidate={self.candidate.to_json()}"]
+        environment = {
+            **os.environ,
+            "MIXTUNE_CHECKPOINT_DIR": str(self.folder / checkpoints),
+            "MIXTUNE_PROCESSES": str(self.processes),
+            "OMP_NUM_THREADS": "1",
+        }
+        environment.pop("MLFLOW_TRACKING_URI", None)
+        with (self.folder / f"{output}.log").open("ab") as log:
+            return subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
+
+    def kill_one(self) -> str | None:
+        """Starts the training and kills it; a sentence where it ended by itself or did not end as it should."""
+        process = self.start("killed", "checkpoints")
+        while_saving = self.draw.random() < 0.5
+        wanted, delay = self.draw.randint(0, 4), self.draw.random() * 0.05
+        root = self.folder / "checkpoints"
+        seen = {path.name for path in root.glob("*/step-*")}
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while time.monotonic() < deadline and process.poll() is None:
+            new = {path.name for path in root.glob("*/step-*")} - seen
+            if len(new) > 2 or len(new) >= min(wanted, 2):  # two are kept, so more are never seen at once
+                seen |= new
+                wanted -= len(new)
+                if wanted <= 0 and (not while_saving or any(root.glob("*/aside-*/weights.safetensors"))):
+                    break
+            time.sleep(0.0005)
+        if not while_saving:
+            time.sleep(delay)
+        if process.poll() is not None:
+            return f"the training ended by itself with status {process.returncode}"
+        started = time.monotonic()
+        if self.number == signal.SIGTERM:
+            process.terminate()
+            status = process.wait(GRACE_SECONDS + 30)
+            if status != 128 + signal.SIGTERM or time.monotonic() - started > GRACE_SECONDS:
+                return f"SIGTERM: status {status} after {time.monotonic() - started:.0f} s"
+        else:
+            os.killpg(process.pid, self.number)
+            process.wait()
+        return None
+
+    def run(self) -> int:
+        """All of it.
+
+        Returns:
+            Exit status.
+        """
+        if self.start("undisturbed", "others").wait() != 0:
+            return self.give_up("the undisturbed training failed", "undisturbed")
+        for number in range(self.kills):
+            problem = self.kill_one()
+            if problem is not None:
+                return self.give_up(f"kill {number + 1}: {problem}", "killed")
+            steps = sorted(path.name for path in (self.folder / "checkpoints").glob("*/step-*"))
+            print(f"kill {number + 1}: {steps[-1] if steps else 'no checkpoint yet'}", flush=True)  # noqa: T201
+        if self.start("killed", "checkpoints").wait() != 0:
+            return self.give_up("the last attempt failed", "killed")
+        differing = self.compare()
+        verdict = f"{self.kills} kills, " + (f"different: {', '.join(differing)}" if differing else "bitwise equal")
+        print(verdict)  # noqa: T201
+        return 1 if differing else 0
+
+    def compare(self) -> list[str]:
+        """What differs between the two: weights, curves."""
+        differing = []
+        for file in sorted((self.folder / "undisturbed").glob("*.safetensors")):
+            other = self.folder / "killed" / file.name
+            if _digest(file) != _digest(other):
+                differing.append(file.name)
+        curves = [_curve(self.folder / name / "training.jsonl") for name in ("undisturbed", "killed")]
+        return differing + ([] if curves[0] == curves[1] else ["training.jsonl"])
+
+    def give_up(self, problem: str, log: str) -> int:
+        """Shows the log's end."""
+        print((self.folder / f"{log}.log").read_text(encoding="utf-8", errors="replace")[-3000:])  # noqa: T201
+        print(problem)  # noqa: T201
+        return 1
+
+
+def _digest(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else "missing"
+
+
+def _curve(file: Path) -> list[dict[str, float]]:
+    """All that is no speed."""
+    rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    return [{name: value for name, value in row.items() if name != "tokens_per_second"} for row in rows]
+
+
+def main() -> int:
+    """Parses the arguments."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=30)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--processes", type=int, default=1)
+    parser.add_argument("--sigterm", action="store_true", help="end it by SIGTERM instead of SIGKILL")
+    given = parser.parse_args()
+    number = signal.SIGTERM if given.sigterm else signal.SIGKILL
+    with tempfile.TemporaryDirectory() as folder:
+        return Storm(Path(folder), given.kills, given.seed, given.processes, number).run()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,28 @@
+"""Trainings that are killed at random moments, in processes of their own."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+STORM = Path(__file__).parent / "storm.py"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--kills", "3", "--seed", "1"],
+        ["--kills", "2", "--seed", "2", "--processes", "2"],
+        ["--kills", "2", "--seed", "3", "--sigterm"],
+        ["--kills", "2", "--seed", "4", "--sigterm", "--processes", "2"],
+    ],
+    ids=["kill", "kill, two processes", "SIGTERM", "SIGTERM, two processes"],
+)
+def test_killed_trainings_end_bitwise_equal(options: list[str]) -> None:
+    done = subprocess.run([sys.executable, str(STORM), *options], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.splitlines()[-1] == f"{options[1]} kills, bitwise equal"
