@@ -81,6 +81,9 @@ class RemoteCheckpoints(Checkpoints):
         """
         probe = f"{self._root}/probe-{self._token}"
         try:
+            bucket = self._root.split("/", 1)[0]
+            if bucket and not self._files.exists(bucket):
+                raise FileNotFoundError(f"there is no {bucket}")  # to make buckets is nobody's wish who mistyped one
             self._files.makedirs(self._root, exist_ok=True)
             self._files.pipe_file(probe, b"")
             self._files.rm_file(probe)

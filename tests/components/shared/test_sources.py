@@ -254,7 +254,7 @@ class TestMistakes:
         assert "a.docx ends in none of .jsonl" in problems_of(tmp_path / "a.docx")[0]
 
     def test_protocol_without_its_package_and_unknown_protocol(self) -> None:
-        assert "s3://bucket/a.jsonl needs a package that is not installed" in problems_of("s3://bucket/a.jsonl")[0]
+        assert "gs://bucket/a.jsonl needs a package that is not installed" in problems_of("gs://bucket/a.jsonl")[0]
         assert "what://a.jsonl cannot be opened" in problems_of("what://a.jsonl")[0]
 
     @pytest.mark.parametrize("name", ["a.jsonl", "a.csv", "a.txt", "a.json"])
