@@ -13,6 +13,7 @@ from kfp import dsl, kubernetes
 from pydantic import BaseModel, ConfigDict, Field
 
 from mixtune.components.config import Config
+from mixtune.components.shared.checkpoints import PLACE
 from mixtune.components.shared.errors import RefusedError
 
 GPU_STEPS = frozenset({"pretrain", "finetune", "mixed", "evaluate"})
@@ -25,6 +26,10 @@ TRACKING_KEYS = (
     "MLFLOW_TRACKING_USERNAME",
     "MLFLOW_TRACKING_PASSWORD",
 )
+CHECKPOINT_FOLDER = "/checkpoints"
+CHECKPOINT_KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_ENDPOINT_URL", "AWS_DEFAULT_REGION")
+# finish removes what a run's trainings have left.
+CHECKPOINT_STEPS = frozenset({"pretrain", "finetune", "mixed", "finish"})
 
 
 class Profile(BaseModel):
@@ -63,11 +68,15 @@ class Placer:
         profile: where GPU tasks go on a cluster; None for local runs, where placement means nothing.
         gpus: default of the GPU count parameter.
         parallelism: candidates trained at a time; 0 is no limit.
+        checkpoint_claim: claim for checkpoints.
+        checkpoint_url: URL for checkpoints.
     """
 
     profile: Profile | None = None
     gpus: int = 0
     parallelism: int = 0
+    checkpoint_claim: str | None = None
+    checkpoint_url: str | None = None
     _run_time: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
@@ -88,12 +97,16 @@ class Placer:
             raise RefusedError(f"placement.profile: must be one of {', '.join(known)}, found {name}")
         if config.placement.gpus and known[name].accelerator is None:
             raise RefusedError(f"placement.gpus: the profile {name} has no GPUs, found {config.placement.gpus}")
-        return cls(profile=known[name], gpus=config.placement.gpus)
+        where = config.placement
+        return cls(
+            known[name], where.gpus, checkpoint_claim=where.checkpoint_claim, checkpoint_url=where.checkpoint_url
+        )
 
     def parameters(self) -> dict[str, tuple[type, Any, str]]:
         """Placement that is chosen at run time: name -> (type, default, description)."""
         if self.profile is None:
             return {}
+        secret = f"Kubernetes secret with what opens {self.checkpoint_url}: {', '.join(CHECKPOINT_KEYS)}, as needed."
         # A count given as an int is silently no GPU at all on KFP, so it is text.
         return {
             "gpus": (str, str(self.gpus), "GPUs for each of pretrain, finetune, mixed and evaluate; 0 is none."),
@@ -105,6 +118,7 @@ class Placer:
                 "mixtune-mlflow",
                 f"Kubernetes secret with {TRACKING_KEYS[0]} and, where needed, more.",
             ),
+            **({"checkpoint_secret": (str, "mixtune-checkpoints", secret)} if self.checkpoint_url else {}),
         }
 
     def with_parameters(self, values: Mapping[str, Any]) -> None:
@@ -137,12 +151,25 @@ class Placer:
         kubernetes.use_secret_as_env(
             task, self._run_time["mlflow_secret"], {key: key for key in TRACKING_KEYS}, optional=True
         )
+        if step in CHECKPOINT_STEPS:
+            self._with_checkpoints(task)
         if step in GPU_STEPS:
             own = {name: self._run_time[f"gpu_{name}"] for name in ("node_selector", "tolerations")}
             self._on_gpu(task, at or {"gpus": self._run_time["gpus"], **own})
         else:
             task.set_cpu_limit(self.profile.cpu).set_memory_limit(self.profile.memory)
         return task
+
+    def _with_checkpoints(self, task: dsl.PipelineTask) -> None:
+        """By environment and mount, which are fixed at compile time; the claim's name alone enters KFP's cache key."""
+        if self.checkpoint_claim:
+            kubernetes.mount_pvc(task, pvc_name=self.checkpoint_claim, mount_path=CHECKPOINT_FOLDER)
+            task.set_env_variable(PLACE, CHECKPOINT_FOLDER)
+        elif self.checkpoint_url:
+            kubernetes.use_secret_as_env(
+                task, self._run_time["checkpoint_secret"], {key: key for key in CHECKPOINT_KEYS}, optional=True
+            )
+            task.set_env_variable(PLACE, self.checkpoint_url)
 
     def _on_gpu(self, task: dsl.PipelineTask, at: Mapping[str, Any]) -> None:
         assert self.profile is not None

@@ -9,8 +9,10 @@ from typing import Any
 
 import pytest
 import yaml
+from kfp import compiler
 
 from mixtune.components.config import HEADLINE, SECTIONS
+from mixtune.components.shared.errors import RefusedError
 from mixtune.pipelines.configuration import read_config
 from mixtune.pipelines.generate import command_page, compile_all, configuration_page, generate
 from mixtune.pipelines.pipeline import make_pipeline
@@ -167,6 +169,46 @@ def test_only_gpu_tasks_are_retried(package: dict[str, Any]) -> None:
         step = step_of(task, package)
         if step is not None:
             assert ("retryPolicy" in task) == (step in GPU_STEPS), name
+
+
+def compiled_with(tmp_path: Path, *overrides: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Executors and their platform part of the pipeline with some options."""
+    config = read_config(None, overrides)
+    compiler.Compiler().compile(make_pipeline(config, Placer.cluster(config)), str(tmp_path / "package.yaml"))
+    package, platform = yaml.safe_load_all((tmp_path / "package.yaml").read_text(encoding="utf-8"))
+    return package["deploymentSpec"]["executors"], platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
+
+
+def keeps_checkpoints(name: str) -> bool:
+    return name.removeprefix("exec-").rstrip("-0123456789") in {"pretrain", "finetune", "mixed", "finish"}
+
+
+def test_a_claim_for_checkpoints_is_mounted_where_there_is_training(tmp_path: Path) -> None:
+    executors, places = compiled_with(tmp_path, "placement.checkpoint_claim=mixtune-checkpoints")
+    for name, executor in executors.items():
+        environment = {item["name"]: item["value"] for item in executor.get("container", {}).get("env", [])}
+        mounts = places.get(name, {}).get("pvcMount", [])
+        assert environment.get("MIXTUNE_CHECKPOINT_DIR") == ("/checkpoints" if keeps_checkpoints(name) else None)
+        assert [mount["mountPath"] for mount in mounts] == (["/checkpoints"] if keeps_checkpoints(name) else [])
+        assert all(mount["constant"] == "mixtune-checkpoints" for mount in mounts)
+
+
+def test_a_url_for_checkpoints_gets_its_credentials_from_a_secret(tmp_path: Path) -> None:
+    executors, places = compiled_with(tmp_path, "placement.checkpoint_url=s3://bucket/checkpoints")
+    for name, executor in executors.items():
+        environment = {item["name"]: item["value"] for item in executor.get("container", {}).get("env", [])}
+        keys = {pair["secretKey"] for one in places.get(name, {}).get("secretAsEnv", []) for pair in one["keyToEnv"]}
+        url = "s3://bucket/checkpoints" if keeps_checkpoints(name) else None
+        assert environment.get("MIXTUNE_CHECKPOINT_DIR") == url
+        assert ("AWS_SECRET_ACCESS_KEY" in keys) == keeps_checkpoints(name)
+
+
+def test_a_place_for_checkpoints_is_one_and_has_no_password_in_it() -> None:
+    for value in ("s3://user:password@bucket/x", "/a/folder"):
+        with pytest.raises(RefusedError, match=r"placement\.checkpoint_url"):
+            read_config(None, [f"placement.checkpoint_url={value}"])
+    with pytest.raises(RefusedError, match="exclude each other"):
+        read_config(None, ["placement.checkpoint_url=s3://a/b", "placement.checkpoint_claim=c"])
 
 
 def test_what_computes_is_cached_and_what_keeps_the_books_is_not(package: dict[str, Any]) -> None:

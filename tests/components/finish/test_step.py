@@ -8,6 +8,7 @@ import pytest
 
 from mixtune.components.finish.config import FinishStep
 from mixtune.components.finish.step import run
+from mixtune.components.shared.checkpoints import Checkpoints
 from mixtune.components.shared.context import Context
 from mixtune.components.shared.tracking import Tracker, connect
 
@@ -44,3 +45,20 @@ def test_the_verdict_is_the_gates(store: str, gate: str, verdict: str) -> None:
     assert context.facts["verdict"] == verdict
     assert tracker.parent_id is not None
     assert connect(store).get_run(tracker.parent_id).info.status == "FINISHED"
+
+
+@pytest.mark.parametrize("state", ["SUCCEEDED", "FAILED"])
+def test_a_run_that_succeeded_needs_its_checkpoints_no_more(
+    store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, state: str
+) -> None:
+    monkeypatch.setenv("MIXTUNE_CHECKPOINT_DIR", str(tmp_path / "checkpoints"))
+    for run_id in ("run-1", "run-2"):
+        monkeypatch.setenv("MIXTUNE_RUN_ID", run_id)
+        store_of_run = Checkpoints(tmp_path / "checkpoints" / f"mixed-{run_id}", "k", print)
+        store_of_run.make_place()
+        assert store_of_run.try_claim()
+        (store_of_run.place / "step-00000002-0000").mkdir()
+        store_of_run.finish()
+    finish(state)
+    left = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+    assert left == (["mixed-run-2"] if state == "SUCCEEDED" else ["mixed-run-1", "mixed-run-2"])

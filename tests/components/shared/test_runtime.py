@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -15,7 +16,7 @@ import pytest
 from mixtune.components.finetune.config import Finetune, FinetuneStep
 from mixtune.components.shared.artifacts import Artifact
 from mixtune.components.shared.outcome import load_outcomes
-from mixtune.components.shared.runtime import STEPS, launch
+from mixtune.components.shared.runtime import OUTPUTS, STEPS, launch
 
 from .tiny import write_data
 
@@ -89,6 +90,46 @@ runtime.launch("finetune", {CONFIG!r}, {{"metrics": Artifact("m")}})
     assert process.wait(20) == 143
     (outcome,) = load_outcomes(tmp_path)
     assert outcome.kind == "terminated"
+
+
+OUTPUT = re.compile(r"(\w+): dsl\.Output\[")
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_all_outputs_of_a_step_are_written_aside(step: str) -> None:
+    component = Path(__file__).parents[3] / "components" / step / "component.py"
+    assert sorted(OUTPUT.findall(component.read_text())) == sorted(OUTPUTS.get(step, ()))
+
+
+def test_a_step_that_fails_leaves_nothing_and_takes_nothing_away(
+    tmp_path: Path, outcomes: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import mixtune.components.finetune.step as step
+
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "before.txt").write_text("a finished result")
+
+    def fails_half_way(config: object, *, model: Artifact, **others: object) -> None:
+        Path(model.path).mkdir()
+        (Path(model.path) / "half.txt").write_text("half")
+        raise RuntimeError("half-way")
+
+    def works(config: object, *, model: Artifact, metrics: Artifact, **others: object) -> None:
+        Path(model.path).mkdir()
+        (Path(model.path) / "whole.txt").write_text("whole")
+        model.metadata["candidate"] = "finetuned"
+
+    monkeypatch.setattr(step, "run", fails_half_way)
+    with pytest.raises(SystemExit):
+        finetune(tmp_path)
+    assert [file.name for file in (tmp_path / "model").iterdir()] == ["before.txt"]
+    assert not (tmp_path / "metrics").exists()
+
+    monkeypatch.setattr(step, "run", works)
+    finetune(tmp_path)
+    assert [file.name for file in (tmp_path / "model").iterdir()] == ["whole.txt"]
+    assert (tmp_path / "metrics").is_file()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["logs", "metrics", "model", "outcomes"]
 
 
 @pytest.mark.parametrize("step", STEPS)
