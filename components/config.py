@@ -39,8 +39,8 @@ class Placement(Section):
     gpus: int = Field(0, ge=0)
     """GPUs for each of pretrain, finetune, mixed and evaluate."""
     checkpoint_claim: str | None = Field(None, pattern=r"^[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?$")
-    """Name of a PersistentVolumeClaim that trainings keep their checkpoints in; where candidates are trained on several nodes at
-    a time, one of access mode ReadWriteMany."""
+    """Name of a PersistentVolumeClaim that trainings keep their checkpoints in; where candidates are trained on several nodes
+    at a time, one of access mode ReadWriteMany."""
     checkpoint_url: str | None = Field(None, pattern=r"^[a-z0-9]+://[^?#@]+$")
     """The same behind an fsspec URL, such as `s3://bucket/checkpoints`; credentials come from a Kubernetes secret. With neither
     of the two a training that is killed starts anew."""
