@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import importlib
 import os
 import re
@@ -172,6 +173,9 @@ def _outcome_of(error: BaseException, title: str, log: str | None, seconds: floa
     elif isinstance(error, MemoryError) or "out of memory" in str(error).lower():
         sentences = ["out of memory; lower micro_batch_size or give the step more memory"]
         traceback.print_exc()
+    elif isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+        where, what = error.filename or "the output", (error.strerror or "").lower()
+        sentences = [f"{where}: cannot be written ({what}); make room, or choose another place, and run again"]
     else:
         traceback.print_exc()
         first = str(error).strip().splitlines()

@@ -22,7 +22,7 @@ from mixtune.components.shared.config import Budget
 from mixtune.components.shared.errors import MixtuneError
 from mixtune.components.shared.mix_weight import BudgetController, MixWeight
 from mixtune.components.shared.model import MixedModel
-from mixtune.components.shared.resume import content_key
+from mixtune.components.shared.resume import Sigterm, content_key
 from mixtune.components.shared.training import Extras, Result
 
 from .cut_off import STEPS, CutOffError, Training, curve, equal
@@ -249,6 +249,9 @@ def test_a_disk_that_is_really_full(tmp_path: Path) -> None:
         assert found is not None
         assert found.step == 2
     finally:
+        subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+        with pytest.raises(MixtuneError, match=r"cannot be written \(Read-only file system\)"):
+            _store(disk / "place")
         subprocess.run(["umount", str(disk)], check=True)
 
 
@@ -306,6 +309,46 @@ store = Checkpoints(Path({str(tmp_path)!r}), "k", print)
     third = _store(tmp_path, lines)
     assert third.try_claim()
     assert len(lines) == 1  # given back in order, so there is nothing to say
+
+
+def test_the_first_sigterm_is_held_and_the_second_ends_at_once() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with Sigterm() as sigterm:
+        assert not sigterm.received
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert sigterm.received
+        os.kill(os.getpid(), signal.SIGTERM)  # the same one, passed on by another process of the group
+        sigterm._at -= 10
+        with pytest.raises(SystemExit) as ended:
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert ended.value.code == 143
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_sigterm_between_two_micro_batches_keeps_the_state_that_the_step_began_with(
+    tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    training = Training(tmp_path, micro_batch_size=1, checkpoint_steps=None)
+    expected, whole = undisturbed(training, monkeypatch)
+    calls = 0
+    forward = MixedModel.forward
+
+    def count(*given: Any, **named: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 12:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return forward(*given, **named)
+
+    monkeypatch.setattr(MixedModel, "forward", count)
+    with pytest.raises(SystemExit) as ended:
+        training.run()
+    assert ended.value.code == 143
+    assert calls == 12
+    assert training.lines[-1] == "test: SIGTERM: the state after step 1 is saved, run again to go on"
+    model, result = training.run()
+    assert equal(expected, model)
+    assert curve(result) == curve(whole)
 
 
 def test_without_a_place_it_trains_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

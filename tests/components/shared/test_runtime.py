@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import signal
@@ -65,6 +66,26 @@ def test_an_unforeseen_error_keeps_its_traceback_in_the_log_alone(tmp_path: Path
     (outcome,) = load_outcomes(outcomes)
     assert outcome.sentences
     assert "\n" not in outcome.sentences[0]
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS])
+def test_a_disk_that_takes_nothing_is_said_in_a_sentence(
+    tmp_path: Path, outcomes: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    import mixtune.components.finetune.step as step
+
+    def full(*arguments: object, **others: object) -> None:
+        raise OSError(number, os.strerror(number), str(tmp_path / "model"))
+
+    monkeypatch.setattr(step, "run", full)
+    with pytest.raises(SystemExit) as ended:
+        finetune(tmp_path)
+    assert ended.value.code == 1
+    (outcome,) = load_outcomes(outcomes)
+    assert outcome.sentences[0].startswith(
+        f"{tmp_path / 'model'}: cannot be written ({os.strerror(number).lower()}); make"
+    )
+    assert "Traceback" not in Path(outcome.log or "").read_text()
 
 
 def test_sigterm_ends_a_step_with_143_and_a_record(tmp_path: Path) -> None:
