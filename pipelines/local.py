@@ -30,6 +30,7 @@ from filelock import FileLock, Timeout
 from mixtune.components.config import Config, load
 from mixtune.components.shared.artifacts import ModelCard, read_json, write_json
 from mixtune.components.shared.errors import MixtuneError, RefusedError
+from mixtune.components.shared.journal import in_words, sync_command, undelivered
 from mixtune.components.shared.outcome import EXIT_STATUS, Outcome, load_outcomes
 
 from .configuration import to_yaml
@@ -65,6 +66,10 @@ class Run:
         return self.state / "outcomes" / self.id
 
     @property
+    def journal(self) -> Path:
+        return journal_folder(self.output)
+
+    @property
     def progress(self) -> Path:
         return self.state / "progress" / f"{self.id}.jsonl"
 
@@ -78,12 +83,14 @@ class Ended:
         failures: outcome records of the steps that did not end well.
         report: what `report.json` holds, where the run got that far.
         cached: tasks that came from the cache.
+        notes: what else the user should read.
     """
 
     status: int
     failures: list[Outcome] = field(default_factory=list)
     report: dict[str, Any] | None = None
     cached: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
 
 def claim(output: Path, name: str) -> FileLock:
@@ -117,6 +124,11 @@ def claim(output: Path, name: str) -> FileLock:
     return lock
 
 
+def journal_folder(output: Path) -> Path:
+    """Where a run keeps what MLflow has not got yet."""
+    return output / ".mixtune" / "undelivered"
+
+
 def run_local(config: Config, output: Path, use_cache: bool, display: Display) -> Ended:
     """Runs the whole DAG, publishes its results in the output folder, and says how it ended.
 
@@ -134,7 +146,9 @@ def run_local(config: Config, output: Path, use_cache: bool, display: Display) -
         (output / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
         write_json(run.state / "last_run.json", {"id": run.id})
         interrupted = _watch(_start(config, run, use_cache), run, config, display)
-        return _conclude(run, config, interrupted, display)
+        ended = _conclude(run, config, interrupted, display)
+        ended.notes += _notes(run)
+        return ended
     finally:
         lock.release()
 
@@ -156,10 +170,13 @@ def _start(config: Config, run: Run, use_cache: bool) -> subprocess.Popen[bytes]
         "MIXTUNE_PROGRESS_FILE": str(run.progress),
         "MLFLOW_TRACKING_URI": tracking_uri(config, run.output),
         "MLFLOW_EXPERIMENT_NAME": config.tracking.experiment,
+        "MIXTUNE_JOURNAL_DIR": str(run.journal),
         "TOKENIZERS_PARALLELISM": "false",
         "PYTHONUNBUFFERED": "1",
     }
     environment.setdefault("MIXTUNE_GIT_COMMIT", _git_commit())
+    if config.tracking.offline_when_unreachable:
+        environment["MIXTUNE_TRACKING_OFFLINE"] = "1"
     with (run.logs / "kfp.log").open("wb") as log:
         return subprocess.Popen(
             [sys.executable, "-m", "mixtune.pipelines.local", str(spec_file)],
@@ -244,6 +261,19 @@ def _conclude(run: Run, config: Config, interrupted: bool, display: Display) -> 
     return Ended(0 if report["gate"]["passed"] else GATE_NOT_MET, [], report, cached)
 
 
+def _notes(run: Run) -> list[str]:
+    """What did not come to MLflow, and how it will."""
+    recorded = load_outcomes(run.outcomes)
+    notes = [outcome.facts["not_registered"] for outcome in recorded if "not_registered" in outcome.facts]
+    left = undelivered(run.journal)
+    if left.counts:
+        where = " and ".join(left.addresses)
+        notes.append(
+            f"not delivered to MLflow at {where}: {in_words(left.counts)}; deliver it with `{sync_command(run.journal)}`"
+        )
+    return notes
+
+
 def _silent(run: Run, outcomes: list[Outcome], gate_passed: bool) -> list[str]:
     """A sentence for each step that left no record of how it ended: killed, for example for want of memory."""
     started = []
@@ -268,10 +298,8 @@ def _close_on_record(config: Config, run: Run) -> None:
     """Ends the MLflow parent run of an interrupted run, since `finish` never came to it."""
     from mixtune.components.shared.tracking import close_interrupted
 
-    try:
-        close_interrupted(tracking_uri(config, run.output), config.tracking.experiment, run.id)
-    except MixtuneError:
-        return  # the server is away; the run stays open there, and the user has the exit status
+    with contextlib.suppress(MixtuneError):
+        close_interrupted(tracking_uri(config, run.output), config.tracking.experiment, run.id, run.journal)
 
 
 def publish(

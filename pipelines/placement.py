@@ -63,11 +63,13 @@ class Placer:
         profile: where GPU tasks go on a cluster; None for local runs, where placement means nothing.
         gpus: default of the GPU count parameter.
         parallelism: candidates trained at a time; 0 is no limit.
+        offline: whether steps go on without an MLflow server that does not answer.
     """
 
     profile: Profile | None = None
     gpus: int = 0
     parallelism: int = 0
+    offline: bool = False
     _run_time: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
@@ -88,7 +90,8 @@ class Placer:
             raise RefusedError(f"placement.profile: must be one of {', '.join(known)}, found {name}")
         if config.placement.gpus and known[name].accelerator is None:
             raise RefusedError(f"placement.gpus: the profile {name} has no GPUs, found {config.placement.gpus}")
-        return cls(profile=known[name], gpus=config.placement.gpus)
+        offline = config.tracking.offline_when_unreachable
+        return cls(profile=known[name], gpus=config.placement.gpus, offline=offline)
 
     def parameters(self) -> dict[str, tuple[type, Any, str]]:
         """Placement that is chosen at run time: name -> (type, default, description)."""
@@ -137,6 +140,9 @@ class Placer:
         kubernetes.use_secret_as_env(
             task, self._run_time["mlflow_secret"], {key: key for key in TRACKING_KEYS}, optional=True
         )
+        if self.offline:
+            # From the environment, since as an input it would be part of every step's cache key.
+            task.set_env_variable("MIXTUNE_TRACKING_OFFLINE", "1")
         if step in GPU_STEPS:
             own = {name: self._run_time[f"gpu_{name}"] for name in ("node_selector", "tolerations")}
             self._on_gpu(task, at or {"gpus": self._run_time["gpus"], **own})
