@@ -288,6 +288,7 @@ class Store:
             Exception: where something could not be delivered; it is still there.
         """
         done: Counter[str] = Counter()
+        problem: Exception | None = None
         for path in journals(folder):
             journal = Journal.take(path)
             if journal is None:
@@ -299,10 +300,16 @@ class Store:
                 store = Store(self.uri, journal.owner.experiment, self.client)
                 done += store.deliver(journal)
                 store._end_killed(journal)
-            except BaseException:
+            except BaseException as error:
                 journal.release()
-                raise
-            journal.close()
+                if not isinstance(error, Exception):
+                    raise
+                self.look()  # where the server is away, the others need not be tried
+                problem = problem or error
+            else:
+                journal.close()
+        if problem is not None:
+            raise problem
         return done
 
     def _end_killed(self, journal: Journal) -> None:
