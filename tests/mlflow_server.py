@@ -36,7 +36,9 @@ class MlflowServer:
             "--backend-store-uri", f"sqlite:///{self.folder / 'server.db'}",
             "--artifacts-destination", str(self.folder / "artifacts"),
         ]  # fmt: skip
-        environment = {name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW_", "MIXTUNE_"))}
+        environment = {
+            name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW_", "MIXTUNE_"))
+        }
         environment |= {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
         with (self.folder / "server.log").open("ab") as log:
             self._process = subprocess.Popen(
@@ -51,6 +53,16 @@ class MlflowServer:
             except (urllib.error.URLError, OSError):
                 time.sleep(0.2)
         raise AssertionError("the MLflow server did not start: " + (self.folder / "server.log").read_text())
+
+    @property
+    def runs(self) -> bool:
+        """Whether it was started and not killed."""
+        return self._process is not None
+
+    def signal(self, number: int) -> None:
+        """A signal to it and all its processes, such as SIGSTOP, after which it takes requests and answers none."""
+        assert self._process is not None
+        os.killpg(self._process.pid, number)
 
     def kill(self) -> None:
         """SIGKILL to it and all its processes."""

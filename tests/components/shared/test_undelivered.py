@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -36,7 +37,7 @@ def one_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowServe
 def server(one_server: MlflowServer, run: Path, monkeypatch: pytest.MonkeyPatch) -> MlflowServer:
     """A server that is up when the test begins."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", one_server.uri)
-    if one_server._process is None:
+    if not one_server.runs:
         one_server.start()
     return one_server
 
@@ -84,18 +85,20 @@ def check_everything(uri: str, run_id: str, firsts: tuple[int, ...], count: int)
         assert [one.step for one in history] == list(range(count)), "no gap, nothing twice"
         expected = [1 / (step + 1) if name == "loss" else step / 7 for step in range(count)]
         assert [one.value for one in history] == expected
-    assert {one.path for one in client.list_artifacts(run_id, "notes")} == {f"notes/note-{first}.txt" for first in firsts}
+    assert {one.path for one in client.list_artifacts(run_id, "notes")} == {
+        f"notes/note-{first}.txt" for first in firsts
+    }
     assert {f"part-{first}.size" for first in firsts} <= set(found.data.params)
-    assert sorted(one.dataset.name for one in found.inputs.dataset_inputs) == sorted(f"data-{first}" for first in firsts)
+    assert sorted(one.dataset.name for one in found.inputs.dataset_inputs) == sorted(
+        f"data-{first}" for first in firsts
+    )
     assert found.data.tags["latest"] == str(firsts[-1])
     parent = client.get_run(found.data.tags[PARENT])
     assert parent.data.tags["mixtune.gate"] == "passed"
     assert parent.data.metrics == {"selected.bpb": 1.5}
 
 
-def test_an_address_that_swallows_everything_is_given_up_in_seconds(
-    monkeypatch: pytest.MonkeyPatch, run: Path
-) -> None:
+def test_an_address_that_swallows_everything_is_given_up_in_seconds(monkeypatch: pytest.MonkeyPatch, run: Path) -> None:
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         silent.listen(16)
@@ -179,6 +182,25 @@ def test_what_a_step_could_not_deliver_is_said_and_synced(
 
 
 @pytest.mark.slow
+def test_a_server_that_hangs_holds_up_a_step_for_seconds_and_has_everything_once(
+    server: MlflowServer, run: Path, tmp_path: Path
+) -> None:
+    tracker = Tracker.open("mixed", "mixed-0.3", "hangs")
+    log_everything(tracker, tmp_path, 0, 300)
+    server.signal(signal.SIGSTOP)
+    try:
+        started = time.monotonic()
+        log_everything(tracker, tmp_path, 300, 900)
+        assert time.monotonic() - started < 40
+    finally:
+        server.signal(signal.SIGCONT)  # it now carries out the requests that nobody waits for any more
+    tracker.close("FINISHED", {"kind": "done"})
+    assert tracker.run_id is not None
+    check_everything(server.uri, tracker.run_id, (0, 300), 900)
+    assert not journals(journal_of(run))
+
+
+@pytest.mark.slow
 def test_a_run_that_began_without_a_server_is_made_when_it_is_delivered_and_once(
     server: MlflowServer, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -190,7 +212,10 @@ def test_a_run_that_began_without_a_server_is_made_when_it_is_delivered_and_once
         log_everything(tracker, tmp_path, 0, 200)
         tracker.close("FINISHED", {"kind": "done"})
     last = Tracker.open("finish", "finish", "offline")
-    assert [(one.title, one.status) for one in last.children()][:2] == [("finetune", "FINISHED"), ("mixed-0.3", "FINISHED")]
+    assert [(one.title, one.status) for one in last.children()][:2] == [
+        ("finetune", "FINISHED"),
+        ("mixed-0.3", "FINISHED"),
+    ]
     assert last.parent_tags()["mixtune.gate"] == "passed"
     last.close_parent("FINISHED", {"mixtune.verdict": "gate passed"})
     last.close("FINISHED")
@@ -222,14 +247,14 @@ def test_a_run_that_began_without_a_server_is_made_when_it_is_delivered_and_once
 def test_a_step_that_is_killed_while_the_server_is_away_loses_nothing(
     server: MlflowServer, run: Path, tmp_path: Path
 ) -> None:
-    code = f"""
+    code = """
 import os, signal, sys
 from mixtune.components.shared.tracking import Tracker
 tracker = Tracker.open("mixed", "mixed-0.3", "killed")
 print(tracker.run_id, flush=True)
 sys.stdin.readline()
 for step in range(700):
-    tracker.log_metrics({{"loss": 1 / (step + 1)}}, step)
+    tracker.log_metrics({"loss": 1 / (step + 1)}, step)
 os.kill(os.getpid(), signal.SIGKILL)
 """
     step = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
@@ -249,7 +274,9 @@ os.kill(os.getpid(), signal.SIGKILL)
     assert undelivered(journal_of(run)).counts == {}
 
 
-def test_a_new_attempt_ends_the_run_that_a_killed_one_left_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_new_attempt_ends_the_run_that_a_killed_one_left_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     killed = Tracker.open("mixed", "mixed-0.3", "run-1")
