@@ -128,7 +128,7 @@ def compile_(
 def sync(
     folder: Annotated[
         Optional[Path],  # noqa: UP045
-        typer.Argument(metavar="[FOLDER]", help="A run's output folder. [default: every run below ./runs]"),
+        typer.Argument(metavar="[FOLDER]", help="Output folder of a run; every run below ./runs without one."),
     ] = None,
 ) -> None:
     """Deliver what MLflow has not got yet."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import json
 import os
 import shutil
@@ -23,7 +24,7 @@ import time
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from filelock import FileLock, Timeout
 
@@ -240,7 +241,7 @@ def _conclude(run: Run, config: Config, interrupted: bool, display: Display) -> 
     failures = [outcome for outcome in outcomes if outcome.kind != "done"]
     cached = list(display.cached)
     if interrupted:
-        _close_on_record(config, run)
+        _close_on_record(config, run, "KILLED", "interrupted")
         return Ended(EXIT_STATUS["interrupted"], failures, cached=cached)
     done = {outcome.title: outcome for outcome in outcomes if outcome.kind == "done"}
     report: dict[str, Any] | None = None
@@ -252,6 +253,9 @@ def _conclude(run: Run, config: Config, interrupted: bool, display: Display) -> 
         failures.append(Outcome(title="pipeline", kind="failed", sentences=silent, log=str(run.logs / "kfp.log")))
     if taken:
         failures.append(Outcome(title="models", kind="refused", sentences=taken))
+    if "finish" not in done and any(outcome.mlflow_run for outcome in outcomes):
+        told = "; ".join(f"{one.title}: {'; '.join(one.sentences)}" for one in failures)
+        _close_on_record(config, run, "FAILED", f"failed: {told or 'finish did not run'}")
     if failures:
         first = failures[0]
         return Ended(first.exit_status if first.kind in ("refused", "unreachable") else 1, failures, report, cached)
@@ -294,12 +298,13 @@ def _silent(run: Run, outcomes: list[Outcome], gate_passed: bool) -> list[str]:
     ]
 
 
-def _close_on_record(config: Config, run: Run) -> None:
-    """Ends the MLflow parent run of an interrupted run, since `finish` never came to it."""
-    from mixtune.components.shared.tracking import close_interrupted
+def _close_on_record(config: Config, run: Run, status: Literal["FAILED", "KILLED"], verdict: str) -> None:
+    """Ends the MLflow parent run where `finish` never came to it; while MLflow is away that is left to `mixtune sync`."""
+    from mixtune.components.shared.tracking import close_unfinished
 
-    with contextlib.suppress(MixtuneError):
-        close_interrupted(tracking_uri(config, run.output), config.tracking.experiment, run.id, run.journal)
+    uri, experiment = tracking_uri(config, run.output), config.tracking.experiment
+    with contextlib.redirect_stdout(io.StringIO()):  # what is not delivered is said at the end of the run
+        close_unfinished(uri, experiment, run.id, status, verdict, run.journal)
 
 
 def publish(

@@ -193,14 +193,14 @@ def replace_earlier(client: MlflowClient, run: Run, attempts: list[Run]) -> None
             client.set_terminated(attempt.info.run_id, "KILLED")
 
 
-def close_interrupted_run(client: MlflowClient, parent: str) -> None:
-    """Ends the parent run of an interrupted pipeline run, and the steps that could not do so themselves."""
+def close_unfinished(client: MlflowClient, parent: str, status: str, verdict: str, time: int) -> None:
+    """Ends the parent run of a pipeline run that `finish` did not end, and the steps that could not do so themselves."""
     experiment = client.get_run(parent).info.experiment_id
     for child in nested_runs(client, experiment, parent):
         if child.info.status == "RUNNING":
-            client.set_terminated(child.info.run_id, "KILLED")
-    client.set_tag(parent, "mixtune.verdict", "interrupted")
-    client.set_terminated(parent, "KILLED")
+            client.set_terminated(child.info.run_id, "KILLED", end_time=time)
+    client.set_tag(parent, "mixtune.verdict", verdict[:5000])
+    client.set_terminated(parent, status, end_time=time)
 
 
 def is_refused(error: Exception) -> bool:
@@ -347,8 +347,8 @@ class Store:
                 self._link(run, one["runs"], folder)
             case "end":
                 client.set_terminated(run, one["status"], end_time=one["time"])
-            case "interrupted":
-                close_interrupted_run(client, run)
+            case "unfinished":
+                close_unfinished(client, run, one["status"], one["verdict"], one["time"])
 
     def _log_metrics(self, run: str, operations: list[Operation]) -> None:
         from mlflow.entities import Metric

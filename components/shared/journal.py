@@ -218,7 +218,7 @@ def count_of(operations: Iterable[Operation]) -> Counter[str]:
                 counts["input"] += 1
             case "run":
                 counts["run"] += 1
-            case "end" | "interrupted":
+            case "end" | "unfinished":
                 counts["end of a run"] += 1
     return counts
 

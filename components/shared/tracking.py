@@ -51,7 +51,7 @@ from .journal import (
     undelivered,
 )
 
-__all__ = ["PARENT", "StepRun", "Tracker", "close_interrupted", "connect", "without_credentials"]
+__all__ = ["PARENT", "StepRun", "Tracker", "close_unfinished", "connect", "without_credentials"]
 
 OFFLINE = "MIXTUNE_TRACKING_OFFLINE"
 DELIVER_AT = 500
@@ -478,18 +478,24 @@ class Tracker:
         print(f"tracking: {line}", flush=True)  # noqa: T201
 
 
-def close_interrupted(uri: str, experiment: str, pipeline_run: str, folder: Path | None = None) -> None:
-    """Ends the parent run of a pipeline run that the user interrupted, and the steps that could not do so themselves.
+def close_unfinished(
+    uri: str, experiment: str, pipeline_run: str, status: Status, verdict: str, folder: Path | None = None
+) -> None:
+    """Ends the parent run of a pipeline run that `finish` did not end, and the steps that could not do so themselves.
 
     Args:
         folder: where that is written down for `mixtune sync`, should the tracking server not answer.
     """
-    store = Store(uri, experiment)
     tracker = Tracker(
-        store, None, _local_parent(pipeline_run), title="interrupted", pipeline_run=pipeline_run, folder=folder
+        Store(uri, experiment),
+        None,
+        _local_parent(pipeline_run),
+        title="unfinished",
+        pipeline_run=pipeline_run,
+        folder=folder,
     )
     tracker._add_parent()
-    tracker._add({"op": "interrupted", "run": tracker.parent_id})
+    tracker._add({"op": "unfinished", "run": tracker.parent_id, "status": status, "verdict": verdict, "time": _now()})
     tracker._end()
 
 
