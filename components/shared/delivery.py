@@ -209,7 +209,9 @@ def is_refused(error: Exception) -> bool:
 
     if isinstance(error, FileNotFoundError):
         return True
-    return isinstance(error, MlflowException) and error.error_code == "INVALID_PARAMETER_VALUE"
+    if not isinstance(error, MlflowException) or error.error_code != "INVALID_PARAMETER_VALUE":
+        return False
+    return not str(error).startswith("API request")  # a 400 without MLflow's words is of something in between
 
 
 def came_from_server(error: Exception) -> bool:
@@ -266,9 +268,12 @@ class Store:
             Exception: where something could not be delivered; it and what came after it are still pending.
         """
         done: Counter[str] = Counter()
+        alone = (
+            0  # of a batch that is refused each operation is tried by itself, so that only the wrong one is left out
+        )
         with to_deliver():
             while journal.pending:
-                count = _how_many_at_once(journal.pending)
+                count = 1 if alone else _how_many_at_once(journal.pending)
                 operations = journal.pending[:count]
                 try:
                     self._carry_out(operations, journal.path.parent)
@@ -276,9 +281,13 @@ class Store:
                 except Exception as error:
                     if not is_refused(error):
                         raise
+                    if count > 1:
+                        alone = count
+                        continue
                     what = operations[0]["op"]
                     print(f"tracking: MLflow refuses {what} ({first_line(error)}); left out")  # noqa: T201
                 journal.advance(count)
+                alone = max(0, alone - count)
         return done
 
     def deliver_leftovers(self, folder: Path) -> Counter[str]:

@@ -21,7 +21,7 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -184,6 +184,33 @@ def operations_of(folder: Path, pipeline_run: str | None) -> Iterator[Operation]
             yield from found[1]
 
 
+@dataclass
+class StepRun:
+    """A step's run, as far as it is known.
+
+    Attributes:
+        title: the step and what it works on.
+        status: MLflow's word for how it ended, or RUNNING.
+        tags: its labels.
+    """
+
+    title: str
+    status: str = "RUNNING"
+    tags: dict[str, str] = field(default_factory=dict)
+
+
+def step_runs(operations: Iterable[Operation]) -> list[StepRun]:
+    """The runs that began without MLflow, as operations tell of them, oldest first."""
+    known: dict[str, StepRun] = {}
+    for one in operations:
+        if one["op"] == "run":
+            known[one["run"]] = StepRun(one["name"], tags=dict(one["tags"]))
+        elif one.get("run") in known:
+            known[one["run"]].tags.update(one["values"] if one["op"] == "tags" else {})
+            known[one["run"]].status = one.get("status", known[one["run"]].status)
+    return list(known.values())
+
+
 def known_runs(folder: Path) -> dict[str, str]:
     """For each run that began without MLflow and is there by now: its first id -> the one that MLflow gave it."""
     try:
@@ -243,19 +270,29 @@ class Undelivered:
 
 
 def undelivered(folder: Path, address: str | None = None) -> Undelivered:
-    """What of a folder is not delivered, whoever is at it; of one address, or of all."""
+    """What steps left behind in a folder, for one address or for all. What a running step is at is not counted."""
     counts: Counter[str] = Counter()
     addresses: dict[str, None] = {}
     for path in journals(folder):
         found = read(path)
-        if found is None or address not in (None, found[0].address):
+        if found is None or address not in (None, found[0].address) or _in_use(path):
             continue
         owner, operations, delivered = found
         pending = operations[delivered:]
         counts += count_of(pending)
-        if pending:
-            addresses[owner.address] = None
+        if owner.run and not any(one["op"] == "end" and one["run"] == owner.run for one in operations):
+            counts["end of a run"] += 1  # the step was killed
+        addresses[owner.address] = None
     return Undelivered(counts, list(addresses))
+
+
+def _in_use(path: Path) -> bool:
+    try:
+        with path.open(encoding="utf-8") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    return False
 
 
 def sync_command(folder: Path) -> str:

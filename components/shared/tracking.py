@@ -13,7 +13,6 @@ import os
 import tempfile
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -43,10 +42,12 @@ from .journal import (
     Journal,
     Operation,
     Owner,
+    StepRun,
     folder_from_environment,
     in_words,
     known_runs,
     operations_of,
+    step_runs,
     sync_command,
     undelivered,
 )
@@ -60,21 +61,6 @@ FIRST_REST = 5.0
 LONGEST_REST = 300.0
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
-
-
-@dataclass
-class StepRun:
-    """A step's run, as far as it is known.
-
-    Attributes:
-        title: the step and what it works on.
-        status: MLflow's word for how it ended, or RUNNING.
-        tags: its labels.
-    """
-
-    title: str
-    status: str = "RUNNING"
-    tags: dict[str, str] = field(default_factory=dict)
 
 
 class Tracker:
@@ -103,6 +89,7 @@ class Tracker:
         self._begun: Journal | None = None
         self._rest = self._rest_until = 0.0
         self._last_delivery = time.monotonic()
+        self._disk_full = False
 
     @classmethod
     def off(cls) -> Tracker:
@@ -303,14 +290,7 @@ class Tracker:
                 return [StepRun(run.info.run_name, run.info.status, dict(run.data.tags)) for run in found]
             except Exception as error:
                 self._could_not(error)
-        known: dict[str, StepRun] = {}
-        for one in self._written_down():
-            if one["op"] == "run":
-                known[one["run"]] = StepRun(one["name"], tags=dict(one["tags"]))
-            elif one.get("run") in known:
-                known[one["run"]].tags.update(one["values"] if one["op"] == "tags" else {})
-                known[one["run"]].status = one.get("status", known[one["run"]].status)
-        return list(known.values())
+        return step_runs(self._written_down())
 
     def parent_tags(self) -> dict[str, str]:
         """Tags of the pipeline's parent run; while MLflow is away those that are known here."""
@@ -358,7 +338,7 @@ class Tracker:
             self._store.look()
             if self._begun and self._begun.pending:
                 self._store.deliver(self._begun)
-            run_id = known_runs(self._journal().path.parent).get(self.run_id, self.run_id)
+            run_id = known_runs(self.journal_folder or Path()).get(self.run_id, self.run_id)
             return register(self._store.client, run_id, folder, name, alias, kind, tags)
         except MixtuneError:
             raise
@@ -373,11 +353,16 @@ class Tracker:
     def _journal(self) -> Journal:
         if self._begun is None:
             assert self._store is not None
-            folder = self.journal_folder
-            assert folder is not None
             own = self.run_id if self._owns else None
             owner = Owner(self._store.address, self._store.experiment, self._title, self._pipeline_run, own)
-            self._begun = Journal.start(folder, owner)
+            folder = self.journal_folder
+            assert folder is not None
+            try:
+                self._begun = Journal.start(folder, owner)
+            except OSError as error:
+                self._say(f"{folder} cannot be written ({error.strerror}); a temporary folder takes its place")
+                self._given_folder = None
+                self._begun = Journal.start(Path(self.journal_folder or folder), owner)
         return self._begun
 
     def _add(self, operation: Operation) -> None:
@@ -386,7 +371,9 @@ class Tracker:
         try:
             self._journal().append(operation)
         except OSError as error:
-            self._say(f"the journal cannot be written ({error.strerror or error}); what MLflow does not take is lost")
+            if not self._disk_full:
+                self._say(f"what MLflow has not got cannot be written down ({error.strerror or error}); going on")
+            self._disk_full = True
 
     def _add_parent(self) -> None:
         if self.parent_id and self._pipeline_run:

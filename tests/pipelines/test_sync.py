@@ -94,6 +94,10 @@ def test_allowed_to_go_on_a_run_ends_well_and_is_on_record_after_a_sync(project:
     assert status == 0, printed
     assert "undelivered" not in printed
     assert connect(server.uri).get_model_version_by_alias("tiny", "candidate").version == "1"
+    (again,) = [one for one in runs_of(server)[len(runs) :] if "mlflow.parentRunId" not in one.data.tags]
+    cached = {name: run for name, run in again.data.tags.items() if name.startswith("mixtune.cached.")}
+    assert cached["mixtune.cached.pretrain"] == nested["pretrain"].info.run_id
+    assert not [run for run in cached.values() if run.startswith("local-")]
 
 
 def test_not_allowed_to_go_on_the_next_step_ends_with_status_4_and_the_record_is_closed_by_a_sync(

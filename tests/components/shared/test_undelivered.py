@@ -274,6 +274,61 @@ os.kill(os.getpid(), signal.SIGKILL)
     assert undelivered(journal_of(run)).counts == {}
 
 
+def test_what_mlflow_refuses_is_left_out_alone(
+    tmp_path: Path, run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    tracker = Tracker.open("plan", "plan", "run-1")
+    tracker.log_params({"a": 1})
+    tracker.log_params({"a": 2})
+    for step in range(10):
+        tracker.log_metrics({"good": step, **({"not?good": 1.0} if step == 5 else {})}, step)
+    tracker.close("FINISHED")
+    client = connect(uri)
+    assert tracker.run_id is not None
+    assert client.get_run(tracker.run_id).data.params == {"a": "1"}
+    assert [one.step for one in client.get_metric_history(tracker.run_id, "good")] == [0, 1, 2, 3, 4, 6, 7, 8, 9]
+    assert client.get_run(tracker.run_id).info.status == "FINISHED"
+    assert capsys.readouterr().out.count("left out") == 2
+    assert not journals(journal_of(run))
+
+
+def test_a_folder_that_cannot_be_written_costs_no_metric(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    monkeypatch.setenv("MIXTUNE_JOURNAL_DIR", str(tmp_path / "file" / "undelivered"))
+    tracker = Tracker.open("plan", "plan", "run-1")
+    tracker.log_metrics({"loss": 1.0}, 3)
+    tracker.close("FINISHED")
+    assert tracker.run_id is not None
+    assert connect(uri).get_run(tracker.run_id).data.metrics == {"loss": 1.0}
+    assert "a temporary folder takes its place" in capsys.readouterr().out
+
+
+def test_a_step_that_was_killed_with_nothing_undelivered_is_ended_by_a_sync(
+    tmp_path: Path, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    code = (
+        "import os, signal\nfrom mixtune.components.shared.tracking import Tracker\n"
+        "tracker = Tracker.open('mixed', 'mixed-0.3', 'run-1')\ntracker.log_params({'a': 1})\n"
+        "print(tracker.run_id, flush=True)\nos.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    killed = subprocess.run(
+        [sys.executable, "-c", code], env=os.environ | {"MLFLOW_TRACKING_URI": uri}, capture_output=True, text=True,
+        check=False,
+    )  # fmt: skip
+    assert killed.returncode == -9
+    assert connect(uri).get_run(killed.stdout.strip()).info.status == "RUNNING"
+    assert sync(str(run)) == (0, f"{run}: delivered to MLflow at {uri}: 1 end of a run\n")
+    assert connect(uri).get_run(killed.stdout.strip()).info.status == "KILLED"
+    assert sync(str(run))[1] == f"nothing is undelivered in {run}\n"
+
+
 def test_a_new_attempt_ends_the_run_that_a_killed_one_left_open(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
