@@ -117,7 +117,7 @@ class Journal:
 
     def advance(self, count: int) -> None:
         """Notes that the oldest `count` operations are delivered."""
-        self.pending = self.pending[count:]
+        del self.pending[:count]
         self._delivered += count
         write_json(_delivered(self.path), self._delivered)
 
