@@ -224,7 +224,7 @@ SECTIONS = {
 }
 """KFP parameters that carry a section, as JSON, without its headline values -> where it stands in the configuration."""
 
-_NOT_ON_A_CLUSTER = {"tracking.uri", "tracking.experiment"}
+_NOT_ON_A_CLUSTER = {"tracking.uri", "tracking.experiment", "tracking.offline_when_unreachable"}
 
 
 def parameters(config: Config) -> dict[str, Any]:

@@ -125,6 +125,20 @@ def compile_(
 
 
 @app.command()
+def sync(
+    folder: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Argument(metavar="[FOLDER]", help="Output folder of a run; every run below ./runs without one."),
+    ] = None,
+) -> None:
+    """Deliver what MLflow has not got yet."""
+    from .sync import sync_and_show
+
+    with _plain_errors():
+        raise typer.Exit(sync_and_show(folder))
+
+
+@app.command()
 def schema() -> None:
     """Print the JSON Schema of the configuration, for editors."""
     from mixtune.components.config import Config

@@ -51,6 +51,8 @@ def run_and_show(
             print(f"mixtune: {failure.title}: {sentence}", file=sys.stderr)  # noqa: T201
         if failure.log:
             print(f"mixtune: {failure.title}: its log is {failure.log}", file=sys.stderr)  # noqa: T201
+    for note in ended.notes:
+        print(f"mixtune: {note}", file=sys.stderr)  # noqa: T201
     if ended.status in (1, 130):
         print("mixtune: what was finished is kept; the same command goes on from there", file=sys.stderr)  # noqa: T201
     return ended.status

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import json
 import os
 import shutil
@@ -23,13 +24,14 @@ import time
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from filelock import FileLock, Timeout
 
 from mixtune.components.config import Config, load
 from mixtune.components.shared.artifacts import ModelCard, read_json, write_json
 from mixtune.components.shared.errors import MixtuneError, RefusedError
+from mixtune.components.shared.journal import in_words, sync_command, undelivered
 from mixtune.components.shared.outcome import EXIT_STATUS, Outcome, load_outcomes
 
 from .configuration import to_yaml
@@ -69,6 +71,10 @@ class Run:
         return self.state / "outcomes" / self.id
 
     @property
+    def journal(self) -> Path:
+        return journal_folder(self.output)
+
+    @property
     def progress(self) -> Path:
         return self.state / "progress" / f"{self.id}.jsonl"
 
@@ -82,12 +88,14 @@ class Ended:
         failures: outcome records of the steps that did not end well.
         report: what `report.json` holds, where the run got that far.
         cached: tasks that came from the cache.
+        notes: what else the user should read.
     """
 
     status: int
     failures: list[Outcome] = field(default_factory=list)
     report: dict[str, Any] | None = None
     cached: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
 
 def claim(output: Path, name: str) -> FileLock:
@@ -121,6 +129,11 @@ def claim(output: Path, name: str) -> FileLock:
     return lock
 
 
+def journal_folder(output: Path) -> Path:
+    """Where a run keeps what MLflow has not got yet."""
+    return output / ".mixtune" / "undelivered"
+
+
 def run_local(config: Config, output: Path, use_cache: bool, display: Display) -> Ended:
     """Runs the whole DAG, publishes its results in the output folder, and says how it ended.
 
@@ -144,6 +157,7 @@ def run_local(config: Config, output: Path, use_cache: bool, display: Display) -
         if not ended.failures and not interrupted:
             # Also those of trainings that were killed and never asked for again.
             shutil.rmtree(run.checkpoints, ignore_errors=True)
+        ended.notes += _notes(run)
         return ended
     finally:
         lock.release()
@@ -167,10 +181,13 @@ def _start(config: Config, run: Run, use_cache: bool) -> subprocess.Popen[bytes]
         "MIXTUNE_CHECKPOINT_DIR": os.environ.get("MIXTUNE_CHECKPOINT_DIR") or str(run.checkpoints),
         "MLFLOW_TRACKING_URI": tracking_uri(config, run.output),
         "MLFLOW_EXPERIMENT_NAME": config.tracking.experiment,
+        "MIXTUNE_JOURNAL_DIR": str(run.journal),
         "TOKENIZERS_PARALLELISM": "false",
         "PYTHONUNBUFFERED": "1",
     }
     environment.setdefault("MIXTUNE_GIT_COMMIT", _git_commit())
+    if config.tracking.offline_when_unreachable:
+        environment["MIXTUNE_TRACKING_OFFLINE"] = "1"
     with (run.logs / "kfp.log").open("wb") as log:
         return subprocess.Popen(
             [sys.executable, "-m", "mixtune.pipelines.local", str(spec_file)],
@@ -234,7 +251,7 @@ def _conclude(run: Run, config: Config, interrupted: bool, display: Display) -> 
     failures = [outcome for outcome in outcomes if outcome.kind != "done"]
     cached = list(display.cached)
     if interrupted:
-        _close_on_record(config, run)
+        _close_on_record(config, run, "KILLED", "interrupted")
         return Ended(EXIT_STATUS["interrupted"], failures, cached=cached)
     done = {outcome.title: outcome for outcome in outcomes if outcome.kind == "done"}
     report: dict[str, Any] | None = None
@@ -246,6 +263,9 @@ def _conclude(run: Run, config: Config, interrupted: bool, display: Display) -> 
         failures.append(Outcome(title="pipeline", kind="failed", sentences=silent, log=str(run.logs / "kfp.log")))
     if taken:
         failures.append(Outcome(title="models", kind="refused", sentences=taken))
+    if "finish" not in done and any(outcome.mlflow_run for outcome in outcomes):
+        told = "; ".join(f"{one.title}: {'; '.join(one.sentences)}" for one in failures)
+        _close_on_record(config, run, "FAILED", f"failed: {told or 'finish did not run'}")
     if failures:
         first = failures[0]
         return Ended(first.exit_status if first.kind in ("refused", "unreachable") else 1, failures, report, cached)
@@ -253,6 +273,19 @@ def _conclude(run: Run, config: Config, interrupted: bool, display: Display) -> 
         problem = f"the pipeline ended early without a word; see {run.logs / 'kfp.log'}"
         return Ended(1, [Outcome(title="pipeline", kind="failed", sentences=[problem])], report, cached)
     return Ended(0 if report["gate"]["passed"] else GATE_NOT_MET, [], report, cached)
+
+
+def _notes(run: Run) -> list[str]:
+    """What did not come to MLflow, and how it will."""
+    recorded = load_outcomes(run.outcomes)
+    notes = [outcome.facts["not_registered"] for outcome in recorded if "not_registered" in outcome.facts]
+    left = undelivered(run.journal)
+    if left.counts:
+        where = " and ".join(left.addresses)
+        notes.append(
+            f"not delivered to MLflow at {where}: {in_words(left.counts)}; deliver it with `{sync_command(run.journal)}`"
+        )
+    return notes
 
 
 def _silent(run: Run, outcomes: list[Outcome], gate_passed: bool) -> list[str]:
@@ -275,14 +308,13 @@ def _silent(run: Run, outcomes: list[Outcome], gate_passed: bool) -> list[str]:
     ]
 
 
-def _close_on_record(config: Config, run: Run) -> None:
-    """Ends the MLflow parent run of an interrupted run, since `finish` never came to it."""
-    from mixtune.components.shared.tracking import close_interrupted
+def _close_on_record(config: Config, run: Run, status: Literal["FAILED", "KILLED"], verdict: str) -> None:
+    """Ends the MLflow parent run where `finish` never came to it; while MLflow is away that is left to `mixtune sync`."""
+    from mixtune.components.shared.tracking import close_unfinished
 
-    try:
-        close_interrupted(tracking_uri(config, run.output), config.tracking.experiment, run.id)
-    except MixtuneError:
-        return  # the server is away; the run stays open there, and the user has the exit status
+    uri, experiment = tracking_uri(config, run.output), config.tracking.experiment
+    with contextlib.redirect_stdout(io.StringIO()):  # what is not delivered is said at the end of the run
+        close_unfinished(uri, experiment, run.id, status, verdict, run.journal)
 
 
 def publish(

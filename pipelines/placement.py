@@ -70,6 +70,7 @@ class Placer:
         parallelism: candidates trained at a time; 0 is no limit.
         checkpoint_claim: claim for checkpoints.
         checkpoint_url: URL for checkpoints.
+        offline: whether steps go on without an MLflow server that does not answer.
     """
 
     profile: Profile | None = None
@@ -77,6 +78,7 @@ class Placer:
     parallelism: int = 0
     checkpoint_claim: str | None = None
     checkpoint_url: str | None = None
+    offline: bool = False
     _run_time: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
@@ -99,7 +101,11 @@ class Placer:
             raise RefusedError(f"placement.gpus: the profile {name} has no GPUs, found {config.placement.gpus}")
         where = config.placement
         return cls(
-            known[name], where.gpus, checkpoint_claim=where.checkpoint_claim, checkpoint_url=where.checkpoint_url
+            known[name],
+            where.gpus,
+            checkpoint_claim=where.checkpoint_claim,
+            checkpoint_url=where.checkpoint_url,
+            offline=config.tracking.offline_when_unreachable,
         )
 
     def parameters(self) -> dict[str, tuple[type, Any, str]]:
@@ -153,6 +159,9 @@ class Placer:
         )
         if step in CHECKPOINT_STEPS:
             self._with_checkpoints(task)
+        if self.offline:
+            # From the environment, since as an input it would be part of every step's cache key.
+            task.set_env_variable("MIXTUNE_TRACKING_OFFLINE", "1")
         if step in GPU_STEPS:
             own = {name: self._run_time[f"gpu_{name}"] for name in ("node_selector", "tolerations")}
             self._on_gpu(task, at or {"gpus": self._run_time["gpus"], **own})

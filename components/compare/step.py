@@ -128,7 +128,7 @@ def _track(result: Comparison, numbers: dict[str, float], files: list[Path], con
         "mixtune.gate_reasons": "; ".join(result.decision.reasons),
         "mixtune.headline": result.report["headline"],
     }
-    context.facts |= {"selected": result.decision.selected, "gate": _verdict(result)}
+    context.facts |= {name: tags[f"mixtune.{name}"] for name in ("selected", "gate", "gate_reasons")}
     tracker.set_tags(tags)
     tracker.set_tags(tags, parent=True)
     of_all: dict[str, float | None] = {}

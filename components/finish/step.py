@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ..shared.checkpoints import PLACE, clear_finished
 from ..shared.context import Context
+from ..shared.outcome import Outcome, load_outcomes
 from .config import FinishStep
 
 
@@ -18,12 +19,15 @@ def run(config: FinishStep, *, context: Context, state: str, error: str) -> None
         error: KFP's message about the failure.
     """
     succeeded = state.upper() == "SUCCEEDED"
-    tags = context.tracker.parent_tags()
+    outcomes = _outcomes()
+    tags = _verdict_tags(outcomes) | context.tracker.parent_tags()
+    # Of several attempts at a step the last one counts.
+    last = {run.title: run for run in context.tracker.children()}
     failures = [
-        f"{run.info.run_name}: {run.data.tags.get('mixtune.outcome.sentence', 'ended without a word')}"
-        for run in context.tracker.children()
-        if run.info.status in ("FAILED", "KILLED")
-    ]
+        f"{run.title}: {run.tags.get('mixtune.outcome.sentence', 'ended without a word')}"
+        for run in last.values()
+        if run.status in ("FAILED", "KILLED")
+    ] or [f"{one.title}: {'; '.join(one.sentences)}" for one in outcomes if one.kind != "done"]
     if not succeeded:
         verdict = "failed: " + ("; ".join(failures) or error or f"KFP says {state}")
     elif tags.get("mixtune.gate") == "passed":
@@ -52,3 +56,14 @@ def _clear_checkpoints(context: Context) -> None:
     else:
         return
     context.say(f"removed the checkpoints of {count} trainings")
+
+
+def _outcomes() -> list[Outcome]:
+    """The other steps' records, where this process can see them; they know what MLflow, if it is away, cannot tell."""
+    folder = os.environ.get("MIXTUNE_OUTCOME_DIR")
+    return load_outcomes(folder) if folder else []
+
+
+def _verdict_tags(outcomes: list[Outcome]) -> dict[str, str]:
+    facts = next((one.facts for one in outcomes if one.title == "compare" and one.kind == "done"), {})
+    return {f"mixtune.{name}": value for name, value in facts.items()}

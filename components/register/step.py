@@ -8,7 +8,11 @@ from typing import Any
 
 from ..shared.artifacts import ArtifactLike, ModelCard, read_json
 from ..shared.context import Context
+from ..shared.errors import UnreachableError
+from ..shared.tracking import offline_allowed
 from .config import RegisterStep
+
+NOT_REGISTERED = "nothing was registered: MLflow does not answer; deliver with `mixtune sync`, then run again"
 
 
 def run(
@@ -35,15 +39,22 @@ def run(
         folder = Path(model.path)
         _write_interpolated(float(candidate["params"]["alpha"]), candidate["id"], selected.path, other.path, model.path)
 
-    version = context.tracker.register_model(
-        folder,
-        name=config.registered_model,
-        alias=config.alias,
-        kind=report["task"]["kind"],
-        tags=_lineage(report, candidate, context),
-        files=[Path(comparison.path) / name for name in ("report.html", "report.md", "report.json")],
-    )
     model.metadata.update({"candidate": candidate["id"], "registered_model": config.registered_model})
+    try:
+        version = context.tracker.register_model(
+            folder,
+            name=config.registered_model,
+            alias=config.alias,
+            kind=report["task"]["kind"],
+            tags=_lineage(report, candidate, context),
+            files=[Path(comparison.path) / name for name in ("report.html", "report.md", "report.json")],
+        )
+    except UnreachableError:
+        if not offline_allowed():
+            raise
+        context.facts["not_registered"] = NOT_REGISTERED
+        context.say(NOT_REGISTERED)
+        return
     if version is None:
         context.say("nothing was registered: MLFLOW_TRACKING_URI is not set")
         return

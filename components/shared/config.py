@@ -239,6 +239,11 @@ class Tracking(Section):
     alias: str = Field("candidate", pattern=r"^[A-Za-z][A-Za-z0-9_-]*$")
     """Alias that `register` sets on the version it makes; not `latest`, and not `v` with a number: MLflow keeps those."""
 
+    offline_when_unreachable: bool = False
+    """Whether a step whose MLflow server does not answer goes on without it, and `mixtune sync` delivers later. Otherwise the
+    step ends with status 4. On a cluster this is fixed when the pipeline is compiled, and nothing is kept unless
+    MIXTUNE_JOURNAL_DIR names a folder that lasts."""
+
     @field_validator("alias")
     @classmethod
     def _not_reserved(cls, alias: str) -> str:

@@ -9,6 +9,8 @@ A step learns from its environment which run it is in, so that nothing that diff
     MIXTUNE_GIT_COMMIT     commit that goes on record as a tag
     MIXTUNE_LOG_DIR        folder for this step's log (locally; a pod's log is its output)
     MIXTUNE_OUTCOME_DIR    folder for the step's outcome record
+    MIXTUNE_JOURNAL_DIR    folder for what MLflow has not got yet; without it that is lost when the step ends
+    MIXTUNE_TRACKING_OFFLINE  1: go on without an MLflow server that does not answer
     MIXTUNE_PROGRESS_FILE  file that progress is appended to, for whoever draws it
     MIXTUNE_CHECKPOINT_DIR folder or fsspec URL that checkpoints of a training are kept in; without it there are none
     MIXTUNE_PROCESSES      processes of a training step; one for each GPU without it

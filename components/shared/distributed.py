@@ -77,6 +77,7 @@ def run_in_processes(
             "run_id": context.run_id,
             "mlflow_run": context.tracker.run_id,
             "mlflow_parent": context.tracker.parent_id,
+            "journal": str(context.tracker.journal_folder or ""),
             "artifacts": {
                 name: {"path": one.path, "uri": one.uri, "metadata": one.metadata}
                 for name, one in artifacts.items()
@@ -124,7 +125,10 @@ def work(folder: Path) -> int:
         importlib.import_module(f"{package}.{order['step']}.config"), f"{order['step'].capitalize()}Step"
     )
     artifacts = {name: Artifact(**one) for name, one in order["artifacts"].items()}
-    tracker = Tracker.attach(order["mlflow_run"], order["mlflow_parent"]) if is_main() else Tracker.off()
+    tracker = Tracker.off()
+    if is_main():
+        journal = Path(order["journal"]) if order["journal"] else None
+        tracker = Tracker.attach(order["mlflow_run"], order["mlflow_parent"], journal, order["title"])
     context = Context(title=order["title"], tracker=tracker, run_id=order["run_id"], quiet=not is_main())
     try:
         module = importlib.import_module(f"{package}.{order['step']}.step")

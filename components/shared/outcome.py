@@ -42,7 +42,17 @@ class Outcome(BaseModel):
 
     def save(self, folder: str | Path) -> None:
         """One file for each step of the run."""
-        write_json(Path(folder) / f"{self.title.replace(' ', '-')}.json", self.model_dump(mode="json"))
+        write_json(_file(folder, self.title), self.model_dump(mode="json"))
+
+
+def _file(folder: str | Path, title: str) -> Path:
+    return Path(folder) / f"{title.replace(' ', '-')}.json"
+
+
+def load_outcome(folder: str | Path, title: str) -> Outcome | None:
+    """The record that a step left, if it left one."""
+    file = _file(folder, title)
+    return Outcome.model_validate(read_json(file, "an outcome record")) if file.is_file() else None
 
 
 def load_outcomes(folder: str | Path) -> list[Outcome]:

@@ -21,8 +21,8 @@ from .artifacts import Artifact, ArtifactLike, ModelCard, write_json
 from .config import Section
 from .context import Context, note_progress
 from .distributed import is_main, num_processes, run_in_processes
-from .errors import MixtuneError
-from .outcome import EXIT_STATUS, Outcome
+from .errors import MixtuneError, RefusedError
+from .outcome import EXIT_STATUS, Outcome, load_outcome
 from .tracking import Status, Tracker
 
 OUTPUTS: Mapping[str, tuple[str, ...]] = {
@@ -71,6 +71,7 @@ def launch(
             parsed = section.from_json(config)
             run_id = os.environ.get("MIXTUNE_RUN_ID")
             if is_main():
+                _refuse_again(title, run_id)
                 tracker = Tracker.open(step, title, run_id)
             tracker.log_params(parsed.model_dump(mode="json"))
             context = Context(title=title, tracker=tracker, run_id=run_id, quiet=not is_main())
@@ -150,6 +151,14 @@ def _remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
+
+
+def _refuse_again(title: str, run_id: str | None) -> None:
+    """Ends a retry of a step that was refused in this pipeline run: its inputs are the same, and so is the answer."""
+    folder = os.environ.get("MIXTUNE_OUTCOME_DIR")
+    earlier = load_outcome(folder, title) if folder and run_id else None
+    if earlier is not None and earlier.kind == "refused":
+        raise RefusedError(*earlier.sentences)
 
 
 def _write_metrics(metrics: Any) -> None:

@@ -1,163 +1,95 @@
-"""MLflow: one parent run for each pipeline run, one nested run for each step that ran. The only file that imports mlflow.
+"""What a step tells MLflow: one parent run for each pipeline run, one nested run for each step that ran.
 
 The parent is found by the pipeline run's id or made, by whichever step comes first, so that retries and single steps
-need no order. Everything goes through `MlflowClient` with explicit run ids: no global state, and `MLFLOW_RUN_ID` in
-the environment cannot redirect a nested run.
+need no order. MLflow has to answer when a step begins (or MIXTUNE_TRACKING_OFFLINE=1 lets it go on without); from then on
+everything is written into a journal first and delivered from there, so that a server that goes away costs nothing.
 """
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import math
 import os
-import re
+import tempfile
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from .config import Task
+from .delivery import (
+    PARENT,
+    RUN_ID,
+    Store,
+    came_from_server,
+    connect,
+    first_line,
+    git_tags,
+    is_refused,
+    nested_runs,
+    parent_run,
+    refuse_again,
+    replace_earlier,
+    step_tags,
+    store_from_environment,
+    to_deliver,
+    unreachable,
+    without_credentials,
+)
 from .errors import MixtuneError, UnreachableError
+from .journal import (
+    LOCAL,
+    Journal,
+    Operation,
+    Owner,
+    StepRun,
+    folder_from_environment,
+    in_words,
+    known_runs,
+    operations_of,
+    step_runs,
+    sync_command,
+    undelivered,
+)
 
-if TYPE_CHECKING:
-    from mlflow import MlflowClient
-    from mlflow.entities import Metric, Run
+__all__ = ["PARENT", "StepRun", "Tracker", "close_unfinished", "connect", "without_credentials"]
 
-PARENT = "mlflow.parentRunId"
-RUN_ID = "mixtune.run_id"
-STEP = "mixtune.step"
-FLUSH_METRICS = 500
-PIPELINES: dict[Task, tuple[str | None, str]] = {
-    "classification": ("text-classification", "AutoModelForSequenceClassification"),
-    "multi_label": ("text-classification", "AutoModelForSequenceClassification"),
-    "regression": ("text-classification", "AutoModelForSequenceClassification"),
-    "question_answering": (None, "AutoModelForQuestionAnswering"),
-    "generation": ("text-generation", "AutoModelForCausalLM"),
-}
-"""Pipeline and class of transformers for each task; there is no pipeline for question answering any more."""
+OFFLINE = "MIXTUNE_TRACKING_OFFLINE"
+DELIVER_AT = 500
+DELIVER_SECONDS = 15.0
+FIRST_REST = 5.0
+LONGEST_REST = 300.0
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 
 
-def without_credentials(address: str) -> str:
-    """A tracking address that may be shown: user and password removed."""
-    return re.sub(r"//[^/@]*@", "//", address)
-
-
-def connect(uri: str) -> MlflowClient:
-    """A client for a tracking address, with time limits that a person would wait for.
-
-    Raises:
-        UnreachableError: where nothing answers.
-    """
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-    import logging
-
-    for name in ("mlflow.store", "mlflow.store.db.utils", "alembic"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    if uri.startswith("sqlite:///"):
-        Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
-    from mlflow import MlflowClient
-
-    client = MlflowClient(uri, registry_uri=uri)
-    try:
-        client.search_experiments(max_results=1)
-    except Exception as error:
-        raise UnreachableError(
-            f"MLFLOW_TRACKING_URI: no MLflow server answers at {without_credentials(uri)} ({_first_line(error)}); "
-            "start it or correct the address"
-        ) from None
-    return client
-
-
-def _first_line(error: BaseException) -> str:
-    text = without_credentials(str(error)).strip().splitlines()
-    return text[0][:200] if text else type(error).__name__
-
-
-def experiment_id(client: MlflowClient, name: str, uri: str) -> str:
-    """Finds or makes the experiment; a SQLite store keeps its artifacts next to the database."""
-    found = client.get_experiment_by_name(name)
-    if found is not None:
-        if found.lifecycle_stage == "deleted":
-            raise MixtuneError(f"tracking.experiment: {name} is deleted in MLflow; restore it or choose another name")
-        return found.experiment_id
-    location = None
-    if uri.startswith("sqlite:///"):
-        location = str((Path(uri.removeprefix("sqlite:///")).parent / "artifacts").absolute())
-    try:
-        return client.create_experiment(name, artifact_location=location)
-    except Exception:
-        # Another step of the same run can have been faster.
-        found = client.get_experiment_by_name(name)
-        if found is None:
-            raise
-        return found.experiment_id
-
-
-def parent_run(client: MlflowClient, experiment: str, run_id: str) -> Run:
-    """Gets or makes the parent run of a pipeline run, by its id."""
-    found = client.search_runs(
-        [experiment],
-        filter_string=f"tags.`{RUN_ID}` = '{run_id}' and tags.`{STEP}` = 'pipeline'",
-        order_by=["attributes.start_time ASC"],
-        max_results=1,
-    )
-    if found:
-        return found[0]
-    tags = {RUN_ID: run_id, STEP: "pipeline", "mixtune.kfp_run": run_id, **_git_tags()}
-    return client.create_run(experiment, run_name=os.environ.get("MIXTUNE_RUN_NAME", run_id), tags=tags)
-
-
-def close_interrupted(uri: str, experiment: str, run_id: str) -> None:
-    """Ends the parent run of a pipeline run that the user interrupted, and the steps that could not do so themselves.
-
-    Raises:
-        UnreachableError: where the tracking server does not answer.
-    """
-    client = connect(uri)
-    parent = parent_run(client, experiment_id(client, experiment, uri), run_id)
-    tracker = Tracker(client, None, parent.info.run_id)
-    for child in tracker.children():
-        if child.info.status == "RUNNING":
-            client.set_terminated(child.info.run_id, "KILLED")
-    tracker.close_parent("KILLED", {"mixtune.verdict": "interrupted"})
-
-
-def _git_tags() -> dict[str, str]:
-    commit = os.environ.get("MIXTUNE_GIT_COMMIT")
-    return {"mlflow.source.git.commit": commit, "mixtune.git_commit": commit} if commit else {}
-
-
-def _tolerant(method: Callable[..., None]) -> Callable[..., None]:
-    """A server that goes away does not cost a finished training: what cannot be delivered is said once and left out."""
-
-    @functools.wraps(method)
-    def attempt(self: Tracker, *arguments: Any, **options: Any) -> None:
-        try:
-            method(self, *arguments, **options)
-        except Exception as error:
-            self._tell_undelivered(error)
-
-    return attempt
-
-
 class Tracker:
-    """One MLflow run. With no client it does nothing, so that steps need not ask.
+    """One MLflow run. With no store it does nothing, so that steps need not ask.
 
     Attributes:
         run_id: the nested run of this step; None where nothing is tracked.
         parent_id: the parent run of the pipeline run, where there is one.
     """
 
-    def __init__(self, client: MlflowClient | None, run_id: str | None, parent_id: str | None = None) -> None:
-        self.client, self.run_id, self.parent_id = client, run_id, parent_id
-        self._metrics: list[Metric] = []
-        self._undelivered = False
+    def __init__(
+        self,
+        store: Store | None,
+        run_id: str | None,
+        parent_id: str | None = None,
+        *,
+        title: str = "",
+        pipeline_run: str | None = None,
+        folder: Path | None = None,
+        owns: bool = True,
+    ) -> None:
+        self.run_id, self.parent_id = run_id, parent_id
+        self._store, self._title, self._pipeline_run, self._owns = store, title, pipeline_run, owns
+        self._given_folder = folder or folder_from_environment()
+        self._own_folder: tempfile.TemporaryDirectory[str] | None = None
+        self._begun: Journal | None = None
+        self._rest = self._rest_until = 0.0
+        self._last_delivery = time.monotonic()
+        self._disk_full = False
 
     @classmethod
     def off(cls) -> Tracker:
@@ -166,172 +98,216 @@ class Tracker:
 
     @classmethod
     def open(cls, step: str, title: str, pipeline_run_id: str | None) -> Tracker:
-        """Starts the nested run of one step, as the environment says.
+        """Starts the nested run of one step, as the environment says, and ends those of its killed attempts.
 
         Raises:
-            UnreachableError: where the tracking server does not answer.
+            UnreachableError: where the tracking server does not answer and the environment does not let it go on without.
+            RefusedError: where this step of this pipeline run was refused before.
         """
-        uri = os.environ.get("MLFLOW_TRACKING_URI")
-        if not uri:
+        store = store_from_environment()
+        if store is None:
             return cls.off()
-        client = connect(uri)
-        experiment = experiment_id(client, os.environ.get("MLFLOW_EXPERIMENT_NAME", "mixtune"), uri)
-        tags = {STEP: step, **_git_tags()}
-        parent_id = None
-        if pipeline_run_id:
-            parent_id = parent_run(client, experiment, pipeline_run_id).info.run_id
-            tags |= {PARENT: parent_id, RUN_ID: pipeline_run_id, "mixtune.kfp_run": pipeline_run_id}
-        run = client.create_run(experiment, run_name=title, tags=tags)
-        return cls(client, run.info.run_id, parent_id)
+        try:
+            tracker = cls._open_online(store, step, title, pipeline_run_id)
+        except UnreachableError as error:
+            if not offline_allowed():
+                raise
+            tracker = cls._open_offline(store, step, title, pipeline_run_id)
+            tracker._say(f"{error.problems[0].partition(';')[0]}; going on without it")
+        if not tracker._rest:
+            tracker._deliver_leftovers()
+        return tracker
 
     @classmethod
-    def attach(cls, run_id: str | None, parent_id: str | None) -> Tracker:
-        """Goes on with a run that another process of the same step opened and will close."""
-        uri = os.environ.get("MLFLOW_TRACKING_URI")
-        return cls(connect(uri), run_id, parent_id) if uri and run_id else cls.off()
+    def _open_online(cls, store: Store, step: str, title: str, pipeline_run: str | None) -> Tracker:
+        client = store.client
+        try:
+            with to_deliver():
+                experiment = store.experiment_id()
+                tags = step_tags(step)
+                if not pipeline_run:
+                    run = client.create_run(experiment, run_name=title, tags=tags)
+                    return cls(store, run.info.run_id, title=title)
+                parent = parent_run(
+                    client, experiment, pipeline_run, _parent_name(pipeline_run), git_tags()
+                ).info.run_id
+                attempts = nested_runs(client, experiment, parent, title)
+                refuse_again(attempts)
+                tags |= {PARENT: parent, RUN_ID: pipeline_run, "mixtune.kfp_run": pipeline_run}
+                run = client.create_run(experiment, run_name=title, tags=tags)
+                replace_earlier(client, run, attempts)
+                return cls(store, run.info.run_id, parent, title=title, pipeline_run=pipeline_run)
+        except MixtuneError:
+            raise
+        except Exception as error:
+            if is_refused(error) or not came_from_server(error):
+                raise
+            raise unreachable(store.uri, error) from None
+
+    @classmethod
+    def _open_offline(cls, store: Store, step: str, title: str, pipeline_run: str | None) -> Tracker:
+        """Begins a run that MLflow does not know yet, under an id that is exchanged when it is delivered."""
+        run = LOCAL + os.urandom(16).hex()
+        tags = step_tags(step)
+        parent = None
+        if pipeline_run:
+            parent = _local_parent(pipeline_run)
+            tags |= {RUN_ID: pipeline_run, "mixtune.kfp_run": pipeline_run}
+        tracker = cls(store, run, parent, title=title, pipeline_run=pipeline_run)
+        tracker._begin_rest()
+        tracker._add_parent()
+        tracker._add({"op": "run", "run": run, "parent": parent, "name": title, "tags": tags, "time": _now()})
+        return tracker
+
+    @classmethod
+    def attach(cls, run_id: str | None, parent_id: str | None, folder: Path | None = None, title: str = "") -> Tracker:
+        """Goes on with a run that another process of the same step opened and will close.
+
+        Args:
+            folder: where that process keeps its journal.
+        """
+        store = store_from_environment()
+        if store is None or run_id is None:
+            return cls.off()
+        pipeline_run = os.environ.get("MIXTUNE_RUN_ID")
+        return cls(store, run_id, parent_id, title=title, pipeline_run=pipeline_run, folder=folder, owns=False)
+
+    @property
+    def journal_folder(self) -> Path | None:
+        """Where what is not delivered is kept; without a folder in the environment one that goes with the process."""
+        if self._store is None:
+            return None
+        if self._given_folder is None:
+            self._own_folder = tempfile.TemporaryDirectory(prefix="mixtune-undelivered-", ignore_cleanup_errors=True)
+            self._given_folder = Path(self._own_folder.name)
+        return self._given_folder
 
     def detach(self) -> None:
         """Delivers what is left, without ending the run."""
-        self._flush()
+        self._end()
 
-    @_tolerant
     def log_params(self, params: Mapping[str, Any]) -> None:
         """Settings; nested mappings become dotted names, long values are cut."""
-        if self.client and self.run_id:
-            from mlflow.entities import Param
+        self._log_params(self.run_id, params, new_only=False)
 
-            flat = [Param(name, str(value)[:6000]) for name, value in _flatten(params)]
-            for start in range(0, len(flat), 100):
-                self.client.log_batch(self.run_id, params=flat[start : start + 100])
-
-    @_tolerant
     def log_parent_params(self, params: Mapping[str, Any]) -> None:
         """Settings of the whole pipeline run. A retry finds them there already and leaves them."""
-        if self.client and self.parent_id:
-            from mlflow.entities import Param
+        self._log_params(self.parent_id, params, new_only=True)
 
-            known = self.client.get_run(self.parent_id).data.params
-            new = [Param(name, str(value)[:6000]) for name, value in _flatten(params) if name not in known]
-            for start in range(0, len(new), 100):
-                self.client.log_batch(self.parent_id, params=new[start : start + 100])
+    def _log_params(self, target: str | None, params: Mapping[str, Any], new_only: bool) -> None:
+        values = {name: str(value)[:6000] for name, value in _flatten(params)}
+        if target and values:
+            self._add({"op": "params", "run": target, "values": values, "new_only": new_only})
+            self._deliver()
 
     def log_metrics(self, metrics: Mapping[str, float | None], step: int | None = None) -> None:
-        """Numbers, sent in batches. A server that goes away meanwhile does not stop the step."""
-        if not (self.client and self.run_id):
-            return
-        from mlflow.entities import Metric
+        """Numbers: written down at once, delivered in batches."""
+        self._log_metrics(self.run_id, metrics, step)
+        waiting = len(self._begun.pending) if self._begun else 0
+        if waiting * max(len(metrics), 1) >= DELIVER_AT or time.monotonic() - self._last_delivery >= DELIVER_SECONDS:
+            self._deliver()
 
-        now = int(time.time() * 1000)
-        for name, value in metrics.items():
-            if value is not None and math.isfinite(value):
-                self._metrics.append(Metric(name, float(value), now, step or 0))
-        if len(self._metrics) >= FLUSH_METRICS:
-            self._flush()
+    def log_parent_metrics(self, metrics: Mapping[str, float]) -> None:
+        """Numbers of the whole pipeline run."""
+        self._log_metrics(self.parent_id, metrics, None)
+        self._deliver()
 
-    def _flush(self) -> None:
-        if not (self.client and self.run_id):
-            return
-        try:
-            while self._metrics:
-                self.client.log_batch(self.run_id, metrics=self._metrics[:FLUSH_METRICS])
-                self._metrics = self._metrics[FLUSH_METRICS:]
-        except Exception as error:
-            self._tell_undelivered(error)
+    def _log_metrics(self, target: str | None, metrics: Mapping[str, float | None], step: int | None) -> None:
+        values = {name: float(value) for name, value in metrics.items() if value is not None and math.isfinite(value)}
+        if target and values:
+            self._add({"op": "metrics", "run": target, "values": values, "step": step or 0, "time": _now()})
 
-    def _tell_undelivered(self, error: Exception) -> None:
-        if not self._undelivered:
-            print(f"tracking: something could not be delivered ({_first_line(error)}); going on")  # noqa: T201
-        self._undelivered = True
-
-    @_tolerant
     def set_tags(self, tags: Mapping[str, str], parent: bool = False) -> None:
         """Labels of this run, or of the pipeline's parent run."""
         target = self.parent_id if parent else self.run_id
-        if self.client and target:
-            for name, value in tags.items():
-                self.client.set_tag(target, name, value[:5000])
+        if target and tags:
+            values = {name: value[:5000] for name, value in tags.items()}
+            self._add({"op": "tags", "run": target, "values": values})
+            self._deliver()
 
-    @_tolerant
     def log_artifact(self, path: str | Path, folder: str | None = None, parent: bool = False) -> None:
-        """A file, kept with this run or with the pipeline's parent run."""
+        """A file, kept with this run or with the pipeline's parent run. It is copied only where it cannot be delivered."""
         target = self.parent_id if parent else self.run_id
-        if self.client and target:
-            self.client.log_artifact(target, str(path), folder)
+        if self._store is None or target is None:
+            return
+        if self._deliver() and not target.startswith(LOCAL):
+            try:
+                with to_deliver():
+                    self._store.client.log_artifact(target, str(path), folder)
+                return
+            except Exception as error:
+                self._could_not(error)
+        try:
+            kept = self._journal().keep(Path(path))
+        except OSError as error:
+            self._say(f"{path} can neither be delivered nor kept ({error.strerror}); left out")
+            return
+        self._add({"op": "artifact", "run": target, "file": kept, "folder": folder})
 
-    @_tolerant
     def log_input(self, name: str, digest: str, source: str, context: str) -> None:
         """A data set that this run read, by its digest."""
-        if self.client and self.run_id:
-            from mlflow.entities import Dataset, DatasetInput, InputTag
+        if self.run_id:
+            what = {"name": name, "digest": digest[:36], "source": source, "context": context}
+            self._add({"op": "input", "run": self.run_id, **what})
+            self._deliver()
 
-            data = Dataset(name=name, digest=digest[:36], source_type="mixtune", source=source)
-            self.client.log_inputs(self.run_id, [DatasetInput(data, [InputTag("mlflow.data.context", context)])])
-
-    @_tolerant
-    def log_parent_metrics(self, metrics: Mapping[str, float]) -> None:
-        """Numbers of the whole pipeline run."""
-        if self.client and self.parent_id:
-            for name, value in metrics.items():
-                if math.isfinite(value):
-                    self.client.log_metric(self.parent_id, name, value)
-
-    @_tolerant
     def link(self, runs: Mapping[str, str]) -> None:
         """Notes on the parent run which earlier runs made what came from the cache.
 
         Args:
             runs: title of a step -> MLflow run that made its outputs.
         """
-        if not (self.client and self.parent_id):
-            return
-        for title, run_id in runs.items():
-            try:
-                made_by = self.client.get_run(run_id)
-            except Exception:
-                # Made under another tracking store; the id alone still says which run it was.
-                self.set_tags({f"mixtune.cached.{_tag_name(title)}": run_id}, parent=True)
-                continue
-            if made_by.data.tags.get(PARENT) != self.parent_id:
-                self.set_tags({f"mixtune.cached.{_tag_name(title)}": run_id}, parent=True)
+        if self.parent_id and runs:
+            self._add({"op": "link", "run": self.parent_id, "runs": dict(runs)})
+            self._deliver()
 
     def close(self, status: Status, outcome: Mapping[str, str] | None = None) -> None:
-        """Ends the step's run with its outcome."""
-        if not (self.client and self.run_id):
+        """Ends the step's run with its outcome, delivers what is left and says what could not be delivered."""
+        if self.run_id is None:
             return
-        self._flush()
-        try:
-            if outcome:
-                self.set_tags({f"mixtune.outcome.{name}": value for name, value in outcome.items()})
-            self.client.set_terminated(self.run_id, status)
-        except Exception as error:
-            self._undelivered = True
-            print(f"tracking: the end of the run could not be delivered ({_first_line(error)})")  # noqa: T201
+        if outcome:
+            values = {f"mixtune.outcome.{name}": value[:5000] for name, value in outcome.items()}
+            self._add({"op": "tags", "run": self.run_id, "values": values})
+        self._add({"op": "end", "run": self.run_id, "status": status, "time": _now()})
+        self._end()
 
     def close_parent(self, status: Status, tags: Mapping[str, str]) -> None:
         """Ends the pipeline's parent run with its verdict."""
-        if self.client and self.parent_id:
+        if self.parent_id:
             self.set_tags(tags, parent=True)
-            self.client.set_terminated(self.parent_id, status)
+            self._add({"op": "end", "run": self.parent_id, "status": status, "time": _now()})
+            self._deliver()
 
-    def children(self) -> list[Run]:
-        """The nested runs of this pipeline run, oldest first."""
-        if not (self.client and self.parent_id):
+    def children(self) -> list[StepRun]:
+        """The nested runs of this pipeline run, oldest first; while MLflow is away those that are known here."""
+        if self._store is None or self.parent_id is None:
             return []
-        parent = self.client.get_run(self.parent_id)
-        return list(
-            self.client.search_runs(
-                [parent.info.experiment_id],
-                filter_string=f"tags.`{PARENT}` = '{self.parent_id}'",
-                order_by=["attributes.start_time ASC"],
-                max_results=1000,
-            )
-        )
+        if self._deliver() and (parent := self._known_parent()):
+            try:
+                with to_deliver():
+                    experiment = self._store.client.get_run(parent).info.experiment_id
+                    found = nested_runs(self._store.client, experiment, parent)
+                return [StepRun(run.info.run_name, run.info.status, dict(run.data.tags)) for run in found]
+            except Exception as error:
+                self._could_not(error)
+        return step_runs(self._written_down())
 
     def parent_tags(self) -> dict[str, str]:
-        """Tags of the pipeline's parent run."""
-        if not (self.client and self.parent_id):
+        """Tags of the pipeline's parent run; while MLflow is away those that are known here."""
+        if self._store is None or self.parent_id is None:
             return {}
-        return dict(self.client.get_run(self.parent_id).data.tags)
+        tags: dict[str, str] = {}
+        parents = {self.parent_id, _local_parent(self._pipeline_run or "")}
+        if self._deliver() and (parent := self._known_parent()):
+            try:
+                with to_deliver():
+                    tags = dict(self._store.client.get_run(parent).data.tags)
+            except Exception as error:
+                self._could_not(error)
+        for one in self._written_down():
+            if one["op"] == "tags" and one["run"] in parents:
+                tags |= one["values"]
+        return tags
 
     def register_model(
         self, folder: Path, name: str, alias: str, kind: Task, tags: Mapping[str, str], files: Iterable[Path]
@@ -348,87 +324,183 @@ class Tracker:
 
         Returns:
             The version, or None where nothing is tracked.
+
+        Raises:
+            UnreachableError: where the tracking server does not answer.
         """
-        if not (self.client and self.run_id):
+        if self._store is None or self.run_id is None:
             return None
+        from .registry import register
+
         for file in files:
             self.log_artifact(file, "report")
-        digest = _model_digest(folder)
-        version = self._version_with(name, digest)
-        if version is None:
-            version = self._log_and_register(folder, name, kind)
-        for tag, value in {**tags, "mixtune.digest": digest}.items():
-            self.client.set_model_version_tag(name, version, tag, value)
-        self.client.set_registered_model_alias(name, alias, version)
-        return version
+        try:
+            self._store.look()
+            if self._begun and self._begun.pending:
+                self._store.deliver(self._begun)
+            run_id = known_runs(self.journal_folder or Path()).get(self.run_id, self.run_id)
+            return register(self._store.client, run_id, folder, name, alias, kind, tags)
+        except MixtuneError:
+            raise
+        except Exception as error:
+            try:
+                self._store.look()
+            except Exception:
+                # The server is away, so that is what went wrong.
+                raise unreachable(self._store.uri, error) from None
+            raise
 
-    def _version_with(self, name: str, digest: str) -> str | None:
-        assert self.client is not None
-        found = self.client.search_model_versions(f"name = '{name}'", max_results=1000)
-        return next((str(v.version) for v in found if v.tags.get("mixtune.digest") == digest), None)
+    def _journal(self) -> Journal:
+        if self._begun is None:
+            assert self._store is not None
+            own = self.run_id if self._owns else None
+            owner = Owner(self._store.address, self._store.experiment, self._title, self._pipeline_run, own)
+            folder = self.journal_folder
+            assert folder is not None
+            try:
+                self._begun = Journal.start(folder, owner)
+            except OSError as error:
+                self._say(f"{folder} cannot be written ({error.strerror}); a temporary folder takes its place")
+                self._given_folder = None
+                self._begun = Journal.start(Path(self.journal_folder or folder), owner)
+        return self._begun
 
-    def _log_and_register(self, folder: Path, name: str, kind: Task) -> str:
-        import mlflow
-        import torch
-        import transformers
+    def _add(self, operation: Operation) -> None:
+        if self._store is None:
+            return
+        try:
+            self._journal().append(operation)
+        except OSError as error:
+            if not self._disk_full:
+                self._say(f"what MLflow has not got cannot be written down ({error.strerror or error}); going on")
+            self._disk_full = True
 
-        pipeline, class_name = PIPELINES[kind]
-        auto = getattr(transformers, class_name)
-        model = auto.from_pretrained(folder, dtype=torch.float32, use_safetensors=True, trust_remote_code=False)
-        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-        assert self.client is not None
-        # log_model knows no client; a step is a process of its own, so this global is nobody else's.
-        mlflow.set_tracking_uri(self.client.tracking_uri)
-        log = mlflow.transformers.log_model
-        if pipeline is None:
-            log = functools.partial(mlflow.models.Model.log, artifact_path=None, flavor=_Components)
-        with mlflow.start_run(run_id=self.run_id):
-            info = log(
-                transformers_model={"model": model, "tokenizer": tokenizer},
-                name="model",
-                task=pipeline or "feature-extraction",
-                registered_model_name=name,
-                pip_requirements=[f"{package}=={_version(package)}" for package in ("torch", "transformers")],
+    def _add_parent(self) -> None:
+        if self.parent_id and self._pipeline_run:
+            parent = {
+                "run": self.parent_id,
+                "pipeline_run": self._pipeline_run,
+                "name": _parent_name(self._pipeline_run),
+            }
+            self._add({"op": "parent", **parent, "tags": git_tags(), "time": _now()})
+
+    def _deliver(self, last: bool = False) -> bool:
+        """Delivers what is pending, unless the server did not answer a moment ago; whether nothing is pending."""
+        if self._store is None or (time.monotonic() < self._rest_until and not last):
+            return False
+        self._last_delivery = time.monotonic()
+        try:
+            if self._rest:
+                self._store.look()
+            if self._begun:
+                self._store.deliver(self._begun)
+        except Exception as error:
+            self._could_not(error)
+            return False
+        if self._rest:
+            self._say("MLflow answers again")
+        self._rest = self._rest_until = 0.0
+        return True
+
+    def _could_not(self, error: Exception) -> None:
+        if not self._rest:
+            self._say(f"something could not be delivered ({first_line(error)}); going on, it is kept and tried again")
+        self._begin_rest()
+
+    def _begin_rest(self) -> None:
+        """Leaves a server alone for a while that does not answer, longer each time: waiting for it costs the training time."""
+        self._rest = min(max(2 * self._rest, FIRST_REST), LONGEST_REST)
+        self._rest_until = time.monotonic() + self._rest
+
+    def _deliver_leftovers(self) -> bool:
+        folder = self._given_folder
+        if self._store is None or folder is None:
+            return True
+        try:
+            self._store.deliver_leftovers(folder)
+        except Exception as error:
+            self._could_not(error)
+            return False
+        return True
+
+    def _end(self) -> None:
+        """The last attempt to deliver, and a line that says what is left."""
+        if self._store is None or self._begun is None:
+            return
+        if self._deliver(last=True):
+            self._deliver_leftovers()
+        folder = self._begun.path.parent
+        self._begun.close()
+        self._begun = None
+        if not self._owns:
+            return  # the process that opened the run delivers what is left, and says what is not
+        kept = undelivered(folder).counts
+        if self._own_folder is not None:
+            if kept:
+                self._say(
+                    f"not delivered to MLflow at {self._store.address}: {in_words(kept)}; it is lost with this process, "
+                    "since MIXTUNE_JOURNAL_DIR names no folder to keep it in"
+                )
+            self._own_folder.cleanup()
+        elif kept:
+            self._say(
+                f"not delivered to MLflow at {self._store.address}: {in_words(kept)}; it is kept in {folder}; "
+                f"deliver it with `{sync_command(folder)}`"
             )
-        return str(info.registered_model_version)
 
+    def _known_parent(self) -> str | None:
+        """The id that MLflow knows the parent run by, if it does."""
+        folder = self.journal_folder
+        if self.parent_id is None or folder is None or not self.parent_id.startswith(LOCAL):
+            return self.parent_id
+        return known_runs(folder).get(self.parent_id)
 
-class _Components:
-    """Saves a model that transformers has no pipeline for.
-
-    MLflow wants one all the same, so it is given one that takes any model; what that would predict by itself means nothing, so
-    MLflow must not offer it. The model and its tokenizer are loaded as they are, with `return_type="components"`.
-    """
+    def _written_down(self) -> list[Operation]:
+        """What the journals of this pipeline run hold."""
+        folder = self.journal_folder
+        return list(operations_of(folder, self._pipeline_run)) if folder else []
 
     @staticmethod
-    def save_model(path: str, mlflow_model: Any, **options: Any) -> None:
-        """As MLflow's flavors do, without the `python_function`."""
-        import mlflow
-
-        mlflow.transformers.save_model(path=path, mlflow_model=mlflow_model, **options)
-        mlflow_model.flavors.pop("python_function")
-        mlflow_model.signature = None
-        mlflow_model.save(str(Path(path) / "MLmodel"))
+    def _say(line: str) -> None:
+        print(f"tracking: {line}", flush=True)  # noqa: T201
 
 
-def _version(package: str) -> str:
-    from importlib.metadata import version
+def close_unfinished(
+    uri: str, experiment: str, pipeline_run: str, status: Status, verdict: str, folder: Path | None = None
+) -> None:
+    """Ends the parent run of a pipeline run that `finish` did not end, and the steps that could not do so themselves.
 
-    return version(package).split("+")[0]
+    Args:
+        folder: where that is written down for `mixtune sync`, should the tracking server not answer.
+    """
+    tracker = Tracker(
+        Store(uri, experiment),
+        None,
+        _local_parent(pipeline_run),
+        title="unfinished",
+        pipeline_run=pipeline_run,
+        folder=folder,
+    )
+    tracker._add_parent()
+    tracker._add({"op": "unfinished", "run": tracker.parent_id, "status": status, "verdict": verdict, "time": _now()})
+    tracker._end()
 
 
-def _model_digest(folder: Path) -> str:
-    digest = hashlib.sha256()
-    names = [*sorted(folder.glob("*.safetensors")), folder / "config.json", folder / "tokenizer.json"]
-    for file in filter(Path.is_file, names):
-        with file.open("rb") as content:
-            for block in iter(lambda: content.read(1 << 20), b""):
-                digest.update(block)
-    return digest.hexdigest()
+def offline_allowed() -> bool:
+    """Whether a step may go on without a tracking server that does not answer."""
+    return os.environ.get(OFFLINE) == "1"
 
 
-def _tag_name(title: str) -> str:
-    return re.sub(r"[^A-Za-z0-9_. /-]", "_", title).replace(" ", ".")
+def _local_parent(pipeline_run: str) -> str:
+    return LOCAL + hashlib.sha256(pipeline_run.encode()).hexdigest()[:32]
+
+
+def _parent_name(pipeline_run: str) -> str:
+    return os.environ.get("MIXTUNE_RUN_NAME", pipeline_run)
+
+
+def _now() -> int:
+    return int(time.time() * 1000)
 
 
 def _flatten(params: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:

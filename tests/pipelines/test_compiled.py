@@ -13,6 +13,7 @@ from kfp import compiler
 
 from mixtune.components.config import HEADLINE, SECTIONS
 from mixtune.components.shared.errors import RefusedError
+from mixtune.pipelines.commands import compile_pipeline
 from mixtune.pipelines.configuration import read_config
 from mixtune.pipelines.generate import command_page, compile_all, configuration_page, generate
 from mixtune.pipelines.pipeline import make_pipeline
@@ -245,6 +246,17 @@ def test_every_task_learns_its_run_and_its_secret_from_the_environment(
         gpu = name.removeprefix("exec-").rstrip("-0123456789") in GPU_STEPS
         for placement in ("nodeSelector", "tolerations", "emptyDirMounts"):
             assert (placement in executor) == gpu, (name, placement)
+
+
+def test_whether_steps_go_on_without_mlflow_is_in_their_environment_and_no_input(tmp_path: Path) -> None:
+    target = tmp_path / "offline.yaml"
+    compile_pipeline(None, ["tracking.offline_when_unreachable=true"], target, None, "ir")
+    offline = next(yaml.safe_load_all(target.read_text(encoding="utf-8")))
+    plain = next(yaml.safe_load_all((COMPILED / "mixtune.yaml").read_text(encoding="utf-8")))
+    for name, executor in offline["deploymentSpec"]["executors"].items():
+        if "importer" not in name:
+            assert executor["container"].pop("env") == [{"name": "MIXTUNE_TRACKING_OFFLINE", "value": "1"}], name
+    assert offline == plain
 
 
 def test_finish_always_runs_and_stands_outermost(package: dict[str, Any]) -> None:

@@ -72,7 +72,11 @@ def test_what_is_put_out(tmp_path: Path) -> None:
     assert read_json(done.folder / "models.json", "models") == {
         name: f"/models/{name}" for name in ("pretrained", "finetuned", "mixed-0.3")
     }
-    assert done.context.facts == {"selected": "mixed-0.3", "gate": "passed"}
+    assert done.context.facts["gate_reasons"] == "; ".join(done.report["gate"]["reasons"])
+    assert {name: done.context.facts[name] for name in ("selected", "gate")} == {
+        "selected": "mixed-0.3",
+        "gate": "passed",
+    }
     metrics = done.artifacts["metrics"].metadata
     assert metrics["gate_passed"] == 1.0
     assert metrics["delta_bpb_high"] == row["delta_bpb"]["high"]

@@ -10,6 +10,7 @@ from mixtune.components.finish.config import FinishStep
 from mixtune.components.finish.step import run
 from mixtune.components.shared.checkpoints import Checkpoints
 from mixtune.components.shared.context import Context
+from mixtune.components.shared.outcome import Outcome
 from mixtune.components.shared.tracking import Tracker, connect
 
 
@@ -62,3 +63,30 @@ def test_a_run_that_succeeded_needs_its_checkpoints_no_more(
     finish(state)
     left = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
     assert left == (["mixed-run-2"] if state == "SUCCEEDED" else ["mixed-run-1", "mixed-run-2"])
+
+
+def test_of_several_attempts_at_a_step_the_last_one_counts(store: str) -> None:
+    Tracker.open("pretrain", "pretrain", "run-1")  # killed: another attempt comes, and this one never ends
+    Tracker.open("pretrain", "pretrain", "run-1").close("FINISHED")
+    Tracker.open("mixed", "mixed-0.3", "run-1").close("FAILED", {"kind": "failed", "sentence": "not finite"})
+    assert finish("FAILED")[0].facts["verdict"] == "failed: mixed-0.3: not finite"
+
+
+def test_without_mlflow_the_verdict_is_what_the_other_steps_left_on_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    monkeypatch.setenv("MIXTUNE_TRACKING_OFFLINE", "1")
+    monkeypatch.setenv("MIXTUNE_JOURNAL_DIR", str(tmp_path / "undelivered"))
+    monkeypatch.setenv("MIXTUNE_OUTCOME_DIR", str(tmp_path / "outcomes"))
+    assert finish("SUCCEEDED")[0].facts["verdict"] == "no verdict on record"
+    # What compare could still tell MLflow is known from its record alone, ...
+    facts = {"gate": "not met", "selected": "mixed-0.3", "gate_reasons": "forgets too much"}
+    Outcome(title="compare", kind="done", facts=facts).save(tmp_path / "outcomes")
+    assert finish("SUCCEEDED")[0].facts["verdict"] == "gate not met: forgets too much"
+    # ... and what it could not tell is in the journal too.
+    tags = {"mixtune.gate": "passed", "mixtune.selected": "mixed-0.6"}
+    Tracker.open("compare", "compare", "run-1").set_tags(tags, parent=True)
+    assert finish("SUCCEEDED")[0].facts["verdict"] == "gate passed: mixed-0.6"
+    Outcome(title="mixed-0.3", kind="failed", sentences=["not finite"]).save(tmp_path / "outcomes")
+    assert finish("FAILED")[0].facts["verdict"] == "failed: mixed-0.3: not finite"

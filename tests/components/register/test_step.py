@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,8 +13,10 @@ from mixtune.components.register.config import RegisterStep
 from mixtune.components.register.step import run
 from mixtune.components.shared.artifacts import Artifact, write_json
 from mixtune.components.shared.context import Context
+from mixtune.components.shared.errors import UnreachableError
 from mixtune.components.shared.tracking import Tracker, connect
 from tests.components.stages import Stages
+from tests.mlflow_server import MlflowServer
 
 
 @pytest.fixture
@@ -55,3 +60,64 @@ def test_the_same_model_twice_is_one_version_and_another_is_another(stages: Stag
     assert (stages.folder / "registered" / "model.safetensors").is_file()
     assert client.get_model_version_by_alias("tiny", "candidate").tags["mixtune.kind"] == "interpolated"
     assert client.get_model_version("tiny", "1").tags["mixtune.kfp_run"] == "run-2"
+
+
+KILLED_AT = """
+import os, signal, sys
+from pathlib import Path
+from mlflow import MlflowClient
+sys.path.insert(0, {root!r})
+from tests.components.register.test_step import register
+from tests.components.stages import Stages
+def killed(*arguments, **options):
+    os.kill(os.getpid(), signal.SIGKILL)
+setattr(MlflowClient, {call!r}, killed)
+stages = Stages(Path({folder!r}))
+register(stages, "finetuned", "run-1")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("call", ["create_model_version", "set_registered_model_alias"])
+def test_killed_at_any_point_the_next_attempt_makes_or_finds_the_one_version(
+    stages: Stages, tmp_path: Path, call: str
+) -> None:
+    code = KILLED_AT.format(root=str(Path(__file__).parents[3]), call=call, folder=str(tmp_path))
+    killed = subprocess.run([sys.executable, "-c", code], env=os.environ, capture_output=True, text=True, check=False)
+    assert killed.returncode == -9, killed.stderr
+    client = connect(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    (made,) = client.search_model_versions("name = 'tiny'") or [None]
+    assert (made is None) == (call == "create_model_version")
+    assert made is None or made.tags["mixtune.digest"]
+    assert register(stages, "finetuned", "run-1").facts["registered"] == "tiny version 1, alias candidate"
+    (version,) = client.search_model_versions("name = 'tiny'")
+    assert version.tags["mixtune.digest"]
+    assert version.tags["mixtune.candidate"] == "finetuned"
+
+
+@pytest.mark.slow
+def test_registering_where_the_server_went_away_is_unreachable_or_said_in_a_sentence(
+    stages: Stages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server = MlflowServer(tmp_path / "server")
+    server.start()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri)
+    opened = Tracker.open
+
+    def open_and_kill(*arguments: str) -> Tracker:
+        tracker = opened(*arguments)
+        server.kill()
+        return tracker
+
+    monkeypatch.setattr(Tracker, "open", open_and_kill)
+    with pytest.raises(UnreachableError) as unreachable:
+        register(stages, "finetuned", "run-1")
+    assert f"no MLflow server answers at {server.uri}" in unreachable.value.problems[0]
+    monkeypatch.setenv("MIXTUNE_TRACKING_OFFLINE", "1")
+    context = register(stages, "finetuned", "run-2")
+    assert "registered" not in context.facts
+    assert context.facts["not_registered"].startswith("nothing was registered: MLflow does not answer")
+    server.start()
+    monkeypatch.setattr(Tracker, "open", opened)
+    assert register(stages, "finetuned", "run-3").facts["registered"] == "tiny version 1, alias candidate"
+    server.kill()

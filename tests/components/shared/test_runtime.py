@@ -153,6 +153,44 @@ def test_a_step_that_fails_leaves_nothing_and_takes_nothing_away(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["logs", "metrics", "model", "outcomes"]
 
 
+def test_what_was_refused_is_refused_at_once_in_the_same_run_and_not_in_the_next(
+    tmp_path: Path, outcomes: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MIXTUNE_RUN_ID", "run-1")
+    with pytest.raises(SystemExit):
+        finetune(tmp_path)
+    (first,) = load_outcomes(outcomes)
+    # What was missing is there now; a retry in the same pipeline run has the same inputs, so it is not even looked at.
+    write_data(tmp_path / "data", "finetune", "generation")
+    with pytest.raises(SystemExit) as ended:
+        finetune(tmp_path)
+    assert ended.value.code == 2
+    (again,) = load_outcomes(outcomes)
+    assert (again.kind, again.sentences) == ("refused", first.sentences)
+    monkeypatch.setenv("MIXTUNE_RUN_ID", "run-2")
+    monkeypatch.setenv("MIXTUNE_OUTCOME_DIR", str(tmp_path / "outcomes-2"))
+    with pytest.raises(SystemExit):
+        finetune(tmp_path)
+    (next_run,) = load_outcomes(tmp_path / "outcomes-2")
+    assert "manifest.json" not in next_run.sentences[0]
+
+
+def test_a_refusal_on_record_in_mlflow_ends_a_retry_that_sees_no_outcome_record(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
+    for run_id, said_before in (("run-1", True), ("run-1", True), ("run-2", False)):
+        monkeypatch.setenv("MIXTUNE_RUN_ID", run_id)
+        with pytest.raises(SystemExit) as ended:
+            finetune(tmp_path)
+        assert ended.value.code in (1, 2)
+        assert ("has no manifest.json" in capfd.readouterr().err) is said_before
+        write_data(tmp_path / "data", "finetune", "generation")
+    from mixtune.components.shared.tracking import Tracker
+
+    assert len(Tracker.open("finish", "finish", "run-1").children()) == 2, "the retry made no run of its own"
+
+
 @pytest.mark.parametrize("step", STEPS)
 def test_every_step_is_one_folder_with_the_same_three_files(step: str) -> None:
     folder = Path(__file__).parents[3] / "components" / step

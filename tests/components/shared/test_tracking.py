@@ -27,7 +27,7 @@ def test_steps_of_one_run_share_a_parent_whoever_comes_first(store: str) -> None
     run = client.get_run(second.run_id)
     assert run.data.tags[PARENT] == first.parent_id
     assert run.info.run_name == "mixed-0.3"
-    assert [child.info.run_name for child in first.children()] == ["finetune", "mixed-0.3"]
+    assert [child.title for child in first.children()] == ["finetune", "mixed-0.3"]
 
 
 def test_an_injected_run_id_does_not_redirect_a_nested_run(store: str, monkeypatch: pytest.MonkeyPatch) -> None:

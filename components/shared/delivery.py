@@ -1,0 +1,470 @@
+"""MLflow's tracking store: connecting, finding and making runs, delivering what journals hold.
+
+This file and `registry.py` are the only ones that import mlflow. Everything goes through `MlflowClient` with explicit run
+ids: no global state, and `MLFLOW_RUN_ID` in the environment cannot redirect a nested run.
+
+Every delivery may be made twice (the process can die before it notes that it delivered), so each is harmless the second
+time: MLflow's store drops a metric value that it has, equal settings are accepted, tags and ends say the same again, and
+a run that began without MLflow is found again by a tag.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .artifacts import write_json
+from .errors import MixtuneError, RefusedError, UnreachableError
+from .journal import LOCAL, Journal, NotSentYetError, Operation, count_of, journals, known_runs, locked
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+
+PARENT = "mlflow.parentRunId"
+RUN_ID = "mixtune.run_id"
+STEP = "mixtune.step"
+LOCAL_ID = "mixtune.local_id"
+REPLACED_BY = "mixtune.replaced_by"
+METRICS_AT_ONCE = 1000
+ENTRIES_AT_ONCE = 100
+_OURS: set[str] = set()
+
+
+def without_credentials(address: str) -> str:
+    """A tracking address that may be shown: user and password removed."""
+    return re.sub(r"//[^/@]*@", "//", address)
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, short enough for a sentence, without credentials."""
+    text = without_credentials(str(error)).strip().splitlines()
+    return text[0][:200] if text else type(error).__name__
+
+
+@contextlib.contextmanager
+def patience(seconds: int, retries: int) -> Iterator[None]:
+    """How long MLflow's client waits for an answer, and how often it asks again; what the user set in the environment holds."""
+    wanted = {
+        "MLFLOW_HTTP_REQUEST_TIMEOUT": str(seconds),
+        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": str(retries),
+        # Or a server that says "come back in an hour" would hold up the step for that hour.
+        "MLFLOW_HTTP_RESPECT_RETRY_AFTER_HEADER": "false",
+    }
+    ours = {name: value for name, value in wanted.items() if name not in os.environ or name in _OURS}
+    before = {name: os.environ.get(name) for name in ours}
+    _OURS.update(ours)
+    os.environ.update(ours)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                _OURS.discard(name)
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+def to_look() -> contextlib.AbstractContextManager[None]:
+    """Patience for finding out whether a server answers."""
+    return patience(4, 1)
+
+
+def to_deliver() -> contextlib.AbstractContextManager[None]:
+    """Patience for a server that answered before."""
+    return patience(10, 1)
+
+
+def connect(uri: str) -> MlflowClient:
+    """A client for a tracking address whose server answers.
+
+    Raises:
+        UnreachableError: where nothing answers, also where an address swallows what is sent to it.
+    """
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+    import logging
+
+    # urllib3 warns of every try of its own; what matters is said once, in words.
+    levels = {"mlflow.store": logging.WARNING, "mlflow.store.db.utils": logging.WARNING, "alembic": logging.WARNING}
+    for name, level in {**levels, "urllib3.connectionpool": logging.ERROR}.items():
+        logging.getLogger(name).setLevel(level)
+    if uri.startswith("sqlite:///"):
+        Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+    from mlflow import MlflowClient
+
+    client = MlflowClient(uri, registry_uri=uri)
+    try:
+        with to_look():
+            client.search_experiments(max_results=1)
+    except Exception as error:
+        raise unreachable(uri, error) from None
+    return client
+
+
+def unreachable(uri: str, error: Exception) -> UnreachableError:
+    """The sentence for a server that does not answer."""
+    return UnreachableError(
+        f"MLFLOW_TRACKING_URI: no MLflow server answers at {without_credentials(uri)} ({first_line(error)}); "
+        "start it or correct the address"
+    )
+
+
+def experiment_id(client: MlflowClient, name: str, uri: str) -> str:
+    """Finds or makes the experiment; a SQLite store keeps its artifacts next to the database."""
+    found = client.get_experiment_by_name(name)
+    if found is not None:
+        if found.lifecycle_stage == "deleted":
+            raise MixtuneError(f"tracking.experiment: {name} is deleted in MLflow; restore it or choose another name")
+        return found.experiment_id
+    location = None
+    if uri.startswith("sqlite:///"):
+        location = str((Path(uri.removeprefix("sqlite:///")).parent / "artifacts").absolute())
+    try:
+        return client.create_experiment(name, artifact_location=location)
+    except Exception:
+        # Another step of the same run can have been faster.
+        found = client.get_experiment_by_name(name)
+        if found is None:
+            raise
+        return found.experiment_id
+
+
+def parent_tags(pipeline_run: str) -> dict[str, str]:
+    """What the parent run of a pipeline run is found by."""
+    return {RUN_ID: pipeline_run, STEP: "pipeline", "mixtune.kfp_run": pipeline_run}
+
+
+def parent_run(
+    client: MlflowClient,
+    experiment: str,
+    pipeline_run: str,
+    name: str,
+    tags: Mapping[str, str],
+    time: int | None = None,
+) -> Run:
+    """Gets or makes the parent run of a pipeline run, by its id.
+
+    Args:
+        name: name of the run, if it has to be made.
+        tags: its further tags, if it has to be made.
+        time: when it began, in milliseconds; now without it.
+    """
+    found = client.search_runs(
+        [experiment],
+        filter_string=f"tags.`{RUN_ID}` = '{pipeline_run}' and tags.`{STEP}` = 'pipeline'",
+        order_by=["attributes.start_time ASC"],
+        max_results=1,
+    )
+    if found:
+        return found[0]
+    return client.create_run(experiment, start_time=time, run_name=name, tags={**parent_tags(pipeline_run), **tags})
+
+
+def nested_runs(client: MlflowClient, experiment: str, parent: str, title: str | None = None) -> list[Run]:
+    """The nested runs of a pipeline run, oldest first; only the attempts of one step where a title is given."""
+    ask = f"tags.`{PARENT}` = '{parent}'" + (f" and attributes.run_name = '{title}'" if title else "")
+    return list(client.search_runs([experiment], ask, order_by=["attributes.start_time ASC"], max_results=1000))
+
+
+def refuse_again(attempts: list[Run]) -> None:
+    """Ends a retry of a step that was refused, before it does anything: its inputs are the same, and so is the answer.
+
+    Raises:
+        RefusedError: in the words of the refusal on record.
+    """
+    for attempt in reversed(attempts):
+        if attempt.data.tags.get("mixtune.outcome.kind") == "refused":
+            raise RefusedError(attempt.data.tags.get("mixtune.outcome.sentence", "was refused before"))
+
+
+def replace_earlier(client: MlflowClient, run: Run, attempts: list[Run]) -> None:
+    """Ends the runs that killed attempts of the same step left open."""
+    for attempt in attempts:
+        earlier = attempt.info.start_time <= run.info.start_time and attempt.info.run_id != run.info.run_id
+        if earlier and attempt.info.status == "RUNNING":
+            client.set_tag(attempt.info.run_id, REPLACED_BY, run.info.run_id)
+            client.set_terminated(attempt.info.run_id, "KILLED")
+
+
+def close_unfinished(client: MlflowClient, parent: str, status: str, verdict: str, time: int) -> None:
+    """Ends the parent run of a pipeline run that `finish` did not end, and the steps that could not do so themselves."""
+    experiment = client.get_run(parent).info.experiment_id
+    for child in nested_runs(client, experiment, parent):
+        if child.info.status == "RUNNING":
+            client.set_terminated(child.info.run_id, "KILLED", end_time=time)
+    client.set_tag(parent, "mixtune.verdict", verdict[:5000])
+    client.set_terminated(parent, status, end_time=time)
+
+
+def is_refused(error: Exception) -> bool:
+    """Whether MLflow said no to this very operation, so that trying it again is of no use."""
+    from mlflow.exceptions import MlflowException
+
+    if isinstance(error, FileNotFoundError):
+        return True
+    if not isinstance(error, MlflowException) or error.error_code != "INVALID_PARAMETER_VALUE":
+        return False
+    return not str(error).startswith("API request")  # a 400 without MLflow's words is of something in between
+
+
+def came_from_server(error: Exception) -> bool:
+    """Whether an error is of MLflow's or of the way to it, and not of this program's making."""
+    from mlflow.exceptions import MlflowException
+
+    return isinstance(error, MlflowException | OSError)
+
+
+class Store:
+    """A tracking address, and what is delivered there. Connects when it is first needed.
+
+    Attributes:
+        uri: the address, with what credentials it carries.
+        experiment: name of the experiment.
+    """
+
+    def __init__(self, uri: str, experiment: str, client: MlflowClient | None = None) -> None:
+        self.uri, self.experiment = uri, experiment
+        self._client = client
+
+    @property
+    def address(self) -> str:
+        """The address as it may be shown and kept."""
+        return without_credentials(self.uri)
+
+    @property
+    def client(self) -> MlflowClient:
+        """A client.
+
+        Raises:
+            UnreachableError: where nothing answers.
+        """
+        if self._client is None:
+            self._client = connect(self.uri)
+        return self._client
+
+    def look(self) -> None:
+        """Finds out in a few seconds whether the server answers; raises where it does not."""
+        with to_look():
+            self.client.search_experiments(max_results=1)
+
+    def experiment_id(self) -> str:
+        """The experiment's id; makes it where there is none."""
+        return experiment_id(self.client, self.experiment, self.uri)
+
+    def deliver(self, journal: Journal) -> Counter[str]:
+        """Delivers what is pending in a journal, oldest first.
+
+        Returns:
+            What was delivered.
+
+        Raises:
+            Exception: where something could not be delivered; it and what came after it are still pending.
+        """
+        done: Counter[str] = Counter()
+        alone = (
+            0  # of a batch that is refused each operation is tried by itself, so that only the wrong one is left out
+        )
+        with to_deliver():
+            while journal.pending:
+                count = 1 if alone else _how_many_at_once(journal.pending)
+                operations = journal.pending[:count]
+                try:
+                    self._carry_out(operations, journal.path.parent)
+                    done += count_of(operations)
+                except Exception as error:
+                    if not is_refused(error):
+                        raise
+                    if count > 1:
+                        alone = count
+                        continue
+                    what = operations[0]["op"]
+                    print(f"tracking: MLflow refuses {what} ({first_line(error)}); left out")  # noqa: T201
+                journal.advance(count)
+                alone = max(0, alone - count)
+        return done
+
+    def deliver_leftovers(self, folder: Path) -> Counter[str]:
+        """Delivers what steps left behind that ended or were killed; what another process is at is left to it.
+
+        Raises:
+            Exception: where something could not be delivered; it is still there.
+        """
+        done: Counter[str] = Counter()
+        problem: Exception | None = None
+        for path in journals(folder):
+            journal = Journal.take(path)
+            if journal is None:
+                continue
+            if journal.owner.address != self.address:
+                journal.release()
+                continue
+            try:
+                store = Store(self.uri, journal.owner.experiment, self.client)
+                done += store.deliver(journal)
+                store._end_killed(journal)
+            except BaseException as error:
+                journal.release()
+                if not isinstance(error, Exception):
+                    raise
+                self.look()  # where the server is away, the others need not be tried
+                problem = problem or error
+            else:
+                journal.close()
+        if problem is not None:
+            raise problem
+        return done
+
+    def _end_killed(self, journal: Journal) -> None:
+        """Ends the run of a step that died without a word."""
+        own = journal.owner.run
+        if own is None or journal.ended:
+            return
+        run_id = known_runs(journal.path.parent).get(own, own)
+        if not run_id.startswith(LOCAL) and self.client.get_run(run_id).info.status == "RUNNING":
+            self.client.set_terminated(run_id, "KILLED", end_time=journal.last_time)
+
+    def _carry_out(self, operations: list[Operation], folder: Path) -> None:
+        """Delivers one operation, or several with metrics of one run."""
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        one = operations[0]
+        if one["op"] in ("parent", "run"):
+            self._make_run(one, folder)
+            return
+        client, run = self.client, self._real(one["run"], folder)
+        match one["op"]:
+            case "metrics":
+                self._log_metrics(run, operations)
+            case "params":
+                known = client.get_run(run).data.params if one["new_only"] else {}
+                self._log(run, "params", {name: text for name, text in one["values"].items() if name not in known})
+            case "tags":
+                self._log(run, "tags", one["values"])
+            case "artifact":
+                client.log_artifact(run, str(folder / one["file"]), one["folder"])
+            case "input":
+                data = Dataset(one["name"], one["digest"], source_type="mixtune", source=one["source"])
+                client.log_inputs(run, [DatasetInput(data, [InputTag("mlflow.data.context", one["context"])])])
+            case "link":
+                self._link(run, one["runs"], folder)
+            case "end":
+                client.set_terminated(run, one["status"], end_time=one["time"])
+            case "unfinished":
+                close_unfinished(client, run, one["status"], one["verdict"], one["time"])
+
+    def _log_metrics(self, run: str, operations: list[Operation]) -> None:
+        from mlflow.entities import Metric
+
+        metrics = [
+            Metric(name, value, one["time"], one["step"]) for one in operations for name, value in one["values"].items()
+        ]
+        for start in range(0, len(metrics), METRICS_AT_ONCE):
+            self.client.log_batch(run, metrics=metrics[start : start + METRICS_AT_ONCE])
+
+    def _log(self, run: str, what: str, values: Mapping[str, str]) -> None:
+        from mlflow.entities import Param, RunTag
+
+        entries = [(RunTag if what == "tags" else Param)(name, value) for name, value in values.items()]
+        for start in range(0, len(entries), ENTRIES_AT_ONCE):
+            self.client.log_batch(run, **{what: entries[start : start + ENTRIES_AT_ONCE]})
+
+    def _link(self, parent: str, runs: Mapping[str, str], folder: Path) -> None:
+        """Notes on a parent run which earlier runs made what came from the cache."""
+        from mlflow.exceptions import MlflowException
+
+        known = known_runs(folder)
+        for title, first_id in runs.items():
+            run_id = known.get(first_id, first_id)
+            try:
+                made_by = self.client.get_run(run_id).data.tags.get(PARENT)
+            except MlflowException as error:
+                if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+                    raise
+                made_by = None  # made under another tracking store; the id alone still says which run it was
+            if made_by != parent:
+                self.client.set_tag(parent, f"mixtune.cached.{_tag_name(title)}", run_id)
+
+    def _make_run(self, one: Operation, folder: Path) -> None:
+        """Makes the run that a step or a pipeline run began without MLflow, or finds the one that was made of it."""
+        with locked(folder):
+            known = known_runs(folder)
+            if one["run"] in known:
+                return
+            experiment = self.experiment_id()
+            if one["op"] == "parent":
+                made = parent_run(
+                    self.client, experiment, one["pipeline_run"], one["name"], one["tags"], time=one["time"]
+                )
+            else:
+                made = self._make_nested(one, experiment, folder)
+            write_json(folder / "runs.json", {**known, one["run"]: made.info.run_id})
+
+    def _make_nested(self, one: Operation, experiment: str, folder: Path) -> Run:
+        found = self.client.search_runs([experiment], f"tags.`{LOCAL_ID}` = '{one['run']}'", max_results=1)
+        if found:
+            return found[0]
+        tags = {**one["tags"], LOCAL_ID: one["run"]}
+        if one["parent"] is None:
+            return self.client.create_run(experiment, start_time=one["time"], tags=tags, run_name=one["name"])
+        parent = self._real(one["parent"], folder)
+        tags[PARENT] = parent
+        run = self.client.create_run(experiment, start_time=one["time"], tags=tags, run_name=one["name"])
+        replace_earlier(self.client, run, nested_runs(self.client, experiment, parent, one["name"]))
+        return run
+
+    @staticmethod
+    def _real(run: str, folder: Path) -> str:
+        """The id that MLflow knows a run by."""
+        if not run.startswith(LOCAL):
+            return run
+        known = known_runs(folder)
+        if run not in known:
+            raise NotSentYetError("the run that this belongs to is not in MLflow yet")
+        return known[run]
+
+
+def _how_many_at_once(pending: list[Operation]) -> int:
+    """Metrics of one run go together, as many as MLflow takes at once; anything else goes alone."""
+    first, values = pending[0], 0
+    for count, one in enumerate(pending):
+        values += len(one.get("values", ()))
+        if count and (one["op"] != "metrics" or one["run"] != first["run"] or values > METRICS_AT_ONCE):
+            return count
+        if one["op"] != "metrics":
+            return 1
+    return len(pending)
+
+
+def _tag_name(title: str) -> str:
+    return re.sub(r"[^A-Za-z0-9_. /-]", "_", title).replace(" ", ".")
+
+
+def store_from_environment() -> Store | None:
+    """The tracking store that the environment names."""
+    uri = os.environ.get("MLFLOW_TRACKING_URI")
+    return Store(uri, os.environ.get("MLFLOW_EXPERIMENT_NAME", "mixtune")) if uri else None
+
+
+def store_at(address: str, experiment: str = "mixtune") -> Store:
+    """The store at an address that a journal names, with the credentials of the environment, if it is the same."""
+    given = os.environ.get("MLFLOW_TRACKING_URI", "")
+    return Store(given if without_credentials(given) == address else address, experiment)
+
+
+def step_tags(step: str) -> dict[str, Any]:
+    """Tags of a step's run."""
+    return {STEP: step, **git_tags()}
+
+
+def git_tags() -> dict[str, str]:
+    """The commit, where the environment names it."""
+    commit = os.environ.get("MIXTUNE_GIT_COMMIT")
+    return {"mlflow.source.git.commit": commit, "mixtune.git_commit": commit} if commit else {}
