@@ -174,6 +174,8 @@ class Placer:
         if self.checkpoint_claim:
             kubernetes.mount_pvc(task, pvc_name=self.checkpoint_claim, mount_path=CHECKPOINT_FOLDER)
             task.set_env_variable(PLACE, CHECKPOINT_FOLDER)
+            # What MLflow has not got outlives the pod there, and finish, which mounts it too, delivers it.
+            task.set_env_variable("MIXTUNE_JOURNAL_DIR", f"{CHECKPOINT_FOLDER}/undelivered")
         elif self.checkpoint_url:
             kubernetes.use_secret_as_env(
                 task, self._run_time["checkpoint_secret"], {key: key for key in CHECKPOINT_KEYS}, optional=True

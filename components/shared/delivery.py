@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .artifacts import write_json
-from .errors import MixtuneError, RefusedError, UnreachableError
+from .errors import MixtuneError, RefusedError, TurnedAwayError, UnreachableError
 from .journal import LOCAL, Journal, NotSentYetError, Operation, count_of, journals, known_runs, locked
 
 if TYPE_CHECKING:
@@ -110,7 +110,12 @@ def connect(uri: str) -> MlflowClient:
 
 
 def unreachable(uri: str, error: Exception) -> UnreachableError:
-    """The sentence for a server that does not answer."""
+    """The sentence for a server that does not answer, or not to these credentials."""
+    if re.search(r"error code 40[13]\b", str(error)):
+        return TurnedAwayError(
+            f"MLFLOW_TRACKING_URI: the server at {without_credentials(uri)} turns these credentials away; correct "
+            "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
+        )
     return UnreachableError(
         f"MLFLOW_TRACKING_URI: no MLflow server answers at {without_credentials(uri)} ({first_line(error)}); "
         "start it or correct the address"

@@ -27,3 +27,7 @@ class UnreachableError(MixtuneError):
     """The cluster or the tracking server could not be reached."""
 
     kind = "unreachable"
+
+
+class TurnedAwayError(UnreachableError):
+    """A server answers, but not to these credentials; to wait for it is of no use."""

@@ -36,7 +36,7 @@ from .delivery import (
     unreachable,
     without_credentials,
 )
-from .errors import MixtuneError, UnreachableError
+from .errors import MixtuneError, TurnedAwayError, UnreachableError
 from .journal import (
     LOCAL,
     Journal,
@@ -110,7 +110,7 @@ class Tracker:
         try:
             tracker = cls._open_online(store, step, title, pipeline_run_id)
         except UnreachableError as error:
-            if not offline_allowed():
+            if not offline_allowed() or isinstance(error, TurnedAwayError):
                 raise
             tracker = cls._open_offline(store, step, title, pipeline_run_id)
             tracker._say(f"{error.problems[0].partition(';')[0]}; going on without it")

@@ -190,6 +190,8 @@ def test_a_claim_for_checkpoints_is_mounted_where_there_is_training(tmp_path: Pa
         environment = {item["name"]: item["value"] for item in executor.get("container", {}).get("env", [])}
         mounts = places.get(name, {}).get("pvcMount", [])
         assert environment.get("MIXTUNE_CHECKPOINT_DIR") == ("/checkpoints" if keeps_checkpoints(name) else None)
+        journal = "/checkpoints/undelivered" if keeps_checkpoints(name) else None
+        assert environment.get("MIXTUNE_JOURNAL_DIR") == journal
         assert [mount["mountPath"] for mount in mounts] == (["/checkpoints"] if keeps_checkpoints(name) else [])
         assert all(mount["constant"] == "mixtune-checkpoints" for mount in mounts)
 

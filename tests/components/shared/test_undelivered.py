@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import http.server
 import os
 import shutil
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -96,6 +98,28 @@ def check_everything(uri: str, run_id: str, firsts: tuple[int, ...], count: int)
     parent = client.get_run(found.data.tags[PARENT])
     assert parent.data.tags["mixtune.gate"] == "passed"
     assert parent.data.metrics == {"selected.bpb": 1.5}
+
+
+@pytest.mark.parametrize("status", [401, 403])
+def test_wrong_credentials_are_no_server_that_is_away(monkeypatch: pytest.MonkeyPatch, status: int) -> None:
+    class Doorman(http.server.BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.send_error(status)
+
+        do_GET = do_POST
+
+        def log_message(self, *given: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Doorman) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://user:wrong-word@127.0.0.1:{server.server_port}")
+        monkeypatch.setenv("MIXTUNE_TRACKING_OFFLINE", "1")
+        with pytest.raises(UnreachableError) as refused:
+            Tracker.open("plan", "plan", "run-1")
+        server.shutdown()
+    assert "turns these credentials away; correct MLFLOW_TRACKING_USERNAME" in refused.value.problems[0]
+    assert "wrong-word" not in refused.value.problems[0]
 
 
 def test_an_address_that_swallows_everything_is_given_up_in_seconds(monkeypatch: pytest.MonkeyPatch, run: Path) -> None:
