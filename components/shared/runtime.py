@@ -35,6 +35,7 @@ OUTPUTS: Mapping[str, tuple[str, ...]] = {
     "register": ("model",),
 }
 """What each step puts out; anything else is read only."""
+AGAIN_SECONDS = 5.0
 STEPS = ("plan", "prepare", "pretrain", "finetune", "mixed", "evaluate", "compare", "register", "finish")
 
 
@@ -86,6 +87,7 @@ def launch(
                 _write_metrics(asides.artifacts.get("metrics"))
                 asides.publish()
         except BaseException as error:
+            signal.setitimer(signal.ITIMER_REAL, 0)  # heard; what follows is to be done in peace
             outcome = _outcome_of(error, title, log, time.monotonic() - started, tracker.run_id)
             _leave(outcome, tracker)
             for sentence in outcome.sentences:
@@ -202,11 +204,15 @@ def _leave(outcome: Outcome, tracker: Tracker) -> None:
 
 
 def _raise_on_sigterm() -> None:
+    """Ends the step on SIGTERM; again after some seconds, since what is raised in the middle of an import can get lost."""
+
     def stop(number: int, frame: FrameType | None) -> None:
+        signal.setitimer(signal.ITIMER_REAL, AGAIN_SECONDS)
         raise SystemExit(EXIT_STATUS["terminated"])
 
     with contextlib.suppress(ValueError):  # not in the main thread: whoever owns it handles signals
         signal.signal(signal.SIGTERM, stop)
+        signal.signal(signal.SIGALRM, stop)
 
 
 def _title(step: str, config: str, artifacts: Mapping[str, Any], parameters: Mapping[str, Any]) -> str:

@@ -310,7 +310,7 @@ def test_interrupted_is_130_and_goes_on_from_there(fresh: Project) -> None:
     while not list(outcomes.glob("*/prepare-finetune.json")) and time.monotonic() < deadline:
         time.sleep(0.2)
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=120)
     assert process.returncode == 130
     assert "goes on from there" in errors
     status, ran, _ = fresh.run()

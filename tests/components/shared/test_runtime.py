@@ -113,6 +113,33 @@ runtime.launch("finetune", {CONFIG!r}, {{"metrics": Artifact("m")}})
     assert outcome.kind == "terminated"
 
 
+def test_sigterm_that_gets_lost_in_an_import_comes_again(tmp_path: Path) -> None:
+    (tmp_path / "swallows.py").write_text(
+        "import time\nprint('started', flush=True)\ntry:\n    time.sleep(60)\nexcept BaseException:\n    pass\n"
+    )
+    script = f"""
+import sys
+sys.path[:0] = [{str(Path(__file__).parents[3])!r}, {str(tmp_path)!r}]
+from mixtune.components.shared import runtime
+from mixtune.components.shared.artifacts import Artifact
+import mixtune.components.finetune.step as step
+def slow(*args, **kwargs):
+    import swallows, time
+    time.sleep(60)
+step.run = slow
+runtime.AGAIN_SECONDS = 1.0
+runtime.launch("finetune", {CONFIG!r}, {{"metrics": Artifact("m")}})
+"""
+    environment = {**os.environ, "MIXTUNE_OUTCOME_DIR": str(tmp_path / "outcomes")}
+    process = subprocess.Popen([sys.executable, "-c", script], env=environment, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "started\n"
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(30) == 143
+    (outcome,) = load_outcomes(tmp_path / "outcomes")
+    assert outcome.kind == "terminated"
+
+
 OUTPUT = re.compile(r"(\w+): dsl\.Output\[")
 
 
