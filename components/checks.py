@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from pathlib import Path
 
 from .config import Config, Fingerprints
@@ -18,6 +19,7 @@ def find_problems(config: Config) -> list[str]:
     problems = _model_problems(config.model.base, config.model.max_length)
     problems += check_source(config.data.pretrain)
     problems += check_source(config.data.finetune)
+    problems += _champion_problems(config.evaluate.champion)
     return problems
 
 
@@ -27,7 +29,29 @@ def fingerprints(config: Config) -> Fingerprints:
         pretrain=fingerprint(config.data.pretrain),
         finetune=fingerprint(config.data.finetune),
         base=_model_fingerprint(config),
+        champion=_champion_fingerprint(config.evaluate.champion),
     )
+
+
+REGISTRY = re.compile(r"models:/([^/@]+)(?:@([^/@]+)|/(\d+))")
+"""A model in the MLflow registry: by alias or by version."""
+
+
+def _champion_problems(champion: str | None) -> list[str]:
+    if champion is None or REGISTRY.fullmatch(champion):
+        return []
+    if champion.startswith("models:"):
+        return [f"evaluate.champion: {champion} must look like models:/name@alias or models:/name/3"]
+    if not (Path(champion) / "mixtune.json").is_file():
+        return [f"evaluate.champion: {champion} is no folder with a model made by mixtune (it has no mixtune.json)"]
+    return []
+
+
+def _champion_fingerprint(champion: str | None) -> str:
+    """Of a folder; a version in the registry never changes, so its name is enough."""
+    if champion is None or champion.startswith("models:"):
+        return champion or ""
+    return _folder_digest(Path(champion))
 
 
 def _looks_local(base: str) -> bool:
@@ -107,8 +131,12 @@ def _model_fingerprint(config: Config) -> str:
         return SCRATCH
     if not _looks_local(base):
         return f"{base}@{_hub_commit(base, config.model.revision)}"
+    return _folder_digest(Path(base))
+
+
+def _folder_digest(folder: Path) -> str:
     digest = hashlib.sha256()
-    for file in sorted(Path(base).iterdir()):
+    for file in sorted(folder.iterdir()):
         if file.is_file() and file.suffix in {".json", ".safetensors", ".model", ".txt"}:
             digest.update(file.name.encode())
             with file.open("rb") as content:

@@ -14,7 +14,7 @@ from typing import Any, Self
 from pydantic import Field, ValidationError, model_validator
 
 from .compare.config import CompareStep, Gate
-from .evaluate.config import METRICS, Evaluate, EvaluateStep
+from .evaluate.config import METRICS, Evaluate, EvaluateStep, References
 from .finetune.config import Finetune, FinetuneStep
 from .mixed.config import Candidate, Mixed, MixedStep, MixedTraining, candidates
 from .prepare.config import FinetuneData, PrepareStep, PretrainData, Tokenizer
@@ -123,6 +123,7 @@ class Fingerprints:
     pretrain: str
     finetune: str
     base: str
+    champion: str = ""
 
 
 @dataclass(frozen=True)
@@ -135,14 +136,19 @@ class Parts:
     finetune: FinetuneStep
     mixed: MixedStep
     evaluate: EvaluateStep
+    evaluate_pretrained: EvaluateStep
     interpolate: EvaluateStep
     compare: CompareStep
     register: RegisterStep
     candidates: list[Candidate]
 
 
-def parts(config: Config, fingerprints: Fingerprints) -> Parts:
-    """Cuts a configuration into the parts that the steps read."""
+def parts(config: Config, fingerprints: Fingerprints, champion: str | None = None) -> Parts:
+    """Cuts a configuration into the parts that the steps read.
+
+    Args:
+        champion: the model in use, with an alias resolved to a version; None where there is none.
+    """
     model, seed = config.model, config.seed
     scratch = model.base == SCRATCH
     if scratch and model.objective != "masked_lm":
@@ -187,12 +193,25 @@ def parts(config: Config, fingerprints: Fingerprints) -> Parts:
             mixed=MixedTraining.model_validate(config.mixed.model_dump(include=set(MixedTraining.model_fields))),
         ),
         evaluate=evaluate,
+        evaluate_pretrained=evaluate.model_copy(update={"references": _references(config, fingerprints, champion)}),
         interpolate=evaluate.model_copy(update={"interpolation_alphas": config.evaluate.interpolation_alphas}),
         compare=CompareStep(name=config.name, seed=seed, gate=config.gate),
         register=RegisterStep(
             registered_model=config.tracking.registered_model or config.name, alias=config.tracking.alias
         ),
         candidates=list(candidates(config.mixed)),
+    )
+
+
+def _references(config: Config, fingerprints: Fingerprints, champion: str | None) -> References:
+    brought = config.model.base != SCRATCH and config.pretrain.trains
+    return References(
+        base=config.model.base if brought else None,
+        revision=config.model.revision if brought else None,
+        champion=champion,
+        fingerprint=" ".join(
+            [*([fingerprints.base] if brought else []), *([fingerprints.champion] if champion else [])]
+        ),
     )
 
 

@@ -114,7 +114,7 @@ def _steps(config: Config, place: Placer, given: dict[str, Any]) -> None:
         measured = place(evaluate(config=item.evaluate, model=trained.outputs["model"], **heldout), "evaluate")
 
     of_pretrained = place(
-        evaluate(config=part["evaluate"], model=pretrained.outputs["model"], **heldout),
+        evaluate(config=part["evaluate_pretrained"], model=pretrained.outputs["model"], **heldout),
         "evaluate",
         words="evaluate pretrained",
     )

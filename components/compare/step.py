@@ -11,6 +11,9 @@ from .evaluations import load_evaluations
 from .report import pictures, render_html, render_markdown
 from .results import Comparison, Scores, compare
 
+TRAINED_HERE = ("pretrained", "finetuned", "mixed")
+"""Kinds whose model folders this run made; an interpolated candidate has none, the others are someone else's."""
+
 
 def run(
     config: CompareStep,
@@ -83,7 +86,7 @@ def _write(
         Path(artifact.path).parent.mkdir(parents=True, exist_ok=True)
         Path(artifact.path).write_text(texts[name], encoding="utf-8")
     entries = [one.entry for one in result.evaluations.candidates]
-    write_json(folder / "models.json", {entry.id: entry.model_uri for entry in entries if entry.kind != "interpolated"})
+    write_json(folder / "models.json", {entry.id: entry.model_uri for entry in entries if entry.kind in TRAINED_HERE})
     write_json(folder / "report.json", result.report)
     return [folder / name for name in (*texts, "report.json")]
 

@@ -35,11 +35,29 @@ class Evaluate(Section):
     max_documents: int | None = Field(2000, ge=1)
     """Measure forgetting on no more than this many held-out documents of each split; null takes all."""
 
+    champion: str | None = Field(None, min_length=1)
+    """The model in use, which is measured too and which a candidate must not be worse than: `models:/name@alias` or
+    `models:/name/version` in the MLflow registry (made by mixtune; an alias that is not there yet means none), or a model
+    folder."""
+
     @model_validator(mode="after")
     def _each_alpha_once(self) -> Self:
         if len({f"{alpha:g}" for alpha in self.interpolation_alphas}) != len(self.interpolation_alphas):
             raise ValueError("every α in interpolation_alphas must stand there once (six digits count)")
         return self
+
+
+class References(Section):
+    """Models that are measured beside `pretrained`; nothing by default."""
+
+    base: str | None = None
+    """The base model, where it was pretrained further: a hub name or a folder."""
+    revision: str | None = None
+    """Hub revision of `base`."""
+    champion: str | None = None
+    """The model in use: `models:/name/version` or a folder."""
+    fingerprint: str = ""
+    """Identifies the content behind both names."""
 
 
 class EvaluateStep(Section):
@@ -56,3 +74,5 @@ class EvaluateStep(Section):
     max_documents: int | None
     interpolation_alphas: list[float] = Field([])
     """Not empty only in the task that evaluates the interpolated candidates."""
+    references: References = References()
+    """Set only in the task that evaluates `pretrained`."""

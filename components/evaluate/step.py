@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -18,7 +19,7 @@ from ..shared.context import Context, Progress
 from ..shared.data import DataManifest, Documents, Split
 from ..shared.errors import MixtuneError, RefusedError
 from ..shared.masking import special_ids
-from ..shared.model import MixedModel, interpolate, load_model, load_tokenizer, pick_device
+from ..shared.model import MixedModel
 from ..shared.packing import Segment
 from .config import EvaluateStep
 from .examples import example_row, from_head
@@ -32,7 +33,9 @@ from .likelihood import (
     masked_segments,
     unpacked,
 )
+from .references import references
 from .scores import split_scores
+from .subject import Subject
 from .windows import mask_passes
 
 if TYPE_CHECKING:
@@ -42,35 +45,6 @@ FORMAT = "mixtune-evaluation/1"
 SPLITS: tuple[Split, ...] = ("dev", "test")
 LIKELIHOODS: dict[Objective, str] = {"causal_lm": "causal", "masked_lm": "fixed-mask pseudo-likelihood"}
 """What the loss on text is, by what the model was pretrained for."""
-
-
-@dataclass(frozen=True)
-class Subject:
-    """A model to measure.
-
-    Attributes:
-        card: which candidate it is.
-        folder: its model folder; for an interpolated one the pretrained end.
-        other: the fine-tuned end.
-        alpha: weight of the fine-tuned end.
-    """
-
-    card: ModelCard
-    folder: str
-    model_uri: str
-    other: str | None = None
-    other_uri: str | None = None
-    alpha: float | None = None
-
-    def load(self, precision: Literal["auto", "float32", "bf16"]) -> MixedModel:
-        """The model, ready to measure."""
-        device = pick_device()
-        if self.alpha is None or self.other is None:
-            model = load_model(self.folder, device)
-        else:
-            model = interpolate(self.folder, self.other, self.alpha, device)
-        model.precision = precision
-        return model.eval()
 
 
 @dataclass(frozen=True)
@@ -125,15 +99,17 @@ def run(
         pretrain_heldout.path,
         finetune_heldout.path,
     )
-    subjects = list(_subjects(config, model, other))
     folder = Path(evaluation.path)
     (folder / "evaluation.json").unlink(missing_ok=True)
     folder.mkdir(parents=True, exist_ok=True)
     entries, not_finite = [], []
     likelihood = None
-    for subject in subjects:
+    for subject in itertools.chain(_subjects(config, model, other), references(config.references, model, context)):
         _check(subject.card, held)
-        entry, bad, objective = _measure(subject, config, held, folder / subject.card.id, context)
+        measured = _measure(subject, config, held, folder / subject.card.id, context)
+        if measured is None:
+            continue
+        entry, bad, objective = measured
         entries.append(entry)
         not_finite += bad
         likelihood = LIKELIHOODS[objective]
@@ -311,14 +287,18 @@ class _Bench:
 
 def _measure(
     subject: Subject, config: EvaluateStep, held: Held, folder: Path, context: Context
-) -> tuple[dict[str, Any], list[dict[str, str]], Objective]:
+) -> tuple[dict[str, Any], list[dict[str, str]], Objective] | None:
     """Measures one candidate.
 
     Returns:
-        Its entry in evaluation.json, the documents whose loss is not finite, and what the model was pretrained for.
+        Its entry in evaluation.json, the documents whose loss is not finite, and what the model was pretrained for; None where
+        it is a base model without a trained language-model head, of which there is no loss.
     """
     started = time.monotonic()
-    model, words = subject.load(config.precision), load_tokenizer(subject.other or subject.folder)
+    model, words = subject.load(config.precision), subject.words()
+    if subject.card.kind == "base" and model.new_weights:
+        context.say(f"base: has no trained language-model head ({model.new_weights[0]} is missing), so it has no loss")
+        return None
     _check_model(subject.card, model, words, held)
     bench = _Bench(subject, model, words, config, held, context)
     shutil.rmtree(folder, ignore_errors=True)
@@ -413,7 +393,7 @@ def _track(
     """Numbers beside the artifacts and in MLflow."""
     numbers: dict[str, float] = {}
     for entry in entries:
-        prefix = f"{entry['id']}." if entry["alpha"] is not None else ""
+        prefix = f"{entry['id']}." if entry["kind"] in ("interpolated", "base", "champion") else ""
         for split, values in entry["splits"].items():
             for name, value in values.items():
                 if value is not None:

@@ -12,7 +12,7 @@ def plan(
     pretrain_options: str, finetune_options: str, mixed_options: str, evaluate_options: str, gate_options: str,
     tracking_options: str, gpus: str, gpu_node_selector: dict, gpu_tolerations: list,
     prepare_pretrain: dsl.OutputPath(str), prepare_finetune: dsl.OutputPath(str), pretrain: dsl.OutputPath(str),
-    finetune: dsl.OutputPath(str), evaluate: dsl.OutputPath(str),
+    finetune: dsl.OutputPath(str), evaluate: dsl.OutputPath(str), evaluate_pretrained: dsl.OutputPath(str),
     interpolate: dsl.OutputPath(str), compare: dsl.OutputPath(str), register: dsl.OutputPath(str),
     pretrain_gpus: dsl.OutputPath(str), pretrain_node_selector: dsl.OutputPath(dict),
     pretrain_tolerations: dsl.OutputPath(list),

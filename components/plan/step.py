@@ -45,7 +45,7 @@ def run(
         )
     if problems:
         raise RefusedError(*problems)
-    cut = parts(whole, fingerprints(whole))
+    cut = parts(whole, fingerprints(whole), _champion(whole.evaluate.champion, context))
     texts = {field.name: getattr(cut, field.name) for field in fields(Parts) if field.name != "candidates"}
     contents = {name: part.to_json() for name, part in texts.items()} | _place_of_pretrain(whole, gpu)
     for name, file in outputs.items():
@@ -59,6 +59,28 @@ def run(
         {"candidate": candidate.to_json(), "mixed": cut.mixed.to_json(), "evaluate": cut.evaluate.to_json()}
         for candidate in cut.candidates
     ]
+
+
+def _champion(given: str | None, context: Context) -> str | None:
+    """The model in use; of an alias the version that it points to now, which is then on record and part of the cache key.
+
+    Raises:
+        RefusedError: where the registry holds no such version.
+        UnreachableError: where MLflow does not answer.
+    """
+    if given is None or not given.startswith("models:"):
+        return None if given is None else str(Path(given).absolute())
+    client = context.tracker.reach()
+    if client is None:
+        raise RefusedError(
+            f"evaluate.champion: is {given}, but MLFLOW_TRACKING_URI is not set; set it or name a folder"
+        )
+    from ..shared.registry import version_behind
+
+    found = version_behind(client, given)
+    if found is None:
+        context.say(f"evaluate.champion: there is no {given} yet, so nothing is compared with it")
+    return found
 
 
 def _place_of_pretrain(whole: Config, gpu: dict[str, Any] | None) -> dict[str, str]:

@@ -11,6 +11,7 @@ from ..shared.context import Context
 from ..shared.errors import UnreachableError
 from ..shared.tracking import offline_allowed
 from .config import RegisterStep
+from .model_card import model_card
 
 NOT_REGISTERED = "nothing was registered: MLflow does not answer; deliver with `mixtune sync`, then run again"
 
@@ -46,6 +47,7 @@ def run(
             name=config.registered_model,
             alias=config.alias,
             kind=report["task"]["kind"],
+            card=model_card(report, candidate, config.registered_model),
             tags=_lineage(report, candidate, context),
             files=[Path(comparison.path) / name for name in ("report.html", "report.md", "report.json")],
         )

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .config import Task
 from .delivery import patience
+from .errors import RefusedError
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 DIGEST = "mixtune.digest"
+MODEL = "model"
+"""Where MLflow's flavor keeps the weights in a logged model."""
 PIPELINES: dict[Task, tuple[str | None, str]] = {
     "classification": ("text-classification", "AutoModelForSequenceClassification"),
     "multi_label": ("text-classification", "AutoModelForSequenceClassification"),
@@ -26,7 +29,14 @@ PIPELINES: dict[Task, tuple[str | None, str]] = {
 
 
 def register(
-    client: MlflowClient, run_id: str, folder: Path, name: str, alias: str, kind: Task, tags: Mapping[str, str]
+    client: MlflowClient,
+    run_id: str,
+    folder: Path,
+    name: str,
+    alias: str,
+    kind: Task,
+    tags: Mapping[str, str],
+    card: str,
 ) -> str:
     """Makes a version of a registered model, unless the same weights, labels and tokenizer made one; sets the alias.
 
@@ -40,6 +50,7 @@ def register(
         alias: alias that will point to the version.
         kind: what the model is for.
         tags: lineage of the version.
+        card: its model card, Markdown, for people.
 
     Returns:
         The version.
@@ -48,13 +59,69 @@ def register(
     with patience(60, 2):
         version = _version_with(client, name, digest)
         if version is None:
-            model_id, uri = _log_model(client, run_id, folder, kind)
-            version = _make_version(client, run_id, name, model_id, uri, {**tags, DIGEST: digest})
+            model_id, uri = _log_model(client, run_id, folder, kind, card)
+            version = _make_version(client, run_id, name, model_id, uri, {**tags, DIGEST: digest}, card)
         else:
             for tag, value in tags.items():
                 client.set_model_version_tag(name, version, tag, value)
         client.set_registered_model_alias(name, alias, version)
     return version
+
+
+def version_behind(client: MlflowClient, uri: str) -> str | None:
+    """`models:/name/version` for a `models:/name@alias` or a `models:/name/version`.
+
+    Returns:
+        None where there is no such alias (yet).
+
+    Raises:
+        RefusedError: where there is no such version.
+    """
+    from mlflow.exceptions import MlflowException
+
+    name, alias, number = parse(uri)
+    try:
+        found = client.get_model_version_by_alias(name, alias) if alias else client.get_model_version(name, number)
+    except MlflowException as error:
+        if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            raise
+        if alias:
+            return None
+        raise RefusedError(f"evaluate.champion: the registry has no {uri}; correct the version") from None
+    return f"models:/{name}/{found.version}"
+
+
+def fetch(client: MlflowClient, uri: str, folder: Path) -> Path:
+    """Brings a registered model here, in the form in which mixtune made it.
+
+    Args:
+        uri: `models:/name/version`.
+        folder: where to; must be empty.
+
+    Returns:
+        The model folder.
+
+    Raises:
+        RefusedError: where mixtune did not make it.
+    """
+    import mlflow
+
+    with patience(120, 2):
+        mlflow.artifacts.download_artifacts(uri, dst_path=str(folder), tracking_uri=client.tracking_uri)
+    if not (folder / MODEL / "mixtune.json").is_file():
+        raise RefusedError(
+            f"evaluate.champion: {uri} was not registered by mixtune, so it cannot be measured like the others"
+        )
+    return folder / MODEL
+
+
+def parse(uri: str) -> tuple[str, str | None, str]:
+    """Name, alias and version of a `models:/` URI; either an alias or a version."""
+    name, _, alias = uri.removeprefix("models:/").partition("@")
+    if alias:
+        return name, alias, ""
+    name, _, number = name.rpartition("/")
+    return name, None, number
 
 
 def _version_with(client: MlflowClient, name: str, digest: str) -> str | None:
@@ -63,7 +130,7 @@ def _version_with(client: MlflowClient, name: str, digest: str) -> str | None:
 
 
 def _make_version(
-    client: MlflowClient, run_id: str, name: str, model_id: str, uri: str, tags: Mapping[str, str]
+    client: MlflowClient, run_id: str, name: str, model_id: str, uri: str, tags: Mapping[str, str], card: str
 ) -> str:
     from mlflow.exceptions import MlflowException
 
@@ -74,11 +141,13 @@ def _make_version(
             raise
     # Asked once: of a request that was lost on its way back, a second one would make a second version.
     with patience(120, 0):
-        made = client.create_model_version(name, source=uri, run_id=run_id, tags=dict(tags), model_id=model_id)
+        made = client.create_model_version(
+            name, source=uri, run_id=run_id, tags=dict(tags), model_id=model_id, description=card
+        )
     return str(made.version)
 
 
-def _log_model(client: MlflowClient, run_id: str, folder: Path, kind: Task) -> tuple[str, str]:
+def _log_model(client: MlflowClient, run_id: str, folder: Path, kind: Task, card: str) -> tuple[str, str]:
     """Logs the model with the run; its id and URI."""
     import mlflow
     import torch
@@ -90,11 +159,10 @@ def _log_model(client: MlflowClient, run_id: str, folder: Path, kind: Task) -> t
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     # log_model knows no client; a step is a process of its own, so this global is nobody else's.
     mlflow.set_tracking_uri(client.tracking_uri)
-    log = mlflow.transformers.log_model
-    if pipeline is None:
-        log = functools.partial(mlflow.models.Model.log, artifact_path=None, flavor=_Components)
     with mlflow.start_run(run_id=run_id):
-        info = log(
+        info = mlflow.models.Model.log(
+            artifact_path=None,
+            flavor=_Whole(folder, card, predicts=pipeline is not None),
             transformers_model={"model": model, "tokenizer": tokenizer},
             name="model",
             task=pipeline or "feature-extraction",
@@ -103,22 +171,39 @@ def _log_model(client: MlflowClient, run_id: str, folder: Path, kind: Task) -> t
     return str(info.model_id), str(info.model_uri)
 
 
-class _Components:
-    """Saves a model that transformers has no pipeline for.
+class _Whole:
+    """MLflow's flavor for transformers, with the model folder as mixtune made it.
 
-    MLflow wants one all the same, so it is given one that takes any model; what that would predict by itself means nothing, so
-    MLflow must not offer it. The model and its tokenizer are loaded as they are, with `return_type="components"`.
+    MLflow would keep the class that its pipeline uses alone, and so lose the language model's head, without which nobody could
+    measure later what the model still knows; and the card that says what the model is.
+
+    Args:
+        folder: the model folder.
+        card: its model card, Markdown.
+        predicts: whether transformers has a pipeline for the task. MLflow wants one all the same, so it is given one that takes
+            any model; what that would predict by itself means nothing, so MLflow must not offer it. Model and tokenizer are
+            then loaded as they are, with `return_type="components"`.
     """
 
-    @staticmethod
-    def save_model(path: str, mlflow_model: Any, **options: Any) -> None:
-        """As MLflow's flavors do, without the `python_function`."""
+    def __init__(self, folder: Path, card: str, predicts: bool) -> None:
+        self._folder, self._card, self._predicts = folder, card, predicts
+
+    def save_model(self, path: str, mlflow_model: Any, **options: Any) -> None:
+        """As MLflow's flavors do."""
         import mlflow
 
         mlflow.transformers.save_model(path=path, mlflow_model=mlflow_model, **options)
-        mlflow_model.flavors.pop("python_function")
-        mlflow_model.signature = None
-        mlflow_model.save(str(Path(path) / "MLmodel"))
+        saved = Path(path) / MODEL
+        for weights in saved.glob("*.safetensors*"):
+            weights.unlink()
+        for file in self._folder.iterdir():
+            if file.is_file():
+                shutil.copyfile(file, saved / file.name)
+        (Path(path) / "README.md").write_text(self._card, encoding="utf-8")
+        if not self._predicts:
+            mlflow_model.flavors.pop("python_function")
+            mlflow_model.signature = None
+            mlflow_model.save(str(Path(path) / "MLmodel"))
 
 
 def _version(package: str) -> str:

@@ -14,7 +14,7 @@ import tempfile
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from .config import Task
 from .delivery import (
@@ -51,6 +51,9 @@ from .journal import (
     sync_command,
     undelivered,
 )
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
 
 __all__ = ["PARENT", "StepRun", "Tracker", "close_unfinished", "connect", "without_credentials"]
 
@@ -309,8 +312,19 @@ class Tracker:
                 tags |= one["values"]
         return tags
 
+    def reach(self) -> MlflowClient | None:
+        """A client whose server answers, for what cannot wait until later; None where nothing is tracked.
+
+        Raises:
+            UnreachableError: where it does not answer.
+        """
+        if self._store is None:
+            return None
+        self._store.look()
+        return self._store.client
+
     def register_model(
-        self, folder: Path, name: str, alias: str, kind: Task, tags: Mapping[str, str], files: Iterable[Path]
+        self, folder: Path, name: str, alias: str, kind: Task, tags: Mapping[str, str], files: Iterable[Path], card: str
     ) -> str | None:
         """Makes a version of a registered model, unless the same weights, labels and tokenizer made one; sets the alias.
 
@@ -321,6 +335,7 @@ class Tracker:
             kind: what the model is for.
             tags: lineage of the version.
             files: what goes along with the model on this run, such as the report.
+            card: the model card, Markdown.
 
         Returns:
             The version, or None where nothing is tracked.
@@ -339,7 +354,7 @@ class Tracker:
             if self._begun and self._begun.pending:
                 self._store.deliver(self._begun)
             run_id = known_runs(self.journal_folder or Path()).get(self.run_id, self.run_id)
-            return register(self._store.client, run_id, folder, name, alias, kind, tags)
+            return register(self._store.client, run_id, folder, name, alias, kind, tags, card)
         except MixtuneError:
             raise
         except Exception as error:

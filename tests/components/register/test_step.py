@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
+import json
 import os
+import signal
 import subprocess
 import sys
+import time
+import urllib.error
+import urllib.request
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 from mixtune.components.register.config import RegisterStep
 from mixtune.components.register.step import run
-from mixtune.components.shared.artifacts import Artifact, write_json
+from mixtune.components.shared.artifacts import Artifact, ModelCard
 from mixtune.components.shared.context import Context
 from mixtune.components.shared.errors import UnreachableError
+from mixtune.components.shared.model import load_model
+from mixtune.components.shared.registry import fetch
 from mixtune.components.shared.tracking import Tracker, connect
 from tests.components.stages import Stages
-from tests.mlflow_server import MlflowServer
+from tests.mlflow_server import MlflowServer, free_port
+
+from .made import write_report
 
 
 @pytest.fixture
@@ -29,17 +40,7 @@ def stages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Stages:
 
 
 def register(stages: Stages, kind: str, run_id: str) -> Context:
-    row = {
-        "id": kind,
-        "kind": kind,
-        "params": {"alpha": 0.5},
-        "delta_bpb": {"value": 0.1},
-        "task_score": {"value": 0.9},
-    }
-    report = {"selected": kind, "candidates": [row], "task": {"kind": "classification", "metric": "accuracy"}}
-    write_json(stages.folder / "comparison" / "report.json", report)
-    for name in ("report.html", "report.md"):
-        (stages.folder / "comparison" / name).write_text("a report")
+    write_report(stages.folder / "comparison", kind, "classification", ["no", "yes"])
     context = Context("register", Tracker.open("register", "register", run_id), run_id, quiet=True)
     run(
         RegisterStep(registered_model="tiny", alias="candidate"), context=context,
@@ -60,6 +61,52 @@ def test_the_same_model_twice_is_one_version_and_another_is_another(stages: Stag
     assert (stages.folder / "registered" / "model.safetensors").is_file()
     assert client.get_model_version_by_alias("tiny", "candidate").tags["mixtune.kind"] == "interpolated"
     assert client.get_model_version("tiny", "1").tags["mixtune.kfp_run"] == "run-2"
+
+
+@pytest.mark.slow
+def test_a_version_is_the_whole_model_with_its_card_and_answers_behind_a_server(stages: Stages, tmp_path: Path) -> None:
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    client = connect(uri)
+    register(stages, "finetuned", "run-1")
+    place = fetch(client, "models:/tiny/1", tmp_path / "fetched")
+    assert ModelCard.load(place).id == "finetuned"
+    # Also the language model's head, which a pipeline for classification has no use for.
+    ours, theirs = load_model(stages.folder / "finetuned"), load_model(place)
+    others = dict(theirs.named_parameters())
+    assert all(torch.equal(weight, others[name]) for name, weight in ours.named_parameters())
+    card = client.get_model_version("tiny", "1").description
+    assert card.startswith("# tiny\n\nfinetuned: as good as it gets\n")
+    assert "| accuracy, test | 0.900 [0.800, 1.000], 10 examples |" in card
+    assert "passed: it is good \\| and cheap" in card
+    assert (place.parent / "README.md").read_text() == card
+
+    port = free_port()
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # it starts uvicorn by its name
+    command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", "models:/tiny@candidate", "-p", str(port)]
+    with subprocess.Popen(
+        [*command, "--env-manager", "local", "-h", "127.0.0.1"],
+        env=os.environ | {"MLFLOW_TRACKING_URI": uri, "PATH": path}, start_new_session=True,
+    ) as server:  # fmt: skip
+        try:
+            answer = _ask(f"http://127.0.0.1:{port}/invocations", {"inputs": ["w1 w2 w3", "w4 w5"]})
+        finally:
+            os.killpg(server.pid, signal.SIGKILL)
+    assert {row["label"] for row in answer["predictions"]} <= {"no", "yes"}
+    assert len(answer["predictions"]) == 2
+
+
+def _ask(url: str, question: dict[str, Any]) -> Any:
+    request = urllib.request.Request(url, json.dumps(question).encode(), {"Content-Type": "application/json"})
+    deadline = time.monotonic() + 120
+    while True:
+        try:
+            with urllib.request.urlopen(request, timeout=30) as response:
+                return json.loads(response.read())
+        except urllib.error.HTTPError:
+            raise
+        except OSError:
+            assert time.monotonic() < deadline
+            time.sleep(0.5)
 
 
 KILLED_AT = """

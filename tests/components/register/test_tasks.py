@@ -11,22 +11,20 @@ from transformers import AutoModelForQuestionAnswering, AutoModelForSequenceClas
 
 from mixtune.components.register.config import RegisterStep
 from mixtune.components.register.step import run
-from mixtune.components.shared.artifacts import Artifact, write_json
+from mixtune.components.shared.artifacts import Artifact
 from mixtune.components.shared.config import Task
 from mixtune.components.shared.context import Context
 from mixtune.components.shared.tracking import Tracker, connect
 from tests.components.evaluate.made import LABELS, write_model
+
+from .made import write_report
 
 TEXT = "w3 w1 w4 w1 w5"
 
 
 def register(folder: Path, model: Artifact, task: Task) -> str:
     """Registers a fine-tuned model; the URI of its version."""
-    row = {"id": "finetuned", "kind": "finetuned", "delta_bpb": {"value": 0.1}, "task_score": {"value": 0.9}}
-    report = {"selected": "finetuned", "candidates": [row], "task": {"kind": task, "metric": "the metric"}}
-    write_json(folder / "comparison" / "report.json", report)
-    for name in ("report.html", "report.md"):
-        (folder / "comparison" / name).write_text("a report")
+    write_report(folder / "comparison", "finetuned", task)
     comparison = Artifact(str(folder / "comparison"))
     run(
         RegisterStep(registered_model="tiny", alias="candidate"),

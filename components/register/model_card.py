@@ -1,0 +1,54 @@
+"""The model card of a registered model, from the report: what it is, how good, what it forgot, what it was made of."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def model_card(report: dict[str, Any], candidate: dict[str, Any], name: str) -> str:
+    """The card.
+
+    Args:
+        report: as in report.json.
+        candidate: the registered one's row in it.
+        name: of the registered model.
+    """
+    task, forgetting, tokens = report["task"], report["forgetting"], candidate["tokens"]
+    weight = "" if candidate["lambda"] is None else f", λ = {candidate['lambda']:g}"
+    trained = f"{candidate['steps']:,} steps, {candidate['seconds']:,.0f} s on {candidate['device']}, {candidate['precision']}"
+    rows = {
+        "candidate": f"{candidate['id']} ({candidate['kind']}{weight})",
+        "base model": candidate["base"] or "–",
+        "task": task["kind"],
+        "labels": ", ".join(task["labels"] or []) or "–",
+        f"{task['metric']}, test": f"{_value(candidate['task_score'])}, {task['examples']:,} examples",
+        "against fine-tuning alone": _value(candidate["task_score_vs_finetuned"], "+"),
+        "forgetting, bits per byte": f"{_value(candidate['delta_bpb'], '+')}, {forgetting['documents']:,} documents",
+        "bits per byte": _value(candidate["bpb"]),
+        "gate": f"{'passed' if report['gate']['passed'] else 'not met'}: {'; '.join(report['gate']['reasons'])}",
+        "training": f"{trained}; {tokens['pretrain']:,} pretraining and {tokens['finetune']:,} fine-tuning tokens",
+        **{f"{stream} data": f"`{digest}`" for stream, digest in (candidate.get("data") or {}).items()},
+    }
+    lines = [f"# {name}", "", report["headline"], "", "| | |", "|---|---|"]
+    lines += [f"| {what} | {_cell(text)} |" for what, text in rows.items()]
+    load = "mlflow.transformers.load_model(uri)"
+    if task["kind"] == "question_answering":
+        load = 'mlflow.transformers.load_model(uri, return_type="components")'
+    lines += [
+        "",
+        f"Intervals are of {100 * report['interval']:g} %, by a paired bootstrap over the held-out documents or examples. "
+        "Forgetting is the rise of the loss on held-out pretraining text over the pretrained model. The choice was made on "
+        "the dev split, the numbers are from the test split.",
+        "",
+        f"The model is in Hugging Face format (safetensors), with the language model and the task head: `{load}`.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _value(one: dict[str, float] | None, sign: str = "") -> str:
+    return "–" if one is None else f"{one['value']:{sign}.3f} [{one['low']:{sign}.3f}, {one['high']:{sign}.3f}]"
+
+
+def _cell(text: str) -> str:
+    """Text that leaves the table whole."""
+    return " ".join(text.replace("|", "\\|").split())

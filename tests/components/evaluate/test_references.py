@@ -1,0 +1,93 @@
+"""The base model and the model in use, measured beside `pretrained`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mixtune.components.evaluate.config import EvaluateStep, References
+from mixtune.components.evaluate.step import run
+from mixtune.components.shared.artifacts import read_json
+from mixtune.components.shared.context import Context
+from mixtune.components.shared.errors import RefusedError
+from mixtune.components.shared.tracking import Tracker, connect
+from tests.components.register.made import write_report
+from tests.components.stages import Stages
+
+from .made import write_model
+
+
+@pytest.fixture
+def stages(tmp_path: Path) -> Stages:
+    stages = Stages(tmp_path)
+    stages.pretrain(name="brought")
+    stages.pretrain(base=str(tmp_path / "brought"))
+    stages.finetune()
+    return stages
+
+
+def evaluate(stages: Stages, references: References, context: Context | None = None) -> list[dict[str, Any]]:
+    """The entries of the evaluation of `pretrained` and what is measured beside it."""
+    config = EvaluateStep(
+        max_length=32, metric="accuracy", max_new_tokens=None, precision="float32", batch_size=8, max_documents=None,
+        references=references,
+    )  # fmt: skip
+    run(
+        config, context=context or Context.for_tests(), model=stages.artifact("pretrained"), other=None,
+        pretrain_heldout=stages.artifact("text"), finetune_heldout=stages.artifact("labels"),
+        evaluation=stages.artifact("evaluation"), metrics=stages.artifact("numbers"),
+    )  # fmt: skip
+    entries: list[dict[str, Any]] = read_json(stages.folder / "evaluation" / "evaluation.json", "x")["candidates"]
+    return entries
+
+
+def test_what_pretraining_further_forgot_is_visible(stages: Stages) -> None:
+    pretrained, base = evaluate(stages, References(base=str(stages.folder / "brought"), fingerprint="x"))
+    assert (base["id"], base["kind"], base["has_task_head"]) == ("base", "base", False)
+    assert base["splits"]["test"]["bpb"] != pretrained["splits"]["test"]["bpb"]
+    assert base["splits"]["test"]["documents"] == pretrained["splits"]["test"]["documents"]
+    # `pretrained` of a run that only brings the model in is the same model.
+    stages.pretrain(base=str(stages.folder / "brought"), steps=0)
+    (only,) = evaluate(stages, References())
+    assert only["splits"]["test"]["bpb"] == base["splits"]["test"]["bpb"]
+
+
+def test_the_model_in_use_from_a_folder(stages: Stages) -> None:
+    _, champion = evaluate(stages, References(champion=str(stages.folder / "finetuned"), fingerprint="x"))
+    assert (champion["id"], champion["kind"]) == ("champion", "champion")
+    assert champion["splits"]["test"]["task_score"] is not None
+    assert (stages.folder / "evaluation" / "champion" / "test.examples.jsonl").is_file()
+
+
+def test_one_with_another_tokenizer_or_other_labels_is_refused(stages: Stages) -> None:
+    other = write_model(stages.folder / "other", "finetuned", "finetuned", ["a", "b", "c"])
+    with pytest.raises(RefusedError, match=r"champion.*(another tokenizer|labels)"):
+        evaluate(stages, References(champion=other.path, fingerprint="x"))
+
+
+@pytest.mark.slow
+def test_the_model_in_use_from_the_registry(stages: Stages, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mixtune.components.register.config import RegisterStep
+    from mixtune.components.register.step import run as register
+    from mixtune.components.shared.registry import version_behind
+
+    uri = f"sqlite:///{stages.folder / 'mlflow.db'}"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    assert version_behind(connect(uri), "models:/tiny@candidate") is None
+    write_report(stages.folder / "comparison", "finetuned", "classification", ["no", "yes"])
+    tracker = Tracker.open("register", "register", "run-1")
+    register(
+        RegisterStep(registered_model="tiny", alias="candidate"), context=Context("register", tracker, "run-1", quiet=True),
+        selected=stages.artifact("finetuned"), other=stages.artifact("comparison"), comparison=stages.artifact("comparison"),
+        model=stages.artifact("registered"),
+    )  # fmt: skip
+    assert version_behind(connect(uri), "models:/tiny@candidate") == "models:/tiny/1"
+    assert version_behind(connect(uri), "models:/tiny@other") is None
+    with pytest.raises(RefusedError, match="the registry has no models:/tiny/7"):
+        version_behind(connect(uri), "models:/tiny/7")
+    context = Context("evaluate", Tracker.open("evaluate", "evaluate pretrained", "run-1"), "run-1", quiet=True)
+    _, champion = evaluate(stages, References(champion="models:/tiny/1", fingerprint="models:/tiny/1"), context)
+    _, same = evaluate(stages, References(champion=str(stages.folder / "finetuned"), fingerprint="x"))
+    assert champion["splits"] == same["splits"], "what was registered is what was trained, to the last digit"
