@@ -435,6 +435,29 @@ def test_a_brought_model_is_used_as_it_is(first: tuple[Project, str], fresh: Pro
     assert brought.is_symlink(), "linked, not copied"
 
 
+def test_the_base_model_and_the_model_in_use_are_candidates(first: tuple[Project, str], fresh: Project) -> None:
+    project, _ = first
+    shutil.copytree(project.output / "models" / "pretrained", fresh.folder / "mine")
+    fresh.config["model"] = {"base": "./mine", "max_length": 64}
+    fresh.config["pretrain"]["steps"] = 5
+    fresh.config["evaluate"]["champion"] = "models:/tiny@candidate"
+    status, _, printed = fresh.run()
+    assert status == 0, printed
+    rows = {row["id"]: row for row in fresh.report()["candidates"]}
+    assert rows["base"]["kind"] == "base"
+    assert rows["base"]["delta_bpb"]["value"] != 0, "what pretraining further has changed"
+    assert "champion" not in rows, "the alias is new"
+    assert not (fresh.output / "models" / "base").exists()
+    status, ran, printed = fresh.run()
+    assert status == 0, printed
+    assert "evaluate pretrained" in ran
+    assert "pretrain" not in ran
+    champion = {row["id"]: row for row in fresh.report()["candidates"]}["champion"]
+    selected = {row["id"]: row for row in fresh.report()["candidates"]}[fresh.report()["selected"]]
+    assert champion["task_score"] == selected["task_score"], "it is the model that the first run registered"
+    assert champion["delta_bpb"] == selected["delta_bpb"]
+
+
 REFUSED: list[tuple[str, Callable[[Project], object], str]] = [
     ("missing file", lambda p: (p.folder / "text.jsonl").unlink(), "text.jsonl"),
     ("missing column", lambda p: p.config["data"]["finetune"].update(label_column="klass"), "klass"),

@@ -22,13 +22,14 @@ PARTS = (
     "pretrain",
     "finetune",
     "evaluate",
+    "evaluate_pretrained",
     "interpolate",
     "compare",
     "register",
 )
 
 
-def plan(folder: Path, **changed: Any) -> tuple[list[dict[str, str]], dict[str, Any]]:
+def plan(folder: Path, champion: str | None = None, **changed: Any) -> tuple[list[dict[str, str]], dict[str, Any]]:
     """Runs the step as KFP would, with parameters, and returns the candidates and the parts."""
     values = {
         "model": {"base": "scratch"},
@@ -37,6 +38,7 @@ def plan(folder: Path, **changed: Any) -> tuple[list[dict[str, str]], dict[str, 
             "finetune": {"source": str(folder / "labels.jsonl")},
         },
         "pretrain": {"steps": 2},
+        "evaluate": {"champion": champion},
     }
     given = parameters(load(values)) | changed
     files = {name: str(folder / "out" / name) for name in PARTS}
@@ -49,6 +51,31 @@ def folder(tmp_path: Path) -> Path:
     (tmp_path / "text.jsonl").write_text('{"text": "one"}\n{"text": "two"}\n')
     (tmp_path / "labels.jsonl").write_text('{"text": "one", "label": "a"}\n{"text": "two", "label": "b"}\n')
     return tmp_path
+
+
+def test_what_is_measured_beside_pretrained_is_no_part_of_the_other_evaluations(folder: Path) -> None:
+    (folder / "used").mkdir()
+    (folder / "used" / "mixtune.json").write_text("{}")
+    _, parts = plan(folder, champion=str(folder / "used"))
+    assert parts["evaluate_pretrained"]["references"]["champion"] == str(folder / "used")
+    assert parts["evaluate_pretrained"]["references"]["base"] is None, "a model from scratch has none"
+    assert parts["evaluate"]["references"] == plan(folder)[1]["evaluate_pretrained"]["references"]
+    before = parts["evaluate_pretrained"]["references"]["fingerprint"]
+    (folder / "used" / "mixtune.json").write_text('{"changed": 1}')
+    assert plan(folder, champion=str(folder / "used"))[1]["evaluate_pretrained"]["references"]["fingerprint"] != before
+
+
+@pytest.mark.parametrize(
+    ("champion", "problem"),
+    [
+        ("nowhere", "nowhere is no folder with a model made by mixtune"),
+        ("models:/name", "models:/name must look like models:/name@alias or models:/name/3"),
+        ("models:/name@alias", "is models:/name@alias, but MLFLOW_TRACKING_URI is not set"),
+    ],
+)
+def test_a_model_in_use_that_cannot_be_found_is_refused(folder: Path, champion: str, problem: str) -> None:
+    with pytest.raises(RefusedError, match=f"evaluate.champion: .*{problem}"):
+        plan(folder, champion=champion)
 
 
 def test_each_lambda_is_a_candidate_with_all_that_its_tasks_read(folder: Path) -> None:
