@@ -58,6 +58,9 @@ class Mixed(MixedTraining):
     candidate."""
     budget: Budget = Budget()
     controls: Controls = Controls()
+    seeds: list[Annotated[int, Field(ge=0, lt=2**31)]] = Field([])
+    """Further seeds (order of the data, task head, dropout) that every one of these candidates is trained with too; they tell
+    how much chance in training moves the numbers, and are not selected."""
 
     @model_validator(mode="after")
     def _each_once(self) -> Self:
@@ -92,6 +95,8 @@ class Candidate(Section):
     """In place of `mixed.learning_rate`."""
     kl_weight: float = 0.0
     l2sp_weight: float = 0.0
+    seed: int | None = None
+    """In place of the configuration's."""
 
     @model_validator(mode="after")
     def _one_way(self) -> Self:
@@ -112,6 +117,15 @@ class MixedStep(Section):
 
 def candidates(mixed: Mixed) -> Iterator[Candidate]:
     """Everything that is trained beside `pretrained` and `finetuned`."""
+    of_one_seed = list(_of_one_seed(mixed))
+    yield from of_one_seed
+    for seed in dict.fromkeys(mixed.seeds):
+        for one in of_one_seed:
+            changes = {"id": f"{one.id}-seed-{seed}", "name": f"{one.name}, seed {seed}", "seed": seed}
+            yield one.model_copy(update=changes)
+
+
+def _of_one_seed(mixed: Mixed) -> Iterator[Candidate]:
     for weight in mixed.lambdas:
         yield Candidate(id=candidate_id(weight), name=f"mixed, λ = {weight:g}", mix_weight=weight)
     for schedule in mixed.lambda_schedules:

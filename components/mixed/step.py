@@ -58,19 +58,20 @@ def run(
     if labelled.ends_with_eos:
         append_eos(words)
     training = config.mixed
+    seed = config.seed if chosen.seed is None else chosen.seed
     if chosen.learning_rate is not None:
         head = training.head_learning_rate or training.learning_rate
         training = training.model_copy(update={"learning_rate": chosen.learning_rate, "head_learning_rate": head})
     assert labelled.task is not None
     network = load_model(start.path, attention=training.attention)
-    network.add_head(labelled.task, labelled.labels, config.seed)
+    network.add_head(labelled.task, labelled.labels, seed)
 
     pretrain = finetune = None
     if chosen.mix_weight != 0:
         masking = Masking.of(words, config.mask_probability) if network.objective == "masked_lm" else None
-        pretrain = PretrainStream(Documents(pretrain_data.path, "train"), config.max_length, config.seed, masking)
+        pretrain = PretrainStream(Documents(pretrain_data.path, "train"), config.max_length, seed, masking)
     if chosen.mix_weight != 1:
-        finetune = FinetuneStream(Documents(finetune_data.path, "train"), config.seed, labelled.task)
+        finetune = FinetuneStream(Documents(finetune_data.path, "train"), seed, labelled.task)
     examples = labelled.splits["train"]
     what_to_read = mix(
         pretrain,
@@ -88,7 +89,7 @@ def run(
         "data": [text.digest, labelled.digest],
     }
     work = Work(chosen.id, identity, Path(model.path))
-    result = train(network, what_to_read, training, mix_weight, words.pad_token_id, config.seed, context, extras, work)
+    result = train(network, what_to_read, training, mix_weight, words.pad_token_id, seed, context, extras, work)
     card = ModelCard(
         id=chosen.id,
         kind="mixed",

@@ -184,3 +184,20 @@ def test_pretraining_alone_leaves_no_head_that_nothing_trained(stages: Stages) -
     folder = stages.mixed(Candidate(id="mixed-1", mix_weight=1.0), **EVERY_STEP)
     assert load_model(folder).task is None
     assert not ModelCard.load(folder).has_task_head
+
+
+def test_further_seeds_train_every_candidate_again(stages: Stages) -> None:
+    mixed = Mixed.model_validate({"lambdas": [0.3], "controls": {"pooled": True}, "seeds": [5, 7, 5]})
+    listed = list(candidates(mixed))
+    assert [one.id for one in listed] == [
+        "mixed-0.3", "mixed-pooled", "mixed-0.3-seed-5", "mixed-pooled-seed-5", "mixed-0.3-seed-7", "mixed-pooled-seed-7",
+    ]  # fmt: skip
+    assert listed[2].name == "mixed, λ = 0.3, seed 5"
+
+    def weights(seed: int | None) -> torch.Tensor:
+        folder = stages.mixed(Candidate(id="mixed-0.3", mix_weight=0.3, seed=seed))
+        return load_model(folder).lm.get_input_embeddings().weight.detach().clone()
+
+    first, same, other = weights(None), weights(0), weights(5)
+    assert torch.equal(first, same), "the configuration's seed is 0"
+    assert not torch.equal(first, other)
