@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -106,6 +107,10 @@ def _lineage(report: dict[str, Any], candidate: dict[str, Any], context: Context
         "mixtune.delta_bpb": candidate["delta_bpb"]["value"],
         "mixtune.kfp_run": context.run_id,
         "mixtune.mlflow_run": context.tracker.parent_id,
+        "mixtune.report": f"runs:/{context.tracker.parent_id}/report/report.html"
+        if context.tracker.parent_id
+        else None,
+        "mixtune.git_commit": os.environ.get("MIXTUNE_GIT_COMMIT"),
         **{f"mixtune.data.{stream}": digest for stream, digest in (candidate.get("data") or {}).items()},
     }
     if report["task"]["kind"] == "question_answering":

@@ -74,7 +74,9 @@ def test_a_version_is_the_whole_model_with_its_card_and_answers_behind_a_server(
     ours, theirs = load_model(stages.folder / "finetuned"), load_model(place)
     others = dict(theirs.named_parameters())
     assert all(torch.equal(weight, others[name]) for name, weight in ours.named_parameters())
-    card = client.get_model_version("tiny", "1").description
+    version = client.get_model_version("tiny", "1")
+    assert version.tags["mixtune.report"] == f"runs:/{version.tags['mixtune.mlflow_run']}/report/report.html"
+    card = version.description
     assert card.startswith("# tiny\n\nfinetuned: as good as it gets\n")
     assert "| accuracy, test | 0.900 [0.800, 1.000], 10 examples |" in card
     assert "passed: it is good \\| and cheap" in card
