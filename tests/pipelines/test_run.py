@@ -304,6 +304,7 @@ def test_interrupted_is_130_and_goes_on_from_there(fresh: Project) -> None:
     process = subprocess.Popen(
         [sys.executable, "-m", "mixtune.pipelines.cli", "run", "config.yaml"], cwd=fresh.folder,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
     )  # fmt: skip
     deadline = time.monotonic() + 120
     outcomes = fresh.output / ".mixtune" / "outcomes"
