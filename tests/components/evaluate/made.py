@@ -147,7 +147,12 @@ def _windows_of_a_question(record: dict[str, Any], draw: np.random.Generator, wi
 
 
 def evaluate(
-    folder: Path, model: Artifact, labelled: Artifact, other: Artifact | None = None, **options: Any
+    folder: Path,
+    model: Artifact,
+    labelled: Artifact,
+    other: Artifact | None = None,
+    classification: Artifact | None = None,
+    **options: Any,
 ) -> tuple[dict[str, Any], Path]:
     """Runs the step; gives evaluation.json and its folder."""
     metric = options.pop("metric", None) or METRIC[str(DataManifest.load(labelled.path).task)]
@@ -162,6 +167,7 @@ def evaluate(
     run(
         config, context=Context.for_tests(), model=model, other=other, pretrain_heldout=text,
         finetune_heldout=labelled, evaluation=evaluation, metrics=Artifact(str(folder / "metrics")),
+        classification=classification or Artifact(str(folder / "classification")),
     )  # fmt: skip
     found = json.loads((folder / "evaluation" / "evaluation.json").read_text())
     assert evaluation.metadata["candidates"] == [one["id"] for one in found["candidates"]]
