@@ -78,13 +78,15 @@ def write_text(
     return Artifact(str(folder))
 
 
-def write_labelled(folder: Path, task: Task = "classification", labels: list[str] | None = None) -> Artifact:
-    """Eleven examples in each split; the fourth is contaminated."""
+def write_labelled(
+    folder: Path, task: Task = "classification", labels: list[str] | None = None, examples: tuple[int, int] = (11, 11)
+) -> Artifact:
+    """Eleven examples in each split, dev and test; the fourth is contaminated."""
     splits: dict[Any, Any] = {}
     for number, split in enumerate(("dev", "test")):
         draw = np.random.default_rng(10 + number)
         documents: list[Document] = []
-        for i in range(11):
+        for i in range(examples[number]):
             record: dict[str, Any] = {"id": f"{split}-e{i}", "source": "made", "contaminated": i == 3}
             if task == "question_answering":
                 documents += _windows_of_a_question(record, draw, without_answer=i % 4 == 1)
