@@ -29,6 +29,8 @@ class Task(BaseModel):
     metric: str
     higher_is_better: bool = True
     labels: list[str] | None = None
+    signatures: dict[str, str] | None = None
+    """Generation: how exactly ROUGE, BLEU and chrF were computed."""
 
 
 class Entry(ModelCard):

@@ -12,13 +12,13 @@ from ..shared.context import Context
 from .config import CompareStep
 from .evaluations import SPLITS, Candidate, Entry, Evaluations, Measurements, Task
 from .selection import Decision, Measured, decide, measurably_forgets, pareto
-from .statistics import Bootstrap, Statistic, Value, indicators, macro_f1, micro_f1, pearson, spearman
+from .statistics import Bootstrap, Statistic, Value, bleu, chrf, indicators, macro_f1, micro_f1, pearson, spearman
 
 SCHEMA_VERSION = 1
 SAMPLES = 6
 EXTRA_METRICS = (
     *("nats_per_token", "accuracy", "macro_f1", "micro_f1", "exact_match", "token_f1", "completion_nats_per_token"),
-    *("pearson", "spearman", "mae", "rmse"),
+    *("rouge_1", "rouge_2", "rouge_l", "bleu", "chrf", "pearson", "spearman", "mae", "rmse", "calibration_error"),
 )
 BUDGET_SHARE = 0.1
 """A forgetting budget is kept where it is not exceeded by more than this share of it, since it is held to by measuring, on
@@ -92,6 +92,9 @@ def words(metric: str) -> str:
         "micro_f1": "micro-F1",
         "token_f1": "token F1",
         "exact_match": "exact match",
+        "rouge_l": "ROUGE-L",
+        "bleu": "BLEU",
+        "chrf": "chrF",
         "pearson": "Pearson correlation",
         "spearman": "Spearman correlation",
     }.get(metric, metric)
@@ -159,6 +162,8 @@ def _of_split(task: Task, examples: Sequence[dict[str, Any]]) -> Statistic | Non
     if task.metric in ("pearson", "spearman"):
         correlation = {"pearson": pearson, "spearman": spearman}[task.metric]
         return correlation(np.array(truth, np.float64), np.array(given, np.float64))
+    if task.metric in ("bleu", "chrf"):
+        return {"bleu": bleu, "chrf": chrf}[task.metric]([row[f"{task.metric}_counts"] for row in examples])
     if task.metric in ("micro_f1", "macro_f1"):
         labels = task.labels or []
         columns = truth, given
@@ -206,6 +211,7 @@ def _report(
             "split": "test",
             "examples": len(labelled),
             "labels": task.labels,
+            "signatures": task.signatures,
         },
         "forgetting": {
             "unit": "bits per byte",
@@ -243,6 +249,7 @@ def _row(
         "params": entry.params,
         **scores["test"].to_json(),
         "forgetting_share": _share(scores["test"], finetuned["test"]),
+        "confusion_matrix": entry.splits.get("test", {}).get("confusion_matrix"),
         "pareto": one.id in front,
         "dev": {
             **scores["dev"].to_json(),

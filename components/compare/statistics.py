@@ -2,8 +2,8 @@
 
 Every interval is drawn with the same seed, so that equal inputs give equal intervals and differences of samples of
 one size see the same resamples. B. Efron and R. Tibshirani, An Introduction to the Bootstrap (1993), chapter 13.
-Means are drawn from the values themselves; metrics that only a whole split has (F1, correlations) from sums over the resampled
-examples, by `Statistic`. Shapes: S resamples, N documents or examples, C classes or labels.
+Means are drawn from the values themselves; metrics that only a whole split has (F1, correlations, BLEU) from sums over the
+resampled examples, by `Statistic`. Shapes: S resamples, N documents or examples, C classes or labels.
 """
 
 from __future__ import annotations
@@ -11,9 +11,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from sacrebleu.metrics.base import Metric
 
 CELLS_AT_ONCE = 1 << 22  # resampled values held in memory at a time
 NEARLY_CONSTANT = float(np.finfo(np.float64).eps ** 0.75)
@@ -165,6 +168,33 @@ def macro_f1(truth: np.ndarray, given: np.ndarray) -> Statistic:
         total = counts @ either
         scores = 2 * (counts @ both) / np.maximum(total, 1)
         return scores.sum(1) / np.maximum((total > 0).sum(1), 1)
+
+    return metric
+
+
+def bleu(counts_of_each: Sequence[Sequence[int]]) -> Statistic:
+    """BLEU in 0..1, by sacrebleu, from the (N, 10) counts of the examples summed over a resample.
+
+    As in sacrebleu's own paired bootstrap (P. Koehn 2004, Statistical Significance Tests for Machine Translation Evaluation).
+    """
+    from sacrebleu.metrics.bleu import BLEU
+
+    return _of_sums(BLEU(), counts_of_each)
+
+
+def chrf(counts_of_each: Sequence[Sequence[int]]) -> Statistic:
+    """chrF in 0..1, by sacrebleu, from the (N, 18) counts of the examples summed over a resample."""
+    from sacrebleu.metrics.chrf import CHRF
+
+    return _of_sums(CHRF(), counts_of_each)
+
+
+def _of_sums(score: Metric, counts_of_each: Sequence[Sequence[int]]) -> Statistic:
+    own = np.asarray(counts_of_each, np.float64)
+
+    def metric(counts: np.ndarray) -> np.ndarray:
+        sums = np.rint(counts @ own).astype(np.int64).tolist()
+        return np.array([score._compute_score_from_stats(row).score / 100 for row in sums])
 
     return metric
 

@@ -11,6 +11,7 @@ def evaluate(
     finetune_heldout: dsl.Input[dsl.Dataset],
     evaluation: dsl.Output[dsl.Artifact],
     metrics: dsl.Output[dsl.Metrics],
+    classification: dsl.Output[dsl.ClassificationMetrics],
     other: dsl.Input[dsl.Model] = None,
 ):
     """Measure a model on the held-out splits of both streams.
@@ -25,6 +26,5 @@ def evaluate(
     from mixtune.components.shared.runtime import launch
 
     heldout = {"pretrain_heldout": pretrain_heldout, "finetune_heldout": finetune_heldout}
-    launch(
-        "evaluate", config, {"model": model, "other": other, **heldout, "evaluation": evaluation, "metrics": metrics}
-    )
+    outputs = {"evaluation": evaluation, "metrics": metrics, "classification": classification}
+    launch("evaluate", config, {"model": model, "other": other, **heldout, **outputs})

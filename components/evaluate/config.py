@@ -8,13 +8,15 @@ from pydantic import Field, model_validator
 
 from ..shared.config import Section
 
-Metric = Literal["accuracy", "macro_f1", "micro_f1", "exact_match", "token_f1", "pearson", "spearman"]
+Metric = Literal[
+    "accuracy", "macro_f1", "micro_f1", "exact_match", "token_f1", "rouge_l", "bleu", "chrf", "pearson", "spearman"
+]
 METRICS: dict[str, tuple[Metric, ...]] = {
     "classification": ("accuracy", "macro_f1"),
     "multi_label": ("micro_f1", "macro_f1"),
     "regression": ("pearson", "spearman"),
     "question_answering": ("exact_match", "token_f1"),
-    "generation": ("exact_match", "token_f1"),
+    "generation": ("exact_match", "token_f1", "rouge_l", "bleu", "chrf"),
 }
 
 
@@ -23,7 +25,8 @@ class Evaluate(Section):
 
     metric: Metric | None = None
     """The task's main metric: accuracy or macro_f1 (classification), micro_f1 or macro_f1 (multi_label), pearson or spearman
-    (regression), exact_match or token_f1 (question answering, generation); null is the first of each."""
+    (regression), exact_match or token_f1 (question answering, generation), also rouge_l, bleu or chrf (generation); null is the
+    first of each. All are in 0..1, BLEU and chrF as well; correlations in -1..1."""
     interpolation_alphas: list[Annotated[float, Field(gt=0, lt=1)]] = Field([0.5])
     """For each α, (1 - α) · pretrained + α · finetuned is a candidate at no training cost; an empty list makes none."""
     max_new_tokens: int = Field(64, ge=1)

@@ -16,9 +16,22 @@ SHOWN_CHARACTERS = 400
 
 
 def example_row(
-    record: dict[str, Any], kind: Task, metric: str, reference: Label, prediction: Label | None
+    record: dict[str, Any],
+    kind: Task,
+    metric: str,
+    reference: Label,
+    prediction: Label | None,
+    scores: Mapping[str, float] | None = None,
 ) -> dict[str, Any]:
-    """A row of <split>.examples.jsonl; a prediction of None has no score."""
+    """A row of <split>.examples.jsonl; a prediction of None has no score.
+
+    Args:
+        scores: of this example, by metric, where they are known already.
+    """
+    score = None
+    if prediction is not None:
+        known = (scores or {}).get(metric)
+        score = example_score(kind, metric, prediction, reference) if known is None else known
     text = record.get("prompt") or record.get("text") or ""
     if kind == "question_answering":
         text = f"{record['question']} — {record['context']}"
@@ -26,7 +39,7 @@ def example_row(
         "id": record["id"],
         "reference": reference,
         "prediction": prediction,
-        "score": None if prediction is None else example_score(kind, metric, prediction, reference),
+        "score": score,
         "contaminated": bool(record.get("contaminated", False)),
         "text": text if len(text) <= SHOWN_CHARACTERS else text[: SHOWN_CHARACTERS - 1] + "…",
     }

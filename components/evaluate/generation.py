@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
-from transformers import GenerationConfig, PreTrainedTokenizerBase
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedTokenizerBase
 
 from ..shared.context import Progress
 from ..shared.model import MixedModel, autocast
@@ -20,19 +22,22 @@ def generate(
     max_new_tokens: int,
     batch_size: int,
     progress: Progress,
-) -> list[str]:
-    """Answers every prompt by the likeliest next token, until EOS or `max_new_tokens`.
+) -> list[str | None]:
+    """Answers every prompt by the likeliest next token, until EOS, a stop token of the model's own, or `max_new_tokens`.
 
-    Prompts are padded on the left, so that all of a batch go on at the same place.
+    Prompts are padded on the left, so that all of a batch go on at the same place. Nothing else that the model's own
+    settings ask for (a penalty on repetition, a least length) is done.
 
     Args:
         prompts: token ids of each.
         progress: counts batches.
 
     Returns:
-        The decoded answers, in the order of the prompts, without special tokens and outer blanks.
+        The decoded answers, in the order of the prompts, up to the first stop token, without special tokens and outer blanks;
+        None where a logit on the way is not finite.
     """
-    answers = [""] * len(prompts)
+    answers: list[str | None] = [""] * len(prompts)
+    stops = _stops(model, tokenizer)
     order = sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]), i))
     positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     for start in range(0, len(order), batch_size):
@@ -49,21 +54,55 @@ def generate(
                 max_new_tokens=room,
                 do_sample=False,
                 num_beams=1,
-                eos_token_id=_stops(model, tokenizer),
+                eos_token_id=stops or None,
                 pad_token_id=tokenizer.pad_token_id,
             )
-            with autocast(model.device, model.precision):
+            watch = _NotFinite(width, stops, len(chosen), model.device)
+            with autocast(model.device, model.precision), _own_settings_aside(model):
                 made = model.generate(
                     input_ids=torch.from_numpy(ids).to(model.device),
                     attention_mask=torch.from_numpy(mask).to(model.device),
                     generation_config=settings,
+                    logits_processor=LogitsProcessorList([watch]),
                 )
-            for index, text in zip(
-                chosen, tokenizer.batch_decode(made[:, width:], skip_special_tokens=True), strict=True
-            ):
-                answers[index] = text.strip()
+            for index, tokens, broken in zip(chosen, made[:, width:].tolist(), watch.rows_B.tolist(), strict=True):
+                end = next((place for place, token in enumerate(tokens) if token in stops), len(tokens))
+                answers[index] = (
+                    None if broken else str(tokenizer.decode(tokens[:end], skip_special_tokens=True)).strip()
+                )
         progress.advance(tokens=sum(len(prompts[index]) for index in chosen))
     return answers
+
+
+class _NotFinite(LogitsProcessor):
+    """Notes which rows had a logit that is not finite before their answer ended; -inf forbids a token and is none.
+
+    Args:
+        width: of the prompts.
+        size: B, rows.
+    """
+
+    def __init__(self, width: int, stops: Sequence[int], size: int, device: torch.device) -> None:
+        self._width = width
+        self._stops = torch.tensor(stops, dtype=torch.long, device=device)
+        self.rows_B = torch.zeros(size, dtype=torch.bool, device=device)
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """(B, length) tokens so far, (B, V) logits of the next one, which come back as they are."""
+        ended_B = torch.isin(input_ids[:, self._width :], self._stops).any(1)
+        self.rows_B |= ~ended_B & ~scores.amax(1).isfinite()
+        return scores
+
+
+@contextmanager
+def _own_settings_aside(model: MixedModel) -> Iterator[None]:
+    """Takes away the model's own settings, with which transformers fills up whatever is not set."""
+    lm: Any = model.lm
+    own, lm.generation_config = lm.generation_config, GenerationConfig()
+    try:
+        yield
+    finally:
+        lm.generation_config = own
 
 
 def _stops(model: MixedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:

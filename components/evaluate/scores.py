@@ -16,9 +16,16 @@ from .config import METRICS
 Label: TypeAlias = str | float | list[str]
 """What is asked for or given: a label or a text; a number (regression); labels, or the texts that answer a question."""
 
+CALIBRATION_BINS = 15
+
 # A word, or one character of a script that is written without spaces.
 _UNSPACED = "぀-ヿ㐀-䶿一-鿿豈-﫿฀-๿"
 _WORDS = re.compile(f"[{_UNSPACED}]|[^\\W{_UNSPACED}]+")
+
+
+def word_list(text: str) -> list[str]:
+    """The words of a text, case aside; in scripts without spaces every character is one."""
+    return _WORDS.findall(_plain(text).casefold())
 
 
 def exact_match(prediction: str, reference: str) -> float:
@@ -31,7 +38,7 @@ def token_f1(prediction: str, reference: str) -> float:
 
     In scripts without spaces every character is a word. Texts without any word are compared as they are.
     """
-    ours, theirs = (_WORDS.findall(_plain(text).casefold()) for text in (prediction, reference))
+    ours, theirs = word_list(prediction), word_list(reference)
     if not ours and not theirs:
         return exact_match(prediction, reference)
     common = sum((Counter(ours) & Counter(theirs)).values())
@@ -64,11 +71,15 @@ def split_scores(
 ) -> dict[str, float | None]:
     """All metrics of a task kind over a split; None where a prediction is not known, since a logit is not finite.
 
+    Those of generation that count n-grams are apart, in `Overlap`.
+
     Args:
         labels: multi-label: names of all labels.
     """
     known = [prediction for prediction in predictions if prediction is not None]
     names = [*METRICS[kind], *{"multi_label": ["exact_match"], "regression": ["mae", "rmse"]}.get(kind, [])]
+    if kind == "generation":
+        names = ["exact_match", "token_f1"]
     if len(known) < len(references):
         return dict.fromkeys(names)
     if kind == "classification":
@@ -88,6 +99,30 @@ def split_scores(
         if metric not in found:
             found[metric] = sum(example_score(kind, metric, *pair) for pair in pairs) / len(pairs)
     return found
+
+
+def confusion_matrix(references: Sequence[str], predictions: Sequence[str], labels: Sequence[str]) -> list[list[int]]:
+    """How often each label (row) was given each label (column), both in the order of `labels`."""
+    place = {label: number for number, label in enumerate(labels)}
+    counts = np.zeros((len(labels), len(labels)), np.int64)
+    np.add.at(counts, ([place[one] for one in references], [place[one] for one in predictions]), 1)
+    return counts.tolist()
+
+
+def calibration_error(confidence: Sequence[float], right: Sequence[bool]) -> float:
+    """Expected calibration error: Σ_b n_b / N · |accuracy of b - mean confidence of b| over `CALIBRATION_BINS` even bins.
+
+    C. Guo et al. 2017, On Calibration of Modern Neural Networks, equation 3 (arXiv:1706.04599); a bin has its upper end.
+
+    Args:
+        confidence: (N,) probability of the predicted label.
+        right: (N,) whether that is the true one.
+    """
+    edges = np.linspace(0, 1, CALIBRATION_BINS + 1)[1:-1]
+    place = np.digitize(confidence, edges, right=True)
+    # n_b · (accuracy - confidence) is a plain sum, so that empty bins need no care.
+    gaps = np.bincount(place, np.asarray(right, np.float64) - np.asarray(confidence, np.float64), CALIBRATION_BINS)
+    return float(np.abs(gaps).sum() / len(place))
 
 
 def _label_f1(truth: np.ndarray, given: np.ndarray) -> dict[str, float | None]:

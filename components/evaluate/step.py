@@ -8,6 +8,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,8 +35,9 @@ from .likelihood import (
     unpacked,
 )
 from .references import references
-from .scores import split_scores
+from .scores import calibration_error, confusion_matrix, split_scores
 from .subject import Subject
+from .texts import Overlap
 from .windows import mask_passes
 
 if TYPE_CHECKING:
@@ -67,6 +69,12 @@ class Held:
         """Whether the task has a head of its own."""
         return self.task != "generation"
 
+    @cached_property
+    def overlap(self) -> Overlap:
+        """What measures written answers against the references of both splits."""
+        held = (Documents(self.labelled_folder, split).records() for split in SPLITS)
+        return Overlap(record["completion"].strip() for records in held for record in records)
+
 
 def run(
     config: EvaluateStep,
@@ -78,6 +86,7 @@ def run(
     finetune_heldout: ArtifactLike,
     evaluation: ArtifactLike,
     metrics: ArtifactLike,
+    classification: ArtifactLike,
 ) -> None:
     """Measures one model or, with `other`, each interpolation of two.
 
@@ -88,6 +97,7 @@ def run(
         finetune_heldout: likewise of the fine-tuning stream.
         evaluation: output, evaluation folder.
         metrics: output, the numbers to see in the KFP UI.
+        classification: output, the confusion matrix to see there, on test; of several candidates that of the first.
 
     Raises:
         RefusedError: where model and data do not fit together.
@@ -124,6 +134,7 @@ def run(
                 "metric": config.metric,
                 "higher_is_better": True,
                 "labels": held.labelled.labels,
+                **({} if held.with_head else {"signatures": held.overlap.signatures()}),
             },
             "candidates": entries,
             "data": {
@@ -134,6 +145,7 @@ def run(
         },
     )
     _track(entries, held, evaluation, metrics, context)
+    _show_confusion(entries, held.labelled.labels or [], classification)
     if not_finite:
         named = [
             f"{one['candidate']}: the loss of {one['what']} {one['id']} ({one['split']}) is not finite"
@@ -263,8 +275,10 @@ class _Bench:
             answers = generate(self.model, self.words, prompts, longest, size, progress)
         rows = []
         for index, (record, answer) in enumerate(zip(examples.records(), answers, strict=True)):
-            row = example_row(record, "generation", self.config.metric, record["completion"].strip(), answer)
-            rows.append({**row, "tokens": int(tokens[index]), "nats": _finite(nats[index])})
+            reference = record["completion"].strip()
+            scores = {} if answer is None else self.held.overlap.of_example(answer, reference)
+            row = example_row(record, "generation", self.config.metric, reference, answer, scores)
+            rows.append({**row, **scores, "tokens": int(tokens[index]), "nats": _finite(nats[index])})
         return rows
 
     def _losses(self, segments: list[Segment], count: int, what: str) -> tuple[np.ndarray, np.ndarray]:
@@ -314,7 +328,9 @@ def _measure(
         if with_task and held.labelled.splits[split].documents:
             rows = bench.labelled(split) if held.with_head else bench.answered(split)
             write_jsonl(folder / f"{split}.examples.jsonl", rows)
-            not_finite += _not_finite(subject, split, "example", rows, "prediction" if held.with_head else "nats")
+            not_finite += _not_finite(
+                subject, split, "example", rows, "prediction", *([] if held.with_head else ["nats"])
+            )
             splits[split] |= _task_summary(rows, held, config.metric)
         else:
             splits[split] |= {"task_score": None, "examples": 0}
@@ -334,11 +350,11 @@ def _measure(
 
 
 def _not_finite(
-    subject: Subject, split: Split, what: str, rows: list[dict[str, Any]], key: str
+    subject: Subject, split: Split, what: str, rows: list[dict[str, Any]], *keys: str
 ) -> list[dict[str, str]]:
     """Names the documents or examples of which there is no number."""
     named = {"candidate": subject.card.id, "split": split, "what": what}
-    return [{**named, "id": row["id"]} for row in rows if row[key] is None]
+    return [{**named, "id": row["id"]} for row in rows if any(row[key] is None for key in keys)]
 
 
 def _finite(value: float) -> float | None:
@@ -361,8 +377,18 @@ def _forgetting_summary(documents: list[dict[str, Any]]) -> dict[str, Any]:
 
 def _task_summary(rows: list[dict[str, Any]], held: Held, metric: str) -> dict[str, Any]:
     references, predictions = ([row[name] for row in rows] for name in ("reference", "prediction"))
-    scores = split_scores(held.task, references, predictions, held.labelled.labels or [])
+    labels = held.labelled.labels or []
+    scores = split_scores(held.task, references, predictions, labels)
+    if not held.with_head:
+        scores |= held.overlap.of_split(rows)
     summary: dict[str, Any] = {"task_score": scores[metric], "examples": len(rows), **scores}
+    if held.task == "classification":
+        known = None not in predictions
+        summary["confusion_matrix"] = confusion_matrix(references, predictions, labels) if known else None
+        right = [row["reference"] == row["prediction"] for row in rows]
+        summary["calibration_error"] = (
+            calibration_error([max(row["probabilities"]) for row in rows], right) if known else None
+        )
     if not held.with_head:
         nats, tokens = [row["nats"] for row in rows], sum(row["tokens"] for row in rows)
         summary["completion_nats_per_token"] = sum(nats) / tokens if tokens and None not in nats else None
@@ -387,6 +413,16 @@ def _words(entry: dict[str, Any]) -> str:
     return ", ".join(parts)
 
 
+def _show_confusion(entries: list[dict[str, Any]], labels: list[str], classification: ArtifactLike) -> None:
+    """What KFP's `ClassificationMetrics.log_confusion_matrix` writes; the artifact at hand need not be one of KFP's."""
+    matrix = entries[0]["splits"]["test"].get("confusion_matrix") if entries else None
+    if matrix is not None:
+        classification.metadata["confusionMatrix"] = {
+            "annotationSpecs": [{"displayName": label} for label in labels],
+            "rows": [{"row": row} for row in matrix],
+        }
+
+
 def _track(
     entries: list[dict[str, Any]], held: Held, evaluation: ArtifactLike, metrics: ArtifactLike, context: Context
 ) -> None:
@@ -396,7 +432,7 @@ def _track(
         prefix = f"{entry['id']}." if entry["kind"] in ("interpolated", "base", "champion") else ""
         for split, values in entry["splits"].items():
             for name, value in values.items():
-                if value is not None:
+                if isinstance(value, int | float):
                     numbers[f"{prefix}{split}.{name}"] = float(value)
         numbers[f"{prefix}evaluate_seconds"] = entry["evaluate_seconds"]
     context.tracker.log_metrics(numbers)

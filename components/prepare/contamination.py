@@ -1,4 +1,4 @@
-"""Finding held-out examples whose text occurs in training text.
+"""Finding held-out examples whose text occurs in training text, of either stream.
 
 The measure of Brown et al. 2020 (GPT-3, appendix C): a held-out text is contaminated where it shares 13 words in a row
 with a training text. A shorter one is where it is, as a whole, the same as a training text.

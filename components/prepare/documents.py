@@ -20,7 +20,7 @@ ROOM: dict[Task, str] = {
 
 
 def split_documents(
-    gathered: Gathered, split: Split, task: Task | None, encoder: Encoder, marks: list[bool] | None
+    gathered: Gathered, split: Split, task: Task | None, encoder: Encoder, found_in: list[list[str]] | None
 ) -> list[Document]:
     """The documents of one split.
 
@@ -29,12 +29,12 @@ def split_documents(
         split: which of them.
         task: None for the pretraining stream.
         encoder: makes the tokens.
-        marks: of each example whether it is contaminated.
+        found_in: of each held-out example the streams whose training text holds its text.
     """
     items, counts = gathered.splits[split], Counter[str]()
     records = [_record(item) for item in items]
-    for record, mark in zip(records, marks or [], strict=marks is not None):
-        record["contaminated"] = mark
+    for record, streams in zip(records, found_in or [], strict=found_in is not None):
+        record |= {"contaminated": bool(streams), "contaminated_by": streams}
     if task is None:
         made = _texts(items, records, encoder, split)
     elif task == "generation":

@@ -17,6 +17,7 @@ SAMPLE_CHARACTERS = 600
 BINS = 10
 QUANTILES = {"lowest": 0.0, "5 %": 0.05, "25 %": 0.25, "median": 0.5, "75 %": 0.75, "95 %": 0.95, "highest": 1.0}
 ROLES = ("text", "prompt", "completion", "question", "context", "answers", "label", "labels")
+STREAMS = {"finetune": "training examples", "pretrain": "pretraining text"}
 UNITS = {"pretrain": "documents", "question_answering": "windows"}
 
 
@@ -133,6 +134,8 @@ _PLAIN = {
     "dropped": "dropped: the completion alone, or the question, is too long",
     "answers_in_no_window": "answers that no window holds whole, since they are too long or cut off",
     "contaminated": "contaminated: text that also occurs in training text, marked and kept",
+    "contaminated_by_finetune": "of these, in the training examples of this stream",
+    "contaminated_by_pretrain": "of these, in the training text of the pretraining stream",
 }
 
 
@@ -169,7 +172,7 @@ def _sample(document: Document, manifest: DataManifest, decode: Callable[[list[i
     return {
         "source": record["source"],
         "tokens": len(tokens),
-        "contaminated": record.get("contaminated", False),
+        "contaminated": [STREAMS[stream] for stream in record.get("contaminated_by", [])],
         "values": values,
         "seen": _clipped(decode(tokens)),
     }

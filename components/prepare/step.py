@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -69,10 +68,10 @@ def run(
     ends_with_eos = _to_end_with_eos(config)
     if ends_with_eos:
         append_eos(known)
-    marks = _contamination(gathered, pretraining_data) if isinstance(stream, FinetuneData) else None
+    streams = _contamination(gathered, pretraining_data) if isinstance(stream, FinetuneData) else None
     encoder = Encoder(known, config.tokenizer.max_length, context)
     documents = {
-        split: split_documents(gathered, split, task, encoder, marks[split] if marks and split in marks else None)
+        split: split_documents(gathered, split, task, encoder, streams.get(split) if streams else None)
         for split in SPLITS
     }
     for split in SPLITS:
@@ -161,23 +160,27 @@ def _to_end_with_eos(config: PrepareStep) -> bool:
     return trained_here and task in ("classification", "multi_label", "regression")
 
 
-def _contamination(gathered: Gathered, pretraining_data: ArtifactLike | None) -> dict[Split, list[bool]]:
-    """Marks the held-out examples whose text occurs in the training text of either stream."""
+def _contamination(gathered: Gathered, pretraining_data: ArtifactLike | None) -> dict[Split, list[list[str]]]:
+    """Finds the held-out examples whose text occurs in training text.
 
-    def training() -> Iterator[str]:
-        for item in gathered.splits["train"]:
-            yield item.text
-        if pretraining_data is not None:
-            DataManifest.load(pretraining_data.path)
-            for record in read_jsonl(Path(pretraining_data.path) / "train" / "records.jsonl"):
-                yield record["text"]
-
+    Returns:
+        Of each held-out example the streams, `pretrain` and `finetune`, whose train split holds its text.
+    """
     held_out = [item.text for split in HELD_OUT for item in gathered.splits[split]]
-    flags = contaminated(held_out, training())
+    found = {"finetune": contaminated(held_out, (item.text for item in gathered.splits["train"]))}
+    if pretraining_data is not None:
+        DataManifest.load(pretraining_data.path)
+        records = read_jsonl(Path(pretraining_data.path) / "train" / "records.jsonl")
+        found["pretrain"] = contaminated(held_out, (record["text"] for record in records))
+    of_each = [[stream for stream in sorted(found) if found[stream][place]] for place in range(len(held_out))]
     border = len(gathered.splits["dev"])
-    marks: dict[Split, list[bool]] = {"dev": flags[:border], "test": flags[border:]}
-    gathered.notes["contaminated"] = {split: sum(marked) for split, marked in marks.items()}
-    return marks
+    streams: dict[Split, list[list[str]]] = {"dev": of_each[:border], "test": of_each[border:]}
+    gathered.notes["contaminated"] = {split: sum(map(bool, inside)) for split, inside in streams.items()}
+    for stream in found:
+        gathered.notes[f"contaminated_by_{stream}"] = {
+            split: sum(stream in those for those in inside) for split, inside in streams.items()
+        }
+    return streams
 
 
 def _describe(artifact: ArtifactLike, manifest: DataManifest) -> None:

@@ -30,7 +30,7 @@ OUTPUTS: Mapping[str, tuple[str, ...]] = {
     "pretrain": ("model", "metrics"),
     "finetune": ("model", "metrics"),
     "mixed": ("model", "metrics"),
-    "evaluate": ("evaluation", "metrics"),
+    "evaluate": ("evaluation", "metrics", "classification"),
     "compare": ("report", "summary", "metrics", "comparison"),
     "register": ("model",),
 }
@@ -84,7 +84,8 @@ def launch(
                 module = importlib.import_module(f"{package}.{step}.step")
                 value = module.run(parsed, context=context, **asides.artifacts, **parameters)
             if is_main():
-                _write_metrics(asides.artifacts.get("metrics"))
+                for name in ("metrics", "classification"):
+                    _write_metrics(asides.artifacts.get(name))
                 asides.publish()
         except BaseException as error:
             signal.setitimer(signal.ITIMER_REAL, 0)  # heard; what follows is to be done in peace

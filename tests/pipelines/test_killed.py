@@ -102,8 +102,8 @@ STEPS = {
     "prepare pretrain": ("prepare_pretrain", ("train", "heldout", "tokenizer", "report")),
     "prepare finetune": ("prepare_finetune", ("train", "heldout", "tokenizer", "report")),
     "pretrain": ("pretrain", ("model", "metrics")),
-    "evaluate mixed-0.3": ("evaluate", ("evaluation", "metrics")),
-    "evaluate interpolated": ("interpolate", ("evaluation", "metrics")),
+    "evaluate mixed-0.3": ("evaluate", ("evaluation", "metrics", "classification")),
+    "evaluate interpolated": ("interpolate", ("evaluation", "metrics", "classification")),
 }
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+import sacrebleu
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hypothesis_numpy
@@ -19,11 +20,14 @@ from mixtune.components.compare.statistics import (
     Bootstrap,
     Statistic,
     Value,
+    bleu,
+    chrf,
     macro_f1,
     micro_f1,
     pearson,
     spearman,
 )
+from mixtune.components.evaluate.texts import Overlap
 
 DRAW = Bootstrap(seed=1, resamples=2000, coverage=0.95)
 
@@ -143,6 +147,52 @@ def test_f1_over_labels_is_that_of_scikit_learn_in_every_resample(truth: np.ndar
             ours, theirs = truth[resampled(row)], guess[resampled(row)]
             expected = f1_score(ours, theirs, average=average, zero_division=np.nan) if (ours | theirs).any() else 0.0
             assert found == pytest.approx(expected)
+
+
+ANSWERS = [
+    ["the cat sat on the mat today", "a dog barks", "", "it rains in Tokyo again and again", "yes"],
+    ["今天的天气非常好", "他写了三行代码", "", "我们去公园散步", "不"],
+]
+REFERENCES = [
+    ["the cat sat on the red mat today", "the dog barks", "no", "it rains in Tokyo again", "yes"],
+    ["今天天气非常好", "他写了3行代码", "是", "我们一起去公园散步吧", "不"],
+]
+
+
+@pytest.mark.parametrize("language", [0, 1])
+def test_bleu_and_chrf_are_those_of_sacrebleu_in_every_resample(language: int) -> None:
+    """Held against the library on the resampled sentences themselves."""
+    answers, references = ANSWERS[language], REFERENCES[language]
+    overlap = Overlap(references)
+    rows = [overlap.of_example(*pair) for pair in zip(answers, references, strict=True)]
+    counts = np.array(
+        [[1, 1, 1, 1, 1], [0, 2, 1, 0, 2], [3, 0, 0, 2, 0], [0, 0, 5, 0, 0], [0, 0, 0, 0, 5], [1, 0, 1, 2, 1]]
+    )
+    of_bleu = bleu([row["bleu_counts"] for row in rows])(counts.astype(float))
+    of_chrf = chrf([row["chrf_counts"] for row in rows])(counts.astype(float))
+    for number, row in enumerate(counts):
+        ours, theirs = ([texts[i] for i in resampled(row)] for texts in (answers, references))
+        tokenize = ["13a", "zh"][language]
+        assert of_bleu[number] == pytest.approx(sacrebleu.corpus_bleu(ours, [theirs], tokenize=tokenize).score / 100)
+        assert of_chrf[number] == pytest.approx(sacrebleu.corpus_chrf(ours, [theirs]).score / 100)
+    assert 0 < of_bleu[0] < 1
+    assert of_bleu[3] == of_chrf[3] == 0
+
+
+def test_the_interval_of_a_bleu_difference_is_paired() -> None:
+    answers, references = ANSWERS[0] * 12, REFERENCES[0] * 12
+    overlap = Overlap(references)
+    worse = [answer if i % 20 else answer[:-3] + "?" for i, answer in enumerate(answers)]
+    one, other = (
+        bleu([overlap.of_example(*pair)["bleu_counts"] for pair in zip(given, references, strict=True)])
+        for given in (answers, worse)
+    )
+    difference = DRAW.difference(one, other, len(answers))
+    scores = [sacrebleu.corpus_bleu(given, [references]).score / 100 for given in (answers, worse)]
+    assert difference.value == pytest.approx(scores[0] - scores[1])
+    assert 0 <= difference.low < difference.value < difference.high
+    alone = DRAW.of_split(one, len(answers))
+    assert difference.high - difference.low < alone.high - alone.low
 
 
 VALUES = st.lists(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from mixtune.components.shared.artifacts import Artifact
@@ -64,17 +65,30 @@ def test_classification(tmp_path: Path, metric: str) -> None:
         row = done.row(name)
         # The split's own metric, computed by scikit-learn, and the value that the bootstrap is drawn around.
         assert row["task_score"]["value"] == pytest.approx(row[metric])
+        matrix = np.array(row["confusion_matrix"])
+        assert matrix.shape == (3, 3)
+        assert matrix.sum() == 11
+        assert matrix.trace() / 11 == pytest.approx(row["accuracy"])
+        assert 0 <= row["calibration_error"] <= 1
+        assert row["dev"]["calibration_error"] != row["calibration_error"]
     assert done.row("interpolated-0.5")["params"] == {"alpha": 0.5}
+    assert done.row("pretrained")["confusion_matrix"] is None
+    assert "calibration_error" not in done.row("pretrained")
+    assert done.report["task"]["signatures"] is None
     assert done.report["contamination"]["test"] == {"examples": 11, "contaminated": 1}
     assert set(done.report["data"]) == {"pretrain", "finetune"}
 
 
-@pytest.mark.parametrize("metric", ["exact_match", "token_f1"])
+@pytest.mark.parametrize("metric", ["exact_match", "token_f1", "rouge_l", "bleu", "chrf"])
 def test_generation(tmp_path: Path, metric: str) -> None:
     done = whole_run(tmp_path, "generation", metric)
     for row in done.report["candidates"]:
         assert row["task_score"]["value"] == pytest.approx(row[metric])
         assert row["completion_nats_per_token"] > 0
+        assert row["task_score"]["low"] <= row["task_score"]["value"] <= row["task_score"]["high"]
+    assert done.row("finetuned")["chrf"] > 0
+    assert "tok:13a" in done.report["task"]["signatures"]["bleu"]
+    assert set(done.report["task"]["signatures"]) == {"rouge", "bleu", "chrf"}
 
 
 @pytest.mark.parametrize(

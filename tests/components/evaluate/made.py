@@ -78,13 +78,15 @@ def write_text(
     return Artifact(str(folder))
 
 
-def write_labelled(folder: Path, task: Task = "classification", labels: list[str] | None = None) -> Artifact:
-    """Eleven examples in each split; the fourth is contaminated."""
+def write_labelled(
+    folder: Path, task: Task = "classification", labels: list[str] | None = None, examples: tuple[int, int] = (11, 11)
+) -> Artifact:
+    """Eleven examples in each split, dev and test; the fourth is contaminated."""
     splits: dict[Any, Any] = {}
     for number, split in enumerate(("dev", "test")):
         draw = np.random.default_rng(10 + number)
         documents: list[Document] = []
-        for i in range(11):
+        for i in range(examples[number]):
             record: dict[str, Any] = {"id": f"{split}-e{i}", "source": "made", "contaminated": i == 3}
             if task == "question_answering":
                 documents += _windows_of_a_question(record, draw, without_answer=i % 4 == 1)
@@ -147,7 +149,12 @@ def _windows_of_a_question(record: dict[str, Any], draw: np.random.Generator, wi
 
 
 def evaluate(
-    folder: Path, model: Artifact, labelled: Artifact, other: Artifact | None = None, **options: Any
+    folder: Path,
+    model: Artifact,
+    labelled: Artifact,
+    other: Artifact | None = None,
+    classification: Artifact | None = None,
+    **options: Any,
 ) -> tuple[dict[str, Any], Path]:
     """Runs the step; gives evaluation.json and its folder."""
     metric = options.pop("metric", None) or METRIC[str(DataManifest.load(labelled.path).task)]
@@ -162,6 +169,7 @@ def evaluate(
     run(
         config, context=Context.for_tests(), model=model, other=other, pretrain_heldout=text,
         finetune_heldout=labelled, evaluation=evaluation, metrics=Artifact(str(folder / "metrics")),
+        classification=classification or Artifact(str(folder / "classification")),
     )  # fmt: skip
     found = json.loads((folder / "evaluation" / "evaluation.json").read_text())
     assert evaluation.metadata["candidates"] == [one["id"] for one in found["candidates"]]

@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
+from sklearn.metrics import confusion_matrix as confusion_of_sklearn
 
-from mixtune.components.evaluate.scores import Label, exact_match, example_score, split_scores, token_f1
+from mixtune.components.evaluate.scores import (
+    Label,
+    calibration_error,
+    confusion_matrix,
+    exact_match,
+    example_score,
+    split_scores,
+    token_f1,
+)
 
 
 @pytest.mark.parametrize(
@@ -104,3 +114,37 @@ def test_a_single_label_is_scored_by_where_it_is() -> None:
     assert (scores["micro_f1"], scores["macro_f1"]) == (0.0, 0.0)
     scores = split_scores("multi_label", [["a"], ["a"], [], []], [["a"], [], [], []], ["a"])
     assert scores["micro_f1"] == pytest.approx(2 / 3)
+
+
+def test_confusion_matrix() -> None:
+    """Rows are the truth, in the order of the labels; `d` occurs nowhere, `b` is never given."""
+    assert confusion_matrix(list("aabc"), list("acaa"), list("dcba")) == [
+        [0, 0, 0, 0], [0, 0, 0, 1], [0, 0, 0, 1], [0, 1, 0, 1],
+    ]  # fmt: skip
+    draw = np.random.default_rng(0)
+    truth, given = (draw.choice(list("abc"), 50).tolist() for _ in range(2))
+    assert (
+        confusion_matrix(truth, given, list("cab")) == confusion_of_sklearn(truth, given, labels=list("cab")).tolist()
+    )
+    assert np.sum(confusion_matrix(truth, given, list("cabx"))) == 50
+    assert confusion_matrix(["a"], ["b"], ["a", "b"]) == [[0, 1], [0, 0]]
+
+
+def test_calibration_error_by_hand() -> None:
+    """Two in the bin up to 14/15 (one right, 0.91 sure on average), one alone at 0.5, one at 1; 0.4 is the end of a bin."""
+    assert calibration_error([0.90, 0.92], [True, False]) == pytest.approx(0.41)
+    error = calibration_error([0.90, 0.92, 0.5, 1.0], [True, False, False, True])
+    assert error == pytest.approx((2 * abs(0.5 - 0.91) + 0.5 + 0.0) / 4)
+    assert calibration_error([6 / 15, 6 / 15 + 1e-9], [True, False]) == pytest.approx((0.6 + 0.4) / 2)
+    assert calibration_error([1.0], [True]) == 0.0
+    assert calibration_error([0.7] * 10, [True] * 7 + [False] * 3) == pytest.approx(0.0)
+
+
+def test_constant_predictions_and_a_label_that_never_occurs() -> None:
+    scores = split_scores("classification", list("aabb"), list("aaaa"), list("abc"))
+    assert scores == {"accuracy": 0.5, "macro_f1": pytest.approx((2 / 3 + 0) / 2)}
+
+
+def test_chinese_and_empty_answers() -> None:
+    scores = split_scores("generation", ["我爱猫", "", "東京"], ["我爱狗", "", ""])
+    assert scores == {"exact_match": pytest.approx(1 / 3), "token_f1": pytest.approx((2 / 3 + 1 + 0) / 3)}

@@ -172,3 +172,85 @@ def test_interpolated_candidates_have_the_fine_tuned_head(tmp_path: Path, task: 
     assert (entry["id"], entry["name"]) == ("interpolated-0.5", "")
     assert entry["splits"]["test"]["task_score"] is not None
     assert found["likelihood"] == "fixed-mask pseudo-likelihood"
+
+
+@pytest.mark.parametrize("task", ["classification", "multi_label", "regression", "question_answering", "generation"])
+@pytest.mark.parametrize("examples", [(0, 1), (1, 0)])
+def test_an_empty_split_and_a_single_example(tmp_path: Path, task: Any, examples: tuple[int, int]) -> None:
+    """What there is none of has no score; a single one has."""
+    labels = LABELS if task in ("classification", "multi_label") else None
+    model = write_model(tmp_path / "model", "finetuned", "finetuned", labels, task=task, architecture="gpt2")
+    found, folder = evaluate(tmp_path, model, write_labelled(tmp_path / "labelled", task, examples=examples))
+    for split, count in zip(("dev", "test"), examples, strict=True):
+        measured = found["candidates"][0]["splits"][split]
+        assert measured["examples"] == count
+        assert (measured["task_score"] is None) == (count == 0)
+        assert (folder / "finetuned" / f"{split}.examples.jsonl").exists() == (count == 1)
+    assert found["not_finite"] == []
+
+
+def test_empty_held_out_text_has_no_loss(tmp_path: Path) -> None:
+    model = write_model(tmp_path / "model", "finetuned", "finetuned", LABELS)
+    write_text(tmp_path / "text", lengths=())
+    found, _ = evaluate(tmp_path, model, write_labelled(tmp_path / "labelled"))
+    for split in ("dev", "test"):
+        measured = found["candidates"][0]["splits"][split]
+        assert (measured["bpb"], measured["documents"]) == (None, 0)
+        assert measured["task_score"] is not None
+
+
+def confusion_in(found: dict[str, Any], candidate: int = 0) -> Any:
+    return found["candidates"][candidate]["splits"]["test"].get("confusion_matrix")
+
+
+def test_the_confusion_matrix_is_shown_as_kfp_itself_does(tmp_path: Path) -> None:
+    from kfp.dsl import ClassificationMetrics
+
+    model = write_model(tmp_path / "model", "finetuned", "finetuned", LABELS, seed=3)
+    artifact = Artifact(str(tmp_path / "classification"))
+    found, folder = evaluate(tmp_path, model, write_labelled(tmp_path / "labelled"), classification=artifact)
+    matrix = confusion_in(found)
+    of_kfp = ClassificationMetrics(uri="there")
+    of_kfp.log_confusion_matrix(LABELS, matrix)
+    assert artifact.metadata == of_kfp.metadata
+    rows = of_test(folder)
+    assert np.sum(matrix) == len(rows)
+    for number, label in enumerate(LABELS):
+        assert sum(matrix[number]) == sum(row["reference"] == label for row in rows)
+        assert sum(row[number] for row in matrix) == sum(row["prediction"] == label for row in rows)
+
+
+def test_several_candidates_show_the_first_confusion_matrix(tmp_path: Path) -> None:
+    start = write_model(tmp_path / "pretrained", "pretrained", "pretrained")
+    tuned = write_model(tmp_path / "finetuned", "finetuned", "finetuned", LABELS, seed=2)
+    artifact = Artifact(str(tmp_path / "classification"))
+    found, _ = evaluate(
+        tmp_path, start, write_labelled(tmp_path / "labelled"), tuned, artifact, interpolation_alphas=[0.9, 0.1]
+    )
+    assert [row["row"] for row in artifact.metadata["confusionMatrix"]["rows"]] == confusion_in(found, 0)
+    assert np.sum(confusion_in(found, 1)) == 11
+
+
+@pytest.mark.parametrize("task", ["multi_label", "generation", "classification"])
+def test_without_classes_that_were_predicted_no_confusion_matrix_is_shown(tmp_path: Path, task: Any) -> None:
+    """Other tasks; and a head that is not trained, which has no score either."""
+    kind: Any = "pretrained" if task == "classification" else "finetuned"
+    model = write_model(tmp_path / "model", kind, kind, None if task == "generation" else LABELS, task=task)
+    artifact = Artifact(str(tmp_path / "classification"))
+    found, _ = evaluate(tmp_path, model, write_labelled(tmp_path / "labelled", task), classification=artifact)
+    assert artifact.metadata == {}
+    assert confusion_in(found) is None
+    if task == "classification":
+        assert found["candidates"][0]["splits"]["test"]["task_score"] is None
+
+
+def test_classes_that_are_not_finite_have_neither_score_nor_confusion_matrix(tmp_path: Path) -> None:
+    model = write_model(tmp_path / "model", "finetuned", "finetuned", LABELS)
+    network = load_model(model.path)
+    assert network.task is not None
+    next(network.task.parameters()).data.fill_(torch.nan)
+    network.save(tmp_path / "model", load_tokenizer(model.path))
+    with pytest.raises(MixtuneError, match="finetuned: the loss of example test-e0"):
+        evaluate(tmp_path, model, write_labelled(tmp_path / "labelled"))
+    test = json.loads((tmp_path / "evaluation" / "evaluation.json").read_text())["candidates"][0]["splits"]["test"]
+    assert {test[name] for name in ("task_score", "accuracy", "confusion_matrix", "calibration_error")} == {None}

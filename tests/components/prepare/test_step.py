@@ -233,7 +233,16 @@ class TestClassification:
             f"{thirteen} and more": True,
             thirteen[: -len(" thirteen")]: False,
         }
-        assert made.manifest.notes["contaminated"] == {"dev": 2, "test": 1}
+        by = {record["text"]: record["contaminated_by"] for record in made.documents("dev").records()}
+        assert list(by.values()).count(["pretrain"]) == 2
+        assert [record["contaminated_by"] for record in made.documents("test").records()].count(["finetune"]) == 1
+        notes = made.manifest.notes
+        assert notes["contaminated"] == {"dev": 2, "test": 1}
+        assert notes["contaminated_by_pretrain"] == {"dev": 2, "test": 0}
+        assert notes["contaminated_by_finetune"] == {"dev": 0, "test": 1}
+        page = Path(made.report.path).read_text(encoding="utf-8")
+        assert "in the training text of the pretraining stream" in page
+        assert "contaminated: also in pretraining text" in page
         assert "contaminated" not in made.documents("train").records()[0]
 
     def test_all_problems_of_labels_and_lines_at_once(self, tmp_path: Path, pretrained: Prepared) -> None:

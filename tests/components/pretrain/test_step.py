@@ -75,6 +75,7 @@ def evaluate(folder: Path, name: str) -> list[dict[str, Any]]:
         config, context=Context.for_tests(), model=Artifact(str(folder / name)), other=None,
         pretrain_heldout=Artifact(str(folder / "text")), finetune_heldout=Artifact(str(folder / "labels")),
         evaluation=Artifact(str(folder / "evaluation")), metrics=Artifact(str(folder / "numbers")),
+        classification=Artifact(str(folder / "classification")),
     )  # fmt: skip
     return list(read_jsonl(folder / "evaluation" / name / "dev.documents.jsonl"))
 

@@ -1,0 +1,134 @@
+"""How far answers overlap with their references: ROUGE by rouge-score, BLEU and chrF by sacrebleu, all in 0..1.
+
+ROUGE (C.-Y. Lin 2004) is a mean over examples. BLEU (K. Papineni et al. 2002) and chrF (M. Popović 2015) are of a whole
+split, from n-gram counts that are summed over its examples first; an example carries its counts, so that `compare` can
+resample them without any tokenizer.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+from .scores import word_list
+
+if TYPE_CHECKING:
+    from rouge_score.rouge_scorer import RougeScorer
+    from sacrebleu.metrics.bleu import BLEU
+    from sacrebleu.metrics.chrf import CHRF
+
+ROUGE = {"rouge_1": "rouge1", "rouge_2": "rouge2", "rouge_l": "rougeL"}
+"""Our names and those of rouge-score; of each the F-measure."""
+LEAST_SHARE = 0.1
+"""Of the letters: what makes a text one of a script. A Chinese character says as much as several Latin letters."""
+
+
+def bleu_tokenizer(references: Iterable[str]) -> str:
+    """Name of sacrebleu's tokenizer for the script of the references.
+
+    `zh` takes each Chinese character as a word, `char` every character: Japanese has words of kana, and what would cut
+    them (MeCab) is not installed everywhere, so that scores would not compare.
+    """
+    kana = han = letters = 0
+    for text in references:
+        for letter in filter(str.isalpha, text):
+            name = unicodedata.name(letter, "")
+            letters += 1
+            kana += name.startswith(("HIRAGANA", "KATAKANA"))
+            han += name.startswith("CJK")
+    if kana + han <= LEAST_SHARE * letters:
+        return "13a"
+    return "char" if kana > LEAST_SHARE * (kana + han) else "zh"
+
+
+class RougeWords:
+    """Cuts texts for rouge-score: on ASCII as its own tokenizer does, which takes all other letters for blanks."""
+
+    def tokenize(self, text: str) -> list[str]:
+        """Words of letters and digits, case aside; in scripts without spaces every character."""
+        return [part for word in word_list(text) for part in word.split("_") if part]
+
+
+class Overlap:
+    """Measures answers against references.
+
+    Args:
+        references: all that are measured against, of both splits: their script decides on BLEU's tokenizer.
+    """
+
+    def __init__(self, references: Iterable[str]) -> None:
+        self.tokenizer = bleu_tokenizer(references)
+
+    @cached_property
+    def _rouge(self) -> RougeScorer:
+        from rouge_score.rouge_scorer import RougeScorer
+
+        return RougeScorer(list(ROUGE.values()), tokenizer=RougeWords())
+
+    @cached_property
+    def _bleu(self) -> BLEU:
+        from sacrebleu.metrics.bleu import BLEU
+
+        return BLEU(tokenize=self.tokenizer)
+
+    @cached_property
+    def _bleu_of_one(self) -> BLEU:
+        """With the effective order, as sacrebleu recommends for a single sentence: a short one has no four words in a row."""
+        from sacrebleu.metrics.bleu import BLEU
+
+        return BLEU(tokenize=self.tokenizer, effective_order=True)
+
+    @cached_property
+    def _chrf(self) -> CHRF:
+        from sacrebleu.metrics.chrf import CHRF
+
+        return CHRF()
+
+    def signatures(self) -> dict[str, str]:
+        """What exactly was measured, by metric; of BLEU and chrF as sacrebleu writes it."""
+        for metric in (self._bleu, self._chrf):
+            metric.corpus_score(["a"], [["a"]])  # only then does it know the number of references
+        rouge = f"stemmer:no|tok:letters and digits, unspaced scripts by character|version:{version('rouge-score')}"
+        return {
+            "rouge": rouge,
+            "bleu": str(self._bleu.get_signature()),
+            "chrf": str(self._chrf.get_signature()),
+        }
+
+    def of_example(self, answer: str, reference: str) -> dict[str, Any]:
+        """Scores of one example, and the counts from which BLEU and chrF of a split are made.
+
+        Returns:
+            `rouge_1`, `rouge_2`, `rouge_l`, `bleu` and `chrf` of this example alone; `bleu_counts` (10: lengths of answer
+            and reference, matching n-grams and n-grams of the answer for n = 1..4) and `chrf_counts` (18: for n = 1..6
+            n-grams of characters of the answer, of the reference, and matching).
+        """
+        rouge = self._rouge.score(reference, answer)
+        # The statistics that sacrebleu's own significance tests resample.
+        (bleu,) = self._bleu._extract_corpus_statistics([answer], [[reference]])
+        (chrf,) = self._chrf._extract_corpus_statistics([answer], [[reference]])
+        return {
+            **{name: float(rouge[theirs].fmeasure) for name, theirs in ROUGE.items()},
+            "bleu": self._bleu_of_one._compute_score_from_stats(list(bleu)).score / 100,
+            "chrf": self._chrf._compute_score_from_stats(chrf).score / 100,
+            "bleu_counts": bleu,
+            "chrf_counts": chrf,
+        }
+
+    def of_split(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
+        """All scores of a split from the rows of its examples; None where an answer is not known.
+
+        Args:
+            rows: as `of_example` gives them, at least one.
+        """
+        if any(row["prediction"] is None for row in rows):
+            return dict.fromkeys((*ROUGE, "bleu", "chrf"))
+        bleu, chrf = ([row[name] for row in rows] for name in ("bleu_counts", "chrf_counts"))
+        return {
+            **{name: sum(row[name] for row in rows) / len(rows) for name in ROUGE},
+            "bleu": self._bleu._aggregate_and_compute(bleu).score / 100,
+            "chrf": self._chrf._aggregate_and_compute(chrf).score / 100,
+        }

@@ -1,0 +1,125 @@
+"""Where answers end, what the model's own settings do, and logits that are not finite."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, GenerationConfig
+
+from mixtune.components.evaluate.generation import generate
+from mixtune.components.shared.artifacts import Artifact, ModelCard, read_jsonl
+from mixtune.components.shared.context import Context
+from mixtune.components.shared.errors import MixtuneError
+from mixtune.components.shared.model import MixedModel, load_model, load_tokenizer
+
+from ..shared.tiny import tiny_model, tiny_tokenizer
+from .made import evaluate, write_labelled, write_model, write_text
+
+PROMPTS = [np.arange(length) % 50 for length in (4, 9, 6, 3)]
+
+
+@pytest.fixture(autouse=True)
+def _float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mixtune.components.shared.model.pick_precision", lambda precision: "float32")
+
+
+def answers(model: MixedModel, batch_size: int = 4) -> list[str | None]:
+    progress = Context.for_tests().progress(1, "batches")
+    return generate(model.eval(), tiny_tokenizer(), PROMPTS, 8, batch_size, progress)
+
+
+def own(model: MixedModel, **settings: Any) -> MixedModel:
+    lm: Any = model.lm
+    lm.generation_config = GenerationConfig(**settings)
+    return model
+
+
+def test_answers_end_before_the_models_own_stop_token(tmp_path: Path) -> None:
+    """It need not be a special token, and it is still known after the model was written and read."""
+    free = answers(tiny_model("llama"))
+    stop = int((free[0] or "").split()[2][1:])
+    own(tiny_model("llama"), eos_token_id=[59, stop]).save(tmp_path / "model", tiny_tokenizer())
+    stopped = answers(load_model(tmp_path / "model"))
+    for before, after in zip(free, stopped, strict=True):
+        words = (before or "").split()
+        end = words.index(f"w{stop}") if f"w{stop}" in words else len(words)
+        assert after == " ".join(words[:end])
+    assert len((stopped[0] or "").split()) < len((free[0] or "").split())
+
+
+def test_nothing_but_the_likeliest_token_counts(tmp_path: Path) -> None:
+    """Whatever a model's own settings ask for, and they are still there afterwards."""
+    free = answers(tiny_model("llama"))
+    asked = {
+        "repetition_penalty": 5.0,
+        "do_sample": True,
+        "temperature": 3.0,
+        "no_repeat_ngram_size": 1,
+        "min_length": 40,
+    }
+    model = own(tiny_model("llama"), **asked)
+    plain = AutoModelForCausalLM.from_config(model.config)
+    plain.load_state_dict(model.lm.state_dict())
+    plain.generation_config = GenerationConfig(**{**asked, "do_sample": False, "temperature": None})
+    penalised = plain.eval().generate(torch.tensor(PROMPTS[0])[None], max_new_tokens=8)[0, len(PROMPTS[0]) :]
+    assert tiny_tokenizer().decode(penalised, skip_special_tokens=True) != free[0]
+    assert answers(model) == free
+    settings: Any = model.lm.generation_config
+    assert settings.repetition_penalty == 5.0
+
+
+def test_answers_do_not_depend_on_the_batch() -> None:
+    assert answers(tiny_model("llama"), 1) == answers(tiny_model("llama"), 4)
+
+
+def test_an_answer_whose_logits_are_not_finite_is_none_and_the_others_stay() -> None:
+    free = answers(tiny_model("llama"))
+    model = tiny_model("llama")
+    poisoned = 8  # in the second prompt alone
+    dict(model.lm.named_parameters())["model.embed_tokens.weight"].data[poisoned] = torch.nan
+    found = answers(model)
+    expected = [None if number == 1 or "w8 " in f"{text} " else text for number, text in enumerate(free)]
+    assert found == expected
+    assert None in found
+    assert found != [None] * 4
+
+
+def test_a_written_answer_that_is_not_finite_has_no_score_and_is_named(tmp_path: Path) -> None:
+    network = tiny_model("llama")
+    network.save(tmp_path / "model", tiny_tokenizer())
+    ModelCard(id="finetuned", kind="finetuned", has_task_head=True).save(tmp_path / "model")
+    dict(network.lm.named_parameters())["lm_head.weight"].data[3] = torch.inf
+    network.save(tmp_path / "model", tiny_tokenizer())
+    write_text(tmp_path / "text")
+    with pytest.raises(MixtuneError, match=r"finetuned: the loss of example test-e0 \(test\) is not finite"):
+        evaluate(
+            tmp_path,
+            Artifact(str(tmp_path / "model")),
+            write_labelled(tmp_path / "labelled", "generation"),
+            metric="bleu",
+        )
+    test = json.loads((tmp_path / "evaluation" / "evaluation.json").read_text())["candidates"][0]["splits"]["test"]
+    metrics = ("task_score", "exact_match", "token_f1", "rouge_1", "rouge_2", "rouge_l", "bleu", "chrf")
+    assert {test[name] for name in metrics} == {None}
+    rows = list(read_jsonl(tmp_path / "evaluation" / "finetuned" / "test.examples.jsonl"))
+    assert {row["score"] for row in rows} == {None}
+
+
+def test_rows_carry_what_compare_resamples(tmp_path: Path) -> None:
+    model = write_model(tmp_path / "model", "pretrained", "pretrained")
+    assert load_tokenizer(model.path).pad_token_id is not None
+    for metric in ("rouge_l", "chrf", "bleu"):
+        found, folder = evaluate(tmp_path, model, write_labelled(tmp_path / "labelled", "generation"), metric=metric)
+        rows = list(read_jsonl(folder / "pretrained" / "test.examples.jsonl"))
+        assert [(len(row["bleu_counts"]), len(row["chrf_counts"])) for row in rows] == [(10, 18)] * 11
+        assert [row["score"] for row in rows] == [row[metric] for row in rows]
+        test = found["candidates"][0]["splits"]["test"]
+        assert test["task_score"] == test[metric]
+        assert "version:2.6.0" in found["task"]["signatures"]["chrf"]
+        if metric == "rouge_l":
+            assert test[metric] == pytest.approx(np.mean([row["score"] for row in rows]))
