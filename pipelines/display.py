@@ -76,7 +76,7 @@ class Display:
                 continue
             self._seen.add(outcome.title)
             self._remove_bars_of(outcome.title)
-            mark = (outcome.kind, "green" if outcome.kind == "done" else "red")
+            mark = (outcome.kind.replace("_", " "), "green" if outcome.kind == "done" else "red")
             seconds = (f"{outcome.seconds:.0f} s", "dim")
             self.console.print(Text.assemble(f"  {outcome.title:<28} ", mark, " ", seconds))
 
