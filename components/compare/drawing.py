@@ -6,11 +6,13 @@ files of their own they become the colours themselves, which any program shows.
 
 from __future__ import annotations
 
+import contextlib
 import html
 import io
 import re
 import unicodedata
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -105,6 +107,21 @@ def new_figure(width: float, height: float) -> tuple[Figure, Axes]:
     return figure, axes
 
 
+@contextlib.contextmanager
+def letters() -> Iterator[None]:
+    """Fonts for what is laid out or drawn inside. A letter that none has is a box in pixels; an SVG keeps it as text."""
+    import matplotlib
+    from matplotlib import font_manager
+
+    there = {font.name for font in font_manager.fontManager.ttflist}
+    with (
+        matplotlib.rc_context({"font.sans-serif": [font for font in FONTS if font in there]}),
+        warnings.catch_warnings(),
+    ):
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        yield
+
+
 def picture(figure: Figure, name: str, title: str, description: str) -> Picture:
     """The figure in all its forms. The same figure gives the same bytes.
 
@@ -113,16 +130,10 @@ def picture(figure: Figure, name: str, title: str, description: str) -> Picture:
         description: the picture in words, for those who cannot see it.
     """
     import matplotlib
-    from matplotlib import font_manager
 
-    there = {font.name for font in font_manager.fontManager.ttflist}
     settings: dict[str, Any] = {"svg.fonttype": "none", "svg.hashsalt": name, "svg.id": name}
-    settings["font.sans-serif"] = [font for font in FONTS if font in there]
     vectors, pixels = io.StringIO(), io.BytesIO()
-    with matplotlib.rc_context(settings), warnings.catch_warnings():
-        warnings.filterwarnings(
-            "ignore", message="Glyph .* missing from font"
-        )  # text in an SVG is drawn by who shows it
+    with letters(), matplotlib.rc_context(settings):
         figure.savefig(vectors, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
         _paint(figure)
         figure.savefig(

@@ -20,6 +20,7 @@ from .drawing import (
     PRETRAINED,
     Picture,
     cut,
+    letters,
     new_figure,
     picture,
     text_width,
@@ -73,6 +74,7 @@ def pareto_picture(
     name: str = "pareto",
     style: Mapping[str, Look] | None = None,
     groups: Mapping[str, str] | None = None,
+    labels: Mapping[str, str] | None = None,
 ) -> Picture:
     """Task score against forgetting, with intervals, the Pareto front and what the gate accepts.
 
@@ -85,10 +87,11 @@ def pareto_picture(
         name: of the picture, unique on a page.
         style: how each candidate is drawn, by id; by its kind without it.
         groups: a legend, colours by name.
+        labels: what stands at a point, by id; the id without it.
     """
     style = style or looks(candidates)
     shown = [one for one in candidates if one["task_score"] is not None]
-    figure, axes = new_figure(4.7, 4.0 + (0.3 if groups else 0))
+    figure, axes = new_figure(4.7, 4.0 + (0.4 if groups else 0))
     for one in shown:
         x, y, look = one["delta_bpb"], one["task_score"], style[one["id"]]
         bars: dict[str, Any] = {"xerr": _arms(x), "yerr": _arms(y), "elinewidth": 1.1, "capsize": 2}
@@ -114,7 +117,7 @@ def pareto_picture(
     labelled = shown
     if len(shown) > MOST_LABELS:
         labelled = [one for one in shown if one["pareto"] or one["id"] in selected or one["kind"] == "finetuned"]
-    _label_points(figure, axes, labelled, style, path, note)
+    _label_points(figure, axes, labelled, style, path, note, labels or {})
     return picture(figure, name, f"{metric} against forgetting", description)
 
 
@@ -240,11 +243,13 @@ def _label_points(
     style: Mapping[str, Look],
     front: Sequence[tuple[float, float]],
     note: Text | None,
+    labels: Mapping[str, str],
 ) -> None:
     """Puts each id where it covers the least: other labels, points, error bars and the front."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-    FigureCanvasAgg(figure).draw()  # lays the figure out, so that positions are known
+    with letters():
+        FigureCanvasAgg(figure).draw()  # lays the figure out, so that positions are known
     scale = figure.dpi / 72
     frame = axes.get_window_extent()
     centres = [axes.transData.transform((one["delta_bpb"]["value"], one["task_score"]["value"])) for one in shown]
@@ -259,7 +264,7 @@ def _label_points(
         lines += [(x0, y0 - 1, x1, y0 + 1), (x1 - 1, min(y0, y1), x1 + 1, max(y0, y1))]
     taken = [] if note is None else [tuple(note.get_window_extent().extents)]
     for one, centre in zip(shown, centres, strict=True):
-        width, height = text_width(one["id"]) * FONT_SIZE * scale, 1.15 * FONT_SIZE * scale
+        width, height = text_width(labels.get(one["id"], one["id"])) * FONT_SIZE * scale, 1.15 * FONT_SIZE * scale
         boxes: list[tuple[float, tuple[float, float, float, float]]] = []
         for reach in (10, 16, 24, 36, 50):
             for dx, dy in ((1, 1), (-1, 1), (1, -1), (-1, -1), (0, 1), (0, -1), (1, 0), (-1, 0)):
@@ -284,7 +289,7 @@ def _label_points(
             "va": "bottom",
             "ha": "left",
         }
-        axes.text(x, y, one["id"], parse_math=False, **look)
+        axes.text(x, y, labels.get(one["id"], one["id"]), parse_math=False, **look)
 
 
 def _gap(box: tuple[float, ...], point: Any) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..shared.context import Context
 from .config import Gate
@@ -12,6 +12,9 @@ from .plots import looks, pareto_picture, sources_picture, training_curves
 from .results import Comparison, name_of, words
 from .selection import share_limit
 from .sources import shown as shown_sources
+
+if TYPE_CHECKING:
+    import jinja2
 
 STREAMS = {"pretrain": "pretraining stream", "finetune": "fine-tuning stream"}
 TITLES = {
@@ -79,30 +82,14 @@ def render_markdown(comparison: Comparison, context: Context) -> str:
 
 
 def _render(template: str, comparison: Comparison, drawn: Mapping[str, Picture], context: Context) -> str:
-    import jinja2
-
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader(__package__, "."),
-        autoescape=template.endswith(".html.j2"),
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-        keep_trailing_newline=True,
-    )
-    environment.filters |= {
-        "value": value,
-        "signed": lambda one: value(one, "+"),
-        "percent": percent,
-        "cell": cell,
-        "short": lambda text: text[:12],
-        "sentence": lambda text: text[:1].upper() + text[1:],
-        "answer": lambda given: answer(given, comparison.report["task"]["kind"]),
-        "score": lambda score: (
-            f"off by {-score:.3g}" if comparison.report["task"]["kind"] == "regression" else f"{score:.2g}"
-        ),
+    kind = comparison.report["task"]["kind"]
+    templates = environment(template)
+    templates.filters |= {
+        "answer": lambda given: answer(given, kind),
+        "score": lambda score: f"off by {-score:.3g}" if kind == "regression" else f"{score:.2g}",
     }
     report = comparison.report
-    return environment.get_template(template).render(
+    return templates.get_template(template).render(
         report=report,
         rows=report["candidates"],
         selected=next(row for row in report["candidates"] if row["id"] == report["selected"]),
@@ -116,6 +103,7 @@ def _render(template: str, comparison: Comparison, drawn: Mapping[str, Picture],
             row["kind"] == "pretrained" and row["task_score"] is not None for row in report["candidates"]
         ),
         sources=_source_rows(report),
+        rows_of_sources=_rows_of_sources(report),
         single_documents=any(one["documents"] == 1 for one in report["forgetting"]["sources"]),
         costs_sentence=costs_sentence(report["costs"]),
         streams=STREAMS,
@@ -128,6 +116,29 @@ def _render(template: str, comparison: Comparison, drawn: Mapping[str, Picture],
         parent_run=context.tracker.parent_id,
         runs=_runs(report["candidates"]),
     )
+
+
+def environment(template: str) -> jinja2.Environment:
+    """Where templates are rendered, with what any report shows values by; HTML is escaped."""
+    import jinja2
+
+    made = jinja2.Environment(
+        loader=jinja2.PackageLoader(__package__, "."),
+        autoescape=template.endswith(".html.j2"),
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+        keep_trailing_newline=True,
+    )
+    made.filters |= {
+        "value": value,
+        "signed": lambda one: value(one, "+"),
+        "percent": percent,
+        "cell": cell,
+        "short": lambda text: text[:12],
+        "sentence": lambda text: text[:1].upper() + text[1:],
+    }
+    return made
 
 
 def value(one: Mapping[str, Any] | None, sign: str = "", digits: int = 3) -> str:
@@ -230,12 +241,18 @@ def _sources_in_words(rows: list[dict[str, Any]], names: Sequence[str]) -> str:
     return f"Forgetting in bits per byte. {'; '.join(lines)}."
 
 
+def _rows_of_sources(report: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Candidates in a table of sources, which can be too wide for a phone: the selected one first, then fine-tuning alone."""
+    rows = [row for row in report["candidates"] if row["kind"] != "pretrained"]
+    return sorted(rows, key=lambda row: (row["id"] != report["selected"], row["kind"] != "finetuned"))
+
+
 def _source_rows(report: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The table of forgetting by source, with a value for each candidate but `pretrained`; nothing of one source."""
     sources = [one for one in report["forgetting"]["sources"] if one["bytes"]]
     if len(sources) < 2:
         return []
-    rows = [row for row in report["candidates"] if row["kind"] != "pretrained"]
+    rows = _rows_of_sources(report)
     few = shown_sources([one["source"] for one in sources])
     table = [
         {

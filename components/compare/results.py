@@ -356,7 +356,7 @@ def _hypervolume(measured: Sequence[Measured]) -> dict[str, Any] | None:
         return None
     kinds: dict[str, list[Measured]] = {}
     for one in measured:
-        if one.task_score is not None:
+        if one.task_score is not None and one.kind in ("mixed", "interpolated"):
             kinds.setdefault(_control(one), []).append(one)
     by_kind = {kind: found.value for kind, members in kinds.items() if (found := hypervolume(measured, members))}
     return {

@@ -158,9 +158,8 @@ def test_the_report_has_the_hypervolume_of_all_and_of_each_kind(tmp_path: Path) 
         "task_score": min(row["task_score"]["value"] for row in scored),
         "forgetting": max(row["delta_bpb"]["value"] for row in scored),
     }
-    assert set(found["by_kind"]) == {"finetuned", "mixed", "LoRA", "interpolated"}
+    assert set(found["by_kind"]) == {"mixed", "LoRA", "interpolated"}
     assert max(found["by_kind"].values()) <= found["value"]
-    assert found["by_kind"]["finetuned"] == 0.0
     assert f"{found['value']:.4f}" in texts(done)
 
 

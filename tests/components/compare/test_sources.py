@@ -120,8 +120,8 @@ def test_of_many_sources_the_largest_are_shown_and_the_others_together(tmp_path:
     assert sizes == sorted(sizes, reverse=True)
     names = [one["source"] for one in done.report["forgetting"]["sources"]]
     page = text_of(done, "report.html")
-    assert f'<td class="wrap">{names[10]}</td>' in page
-    assert f'<td class="wrap">{names[11]}</td>' not in page
+    assert f'<td class="wrap name">{names[10]}</td>' in page
+    assert f'<td class="wrap name">{names[11]}</td>' not in page
     assert "9 others" in page
 
 
