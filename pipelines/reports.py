@@ -40,6 +40,10 @@ def report_and_show(places: Sequence[str], output: Path) -> None:
         raise RefusedError(f"--output: {output} cannot be written ({error.strerror or error})") from None
     console = Console(soft_wrap=True)
     Console(width=max(console.width, 120) if not console.is_terminal else None).print(_table(joined))
+    for run in joined["runs"]:
+        gate = f"{run['selected']} selected" if run["gate"]["passed"] else "gate not met"
+        console.print(Text(f"\n{run['name']}: base model {run['base']}; {gate}", end=""))
+    console.print()
     for sentence in (*joined["not_comparable"], *joined["notes"]):
         console.print(Text(f"\n{sentence}"))
     console.print(Text(f"\nreport  {output / 'report.html'}"))
@@ -114,14 +118,13 @@ def _table(joined: dict[str, Any]) -> Table:
 
     title = Text("all candidates, on their test splits", style="table.title")
     table = Table(title=title, title_justify="left", box=None, pad_edge=False)
-    for heading in ("run", "candidate", "base", "λ", "task score", "forgetting, bits per byte", "gate"):
+    for heading in ("run", "candidate", "λ", "task score", "forgetting, bits per byte", "gate"):
         table.add_column(heading)
     for row in joined["candidates"]:
         score = shown_value(row["task_score"], signed=False)
         table.add_row(
             Text(row["run"]),
             Text(row["id"]),
-            Text(row["base"]),
             "" if row["lambda"] is None else f"{row['lambda']:g}",
             Text(f"{words(row['metric'])} {score}" if row["task_score"] else score),
             Text("0" if row["kind"] == "pretrained" else shown_value(row["delta_bpb"])),

@@ -99,7 +99,7 @@ def pareto_picture(
         axes.errorbar(x["value"], y["value"], **bars, fmt=look.marker, color=look.colour, markersize=size, zorder=4)
         if one["id"] in selected:
             axes.plot(x["value"], y["value"], "o", ms=15, mfc="none", mec=INK, mew=1.2, zorder=5)
-    _mark_base(axes, candidates, style)
+    _mark_base(axes, candidates, style, labels or {})
     front = sorted((one for one in shown if one["pareto"]), key=lambda one: one["delta_bpb"]["value"])
     path = [(one["delta_bpb"]["value"], one["task_score"]["value"]) for one in front]
     if path:
@@ -169,14 +169,16 @@ def _legend(figure: Figure, count: int) -> None:
         text.set_parse_math(False)
 
 
-def _mark_base(axes: Axes, candidates: Sequence[Mapping[str, Any]], style: Mapping[str, Look]) -> None:
+def _mark_base(
+    axes: Axes, candidates: Sequence[Mapping[str, Any]], style: Mapping[str, Look], labels: Mapping[str, str]
+) -> None:
     """What the user brought has no score, but it stands somewhere in forgetting."""
     for one in candidates:
         if one["kind"] == "base" and one["task_score"] is None:
             where: dict[str, Any] = {"transform": axes.get_xaxis_transform(), "color": style[one["id"]].colour}
             axes.plot(one["delta_bpb"]["value"], 0.015, "v", markersize=6, clip_on=False, **where)
             axes.text(
-                one["delta_bpb"]["value"], 0.035, f"{one['id']}, no score", fontsize=FONT_SIZE - 1, ha="center", va="bottom",
+                one["delta_bpb"]["value"], 0.035, f"{labels.get(one['id'], one['id'])}, no score", fontsize=FONT_SIZE - 1, ha="center", va="bottom",
                 parse_math=False, **where,
             )  # fmt: skip
 
