@@ -175,12 +175,11 @@ def _mark_base(
     """What the user brought has no score, but it stands somewhere in forgetting."""
     for one in candidates:
         if one["kind"] == "base" and one["task_score"] is None:
-            where: dict[str, Any] = {"transform": axes.get_xaxis_transform(), "color": style[one["id"]].colour}
-            axes.plot(one["delta_bpb"]["value"], 0.015, "v", markersize=6, clip_on=False, **where)
-            axes.text(
-                one["delta_bpb"]["value"], 0.035, f"{labels.get(one['id'], one['id'])}, no score", fontsize=FONT_SIZE - 1, ha="center", va="bottom",
-                parse_math=False, **where,
-            )  # fmt: skip
+            look: dict[str, Any] = {"transform": axes.get_xaxis_transform(), "color": style[one["id"]].colour}
+            place, label = one["delta_bpb"]["value"], f"{labels.get(one['id'], one['id'])}, no score"
+            axes.plot(place, 0.015, "v", markersize=6, clip_on=False, **look)
+            look |= {"fontsize": FONT_SIZE - 1, "ha": "center", "va": "bottom"}
+            axes.text(place, 0.035, label, parse_math=False, **look)
 
 
 def training_curves(
