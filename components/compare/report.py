@@ -165,7 +165,7 @@ def answer(given: Any, kind: str) -> str:
     if kind == "question_answering":
         texts = [given] if isinstance(given, str) else list(dict.fromkeys(given))
         return " / ".join(text for text in texts if text) or "no answer"
-    return str(given)
+    return str(given).strip() or "(nothing)"
 
 
 def budget_sentence(row: Mapping[str, Any]) -> str:
