@@ -139,6 +139,21 @@ def sync(
 
 
 @app.command()
+def report(
+    runs: Annotated[
+        list[str],
+        typer.Argument(metavar="RUN...", help="Output folders, folders with a report.json, or MLflow run ids."),
+    ],
+    output: Annotated[Path, typer.Option(help="Folder to write the report to.")] = Path("runs/report"),
+) -> None:
+    """Put several runs into one report: which base model, which λ, which version of the data."""
+    from .reports import report_and_show
+
+    with _plain_errors():
+        report_and_show(runs, output)
+
+
+@app.command()
 def schema() -> None:
     """Print the JSON Schema of the configuration, for editors."""
     from mixtune.components.config import Config

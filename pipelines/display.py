@@ -76,7 +76,7 @@ class Display:
                 continue
             self._seen.add(outcome.title)
             self._remove_bars_of(outcome.title)
-            mark = (outcome.kind, "green" if outcome.kind == "done" else "red")
+            mark = (outcome.kind.replace("_", " "), "green" if outcome.kind == "done" else "red")
             seconds = (f"{outcome.seconds:.0f} s", "dim")
             self.console.print(Text.assemble(f"  {outcome.title:<28} ", mark, " ", seconds))
 
@@ -144,16 +144,17 @@ def candidates_table(report: dict[str, Any]) -> Table:
         table.add_row(
             Text(one["id"]),
             "" if weight is None else f"{weight:g}",
-            _value(one["task_score"], signed=False),
-            _value(one["task_score_vs_finetuned"]) if one["kind"] != "finetuned" else "",
-            _value(one["delta_bpb"]) if one["kind"] != "pretrained" else "0",
+            shown_value(one["task_score"], signed=False),
+            shown_value(one["task_score_vs_finetuned"]) if one["kind"] != "finetuned" else "",
+            shown_value(one["delta_bpb"]) if one["kind"] != "pretrained" else "0",
             "← selected" if chosen else "",
             style="bold" if chosen else None,
         )
     return table
 
 
-def _value(value: dict[str, float] | None, signed: bool = True) -> str:
+def shown_value(value: dict[str, float] | None, signed: bool = True) -> str:
+    """A value with its interval; a dash where there is none."""
     if value is None:
         return "–"
     sign = "+" if signed else ""

@@ -37,7 +37,7 @@ from mixtune.components.shared.outcome import EXIT_STATUS, Outcome, load_outcome
 from .configuration import to_yaml
 from .display import Display
 
-GATE_NOT_MET = 3
+GATE_NOT_MET = "gate_not_met"
 # What changes a step's results besides its inputs: a new version must not take results from an old one's cache.
 _RESULT_PACKAGES = ("torch", "transformers", "tokenizers", "accelerate", "numpy", "scipy", "scikit-learn")
 
@@ -248,12 +248,13 @@ def _signal_group(child: subprocess.Popen[bytes], number: int) -> None:
 
 def _conclude(run: Run, config: Config, interrupted: bool, display: Display) -> Ended:
     outcomes = load_outcomes(run.outcomes)
-    failures = [outcome for outcome in outcomes if outcome.kind != "done"]
+    # A gate that is not met is no failure, also where it ends the run as failed.
+    failures = [outcome for outcome in outcomes if outcome.kind not in ("done", GATE_NOT_MET)]
     cached = list(display.cached)
     if interrupted:
         _close_on_record(config, run, "KILLED", "interrupted")
         return Ended(EXIT_STATUS["interrupted"], failures, cached=cached)
-    done = {outcome.title: outcome for outcome in outcomes if outcome.kind == "done"}
+    done = {outcome.title: outcome for outcome in outcomes if outcome.kind in ("done", GATE_NOT_MET)}
     report: dict[str, Any] | None = None
     taken: list[str] = []
     if "compare" in done:
@@ -272,13 +273,14 @@ def _conclude(run: Run, config: Config, interrupted: bool, display: Display) -> 
     if "finish" not in done or report is None:
         problem = f"the pipeline ended early without a word; see {run.logs / 'kfp.log'}"
         return Ended(1, [Outcome(title="pipeline", kind="failed", sentences=[problem])], report, cached)
-    return Ended(0 if report["gate"]["passed"] else GATE_NOT_MET, [], report, cached)
+    return Ended(0 if report["gate"]["passed"] else EXIT_STATUS[GATE_NOT_MET], [], report, cached)
 
 
 def _notes(run: Run) -> list[str]:
     """What did not come to MLflow, and how it will."""
     recorded = load_outcomes(run.outcomes)
     notes = [outcome.facts["not_registered"] for outcome in recorded if "not_registered" in outcome.facts]
+    notes += [f"{one.title}: {'; '.join(one.sentences)}" for one in recorded if one.kind == GATE_NOT_MET]
     left = undelivered(run.journal)
     if left.counts:
         where = " and ".join(left.addresses)

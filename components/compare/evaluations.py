@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ..shared.artifacts import ArtifactLike, ModelCard, read_json, read_jsonl
 from ..shared.errors import MixtuneError, RefusedError
+from .sources import source_of
 
 FORMAT = "mixtune-evaluation/1"
 SPLITS = ("dev", "test")
@@ -57,6 +58,7 @@ class Measurements:
         tokens: (N,) scored tokens.
         num_bytes: (N,) UTF-8 bytes.
         examples: rows as `evaluate` wrote them; None where the model has no trained head.
+        sources: where each document comes from: file, data set or package, without the line.
     """
 
     documents: list[str]
@@ -64,6 +66,7 @@ class Measurements:
     tokens: np.ndarray
     num_bytes: np.ndarray
     examples: list[dict[str, Any]] | None
+    sources: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -93,6 +96,10 @@ class Evaluations:
     def of_kind(self, kind: str) -> Candidate:
         """The one candidate of a kind that there is one of."""
         return next(one for one in self.candidates if one.entry.kind == kind)
+
+    def champion(self) -> Candidate | None:
+        """The registered model in use, where it was evaluated."""
+        return next((one for one in self.candidates if one.entry.kind == "champion"), None)
 
 
 def load_evaluations(artifacts: Sequence[ArtifactLike]) -> Evaluations:
@@ -127,8 +134,9 @@ def load_evaluations(artifacts: Sequence[ArtifactLike]) -> Evaluations:
     candidates: list[Candidate] = []
     for folder, manifest in read:
         for row in manifest["candidates"]:
+            embedded = manifest["data"].get("pretrain", {}).get("source") == "embedded"
             try:
-                candidates.append(_candidate(folder, Entry.model_validate(row)))
+                candidates.append(_candidate(folder, Entry.model_validate(row), embedded))
             except (OSError, ValueError, KeyError) as error:
                 what = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error
                 problems.append(f"{folder}: the evaluation of {row.get('id', 'a candidate')} cannot be read ({what})")
@@ -163,17 +171,17 @@ def _manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
-def _candidate(folder: Path, entry: Entry) -> Candidate:
+def _candidate(folder: Path, entry: Entry, embedded: bool) -> Candidate:
     own = folder / entry.id
     curve = own / "training.jsonl"
     return Candidate(
         entry=entry,
-        splits={split: _measurements(own, split) for split in SPLITS},
+        splits={split: _measurements(own, split, embedded) for split in SPLITS},
         curve=list(read_jsonl(curve)) if curve.is_file() else [],
     )
 
 
-def _measurements(folder: Path, split: str) -> Measurements:
+def _measurements(folder: Path, split: str, embedded: bool) -> Measurements:
     documents = list(read_jsonl(folder / f"{split}.documents.jsonl"))
     examples = folder / f"{split}.examples.jsonl"
     return Measurements(
@@ -182,6 +190,7 @@ def _measurements(folder: Path, split: str) -> Measurements:
         tokens=np.array([row["tokens"] for row in documents], np.int64),
         num_bytes=np.array([row["bytes"] for row in documents], np.int64),
         examples=list(read_jsonl(examples)) if examples.is_file() else None,
+        sources=[source_of(row.get("source"), embedded) for row in documents],
     )
 
 
@@ -245,7 +254,9 @@ def _align(one: Candidate, documents_of: Candidate, examples_of: Candidate, prob
             ids, wanted_ids = [row["id"] for row in examples], [row["id"] for row in wanted]
             places = _order(f"{one.id}: on {split}", "examples", ids, wanted_ids, examples_of.id, problems)
             examples = [examples[place] for place in places] if places is not None else None
-        splits[split] = Measurements(truth.documents, measured.nats[order], measured.tokens[order], num_bytes, examples)
+        splits[split] = Measurements(
+            truth.documents, measured.nats[order], measured.tokens[order], num_bytes, examples, truth.sources
+        )
     return Candidate(one.entry, splits, one.curve)
 
 

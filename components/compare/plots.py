@@ -1,44 +1,41 @@
-"""The report's pictures as SVG: readable in light and dark, on a phone and in print, with text that can be selected.
-
-matplotlib draws with placeholder colours, which are then replaced by CSS variables: one picture serves both colour schemes.
-"""
+"""The report's pictures: readable in light and dark, on a phone and in print, with text that can be selected."""
 
 from __future__ import annotations
 
-import html
-import io
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
+
+from .drawing import (
+    ACCEPTED,
+    BASE,
+    CHAMPION,
+    FAINT,
+    FINETUNED,
+    FONT_SIZE,
+    INK,
+    INTERPOLATED,
+    MIXED,
+    PRETRAINED,
+    Picture,
+    cut,
+    letters,
+    new_figure,
+    picture,
+    text_width,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from matplotlib.text import Text
 
-# Placeholder -> (name of the variable, light, dark). Contrast to the ground is at least 4.5 for text and 3 for lines.
-COLOURS = {
-    "#0000a0": ("ink", "#1c2430", "#e4e8ee"),
-    "#0000a1": ("faint", "#5b6675", "#9aa5b4"),
-    "#0000a2": ("grid", "#dfe4ea", "#2b333e"),
-    "#0000a3": ("accepted", "#2f855a", "#68d391"),
-    "#0000a4": ("pretrained", "#6b7280", "#a3acba"),
-    "#0000a5": ("finetuned", "#c2410c", "#ff9d66"),
-    "#0000a6": ("interpolated", "#0b7d72", "#4fd1c1"),
-    "#0000b0": ("mixed-0", "#1d5fb4", "#74b1f5"),
-    "#0000b1": ("mixed-1", "#7c3aad", "#c79bf2"),
-    "#0000b2": ("mixed-2", "#be185d", "#f58bb8"),
-    "#0000b3": ("mixed-3", "#8a5a00", "#e5b94e"),
-    "#0000b4": ("mixed-4", "#4d7c0f", "#a3d65c"),
-    "#0000b5": ("mixed-5", "#155e75", "#67c8e4"),
-}
-INK, FAINT, GRID, ACCEPTED, PRETRAINED, FINETUNED, INTERPOLATED = list(COLOURS)[:7]
-MIXED = list(COLOURS)[7:]
+MOST_LABELS = 14
+"""Points that are labelled one by one; of more, those on the front, the selected ones and fine-tuning alone."""
+NAME_WIDTH = 18.0
+"""Of a source's name in a picture, in units of the font size."""
 DASHES = ("solid", (0, (5, 1.5)), (0, (2, 1.2)), (0, (6, 1.5, 1.5, 1.5)))
-LETTER_WIDTH = 0.56  # of the font size, about, in a sans-serif face
-FONT_SIZE = 9
 
 
 @dataclass(frozen=True)
@@ -62,52 +59,132 @@ def looks(candidates: Sequence[Mapping[str, Any]]) -> dict[str, Look]:
         elif one["kind"] == "interpolated":
             found[one["id"]] = Look(INTERPOLATED, "^")
         else:
-            found[one["id"]] = Look(PRETRAINED, "s")
+            colour, marker = {"base": (BASE, "v"), "champion": (CHAMPION, "*")}.get(one["kind"], (PRETRAINED, "s"))
+            found[one["id"]] = Look(colour, marker)
     return found
 
 
 def pareto_picture(
     candidates: Sequence[Mapping[str, Any]],
-    selected: str,
+    selected: Collection[str],
     metric: str,
     limits: Mapping[str, float | None],
     description: str,
-) -> str:
+    *,
+    name: str = "pareto",
+    style: Mapping[str, Look] | None = None,
+    groups: Mapping[str, str] | None = None,
+    labels: Mapping[str, str] | None = None,
+) -> Picture:
     """Task score against forgetting, with intervals, the Pareto front and what the gate accepts.
 
     Args:
-        candidates: rows of `report.json`; those with no task score are left out.
-        selected: id of the candidate to point out.
+        candidates: rows of `report.json`; those with no task score are left out, but for `base`, marked on the axis.
+        selected: ids of the candidates to point out.
         metric: label of the score's axis.
         limits: `forgetting`, the most that the gate accepts, and `score`, the least; None for no limit.
         description: the picture in words, for those who cannot see it.
+        name: of the picture, unique on a page.
+        style: how each candidate is drawn, by id; by its kind without it.
+        groups: a legend, colours by name.
+        labels: what stands at a point, by id; the id without it.
     """
-    style = looks(candidates)
+    style = style or looks(candidates)
     shown = [one for one in candidates if one["task_score"] is not None]
-    figure, axes = _figure(4.7, 4.0)
+    figure, axes = new_figure(4.7, 4.0 + (0.4 if groups else 0))
     for one in shown:
         x, y, look = one["delta_bpb"], one["task_score"], style[one["id"]]
         bars: dict[str, Any] = {"xerr": _arms(x), "yerr": _arms(y), "elinewidth": 1.1, "capsize": 2}
-        size = 8.5 if one["id"] == selected else 5.5
+        size = (8.5 if one["id"] in selected else 5.5) + (3 if look.marker == "*" else 0)
         axes.errorbar(x["value"], y["value"], **bars, fmt=look.marker, color=look.colour, markersize=size, zorder=4)
-        if one["id"] == selected:
+        if one["id"] in selected:
             axes.plot(x["value"], y["value"], "o", ms=15, mfc="none", mec=INK, mew=1.2, zorder=5)
+    _mark_base(axes, candidates, style, labels or {})
     front = sorted((one for one in shown if one["pareto"]), key=lambda one: one["delta_bpb"]["value"])
     path = [(one["delta_bpb"]["value"], one["task_score"]["value"]) for one in front]
-    axes.plot(*zip(*path, strict=True), color=FAINT, linewidth=1, zorder=2, drawstyle="steps-post")
+    if path:
+        axes.plot(*zip(*path, strict=True), color=FAINT, linewidth=1, zorder=2, drawstyle="steps-post")
     axes.margins(x=0.16, y=0.12)
     axes.autoscale_view()
     axes.axvline(0, color=FAINT, linewidth=0.8, zorder=1)
     note = _draw_limits(axes, limits)
     axes.set_xlabel("forgetting, bits per byte (less is better)", color=INK)
     axes.set_ylabel(f"{metric} (more is better)", color=INK)
-    _label_points(figure, axes, shown, style, path, note)
-    return _svg(figure, "pareto", f"{metric} against forgetting", description)
+    if groups:
+        for title, colour in groups.items():
+            axes.plot([], [], "o", color=colour, label=title)
+        _legend(figure, len(groups))
+    labelled = shown
+    if len(shown) > MOST_LABELS:
+        labelled = [one for one in shown if one["pareto"] or one["id"] in selected or one["kind"] == "finetuned"]
+    _label_points(figure, axes, labelled, style, path, note, labels or {})
+    return picture(figure, name, f"{metric} against forgetting", description)
+
+
+def sources_picture(
+    rows: Sequence[Mapping[str, Any]], names: Sequence[str], style: Mapping[str, Look], description: str
+) -> Picture:
+    """Forgetting of a few candidates on each source, with intervals: a line for each source, a mark for each candidate.
+
+    Args:
+        rows: of `report.json`, those to show.
+        names: sources, in their order from top to bottom.
+    """
+    figure, axes = new_figure(4.7, 1.2 + 0.34 * len(names))
+    apart = 0.6 / max(len(rows), 1)
+    for number, row in enumerate(rows):
+        look = style[row["id"]]
+        shift = (number - (len(rows) - 1) / 2) * apart
+        for place, name in enumerate(names):
+            found = row["delta_bpb_by_source"][name]
+            bars: dict[str, Any] = (
+                {} if found["low"] is None else {"xerr": _arms(found), "elinewidth": 1.1, "capsize": 2}
+            )
+            fill: dict[str, Any] = {"markerfacecolor": "none"} if found["low"] is None else {}
+            label = row["id"] if place == 0 else None
+            axes.errorbar(
+                found["value"],
+                place + shift,
+                **bars,
+                **fill,
+                fmt=look.marker,
+                color=look.colour,
+                markersize=5,
+                label=label,
+            )
+    axes.axvline(0, color=FAINT, linewidth=0.8, zorder=1)
+    axes.set_ylim(len(names) - 0.5, -0.5)
+    axes.set_yticks(range(len(names)), labels=[cut(name, NAME_WIDTH) for name in names], parse_math=False)
+    axes.set_xlabel("forgetting, bits per byte (less is better)", color=INK)
+    _legend(figure, len(rows))
+    return picture(figure, "sources", "Forgetting by source", description)
+
+
+def _legend(figure: Figure, count: int) -> None:
+    columns = {1: 1, 2: 2, 4: 2}.get(count, 3)
+    made = figure.legend(
+        loc="outside lower center", ncols=columns, frameon=False, labelcolor=INK, handlelength=2.2, columnspacing=1.2,
+    )  # fmt: skip
+    for text in made.get_texts():
+        text.set_parse_math(False)
+
+
+def _mark_base(
+    axes: Axes, candidates: Sequence[Mapping[str, Any]], style: Mapping[str, Look], labels: Mapping[str, str]
+) -> None:
+    """What the user brought has no score, but it stands somewhere in forgetting."""
+    for one in candidates:
+        if one["kind"] == "base" and one["task_score"] is None:
+            look: dict[str, Any] = {"transform": axes.get_xaxis_transform(), "color": style[one["id"]].colour}
+            place, label = one["delta_bpb"]["value"], f"{labels.get(one['id'], one['id'])}, no score"
+            axes.plot(place, 0.015, "v", markersize=6, clip_on=False, **look)
+            look |= {"fontsize": FONT_SIZE - 1, "ha": "center", "va": "bottom"}
+            axes.text(place, 0.035, label, parse_math=False, **look)
 
 
 def training_curves(
     name: str, title: str, unit: str, curves: Mapping[str, Sequence[tuple[int, float]]], style: Mapping[str, Look]
-) -> str:
+) -> Picture:
     """The loss of one stream over the optimizer steps, a line for each candidate.
 
     Args:
@@ -115,7 +192,7 @@ def training_curves(
         unit: label of the loss axis.
         curves: by candidate, pairs of step and loss.
     """
-    figure, axes = _figure(4.7, 3.1)
+    figure, axes = new_figure(4.7, 3.1)
     for candidate, points in curves.items():
         look = style[candidate]
         marker = look.marker if len(points) == 1 else ""
@@ -124,31 +201,9 @@ def training_curves(
     axes.set_xlabel("optimizer step", color=INK)
     axes.set_ylabel(unit, color=INK)
     axes.margins(x=0.02)
-    columns = {1: 1, 2: 2, 4: 2}.get(len(curves), 3)
-    figure.legend(
-        loc="outside lower center", ncols=columns, frameon=False, labelcolor=INK, handlelength=2.2,
-        columnspacing=1.2,
-    )  # fmt: skip
+    _legend(figure, len(curves))
     ends = ", ".join(f"{candidate} ends at {points[-1][1]:.3f}" for candidate, points in curves.items())
-    return _svg(figure, name, title, f"{title}, {unit}: {ends}.")
-
-
-def _figure(width: float, height: float) -> tuple[Figure, Axes]:
-    """A figure outside pyplot, so that no state is shared."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained")
-    axes = figure.subplots()
-    axes.set_facecolor("none")
-    axes.grid(color=GRID, linewidth=0.7)
-    axes.set_axisbelow(True)
-    axes.tick_params(colors=FAINT, labelsize=FONT_SIZE - 0.5, length=0)
-    axes.xaxis.label.set_fontsize(FONT_SIZE)
-    axes.yaxis.label.set_fontsize(FONT_SIZE)
-    for side, spine in axes.spines.items():
-        spine.set_visible(side in ("left", "bottom"))
-        spine.set_color(FAINT)
-    return figure, axes
+    return picture(figure, name, title, f"{title}, {unit}: {ends}.")
 
 
 def _arms(value: Mapping[str, float]) -> list[list[float]]:
@@ -189,11 +244,13 @@ def _label_points(
     style: Mapping[str, Look],
     front: Sequence[tuple[float, float]],
     note: Text | None,
+    labels: Mapping[str, str],
 ) -> None:
     """Puts each id where it covers the least: other labels, points, error bars and the front."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-    FigureCanvasAgg(figure).draw()  # lays the figure out, so that positions are known
+    with letters():
+        FigureCanvasAgg(figure).draw()  # lays the figure out, so that positions are known
     scale = figure.dpi / 72
     frame = axes.get_window_extent()
     centres = [axes.transData.transform((one["delta_bpb"]["value"], one["task_score"]["value"])) for one in shown]
@@ -208,7 +265,7 @@ def _label_points(
         lines += [(x0, y0 - 1, x1, y0 + 1), (x1 - 1, min(y0, y1), x1 + 1, max(y0, y1))]
     taken = [] if note is None else [tuple(note.get_window_extent().extents)]
     for one, centre in zip(shown, centres, strict=True):
-        width, height = len(one["id"]) * LETTER_WIDTH * FONT_SIZE * scale, 1.15 * FONT_SIZE * scale
+        width, height = text_width(labels.get(one["id"], one["id"])) * FONT_SIZE * scale, 1.15 * FONT_SIZE * scale
         boxes: list[tuple[float, tuple[float, float, float, float]]] = []
         for reach in (10, 16, 24, 36, 50):
             for dx, dy in ((1, 1), (-1, 1), (1, -1), (-1, -1), (0, 1), (0, -1), (1, 0), (-1, 0)):
@@ -226,7 +283,14 @@ def _label_points(
             ends = axes.transData.inverted().transform([tuple(centre), near])
             axes.plot(*ends.T, color=style[one["id"]].colour, linewidth=0.6, zorder=3)
         x, y = axes.transData.inverted().transform((best[0], best[1]))
-        axes.text(x, y, one["id"], color=style[one["id"]].colour, fontsize=FONT_SIZE, zorder=6, va="bottom", ha="left")
+        look: dict[str, Any] = {
+            "color": style[one["id"]].colour,
+            "fontsize": FONT_SIZE,
+            "zorder": 6,
+            "va": "bottom",
+            "ha": "left",
+        }
+        axes.text(x, y, labels.get(one["id"], one["id"]), parse_math=False, **look)
 
 
 def _gap(box: tuple[float, ...], point: Any) -> float:
@@ -240,45 +304,3 @@ def _overlap(one: tuple[float, ...], other: tuple[float, ...]) -> float:
     width = min(one[2], other[2]) - max(one[0], other[0])
     height = min(one[3], other[3]) - max(one[1], other[1])
     return max(0.0, width) * max(0.0, height)
-
-
-def _svg(figure: Figure, name: str, title: str, description: str) -> str:
-    """The figure as an SVG element that can stand in a page or in a file of its own.
-
-    The same figure gives the same bytes.
-    """
-    import matplotlib
-
-    buffer = io.StringIO()
-    settings = {"svg.fonttype": "none", "svg.hashsalt": name, "svg.id": name}
-    with matplotlib.rc_context(settings):
-        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    text = buffer.getvalue()
-    text = text[text.index("<svg") :]
-    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
-    for placeholder, (variable, _, _) in COLOURS.items():
-        text = text.replace(placeholder, f"var(--mt-{variable})")
-    # Several pictures stand on one page: ids must not meet.
-    text = re.sub(r'\bid="([^"]+)"', rf'id="{name}-\1"', text)
-    text = re.sub(r"url\(#([^)]+)\)", rf"url(#{name}-\1)", text)
-    text = re.sub(r'href="#([^"]+)"', rf'href="#{name}-\1"', text)
-    text = re.sub(r"font-family: [^;\"]*; ?", "", text)
-    text = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>", "", text, flags=re.DOTALL)
-    view = re.search(r'viewBox="([^"]+)"', text)
-    assert view is not None
-    head = (
-        f'<svg class="mixtune" role="img" aria-labelledby="{name}-title {name}-desc" viewBox="{view.group(1)}" '
-        'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink">'
-        f'<title id="{name}-title">{html.escape(title)}</title><desc id="{name}-desc">{html.escape(description)}</desc>'
-        f"<style>{_style()}</style>"
-    )
-    return head + text[text.index(">") + 1 :].strip() + "\n"
-
-
-def _style() -> str:
-    light = "".join(f"--mt-{name}:{value};" for name, value, _ in COLOURS.values())
-    dark = "".join(f"--mt-{name}:{value};" for name, _, value in COLOURS.values())
-    return (
-        f"svg.mixtune{{{light}}} @media screen and (prefers-color-scheme: dark){{svg.mixtune{{{dark}}}}} "
-        "svg.mixtune text{font-family:system-ui,-apple-system,'Segoe UI','Noto Sans',sans-serif}"
-    )

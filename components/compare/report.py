@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from ..shared.context import Context
 from .config import Gate
-from .plots import looks, pareto_picture, training_curves
+from .drawing import Picture
+from .plots import looks, pareto_picture, sources_picture, training_curves
 from .results import Comparison, name_of, words
 from .selection import share_limit
+from .sources import shown as shown_sources
+
+if TYPE_CHECKING:
+    import jinja2
 
 STREAMS = {"pretrain": "pretraining stream", "finetune": "fine-tuning stream"}
 TITLES = {
@@ -28,15 +33,20 @@ LIKELIHOODS = {
 LEAST_CHANGE = 1e-6  # of a λ that varies; less is rounding
 
 
-def pictures(comparison: Comparison, gate: Gate) -> dict[str, str]:
-    """The report's pictures as SVG, by name: `pareto` and the training curves that there are."""
+def pictures(comparison: Comparison, gate: Gate) -> dict[str, Picture]:
+    """The report's pictures by name: `pareto`, `sources` where there are several, and the training curves that there are."""
     report = comparison.report
     rows = report["candidates"]
     metric = words(report["task"]["metric"])
-    found = {
-        "pareto": pareto_picture(rows, report["selected"], metric, _limits(comparison, gate), _in_words(rows, metric))
-    }
     style = looks(rows)
+    words_for_it = in_words(rows, metric)
+    found = {"pareto": pareto_picture(rows, [report["selected"]], metric, _limits(comparison, gate), words_for_it)}
+    names = [one["source"] for one in report["forgetting"]["sources"] if one["bytes"]]
+    if len(names) > 1:
+        few = [row for row in rows if row["kind"] in ("finetuned", "champion") or row["id"] == report["selected"]]
+        found["sources"] = sources_picture(
+            few, shown_sources(names), style, _sources_in_words(few, shown_sources(names))
+        )
     unit = {"pretrain": "nats per token", "finetune": UNITS.get(report["task"]["kind"], "nats per example")}
     for stage, stream in (("pretraining", "pretrain"), *(("training", stream) for stream in STREAMS)):
         # The pretraining stage is another training, of other length: beside the others its curve would only dwarf them.
@@ -61,9 +71,9 @@ def pictures(comparison: Comparison, gate: Gate) -> dict[str, str]:
     return found
 
 
-def render_html(comparison: Comparison, svgs: Mapping[str, str], context: Context) -> str:
+def render_html(comparison: Comparison, drawn: Mapping[str, Picture], context: Context) -> str:
     """The page: nothing in it comes from elsewhere, and no script runs."""
-    return _render("report.html.j2", comparison, svgs, context)
+    return _render("report.html.j2", comparison, drawn, context)
 
 
 def render_markdown(comparison: Comparison, context: Context) -> str:
@@ -71,38 +81,31 @@ def render_markdown(comparison: Comparison, context: Context) -> str:
     return _render("report.md.j2", comparison, {}, context)
 
 
-def _render(template: str, comparison: Comparison, svgs: Mapping[str, str], context: Context) -> str:
-    import jinja2
-
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader(__package__, "."),
-        autoescape=template.endswith(".html.j2"),
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-        keep_trailing_newline=True,
-    )
-    environment.filters |= {
-        "value": value,
-        "signed": lambda one: value(one, "+"),
-        "percent": percent,
-        "cell": _cell,
-        "short": lambda text: text[:12],
-        "sentence": lambda text: text[:1].upper() + text[1:],
-        "answer": lambda given: answer(given, comparison.report["task"]["kind"]),
-        "score": lambda score: (
-            f"off by {-score:.3g}" if comparison.report["task"]["kind"] == "regression" else f"{score:.2g}"
-        ),
+def _render(template: str, comparison: Comparison, drawn: Mapping[str, Picture], context: Context) -> str:
+    kind = comparison.report["task"]["kind"]
+    templates = environment(template)
+    templates.filters |= {
+        "answer": lambda given: answer(given, kind),
+        "score": lambda score: f"off by {-score:.3g}" if kind == "regression" else f"{score:.2g}",
     }
     report = comparison.report
-    return environment.get_template(template).render(
+    return templates.get_template(template).render(
         report=report,
         rows=report["candidates"],
         selected=next(row for row in report["candidates"] if row["id"] == report["selected"]),
         selected_name=name_of(comparison.selected.entry),
         metric=words(report["task"]["metric"]),
         words=words,
-        svgs=svgs,
+        svgs={name: picture.inline for name, picture in drawn.items()},
+        curves={name: picture.inline for name, picture in drawn.items() if name in TITLES},
+        champion=any(row["kind"] == "champion" for row in report["candidates"]),
+        has_scored_pretrained=any(
+            row["kind"] == "pretrained" and row["task_score"] is not None for row in report["candidates"]
+        ),
+        sources=_source_rows(report),
+        rows_of_sources=_rows_of_sources(report),
+        single_documents=any(one["documents"] == 1 for one in report["forgetting"]["sources"]),
+        costs_sentence=costs_sentence(report["costs"]),
         streams=STREAMS,
         titles=TITLES,
         likelihood=LIKELIHOODS.get(report["forgetting"]["likelihood"], report["forgetting"]["likelihood"]),
@@ -115,10 +118,35 @@ def _render(template: str, comparison: Comparison, svgs: Mapping[str, str], cont
     )
 
 
-def value(one: Mapping[str, float] | None, sign: str = "", digits: int = 3) -> str:
-    """A value with its interval; a dash where there is none."""
+def environment(template: str) -> jinja2.Environment:
+    """Where templates are rendered, with what any report shows values by; HTML is escaped."""
+    import jinja2
+
+    made = jinja2.Environment(
+        loader=jinja2.PackageLoader(__package__, "."),
+        autoescape=template.endswith(".html.j2"),
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+        keep_trailing_newline=True,
+    )
+    made.filters |= {
+        "value": value,
+        "signed": lambda one: value(one, "+"),
+        "percent": percent,
+        "cell": cell,
+        "short": lambda text: text[:12],
+        "sentence": lambda text: text[:1].upper() + text[1:],
+    }
+    return made
+
+
+def value(one: Mapping[str, Any] | None, sign: str = "", digits: int = 3) -> str:
+    """A value with its interval, where it has one; a dash where there is none."""
     if one is None:
         return "–"
+    if one["low"] is None:
+        return f"{one['value']:{sign}.{digits}f}"
     number, low, high = (f"{one[name]:{sign}.{digits}f}" for name in ("value", "low", "high"))
     return f"{number} [{low}, {high}]"
 
@@ -137,7 +165,7 @@ def answer(given: Any, kind: str) -> str:
     if kind == "question_answering":
         texts = [given] if isinstance(given, str) else list(dict.fromkeys(given))
         return " / ".join(text for text in texts if text) or "no answer"
-    return str(given)
+    return str(given).strip() or "(nothing)"
 
 
 def budget_sentence(row: Mapping[str, Any]) -> str:
@@ -148,9 +176,26 @@ def budget_sentence(row: Mapping[str, Any]) -> str:
     return f"{row['id']}: asked for at most {budget:.3f} bits per byte, forgets {measured:.3f} on dev: {verdict}"
 
 
-def _cell(text: Any) -> str:
-    """Text that leaves a Markdown table whole."""
-    return " ".join(str(text).replace("|", "\\|").split())
+def costs_sentence(costs: Mapping[str, Any]) -> str:
+    """What a run took, in one sentence."""
+    tokens, total = costs["tokens"]["total"], costs["seconds"] + costs["evaluate_seconds"]
+    return (
+        f"{duration(total)} in all ({duration(costs['seconds'])} of training, {duration(costs['evaluate_seconds'])} of "
+        f"evaluation), {tokens:,} training tokens, on {' and '.join(costs['devices'])}."
+    )
+
+
+def duration(seconds: float) -> str:
+    """Seconds, minutes or hours, as a person would say it."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def cell(text: Any) -> str:
+    """Text that leaves a Markdown table whole, and cannot become markup."""
+    plain = str(text).replace("&", "&amp;").replace("<", "&lt;").replace("|", "\\|")
+    return " ".join(plain.split())
 
 
 def _points(curve: list[dict[str, Any]], key: str) -> list[tuple[int, float]]:
@@ -171,10 +216,14 @@ def _limits(comparison: Comparison, gate: Gate) -> dict[str, float | None]:
     least = [limit for limit in (gate.min_task_score,) if limit is not None]
     if finetuned.task_score is not None:
         least.append(finetuned.task_score.value - gate.max_score_drop)
+    champion = comparison.evaluations.champion()
+    in_use = comparison.scores[champion.id]["dev"].task_score if champion else None
+    if in_use is not None:
+        least.append(in_use.value - gate.drop_vs_champion)
     return {"forgetting": min(most, default=None), "score": max(least, default=None)}
 
 
-def _in_words(rows: list[dict[str, Any]], metric: str) -> str:
+def in_words(rows: list[dict[str, Any]], metric: str) -> str:
     points = [
         f"{row['id']}: {metric} {row['task_score']['value']:.3f}, forgetting {row['delta_bpb']['value']:.3f} bits per byte"
         for row in rows
@@ -182,6 +231,49 @@ def _in_words(rows: list[dict[str, Any]], metric: str) -> str:
     ]
     front = ", ".join(row["id"] for row in rows if row["pareto"])
     return f"{'; '.join(points)}. On the Pareto front: {front}."
+
+
+def _sources_in_words(rows: list[dict[str, Any]], names: Sequence[str]) -> str:
+    lines = [
+        f"{name}: " + ", ".join(f"{row['id']} {value(row['delta_bpb_by_source'][name], '+')}" for row in rows)
+        for name in names
+    ]
+    return f"Forgetting in bits per byte. {'; '.join(lines)}."
+
+
+def _rows_of_sources(report: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Candidates in a table of sources, which can be too wide for a phone: the selected one first, then fine-tuning alone."""
+    rows = [row for row in report["candidates"] if row["kind"] != "pretrained"]
+    return sorted(rows, key=lambda row: (row["id"] != report["selected"], row["kind"] != "finetuned"))
+
+
+def _source_rows(report: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The table of forgetting by source, with a value for each candidate but `pretrained`; nothing of one source."""
+    sources = [one for one in report["forgetting"]["sources"] if one["bytes"]]
+    if len(sources) < 2:
+        return []
+    rows = _rows_of_sources(report)
+    few = shown_sources([one["source"] for one in sources])
+    table = [
+        {
+            "name": one["source"],
+            "documents": one["documents"],
+            "bytes": one["bytes"],
+            "by_candidate": [row["delta_bpb_by_source"][one["source"]] for row in rows],
+        }
+        for one in sources[: len(few)]
+    ]
+    others = sources[len(few) :]
+    if others:
+        table.append(
+            {
+                "name": f"{len(others)} others",
+                "documents": sum(one["documents"] for one in others),
+                "bytes": sum(one["bytes"] for one in others),
+                "by_candidate": [row["delta_bpb_other_sources"] for row in rows],
+            }
+        )
+    return table
 
 
 def _runs(rows: list[dict[str, Any]]) -> dict[str, str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,13 +11,14 @@ from typing import Any
 import numpy as np
 
 from ..shared.context import Context
-from .config import CompareStep
+from .config import CompareStep, Gate
 from .evaluations import SPLITS, Candidate, Entry, Evaluations, Measurements, Task
-from .selection import Decision, Measured, decide, measurably_forgets, pareto
+from .examples import confusion, samples
+from .selection import Decision, Measured, decide, hypervolume, measurably_forgets, pareto
+from .sources import Source, forgetting_by_source, group, worst, worst_sentence
 from .statistics import Bootstrap, Statistic, Value, bleu, chrf, indicators, macro_f1, micro_f1, pearson, spearman
 
 SCHEMA_VERSION = 1
-SAMPLES = 6
 EXTRA_METRICS = (
     *("nats_per_token", "accuracy", "macro_f1", "micro_f1", "exact_match", "token_f1", "completion_nats_per_token"),
     *("rouge_1", "rouge_2", "rouge_l", "bleu", "chrf", "pearson", "spearman", "mae", "rmse", "calibration_error"),
@@ -25,6 +28,20 @@ BUDGET_SHARE = 0.1
 other text, while the model is trained; or, where the budget is small, by more than `BUDGET_LEAST`."""
 BUDGET_LEAST = 0.005
 """Bits per byte; see `BUDGET_SHARE`."""
+PAIRED_BY = {
+    "task_score_vs_pretrained": "examples",
+    "task_score_vs_champion": "examples",
+    "delta_bpb_vs_champion": "documents",
+}
+"""Differences that say by how many of what they are paired."""
+GROUPS = {
+    "lora": "LoRA",
+    "kl": "KL penalty",
+    "l2sp": "L2-SP",
+    "pooled": "pooled mixing",
+    "budget": "forgetting budgets",
+}
+"""Kinds of controls, by the word in the id."""
 
 
 @dataclass(frozen=True)
@@ -37,15 +54,23 @@ class Scores:
     task_score_vs_finetuned: Value | None
     task_score_clean: Value | None
     """Without contaminated examples."""
+    task_score_vs_pretrained: Value | None
+    task_score_vs_champion: Value | None
+    delta_bpb_vs_champion: Value | None
+    counts: dict[str, int]
+    """Documents and examples that a difference is paired by."""
     extra: dict[str, float]
 
     def to_json(self) -> dict[str, Any]:
         """As `report.json` has it."""
-        values = {
+        values: dict[str, Any] = {
             name: value.to_json() if isinstance(value, Value) else None
             for name, value in vars(self).items()
-            if name != "extra"
+            if name not in ("extra", "counts")
         }
+        for name, what in PAIRED_BY.items():
+            if values[name] is not None:
+                values[name][what] = self.counts[what]
         return {**values, **self.extra}
 
 
@@ -81,7 +106,7 @@ def compare(config: CompareStep, evaluations: Evaluations, context: Context) -> 
             progress.advance()
     dev = [_measured(one, scores[one.id]["dev"]) for one in evaluations.candidates]
     decision = decide(dev, gate, words(evaluations.task.metric))
-    report = _report(config, evaluations, scores, decision, pareto(dev))
+    report = _report(config, evaluations, scores, decision, pareto(dev), draw)
     return Comparison(evaluations, scores, decision, report)
 
 
@@ -108,22 +133,35 @@ def name_of(entry: Entry) -> str:
         return f"mixed, λ = {entry.mix_weight:g}"
     if entry.kind == "interpolated":
         return f"interpolated, α = {entry.alpha:g}"
-    return {"finetuned": "fine-tuning alone", "pretrained": "pretrained"}.get(entry.kind, entry.id)
+    names = {
+        "finetuned": "fine-tuning alone",
+        "base": "base model",
+        "champion": "champion, the registered model in use",
+    }
+    return names.get(entry.kind, entry.id)
 
 
 def _measured(one: Candidate, scores: Scores) -> Measured:
-    return Measured(one.id, one.entry.kind, scores.task_score, scores.task_score_vs_finetuned, scores.delta_bpb)
+    against = scores.task_score_vs_finetuned, scores.delta_bpb, scores.task_score_vs_champion
+    return Measured(one.id, one.entry.kind, scores.task_score, *against)
 
 
 def _scores(one: Candidate, evaluations: Evaluations, split: str, draw: Bootstrap) -> Scores:
     ours = one.splits[split]
     before = evaluations.of_kind("pretrained").splits[split]
-    baseline = evaluations.of_kind("finetuned").splits[split].examples or []
-    score = difference = clean = None
+    champion = evaluations.champion()
+    in_use = champion.splits[split] if champion else None
+    others = {"finetuned": evaluations.of_kind("finetuned").splits[split], "pretrained": before, "champion": in_use}
+    score = clean = None
+    differences: dict[str, Value] = {}
     if ours.examples:
         task = evaluations.task
         score = _task_score(task, ours.examples, draw)
-        difference = _task_difference(task, ours.examples, baseline, draw)
+        differences = {
+            kind: _task_difference(task, ours.examples, other.examples, draw)
+            for kind, other in others.items()
+            if other is not None and other.examples
+        }
         uncontaminated = [row for row in ours.examples if not row.get("contaminated")]
         if len(uncontaminated) == len(ours.examples):
             clean = score
@@ -134,8 +172,12 @@ def _scores(one: Candidate, evaluations: Evaluations, split: str, draw: Bootstra
         bpb=draw.bits_per_byte(ours.nats, ours.num_bytes),
         delta_bpb=draw.forgetting(ours.nats, before.nats, ours.num_bytes),
         task_score=score,
-        task_score_vs_finetuned=difference,
+        task_score_vs_finetuned=differences.get("finetuned"),
         task_score_clean=clean,
+        task_score_vs_pretrained=differences.get("pretrained"),
+        task_score_vs_champion=differences.get("champion"),
+        delta_bpb_vs_champion=draw.forgetting(ours.nats, in_use.nats, ours.num_bytes) if in_use else None,
+        counts={"documents": len(ours.documents), "examples": len(ours.examples or [])},
         extra={name: summary[name] for name in EXTRA_METRICS if summary.get(name) is not None},
     )
 
@@ -184,17 +226,21 @@ def _report(
     scores: dict[str, dict[str, Scores]],
     decision: Decision,
     front_on_dev: set[str],
+    draw: Bootstrap,
 ) -> dict[str, Any]:
     task, finetuned = evaluations.task, evaluations.of_kind("finetuned")
     text, labelled = evaluations.of_kind("pretrained").splits["test"], finetuned.splits["test"].examples or []
-    front = pareto([_measured(one, scores[one.id]["test"]) for one in evaluations.candidates])
+    measured = [_measured(one, scores[one.id]["test"]) for one in evaluations.candidates]
+    front = pareto(measured)
+    sources = group(text.sources, text.num_bytes)
+    by_source = {one.id: _by_source(one, evaluations, sources, draw) for one in evaluations.candidates}
     selected = next(one for one in evaluations.candidates if one.id == decision.selected)
     return {
         "schema_version": SCHEMA_VERSION,
         "name": config.name,
         "seed": config.seed,
         "interval": config.gate.interval,
-        "headline": _headline(selected, evaluations, scores, decision, config.gate.max_score_drop),
+        "headline": _headline(selected, evaluations, scores, decision, config.gate),
         "selected": decision.selected,
         "gate": {
             "passed": decision.passed,
@@ -212,21 +258,34 @@ def _report(
             "examples": len(labelled),
             "labels": task.labels,
             "signatures": task.signatures,
+            "digest": _same_examples(labelled),
         },
         "forgetting": {
             "unit": "bits per byte",
             "likelihood": evaluations.likelihood,
             "split": "test",
             "documents": len(text.documents),
-            "sources": [evaluations.data["pretrain"]["source"]],
+            "digest": _same_text(text),
+            "sources": [{"source": one.name, "documents": len(one.places), "bytes": one.num_bytes} for one in sources],
+            "worst": worst_sentence(selected.id, by_source[selected.id]["delta_bpb_by_source"]),
         },
         "contamination": {split: _contamination(finetuned.splits[split]) for split in SPLITS},
         "candidates": [
-            _row(one, scores[one.id], scores[finetuned.id], front, front_on_dev) for one in evaluations.candidates
+            {**_row(one, scores[one.id], scores[finetuned.id], front, front_on_dev), **by_source[one.id]}
+            for one in evaluations.candidates
         ],
         "data": evaluations.data,
-        "samples": _samples(task, selected, finetuned),
+        "hypervolume": _hypervolume(measured),
+        "costs": _costs(evaluations),
+        "confusion": confusion(task, selected),
+        "samples": samples(evaluations, selected),
     }
+
+
+def _by_source(one: Candidate, evaluations: Evaluations, sources: Sequence[Source], draw: Bootstrap) -> dict[str, Any]:
+    ours, before = one.splits["test"], evaluations.of_kind("pretrained").splits["test"]
+    found, rest = forgetting_by_source(sources, ours.nats, before.nats, ours.num_bytes, draw)
+    return {"delta_bpb_by_source": found, "delta_bpb_other_sources": rest, "worst_source": worst(found)}
 
 
 def _row(
@@ -297,24 +356,55 @@ def _contamination(measured: Measurements) -> dict[str, int]:
     return {"examples": len(examples), "contaminated": sum(bool(row.get("contaminated")) for row in examples)}
 
 
-def _samples(task: Task, selected: Candidate, finetuned: Candidate) -> list[dict[str, Any]]:
-    """Test examples side by side, those first on which the two disagree (in regression: most)."""
-    ours, theirs = selected.splits["test"].examples or [], finetuned.splits["test"].examples or []
-    pairs = list(zip(ours, theirs, strict=False))
-    if task.kind == "regression":
-        pairs.sort(key=lambda pair: -abs(pair[0]["prediction"] - pair[1]["prediction"]))
-    else:
-        pairs.sort(key=lambda pair: pair[0]["prediction"] == pair[1]["prediction"])
-    return [
-        {
-            "id": mine["id"],
-            "text": mine.get("text", ""),
-            "reference": mine["reference"],
-            "finetuned": {"prediction": other["prediction"], "score": other["score"]},
-            "selected": {"prediction": mine["prediction"], "score": mine["score"]},
-        }
-        for mine, other in pairs[:SAMPLES]
-    ]
+def _hypervolume(measured: Sequence[Measured]) -> dict[str, Any] | None:
+    """Of the front of all, and of each kind of control where there are several to tell apart."""
+    whole = hypervolume(measured)
+    if whole is None:
+        return None
+    kinds: dict[str, list[Measured]] = {}
+    for one in measured:
+        if one.task_score is not None and one.kind in ("mixed", "interpolated"):
+            kinds.setdefault(_control(one), []).append(one)
+    by_kind = {kind: found.value for kind, members in kinds.items() if (found := hypervolume(measured, members))}
+    return {
+        "value": whole.value,
+        "reference": {"task_score": whole.task_score, "forgetting": whole.forgetting},
+        "split": "test",
+        "by_kind": by_kind if len(by_kind) > 1 else {},
+    }
+
+
+def _control(one: Measured) -> str:
+    if one.kind != "mixed":
+        return one.kind
+    words_of = one.id.split("-")
+    if found := [kind for word, kind in GROUPS.items() if word in words_of]:
+        return found[0]
+    return "mixed" if re.match(r"mixed-[0-9.e]+", one.id) else "λ schedules"
+
+
+def _costs(evaluations: Evaluations) -> dict[str, Any]:
+    """What the whole run took. A champion was made by another run, of which only its evaluation is counted."""
+    made = [one.entry for one in evaluations.candidates if one.entry.kind != "champion"]
+    tokens = {stream: sum(int(entry.tokens.get(stream, 0)) for entry in made) for stream in ("pretrain", "finetune")}
+    return {
+        "seconds": sum(entry.seconds for entry in made),
+        "evaluate_seconds": sum(one.entry.evaluate_seconds for one in evaluations.candidates),
+        "steps": sum(entry.steps for entry in made),
+        "tokens": {**tokens, "total": sum(tokens.values())},
+        "devices": sorted({f"{entry.device}, {entry.precision}" for entry in made}),
+    }
+
+
+def _same_text(measured: Measurements) -> str:
+    """Identifies held-out text whatever the tokenizer: an id is a digest of the text."""
+    rows = sorted(zip(measured.documents, measured.num_bytes.tolist(), strict=True))
+    return hashlib.sha256(repr(rows).encode()).hexdigest()
+
+
+def _same_examples(rows: Sequence[dict[str, Any]]) -> str:
+    """Identifies held-out examples with their references."""
+    return hashlib.sha256(repr(sorted((row["id"], repr(row["reference"])) for row in rows)).encode()).hexdigest()
 
 
 def _headline(
@@ -322,7 +412,7 @@ def _headline(
     evaluations: Evaluations,
     scores: dict[str, dict[str, Scores]],
     decision: Decision,
-    max_drop: float,
+    gate: Gate,
 ) -> str:
     """The result in one sentence, on test."""
     ours, finetuned = scores[selected.id]["test"], scores[evaluations.of_kind("finetuned").id]["test"]
@@ -334,22 +424,24 @@ def _headline(
         parts.append(f"forgetting {_bits(ours.delta_bpb)}")
     else:
         if ours.task_score_vs_finetuned is not None:
-            parts.append(_against(ours.task_score_vs_finetuned, max_drop))
+            parts.append(_against(ours.task_score_vs_finetuned, gate.max_score_drop, "fine-tuning alone"))
         parts.append(_with_forgetting(ours, finetuned))
+    if ours.task_score_vs_champion is not None:
+        parts.append(_against(ours.task_score_vs_champion, gate.drop_vs_champion, "the champion"))
     sentence = f"{name_of(selected.entry)}: {', '.join(parts)}"
     return sentence if decision.passed else f"The gate is not met; nearest comes {sentence}"
 
 
-def _against(difference: Value, max_drop: float) -> str:
+def _against(difference: Value, max_drop: float, other: str) -> str:
     if difference == Value(0.0, 0.0, 0.0):
-        return "exactly as good as fine-tuning alone"
+        return f"exactly as good as {other}"
     if difference.low > 0:
-        return f"{difference.value:+.2f} on fine-tuning alone"
+        return f"{difference.value:+.2f} on {other}"
     if difference.high < 0:
-        return f"{difference.value:.2f} against fine-tuning alone"
+        return f"{difference.value:.2f} against {other}"
     if difference.low > -max_drop:
-        return f"as good as fine-tuning alone within {max_drop:g}"
-    return f"{difference.value:+.2f} [{difference.low:+.2f}, {difference.high:+.2f}] against fine-tuning alone"
+        return f"as good as {other} within {max_drop:g}"
+    return f"{difference.value:+.2f} [{difference.low:+.2f}, {difference.high:+.2f}] against {other}"
 
 
 def _with_forgetting(ours: Scores, finetuned: Scores) -> str:

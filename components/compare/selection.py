@@ -20,6 +20,7 @@ class Measured:
         task_score: None where the model has no trained head.
         task_score_vs_finetuned: paired difference, None likewise.
         delta_bpb: forgetting.
+        task_score_vs_champion: paired difference; None also where there is no champion with a task score.
     """
 
     id: str
@@ -27,6 +28,22 @@ class Measured:
     task_score: Value | None
     task_score_vs_finetuned: Value | None
     delta_bpb: Value
+    task_score_vs_champion: Value | None = None
+
+
+@dataclass(frozen=True)
+class Hypervolume:
+    """How much a set of candidates reaches.
+
+    Attributes:
+        value: area, score times bits per byte, that at least one of them is no worse in than the reference point is.
+        task_score: the reference point's score.
+        forgetting: the reference point's forgetting, in bits per byte.
+    """
+
+    value: float
+    task_score: float
+    forgetting: float
 
 
 @dataclass(frozen=True)
@@ -78,6 +95,32 @@ def pareto(candidates: Sequence[Measured]) -> set[str]:
     }
 
 
+def hypervolume(candidates: Sequence[Measured], of: Sequence[Measured] | None = None) -> Hypervolume | None:
+    """Area between the Pareto front and the worst of both, exact in two dimensions.
+
+    E. Zitzler and L. Thiele, Multiobjective optimization using evolutionary algorithms (1998). One front with more area than
+    another reaches more; areas compare only with the same reference point.
+
+    Args:
+        candidates: give the reference point: the lowest task score and the highest forgetting of those with a task score.
+        of: those whose front it is; all of them without it.
+
+    Returns:
+        None where no candidate has a task score.
+    """
+    scored = [(one.task_score.value, one.delta_bpb.value) for one in candidates if one.task_score is not None]
+    if not scored:
+        return None
+    lowest, most = min(score for score, _ in scored), max(forgets for _, forgets in scored)
+    area, reached = 0.0, lowest
+    points = [(one.delta_bpb.value, one.task_score.value) for one in of or candidates if one.task_score is not None]
+    for forgets, score in sorted(points):
+        if score > reached:
+            area += (score - reached) * (most - forgets)
+            reached = score
+    return Hypervolume(area, lowest, most)
+
+
 def decide(candidates: Sequence[Measured], gate: Gate, metric: str) -> Decision:
     """Holds every candidate against the gate and selects one by the gate's rule.
 
@@ -90,7 +133,8 @@ def decide(candidates: Sequence[Measured], gate: Gate, metric: str) -> Decision:
     """
     finetuned = next(one for one in candidates if one.kind == "finetuned")
     eligible = [one for one in candidates if one.kind in ELIGIBLE]
-    checks = {one.id: check(one, finetuned, gate, metric) for one in eligible}
+    champion = any(one.kind == "champion" and one.task_score is not None for one in candidates)
+    checks = {one.id: check(one, finetuned, gate, metric, champion) for one in eligible}
     meeting = [one for one in eligible if all(item.passed for item in checks[one.id])]
     if meeting:
         best = min(meeting, key=lambda one: _preference(one, gate.rule))
@@ -106,9 +150,16 @@ def decide(candidates: Sequence[Measured], gate: Gate, metric: str) -> Decision:
     return Decision(best.id, False, [f"{best.id}: {sentence}" for sentence in failed], why, checks)
 
 
-def check(one: Measured, finetuned: Measured, gate: Gate, metric: str) -> list[Check]:
-    """The gate's conditions for one candidate, in the order of the options."""
+def check(one: Measured, finetuned: Measured, gate: Gate, metric: str, champion: bool = False) -> list[Check]:
+    """The gate's conditions for one candidate, in the order of the options.
+
+    Args:
+        champion: whether there is a champion with a task score to hold it against.
+    """
     checks = [_score_drop(one, gate.max_score_drop, metric)]
+    if champion:
+        name, limit = "max_score_drop_vs_champion", gate.drop_vs_champion
+        checks.append(_no_worse(name, one.task_score_vs_champion, "the champion", limit, metric))
     if gate.min_task_score is not None:
         checks.append(_lowest_score(one, gate.min_task_score, metric))
     forgets = one.delta_bpb.value
@@ -139,17 +190,20 @@ def share_limit(finetuned: Value, share: float) -> float:
 
 
 def _score_drop(one: Measured, max_drop: float, metric: str) -> Check:
-    difference = one.task_score_vs_finetuned
-    if difference is None:
-        return Check("max_score_drop", False, 1.0, f"it has no {metric}, since it was not trained on the task")
-    if one.kind == "finetuned":
+    if one.kind == "finetuned" and one.task_score_vs_finetuned is not None:
         return Check("max_score_drop", True, 0.0, f"its {metric} is what the others are held against")
+    return _no_worse("max_score_drop", one.task_score_vs_finetuned, "fine-tuning alone", max_drop, metric)
+
+
+def _no_worse(name: str, difference: Value | None, other: str, max_drop: float, metric: str) -> Check:
+    if difference is None:
+        return Check(name, False, 1.0, f"it has no {metric}, since it was not trained on the task")
     # What predicts exactly the same is no worse, also where no drop at all is accepted.
     passed = difference.low > -max_drop or difference == Value(0.0, 0.0, 0.0)
     verb = "is" if passed else "is not"
     limit = f"{-max_drop:g}" if max_drop else "0"
-    sentence = f"its {metric} against fine-tuning alone is {signed(difference)}; the lower end {verb} above {limit}"
-    return Check("max_score_drop", passed, 0.0 if passed else -max_drop - difference.low, sentence)
+    sentence = f"its {metric} against {other} is {signed(difference)}; the lower end {verb} above {limit}"
+    return Check(name, passed, 0.0 if passed else -max_drop - difference.low, sentence)
 
 
 def _lowest_score(one: Measured, lowest: float, metric: str) -> Check:

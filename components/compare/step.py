@@ -6,6 +6,7 @@ from pathlib import Path
 
 from ..shared.artifacts import ArtifactLike, write_json
 from ..shared.context import Context
+from ..shared.errors import GateNotMetError
 from .config import CompareStep
 from .evaluations import load_evaluations
 from .report import pictures, render_html, render_markdown
@@ -37,8 +38,8 @@ def run(
         report: output, the HTML page.
         summary: output, its Markdown twin.
         metrics: output, the selected candidate's numbers.
-        comparison: output, folder with report.html, report.md, report.json, the pictures as SVG, and models.json (where each
-            candidate's model is).
+        comparison: output, folder with report.html, report.md, report.json, the pictures as SVG and PNG, and models.json
+            (where each candidate's model is).
         selected_uri: file for the URI of the selected model; of the pretrained one for an interpolated candidate.
         other_uri: file for the URI of the fine-tuned model where an interpolated candidate is selected. Else of the
             comparison itself, which is small: an importer cannot import nothing.
@@ -49,6 +50,7 @@ def run(
     Raises:
         RefusedError: where the evaluations cannot be compared.
         MixtuneError: where a loss is not finite.
+        GateNotMetError: where no candidate meets the gate and `gate.on_miss` is `fail`; all outputs are written then.
     """
     evaluations = load_evaluations([pretrained, finetuned, *mixed, interpolated])
     result = compare(config, evaluations, context)
@@ -59,6 +61,8 @@ def run(
     _track(result, numbers, files, context)
     context.say(result.report["headline"])
     context.say(f"gate {_verdict(result)}: " + "; ".join(result.decision.reasons))
+    if not result.decision.passed and config.gate.on_miss == "fail":
+        raise GateNotMetError(f"the gate is not met, and gate.on_miss is fail: {'; '.join(result.decision.reasons)}")
     return result.decision.passed
 
 
@@ -74,12 +78,14 @@ def _write(
     folder = Path(comparison.path)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "report.json").unlink(missing_ok=True)
-    svgs = pictures(result, config.gate)
+    drawn = pictures(result, config.gate)
     texts = {
-        "report.html": render_html(result, svgs, context),
+        "report.html": render_html(result, drawn, context),
         "report.md": render_markdown(result, context),
-        **{f"{name}.svg": svg for name, svg in svgs.items()},
+        **{f"{name}.svg": picture.svg for name, picture in drawn.items()},
     }
+    for name, picture in drawn.items():
+        (folder / f"{name}.png").write_bytes(picture.png)
     for name, text in texts.items():
         (folder / name).write_text(text, encoding="utf-8")
     for artifact, name in ((report, "report.html"), (summary, "report.md")):
@@ -88,7 +94,7 @@ def _write(
     entries = [one.entry for one in result.evaluations.candidates]
     write_json(folder / "models.json", {entry.id: entry.model_uri for entry in entries if entry.kind in TRAINED_HERE})
     write_json(folder / "report.json", result.report)
-    return [folder / name for name in (*texts, "report.json")]
+    return [folder / name for name in (*texts, *(f"{name}.png" for name in drawn), "report.json")]
 
 
 def _point_to_selected(result: Comparison, comparison: ArtifactLike, selected_uri: str, other_uri: str) -> None:

@@ -31,3 +31,12 @@ class UnreachableError(MixtuneError):
 
 class TurnedAwayError(UnreachableError):
     """A server answers, but not to these credentials; to wait for it is of no use."""
+
+
+class GateNotMetError(MixtuneError):
+    """No candidate meets the gate, and the configuration wants that to end the run as failed.
+
+    Raised when all is written: what the step puts out is kept as if it had ended well.
+    """
+
+    kind = "gate_not_met"

@@ -9,7 +9,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from .artifacts import read_json, write_json
 
-EXIT_STATUS = {"done": 0, "failed": 1, "refused": 2, "unreachable": 4, "interrupted": 130, "terminated": 143}
+EXIT_STATUS = {
+    "done": 0, "failed": 1, "refused": 2, "gate_not_met": 3, "unreachable": 4, "interrupted": 130, "terminated": 143,
+}  # fmt: skip
 
 
 class Outcome(BaseModel):
@@ -17,7 +19,7 @@ class Outcome(BaseModel):
 
     Attributes:
         title: step and what it worked on.
-        kind: how it ended; `refused` will be refused again unless something changes.
+        kind: how it ended; `refused` will be refused again unless something changes, `gate_not_met` has put out everything.
         sentences: what the user should read.
         log: file with the step's whole output, where it has one of its own.
         facts: what the step wants others to know, such as the gate's verdict.
@@ -27,7 +29,7 @@ class Outcome(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     title: str
-    kind: Literal["done", "failed", "refused", "unreachable", "interrupted", "terminated"]
+    kind: Literal["done", "failed", "refused", "gate_not_met", "unreachable", "interrupted", "terminated"]
     sentences: list[str] = Field(default_factory=list)
     log: str | None = None
     seconds: float = 0.0
@@ -37,7 +39,7 @@ class Outcome(BaseModel):
 
     @property
     def exit_status(self) -> int:
-        """Exit status of design: 0 done, 1 failed, 2 refused, 4 unreachable, 130/143 interrupted."""
+        """Exit status of design: 0 done, 1 failed, 2 refused, 3 gate not met, 4 unreachable, 130/143 interrupted."""
         return EXIT_STATUS[self.kind]
 
     def save(self, folder: str | Path) -> None:

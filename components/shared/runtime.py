@@ -21,7 +21,7 @@ from .artifacts import Artifact, ArtifactLike, ModelCard, write_json
 from .config import Section
 from .context import Context, note_progress
 from .distributed import is_main, num_processes, run_in_processes
-from .errors import MixtuneError, RefusedError
+from .errors import GateNotMetError, MixtuneError, RefusedError
 from .outcome import EXIT_STATUS, Outcome, load_outcome
 from .tracking import Status, Tracker
 
@@ -77,19 +77,26 @@ def launch(
             tracker.log_params(parsed.model_dump(mode="json"))
             context = Context(title=title, tracker=tracker, run_id=run_id, quiet=not is_main())
             asides = Asides(step, artifacts, clean=is_main())
-            value = None
+            value = missed = None
             if (count := num_processes(step, parsed)) > 1:
                 run_in_processes(count, step, parsed, context, asides.artifacts, parameters)
             else:
                 module = importlib.import_module(f"{package}.{step}.step")
-                value = module.run(parsed, context=context, **asides.artifacts, **parameters)
+                try:
+                    value = module.run(parsed, context=context, **asides.artifacts, **parameters)
+                except GateNotMetError as error:
+                    missed = error
             if is_main():
                 for name in ("metrics", "classification"):
                     _write_metrics(asides.artifacts.get(name))
                 asides.publish()
+            if missed:
+                raise missed
         except BaseException as error:
             signal.setitimer(signal.ITIMER_REAL, 0)  # heard; what follows is to be done in peace
             outcome = _outcome_of(error, title, log, time.monotonic() - started, tracker.run_id)
+            if isinstance(error, GateNotMetError):
+                outcome = outcome.model_copy(update={"facts": context.facts, "artifacts": _uris(artifacts)})
             _leave(outcome, tracker)
             for sentence in outcome.sentences:
                 print(f"{title}: {sentence}", file=sys.stderr, flush=True)  # noqa: T201

@@ -19,7 +19,7 @@ from mixtune.components.shared.outcome import Outcome
 from mixtune.pipelines.commands import _print_verdict
 from mixtune.pipelines.configuration import ready_made
 from mixtune.pipelines.display import Display, candidates_table
-from mixtune.pipelines.local import Ended, Run, _conclude, _keep_history, claim, publish
+from mixtune.pipelines.local import Ended, Run, _conclude, _keep_history, _notes, claim, publish
 
 
 class Made:
@@ -66,6 +66,17 @@ def done(title: str) -> Outcome:
 
 def test_all_steps_done_is_status_0(made: Made) -> None:
     assert made.conclude(made.compared, done("register"), done("finish")).status == 0
+
+
+def test_a_gate_that_ends_the_run_as_failed_is_status_3_and_its_report_is_published(made: Made) -> None:
+    report = made.cache / "comparison" / "report.json"
+    write_json(report, {"name": "one", "selected": "mixed-0.3", "gate": {"passed": False, "reasons": []}})
+    compared = made.compared.model_copy(update={"kind": "gate_not_met", "sentences": ["the gate is not met: a"]})
+    ended = made.conclude(compared, done("finish"))
+    assert (ended.status, ended.failures) == (3, [])
+    assert ended.report is not None
+    assert (made.run.output / "report" / "report.json").is_file()
+    assert _notes(made.run) == ["compare: the gate is not met: a"]
 
 
 def test_a_register_step_that_was_killed_is_a_failure(made: Made) -> None:

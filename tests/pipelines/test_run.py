@@ -260,6 +260,21 @@ def test_a_gate_that_is_not_met_is_status_3_and_registers_nothing(first: tuple[P
     assert project.report()["gate"]["reasons"]
 
 
+def test_a_gate_that_fails_the_run_is_status_3_with_the_report_in_its_place(first: tuple[Project, str]) -> None:
+    project, _ = first
+    status, ran, printed = project.run("--set", "gate.min_task_score=1.1", "--set", "gate.on_miss=fail")
+    assert status == 3, printed
+    assert ran == ALWAYS
+    assert printed.count("the gate is not met, and gate.on_miss is fail: ") == 1
+    assert "Traceback" not in printed
+    assert project.report()["gate"]["options"]["on_miss"] == "fail"
+    parent = pipeline_runs(project)[0]
+    assert parent.info.status == "FAILED"
+    assert parent.data.tags["mixtune.verdict"].startswith("failed: compare: the gate is not met")
+    files = {file.path for file in project.client().list_artifacts(parent.info.run_id, "report")}
+    assert "report/report.json" in files
+
+
 def test_an_interpolated_winner_is_written_out_and_registered(first: tuple[Project, str]) -> None:
     project, _ = first
     options: tuple[str, ...] = ("--set", "evaluate.interpolation_alphas=[0.05]", "--set", "gate.rule=least_forgetting")

@@ -74,6 +74,8 @@ class Made:
 PRETRAINED = Made("pretrained", "pretrained", mix_weight=1.0)
 FINETUNED = Made("finetuned", "finetuned", forgets=2.0, right=0.55, mix_weight=0.0)
 MIXED = Made("mixed-0.3", "mixed", forgets=0.4, right=0.65, mix_weight=0.3)
+BASE = Made("base", "base", forgets=0.3)
+CHAMPION = Made("champion", "champion", forgets=0.5, right=0.6, mix_weight=0.2)
 INTERPOLATED = Made("interpolated-0.5", "interpolated", forgets=0.2, right=0.4, alpha=0.5)
 
 
@@ -85,13 +87,15 @@ def write_evaluation(
     metric: str = "accuracy",
     kind: str = "classification",
     likelihood: str = "causal",
+    source: Callable[[int], str | None] = lambda index: "random",
+    origin: str = "embedded",
 ) -> Artifact:
     """Writes one evaluation folder; the same documents and examples for every call with the same counts."""
     entries = []
     for one in candidates:
         splits: dict[str, dict[str, Any]] = {}
         for number, split in enumerate(("dev", "test")):
-            splits[split] = _write_split(folder / one.id, split, number, one, documents, examples, kind)
+            splits[split] = _write_split(folder / one.id, split, number, one, documents, examples, kind, source)
         if one.curve:
             write_jsonl(folder / one.id / "training.jsonl", one.curve)
         entries.append(
@@ -113,7 +117,7 @@ def write_evaluation(
     data: dict[str, dict[str, Any]] = {
         stream: {
             "digest": digest * 64,
-            "source": "embedded",
+            "source": origin,
             "splits": {split: {"documents": count, "tokens": 50 * count} for split in ("dev", "test")},
         }
         for stream, digest, count in (("pretrain", "c", documents), ("finetune", "d", examples))
@@ -132,7 +136,14 @@ def write_evaluation(
 
 
 def _write_split(
-    folder: Path, split: str, number: int, one: Made, documents: int, examples: int, kind: str
+    folder: Path,
+    split: str,
+    number: int,
+    one: Made,
+    documents: int,
+    examples: int,
+    kind: str,
+    source: Callable[[int], str | None],
 ) -> dict[str, Any]:
     draw = np.random.default_rng(number)  # the same documents and examples for every candidate
     tokens = draw.integers(20, 200, documents)
@@ -142,7 +153,7 @@ def _write_split(
     write_jsonl(
         folder / f"{split}.documents.jsonl",
         [
-            {"id": f"{split}-d{i}", "source": "random", "bytes": int(4 * tokens[i]), "tokens": int(tokens[i]),
+            {"id": f"{split}-d{i}", "source": source(i), "bytes": int(4 * tokens[i]), "tokens": int(tokens[i]),
              "nats": float(nats[i] + rise[i])}
             for i in range(documents)
         ],

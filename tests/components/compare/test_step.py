@@ -308,6 +308,9 @@ def test_the_page_stands_alone(page: tuple[str, Any]) -> None:
 
 def test_the_page_is_accessible_and_its_ids_are_unique(page: tuple[str, Any]) -> None:
     text, _ = page
+    assert "var(--mt-" in text
+    assert "prefers-color-scheme: dark" in text
+    assert text.count("<table") == text.count("<caption")
     elements = Elements()
     elements.feed(text)
     ids = [attributes["id"] for _, attributes in elements.tags if "id" in attributes]
@@ -325,15 +328,29 @@ def test_text_of_the_data_cannot_become_markup(page: tuple[str, Any]) -> None:
     assert "<do>" not in page[0]
 
 
+def assert_painted(file: Path) -> None:
+    """A picture as pixels, in the colours of the light scheme: some ink, and no placeholder."""
+    from matplotlib.colors import to_rgb
+    from matplotlib.image import imread
+
+    pixels = (imread(file)[..., :3] * 255).round().astype(int).reshape(-1, 3)
+    found = {tuple(pixel) for pixel in pixels.tolist()}
+    assert tuple(round(255 * part) for part in to_rgb("#1c2430")) in found
+    assert not [pixel for pixel in found if pixel[:2] == (0, 0) and 0xA0 <= pixel[2] <= 0xBF]
+    assert (pixels == 255).all(1).mean() > 0.5
+
+
 def test_pictures_are_files_of_their_own(page: tuple[str, Any]) -> None:
     _, done = page
     files = sorted(file.name for file in done.folder.glob("*.svg"))
     assert files == ["pareto.svg", "pretraining-pretrain.svg", "training-finetune.svg", "training-pretrain.svg"]
     for name in files:
         root = ElementTree.parse(done.folder / name).getroot()
-        words = "".join(root.itertext())
-        assert "prefers-color-scheme: dark" in words
-        assert not re.search(r"#0000[ab]\d", (done.folder / name).read_text())
+        assert root.get("viewBox")
+        # In colours that any program shows, on a ground of their own.
+        assert not re.search(r"#0000[ab]\d|var\(", (done.folder / name).read_text())
+        assert 'fill="#ffffff"' in (done.folder / name).read_text()
+        assert_painted(done.folder / name.replace(".svg", ".png"))
     drawn = "".join(ElementTree.parse(done.folder / "pareto.svg").getroot().itertext())
     for word in ("mixed-0.3", "mixed-0.5", "finetuned", "interpolated-0.5", "the gate's limits"):
         assert word in drawn
@@ -537,7 +554,13 @@ def test_everything_goes_on_record(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert own.data.metrics["finetuned.test.task_score"] > 0
     assert parent.data.metrics["selected.task_score"] == pytest.approx(row["task_score"]["value"])
     files = {file.path for file in client.list_artifacts(tracker.run_id, "report")}
-    assert {"report/report.html", "report/report.md", "report/report.json", "report/pareto.svg"} <= files
+    assert {
+        "report/report.html",
+        "report/report.md",
+        "report/report.json",
+        "report/pareto.svg",
+        "report/pareto.png",
+    } <= files
     assert "report/report.html" in {file.path for file in client.list_artifacts(tracker.parent_id, "report")}
     assert {one.dataset.name for one in own.inputs.dataset_inputs} == {"pretrain-heldout", "finetune-heldout"}
     assert tracker.run_id and tracker.parent_id  # noqa: PT018

@@ -37,7 +37,8 @@ def evaluate(stages: Stages, references: References, context: Context | None = N
     run(
         config, context=context or Context.for_tests(), model=stages.artifact("pretrained"), other=None,
         pretrain_heldout=stages.artifact("text"), finetune_heldout=stages.artifact("labels"),
-        evaluation=stages.artifact("evaluation"), metrics=stages.artifact("numbers"), classification=stages.artifact("classification"),
+        evaluation=stages.artifact("evaluation"), metrics=stages.artifact("numbers"),
+        classification=stages.artifact("classification"),
     )  # fmt: skip
     entries: list[dict[str, Any]] = read_json(stages.folder / "evaluation" / "evaluation.json", "x")["candidates"]
     return entries

@@ -1,0 +1,68 @@
+"""What the report shows of single test examples: answers side by side, and which classes are taken for which."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+from .evaluations import Candidate, Evaluations, Task
+
+SAMPLES = 6
+MATRIX_LABELS = 20
+"""Labels up to which the confusion is a matrix; with more, the most frequent confusions."""
+PAIRS = 15
+
+
+def samples(evaluations: Evaluations, selected: Candidate) -> list[dict[str, Any]]:
+    """Test examples side by side, those first on which the selected candidate and fine-tuning alone disagree.
+
+    In regression, those on which they disagree most. `pretrained` is None where that model has no score.
+    """
+    task, rows = evaluations.task, {"selected": _rows(selected)}
+    for kind in ("finetuned", "pretrained"):
+        rows[kind] = _rows(evaluations.of_kind(kind))
+    places = list(range(min(len(rows["selected"]), len(rows["finetuned"]))))
+
+    def agree(place: int) -> float:
+        ours, theirs = (rows[who][place]["prediction"] for who in ("selected", "finetuned"))
+        return -abs(ours - theirs) if task.kind == "regression" else float(ours == theirs)
+
+    return [
+        {
+            "id": rows["selected"][place]["id"],
+            "text": rows["selected"][place].get("text", ""),
+            "reference": rows["selected"][place]["reference"],
+            **{
+                who: {name: rows[who][place][name] for name in ("prediction", "score")} if rows[who] else None
+                for who in ("pretrained", "finetuned", "selected")
+            },
+        }
+        for place in sorted(places, key=agree)[:SAMPLES]
+    ]
+
+
+def confusion(task: Task, selected: Candidate) -> dict[str, Any] | None:
+    """How often a class (row) was taken for a class (column) on test; None where the task has no classes.
+
+    Returns:
+        `{candidate, labels, counts}`, or with many labels `{candidate, labels, pairs, others}`: the most frequent confusions,
+        and how many examples were confused beside those.
+    """
+    rows = _rows(selected)
+    if task.kind != "classification" or not rows:
+        return None
+    counts = Counter((row["reference"], row["prediction"]) for row in rows)
+    labels = list(dict.fromkeys([*(task.labels or []), *sorted({label for pair in counts for label in pair})]))
+    found: dict[str, Any] = {"candidate": selected.id, "labels": labels}
+    if len(labels) <= MATRIX_LABELS:
+        return {**found, "counts": [[counts[truth, given] for given in labels] for truth in labels]}
+    wrong = sorted(
+        ((count, pair) for pair, count in counts.items() if pair[0] != pair[1]), key=lambda one: (-one[0], one[1])
+    )
+    pairs = [{"reference": truth, "prediction": given, "examples": count} for count, (truth, given) in wrong[:PAIRS]]
+    return {**found, "pairs": pairs, "others": sum(count for count, _ in wrong[PAIRS:])}
+
+
+def _rows(one: Candidate) -> Sequence[dict[str, Any]]:
+    return one.splits["test"].examples or []

@@ -1,0 +1,117 @@
+"""Forgetting by source: what each file, data set or package of the pretraining text lost."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from .statistics import Bootstrap
+
+NO_NAME = "(no name)"
+"""Source of the documents that name none."""
+SHOWN = 12
+"""Sources in a table or a picture; of more, the largest and all others together."""
+WITH_INTERVAL = 100
+"""Sources, the largest first, that an interval is drawn for; of more there are values only."""
+_PLACE = re.compile(r", (?:line|item|row|passage) \d+$")
+_PACKAGE = re.compile(r"[/,]")
+
+
+@dataclass(frozen=True)
+class Source:
+    """A source of held-out documents.
+
+    Attributes:
+        places: (n,) which documents are its own.
+        num_bytes: of all of them.
+    """
+
+    name: str
+    places: np.ndarray
+    num_bytes: int
+
+
+def source_of(where: str | None, embedded: bool) -> str:
+    """The source in what a document row calls its `source`: file and line, data set and row.
+
+    Args:
+        embedded: the embedded text, which names packages, modules and passages; of these the package counts.
+    """
+    named = (where or "").strip()
+    return (_PACKAGE.split(named)[0] if embedded else _PLACE.sub("", named)) or NO_NAME
+
+
+def group(names: Sequence[str], num_bytes: np.ndarray) -> list[Source]:
+    """The sources of (N,) documents, by bytes, the largest first, then by name."""
+    places: dict[str, list[int]] = {}
+    for number, name in enumerate(names):
+        places.setdefault(name, []).append(number)
+    found = [Source(name, np.array(at), int(num_bytes[at].sum())) for name, at in places.items()]
+    return sorted(found, key=lambda one: (-one.num_bytes, one.name))
+
+
+def forgetting_by_source(
+    sources: Sequence[Source], nats: np.ndarray, nats_before: np.ndarray, num_bytes: np.ndarray, draw: Bootstrap
+) -> tuple[dict[str, dict[str, Any]], dict[str, Any] | None]:
+    """ΔBPB of each source, paired by document, as `Bootstrap.forgetting` has it for all documents.
+
+    Args:
+        sources: as `group` gives them.
+        nats: (N,) loss of each document under the candidate.
+        nats_before: (N,) under the pretrained model.
+        num_bytes: (N,) UTF-8 bytes.
+
+    Returns:
+        By source `{value, low, high, documents}`, where `low` and `high` are None without an interval: a single document
+        cannot be resampled. And the same of all documents of the sources that a table does not show; None where it shows all.
+        A source without a byte of text has no value and is left out.
+    """
+
+    def measured(places: np.ndarray, with_interval: bool) -> dict[str, Any]:
+        rise, size = nats[places] - nats_before[places], num_bytes[places]
+        if not with_interval or len(places) == 1:
+            value = draw.bits_per_byte(rise.sum(keepdims=True), size.sum(keepdims=True)).value
+            return {"value": value, "low": None, "high": None, "documents": len(places)}
+        return {**draw.bits_per_byte(rise, size).to_json(), "documents": len(places)}
+
+    found = {
+        one.name: measured(one.places, number < WITH_INTERVAL) for number, one in enumerate(sources) if one.num_bytes
+    }
+    rest = [one for one in sources[SHOWN - 1 :] if one.num_bytes] if len(sources) > SHOWN else []
+    if not rest:
+        return found, None
+    return found, {**measured(np.concatenate([one.places for one in rest]), True), "sources": len(rest)}
+
+
+def shown(names: Sequence[str]) -> Sequence[str]:
+    """Those that a table or a picture shows one by one."""
+    return names if len(names) <= SHOWN else names[: SHOWN - 1]
+
+
+def worst(by_source: dict[str, dict[str, Any]]) -> str | None:
+    """The source that is forgotten most, of those with an interval where there are such; None where there is only one."""
+    if len(by_source) < 2:
+        return None
+    measured = {name: one for name, one in by_source.items() if one["low"] is not None} or by_source
+    return max(measured, key=lambda name: measured[name]["value"])
+
+
+def worst_sentence(candidate: str, by_source: dict[str, dict[str, Any]]) -> str | None:
+    """Names the source that a candidate forgets most on."""
+    name = worst(by_source)
+    if name is None:
+        return None
+    one = by_source[name]
+    if one["value"] <= 0:
+        return f"{candidate} forgets on none of the {len(by_source)} sources"
+    documents = "one document, so without an interval" if one["documents"] == 1 else f"{one['documents']} documents"
+    return f"{candidate} forgets most on {name}: {_bits(one)} bits per byte ({documents})"
+
+
+def _bits(one: dict[str, Any]) -> str:
+    value = f"{one['value']:+.2f}"
+    return value if one["low"] is None else f"{value} [{one['low']:+.2f}, {one['high']:+.2f}]"
