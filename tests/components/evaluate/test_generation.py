@@ -123,3 +123,17 @@ def test_rows_carry_what_compare_resamples(tmp_path: Path) -> None:
         assert "version:2.6.0" in found["task"]["signatures"]["chrf"]
         if metric == "rouge_l":
             assert test[metric] == pytest.approx(np.mean([row["score"] for row in rows]))
+
+
+def test_the_references_of_both_splits_choose_bleus_tokenizer(tmp_path: Path) -> None:
+    """Chinese test references alone make it that of Chinese; then every character is a word."""
+    labelled = write_labelled(tmp_path / "labelled", "generation", examples=(2, 3))
+    path = tmp_path / "labelled" / "test" / "records.jsonl"
+    records = [{**record, "completion": "今天的天气非常好"} for record in read_jsonl(path)]
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    found, folder = evaluate(
+        tmp_path, write_model(tmp_path / "model", "pretrained", "pretrained"), labelled, metric="rouge_l"
+    )
+    assert "tok:zh|" in found["task"]["signatures"]["bleu"]
+    rows = list(read_jsonl(folder / "pretrained" / "test.examples.jsonl"))
+    assert [row["bleu_counts"][1] for row in rows] == [8, 8, 8]
