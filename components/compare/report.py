@@ -134,6 +134,7 @@ def environment(template: str) -> jinja2.Environment:
         "value": value,
         "signed": lambda one: value(one, "+"),
         "percent": percent,
+        "spread": spread,
         "cell": cell,
         "short": lambda text: text[:12],
         "sentence": lambda text: text[:1].upper() + text[1:],
@@ -149,6 +150,11 @@ def value(one: Mapping[str, Any] | None, sign: str = "", digits: int = 3) -> str
         return f"{one['value']:{sign}.{digits}f}"
     number, low, high = (f"{one[name]:{sign}.{digits}f}" for name in ("value", "low", "high"))
     return f"{number} [{low}, {high}]"
+
+
+def spread(one: Mapping[str, float] | None, sign: str = "") -> str:
+    """A mean with its standard deviation; a dash where there is none."""
+    return "–" if one is None else f"{one['mean']:{sign}.3f} ± {one['sd']:.3f}"
 
 
 def percent(share: float | None) -> str:

@@ -14,6 +14,7 @@ from ..shared.context import Context
 from .config import CompareStep, Gate
 from .evaluations import SPLITS, Candidate, Entry, Evaluations, Measurements, Task
 from .examples import confusion, samples
+from .seeds import over_seeds, replicate_of
 from .selection import Decision, Measured, decide, hypervolume, measurably_forgets, pareto
 from .sources import Source, forgetting_by_source, group, worst, worst_sentence
 from .statistics import Bootstrap, Statistic, Value, bleu, chrf, indicators, macro_f1, micro_f1, pearson, spearman
@@ -143,7 +144,13 @@ def name_of(entry: Entry) -> str:
 
 def _measured(one: Candidate, scores: Scores) -> Measured:
     against = scores.task_score_vs_finetuned, scores.delta_bpb, scores.task_score_vs_champion
-    return Measured(one.id, one.entry.kind, scores.task_score, *against)
+    return Measured(one.id, one.entry.kind, scores.task_score, *against, replicate=replicate_of(one.entry) is not None)
+
+
+def _varying(scores: Scores) -> dict[str, Value | None]:
+    """What chance in training moves."""
+    names = ("task_score", "task_score_vs_finetuned", "delta_bpb")
+    return {name: getattr(scores, name) for name in names}
 
 
 def _scores(one: Candidate, evaluations: Evaluations, split: str, draw: Bootstrap) -> Scores:
@@ -276,6 +283,7 @@ def _report(
         ],
         "data": evaluations.data,
         "hypervolume": _hypervolume(measured),
+        "seeds": over_seeds(evaluations.candidates, {name: _varying(by["test"]) for name, by in scores.items()}),
         "costs": _costs(evaluations),
         "confusion": confusion(task, selected),
         "samples": samples(evaluations, selected),

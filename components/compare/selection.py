@@ -21,6 +21,8 @@ class Measured:
         task_score_vs_finetuned: paired difference, None likewise.
         delta_bpb: forgetting.
         task_score_vs_champion: paired difference; None also where there is no champion with a task score.
+        replicate: whether it is another candidate again, with a further seed; such a one is not selected, since the best of
+            several seeds is the luckiest.
     """
 
     id: str
@@ -29,6 +31,7 @@ class Measured:
     task_score_vs_finetuned: Value | None
     delta_bpb: Value
     task_score_vs_champion: Value | None = None
+    replicate: bool = False
 
 
 @dataclass(frozen=True)
@@ -132,7 +135,7 @@ def decide(candidates: Sequence[Measured], gate: Gate, metric: str) -> Decision:
         metric: name of the task's main metric, for the sentences.
     """
     finetuned = next(one for one in candidates if one.kind == "finetuned")
-    eligible = [one for one in candidates if one.kind in ELIGIBLE]
+    eligible = [one for one in candidates if one.kind in ELIGIBLE and not one.replicate]
     champion = any(one.kind == "champion" and one.task_score is not None for one in candidates)
     checks = {one.id: check(one, finetuned, gate, metric, champion) for one in eligible}
     meeting = [one for one in eligible if all(item.passed for item in checks[one.id])]

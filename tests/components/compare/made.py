@@ -56,6 +56,7 @@ class Made:
         name: in plain words; empty where its kind says all.
         realised: λ that its gradients had; `mix_weight` where it is None.
         budget: forgetting budget, in bits per byte.
+        seed: a further seed that it was trained with.
     """
 
     id: str
@@ -69,6 +70,7 @@ class Made:
     name: str = ""
     realised: float | None = None
     budget: float | None = None
+    seed: int | None = None
 
 
 PRETRAINED = Made("pretrained", "pretrained", mix_weight=1.0)
@@ -105,7 +107,7 @@ def write_evaluation(
                 "name": one.name, "forgetting_budget": one.budget,
                 "realised_mix_weight": one.mix_weight if one.realised is None else one.realised,
                 "has_task_head": one.right is not None,
-                "params": {"alpha": one.alpha} if one.alpha else {"steps": 200}, "steps": 200, "seconds": 31.5,
+                "params": _params(one), "steps": 200, "seconds": 31.5,
                 "tokens": {"pretrain": 100_000 if one.mix_weight else 0, "finetune": 200_000}, "base": "scratch",
                 "data": {"pretrain": "a" * 64, "finetune": "b" * 64}, "mlflow_runs": {one.id: f"run-of-{one.id}"},
                 "device": "cpu", "precision": "bf16",
@@ -133,6 +135,12 @@ def write_evaluation(
          "candidates": entries, "data": data, "not_finite": []},
     )  # fmt: skip
     return Artifact(str(folder))
+
+
+def _params(one: Made) -> dict[str, Any]:
+    if one.alpha:
+        return {"alpha": one.alpha}
+    return {"steps": 200} | ({"candidate": {"seed": one.seed}} if one.seed is not None else {})
 
 
 def _write_split(
