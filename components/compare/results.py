@@ -392,8 +392,8 @@ def _control(one: Measured) -> str:
 
 
 def _costs(evaluations: Evaluations) -> dict[str, Any]:
-    """What the whole run took. A champion was made by another run, of which only its evaluation is counted."""
-    made = [one.entry for one in evaluations.candidates if one.entry.kind != "champion"]
+    """What the whole run took. Base and champion were made elsewhere; of them only the evaluation is counted."""
+    made = [one.entry for one in evaluations.candidates if one.entry.kind not in ("base", "champion")]
     tokens = {stream: sum(int(entry.tokens.get(stream, 0)) for entry in made) for stream in ("pretrain", "finetune")}
     return {
         "seconds": sum(entry.seconds for entry in made),

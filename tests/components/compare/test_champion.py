@@ -182,7 +182,7 @@ def test_which_class_is_taken_for_which(tmp_path: Path) -> None:
 
 def test_costs_are_summed_without_what_another_run_trained(tmp_path: Path) -> None:
     costs = with_champion(tmp_path).report["costs"]
-    assert costs["seconds"] == pytest.approx(5 * 31.5)
+    assert costs["seconds"] == pytest.approx(4 * 31.5)
     assert costs["evaluate_seconds"] == pytest.approx(6 * 4.2)
     assert costs["devices"] == ["cpu, bf16"]
     assert costs["tokens"]["total"] == costs["tokens"]["pretrain"] + costs["tokens"]["finetune"]
