@@ -16,6 +16,8 @@ from mixtune.components.shared.errors import RefusedError, UnreachableError
 if TYPE_CHECKING:
     from rich.table import Table
 
+WIDTH = 150
+"""Characters that a table has at least where the output is no terminal."""
 _MLFLOW_RUN = re.compile(r"[0-9a-f]{32}")
 
 
@@ -39,7 +41,7 @@ def report_and_show(places: Sequence[str], output: Path) -> None:
     except OSError as error:
         raise RefusedError(f"--output: {output} cannot be written ({error.strerror or error})") from None
     console = Console(soft_wrap=True)
-    Console(width=max(console.width, 120) if not console.is_terminal else None).print(_table(joined))
+    Console(width=max(console.width, WIDTH) if not console.is_terminal else None).print(_table(joined))
     for run in joined["runs"]:
         gate = f"{run['selected']} selected" if run["gate"]["passed"] else "gate not met"
         console.print(Text(f"\n{run['name']}: base model {run['base']}; {gate}", end=""))
@@ -118,8 +120,9 @@ def _table(joined: dict[str, Any]) -> Table:
 
     title = Text("all candidates, on their test splits", style="table.title")
     table = Table(title=title, title_justify="left", box=None, pad_edge=False)
-    for heading in ("run", "candidate", "λ", "task score", "forgetting, bits per byte", "gate"):
-        table.add_column(heading)
+    values = ("task score", "forgetting, bits per byte", "gate")
+    for heading in ("run", "candidate", "λ", *values):
+        table.add_column(heading, no_wrap=heading in values)
     for row in joined["candidates"]:
         score = shown_value(row["task_score"], signed=False)
         table.add_row(
