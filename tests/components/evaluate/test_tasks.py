@@ -14,12 +14,14 @@ from sklearn.metrics import f1_score
 from transformers import AutoModelForQuestionAnswering, AutoModelForSequenceClassification
 
 from mixtune.components.evaluate.answers import Window, answer
+from mixtune.components.evaluate.config import EvaluateStep
 from mixtune.components.shared.artifacts import Artifact, ModelCard, read_jsonl
 from mixtune.components.shared.data import Documents
 from mixtune.components.shared.errors import MixtuneError, RefusedError
 from mixtune.components.shared.model import load_model, load_tokenizer
+from mixtune.components.shared.runtime import OUTPUTS, launch
 
-from .made import LABELS, WORDS, evaluate, write_labelled, write_model, write_text
+from .made import LABELS, MAX_LENGTH, METRIC, WORDS, evaluate, write_labelled, write_model, write_text
 
 
 @pytest.fixture(autouse=True)
@@ -254,3 +256,22 @@ def test_classes_that_are_not_finite_have_neither_score_nor_confusion_matrix(tmp
         evaluate(tmp_path, model, write_labelled(tmp_path / "labelled"))
     test = json.loads((tmp_path / "evaluation" / "evaluation.json").read_text())["candidates"][0]["splits"]["test"]
     assert {test[name] for name in ("task_score", "accuracy", "confusion_matrix", "calibration_error")} == {None}
+
+
+@pytest.mark.parametrize("task", ["classification", "regression"])
+def test_the_classification_output_is_a_file_even_where_it_is_empty(tmp_path: Path, task: Any) -> None:
+    """KFP's local cache takes an artifact without a file for a lost one."""
+    labels = LABELS if task == "classification" else None
+    given = {
+        "model": write_model(tmp_path / "model", "finetuned", "finetuned", labels, task=task),
+        "pretrain_heldout": write_text(tmp_path / "text"),
+        "finetune_heldout": write_labelled(tmp_path / "labelled", task),
+    }
+    outputs = {name: Artifact(str(tmp_path / "out" / name)) for name in OUTPUTS["evaluate"]}
+    config = EvaluateStep(
+        max_length=MAX_LENGTH, metric=METRIC[task], max_new_tokens=None, batch_size=4, max_documents=None
+    )
+    launch("evaluate", config.to_json(), {**given, "other": None, **outputs})
+    shown = json.loads((tmp_path / "out" / "classification").read_text())
+    assert shown == outputs["classification"].metadata
+    assert ("confusionMatrix" in shown) == (task == "classification")
