@@ -137,6 +137,7 @@ class Parts:
     mixed: MixedStep
     evaluate: EvaluateStep
     evaluate_pretrained: EvaluateStep
+    evaluate_mixed: EvaluateStep
     interpolate: EvaluateStep
     compare: CompareStep
     register: RegisterStep
@@ -169,6 +170,7 @@ def parts(config: Config, fingerprints: Fingerprints, champion: str | None = Non
         max_new_tokens=config.evaluate.max_new_tokens if generates else None,
         **config.evaluate.model_dump(include={"batch_size", "max_documents", "precision"}),
     )
+    alphas = config.evaluate.interpolation_alphas
     return Parts(
         prepare_pretrain=PrepareStep(
             stream="pretrain",
@@ -194,7 +196,10 @@ def parts(config: Config, fingerprints: Fingerprints, champion: str | None = Non
         ),
         evaluate=evaluate,
         evaluate_pretrained=evaluate.model_copy(update={"references": _references(config, fingerprints, champion)}),
-        interpolate=evaluate.model_copy(update={"interpolation_alphas": config.evaluate.interpolation_alphas}),
+        evaluate_mixed=evaluate.model_copy(
+            update={"interpolation_alphas": alphas if config.evaluate.interpolate_mixed else []}
+        ),
+        interpolate=evaluate.model_copy(update={"interpolation_alphas": alphas}),
         compare=CompareStep(name=config.name, seed=seed, gate=config.gate),
         register=RegisterStep(
             registered_model=config.tracking.registered_model or config.name, alias=config.tracking.alias

@@ -111,7 +111,15 @@ def _steps(config: Config, place: Placer, given: dict[str, Any]) -> None:
             ),
             "mixed",
         )
-        measured = place(evaluate(config=item.evaluate, model=trained.outputs["model"], **heldout), "evaluate")
+        measured = place(
+            evaluate(
+                config=item.evaluate,
+                model=trained.outputs["model"],
+                pretrained=pretrained.outputs["model"],
+                **heldout,
+            ),
+            "evaluate",
+        )
 
     of_pretrained = place(
         evaluate(config=part["evaluate_pretrained"], model=pretrained.outputs["model"], **heldout),

@@ -32,7 +32,11 @@ STEPS = {
     "register": register,
 }
 # An importer cannot import nothing, so what is optional in the component is left out here.
-_OPTIONAL = {"prepare": ("tokenizer_in", "pretraining_data"), "evaluate": ("other",), "mixed": ("pretrained",)}
+_OPTIONAL = {
+    "prepare": ("tokenizer_in", "pretraining_data"),
+    "evaluate": ("other", "pretrained"),
+    "mixed": ("pretrained",),
+}
 
 
 def make_step_pipeline(step: str, config: Config, place: Placer) -> Callable[..., Any]:

@@ -13,6 +13,7 @@ def evaluate(
     metrics: dsl.Output[dsl.Metrics],
     classification: dsl.Output[dsl.ClassificationMetrics],
     other: dsl.Input[dsl.Model] = None,
+    pretrained: dsl.Input[dsl.Model] = None,
 ):
     """Measure a model on the held-out splits of both streams.
 
@@ -22,9 +23,10 @@ def evaluate(
         pretrain_heldout: Held-out splits of the pretraining stream.
         finetune_heldout: Held-out splits of the fine-tuning stream.
         other: The fine-tuned end of the interpolation.
+        pretrained: The pretrained end, where a mixed model is interpolated too.
     """
     from mixtune.components.shared.runtime import launch
 
     heldout = {"pretrain_heldout": pretrain_heldout, "finetune_heldout": finetune_heldout}
     outputs = {"evaluation": evaluation, "metrics": metrics, "classification": classification}
-    launch("evaluate", config, {"model": model, "other": other, **heldout, **outputs})
+    launch("evaluate", config, {"model": model, "other": other, "pretrained": pretrained, **heldout, **outputs})

@@ -29,6 +29,8 @@ class Evaluate(Section):
     first of each. All are in 0..1, BLEU and chrF as well; correlations in -1..1."""
     interpolation_alphas: list[Annotated[float, Field(gt=0, lt=1)]] = Field([0.5])
     """For each α, (1 - α) · pretrained + α · finetuned is a candidate at no training cost; an empty list makes none."""
+    interpolate_mixed: bool = False
+    """The same for each mixed model in the place of the fine-tuned one, as further candidates."""
     max_new_tokens: int = Field(64, ge=1)
     """Generation: longest answer, in tokens."""
     batch_size: int = Field(32, ge=1)
@@ -76,6 +78,6 @@ class EvaluateStep(Section):
     batch_size: int
     max_documents: int | None
     interpolation_alphas: list[float] = Field([])
-    """Not empty only in the task that evaluates the interpolated candidates."""
+    """Not empty only in tasks that evaluate interpolated candidates."""
     references: References = References()
     """Set only in the task that evaluates `pretrained`."""

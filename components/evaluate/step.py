@@ -82,6 +82,7 @@ def run(
     context: Context,
     model: ArtifactLike,
     other: ArtifactLike | None,
+    pretrained: ArtifactLike | None = None,
     pretrain_heldout: ArtifactLike,
     finetune_heldout: ArtifactLike,
     evaluation: ArtifactLike,
@@ -93,6 +94,7 @@ def run(
     Args:
         model: the model; with `other`, the pretrained end of the interpolation.
         other: the fine-tuned end; without any α nothing is measured, and the evaluation holds no candidate.
+        pretrained: the pretrained end, where α is given without `other`: the model and its interpolations are measured.
         pretrain_heldout: data folder with dev and test of the pretraining stream.
         finetune_heldout: likewise of the fine-tuning stream.
         evaluation: output, evaluation folder.
@@ -114,7 +116,9 @@ def run(
     folder.mkdir(parents=True, exist_ok=True)
     entries, not_finite = [], []
     likelihood = None
-    for subject in itertools.chain(_subjects(config, model, other), references(config.references, model, context)):
+    for subject in itertools.chain(
+        _subjects(config, model, other, pretrained), references(config.references, model, context)
+    ):
         _check(subject.card, held)
         measured = _measure(subject, config, held, folder / subject.card.id, context)
         if measured is None:
@@ -156,20 +160,25 @@ def run(
         raise MixtuneError(*named)
 
 
-def _subjects(config: EvaluateStep, model: ArtifactLike, other: ArtifactLike | None) -> Iterator[Subject]:
-    card = ModelCard.load(model.path)
+def _subjects(
+    config: EvaluateStep, model: ArtifactLike, other: ArtifactLike | None, pretrained: ArtifactLike | None
+) -> Iterator[Subject]:
+    """The model and its interpolations with the pretrained one; where `other` is given, the interpolations of the two alone."""
+    start, end = (model, other) if other is not None else (pretrained, model)
     if other is None:
-        if config.interpolation_alphas:
-            raise RefusedError("other: is required where interpolation_alphas are given")
-        yield Subject(card, model.path, model.uri)
+        yield Subject(ModelCard.load(model.path), model.path, model.uri)
+    if not config.interpolation_alphas:
         return
-    tuned = ModelCard.load(other.path)
+    if start is None:
+        raise RefusedError("pretrained: is required where interpolation_alphas are given without other")
+    tuned = ModelCard.load(end.path)
     for alpha in config.interpolation_alphas:
+        of_mixed = tuned.kind == "mixed"
         changes = {
-            "id": f"interpolated-{alpha:g}",
+            "id": f"interpolated-{alpha:g}" + (f"-{tuned.id}" if of_mixed else ""),
             "kind": "interpolated",
-            "start": card.id,
-            "name": "",
+            "start": ModelCard.load(start.path).id,
+            "name": f"interpolated, α = {alpha:g}, of {tuned.id}" if of_mixed else "",
             "mix_weight": None,
             "forgetting_budget": None,
             "realised_mix_weight": None,
@@ -178,7 +187,7 @@ def _subjects(config: EvaluateStep, model: ArtifactLike, other: ArtifactLike | N
             "tokens": {},
             "seconds": 0.0,
         }
-        yield Subject(tuned.model_copy(update=changes), model.path, model.uri, other.path, other.uri, alpha)
+        yield Subject(tuned.model_copy(update=changes), start.path, start.uri, end.path, end.uri, alpha)
 
 
 def _check(card: ModelCard, held: Held) -> None:

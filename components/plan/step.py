@@ -56,7 +56,7 @@ def run(
     context.tracker.log_parent_params(whole.model_dump(mode="json", exclude={"tracking": {"uri"}}))
     context.say(f"{whole.name}: {len(cut.candidates)} candidates to train: " + ", ".join(c.id for c in cut.candidates))
     return [
-        {"candidate": candidate.to_json(), "mixed": cut.mixed.to_json(), "evaluate": cut.evaluate.to_json()}
+        {"candidate": candidate.to_json(), "mixed": cut.mixed.to_json(), "evaluate": cut.evaluate_mixed.to_json()}
         for candidate in cut.candidates
     ]
 

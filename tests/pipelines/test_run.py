@@ -456,13 +456,14 @@ def test_the_base_model_and_the_model_in_use_are_candidates(first: tuple[Project
     shutil.copytree(project.output / "models" / "pretrained", fresh.folder / "mine")
     fresh.config["model"] = {"base": "./mine", "max_length": 64}
     fresh.config["pretrain"]["steps"] = 5
-    fresh.config["evaluate"]["champion"] = "models:/tiny@candidate"
+    fresh.config["evaluate"] |= {"champion": "models:/tiny@candidate", "interpolate_mixed": True}
     status, _, printed = fresh.run()
     assert status == 0, printed
     rows = {row["id"]: row for row in fresh.report()["candidates"]}
     assert rows["base"]["kind"] == "base"
     assert rows["base"]["delta_bpb"]["value"] != 0, "what pretraining further has changed"
     assert "champion" not in rows, "the alias is new"
+    assert rows["interpolated-0.5-mixed-0.3"]["delta_bpb"] != rows["interpolated-0.5"]["delta_bpb"]
     assert not (fresh.output / "models" / "base").exists()
     status, ran, printed = fresh.run()
     assert status == 0, printed

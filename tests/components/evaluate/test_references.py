@@ -9,9 +9,10 @@ import pytest
 
 from mixtune.components.evaluate.config import EvaluateStep, References
 from mixtune.components.evaluate.step import run
-from mixtune.components.shared.artifacts import read_json
+from mixtune.components.shared.artifacts import ModelCard, read_json
 from mixtune.components.shared.context import Context
 from mixtune.components.shared.errors import RefusedError
+from mixtune.components.shared.model import interpolate, load_tokenizer
 from mixtune.components.shared.tracking import Tracker, connect
 from tests.components.register.made import write_report
 from tests.components.stages import Stages
@@ -66,6 +67,41 @@ def test_one_with_another_tokenizer_or_other_labels_is_refused(stages: Stages) -
     other = write_model(stages.folder / "other", "finetuned", "finetuned", ["a", "b", "c"])
     with pytest.raises(RefusedError, match=r"champion.*(another tokenizer|labels)"):
         evaluate(stages, References(champion=other.path, fingerprint="x"))
+
+
+def test_a_mixed_model_is_interpolated_too_where_asked(stages: Stages) -> None:
+    stages.mixed(0.3)
+    config = EvaluateStep(
+        max_length=32, metric="accuracy", max_new_tokens=None, precision="float32", batch_size=8, max_documents=None,
+        interpolation_alphas=[0.25, 0.5],
+    )  # fmt: skip
+    given: dict[str, Any] = {
+        name: stages.artifact(folder)
+        for name, folder in {
+            "model": "mixed", "pretrain_heldout": "text", "finetune_heldout": "labels", "evaluation": "evaluation",
+            "metrics": "numbers", "classification": "classification",
+        }.items()
+    }  # fmt: skip
+    with pytest.raises(RefusedError, match="pretrained: is required where interpolation_alphas are given"):
+        run(config, context=Context.for_tests(), other=None, **given)
+    run(config, context=Context.for_tests(), other=None, pretrained=stages.artifact("pretrained"), **given)
+    entries = read_json(stages.folder / "evaluation" / "evaluation.json", "x")["candidates"]
+    assert [entry["id"] for entry in entries] == [
+        "mixed-0.3", "interpolated-0.25-mixed-0.3", "interpolated-0.5-mixed-0.3",
+    ]  # fmt: skip
+    assert entries[1]["name"] == "interpolated, α = 0.25, of mixed-0.3"
+    assert (entries[1]["model_uri"], entries[1]["other_uri"]) == (
+        str(stages.folder / "pretrained"), str(stages.folder / "mixed"),
+    )  # fmt: skip
+    assert len({entry["splits"]["test"]["bpb"] for entry in entries}) == 3
+    # It is what register would write out.
+    written = interpolate(str(stages.folder / "pretrained"), str(stages.folder / "mixed"), 0.5)
+    written.save(stages.folder / "written", load_tokenizer(stages.folder / "mixed"))
+    ModelCard.load(stages.folder / "mixed").model_copy(update={"id": "written"}).save(stages.folder / "written")
+    plain = config.model_copy(update={"interpolation_alphas": []})
+    run(plain, context=Context.for_tests(), other=None, **{**given, "model": stages.artifact("written")})
+    (again,) = read_json(stages.folder / "evaluation" / "evaluation.json", "x")["candidates"]
+    assert again["splits"]["test"]["bpb"] == pytest.approx(entries[2]["splits"]["test"]["bpb"], abs=1e-9)
 
 
 @pytest.mark.slow
