@@ -9,7 +9,7 @@ from ..shared.context import Context
 from .config import Gate
 from .drawing import Picture
 from .plots import looks, pareto_picture, sources_picture, training_curves
-from .results import Comparison, name_of, words
+from .results import EXTRA_METRICS, Comparison, name_of, words
 from .selection import share_limit
 from .sources import shown as shown_sources
 
@@ -110,6 +110,11 @@ def _render(template: str, comparison: Comparison, drawn: Mapping[str, Picture],
         titles=TITLES,
         likelihood=LIKELIHOODS.get(report["forgetting"]["likelihood"], report["forgetting"]["likelihood"]),
         budgets=[budget_sentence(row) for row in report["candidates"] if row["forgetting_budget"]],
+        further=[
+            name
+            for name in EXTRA_METRICS
+            if name != report["task"]["metric"] and any(row.get(name) is not None for row in report["candidates"])
+        ],
         interval=percent(report["interval"]),
         checks=report["gate"]["checks"][report["selected"]],
         run_id=context.run_id,

@@ -123,6 +123,13 @@ def words(metric: str) -> str:
         "chrf": "chrF",
         "pearson": "Pearson correlation",
         "spearman": "Spearman correlation",
+        "mae": "mean absolute error",
+        "rmse": "root mean squared error",
+        "rouge_1": "ROUGE-1",
+        "rouge_2": "ROUGE-2",
+        "calibration_error": "calibration error",
+        "nats_per_token": "nats per token",
+        "completion_nats_per_token": "nats per token of the references",
     }.get(metric, metric)
 
 

@@ -30,6 +30,13 @@ def test_the_spread_over_the_seeds_is_told_and_the_luckiest_is_not_selected(tmp_
     assert line in (made.folder / "report.md").read_text()
 
 
+def test_further_numbers_are_shown_beside_the_main_one(tmp_path: Path) -> None:
+    made = compare(tmp_path, write_all(tmp_path, MIXED, metric="macro_f1"))
+    page = (made.folder / "report.html").read_text()
+    assert '<th scope="col">accuracy</th>' in page
+    assert f"<td>{made.row('mixed-0.3')['accuracy']:.3f}</td>" in page
+
+
 def test_without_further_seeds_nothing_is_said_of_them(tmp_path: Path) -> None:
     made = compare(tmp_path, write_all(tmp_path, MIXED))
     assert made.report["seeds"] == []
