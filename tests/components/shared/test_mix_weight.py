@@ -180,7 +180,8 @@ def test_in_a_closed_loop_forgetting_ends_near_the_budget(
         rate = (1 + math.cos(math.pi * step / steps)) / 2
         controller.observe(forgetting + noise * draw.standard_normal(), rate)
         found.append(forgetting)
-    assert np.mean(found[-steps // 10 :]) == pytest.approx(budget, rel=0.25, abs=0.005)
+    # As near as the noise of the measurement lets it come.
+    assert np.mean(found[-steps // 10 :]) == pytest.approx(budget, rel=0.25, abs=0.005 + noise / 2)
 
 
 @pytest.mark.parametrize(("budget", "end"), [(0.5, "min_lambda"), (0.0, "max_lambda")])
