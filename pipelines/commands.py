@@ -70,7 +70,7 @@ def _print_verdict(console: Any, report: dict[str, Any]) -> None:
 
 
 def _mlflow_hint(uri: str, folder: Path) -> str:
-    from mixtune.components.shared.tracking import without_credentials
+    from mixtune.components.shared.errors import without_credentials
 
     if uri.endswith(str(folder / "mlflow" / "mlflow.db")):
         # Relative, as the folder was given: short enough to copy.

@@ -96,7 +96,8 @@ def _from_mlflow(run: str) -> dict[str, Any]:
         )
     from mlflow.exceptions import MlflowException
 
-    from mixtune.components.shared.tracking import connect, without_credentials
+    from mixtune.components.shared.errors import without_credentials
+    from mixtune.components.shared.tracking import connect
 
     shown = without_credentials(uri)
     with tempfile.TemporaryDirectory() as folder:

@@ -54,7 +54,8 @@ def _sync_one(folder: Path) -> int:
 
 
 def _deliver(folder: Path) -> int:
-    from mixtune.components.shared.delivery import first_line, store_at
+    from mixtune.components.shared.delivery import store_at
+    from mixtune.components.shared.errors import first_line
 
     journal = journal_folder(folder)
     status = 0

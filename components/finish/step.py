@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
 from ..shared.checkpoints import PLACE, clear_finished
 from ..shared.context import Context
@@ -45,16 +44,11 @@ def run(config: FinishStep, *, context: Context, state: str, error: str) -> None
 
 def _clear_checkpoints(context: Context) -> None:
     """The models are safe now; until here a training that was lost on its way would have gone on from its last checkpoint."""
-    root = os.environ.get(PLACE, "")
-    assert context.run_id is not None
-    if "://" in root and not root.startswith("file://"):
-        from ..shared.remote_checkpoints import clear_finished_at
-
-        count = clear_finished_at(root, context.run_id)
-    elif root:
-        count = clear_finished(Path(root.removeprefix("file://")), context.run_id)
-    else:
+    place = os.environ.get(PLACE)
+    if not place:
         return
+    assert context.run_id is not None
+    count = clear_finished(place, context.run_id)
     context.say(f"removed the checkpoints of {count} trainings")
 
 

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..shared.config import Objective
 from ..shared.context import Context
-from ..shared.errors import RefusedError
-from ..shared.readers import first_line
+from ..shared.errors import RefusedError, first_line
 from .config import Tokenizer
 
 if TYPE_CHECKING:

@@ -102,7 +102,7 @@ class Checkpoints:
             return False
         before = _read(self.place / "holder.json")
         if before is not None:
-            self._say(f"checkpoints: taking over from {_name(before)}, which ended without a word")
+            self._say(f"checkpoints: taking over from {describe_holder(before)}, which ended without a word")
         write_json(self.place / "holder.json", holder())
         for left in self.place.glob(f"{_ASIDE}*"):
             _remove(left)
@@ -110,7 +110,7 @@ class Checkpoints:
 
     def waiting_for(self) -> str:
         """Who has the lease, in words."""
-        return _name(_read(self.place / "holder.json") or {})
+        return describe_holder(_read(self.place / "holder.json") or {})
 
     def release(self) -> None:
         """Gives the lease back."""
@@ -199,19 +199,37 @@ class Checkpoints:
         self.release()
 
 
-def clear_finished(root: Path, run_id: str) -> int:
+def is_url(root: str) -> bool:
+    """Whether checkpoints are kept behind an fsspec URL and not in a folder."""
+    return "://" in root and not root.startswith("file://")
+
+
+def folder_of(root: str) -> Path:
+    """The folder that a place which is no URL names."""
+    return Path(root.removeprefix("file://")).absolute()
+
+
+def clear_finished(place: str, run_id: str) -> int:
     """Removes the checkpoints of the trainings that ended in a run, whose results are now safe.
+
+    Args:
+        place: as MIXTUNE_CHECKPOINT_DIR names it.
 
     Returns:
         How many trainings they were of.
     """
+    if is_url(place):
+        from .remote_checkpoints import clear_finished_at
+
+        return clear_finished_at(place, run_id)
+    root = folder_of(place)
     found = [file.parent for file in root.glob("*/finished.json") if (_read(file) or {}).get("run") == run_id]
-    for place in found:
+    for left in found:
         # The note last, so that a kill in the middle leaves a place that the next one clears.
-        for path in sorted(place.iterdir(), key=lambda path: path.name == "finished.json"):
+        for path in sorted(left.iterdir(), key=lambda path: path.name == "finished.json"):
             _remove(path)
         with contextlib.suppress(OSError):
-            place.rmdir()
+            left.rmdir()
     return len(found)
 
 
@@ -250,14 +268,11 @@ def holder() -> dict[str, Any]:
     return {"run": run, "host": socket.gethostname(), "pid": os.getpid(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
 
 
-def _name(known: Mapping[str, Any]) -> str:
+def describe_holder(known: Mapping[str, Any]) -> str:
     if not known:
         return "another run"
     run = f"run {known.get('run')}" if known.get("run") else "a run"
     return f"{run} (process {known.get('pid')} on {known.get('host')}, since {known.get('since')})"
-
-
-describe_holder = _name
 
 
 def megabytes(count: float) -> str:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .artifacts import write_json
-from .errors import MixtuneError, RefusedError, TurnedAwayError, UnreachableError
+from .errors import MixtuneError, RefusedError, TurnedAwayError, UnreachableError, first_line, without_credentials
 from .journal import LOCAL, Journal, NotSentYetError, Operation, count_of, journals, known_runs, locked
 
 if TYPE_CHECKING:
@@ -34,17 +34,6 @@ REPLACED_BY = "mixtune.replaced_by"
 METRICS_AT_ONCE = 1000
 ENTRIES_AT_ONCE = 100
 _OURS: set[str] = set()
-
-
-def without_credentials(address: str) -> str:
-    """A tracking address that may be shown: user and password removed."""
-    return re.sub(r"//[^/@]*@", "//", address)
-
-
-def first_line(error: BaseException) -> str:
-    """What an error says, short enough for a sentence, without credentials."""
-    text = without_credentials(str(error)).strip().splitlines()
-    return text[0][:200] if text else type(error).__name__
 
 
 @contextlib.contextmanager
@@ -256,9 +245,17 @@ class Store:
         return self._client
 
     def look(self) -> None:
-        """Finds out in a few seconds whether the server answers; raises where it does not."""
-        with to_look():
-            self.client.search_experiments(max_results=1)
+        """Finds out in a few seconds whether the server answers.
+
+        Raises:
+            UnreachableError: where it does not.
+        """
+        client = self.client
+        try:
+            with to_look():
+                client.search_experiments(max_results=1)
+        except Exception as error:
+            raise unreachable(self.uri, error) from None
 
     def experiment_id(self) -> str:
         """The experiment's id; makes it where there is none."""
@@ -274,9 +271,8 @@ class Store:
             Exception: where something could not be delivered; it and what came after it are still pending.
         """
         done: Counter[str] = Counter()
-        alone = (
-            0  # of a batch that is refused each operation is tried by itself, so that only the wrong one is left out
-        )
+        # Of a batch that is refused each operation is tried by itself, so that only the wrong one is left out.
+        alone = 0
         with to_deliver():
             while journal.pending:
                 count = 1 if alone else _how_many_at_once(journal.pending)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 
 class MixtuneError(Exception):
     """Ends the step or the command with plain sentences instead of a traceback.
@@ -40,3 +42,14 @@ class GateNotMetError(MixtuneError):
     """
 
     kind = "gate_not_met"
+
+
+def without_credentials(address: str) -> str:
+    """An address that may be shown: user and password removed."""
+    return re.sub(r"//[^/@]*@", "//", address)
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, short enough for a sentence, without credentials."""
+    lines = without_credentials(str(error)).strip().splitlines()
+    return lines[0][:200] if lines else type(error).__name__

@@ -15,7 +15,7 @@ from itertools import islice
 from pathlib import PurePosixPath
 from typing import IO, TYPE_CHECKING, Any
 
-from .errors import RefusedError
+from .errors import RefusedError, first_line
 
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
@@ -133,12 +133,6 @@ def format_of(path: str) -> str:
         suffix = PurePosixPath(name.removesuffix(suffix)).suffix
         return suffix if suffix in _FORMATS and suffix != ".parquet" else ""
     return suffix if suffix in _FORMATS else ""
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error's message."""
-    lines = str(error).strip().splitlines()
-    return lines[0][:200] if lines else type(error).__name__
 
 
 def read_file(

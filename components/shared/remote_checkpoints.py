@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 import fsspec
 
 from .checkpoints import KEPT, Checkpoint, Checkpoints, Say, describe_holder, holder, what_is_wrong
-from .errors import MixtuneError
+from .errors import MixtuneError, first_line
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -89,7 +89,7 @@ class RemoteCheckpoints(Checkpoints):
             self._files.rm_file(probe)
         except Exception as error:
             raise MixtuneError(
-                f"checkpoints: {self.url} cannot be written ({_first_line(error)}); correct MIXTUNE_CHECKPOINT_DIR or its "
+                f"checkpoints: {self.url} cannot be written ({first_line(error)}); correct MIXTUNE_CHECKPOINT_DIR or its "
                 "credentials, or leave it out to train without checkpoints"
             ) from None
 
@@ -163,7 +163,7 @@ class RemoteCheckpoints(Checkpoints):
                 reason = "it is missing"
             except Exception as error:
                 raise MixtuneError(
-                    f"checkpoints: {self.url}/{name} cannot be read ({_first_line(error)}); run again, or remove it to start "
+                    f"checkpoints: {self.url}/{name} cannot be read ({first_line(error)}); run again, or remove it to start "
                     "anew"
                 ) from None
             if reason is None:
@@ -197,7 +197,7 @@ class RemoteCheckpoints(Checkpoints):
                 self._send_one(self.in_use)
             except Exception as error:
                 self._say(
-                    f"checkpoints: {self.in_use.name} could not be sent to {self.url} ({_first_line(error)}); the next one "
+                    f"checkpoints: {self.in_use.name} could not be sent to {self.url} ({first_line(error)}); the next one "
                     "will be tried all the same"
                 )
             with self._changed:
@@ -267,8 +267,3 @@ def clear_finished_at(root: str, run_id: str) -> int:
                 files.rm(note.rsplit("/", 1)[0], recursive=True)
                 count += 1
     return count
-
-
-def _first_line(error: BaseException) -> str:
-    text = str(error).strip().splitlines()
-    return text[0][:200] if text else type(error).__name__

@@ -30,7 +30,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from .checkpoints import KEPT, PLACE, WAIT_SECONDS, WAITING_LINE_SECONDS, Checkpoints, megabytes
+from .checkpoints import KEPT, PLACE, WAIT_SECONDS, WAITING_LINE_SECONDS, Checkpoints, folder_of, is_url, megabytes
 from .config import Training
 from .context import Context
 from .errors import MixtuneError
@@ -295,11 +295,11 @@ def find_store(
         return None
     key = content_key({**work.identity, **layout}, [model, *others])
     name = f"{re.sub(r'[^A-Za-z0-9.+-]', '_', work.title)}-{key[:16]}"
-    if "://" in root and not root.startswith("file://"):
+    if is_url(root):
         from .remote_checkpoints import RemoteCheckpoints
 
         return RemoteCheckpoints(f"{root.rstrip('/')}/{name}", key, context.say)
-    return Checkpoints(Path(root.removeprefix("file://")).absolute() / name, key, context.say)
+    return Checkpoints(folder_of(root) / name, key, context.say)
 
 
 def content_key(identity: Mapping[str, Any], models: list[MixedModel]) -> str:

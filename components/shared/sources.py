@@ -15,13 +15,12 @@ from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from .config import EMBEDDED
-from .errors import RefusedError
+from .errors import RefusedError, first_line
 from .readers import (
     File,
     Problems,
     Row,
     UnreadableError,
-    first_line,
     format_of,
     known_formats,
     missing_columns,

@@ -23,7 +23,6 @@ from .delivery import (
     Store,
     came_from_server,
     connect,
-    first_line,
     git_tags,
     is_refused,
     nested_runs,
@@ -34,9 +33,8 @@ from .delivery import (
     store_from_environment,
     to_deliver,
     unreachable,
-    without_credentials,
 )
-from .errors import MixtuneError, TurnedAwayError, UnreachableError
+from .errors import MixtuneError, TurnedAwayError, UnreachableError, first_line
 from .journal import (
     LOCAL,
     Journal,
@@ -55,7 +53,7 @@ from .journal import (
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-__all__ = ["PARENT", "StepRun", "Tracker", "close_unfinished", "connect", "without_credentials"]
+__all__ = ["PARENT", "StepRun", "Tracker", "close_unfinished", "connect"]
 
 OFFLINE = "MIXTUNE_TRACKING_OFFLINE"
 DELIVER_AT = 500
@@ -357,12 +355,8 @@ class Tracker:
             return register(self._store.client, run_id, folder, name, alias, kind, tags, card)
         except MixtuneError:
             raise
-        except Exception as error:
-            try:
-                self._store.look()
-            except Exception:
-                # The server is away, so that is what went wrong.
-                raise unreachable(self._store.uri, error) from None
+        except Exception:
+            self._store.look()  # raises where the server is away, which is then what went wrong
             raise
 
     def _journal(self) -> Journal:

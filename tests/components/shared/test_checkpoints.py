@@ -90,8 +90,8 @@ def test_two_are_kept_and_a_finished_one_is_cleared_with_its_run(
     assert result.checkpoints is not None
     result.checkpoints.finish()
     assert [path.name.split("-")[1] for path in place.glob("step-*")] == ["00000008"]
-    assert clear_finished(root, "run-2") == 0
-    assert clear_finished(root, "run-1") == 1
+    assert clear_finished(str(root), "run-2") == 0
+    assert clear_finished(str(root), "run-1") == 1
     assert list(root.iterdir()) == []
 
 

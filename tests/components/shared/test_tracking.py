@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from mixtune.components.shared.errors import UnreachableError
-from mixtune.components.shared.tracking import PARENT, Tracker, connect, without_credentials
+from mixtune.components.shared.errors import UnreachableError, without_credentials
+from mixtune.components.shared.tracking import PARENT, Tracker, connect
 
 
 @pytest.fixture
