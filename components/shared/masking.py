@@ -57,8 +57,16 @@ class Masking:
         fate = draw.random(count)
         tokens[chosen[fate < MASKED]] = self.mask_id
         by_chance = chosen[(fate >= MASKED) & (fate < MASKED + RANDOM)]
-        tokens[by_chance] = draw.integers(0, self.vocabulary_size, len(by_chance))
+        tokens[by_chance] = self._words(draw, len(by_chance))
         return replace(segment, tokens=tokens, masked=chosen, originals=originals)
+
+    def _words(self, draw: np.random.Generator, count: int) -> np.ndarray:
+        """Any words. Not special tokens: a RoBERTa, for one, would take a padding token in the text for the text's end."""
+        special = sorted(number for number in self.special_ids if number < self.vocabulary_size)
+        words = draw.integers(0, self.vocabulary_size - len(special), count)
+        for number in special:  # step over each, from the lowest on
+            words += words >= number
+        return words
 
 
 def special_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:

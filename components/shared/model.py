@@ -47,6 +47,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from .heads import PROBLEM_TYPES, HiddenStates, describe_head, make_head, on_hidden, task_logits, task_losses
+from .lm_loss import can_be_chunked, chunked_losses, plain_head
 from .model_checks import check_model, check_task_head, position_offset
 
 transformers_logging.set_verbosity_error()
@@ -81,6 +82,8 @@ class MixedModel(nn.Module):
         self.new_weights: list[str] = []
         self._takes_token_types = "token_type_ids" in inspect.signature(type(lm.base_model).forward).parameters
         self.position_offset = position_offset(lm) if self.objective == "masked_lm" else 0
+        # Under a name that is no module's, so that the weights are not listed twice.
+        self._plain = (plain_head(lm),)
 
     @property
     def config(self) -> PretrainedConfig:
@@ -195,14 +198,10 @@ class MixedModel(nn.Module):
             regression, squared errors); `kl`, scalar, Σ KL(start || model) in nats.
         """
         hidden = self.hidden(batch)
-        lm_logits = _at_least_float32(self.lm_logits(hidden[batch.lm_at]))
-        lm_ce = F.cross_entropy(lm_logits, batch.lm_target, reduction="none")
-        pretrain = lm_ce[batch.lm_pretrain].sum()
-        if self.kind is None:
-            finetune = lm_ce[~batch.lm_pretrain].sum()
-        else:
+        weighted, pretrain, finetune = self._lm_losses(hidden[batch.lm_at], batch, pretrain_weight, finetune_weight)
+        if self.kind is not None:
             finetune = task_losses(self.kind, _at_least_float32(self.task_logits(hidden, batch)), batch).sum()
-        weighted = pretrain_weight * pretrain + finetune_weight * finetune
+            weighted = weighted + finetune_weight * finetune
         kl = torch.zeros_like(pretrain)
         if kl_weight and start_logits is not None:
             ours = _at_least_float32(self.lm_logits(hidden[batch.finetune_at])).log_softmax(-1)
@@ -215,6 +214,19 @@ class MixedModel(nn.Module):
             "finetune": finetune.detach(),
             "kl": kl.detach(),
         }
+
+    def _lm_losses(
+        self, hidden_NH: Tensor, batch: Batch, pretrain_weight: float, finetune_weight: float
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Σ w_i · ce_i of the supervised tokens, and Σ ce_i of each stream's."""
+        (head,) = self._plain
+        if head is not None and can_be_chunked(self.lm, head):
+            of_stream = torch.tensor([finetune_weight, pretrain_weight], dtype=torch.float64, device=hidden_NH.device)
+            weight_N = of_stream[batch.lm_pretrain.long()]
+            return chunked_losses(head, hidden_NH, batch.lm_target, weight_N, batch.lm_pretrain)
+        ce = F.cross_entropy(_at_least_float32(self.lm_logits(hidden_NH)), batch.lm_target, reduction="none")
+        pretrain, finetune = ce[batch.lm_pretrain].sum(), ce[~batch.lm_pretrain].sum()
+        return pretrain_weight * pretrain + finetune_weight * finetune, pretrain, finetune
 
     @torch.no_grad()
     def generate(self, **given: Any) -> Tensor:

@@ -127,3 +127,10 @@ def test_a_tokenizer_without_a_mask_is_refused() -> None:
     tokenizer.mask_token = None
     with pytest.raises(RefusedError, match=r"model\.objective: is masked_lm, but the tokenizer has no mask token"):
         Masking.of(tokenizer, 0.15)
+
+
+def test_a_random_token_is_any_word_and_never_a_special_token() -> None:
+    masking = Masking(mask_id=3, special_ids=(0, 3, 5, 9), vocabulary_size=10, probability=0.99)
+    masked = masking(Segment(np.full(20_000, 7)), np.random.default_rng(0))
+    assert masked is not None
+    assert set(masked.tokens.tolist()) == {1, 2, 4, 6, 7, 8, masking.mask_id}
