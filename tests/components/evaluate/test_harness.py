@@ -93,9 +93,9 @@ def test_text_is_generated_greedily(folder: Path, tmp_path: Path) -> None:
         row["reference"] = words.decode(written, skip_special_tokens=True)
     rows[2]["reference"] = "something else"
     write_jsonl(own / "asked.jsonl", rows)
-    row = measured(own, "tiny_answer")["tiny_answer exact_match"]
-    assert row.values == [1, 1, 0, 1, 1, 1, 1]
-    assert row.stderr == pytest.approx(1 / 7)
+    found = measured(own, "tiny_answer")["tiny_answer exact_match"]
+    assert found.values == [1, 1, 0, 1, 1, 1, 1]
+    assert found.stderr == pytest.approx(1 / 7)
 
 
 def test_a_group_has_one_row_over_all_its_examples(folder: Path) -> None:
