@@ -76,7 +76,7 @@ def harness_sentence(columns: Sequence[Mapping[str, Any]]) -> str:
         shots = f", {column['few_shot']} solved before each" if column["few_shot"] else ""
         tasks[column["task"]] = f"{column['task']}: {column['examples']:,} examples{shots}"
     return (
-        f"{'; '.join(tasks.values())}. Differences are paired by example. A value without a standard error is no mean over "
+        f"{'; '.join(tasks.values())}. Differences with a standard error are paired by example; what has none is no mean over "
         "examples. Nothing is chosen by these tasks."
     )
 

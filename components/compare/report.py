@@ -169,7 +169,9 @@ def with_error(one: Mapping[str, Any], sign: str = "") -> str:
     """A value with its standard error, where it has one; a dash where there is none."""
     if one["value"] is None:
         return "–"
-    return f"{one['value']:{sign}.3f}" + ("" if one["stderr"] is None else f" ± {one['stderr']:.3f}")
+    digits = 3 if abs(one["value"]) < 100 else 1  # a perplexity can be large
+    error = "" if one["stderr"] is None else f" ±\N{NO-BREAK SPACE}{one['stderr']:.{digits}f}"
+    return f"{one['value']:{sign}.{digits}f}{error}"
 
 
 def percent(share: float | None) -> str:

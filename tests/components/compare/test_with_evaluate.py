@@ -151,8 +151,8 @@ def test_tasks_of_the_harness_before_and_after(tmp_path: Path) -> None:
     assert paired["stderr"] == pytest.approx(of_each.std(ddof=1) / np.sqrt(60))
     assert paired["stderr"] > 0
     page, summary = ((done.folder / f"report.{kind}").read_text(encoding="utf-8") for kind in ("html", "md"))
-    shown = f"{after['tiny_group']['value']:.3f} ± {after['tiny_group']['stderr']:.3f}"
-    against = f"{paired['value']:+.3f} ± {paired['stderr']:.3f}"
+    shown = f"{after['tiny_group']['value']:.3f} ±\N{NO-BREAK SPACE}{after['tiny_group']['stderr']:.3f}"
+    against = f"{paired['value']:+.3f} ±\N{NO-BREAK SPACE}{paired['stderr']:.3f}"
     assert f"<td>{shown}<small>{against}</small></td>" in page
     assert f"| {shown} ({against}) |" in summary
     assert "tiny_group: 60 examples" in page
