@@ -85,7 +85,7 @@ class Harness:
 
         settings = self._settings
         # Data files stand in a task file relative to it, and to nothing that mixtune could know.
-        with contextlib.chdir(settings.tasks_folder or "."), _no_bars():
+        with contextlib.chdir(settings.tasks_folder or "."), _quiet_and_on_its_own():
             loaded = self._load(name)
             for task in loaded["tasks"].values():
                 _set_few_shot(task, settings.few_shot)
@@ -109,9 +109,8 @@ class Harness:
                 ) from None
             if isinstance(error, KeyError) and error.args == (None,):  # of a function that was not found
                 raise RefusedError(_other_metric(name, "a metric")) from None
-            raise RefusedError(
-                f"evaluate.lm_eval.tasks: {name} cannot be loaded ({type(error).__name__}: {first_line(error)})"
-            ) from None
+            kind = "" if isinstance(error, RefusedError) else f"{type(error).__name__}: "
+            raise RefusedError(f"evaluate.lm_eval.tasks: {name} cannot be loaded ({kind}{first_line(error)})") from None
         problems = [problem for task in loaded["tasks"].values() for problem in _cannot_be_done(task)]
         if problems:
             raise RefusedError(*problems)
@@ -119,20 +118,29 @@ class Harness:
 
 
 @contextlib.contextmanager
-def _no_bars() -> Iterator[None]:
-    """Bars would be a line for each of their steps in the log of a pod; mixtune tells the progress itself."""
+def _quiet_and_on_its_own() -> Iterator[None]:
+    """The harness without bars, which would be a line for each of their steps in a pod's log, and without code from the hub.
+
+    The latter is what the package `evaluate` loads, also from its cache, where a task wants a metric that is not the harness's.
+    """
+    import evaluate as hub_metrics
     import lm_eval.api.task
     from datasets import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
-    before, bars = are_progress_bars_disabled(), lm_eval.api.task.tqdm
+    before, bars, load = are_progress_bars_disabled(), lm_eval.api.task.tqdm, hub_metrics.load
     disable_progress_bars()
     lm_eval.api.task.tqdm = functools.partial(bars, disable=True)
+    hub_metrics.load = _refuse_metric
     try:
         yield
     finally:
-        lm_eval.api.task.tqdm = bars
+        lm_eval.api.task.tqdm, hub_metrics.load = bars, load
         if not before:
             enable_progress_bars()
+
+
+def _refuse_metric(path: str, *_: Any, **__: Any) -> Any:
+    raise RefusedError(f"it loads the metric {path} from the hub, whose code mixtune does not run")
 
 
 def _set_few_shot(task: Any, few_shot: int | None) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import importlib.util
 import logging
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -35,8 +34,6 @@ def known_tasks(settings: LmEval) -> TaskManager:
     """
     if not installed():
         raise RefusedError(NOT_INSTALLED)
-    # Before the harness is imported: a metric that it does not have would else be code from the hub, which is then run.
-    os.environ.setdefault("HF_EVALUATE_OFFLINE", "1")
     try:
         from lm_eval.tasks import TaskManager
     except ImportError as error:

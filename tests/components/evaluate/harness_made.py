@@ -69,6 +69,12 @@ def write_tasks(folder: Path, examples: int = 7) -> Path:
                 {"metric": "acc", "aggregation": "mean", "higher_is_better": True},
             ],
         },
+        "tiny_text": {
+            "output_type": "loglikelihood_rolling",
+            "doc_to_text": "",
+            "doc_to_target": "{{question}}",
+            "metric_list": [{"metric": "bits_per_byte"}],
+        },
         "tiny_part": {**choice, "doc_to_text": "w2 {{question}}"},
         "tiny_other_part": {**choice, "doc_to_text": "w3 {{question}}"},
         "tiny_invented_metric": {**choice, "metric_list": [{"metric": "from_the_hub"}]},
@@ -76,12 +82,19 @@ def write_tasks(folder: Path, examples: int = 7) -> Path:
             **choice,
             "metric_list": [{"metric": "from_the_hub", "aggregation": "mean", "higher_is_better": True}],
         },
+        "tiny_function": {**choice, "doc_to_text": "FUNCTION wording.question"},
+        "tiny_hub_code": {**choice, "doc_to_text": "FUNCTION from_hub.question"},
         "tiny_unsafe": {**choice, "unsafe_code": True},
         "tiny_elsewhere": {**choice, "dataset_path": "nobody/nothing", "dataset_kwargs": {}},
         "tiny_broken": {**choice, "test_split": "there_is_none"},
     }
     for name, task in tasks.items():
-        (folder / f"{name}.yaml").write_text(yaml.safe_dump({"task": name, **common, **task}, sort_keys=False))
+        text_of_it = yaml.safe_dump({"task": name, **common, **task}, sort_keys=False).replace("FUNCTION", "!function")
+        (folder / f"{name}.yaml").write_text(text_of_it)
+    # Functions of the user's own, of which one comes with a metric from the hub.
+    function = "def question(doc):\n    return doc['question']\n"
+    (folder / "wording.py").write_text(function)
+    (folder / "from_hub.py").write_text(f"import evaluate\n\nmetric = evaluate.load('exact_match')\n\n\n{function}")
     group = {
         "group": "tiny_group",
         "task": ["tiny_part", "tiny_other_part"],

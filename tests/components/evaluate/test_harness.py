@@ -82,6 +82,16 @@ def test_a_perplexity_is_that_of_the_log_likelihoods_and_has_no_standard_error(f
     assert found["tiny_cloze acc"].stderr == 0.0
 
 
+def test_bits_per_byte_of_whole_texts(folder: Path) -> None:
+    """The first token is predicted, too, from the token that begins a text."""
+    row = measured(folder, "tiny_text")["tiny_text bits_per_byte"]
+    model = tiny_model("llama").eval().lm
+    texts = [row["question"] for row in asked(folder)]
+    whole = sum(nats(model, "<s>", text) for text in texts)
+    assert row.value == pytest.approx(whole / math.log(2) / sum(len(text) for text in texts), rel=1e-4)
+    assert (row.stderr, row.higher_is_better) == (None, False)
+
+
 def test_text_is_generated_greedily(folder: Path, tmp_path: Path) -> None:
     """The references are made what the model writes, for all questions but one."""
     own = write_tasks(tmp_path / "tasks")
@@ -96,6 +106,11 @@ def test_text_is_generated_greedily(folder: Path, tmp_path: Path) -> None:
     found = measured(own, "tiny_answer")["tiny_answer exact_match"]
     assert found.values == [1, 1, 0, 1, 1, 1, 1]
     assert found.stderr == pytest.approx(1 / 7)
+
+
+def test_functions_of_the_users_own_word_the_prompt(folder: Path) -> None:
+    by_function, by_template = measured(folder, "tiny_function"), measured(folder, "tiny_choice")
+    assert by_function["tiny_function acc"].values == by_template["tiny_choice acc"].values
 
 
 def test_a_group_has_one_row_over_all_its_examples(folder: Path) -> None:
@@ -156,6 +171,7 @@ def test_unknown_tasks_are_all_named_with_near_ones(folder: Path) -> None:
     [
         ("tiny_invented_metric", RefusedError, "a metric that lm-evaluation-harness does not have"),
         ("tiny_foreign_metric", RefusedError, "the metric from_the_hub that"),
+        ("tiny_hub_code", RefusedError, "it loads the metric exact_match from the hub"),
         ("tiny_unsafe", RefusedError, "runs code that the model wrote"),
         ("tiny_broken", RefusedError, "tiny_broken cannot be"),
         ("tiny_elsewhere", UnreachableError, "the data of tiny_elsewhere cannot be fetched"),
