@@ -8,7 +8,9 @@ import re
 from pathlib import Path
 
 from .config import Config, Fingerprints
+from .evaluate.harness_tasks import NOT_INSTALLED, installed, known_tasks
 from .shared.config import EMBEDDED, SCRATCH
+from .shared.errors import RefusedError
 from .shared.sources import check_source, fingerprint
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
@@ -20,7 +22,13 @@ def find_problems(config: Config) -> list[str]:
     problems += check_source(config.data.pretrain)
     problems += check_source(config.data.finetune)
     problems += _champion_problems(config.evaluate.champion)
+    problems += _lm_eval_problems(config)
     return problems
+
+
+def missing_here(config: Config) -> list[str]:
+    """What the steps need that is not installed on this machine. No matter for `plan`, which runs elsewhere on a cluster."""
+    return [NOT_INSTALLED] if config.evaluate.lm_eval.tasks and not installed() else []
 
 
 def fingerprints(config: Config) -> Fingerprints:
@@ -30,6 +38,7 @@ def fingerprints(config: Config) -> Fingerprints:
         finetune=fingerprint(config.data.finetune),
         base=_model_fingerprint(config),
         champion=_champion_fingerprint(config.evaluate.champion),
+        tasks_folder=_tasks_fingerprint(config),
     )
 
 
@@ -52,6 +61,51 @@ def _champion_fingerprint(champion: str | None) -> str:
     if champion is None or champion.startswith("models:"):
         return champion or ""
     return _folder_digest(Path(champion))
+
+
+def _lm_eval_problems(config: Config) -> list[str]:
+    """Which tasks there are only the harness knows; where it is not installed, `evaluate` asks it."""
+    asked = config.evaluate.lm_eval
+    if not asked.tasks:
+        return []
+    problems = []
+    if _is_masked(config):
+        problems.append(
+            "evaluate.lm_eval.tasks: the model is a masked language model, for which lm-evaluation-harness has no tasks; leave "
+            "them out"
+        )
+    if asked.tasks_folder is not None and not Path(asked.tasks_folder).is_dir():
+        return [*problems, f"evaluate.lm_eval.tasks_folder: there is no folder {asked.tasks_folder}"]
+    if installed():
+        try:
+            known_tasks(asked)
+        except RefusedError as error:
+            problems += error.problems
+    return problems
+
+
+def _is_masked(config: Config) -> bool:
+    """As far as it can be seen without loading the model."""
+    if config.model.objective is not None:
+        return config.model.objective == "masked_lm"
+    try:
+        found = json.loads((Path(config.model.base) / "config.json").read_text(encoding="utf-8"))
+        return any(str(name).endswith("ForMaskedLM") for name in found.get("architectures") or [])
+    except (OSError, ValueError, AttributeError):
+        return False
+
+
+def _tasks_fingerprint(config: Config) -> str:
+    """Of the user's own task files, and of the data beside them."""
+    asked = config.evaluate.lm_eval
+    if not asked.tasks or asked.tasks_folder is None:
+        return ""
+    folder, digest = Path(asked.tasks_folder), hashlib.sha256()
+    for file in sorted(folder.rglob("*")):
+        if file.is_file() and "__pycache__" not in file.parts:
+            digest.update(f"{file.relative_to(folder).as_posix()}\0{file.stat().st_size}\0".encode())
+            _add(digest, file)
+    return digest.hexdigest()
 
 
 def _looks_local(base: str) -> bool:
@@ -139,7 +193,11 @@ def _folder_digest(folder: Path) -> str:
     for file in sorted(folder.iterdir()):
         if file.is_file() and file.suffix in {".json", ".safetensors", ".model", ".txt"}:
             digest.update(file.name.encode())
-            with file.open("rb") as content:
-                for block in iter(lambda: content.read(1 << 20), b""):
-                    digest.update(block)
+            _add(digest, file)
     return digest.hexdigest()
+
+
+def _add(digest: hashlib._Hash, file: Path) -> None:
+    with file.open("rb") as content:
+        for block in iter(lambda: content.read(1 << 20), b""):
+            digest.update(block)

@@ -14,7 +14,7 @@ from typing import Any, Self
 from pydantic import Field, ValidationError, model_validator
 
 from .compare.config import CompareStep, Gate
-from .evaluate.config import METRICS, Evaluate, EvaluateStep, References
+from .evaluate.config import METRICS, Evaluate, EvaluateStep, LmEvalStep, References
 from .finetune.config import Finetune, FinetuneStep
 from .mixed.config import Candidate, Mixed, MixedStep, MixedTraining, candidates
 from .prepare.config import FinetuneData, PrepareStep, PretrainData, Tokenizer
@@ -124,6 +124,7 @@ class Fingerprints:
     finetune: str
     base: str
     champion: str = ""
+    tasks_folder: str = ""
 
 
 @dataclass(frozen=True)
@@ -168,6 +169,7 @@ def parts(config: Config, fingerprints: Fingerprints, champion: str | None = Non
         mask_probability=model.mask_probability,
         metric=config.evaluate.metric or METRICS[config.data.finetune.task][0],
         max_new_tokens=config.evaluate.max_new_tokens if generates else None,
+        lm_eval=_lm_eval(config, fingerprints),
         **config.evaluate.model_dump(include={"batch_size", "max_documents", "precision"}),
     )
     alphas = config.evaluate.interpolation_alphas
@@ -206,6 +208,11 @@ def parts(config: Config, fingerprints: Fingerprints, champion: str | None = Non
         ),
         candidates=list(candidates(config.mixed)),
     )
+
+
+def _lm_eval(config: Config, fingerprints: Fingerprints) -> LmEvalStep | None:
+    asked = config.evaluate.lm_eval
+    return LmEvalStep(**asked.model_dump(), fingerprint=fingerprints.tasks_folder) if asked.tasks else None
 
 
 def _references(config: Config, fingerprints: Fingerprints, champion: str | None) -> References:

@@ -60,7 +60,7 @@ def init(
 @app.command()
 def check(config: ConfigFile = None, overrides: Overrides = []) -> None:  # noqa: B006 - typer's way
     """Check a configuration and what it names, in a second; nothing is trained."""
-    from mixtune.components.checks import find_problems
+    from mixtune.components.checks import find_problems, missing_here
     from mixtune.components.mixed.config import candidates
     from mixtune.components.shared.errors import RefusedError
 
@@ -73,6 +73,8 @@ def check(config: ConfigFile = None, overrides: Overrides = []) -> None:  # noqa
             raise RefusedError(*problems)
         names = ", ".join(candidate.id for candidate in candidates(parsed.mixed))
         typer.echo(f"{parsed.name}: the configuration is good; base model {parsed.model.base}, candidates {names}")
+        for sentence in missing_here(parsed):  # of no matter where the steps run in images
+            typer.echo(f"a run on this machine would be refused: {sentence}")
 
 
 @app.command()

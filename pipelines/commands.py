@@ -21,7 +21,7 @@ def run_and_show(
     from rich.console import Console
     from rich.text import Text
 
-    from mixtune.components.checks import find_problems
+    from mixtune.components.checks import find_problems, missing_here
 
     from .display import Display, candidates_table
     from .local import run_local, tracking_uri
@@ -29,7 +29,7 @@ def run_and_show(
     if runner != "subprocess":
         raise RefusedError(f"--runner: only subprocess is available, found {runner}")
     config = read_config(config_file, overrides)
-    problems = find_problems(config)
+    problems = [*find_problems(config), *missing_here(config)]
     if problems:
         raise RefusedError(*problems)
     folder = output or Path("runs") / config.name

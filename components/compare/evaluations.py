@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ..shared.artifacts import ArtifactLike, ModelCard, read_json, read_jsonl
 from ..shared.errors import MixtuneError, RefusedError
+from ..shared.measures import HARNESS_FILE, Measure
 from .sources import source_of
 
 FORMAT = "mixtune-evaluation/1"
@@ -76,6 +77,8 @@ class Candidate:
     entry: Entry
     splits: dict[str, Measurements]
     curve: list[dict[str, Any]]
+    harness: list[Measure] = field(default_factory=list)
+    """Tasks of lm-evaluation-harness, where they were asked for."""
 
     @property
     def id(self) -> str:
@@ -173,11 +176,12 @@ def _manifest(folder: Path) -> dict[str, Any]:
 
 def _candidate(folder: Path, entry: Entry, embedded: bool) -> Candidate:
     own = folder / entry.id
-    curve = own / "training.jsonl"
+    curve, harness = own / "training.jsonl", own / HARNESS_FILE
     return Candidate(
         entry=entry,
         splits={split: _measurements(own, split, embedded) for split in SPLITS},
         curve=list(read_jsonl(curve)) if curve.is_file() else [],
+        harness=[Measure.model_validate(row) for row in read_jsonl(harness)] if harness.is_file() else [],
     )
 
 
@@ -257,7 +261,7 @@ def _align(one: Candidate, documents_of: Candidate, examples_of: Candidate, prob
         splits[split] = Measurements(
             truth.documents, measured.nats[order], measured.tokens[order], num_bytes, examples, truth.sources
         )
-    return Candidate(one.entry, splits, one.curve)
+    return replace(one, splits=splits)
 
 
 def _order(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from ..shared.context import Context
 from .config import Gate
 from .drawing import Picture
+from .harness import harness_sentence
 from .plots import looks, pareto_picture, sources_picture, training_curves
 from .results import EXTRA_METRICS, Comparison, name_of, words
 from .selection import share_limit
@@ -106,6 +107,7 @@ def _render(template: str, comparison: Comparison, drawn: Mapping[str, Picture],
         rows_of_sources=_rows_of_sources(report),
         single_documents=any(one["documents"] == 1 for one in report["forgetting"]["sources"]),
         costs_sentence=costs_sentence(report["costs"]),
+        harness_sentence=harness_sentence((report["lm_eval"] or {"columns": []})["columns"]),
         streams=STREAMS,
         titles=TITLES,
         likelihood=LIKELIHOODS.get(report["forgetting"]["likelihood"], report["forgetting"]["likelihood"]),
@@ -140,6 +142,7 @@ def environment(template: str) -> jinja2.Environment:
         "signed": lambda one: value(one, "+"),
         "percent": percent,
         "spread": spread,
+        "with_error": with_error,
         "cell": cell,
         "short": lambda text: text[:12],
         "sentence": lambda text: text[:1].upper() + text[1:],
@@ -160,6 +163,15 @@ def value(one: Mapping[str, Any] | None, sign: str = "", digits: int = 3) -> str
 def spread(one: Mapping[str, float] | None, sign: str = "") -> str:
     """A mean with its standard deviation; a dash where there is none."""
     return "–" if one is None else f"{one['mean']:{sign}.3f} ± {one['sd']:.3f}"
+
+
+def with_error(one: Mapping[str, Any], sign: str = "") -> str:
+    """A value with its standard error, where it has one; a dash where there is none."""
+    if one["value"] is None:
+        return "–"
+    digits = 3 if abs(one["value"]) < 100 else 1  # a perplexity can be large
+    error = "" if one["stderr"] is None else f" ±\N{NO-BREAK SPACE}{one['stderr']:.{digits}f}"
+    return f"{one['value']:{sign}.{digits}f}{error}"
 
 
 def percent(share: float | None) -> str:

@@ -14,6 +14,7 @@ from ..shared.context import Context
 from .config import CompareStep, Gate
 from .evaluations import SPLITS, Candidate, Entry, Evaluations, Measurements, Task
 from .examples import confusion, samples
+from .harness import by_candidate, described
 from .seeds import over_seeds, replicate_of
 from .selection import Decision, Measured, decide, hypervolume, measurably_forgets, pareto
 from .sources import Source, forgetting_by_source, group, worst, worst_sentence
@@ -249,6 +250,8 @@ def _report(
     sources = group(text.sources, text.num_bytes)
     by_source = {one.id: _by_source(one, evaluations, sources, draw) for one in evaluations.candidates}
     selected = next(one for one in evaluations.candidates if one.id == decision.selected)
+    pretrained = evaluations.of_kind("pretrained")
+    harness = by_candidate({one.id: one.harness for one in evaluations.candidates}, pretrained.id)
     return {
         "schema_version": SCHEMA_VERSION,
         "name": config.name,
@@ -285,9 +288,14 @@ def _report(
         },
         "contamination": {split: _contamination(finetuned.splits[split]) for split in SPLITS},
         "candidates": [
-            {**_row(one, scores[one.id], scores[finetuned.id], front, front_on_dev), **by_source[one.id]}
+            {
+                **_row(one, scores[one.id], scores[finetuned.id], front, front_on_dev),
+                **by_source[one.id],
+                "lm_eval": harness[one.id],
+            }
             for one in evaluations.candidates
         ],
+        "lm_eval": {"columns": described(pretrained.harness)} if pretrained.harness else None,
         "data": evaluations.data,
         "hypervolume": _hypervolume(measured),
         "seeds": over_seeds(evaluations.candidates, {name: _varying(by["test"]) for name, by in scores.items()}),

@@ -9,6 +9,7 @@ from ..shared.context import Context
 from ..shared.errors import GateNotMetError
 from .config import CompareStep
 from .evaluations import load_evaluations
+from .harness import differences
 from .report import pictures, render_html, render_markdown
 from .results import Comparison, Scores, compare
 
@@ -145,7 +146,7 @@ def _track(result: Comparison, numbers: dict[str, float], files: list[Path], con
         for split, scores in by_split.items():
             of_all |= {f"{name}.{split}.delta_bpb": scores.delta_bpb.value, f"{name}.{split}.bpb": scores.bpb.value}
             of_all[f"{name}.{split}.task_score"] = scores.task_score.value if scores.task_score else None
-    tracker.log_metrics({**numbers, **of_all})
+    tracker.log_metrics({**numbers, **of_all, **differences(result.report)})
     tracker.log_parent_metrics({f"selected.{name}": value for name, value in numbers.items()})
     for file in files:
         tracker.log_artifact(file, "report")

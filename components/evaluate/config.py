@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from ..shared.config import Section
 
@@ -18,6 +18,28 @@ METRICS: dict[str, tuple[Metric, ...]] = {
     "question_answering": ("exact_match", "token_f1"),
     "generation": ("exact_match", "token_f1", "rouge_l", "bleu", "chrf"),
 }
+
+
+class LmEval(Section):
+    """Tasks of lm-evaluation-harness, measured on every candidate, `pretrained` among them: what the model could do before and
+    can do after. Causal models only; needs the extra `lm-eval` where `evaluate` runs."""
+
+    tasks: list[Annotated[str, Field(min_length=1)]] = Field([])
+    """Names of tasks, groups or tags, such as `hellaswag`; none by default. The harness gets their data from the hub."""
+    tasks_folder: str | None = Field(None, min_length=1)
+    """Folder with task files of your own (YAML, in the harness's format). Paths in them are relative to this folder; Python
+    functions that they name are run."""
+    limit: int | None = Field(None, ge=1)
+    """Take no more than this many examples of each task; null takes all."""
+    few_shot: int | None = Field(None, ge=0)
+    """Solved examples before each question; null is what the task says. A task that says 0 keeps it."""
+
+    @field_validator("tasks")
+    @classmethod
+    def _each_task_once(cls, tasks: list[str]) -> list[str]:
+        if len(set(tasks)) != len(tasks):
+            raise ValueError("every task must stand there once")
+        return tasks
 
 
 class Evaluate(Section):
@@ -45,6 +67,8 @@ class Evaluate(Section):
     `models:/name/version` in the MLflow registry (made by mixtune; an alias that is not there yet means none), or a model
     folder."""
 
+    lm_eval: LmEval = LmEval()
+
     @model_validator(mode="after")
     def _each_alpha_once(self) -> Self:
         if len({f"{alpha:g}" for alpha in self.interpolation_alphas}) != len(self.interpolation_alphas):
@@ -65,6 +89,13 @@ class References(Section):
     """Identifies the content behind both names."""
 
 
+class LmEvalStep(LmEval):
+    """Tasks of lm-evaluation-harness, as `plan` hands them over."""
+
+    fingerprint: str = ""
+    """Identifies the content of `tasks_folder`."""
+
+
 class EvaluateStep(Section):
     """All that one `evaluate` task reads, as `plan` hands it over."""
 
@@ -81,3 +112,5 @@ class EvaluateStep(Section):
     """Not empty only in tasks that evaluate interpolated candidates."""
     references: References = References()
     """Set only in the task that evaluates `pretrained`."""
+    lm_eval: LmEvalStep | None = None
+    """None where no task is asked for, so that the other options of that section are in no cache key then."""

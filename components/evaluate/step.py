@@ -20,11 +20,13 @@ from ..shared.context import Context, Progress
 from ..shared.data import DataManifest, Documents, Split
 from ..shared.errors import MixtuneError, RefusedError
 from ..shared.masking import special_ids
+from ..shared.measures import HARNESS_FILE
 from ..shared.model import MixedModel
 from ..shared.packing import Segment
 from .config import EvaluateStep
 from .examples import example_row, from_head
 from .generation import generate
+from .harness import Harness
 from .likelihood import (
     batches,
     document_segments,
@@ -116,11 +118,12 @@ def run(
     folder.mkdir(parents=True, exist_ok=True)
     entries, not_finite = [], []
     likelihood = None
+    harness = Harness(config.lm_eval, config.batch_size) if config.lm_eval else None
     for subject in itertools.chain(
         _subjects(config, model, other, pretrained), references(config.references, model, context)
     ):
         _check(subject.card, held)
-        measured = _measure(subject, config, held, folder / subject.card.id, context)
+        measured = _measure(subject, config, held, folder / subject.card.id, context, harness)
         if measured is None:
             continue
         entry, bad, objective = measured
@@ -205,7 +208,9 @@ def _check(card: ModelCard, held: Held) -> None:
         raise RefusedError(*problems)
 
 
-def _check_model(card: ModelCard, model: MixedModel, words: PreTrainedTokenizerBase, held: Held) -> None:
+def _check_model(
+    card: ModelCard, model: MixedModel, words: PreTrainedTokenizerBase, held: Held, with_harness: bool
+) -> None:
     """Refuses a model that cannot be measured on this data."""
     problems = []
     size = model.config.get_text_config().vocab_size
@@ -215,6 +220,11 @@ def _check_model(card: ModelCard, model: MixedModel, words: PreTrainedTokenizerB
         made_for = f"made for {model.kind}" if model.kind else "without a task head"
         problems.append(f"{card.id}: is {made_for}, the held-out data is for {held.task}; prepare and train again")
     if model.objective == "masked_lm":
+        if with_harness:
+            problems.append(
+                f"evaluate.lm_eval.tasks: {card.id} is a masked language model, for which lm-evaluation-harness has no tasks; "
+                "leave them out"
+            )
         if words.mask_token_id is None:
             problems.append(
                 f"{card.id}: is a masked language model, but its tokenizer has no mask token, without which its loss on text "
@@ -309,7 +319,7 @@ class _Bench:
 
 
 def _measure(
-    subject: Subject, config: EvaluateStep, held: Held, folder: Path, context: Context
+    subject: Subject, config: EvaluateStep, held: Held, folder: Path, context: Context, harness: Harness | None
 ) -> tuple[dict[str, Any], list[dict[str, str]], Objective] | None:
     """Measures one candidate.
 
@@ -322,7 +332,7 @@ def _measure(
     if subject.card.kind == "base" and model.new_weights:
         context.say(f"base: has no trained language-model head ({model.new_weights[0]} is missing), so it has no loss")
         return None
-    _check_model(subject.card, model, words, held)
+    _check_model(subject.card, model, words, held, harness is not None)
     bench = _Bench(subject, model, words, config, held, context)
     shutil.rmtree(folder, ignore_errors=True)
     splits: dict[str, dict[str, Any]] = {}
@@ -343,6 +353,9 @@ def _measure(
             splits[split] |= _task_summary(rows, held, config.metric)
         else:
             splits[split] |= {"task_score": None, "examples": 0}
+    asked = harness.measure(model, words, context, f"{subject.card.id} lm_eval") if harness else []
+    if asked:
+        write_jsonl(folder / HARNESS_FILE, (row.model_dump(mode="json") for row in asked))
     curve = Path(subject.folder) / "training.jsonl"
     if subject.alpha is None and curve.is_file():
         shutil.copyfile(curve, folder / "training.jsonl")
@@ -352,6 +365,7 @@ def _measure(
         "other_uri": subject.other_uri,
         "alpha": subject.alpha,
         "splits": splits,
+        "lm_eval": {row.metric_name: {"value": row.value, "stderr": row.stderr} for row in asked},
         "evaluate_seconds": round(time.monotonic() - started, 2),
         "evaluate_run": context.tracker.run_id,
     }
@@ -443,6 +457,9 @@ def _track(
             for name, value in values.items():
                 if isinstance(value, int | float):
                     numbers[f"{prefix}{split}.{name}"] = float(value)
+        for name, found in entry["lm_eval"].items():
+            given = {name: found["value"], f"{name}.stderr": found["stderr"]}
+            numbers |= {f"{prefix}{key}": value for key, value in given.items() if value is not None}
         numbers[f"{prefix}evaluate_seconds"] = entry["evaluate_seconds"]
     context.tracker.log_metrics(numbers)
     if entries:

@@ -36,7 +36,7 @@ def write(folder: Path, stream: str, count: int) -> None:
 
     def documents() -> Any:
         for number in range(count):
-            tokens = draw.integers(3, DEFAULT.vocabulary, int(draw.integers(60, 140))).tolist()
+            tokens = draw.integers(3, DEFAULT.vocabulary, int(draw.integers(60, DEFAULT.max_length))).tolist()
             record = {"id": str(number), "source": "drawn", "bytes": 4 * len(tokens)}
             yield Document(tokens, record, 1 if stream == "pretrain" else len(tokens) - 2)
 
@@ -88,7 +88,7 @@ def main() -> None:
             for stream in ("pretrain", "finetune"):
                 write(Path(place) / stream, stream, scale * DOCUMENTS)
             command = [sys.executable, __file__, "--train", place]
-            done = subprocess.run(command, check=True, capture_output=True, text=True)
+            done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
         figures[scale] = {"documents": 2 * scale * DOCUMENTS, **json.loads(done.stdout.splitlines()[-1])}
         print(figures[scale], flush=True)  # noqa: T201
     if given.json:

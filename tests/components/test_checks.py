@@ -1,23 +1,26 @@
-"""What is found wrong with a base model before anything heavy starts."""
+"""What is found wrong with a base model, and with tasks that are asked for, before anything heavy starts."""
 
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from mixtune.components.checks import find_problems, fingerprints
+from mixtune.components.checks import find_problems, fingerprints, missing_here
 from mixtune.components.config import Config, load
+from tests.components.evaluate.harness_made import write_tasks
 from tests.components.shared.tiny import tiny_model, tiny_tokenizer
 
 
-def config(base: str | Path) -> Config:
+def config(base: str | Path, lm_eval: dict[str, Any] | None = None, **model: Any) -> Config:
     stream: dict[str, Any] = {"source": "embedded"}
     return load(
-        {"model": {"base": str(base)}, "data": {"pretrain": stream, "finetune": stream}, "pretrain": {"steps": 1}}
-    )
+        {"model": {"base": str(base), **model}, "data": {"pretrain": stream, "finetune": stream},
+         "pretrain": {"steps": 1}, "evaluate": {"lm_eval": lm_eval or {}}}
+    )  # fmt: skip
 
 
 @pytest.fixture
@@ -88,3 +91,55 @@ def test_changed_weights_change_the_fingerprint(folder: Path) -> None:
         file.seek(-1, 2)
         file.write(bytes([last[0] ^ 1]))
     assert fingerprints(config(folder)).base != before
+
+
+def test_tasks_of_ones_own_are_known_without_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = {"tasks": ["tiny_choice"], "tasks_folder": str(write_tasks(tmp_path / "tasks"))}
+    monkeypatch.setitem(sys.modules, "torch", None)
+    assert find_problems(config("scratch", asked)) == []
+    asked["tasks_folder"] = str(tmp_path / "nowhere")
+    assert find_problems(config("scratch", asked)) == [
+        f"evaluate.lm_eval.tasks_folder: there is no folder {tmp_path / 'nowhere'}"
+    ]
+    asked["tasks"] = []
+    assert find_problems(config("scratch", asked)) == []
+
+
+@pytest.mark.slow  # it reads all the task files that come with the harness
+def test_an_unknown_task_is_found_before_anything_starts() -> None:
+    (problem,) = find_problems(config("scratch", {"tasks": ["helaswag", "arc_easy"]}))
+    assert "knows no task helaswag" in problem
+    assert "hellaswag" in problem
+
+
+def test_a_masked_language_model_and_tasks_do_not_go_together(tmp_path: Path) -> None:
+    asked = {"tasks": ["tiny_choice"], "tasks_folder": str(write_tasks(tmp_path / "tasks"))}
+    tiny_model("bert").save(tmp_path / "model", tiny_tokenizer())
+    chosen = config("scratch", asked, objective="masked_lm"), config(tmp_path / "model", asked, max_length=64)
+    for one in chosen:
+        (problem,) = find_problems(one)
+        assert problem.startswith("evaluate.lm_eval.tasks: the model is a masked language model")
+    assert find_problems(config("scratch", objective="masked_lm")) == []
+
+
+def test_without_the_harness_plan_goes_on_and_a_run_here_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a container `plan` has no need of it: `evaluate` has an image of its own."""
+    monkeypatch.setitem(sys.modules, "lm_eval", None)
+    asked = config("scratch", {"tasks": ["hellaswag"]})
+    assert find_problems(asked) == []
+    (sentence,) = missing_here(asked)
+    assert "is not installed here" in sentence
+    assert missing_here(config("scratch")) == []
+
+
+def test_changed_task_files_and_data_change_the_fingerprint(tmp_path: Path) -> None:
+    folder = write_tasks(tmp_path / "tasks")
+    asked = config("scratch", {"tasks": ["tiny_choice"], "tasks_folder": str(folder)})
+    before = fingerprints(asked).tasks_folder
+    (folder / "__pycache__").mkdir()
+    (folder / "__pycache__" / "utils.pyc").write_bytes(b"1")
+    assert fingerprints(asked).tasks_folder == before
+    with (folder / "asked.jsonl").open("a") as file:
+        file.write(" ")
+    assert fingerprints(asked).tasks_folder != before
+    assert fingerprints(config("scratch", {"tasks_folder": str(folder)})).tasks_folder == ""

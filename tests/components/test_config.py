@@ -60,6 +60,8 @@ def test_lambda_outside_zero_and_one_is_refused(weight: Any) -> None:
         ({"finetune": {"steps": 4, "warmup_steps": 4}}, "finetune.warmup_steps"),
         ({"model": {"base": "scratch", "scratch": {"hidden_size": 30, "heads": 4}}}, "model.scratch.hidden_size"),
         ({"name": "No Capitals"}, "name"),
+        ({"evaluate": {"lm_eval": {"tasks": ["arc_easy", "arc_easy"]}}}, "evaluate.lm_eval.tasks"),
+        ({"evaluate": {"lm_eval": {"tasks": [""]}}}, "evaluate.lm_eval.tasks"),
     ],
 )
 def test_what_does_not_fit_is_refused(sections: dict[str, Any], field: str) -> None:
@@ -100,6 +102,8 @@ ALL = {
         ({"name": "other"}, {"compare", "register"}),
         ({"evaluate": {"interpolation_alphas": [0.1]}}, {"interpolate"}),
         ({"evaluate": {"batch_size": 3}}, {"evaluate", "interpolate"}),
+        ({"evaluate": {"lm_eval": {"limit": 3, "few_shot": 1, "tasks_folder": "nowhere"}}}, set()),
+        ({"evaluate": {"lm_eval": {"tasks": ["hellaswag"]}}}, {"evaluate", "interpolate"}),
         ({"tracking": {"uri": "http://elsewhere", "experiment": "x"}}, set()),
         ({"placement": {"gpus": 2}}, set()),
         ({"model": {"base": "scratch", "scratch": {"layers": 2}}}, {"pretrain"}),

@@ -214,3 +214,16 @@ def test_a_step_says_what_it_is_missing() -> None:
     for word in ("nonsense", "tokenizer", "model", "metrics"):
         assert f"{word}: the step pretrain" in result.stderr
     assert mixtune("step", "dance").exit_code == 2
+
+
+def test_tasks_of_the_harness_where_it_is_not_installed(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A check says so, since the steps may run elsewhere; a run on this machine is refused before it starts."""
+    monkeypatch.setitem(sys.modules, "lm_eval", None)
+    (data / "m.yaml").write_text(NEEDED + "evaluate: {lm_eval: {tasks: [hellaswag]}}\npretrain: {steps: 1}\n")
+    checked = mixtune("check", "m.yaml")
+    assert checked.exit_code == 0, checked.output
+    assert "a run on this machine would be refused: evaluate.lm_eval.tasks: needs the package lm_eval" in checked.output
+    refused = mixtune("run", "m.yaml")
+    assert refused.exit_code == 2
+    assert "mixtune: evaluate.lm_eval.tasks: needs the package lm_eval" in refused.output
+    assert not (data / "runs").exists()

@@ -8,14 +8,20 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mixtune.components.shared.artifacts import Artifact
+from mixtune.components.evaluate.config import LmEvalStep
+from mixtune.components.shared.artifacts import Artifact, read_jsonl, write_jsonl
 from mixtune.components.shared.config import Task
+from mixtune.components.shared.context import Context
+from mixtune.components.shared.errors import RefusedError
 
 from ..evaluate import made as measured
+from ..evaluate.harness_made import TASKS, write_tasks
 from .made import Outcome, compare
 
 
-def whole_run(folder: Path, task: Task, metric: str, architecture: str = "llama") -> Outcome:
+def whole_run(
+    folder: Path, task: Task, metric: str, architecture: str = "llama", context: Context | None = None, **how: Any
+) -> Outcome:
     """Evaluates four small models on the same held-out data and compares them."""
     labels = measured.LABELS if task in ("classification", "multi_label") else None
     labelled = measured.write_labelled(folder / "labelled", task)
@@ -36,7 +42,7 @@ def whole_run(folder: Path, task: Task, metric: str, architecture: str = "llama"
         text = folder / name / "text"
         text.parent.mkdir(parents=True, exist_ok=True)
         text.symlink_to(folder / "text")
-        _, path = measured.evaluate(folder / name, model, labelled, metric=metric, **options)
+        _, path = measured.evaluate(folder / name, model, labelled, metric=metric, **options, **how)
         return Artifact(str(path))
 
     measured.write_text(folder / "text", with_ends=architecture == "bert")
@@ -48,7 +54,7 @@ def whole_run(folder: Path, task: Task, metric: str, architecture: str = "llama"
             "of-interpolated", models["pretrained"], other=models["finetuned"], interpolation_alphas=[0.5]
         ),
     }
-    return compare(folder, inputs)
+    return compare(folder, inputs, context)
 
 
 @pytest.mark.parametrize("metric", ["accuracy", "macro_f1"])
@@ -115,3 +121,52 @@ def test_encoders(tmp_path: Path, task: Task, metric: str) -> None:
         assert 0 < done.row("finetuned")["mae"] <= done.row("finetuned")["rmse"]
     page = (done.folder / "report.html").read_text(encoding="utf-8")
     assert "every token is masked and predicted once" in page
+
+
+def test_tasks_of_the_harness_before_and_after(tmp_path: Path) -> None:
+    tasks = LmEvalStep(tasks=[*TASKS, "tiny_group"], tasks_folder=str(write_tasks(tmp_path / "tasks", examples=30)))
+    done = whole_run(tmp_path, "classification", "accuracy", lm_eval=tasks)
+    columns = done.report["lm_eval"]["columns"]
+    assert [column["name"] for column in columns] == [
+        "tiny_choice, acc",
+        "tiny_choice, acc_norm",
+        "tiny_answer, exact_match",
+        "tiny_cloze, perplexity",
+        "tiny_cloze, acc",
+        "tiny_group, acc",
+    ]
+    assert [column["examples"] for column in columns] == [30, 30, 30, 30, 30, 60]
+    before, after = ({one["task"]: one for one in done.row(name)["lm_eval"]} for name in ("pretrained", "finetuned"))
+    assert {one["vs_pretrained"] for one in before.values()} == {None}
+    paired = after["tiny_group"]["vs_pretrained"]
+    assert paired["value"] == pytest.approx(after["tiny_group"]["value"] - before["tiny_group"]["value"])
+    rows = [
+        {
+            row["task"]: row["values"]
+            for row in read_jsonl(tmp_path / f"of-{name}" / "evaluation" / name / "lm_eval.jsonl")
+        }
+        for name in ("finetuned", "pretrained")
+    ]
+    of_each = np.subtract(*(row["tiny_group"] for row in rows))
+    assert paired["stderr"] == pytest.approx(of_each.std(ddof=1) / np.sqrt(60))
+    assert paired["stderr"] > 0
+    page, summary = ((done.folder / f"report.{kind}").read_text(encoding="utf-8") for kind in ("html", "md"))
+    shown = f"{after['tiny_group']['value']:.3f} ±\N{NO-BREAK SPACE}{after['tiny_group']['stderr']:.3f}"
+    against = f"{paired['value']:+.3f} ±\N{NO-BREAK SPACE}{paired['stderr']:.3f}"
+    assert f"<td>{shown}<small>{against}</small></td>" in page
+    assert f"| {shown} ({against}) |" in summary
+    assert "tiny_group: 60 examples" in page
+    assert "(lower is better)" in page
+
+
+def test_candidates_that_were_measured_on_other_tasks_are_refused(tmp_path: Path) -> None:
+    folder = str(write_tasks(tmp_path / "tasks"))
+    whole_run(tmp_path, "classification", "accuracy", lm_eval=LmEvalStep(tasks=["tiny_cloze"], tasks_folder=folder))
+    file = tmp_path / "of-mixed" / "evaluation" / "mixed-0.3" / "lm_eval.jsonl"
+    write_jsonl(file, [row | {"digest": "another"} for row in read_jsonl(file)])
+    artifacts = {
+        name: Artifact(str(tmp_path / f"of-{name}" / "evaluation"))
+        for name in ("pretrained", "finetuned", "interpolated")
+    }
+    with pytest.raises(RefusedError, match=r"mixed-0\.3: was measured on other tasks or examples"):
+        compare(tmp_path, {**artifacts, "mixed": [Artifact(str(file.parents[1]))]})

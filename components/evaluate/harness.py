@@ -1,0 +1,236 @@
+"""Tasks of lm-evaluation-harness on a loaded candidate: its value of every metric, and what each example adds to it.
+
+The harness words the prompts, asks for log-likelihoods or text, and computes the metrics; the model is the one at hand. What
+it draws (solved examples for the prompt) it draws with its own fixed seeds, so all candidates see the same.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import math
+import random
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from ..shared.context import Context
+from ..shared.errors import RefusedError, UnreachableError, first_line
+from ..shared.measures import Measure
+from ..shared.model import MixedModel, pick_precision
+from .config import LmEvalStep
+from .harness_tasks import known_tasks
+
+if TYPE_CHECKING:
+    from lm_eval.tasks import TaskManager
+    from transformers import PreTrainedTokenizerBase
+
+SEEDS = {"python": 0, "numpy": 1234, "torch": 1234, "few_shot": 1234}
+"""The harness's own defaults, which published numbers were made with."""
+REQUESTS = ("loglikelihood", "loglikelihood_rolling", "generate_until")
+NETWORK = ("aiohttp", "httpcore", "httpcore2", "httpx", "httpx2", "huggingface_hub", "requests", "urllib3")
+"""Packages whose errors mean that data could not be fetched, and not that something is wrong with the configuration."""
+
+
+class Harness:
+    """The tasks that were asked for, known to exist.
+
+    Args:
+        settings: which tasks, and how.
+        batch_size: requests in one forward pass.
+
+    Raises:
+        RefusedError: where the harness is not installed or does not know a task.
+    """
+
+    def __init__(self, settings: LmEvalStep, batch_size: int) -> None:
+        self._settings, self._batch_size = settings, batch_size
+        self._tasks: TaskManager = known_tasks(settings)
+
+    def measure(self, model: MixedModel, words: PreTrainedTokenizerBase, context: Context, title: str) -> list[Measure]:
+        """Measures a candidate on every task.
+
+        Args:
+            title: the work, as progress names it.
+
+        Raises:
+            RefusedError: where a task cannot be loaded, or wants what mixtune does not do.
+            UnreachableError: where a task's data cannot be fetched.
+        """
+        from lm_eval.models.huggingface import HFLM
+
+        wrapped: Any = HFLM(
+            pretrained=model.lm,
+            tokenizer=words,
+            backend="causal",
+            batch_size=self._batch_size,
+            trust_remote_code=False,
+            mixed_precision_dtype="bfloat16" if pick_precision(model.precision) == "bf16" else None,
+            softmax_dtype="float32",
+        )
+        for name in REQUESTS:
+            setattr(wrapped, name, functools.partial(getattr(wrapped, name), disable_tqdm=True))
+        rows: list[Measure] = []
+        with context.progress(len(self._settings.tasks), "tasks", title) as progress:
+            for name in self._settings.tasks:
+                rows += self._measure(name, wrapped)
+                progress.advance()
+        return rows
+
+    def _measure(self, name: str, wrapped: Any) -> list[Measure]:
+        from lm_eval.evaluator import evaluate
+
+        settings = self._settings
+        # Data files stand in a task file relative to it, and to nothing that mixtune could know.
+        with contextlib.chdir(settings.tasks_folder or "."), _quiet_and_on_its_own():
+            loaded = self._load(name)
+            for task in loaded["tasks"].values():
+                _set_few_shot(task, settings.few_shot)
+            random.seed(SEEDS["python"])
+            np.random.seed(SEEDS["numpy"])
+            torch.manual_seed(SEEDS["torch"])
+            found = evaluate(lm=wrapped, task_dict=loaded, limit=settings.limit, bootstrap_iters=0, log_samples=True)
+        return list(_rows(loaded, found))
+
+    def _load(self, name: str) -> Any:
+        """Reads task files and fetches the data.
+
+        Any error can come out of that, from the user's own files as well as from the hub.
+        """
+        try:
+            loaded = self._tasks.load([name])
+        except Exception as error:
+            if isinstance(error, ConnectionError | TimeoutError) or type(error).__module__.split(".")[0] in NETWORK:
+                raise UnreachableError(
+                    f"evaluate.lm_eval.tasks: the data of {name} cannot be fetched ({first_line(error)})"
+                ) from None
+            if isinstance(error, KeyError) and error.args == (None,):  # of a function that was not found
+                raise RefusedError(_other_metric(name, "a metric")) from None
+            kind = "" if isinstance(error, RefusedError) else f"{type(error).__name__}: "
+            raise RefusedError(f"evaluate.lm_eval.tasks: {name} cannot be loaded ({kind}{first_line(error)})") from None
+        problems = [problem for task in loaded["tasks"].values() for problem in _cannot_be_done(task)]
+        if problems:
+            raise RefusedError(*problems)
+        return loaded
+
+
+@contextlib.contextmanager
+def _quiet_and_on_its_own() -> Iterator[None]:
+    """The harness without bars, which would be a line for each of their steps in a pod's log, and without code from the hub.
+
+    The latter is what the package `evaluate` loads, also from its cache, where a task wants a metric that is not the harness's.
+    """
+    import evaluate as hub_metrics
+    import lm_eval.api.task
+    from datasets import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+
+    before, bars, load = are_progress_bars_disabled(), lm_eval.api.task.tqdm, hub_metrics.load
+    disable_progress_bars()
+    lm_eval.api.task.tqdm = functools.partial(bars, disable=True)
+    hub_metrics.load = _refuse_metric
+    try:
+        yield
+    finally:
+        lm_eval.api.task.tqdm, hub_metrics.load = bars, load
+        if not before:
+            enable_progress_bars()
+
+
+def _refuse_metric(path: str, *_: Any, **__: Any) -> Any:
+    raise RefusedError(f"it loads the metric {path} from the hub, whose code mixtune does not run")
+
+
+def _set_few_shot(task: Any, few_shot: int | None) -> None:
+    """As `lm_eval.simple_evaluate` does it: a task that says 0 means it, since its prompt has no room for examples."""
+    said = task.get_config("num_fewshot")
+    if few_shot is None or said == 0:
+        task.set_config(key="num_fewshot", value=said or 0)
+    else:
+        task.set_config(key="num_fewshot", value=few_shot)
+    task.set_fewshot_seed(seed=SEEDS["few_shot"])
+
+
+def _cannot_be_done(task: Any) -> list[str]:
+    name = f"evaluate.lm_eval.tasks: {task.task_name}"
+    problems = []
+    if getattr(task, "UNSAFE_CODE", False):
+        problems.append(f"{name} runs code that the model wrote, which mixtune does not do; leave it out")
+    if getattr(task, "MULTIMODAL", False):
+        problems.append(f"{name} asks about pictures or sound, and the model reads text; leave it out")
+    missing = [metric for metric, function in getattr(task, "_metric_fn_list", {}).items() if function is None]
+    if missing:
+        problems.append(_other_metric(task.task_name, f"the metric {', '.join(missing)}"))
+    return problems
+
+
+def _other_metric(task: str, metric: str) -> str:
+    return (
+        f"evaluate.lm_eval.tasks: {task} asks for {metric} that lm-evaluation-harness does not have; it would be code from the "
+        "hub, which mixtune does not run"
+    )
+
+
+def _rows(loaded: Any, found: Any) -> Iterator[Measure]:
+    for name, members in _shown(loaded):
+        few_shot = found["n-shot"].get(name)
+        better = found["higher_is_better"].get(name) or {}
+        for key, value in found["results"][name].items():
+            metric, comma, filtered = key.partition(",")
+            if not comma or metric.endswith("_stderr") or not _is_number(value):
+                continue
+            samples = [
+                (member, sample)
+                for member in members
+                for sample in found["samples"][member]
+                if sample["filter"] == filtered and metric in sample
+            ]
+            values = _of_examples([sample[metric] for _, sample in samples], float(value))
+            identity = [(member, sample["doc_hash"], sample["prompt_hash"]) for member, sample in samples]
+            yield Measure(
+                task=name,
+                metric=metric,
+                filter=filtered,
+                value=float(value) if math.isfinite(value) else None,
+                stderr=_standard_error(values),
+                examples=len(samples),
+                higher_is_better=better.get(metric),
+                few_shot=few_shot,
+                digest=hashlib.sha256(repr(identity).encode()).hexdigest(),
+                values=values,
+            )
+
+
+def _shown(loaded: Any) -> Iterator[tuple[str, list[str]]]:
+    """What gets a row, with the tasks that it is made of: a group that has a value of its own, and else its tasks."""
+    groups = {name: group for name, group in loaded.get("groups", {}).items() if group.has_aggregation}
+    inside = {task.task_name for group in groups.values() for task in group.get_all_tasks()}
+    inside |= {inner.name for group in groups.values() for inner in group.get_all_groups()}
+    for name, group in groups.items():
+        if name not in inside:
+            yield name, [task.task_name for task in group.get_all_tasks()]
+    for name in loaded["tasks"]:
+        if name not in inside:
+            yield name, [name]
+
+
+def _of_examples(values: Iterable[Any], whole: float) -> list[float] | None:
+    """What each example adds, where the whole is their mean; of a perplexity, an F1, or BLEU it is not."""
+    values = list(values)
+    if not values or not all(_is_number(value) and math.isfinite(value) for value in values):
+        return None
+    numbers = [float(value) for value in values]
+    return numbers if math.isclose(math.fsum(numbers) / len(numbers), whole, rel_tol=1e-9, abs_tol=1e-12) else None
+
+
+def _standard_error(values: list[float] | None) -> float | None:
+    """Of the mean, with Bessel's correction, as the harness has it."""
+    if values is None or len(values) < 2:
+        return None
+    return float(np.std(values, ddof=1) / math.sqrt(len(values)))
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, bool | int | float | np.number)

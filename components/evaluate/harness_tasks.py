@@ -1,0 +1,80 @@
+"""Which tasks lm-evaluation-harness knows. No torch: `mixtune check` and `plan` ask it before anything heavy starts."""
+
+from __future__ import annotations
+
+import difflib
+import importlib.util
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..shared.errors import RefusedError, first_line
+from .config import LmEval
+
+if TYPE_CHECKING:
+    from lm_eval.tasks import TaskManager
+
+NOT_INSTALLED = (
+    "evaluate.lm_eval.tasks: needs the package lm_eval, which is not installed here; install mixtune with the extra lm-eval "
+    "(pip install 'mixtune[torch,lm-eval]'), or leave the tasks out"
+)
+SHOWN_NAMES = 3
+
+
+def installed() -> bool:
+    """Whether lm-evaluation-harness is there; imports nothing."""
+    return importlib.util.find_spec("lm_eval") is not None
+
+
+def known_tasks(settings: LmEval) -> TaskManager:
+    """The tasks that come with the harness and those of the user's own folder, which go first.
+
+    Raises:
+        RefusedError: where the harness is not installed, and naming every task that it does not know.
+    """
+    if not installed():
+        raise RefusedError(NOT_INSTALLED)
+    try:
+        from lm_eval.tasks import TaskManager
+    except ImportError as error:
+        raise RefusedError(
+            f"evaluate.lm_eval.tasks: lm_eval is installed but cannot be imported ({first_line(error)})"
+        ) from None
+    logging.getLogger("lm_eval").setLevel(logging.CRITICAL)  # what is wrong is raised
+
+    folder, path = settings.tasks_folder, None
+    own: list[str] = []
+    if folder is not None:
+        if not Path(folder).is_dir():
+            raise RefusedError(f"evaluate.lm_eval.tasks_folder: there is no folder {folder}")
+        path = Path(folder).absolute()
+        manager = TaskManager(include_path=path, include_defaults=False)
+        own = manager.all_tasks
+        # To read the thousands of files that come with the harness takes seconds; without them, none.
+        if set(settings.tasks) | _members_of_groups(manager) <= set(own):
+            return manager
+    manager = TaskManager(include_path=path)
+    problems = [
+        _unknown(name, manager.all_tasks, folder, own) for name in settings.tasks if name not in manager.all_tasks
+    ]
+    if problems:
+        raise RefusedError(*problems)
+    return manager
+
+
+def _members_of_groups(manager: TaskManager) -> set[str]:
+    """What the groups in the user's folder are made of, which can be tasks that come with the harness."""
+    groups = (manager.task_index[name].cfg or {} for name in manager.all_groups)
+    members = [member for group in groups for member in group.get("task") or []]
+    return {
+        str(member.get("task") or member.get("group")) if isinstance(member, dict) else member for member in members
+    }
+
+
+def _unknown(name: str, known: list[str], folder: str | None, own: list[str]) -> str:
+    near = difflib.get_close_matches(name, known, SHOWN_NAMES)
+    hint = f"; near it are {', '.join(near)}" if near else ""
+    if folder is not None:
+        there = ", ".join(own[:SHOWN_NAMES]) + (" and others" if len(own) > SHOWN_NAMES else "") or "no task"
+        hint += f"; {folder} defines {there}"
+    return f"evaluate.lm_eval.tasks: lm-evaluation-harness knows no task {name}{hint}"
