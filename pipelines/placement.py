@@ -17,6 +17,7 @@ from mixtune.components.shared.checkpoints import PLACE
 from mixtune.components.shared.errors import RefusedError
 
 GPU_STEPS = frozenset({"pretrain", "finetune", "mixed", "evaluate"})
+ORDER = ("plan", "prepare", "pretrain", "finetune", "mixed", "evaluate", "compare", "register", "finish")
 # What keeps the books runs every time: plan looks at the sources, the others give every run a verdict of its own.
 NEVER_CACHED = frozenset({"plan", "compare", "register", "finish"})
 GPU_RETRIES = 2
@@ -60,6 +61,17 @@ def images() -> dict[str, str]:
     return {step: f"{image}:{values['tag']}" for step, image in values["images"].items()}
 
 
+def steps_from(step: str) -> tuple[str, ...]:
+    """A step and those that come after it.
+
+    Raises:
+        RefusedError: where there is no such step.
+    """
+    if step not in ORDER:
+        raise RefusedError(f"--from: must be one of {', '.join(ORDER)}, found {step}")
+    return ORDER[ORDER.index(step) :]
+
+
 @dataclass
 class Placer:
     """Places a task: called on every task of the DAG.
@@ -80,6 +92,7 @@ class Placer:
     checkpoint_url: str | None = None
     offline: bool = False
     _run_time: Mapping[str, Any] = field(default_factory=dict)
+    _anew: frozenset[str] = frozenset()
 
     @classmethod
     def local(cls) -> Placer:
@@ -127,6 +140,14 @@ class Placer:
             **({"checkpoint_secret": (str, "mixtune-checkpoints", secret)} if self.checkpoint_url else {}),
         }
 
+    def run_from(self, step: str) -> None:
+        """Lets a step and those after it take nothing from the cache; caching is no part of KFP's cache key.
+
+        Raises:
+            RefusedError: where there is no such step.
+        """
+        self._anew = frozenset(steps_from(step))
+
     def with_parameters(self, values: Mapping[str, Any]) -> None:
         """Takes the pipeline's run-time parameters."""
         self._run_time = values
@@ -148,7 +169,7 @@ class Placer:
             at: `gpus`, `node_selector` and `tolerations` of its own, in place of the run-time parameters.
         """
         task.set_container_image(images()[step])
-        task.set_caching_options(step not in NEVER_CACHED)
+        task.set_caching_options(step not in NEVER_CACHED and step not in self._anew)
         if self.profile is None:
             return task
         if words:
