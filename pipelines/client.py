@@ -12,7 +12,7 @@ import os
 import subprocess
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -87,12 +87,12 @@ def neutral(config: Config) -> Config:
     return load(values)
 
 
-def package_of(config: Config, step: str | None = None, run_from: str | None = None) -> Package:
+def package_of(config: Config, step: str | None = None, optional: Collection[str] = ()) -> Package:
     """Compiles the pipeline, whole or of one step.
 
     Args:
         step: one step as a pipeline of its own.
-        run_from: this step and those after it take nothing from the cache.
+        optional: what the step is to be given of what it can do without.
     """
     from kfp import compiler
 
@@ -102,14 +102,11 @@ def package_of(config: Config, step: str | None = None, run_from: str | None = N
 
     base = neutral(config)
     place = Placer.cluster(base)
-    if run_from:
-        place.run_from(run_from)
-    pipeline = make_step_pipeline(step, base, place) if step else make_pipeline(base, place)
+    pipeline = make_step_pipeline(step, base, place, optional) if step else make_pipeline(base, place)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "package.yaml"
         compiler.Compiler().compile(pipeline, str(file))
-        note = f"runs {run_from} and what comes after it anew" if run_from else ""
-        return Package(f"{NAME}-{step}" if step else NAME, file.read_text(encoding="utf-8"), note)
+        return Package(f"{NAME}-{step}" if step else NAME, file.read_text(encoding="utf-8"))
 
 
 def run_parameters(config: Config) -> dict[str, Any]:
@@ -172,6 +169,7 @@ def upload(api: Api, package: Package) -> Version:
 
 def _pipeline(api: Api, name: str) -> str:
     """Finds or makes the pipeline, without a version of its own."""
+
     def named() -> kfp_api.V2beta1Pipeline | None:
         found = api.call(
             "list the pipelines",
@@ -202,6 +200,7 @@ def submit(
     experiment: str = DEFAULT_EXPERIMENT,
     run_key: str | None = None,
     description: str = "",
+    experiment_id: str | None = None,
 ) -> Submitted:
     """Makes a run, or finds the one that an earlier try or job made with the same key.
 
@@ -209,8 +208,9 @@ def submit(
         name: name of the run; the key is put behind it.
         values: parameters of the run.
         run_key: what a job and its repetition have in common; without it every submission is a run of its own.
+        experiment_id: experiment that is there, in place of one by name.
     """
-    experiment_id = _experiment(api, experiment)
+    experiment_id = experiment_id or _experiment(api, experiment)
     key = run_key or f"{time.strftime('%Y%m%d-%H%M%S')}-{os.urandom(3).hex()}"
     shown = f"{name} {key}"
 

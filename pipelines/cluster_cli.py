@@ -30,9 +30,7 @@ Authority = Annotated[
     Optional[Path],  # noqa: UP045
     typer.Option("--ca", help="File with the certificate authority of the address; without it MIXTUNE_KFP_CA."),
 ]
-Timeout = Annotated[
-    str | None, typer.Option(help="How long to wait: 90s, 30m, 6h, 1d. As long as it takes without.")
-]
+Timeout = Annotated[str | None, typer.Option(help="How long to wait: 90s, 30m, 6h, 1d. As long as it takes without.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object; progress goes to the error output.")]
 Summary = Annotated[Optional[Path], typer.Option(help="Add the result to this file, as Markdown.")]  # noqa: UP045
 Experiment = Annotated[str, typer.Option(help="KFP experiment; it is made if it is not there.")]
@@ -157,7 +155,6 @@ def rerun(
     overrides: Overrides = [],  # noqa: B006
     host: Host = None,
     namespace: Namespace = None,
-    experiment: Experiment = "mixtune",
     wait: Annotated[bool, typer.Option("--wait", help="Follow the run to its end.")] = False,
     timeout: Timeout = None,
     run_key: RunKey = None,
@@ -172,4 +169,4 @@ def rerun(
     with plain_errors():
         showing = Showing(wait or timeout is not None, timeout, as_json, summary)
         address = (host, namespace, token_file, ca)
-        raise typer.Exit(rerun_and_show(address, run, from_, only, overrides, experiment, run_key, showing))
+        raise typer.Exit(rerun_and_show(address, run, from_, only, overrides, run_key, showing))

@@ -129,7 +129,6 @@ def rerun_and_show(
     run_from: str | None,
     only: str | None,
     overrides: Sequence[str],
-    experiment: str,
     run_key: str | None,
     showing: Showing,
 ) -> int:
@@ -147,9 +146,9 @@ def rerun_and_show(
         return rerun_local.rerun_local(Path(run), run_from, only, overrides)
     api = Api(Connection.find(*address))
     if run_from is not None:
-        return follow(api, rerun.rerun_from(api, run, run_from, overrides, experiment, run_key), showing)
+        return follow(api, rerun.rerun_from(api, run, run_from, overrides, run_key), showing)
     assert only is not None
     status = 0
-    for made in rerun.rerun_only(api, run, only, overrides, experiment, run_key):
+    for made in rerun.rerun_only(api, run, only, overrides, run_key):
         status = max(status, follow(api, made, showing))
     return status

@@ -92,7 +92,6 @@ class Placer:
     checkpoint_url: str | None = None
     offline: bool = False
     _run_time: Mapping[str, Any] = field(default_factory=dict)
-    _anew: frozenset[str] = frozenset()
 
     @classmethod
     def local(cls) -> Placer:
@@ -140,14 +139,6 @@ class Placer:
             **({"checkpoint_secret": (str, "mixtune-checkpoints", secret)} if self.checkpoint_url else {}),
         }
 
-    def run_from(self, step: str) -> None:
-        """Lets a step and those after it take nothing from the cache; caching is no part of KFP's cache key.
-
-        Raises:
-            RefusedError: where there is no such step.
-        """
-        self._anew = frozenset(steps_from(step))
-
     def with_parameters(self, values: Mapping[str, Any]) -> None:
         """Takes the pipeline's run-time parameters."""
         self._run_time = values
@@ -169,7 +160,7 @@ class Placer:
             at: `gpus`, `node_selector` and `tolerations` of its own, in place of the run-time parameters.
         """
         task.set_container_image(images()[step])
-        task.set_caching_options(step not in NEVER_CACHED and step not in self._anew)
+        task.set_caching_options(step not in NEVER_CACHED)
         if self.profile is None:
             return task
         if words:

@@ -26,7 +26,7 @@ import yaml
 from google.protobuf import json_format
 from kfp.pipeline_spec import pipeline_spec_pb2
 
-_TYPES = {
+_TYPES: dict[str, Any] = {
     "STRING": str,
     "NUMBER_INTEGER": int,
     "NUMBER_DOUBLE": (int, float),
@@ -34,7 +34,7 @@ _TYPES = {
     "STRUCT": dict,
     "BOOLEAN": bool,
 }
-_serialise = kfp_api.ApiClient(kfp_api.Configuration(host="http://nowhere")).sanitize_for_serialization
+_serialise: Any = kfp_api.ApiClient(kfp_api.Configuration(host="http://nowhere")).sanitize_for_serialization
 
 
 class RefusedRequestError(Exception):
@@ -235,6 +235,17 @@ class KfpServer:
         found = [one for one in self.store.versions.values() if one.pipeline_id == pipeline]
         return kfp_api.V2beta1ListPipelineVersionsResponse(pipeline_versions=self._matching(found, query) or None)
 
+    def _get_version(self, query: dict[str, str], headers: Any, body: bytes, pipeline: str, version: str) -> Any:
+        found = self.store.versions.get(version)
+        if found is None or found.pipeline_id != pipeline:
+            raise RefusedRequestError(404, "there is no such version")
+        package = dict(self.store.packages[version])
+        platform = package.pop("platform")
+        return kfp_api.V2beta1PipelineVersion(
+            **{name: getattr(found, name) for name in ("pipeline_id", "pipeline_version_id", "name", "display_name")},
+            pipeline_spec={"pipeline_spec": package, "platform_spec": platform} if platform else package,
+        )
+
     def _upload_version(self, query: dict[str, str], headers: Any, body: bytes) -> Any:
         if query.get("pipelineid") not in self.store.pipelines:
             raise RefusedRequestError(404, "there is no such pipeline")
@@ -339,6 +350,7 @@ _ROUTES = {
     ("POST", "/apis/v2beta1/pipelines"): "_create_pipeline",
     ("POST", "/apis/v2beta1/pipelines/upload_version"): "_upload_version",
     ("GET", "/apis/v2beta1/pipelines/([^/]+)/versions"): "_list_versions",
+    ("GET", "/apis/v2beta1/pipelines/([^/]+)/versions/([^/]+)"): "_get_version",
     ("GET", "/apis/v2beta1/experiments"): "_list_experiments",
     ("POST", "/apis/v2beta1/experiments"): "_create_experiment",
     ("GET", "/apis/v2beta1/runs"): "_list_runs",
@@ -356,8 +368,8 @@ def _package_in(headers: Any, body: bytes) -> dict[str, Any]:
     files = [part for part in form.iter_parts() if part.get_param("name", header="content-disposition") == "uploadfile"]
     if len(files) != 1:
         raise RefusedRequestError(400, "Failed to read pipeline from file: no uploadfile in the form")
-    package, *platform = yaml.safe_load_all(files[0].get_content() if isinstance(files[0].get_content(), str) else
-                                            files[0].get_payload(decode=True))  # fmt: skip
+    content: Any = files[0].get_payload(decode=True)
+    package, *platform = yaml.safe_load_all(content)
     try:
         json_format.ParseDict(package, pipeline_spec_pb2.PipelineSpec())
         for one in platform:
