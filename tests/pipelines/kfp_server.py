@@ -205,11 +205,10 @@ class KfpServer:
         found = list(items)
         for predicate in json.loads(query.get("filter", "{}")).get("predicates", []):
             key, value = predicate["key"], predicate["stringValue"]
-            same = {
-                "EQUALS": lambda one, value=value: one == value,
-                "IS_SUBSTRING": lambda one, value=value: value in one,
-            }[predicate["operation"]]
-            found = [one for one in found if same(getattr(one, key))]
+            if predicate["operation"] not in ("EQUALS", "IS_SUBSTRING"):
+                raise RefusedRequestError(400, f"unknown operation {predicate['operation']}")
+            whole = predicate["operation"] == "EQUALS"
+            found = [one for one in found if (getattr(one, key) == value if whole else value in getattr(one, key))]
         if "experiment_id" in query:
             found = [one for one in found if one.experiment_id == query["experiment_id"]]
         if query.get("namespace"):

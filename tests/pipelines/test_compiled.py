@@ -124,7 +124,12 @@ def test_candidates_travel_as_text(package: dict[str, Any]) -> None:
     # Whole numbers inside lists and objects arrive as floats.
     plan = package["components"]["comp-plan"]["outputDefinitions"]["parameters"]
     others = {name: one["parameterType"] for name, one in plan.items() if one["parameterType"] != "STRING"}
-    assert others == {"Output": "LIST", "pretrain_node_selector": "STRUCT", "pretrain_tolerations": "LIST"}
+    assert others == {
+        "Output": "LIST",
+        "pretrain_node_selector": "STRUCT",
+        "pretrain_tolerations": "LIST",
+        "pretrain_affinity": "STRUCT",
+    }
     mixed = package["components"]["comp-mixed"]["inputDefinitions"]["parameters"]
     assert {name: one["parameterType"] for name, one in mixed.items()} == {"candidate": "STRING", "config": "STRING"}
 
