@@ -39,21 +39,25 @@ def init(
 
 
 @app.command()
-def check(config: ConfigFile = None, overrides: Overrides = []) -> None:  # noqa: B006 - typer's way
+def check(
+    config: ConfigFile = None,
+    overrides: Overrides = [],  # noqa: B006 - typer's way
+    cluster: Annotated[bool, typer.Option("--cluster", help="Look at what the cluster lacks, too.")] = False,
+    host: cluster_cli.Host = None,
+    namespace: cluster_cli.Namespace = None,
+    token_file: cluster_cli.TokenFile = None,
+    ca: cluster_cli.Authority = None,
+) -> None:
     """Check a configuration and what it names, in a second; nothing is trained."""
-    from mixtune.components.checks import find_problems
-    from mixtune.components.mixed.config import candidates
-    from mixtune.components.shared.errors import RefusedError
-
-    from .configuration import read_config
+    from .commands import check_and_show
 
     with plain_errors():
-        parsed = read_config(config, overrides)
-        problems = find_problems(parsed)
-        if problems:
-            raise RefusedError(*problems)
-        names = ", ".join(candidate.id for candidate in candidates(parsed.mixed))
-        typer.echo(f"{parsed.name}: the configuration is good; base model {parsed.model.base}, candidates {names}")
+        if not cluster:
+            check_and_show(config, overrides)
+            return
+        from .cluster_commands import check_cluster_and_show
+
+        raise typer.Exit(check_cluster_and_show((host, namespace, token_file, ca), config, overrides))
 
 
 @app.command()

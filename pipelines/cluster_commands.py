@@ -152,3 +152,26 @@ def rerun_and_show(
     for made in rerun.rerun_only(api, run, only, overrides, run_key):
         status = max(status, follow(api, made, showing))
     return status
+
+
+def check_cluster_and_show(address: Address, config: Path | None, overrides: Sequence[str]) -> int:
+    """Shows what the cluster has and lacks for a configuration, in one list, and returns the exit status.
+
+    Folders and files that the configuration names are not looked at: they are the cluster's.
+    """
+    from .cluster import check_cluster
+
+    wanted = read_config(config, overrides)
+    try:
+        connection, why = Connection.find(*address), ""
+    except RefusedError as error:
+        connection, why = None, "; ".join(error.problems)
+    findings = check_cluster(wanted, connection, why)
+    marks = {"there": "ok", "missing": "MISSING", "away": "AWAY", "unknown": "?", "note": ""}
+    for finding in findings:
+        print(f"{marks[finding.kind]:<8} {finding.sentence}")  # noqa: T201
+    kinds = {finding.kind for finding in findings}
+    if kinds & {"missing", "away"}:
+        count = sum(1 for finding in findings if finding.kind in ("missing", "away"))
+        print(f"mixtune: {count} of these must be put right before a run can work", file=sys.stderr)  # noqa: T201
+    return 2 if "missing" in kinds else 4 if "away" in kinds else 0
