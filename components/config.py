@@ -9,9 +9,9 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from .compare.config import CompareStep, Gate
 from .evaluate.config import METRICS, Evaluate, EvaluateStep, LmEvalStep, References
@@ -22,6 +22,15 @@ from .pretrain.config import Pretrain, PretrainStep
 from .register.config import RegisterStep
 from .shared.config import SCRATCH, Model, Section, Tracking, Training, describe_problems
 from .shared.errors import RefusedError
+
+
+def _as_text(value: Any) -> Any:
+    """People write `cpu: 4`; Kubernetes takes text as well."""
+    return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
+
+
+Cpu = Annotated[str, BeforeValidator(_as_text), Field(pattern=r"^\d+(\.\d+)?m?$")]
+Memory = Annotated[str, Field(pattern=r"^\d+(\.\d+)?(E|Ei|P|Pi|T|Ti|G|Gi|M|Mi|K|Ki)$")]
 
 
 class Data(Section):
@@ -35,9 +44,35 @@ class Placement(Section):
     """Where the steps of a cluster run are placed. Local runs pay no heed to it."""
 
     profile: str = "cpu"
-    """Name of a profile in `pipelines/node_pools.yaml`."""
+    """Name of a placement profile: what tells GPU nodes apart on one kind of cluster, and what tasks ask for. `cpu`, `nvidia`,
+    `gke`, `eks` and `aks` come with mixtune (`pipelines/node_pools.yaml`)."""
+    profiles_file: str | None = Field(None, min_length=1)
+    """YAML file with profiles of your own, in the form of `pipelines/node_pools.yaml`; one with the name of a profile there
+    takes its place."""
     gpus: int = Field(0, ge=0)
     """GPUs for each of pretrain, finetune, mixed and evaluate."""
+    cpu: Cpu | None = None
+    """CPUs of a task without a GPU, such as `2` or `500m`; null is the profile's."""
+    memory: Memory | None = None
+    """Memory of a task without a GPU, such as `8Gi`; null is the profile's."""
+    gpu_cpu: Cpu | None = None
+    """CPUs of each of pretrain, finetune, mixed and evaluate; null is the profile's."""
+    gpu_memory: Memory | None = None
+    """Memory of each of pretrain, finetune, mixed and evaluate; null is the profile's."""
+    shared_memory: Memory | None = None
+    """Size of /dev/shm in the same tasks; it counts as their memory. Null is what the node allows."""
+    cpu_tasks_on_gpu_nodes: bool = False
+    """Whether tasks without a GPU may go to the nodes that the profile's labels name: for clusters that have no others."""
+    queue: str | None = Field(None, pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")
+    """Kueue's local queue that all pods are put in, by the label `kueue.x-k8s.io/queue-name`; null is none."""
+    gpu_retries: int = Field(2, ge=0, le=10)
+    """How often pretrain, finetune, mixed and evaluate are tried again after a failure."""
+    gpu_timeout_hours: float | None = Field(None, gt=0)
+    """Longest time of one pod of these tasks; one that takes longer is ended, and tried again from its last checkpoint."""
+    run_as_user: int | None = Field(None, ge=0)
+    """User id that containers run as, for clusters that ask for one; null is the image's."""
+    run_as_group: int | None = Field(None, ge=0)
+    """Group id that containers run as; null is the image's."""
     checkpoint_claim: str | None = Field(None, pattern=r"^[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?$")
     """Name of a PersistentVolumeClaim that trainings keep their checkpoints in; where candidates are trained on several nodes
     at a time, one of access mode ReadWriteMany."""

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Optional
 
 import typer
+
+from . import cluster_cli
+from .plain_errors import plain_errors
 
 app = typer.Typer(
     add_completion=False,
@@ -26,25 +26,6 @@ ConfigFile = Annotated[
 Overrides = Annotated[list[str], typer.Option("--set", metavar="A.B=C", help="Override an option; can be repeated.")]
 
 
-@contextlib.contextmanager
-def _plain_errors() -> Iterator[None]:
-    """Turns errors meant for users into plain sentences and an exit status."""
-    from mixtune.components.shared.errors import MixtuneError
-    from mixtune.components.shared.outcome import EXIT_STATUS
-
-    try:
-        yield
-    except MixtuneError as error:
-        for problem in error.problems:
-            typer.echo(f"mixtune: {problem}", err=True)
-        raise typer.Exit(EXIT_STATUS[error.kind]) from None
-    except KeyboardInterrupt:
-        raise typer.Exit(EXIT_STATUS["interrupted"]) from None
-    except BrokenPipeError:
-        sys.stderr.close()
-        raise typer.Exit(0) from None
-
-
 @app.command()
 def init(
     task: Annotated[str, typer.Option(help="classification or generation.")] = "classification",
@@ -53,28 +34,30 @@ def init(
     """Print an annotated configuration: mixtune init > mixtune.yaml."""
     from .configuration import annotated, init_values
 
-    with _plain_errors():
+    with plain_errors():
         typer.echo(annotated(init_values(config, task)), nl=False)
 
 
 @app.command()
-def check(config: ConfigFile = None, overrides: Overrides = []) -> None:  # noqa: B006 - typer's way
+def check(
+    config: ConfigFile = None,
+    overrides: Overrides = [],  # noqa: B006 - typer's way
+    cluster: Annotated[bool, typer.Option("--cluster", help="Look at what the cluster lacks, too.")] = False,
+    host: cluster_cli.Host = None,
+    namespace: cluster_cli.Namespace = None,
+    token_file: cluster_cli.TokenFile = None,
+    ca: cluster_cli.Authority = None,
+) -> None:
     """Check a configuration and what it names, in a second; nothing is trained."""
-    from mixtune.components.checks import find_problems, missing_here
-    from mixtune.components.mixed.config import candidates
-    from mixtune.components.shared.errors import RefusedError
+    from .commands import check_and_show
 
-    from .configuration import read_config
+    with plain_errors():
+        if not cluster:
+            check_and_show(config, overrides)
+            return
+        from .cluster_commands import check_cluster_and_show
 
-    with _plain_errors():
-        parsed = read_config(config, overrides)
-        problems = find_problems(parsed)
-        if problems:
-            raise RefusedError(*problems)
-        names = ", ".join(candidate.id for candidate in candidates(parsed.mixed))
-        typer.echo(f"{parsed.name}: the configuration is good; base model {parsed.model.base}, candidates {names}")
-        for sentence in missing_here(parsed):  # of no matter where the steps run in images
-            typer.echo(f"a run on this machine would be refused: {sentence}")
+        raise typer.Exit(check_cluster_and_show((host, namespace, token_file, ca), config, overrides))
 
 
 @app.command()
@@ -88,7 +71,7 @@ def run(
     """Run the whole pipeline on this machine, without a cluster."""
     from .commands import run_and_show
 
-    with _plain_errors():
+    with plain_errors():
         raise typer.Exit(run_and_show(config, overrides, output, runner, use_cache=not no_cache))
 
 
@@ -106,7 +89,7 @@ def step(
     """Run one step, from a shell or a container."""
     from .commands import run_step
 
-    with _plain_errors():
+    with plain_errors():
         run_step(name, config, artifacts, parameters)
 
 
@@ -121,7 +104,7 @@ def compile_(
     """Compile the pipeline for a cluster; the configuration gives the parameters' defaults."""
     from .commands import compile_pipeline
 
-    with _plain_errors():
+    with plain_errors():
         compile_pipeline(config, overrides, output, step, format)
         typer.echo(f"wrote {output}")
 
@@ -136,7 +119,7 @@ def sync(
     """Deliver what MLflow has not got yet."""
     from .sync import sync_and_show
 
-    with _plain_errors():
+    with plain_errors():
         raise typer.Exit(sync_and_show(folder))
 
 
@@ -151,7 +134,7 @@ def report(
     """Put several runs into one report: which base model, which λ, which version of the data."""
     from .reports import report_and_show
 
-    with _plain_errors():
+    with plain_errors():
         report_and_show(runs, output)
 
 
@@ -161,6 +144,9 @@ def schema() -> None:
     from mixtune.components.config import Config
 
     typer.echo(json.dumps(Config.model_json_schema(), indent=2, ensure_ascii=False))
+
+
+cluster_cli.add_to(app)
 
 
 def main() -> None:

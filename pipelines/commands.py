@@ -14,6 +14,25 @@ from .configuration import read_config
 WHOLE_RUN_STEPS = ("plan", "finish")
 
 
+def check_and_show(config_file: Path | None, overrides: Sequence[str]) -> None:
+    """Checks a configuration and what it names.
+
+    Raises:
+        RefusedError: naming every problem at once.
+    """
+    from mixtune.components.checks import find_problems, missing_here
+    from mixtune.components.mixed.config import candidates
+
+    parsed = read_config(config_file, overrides)
+    problems = find_problems(parsed)
+    if problems:
+        raise RefusedError(*problems)
+    names = ", ".join(candidate.id for candidate in candidates(parsed.mixed))
+    print(f"{parsed.name}: the configuration is good; base model {parsed.model.base}, candidates {names}")  # noqa: T201
+    for sentence in missing_here(parsed):  # of no matter where the steps run in images
+        print(f"a run on this machine would be refused: {sentence}")  # noqa: T201
+
+
 def run_and_show(
     config_file: Path | None, overrides: Sequence[str], output: Path | None, runner: str, use_cache: bool
 ) -> int:

@@ -42,7 +42,7 @@ def read_config(path: Path | None, overrides: Sequence[str] = ()) -> Config:
     """
     values = _read_yaml(path) if path is not None else ready_made(EMBEDDED_DEFAULT)
     for override in overrides:
-        _override(values, override)
+        lay_over(values, override)
     return load(values)
 
 
@@ -72,7 +72,12 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     return values
 
 
-def _override(values: dict[str, Any], override: str) -> None:
+def lay_over(values: dict[str, Any], override: str) -> None:
+    """Sets one option, as `--set` gives it: `section.option=value`.
+
+    Raises:
+        RefusedError: where it does not look like that.
+    """
     path, separator, text = override.partition("=")
     if not separator or not path:
         raise RefusedError(f"--set {override}: must look like section.option=value, for example mixed.lambdas=[0.2]")

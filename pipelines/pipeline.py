@@ -86,7 +86,7 @@ def _steps(config: Config, place: Placer, given: dict[str, Any]) -> None:
         pretrain(config=part["pretrain"], data=text.outputs["train"], tokenizer=text.outputs["tokenizer"]),
         "pretrain",
         # With nothing to train it needs no GPU; whether there is, only `plan` knows.
-        at={name: part[f"pretrain_{name}"] for name in ("gpus", "node_selector", "tolerations")},
+        at={name: part[f"pretrain_{name}"] for name in ("gpus", "node_selector", "tolerations", "affinity")},
     )
     # Bad labels are found before anything is trained; order alone, so that changed labels do not touch the cache.
     pretrained.after(labelled)

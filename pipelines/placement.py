@@ -6,26 +6,29 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import resources
+from pathlib import Path
 from typing import Any
 
 import yaml
 from kfp import dsl, kubernetes
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from mixtune.components.config import Config
+from mixtune.components.config import Config, Placement
 from mixtune.components.shared.checkpoints import PLACE
-from mixtune.components.shared.errors import RefusedError
+from mixtune.components.shared.config import describe_problems
+from mixtune.components.shared.errors import RefusedError, first_line
 
 GPU_STEPS = frozenset({"pretrain", "finetune", "mixed", "evaluate"})
+ORDER = ("plan", "prepare", "pretrain", "finetune", "mixed", "evaluate", "compare", "register", "finish")
 # What keeps the books runs every time: plan looks at the sources, the others give every run a verdict of its own.
 NEVER_CACHED = frozenset({"plan", "compare", "register", "finish"})
-GPU_RETRIES = 2
 TRACKING_KEYS = (
     "MLFLOW_TRACKING_URI",
     "MLFLOW_EXPERIMENT_NAME",
     "MLFLOW_TRACKING_USERNAME",
     "MLFLOW_TRACKING_PASSWORD",
 )
+QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
 CHECKPOINT_FOLDER = "/checkpoints"
 CHECKPOINT_KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_ENDPOINT_URL", "AWS_DEFAULT_REGION")
 # finish removes what a run's trainings have left.
@@ -42,16 +45,53 @@ class Profile(BaseModel):
     """Kubernetes resource name of a GPU; null for CPU only."""
     node_selector: dict[str, str] = Field(default_factory=dict)
     tolerations: list[dict[str, str]] = Field(default_factory=list)
+    gpu_affinity: dict[str, Any] = Field(default_factory=dict)
+    """Node affinity of GPU tasks, as Kubernetes writes it, for what a selector cannot say."""
     gpu_cpu: str = "4"
     gpu_memory: str = "32Gi"
     cpu: str = "2"
     memory: str = "8Gi"
 
+    def off_gpu_nodes(self) -> dict[str, Any]:
+        """Node affinity that keeps tasks without a GPU off the nodes that the labels name; nodes without the label are fine."""
+        terms = [{"key": key, "operator": "NotIn", "values": [value]} for key, value in self.node_selector.items()]
+        if not terms:
+            return {}
+        # A node that bears one of the labels with another value is another node: the terms are alternatives.
+        alternatives = [{"matchExpressions": [term]} for term in terms]
+        return {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": alternatives}}
 
-def profiles() -> dict[str, Profile]:
-    """The placement profiles that come with mixtune."""
+
+def profiles(own: str | Path | None = None) -> dict[str, Profile]:
+    """The placement profiles that come with mixtune, and the user's.
+
+    Args:
+        own: file with profiles of the user's.
+
+    Raises:
+        RefusedError: where the file cannot be used, naming every problem.
+    """
     text = resources.files(__package__).joinpath("node_pools.yaml").read_text(encoding="utf-8")
-    return {name: Profile.model_validate(values) for name, values in yaml.safe_load(text).items()}
+    known = {name: Profile.model_validate(values) for name, values in yaml.safe_load(text).items()}
+    if own is None:
+        return known
+    try:
+        given = yaml.safe_load(Path(own).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise RefusedError(f"placement.profiles_file: {own} cannot be read ({error.strerror or error})") from None
+    except (yaml.YAMLError, ValueError) as error:
+        raise RefusedError(f"placement.profiles_file: {own} is no valid YAML ({first_line(error)})") from None
+    if not isinstance(given, dict):
+        raise RefusedError(f"placement.profiles_file: {own} must hold profiles by name, found {type(given).__name__}")
+    problems = []
+    for name, values in given.items():
+        try:
+            known[str(name)] = Profile.model_validate(values)
+        except ValidationError as error:
+            problems += [f"placement.profiles_file: {own}: {name}.{one}" for one in describe_problems(error)]
+    if problems:
+        raise RefusedError(*problems)
+    return known
 
 
 def images() -> dict[str, str]:
@@ -60,24 +100,31 @@ def images() -> dict[str, str]:
     return {step: f"{image}:{values['tag']}" for step, image in values["images"].items()}
 
 
+def steps_from(step: str) -> tuple[str, ...]:
+    """A step and those that come after it.
+
+    Raises:
+        RefusedError: where there is no such step.
+    """
+    if step not in ORDER:
+        raise RefusedError(f"--from: must be one of {', '.join(ORDER)}, found {step}")
+    return ORDER[ORDER.index(step) :]
+
+
 @dataclass
 class Placer:
     """Places a task: called on every task of the DAG.
 
     Attributes:
         profile: where GPU tasks go on a cluster; None for local runs, where placement means nothing.
-        gpus: default of the GPU count parameter.
+        where: the configuration's placement.
         parallelism: candidates trained at a time; 0 is no limit.
-        checkpoint_claim: claim for checkpoints.
-        checkpoint_url: URL for checkpoints.
         offline: whether steps go on without an MLflow server that does not answer.
     """
 
     profile: Profile | None = None
-    gpus: int = 0
+    where: Placement = field(default_factory=Placement)
     parallelism: int = 0
-    checkpoint_claim: str | None = None
-    checkpoint_url: str | None = None
     offline: bool = False
     _run_time: Mapping[str, Any] = field(default_factory=dict)
 
@@ -93,38 +140,42 @@ class Placer:
         Raises:
             RefusedError: where there is no such profile.
         """
-        known = profiles()
-        name = config.placement.profile
-        if name not in known:
-            raise RefusedError(f"placement.profile: must be one of {', '.join(known)}, found {name}")
-        if config.placement.gpus and known[name].accelerator is None:
-            raise RefusedError(f"placement.gpus: the profile {name} has no GPUs, found {config.placement.gpus}")
         where = config.placement
-        return cls(
-            known[name],
-            where.gpus,
-            checkpoint_claim=where.checkpoint_claim,
-            checkpoint_url=where.checkpoint_url,
-            offline=config.tracking.offline_when_unreachable,
-        )
+        known = profiles(where.profiles_file)
+        if where.profile not in known:
+            raise RefusedError(f"placement.profile: must be one of {', '.join(known)}, found {where.profile}")
+        profile = known[where.profile]
+        if where.gpus and profile.accelerator is None:
+            raise RefusedError(f"placement.gpus: the profile {where.profile} has no GPUs, found {where.gpus}")
+        own = {name: getattr(where, name) for name in ("cpu", "memory", "gpu_cpu", "gpu_memory")}
+        profile = profile.model_copy(update={name: value for name, value in own.items() if value is not None})
+        return cls(profile, where, offline=config.tracking.offline_when_unreachable)
 
     def parameters(self) -> dict[str, tuple[type, Any, str]]:
         """Placement that is chosen at run time: name -> (type, default, description)."""
         if self.profile is None:
             return {}
-        secret = f"Kubernetes secret with what opens {self.checkpoint_url}: {', '.join(CHECKPOINT_KEYS)}, as needed."
+        secret = (
+            f"Kubernetes secret with what opens {self.where.checkpoint_url}: {', '.join(CHECKPOINT_KEYS)}, as needed."
+        )
         # A count given as an int is silently no GPU at all on KFP, so it is text.
         return {
-            "gpus": (str, str(self.gpus), "GPUs for each of pretrain, finetune, mixed and evaluate; 0 is none."),
+            "gpus": (str, str(self.where.gpus), "GPUs for each of pretrain, finetune, mixed and evaluate; 0 is none."),
             "gpu_type": (str, self.profile.accelerator or "nvidia.com/gpu", "Kubernetes resource name of a GPU."),
             "gpu_node_selector": (dict, self.profile.node_selector, "Labels of the nodes that GPU tasks go to."),
             "gpu_tolerations": (list, self.profile.tolerations, "Taints that GPU tasks tolerate."),
+            "gpu_affinity": (dict, self.profile.gpu_affinity, "Node affinity of GPU tasks, as Kubernetes writes it."),
+            "cpu_affinity": (
+                dict,
+                {} if self.where.cpu_tasks_on_gpu_nodes else self.profile.off_gpu_nodes(),
+                "Node affinity of all other tasks; it keeps them off the nodes with GPUs.",
+            ),
             "mlflow_secret": (
                 str,
                 "mixtune-mlflow",
                 f"Kubernetes secret with {TRACKING_KEYS[0]} and, where needed, more.",
             ),
-            **({"checkpoint_secret": (str, "mixtune-checkpoints", secret)} if self.checkpoint_url else {}),
+            **({"checkpoint_secret": (str, "mixtune-checkpoints", secret)} if self.where.checkpoint_url else {}),
         }
 
     def with_parameters(self, values: Mapping[str, Any]) -> None:
@@ -134,6 +185,7 @@ class Placer:
     def gpu_nodes(self) -> dict[str, Any]:
         """Where GPU tasks go, for `plan`, which knows which tasks are to have one."""
         nothing: dict[str, Any] = {"gpus": "0", "gpu_node_selector": {}, "gpu_tolerations": []}
+        nothing |= {"gpu_affinity": {}, "cpu_affinity": {}}
         return {name: self._run_time.get(name, value) for name, value in nothing.items()}
 
     def __call__(
@@ -145,7 +197,7 @@ class Placer:
             task: the task.
             step: name of the step that it runs.
             words: name to show, where the step's is not enough.
-            at: `gpus`, `node_selector` and `tolerations` of its own, in place of the run-time parameters.
+            at: `gpus`, `node_selector`, `tolerations` and `affinity` of its own, in place of the run-time parameters.
         """
         task.set_container_image(images()[step])
         task.set_caching_options(step not in NEVER_CACHED)
@@ -162,25 +214,32 @@ class Placer:
         if self.offline:
             # From the environment, since as an input it would be part of every step's cache key.
             task.set_env_variable("MIXTUNE_TRACKING_OFFLINE", "1")
+        if self.where.queue:
+            kubernetes.add_pod_label(task, QUEUE_LABEL, self.where.queue)
+        user, group = self.where.run_as_user, self.where.run_as_group
+        if user is not None or group is not None:
+            # KFP has no setter for more; it drops all capabilities by itself.
+            kubernetes.set_security_context(task, user, group, run_as_non_root=None if user is None else user != 0)
         if step in GPU_STEPS:
-            own = {name: self._run_time[f"gpu_{name}"] for name in ("node_selector", "tolerations")}
+            own = {name: self._run_time[f"gpu_{name}"] for name in ("node_selector", "tolerations", "affinity")}
             self._on_gpu(task, at or {"gpus": self._run_time["gpus"], **own})
         else:
             task.set_cpu_limit(self.profile.cpu).set_memory_limit(self.profile.memory)
+            kubernetes.add_node_affinity_json(task, self._run_time["cpu_affinity"])
         return task
 
     def _with_checkpoints(self, task: dsl.PipelineTask) -> None:
         """By environment and mount, which are fixed at compile time; the claim's name alone enters KFP's cache key."""
-        if self.checkpoint_claim:
-            kubernetes.mount_pvc(task, pvc_name=self.checkpoint_claim, mount_path=CHECKPOINT_FOLDER)
+        if self.where.checkpoint_claim:
+            kubernetes.mount_pvc(task, pvc_name=self.where.checkpoint_claim, mount_path=CHECKPOINT_FOLDER)
             task.set_env_variable(PLACE, CHECKPOINT_FOLDER)
             # What MLflow has not got outlives the pod there, and finish, which mounts it too, delivers it.
             task.set_env_variable("MIXTUNE_JOURNAL_DIR", f"{CHECKPOINT_FOLDER}/undelivered")
-        elif self.checkpoint_url:
+        elif self.where.checkpoint_url:
             kubernetes.use_secret_as_env(
                 task, self._run_time["checkpoint_secret"], {key: key for key in CHECKPOINT_KEYS}, optional=True
             )
-            task.set_env_variable(PLACE, self.checkpoint_url)
+            task.set_env_variable(PLACE, self.where.checkpoint_url)
 
     def _on_gpu(self, task: dsl.PipelineTask, at: Mapping[str, Any]) -> None:
         assert self.profile is not None
@@ -190,5 +249,9 @@ class Placer:
         task.register_pipeline_channels([self._run_time["gpu_type"], at["gpus"]])
         kubernetes.add_node_selector_json(task, at["node_selector"])
         kubernetes.add_toleration_json(task, at["tolerations"])
-        kubernetes.empty_dir_mount(task, "shm", "/dev/shm", medium="Memory")
-        task.set_retry(GPU_RETRIES, backoff_duration="30s", backoff_factor=2.0)
+        kubernetes.add_node_affinity_json(task, at["affinity"])
+        kubernetes.empty_dir_mount(task, "shm", "/dev/shm", medium="Memory", size_limit=self.where.shared_memory)
+        if self.where.gpu_retries:
+            task.set_retry(self.where.gpu_retries, backoff_duration="30s", backoff_factor=2.0)
+        if self.where.gpu_timeout_hours:
+            kubernetes.set_timeout(task, round(self.where.gpu_timeout_hours * 3600))

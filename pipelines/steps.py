@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 from kfp import dsl
@@ -31,7 +31,7 @@ STEPS = {
     "compare": compare,
     "register": register,
 }
-# An importer cannot import nothing, so what is optional in the component is left out here.
+# An importer cannot import nothing, so what is optional in the component is left out unless asked for.
 _OPTIONAL = {
     "prepare": ("tokenizer_in", "pretraining_data"),
     "evaluate": ("other", "pretrained"),
@@ -39,12 +39,14 @@ _OPTIONAL = {
 }
 
 
-def make_step_pipeline(step: str, config: Config, place: Placer) -> Callable[..., Any]:
+def make_step_pipeline(step: str, config: Config, place: Placer, optional: Collection[str] = ()) -> Callable[..., Any]:
     """A pipeline of one step. Its artifacts are parameters `<name>_uri`.
 
     Args:
         step: name of the step.
         config: gives nothing but the placement's defaults; the step's part is a parameter.
+        place: says where the step runs.
+        optional: artifacts that the step can do without and is to be given.
 
     Raises:
         RefusedError: where the step cannot run alone.
@@ -57,7 +59,7 @@ def make_step_pipeline(step: str, config: Config, place: Placer) -> Callable[...
     artifacts = {
         name: one
         for name, one in inputs.items()
-        if one.type.startswith("system.") and name not in _OPTIONAL.get(step, ())
+        if one.type.startswith("system.") and (name in optional or name not in _OPTIONAL.get(step, ()))
     }
     plain = [name for name, one in inputs.items() if not one.type.startswith("system.")]
     types: dict[str, Any] = dict.fromkeys(plain, str)

@@ -11,11 +11,12 @@ def plan(
     registered_model: str, model_options: str, pretrain_data_options: str, finetune_data_options: str,
     pretrain_options: str, finetune_options: str, mixed_options: str, evaluate_options: str, gate_options: str,
     tracking_options: str, gpus: str, gpu_node_selector: dict, gpu_tolerations: list,
+    gpu_affinity: dict, cpu_affinity: dict,
     prepare_pretrain: dsl.OutputPath(str), prepare_finetune: dsl.OutputPath(str), pretrain: dsl.OutputPath(str),
     finetune: dsl.OutputPath(str), evaluate: dsl.OutputPath(str), evaluate_pretrained: dsl.OutputPath(str),
     interpolate: dsl.OutputPath(str), compare: dsl.OutputPath(str), register: dsl.OutputPath(str),
     pretrain_gpus: dsl.OutputPath(str), pretrain_node_selector: dsl.OutputPath(dict),
-    pretrain_tolerations: dsl.OutputPath(list),
+    pretrain_tolerations: dsl.OutputPath(list), pretrain_affinity: dsl.OutputPath(dict),
 ) -> list[dict[str, str]]:
     """Check the whole configuration and cut it into the steps' parts; fails early, naming every problem at once.
 

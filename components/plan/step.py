@@ -14,7 +14,8 @@ from ..shared.errors import RefusedError
 from ..shared.runtime import launch
 from .config import PlanStep
 
-PLACE = ("pretrain_gpus", "pretrain_node_selector", "pretrain_tolerations")
+PLACE = ("pretrain_gpus", "pretrain_node_selector", "pretrain_tolerations", "pretrain_affinity")
+PLACE_INPUTS = ("gpus", "gpu_node_selector", "gpu_tolerations", "gpu_affinity", "cpu_affinity")
 
 
 def run(
@@ -27,7 +28,8 @@ def run(
 
     Args:
         outputs: name of a part -> file to write it to.
-        gpu: where GPU tasks go: `gpus` (a count, as text), `gpu_node_selector` and `gpu_tolerations`; nothing in a local run.
+        gpu: where GPU tasks go: `gpus` (a count, as text), `gpu_node_selector`, `gpu_tolerations` and `gpu_affinity`, with
+            the `cpu_affinity` of the other tasks; nothing in a local run.
 
     Returns:
         For each λ what its tasks read, each as JSON: `candidate`, `mixed` and `evaluate`. The loop carries all of it, since
@@ -90,6 +92,9 @@ def _place_of_pretrain(whole: Config, gpu: dict[str, Any] | None) -> dict[str, s
         "pretrain_gpus": str(wanted.get("gpus", "0")),
         "pretrain_node_selector": json.dumps(wanted.get("gpu_node_selector", {})),
         "pretrain_tolerations": json.dumps(wanted.get("gpu_tolerations", [])),
+        "pretrain_affinity": json.dumps(
+            wanted.get("gpu_affinity", {}) if wanted else (gpu or {}).get("cpu_affinity", {})
+        ),
     }
 
 
@@ -99,7 +104,7 @@ def launch_with(given: dict[str, Any]) -> Any:
     Args:
         given: the task's arguments, by name: parameters of the run, where GPU tasks go, and a file for each output.
     """
-    gpu = {name: given.pop(name) for name in ("gpus", "gpu_node_selector", "gpu_tolerations")}
+    gpu = {name: given.pop(name) for name in PLACE_INPUTS}
     parts_of = {field.name for field in fields(Parts)}
     outputs = {name: given[name] for name in given if name in parts_of or name.startswith(PLACE)}
     configuration = {name: value for name, value in given.items() if name not in outputs}

@@ -24,6 +24,7 @@ class Outcome(BaseModel):
         log: file with the step's whole output, where it has one of its own.
         facts: what the step wants others to know, such as the gate's verdict.
         artifacts: URI of each input and output.
+        given: what the step was given, so that it can be run again alone: `config`, `artifacts` (URIs, as JSON), `candidate`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -36,6 +37,7 @@ class Outcome(BaseModel):
     mlflow_run: str | None = None
     facts: dict[str, str] = Field(default_factory=dict)
     artifacts: dict[str, str] = Field(default_factory=dict)
+    given: dict[str, str] = Field(default_factory=dict)
 
     @property
     def exit_status(self) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import importlib
+import json
 import os
 import re
 import shutil
@@ -36,6 +37,7 @@ OUTPUTS: Mapping[str, tuple[str, ...]] = {
 }
 """What each step puts out; anything else is read only."""
 AGAIN_SECONDS = 5.0
+TAG_LENGTH = 5000
 STEPS = ("plan", "prepare", "pretrain", "finetune", "mixed", "evaluate", "compare", "register", "finish")
 
 
@@ -61,6 +63,7 @@ def launch(
     """
     package = __package__.rsplit(".", 1)[0]
     started = time.monotonic()
+    given = _given(step, config, artifacts, parameters)
     with _own_log(step, config, artifacts, parameters) as (title, log):
         tracker = Tracker.off()
         note_progress(title)
@@ -95,6 +98,7 @@ def launch(
         except BaseException as error:
             signal.setitimer(signal.ITIMER_REAL, 0)  # heard; what follows is to be done in peace
             outcome = _outcome_of(error, title, log, time.monotonic() - started, tracker.run_id)
+            outcome = outcome.model_copy(update={"given": given})
             if isinstance(error, GateNotMetError):
                 outcome = outcome.model_copy(update={"facts": context.facts, "artifacts": _uris(artifacts)})
             _leave(outcome, tracker)
@@ -110,6 +114,7 @@ def launch(
             mlflow_run=tracker.run_id,
             facts=context.facts,
             artifacts=_uris(artifacts),
+            given=given,
         )
         _leave(done, tracker)
         return value
@@ -181,6 +186,16 @@ def _uris(artifacts: Mapping[str, Any]) -> dict[str, str]:
     return {name: one.uri for name, one in artifacts.items() if hasattr(one, "uri")}
 
 
+def _given(step: str, config: str, artifacts: Mapping[str, Any], parameters: Mapping[str, Any]) -> dict[str, str]:
+    """What a step needs to be run again alone; no paths of outputs, which are new each time."""
+    if step not in OUTPUTS:
+        return {}
+    inputs = {name: one for name, one in artifacts.items() if one is not None and name not in OUTPUTS[step]}
+    uris = {name: [i.uri for i in one] if isinstance(one, list) else one.uri for name, one in inputs.items()}
+    candidate = {"candidate": str(parameters["candidate"])} if "candidate" in parameters else {}
+    return {"config": config, "artifacts": json.dumps(uris), **candidate}
+
+
 def _outcome_of(error: BaseException, title: str, log: str | None, seconds: float, run: str | None) -> Outcome:
     kind: Any = "failed"
     if isinstance(error, MixtuneError):
@@ -208,7 +223,10 @@ def _leave(outcome: Outcome, tracker: Tracker) -> None:
         outcome.save(folder)
     ends: dict[str, Status] = {"done": "FINISHED", "interrupted": "KILLED", "terminated": "KILLED"}
     status = ends.get(outcome.kind, "FAILED")
-    tracker.close(status, {"kind": outcome.kind, "sentence": "; ".join(outcome.sentences), **outcome.facts})
+    # What does not fit into a tag is left out, since half of it is of no use.
+    given = {f"given.{name}": text for name, text in outcome.given.items() if len(text) <= TAG_LENGTH}
+    told = {"kind": outcome.kind, "sentence": "; ".join(outcome.sentences), **outcome.facts}
+    tracker.close(status, told | given)
 
 
 def _raise_on_sigterm() -> None:

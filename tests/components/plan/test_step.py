@@ -118,7 +118,8 @@ def test_a_cluster_run_without_a_tracking_server_is_refused(folder: Path) -> Non
         run(PlanStep(configuration=parameters(load(values))), context=context, outputs={})
 
 
-GPU = {"gpus": "2", "gpu_node_selector": {"pool": "gpu"}, "gpu_tolerations": [{"key": "gpu", "operator": "Exists"}]}
+GPU = {"gpus": "2", "gpu_node_selector": {"pool": "gpu"}, "gpu_tolerations": [{"key": "gpu", "operator": "Exists"}],
+       "gpu_affinity": {"with": "GPU"}, "cpu_affinity": {"without": "GPU"}}  # fmt: skip
 NO_GPU = {"pretrain_gpus": "0", "pretrain_node_selector": "{}", "pretrain_tolerations": "[]"}
 
 
@@ -133,7 +134,7 @@ def test_pretrain_asks_for_a_gpu_only_where_it_trains(folder: Path, steps: int, 
         },
         "pretrain": {"steps": steps},
     }
-    files = {name: str(folder / "place" / name) for name in NO_GPU}
+    files = {name: str(folder / "place" / name) for name in (*NO_GPU, "pretrain_affinity")}
     run(
         PlanStep(configuration=parameters(load(values))),
         context=Context.for_tests(),
@@ -145,7 +146,9 @@ def test_pretrain_asks_for_a_gpu_only_where_it_trains(folder: Path, steps: int, 
         assert found["pretrain_gpus"] == "2"
         assert json.loads(found["pretrain_node_selector"]) == GPU["gpu_node_selector"]
         assert json.loads(found["pretrain_tolerations"]) == GPU["gpu_tolerations"]
+        assert json.loads(found["pretrain_affinity"]) == GPU["gpu_affinity"]
     else:
+        assert json.loads(found.pop("pretrain_affinity")) == (GPU["cpu_affinity"] if gpu else {})
         assert found == NO_GPU
 
 

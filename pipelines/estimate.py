@@ -1,0 +1,132 @@
+"""What a configuration will cost, roughly: GPU-hours and storage of the whole list of candidates, from numbers alone."""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+
+from mixtune.components.config import Config
+from mixtune.components.mixed.config import candidates
+from mixtune.components.shared.config import SCRATCH, Training
+
+FLOPS_PER_PARAMETER_AND_TOKEN = 6
+"""Forward and backward pass of a transformer, without attention's part: the usual rule of thumb."""
+GPU_FLOPS = 100e12
+"""What one data-centre GPU is assumed to really do in bf16, in FLOP/s: about a third of an A100's peak."""
+WEIGHT_BYTES, CHECKPOINT_BYTES = 4, 12
+"""Of one parameter: float32 weights; the same with AdamW's two moments."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Upper ends, since rows are taken to be full.
+
+    Attributes:
+        parameters: of the model; None where they cannot be counted from here.
+        tokens: trained on, over all stages and candidates; None where epochs decide.
+        trainings: pretrain if it trains, finetune, and one for each candidate.
+        models: that are kept.
+    """
+
+    parameters: int | None
+    tokens: int | None
+    trainings: int
+    models: int
+
+    @property
+    def gpu_hours(self) -> float | None:
+        if self.parameters is None or self.tokens is None:
+            return None
+        return FLOPS_PER_PARAMETER_AND_TOKEN * self.parameters * self.tokens / GPU_FLOPS / 3600
+
+    @property
+    def sentences(self) -> list[str]:
+        """The estimate, with what it assumes."""
+        told = []
+        if self.gpu_hours is not None and self.parameters and self.tokens:
+            told.append(
+                f"estimate: at most {_number(self.gpu_hours)} GPU-hours for {self.trainings} trainings "
+                f"({_count(self.tokens)} tokens x {_count(self.parameters)} parameters x "
+                f"{FLOPS_PER_PARAMETER_AND_TOKEN} FLOP, at an assumed {GPU_FLOPS / 1e12:.0f} TFLOP/s for each GPU; "
+                "evaluations are not counted)"
+            )
+        elif self.parameters is None:
+            told.append("estimate: no GPU-hours, since the base model's parameters cannot be counted from here")
+        else:
+            told.append(
+                "estimate: no GPU-hours, since a stage is measured in epochs and the data is not looked at here"
+            )
+        if self.parameters:
+            kept = self.parameters * WEIGHT_BYTES * self.models
+            during = self.parameters * CHECKPOINT_BYTES * self.trainings
+            told.append(
+                f"estimate: about {_size(kept)} of storage for {self.models} models, and up to {_size(during)} for "
+                "checkpoints while all candidates train at once (float32, AdamW)"
+            )
+        return told
+
+
+def estimate(config: Config) -> Estimate:
+    """Reckons a configuration; nothing is read but the header of a local model's weights."""
+    count = len(list(candidates(config.mixed)))
+    stages: list[tuple[Training, int]] = [(config.finetune, 1), (config.mixed, count)]
+    if config.pretrain.trains:
+        stages.append((config.pretrain, 1))
+    tokens: int | None = 0
+    for stage, times in stages:
+        one = _tokens(stage, config.model.max_length, getattr(stage, "replay_share", 0.0))
+        tokens = None if one is None or tokens is None else tokens + one * times
+    return Estimate(_parameters(config), tokens, sum(times for _, times in stages), count + 2)
+
+
+def _tokens(stage: Training, length: int, replay_share: float) -> int | None:
+    """Of one training, if every row were full."""
+    if stage.max_tokens:
+        return stage.max_tokens
+    if stage.epochs:
+        return None
+    # The batch counts labelled examples where both streams are read; text comes on top.
+    return math.ceil(stage.steps * stage.batch_size * length / (1 - replay_share))
+
+
+def _parameters(config: Config) -> int | None:
+    if config.model.base == SCRATCH:
+        shape = config.model.scratch
+        # A Llama block: four square matrices of attention, three of the usual width 8/3 in the MLP.
+        return 2 * shape.vocabulary_size * shape.hidden_size + shape.layers * 12 * shape.hidden_size**2
+    folder = Path(config.model.base)
+    if folder.is_dir():
+        return sum(_in_file(file) for file in folder.glob("*.safetensors")) or None
+    return None
+
+
+def _in_file(file: Path) -> int:
+    """Parameters in a file of weights, by its header."""
+    try:
+        with file.open("rb") as content:
+            (length,) = struct.unpack("<Q", content.read(8))
+            header = json.loads(content.read(min(length, 100_000_000)))
+        return sum(math.prod(one["shape"]) for name, one in header.items() if name != "__metadata__")
+    except (OSError, ValueError, KeyError, struct.error):
+        return 0
+
+
+def _count(number: float) -> str:
+    for unit, size in (("T", 1e12), ("B", 1e9), ("M", 1e6), ("k", 1e3)):
+        if number >= size:
+            return f"{number / size:.3g} {unit}"
+    return f"{number:.3g}"
+
+
+def _size(number: float) -> str:
+    for unit, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6)):
+        if number >= size:
+            return f"{number / size:.3g} {unit}"
+    return f"{number / 1e3:.3g} kB"
+
+
+def _number(value: float) -> str:
+    return f"{value:.1f}" if value >= 0.1 else f"{value:.2g}"

@@ -1,0 +1,319 @@
+"""Calls to the KFP API by its generated REST client: who we are, how long to wait, what to try again and what never.
+
+A call that may be made twice is tried again after a transient error. One that may not (creating a run) looks first
+whether the last try made something after all, since an error can come after the deed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import kfp_server_api
+import tenacity
+import urllib3
+
+from mixtune.components.shared.errors import (
+    RefusedError,
+    TurnedAwayError,
+    UnreachableError,
+    first_line,
+    without_credentials,
+)
+
+TOKEN, TOKEN_FILE = "MIXTUNE_KFP_TOKEN", "MIXTUNE_KFP_TOKEN_FILE"
+COOKIES, CA = "MIXTUNE_KFP_COOKIES", "MIXTUNE_KFP_CA"
+HOST, UI_HOST = "KF_PIPELINES_ENDPOINT", "KF_PIPELINES_UI_ENDPOINT"  # KFP's own names
+IN_CLUSTER_HOST = "http://ml-pipeline.kubeflow.svc.cluster.local:8888"
+NAMESPACE_FILE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
+SDK_CONTEXT = Path("~/.config/kfp/context.json")
+TRANSIENT = frozenset({408, 425, 429, 500, 502, 503, 504})
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Connection:
+    """Where the KFP API is and who asks.
+
+    Attributes:
+        host: address of the API.
+        namespace: of the user, on a multi-user cluster.
+        token: a bearer token that does not change.
+        token_file: file with a bearer token that somebody keeps fresh; read again before every call.
+        cookies: what a login page (Dex, OAuth proxies) gave, as `name=value`.
+        ca: file with the certificate authority of the address.
+        ui: address that people use, for links.
+    """
+
+    host: str
+    namespace: str | None = None
+    token: str | None = None
+    token_file: Path | None = None
+    cookies: str | None = None
+    ca: Path | None = None
+    ui: str | None = None
+
+    @classmethod
+    def find(
+        cls,
+        host: str | None = None,
+        namespace: str | None = None,
+        token_file: Path | None = None,
+        ca: Path | None = None,
+    ) -> Connection:
+        """From options, else from the environment, else from the pod that this runs in.
+
+        Raises:
+            RefusedError: where no address is given, or a file is not there.
+        """
+        in_cluster = bool(os.environ.get("KUBERNETES_SERVICE_HOST"))
+        host = host or os.environ.get(HOST) or (IN_CLUSTER_HOST if in_cluster else None)
+        if not host:
+            raise RefusedError(f"--host: is not given; give the address of KFP, or set {HOST}")
+        if "://" not in host:
+            host = f"https://{host}"
+        context = _sdk_context()
+        if namespace is None and in_cluster and NAMESPACE_FILE.is_file():
+            namespace = NAMESPACE_FILE.read_text(encoding="utf-8").strip()
+        given = token_file or _path_from(TOKEN_FILE)
+        token = None if token_file else os.environ.get(TOKEN)
+        if token is None and given is None:
+            given = _projected_token()
+        ca = ca or _path_from(CA)
+        problems = [
+            f"{option}: there is no file {path}"
+            for option, path in (("--token-file", given), ("--ca", ca))
+            if path is not None and not path.is_file()
+        ]
+        if problems:
+            raise RefusedError(*problems)
+        return cls(
+            host=host.rstrip("/"),
+            namespace=namespace or context.get("namespace") or None,
+            token=token,
+            token_file=None if token else given,
+            cookies=os.environ.get(COOKIES) or context.get("client_authentication_cookie"),
+            ca=ca,
+            ui=os.environ.get(UI_HOST),
+        )
+
+    def link(self, path: str) -> str:
+        """An address in KFP's user interface."""
+        return f"{without_credentials(self.ui or self.host).rstrip('/')}/#/{path}"
+
+
+def _path_from(name: str) -> Path | None:
+    value = os.environ.get(name)
+    return Path(value) if value else None
+
+
+def _projected_token() -> Path | None:
+    """The token that a pod has for KFP, where the SDK looks for it."""
+    from kfp.client import KF_PIPELINES_SA_TOKEN_ENV, KF_PIPELINES_SA_TOKEN_PATH
+
+    named = _path_from(KF_PIPELINES_SA_TOKEN_ENV)
+    usual = Path(KF_PIPELINES_SA_TOKEN_PATH)
+    return named or (usual if usual.is_file() else None)
+
+
+def _sdk_context() -> dict[str, Any]:
+    """What the KFP SDK keeps for its own client: namespace and cookie."""
+    try:
+        found = json.loads(SDK_CONTEXT.expanduser().read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+@dataclass(frozen=True)
+class Patience:
+    """How long a call is tried.
+
+    Attributes:
+        seconds: from the first try until it is given up.
+        first: seconds before the second try; doubled each time.
+        longest: the most seconds between two tries.
+        answer: seconds to wait for one answer.
+    """
+
+    seconds: float = 90.0
+    first: float = 1.0
+    longest: float = 20.0
+    answer: float = 30.0
+
+
+class _HalfAnswerError(Exception):
+    """An answer that ends in the middle, or that is none of KFP's."""
+
+
+class _Client(kfp_server_api.ApiClient):  # type: ignore[misc]
+    def deserialize(self, response: Any, response_type: Any) -> Any:
+        """As generated, but text that is no JSON object is an error and not an empty model."""
+        try:
+            value = json.loads(response.data)
+        except ValueError:
+            value = None
+        if not isinstance(value, dict):
+            raise _HalfAnswerError(f"an answer that is not KFP's: {response.data[:60]!r}")
+        return super().deserialize(response, response_type)
+
+
+class Api:
+    """The KFP API.
+
+    Args:
+        connection: where it is.
+        patience: how long to try.
+    """
+
+    def __init__(self, connection: Connection, patience: Patience | None = None) -> None:
+        self.connection = connection
+        self.patience = patience or Patience()
+        settings = kfp_server_api.Configuration(host=connection.host)
+        settings.retries = urllib3.Retry(0, redirect=3)  # all tries are made here, where they can be told
+        if connection.ca:
+            settings.ssl_ca_cert = str(connection.ca)
+        if connection.token or connection.token_file:
+            settings.api_key["authorization"] = connection.token or ""
+            settings.api_key_prefix["authorization"] = "Bearer"
+        if connection.token_file:
+            settings.refresh_api_key_hook = self._read_token
+        client = _Client(settings, cookie=connection.cookies)
+        self.runs = kfp_server_api.RunServiceApi(client)
+        self.experiments = kfp_server_api.ExperimentServiceApi(client)
+        self.pipelines = kfp_server_api.PipelineServiceApi(client)
+        self.uploads = kfp_server_api.PipelineUploadServiceApi(client)
+        self.health = kfp_server_api.HealthzServiceApi(client)
+
+    def _read_token(self, settings: Any) -> None:
+        assert self.connection.token_file is not None
+        try:
+            settings.api_key["authorization"] = self.connection.token_file.read_text(encoding="utf-8").strip()
+        except OSError as error:
+            raise RefusedError(
+                f"--token-file: {self.connection.token_file} cannot be read ({error.strerror})"
+            ) from None
+
+    def call(
+        self,
+        what: str,
+        function: Callable[..., T],
+        *arguments: Any,
+        made_already: Callable[[], T | None] | None = None,
+        seconds: float | None = None,
+        **named: Any,
+    ) -> T:
+        """Calls the API, again after transient errors.
+
+        Args:
+            what: what is asked for, in words: `list the runs`.
+            function: a function of the generated client.
+            made_already: for a call that may not be made twice: looks for what the last try may have made.
+            seconds: how long to try, in place of the usual time.
+
+        Raises:
+            UnreachableError: where there was no good answer in all the time, or not to these credentials.
+            RefusedError: where KFP refuses what is asked for.
+        """
+        tries: list[str] = []
+        started = time.monotonic()
+        wait: Any = tenacity.wait_exponential(multiplier=self.patience.first, max=self.patience.longest)
+        limit = self.patience.seconds if seconds is None else seconds
+
+        def attempt() -> T:
+            if tries and made_already is not None:
+                found = made_already()
+                if found is not None:
+                    return found
+            return function(*arguments, _request_timeout=(10.0, self.patience.answer), **named)
+
+        retrying = tenacity.Retrying(
+            retry=tenacity.retry_if_exception(lambda error: self._is_transient(error, tries)),
+            wait=wait + tenacity.wait_random(0, self.patience.first / 2),
+            stop=tenacity.stop_after_delay(limit),
+            reraise=True,
+        )
+        try:
+            return retrying(attempt)
+        except (kfp_server_api.ApiException, urllib3.exceptions.HTTPError, _HalfAnswerError, OSError) as error:
+            raise self._plain(what, error, tries, time.monotonic() - started) from None
+
+    def _is_transient(self, error: BaseException, tries: list[str]) -> bool:
+        if isinstance(error, RefusedError) or _is_about_certificates(error):
+            return False
+        if isinstance(error, kfp_server_api.ApiException):
+            # A token that ended between two calls is read anew before the next one, once.
+            renewable = error.status == 401 and self.connection.token_file is not None and "status 401" not in tries
+            transient = error.status in TRANSIENT or renewable
+        else:
+            transient = isinstance(error, urllib3.exceptions.HTTPError | _HalfAnswerError)
+        if transient:
+            tries.append(_shortly(error))
+        return transient
+
+    def _plain(self, what: str, error: BaseException, tries: list[str], seconds: float) -> Exception:
+        address = without_credentials(self.connection.host)
+        if _is_about_certificates(error):
+            return UnreachableError(
+                f"--host: the certificate of {address} cannot be checked; give its authority by --ca or {CA}"
+            )
+        status = getattr(error, "status", None)
+        if status == 401:
+            return TurnedAwayError(
+                f"--host: KFP at {address} turns these credentials away (401) when asked to {what}; renew the token in "
+                f"{TOKEN} or {TOKEN_FILE}, or the cookie in {COOKIES}"
+            )
+        if status == 403:
+            where = f" in the namespace {self.connection.namespace}" if self.connection.namespace else ""
+            return TurnedAwayError(
+                f"--host: KFP at {address} does not let this user {what}{where} (403: {_message(error)}); have the "
+                "rights given, or choose another --namespace"
+            )
+        if tries:
+            kinds = ", ".join(f"{tries.count(kind)} x {kind}" for kind in dict.fromkeys(tries))
+            return UnreachableError(
+                f"--host: KFP at {address} gave no good answer when asked to {what}: tried {len(tries)} times in "
+                f"{seconds:.0f} s ({kinds}); the last error was: {_message(error)}"
+            )
+        return RefusedError(f"KFP at {address} refuses to {what} ({status}: {_message(error)})")
+
+
+def is_missing(error: RefusedError) -> bool:
+    """Whether KFP said that there is no such thing."""
+    return "(404:" in str(error)
+
+
+def _is_about_certificates(error: BaseException) -> bool:
+    text = f"{type(error).__name__} {getattr(error, 'reason', '')} {error}"
+    return "SSLError" in text or "CERTIFICATE_VERIFY_FAILED" in text
+
+
+def _shortly(error: BaseException) -> str:
+    if isinstance(error, kfp_server_api.ApiException):
+        return f"status {error.status}"
+    if isinstance(error, _HalfAnswerError):
+        return "half an answer"
+    text = str(error).lower()
+    if "incompleteread" in text or "connection broken" in text:
+        return "half an answer"
+    if "timed out" in text:
+        return "no answer in time"
+    return "no connection"
+
+
+def _message(error: BaseException) -> str:
+    """KFP's own words where it has some."""
+    body = getattr(error, "body", None)
+    if body:
+        try:
+            parsed = json.loads(body)
+            return str(parsed.get("message") or parsed.get("error") or body).strip().splitlines()[0][:300]
+        except (ValueError, AttributeError):
+            return str(body).strip().splitlines()[0][:200] if str(body).strip() else "no message"
+    return str(getattr(error, "reason", None) or first_line(error)).strip().splitlines()[0][:200]

@@ -1,0 +1,216 @@
+"""`mixtune check --cluster` against small servers that speak Kubernetes' and KFP's API, and a real MLflow store."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from kubernetes import client
+from typer.testing import CliRunner, Result
+
+from mixtune.components.shared.tracking import connect
+from mixtune.pipelines.cli import app
+from mixtune.pipelines.configuration import read_config
+from mixtune.pipelines.estimate import estimate
+from tests.components.shared.tiny import tiny_model, tiny_tokenizer
+
+from .kfp_server import KfpServer
+from .kubernetes_server import KubernetesServer, node
+
+TAINT = client.V1Taint(key="nvidia.com/gpu", value="present", effect="NoSchedule")
+LABELS = {"nvidia.com/gpu.present": "true"}
+CLOSED = "1 nodes fit nvidia.com/gpu.present=true, but they are closed:"
+GPU = ("--set", "placement.profile=nvidia", "--set", "placement.gpus=2")
+
+
+@pytest.fixture
+def kfp() -> Iterator[KfpServer]:
+    with KfpServer() as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """An MLflow store; to make one takes seconds."""
+    uri = f"sqlite:///{tmp_path_factory.mktemp('mlflow') / 'mlflow.db'}"
+    connect(uri)
+    return uri
+
+
+@pytest.fixture
+def cluster(tmp_path: Path, store: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[KubernetesServer]:
+    """A cluster that has everything."""
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "kubeconfig"))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
+    with KubernetesServer() as running:
+        running.write_kubeconfig(tmp_path / "kubeconfig")
+        running.nodes = [node("cpu"), node("gpu", LABELS, [TAINT], gpu="4")]
+        running.secrets["kubeflow", "mixtune-mlflow"] = client.V1Secret(data={"MLFLOW_TRACKING_URI": "aHR0cDovL3g="})
+        yield running
+
+
+def check(kfp: KfpServer | None, *arguments: str) -> Result:
+    host = ("--host", kfp.url) if kfp else ()
+    return CliRunner().invoke(app, ["check", "--cluster", *host, *arguments], prog_name="mixtune")
+
+
+def test_a_cluster_that_has_everything(cluster: KubernetesServer, kfp: KfpServer) -> None:
+    result = check(kfp, *GPU)
+    assert result.exit_code == 0, result.output
+    for words in (
+        "ok       tasks without a GPU: 1 of 2 nodes can take one",
+        "ok       GPU tasks: 1 of 2 nodes can take one",
+        "ok       the secret mixtune-mlflow in kubeflow",
+        "ok       KFP answers at",
+        "ok       MLflow answers at",
+        "estimate: at most",
+        "of storage for 6 models",
+    ):
+        assert words in result.stdout
+
+
+def test_all_that_is_missing_in_one_list(cluster: KubernetesServer, kfp: KfpServer) -> None:
+    cluster.nodes, cluster.secrets = [node("small", memory="1Gi")], {}
+    kfp.multi_user = True
+    result = check(
+        kfp, *GPU, "--set", "placement.checkpoint_claim=theirs", "--set", "placement.queue=team",
+        "--set", "tracking.experiment=x",
+    )  # fmt: skip
+    assert result.exit_code == 2
+    missing = [line for line in result.stdout.splitlines() if line.startswith("MISSING")]
+    for words in (
+        "tasks without a GPU: they ask for 8Gi memory, but the largest node that they may go to has 1.0Gi",
+        "GPU tasks: no node fits nvidia.com/gpu.present=true (placement.profile)",
+        "the secret mixtune-mlflow is not there in the namespace kubeflow",
+        "the claim theirs is not there",
+        "the Kueue queue team is not there",
+        "--namespace: KFP at",
+    ):
+        assert any(words in line for line in missing), (words, missing)
+    assert len(missing) == 6
+    assert "6 of these must be put right" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("made", "told"),
+    [
+        (node("a", LABELS, [client.V1Taint(key="team", value="ours", effect="NoSchedule")], gpu="4"),
+         f"{CLOSED} taint team=ours:NoSchedule is not tolerated"),
+        (node("a", LABELS, [TAINT], gpu="1"), "they ask for 2 nvidia.com/gpu, but the largest node that they may go to has 1"),
+        (node("a", LABELS, [TAINT], gpu="4", cpu="2"), "they ask for 4 cpu, but the largest"),
+        (node("a", LABELS, [TAINT], ready=False, gpu="4"), f"{CLOSED} not ready"),
+        (node("a", LABELS, [TAINT], cordoned=True, gpu="4"), f"{CLOSED} cordoned"),
+        (node("a", {"nvidia.com/gpu.present": "false"}, gpu="4"), "no node fits nvidia.com/gpu.present=true"),
+    ],
+)  # fmt: skip
+def test_why_no_gpu_node_fits(made: client.V1Node, told: str, cluster: KubernetesServer, kfp: KfpServer) -> None:
+    cluster.nodes = [node("cpu"), made]
+    result = check(kfp, *GPU)
+    assert result.exit_code == 2
+    (line,) = [line for line in result.stdout.splitlines() if line.startswith("MISSING")]
+    assert f"GPU tasks: {told}" in line
+
+
+def test_resources_on_different_nodes_are_no_node(cluster: KubernetesServer, kfp: KfpServer) -> None:
+    cluster.nodes = [node("cpu"), node("a", LABELS, gpu="4", cpu="1"), node("b", LABELS, gpu="1", cpu="64")]
+    assert (
+        "no single node that they may go to has all of 2 nvidia.com/gpu, 4 cpu, 32Gi memory" in check(kfp, *GPU).stdout
+    )
+
+
+def test_cpu_tasks_do_not_fit_on_gpu_nodes(cluster: KubernetesServer, kfp: KfpServer) -> None:
+    cluster.nodes = [node("gpu", LABELS, gpu="4")]
+    assert "tasks without a GPU: no node fits what keeps them off GPU nodes" in check(kfp, *GPU).stdout
+    assert check(kfp, *GPU, "--set", "placement.cpu_tasks_on_gpu_nodes=true").exit_code == 0
+
+
+def test_secrets_need_their_keys_and_claims_their_mode(cluster: KubernetesServer, kfp: KfpServer) -> None:
+    cluster.secrets["kubeflow", "mixtune-mlflow"] = client.V1Secret(data={"MLFLOW_TRACKING_PASSWORD": "c2VjcmV0"})
+    claim = client.V1PersistentVolumeClaim(
+        spec=client.V1PersistentVolumeClaimSpec(access_modes=["ReadWriteOnce"]),
+        status=client.V1PersistentVolumeClaimStatus(phase="Bound"),
+    )
+    cluster.claims["kubeflow", "c"] = claim
+    result = check(kfp, "--set", "placement.checkpoint_claim=c")
+    assert result.exit_code == 2
+    assert "has no key MLFLOW_TRACKING_URI" in result.stdout
+    assert "the claim c in kubeflow is not ReadWriteMany" in result.stdout
+    assert "c2VjcmV0" not in result.output
+    claim.status.phase = "Lost"
+    assert "has lost its volume" in check(kfp, "--set", "placement.checkpoint_claim=c").stdout
+
+
+def test_the_users_namespace_is_looked_at(cluster: KubernetesServer) -> None:
+    cluster.secrets = {("team", "mixtune-mlflow"): client.V1Secret(data={"MLFLOW_TRACKING_URI": "eA=="})}
+    cluster.queues.add(("team", "q"))
+    with KfpServer(multi_user=True) as kfp:
+        result = check(kfp, "--namespace", "team", "--set", "placement.queue=q")
+    assert result.exit_code == 0, result.output
+    assert "the Kueue queue q in team" in result.stdout
+
+
+def test_rights_that_this_user_has_not(cluster: KubernetesServer, kfp: KfpServer) -> None:
+    cluster.forbidden = "nodes|secrets"
+    result = check(kfp, *GPU)
+    assert result.exit_code == 0
+    assert "?        nodes may not be looked at: this user has no right to list nodes" in result.stdout
+    assert "this user has no right to get secrets" in result.stdout
+    kfp.forbidden = "runs"
+    result = check(kfp, *GPU)
+    assert result.exit_code == 4
+    assert "AWAY     --host: KFP at" in result.stdout
+    assert "does not let this user list the runs" in result.stdout
+
+
+def test_servers_that_do_not_answer(
+    cluster: KubernetesServer, kfp: KfpServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    cluster.broken = "nodes"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    result = check(kfp)
+    assert result.exit_code == 4
+    assert "AWAY     KUBECONFIG: the cluster answers 503 when asked to list nodes" in result.stdout
+    assert "AWAY     MLFLOW_TRACKING_URI: no MLflow server answers at http://127.0.0.1:9" in result.stdout
+    cluster.broken, cluster.token = None, "another"
+    assert "the cluster turns these credentials away (401)" in check(kfp).stdout
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "none"))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    result = check(None)
+    assert result.exit_code == 2
+    assert "AWAY     KUBECONFIG: no cluster is named there" in result.stdout
+    assert "MISSING  --host: is not given" in result.stdout
+    assert "?        MLflow was not looked at" in result.stdout
+
+
+def test_gpu_hours_are_flops_over_speed() -> None:
+    config = read_config(None, [
+        "pretrain.steps=100", "pretrain.batch_size=10",
+        "finetune.max_tokens=1000", "mixed.steps=10", "mixed.warmup_steps=0", "mixed.batch_size=5",
+        "finetune.warmup_steps=0",
+        "mixed.replay_share=0.5", "mixed.lambdas=[0.1,0.2]", "mixed.forgetting_budgets=[]", "model.max_length=64",
+    ])  # fmt: skip
+    found = estimate(config)
+    assert found.tokens == 100 * 10 * 64 + 1000 + 2 * (10 * 5 * 64 * 2)
+    assert found.parameters is not None
+    assert found.gpu_hours == pytest.approx(6 * found.parameters * found.tokens / 100e12 / 3600)
+    assert (found.trainings, found.models) == (4, 4)
+    assert "assumed 100 TFLOP/s" in found.sentences[0]
+
+
+def test_parameters_are_counted_in_a_local_model(tmp_path: Path) -> None:
+    model = tiny_model()
+    model.save(tmp_path / "base", tiny_tokenizer())
+    found = estimate(read_config(None, [f"model.base={tmp_path / 'base'}", "model.max_length=32"]))
+    assert found.parameters
+    total = sum(one.numel() for one in model.lm.parameters())
+    assert found.parameters == pytest.approx(total, rel=0.3)
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [("finetune.epochs=2", "a stage is measured in epochs"), ("model.base=owner/name", "parameters cannot be counted")],
+)
+def test_what_cannot_be_reckoned_is_said(override: str, told: str) -> None:
+    assert told in estimate(read_config(None, [override])).sentences[0]

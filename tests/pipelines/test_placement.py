@@ -1,0 +1,205 @@
+"""Where tasks run: every executor of the compiled package, with every option."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from kfp import compiler
+
+from mixtune.components.shared.errors import RefusedError
+from mixtune.pipelines.configuration import read_config
+from mixtune.pipelines.pipeline import make_pipeline
+from mixtune.pipelines.placement import GPU_STEPS, Placer, profiles
+from mixtune.pipelines.steps import STEPS, make_step_pipeline
+
+from .test_compiled import compiled_with, step_of, tasks
+
+EVERYTHING = (
+    "placement.profile=gke", "placement.gpus=4", "placement.cpu=500m", "placement.memory=3Gi", "placement.gpu_cpu=11",
+    "placement.gpu_memory=99Gi", "placement.shared_memory=17Gi", "placement.queue=team-queue", "placement.gpu_retries=5",
+    "placement.gpu_timeout_hours=1.5", "placement.run_as_user=1234", "placement.run_as_group=0",
+)  # fmt: skip
+
+
+def package_with(tmp_path: Path, *overrides: str, step: str | None = None) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A compiled package and its platform part."""
+    config = read_config(None, overrides)
+    place = Placer.cluster(config)
+    pipeline = make_step_pipeline(step, config, place) if step else make_pipeline(config, place)
+    compiler.Compiler().compile(pipeline, str(tmp_path / "package.yaml"))
+    package, platform = yaml.safe_load_all((tmp_path / "package.yaml").read_text(encoding="utf-8"))
+    return package, platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
+
+
+@pytest.fixture(scope="module")
+def everything(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], dict[str, Any]]:
+    return package_with(tmp_path_factory.mktemp("all"), *EVERYTHING)
+
+
+def containers(package: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """Name, step and executor of everything that runs a container."""
+    for name, executor in package["deploymentSpec"]["executors"].items():
+        if "importer" not in executor:
+            yield name, name.removeprefix("exec-").rstrip("-0123456789"), executor["container"]
+
+
+def test_every_executor_is_placed(everything: tuple[dict[str, Any], dict[str, Any]]) -> None:
+    package, places = everything
+    found = list(containers(package))
+    assert len(found) == 13
+    for name, step, container in found:
+        gpu, place, resources = step in GPU_STEPS, places[name], container["resources"]
+        assert resources["resourceCpuLimit"] == ("11" if gpu else "500m"), name
+        assert resources["resourceMemoryLimit"] == ("99Gi" if gpu else "3Gi"), name
+        assert place["podMetadata"]["labels"] == {"kueue.x-k8s.io/queue-name": "team-queue"}, name
+        # KFP's own format writes whole numbers as text.
+        assert {key: str(value) for key, value in place["securityContext"].items()} == {
+            "runAsUser": "1234", "runAsGroup": "0", "runAsNonRoot": "True",
+        }, name  # fmt: skip
+        assert len(place["nodeAffinity"]) == 1, name
+        assert place.get("activeDeadlineSeconds") == ("5400" if gpu else None), name
+        shm = [{"volumeName": "shm", "mountPath": "/dev/shm", "medium": "Memory", "sizeLimit": "17Gi"}]
+        assert place.get("emptyDirMounts") == (shm if gpu else None), name
+
+
+def test_retries(everything: tuple[dict[str, Any], dict[str, Any]], tmp_path: Path) -> None:
+    for _, task, _ in tasks(everything[0]):
+        step = step_of(task, everything[0])
+        if step in GPU_STEPS:
+            assert task["retryPolicy"]["maxRetryCount"] == 5
+    package, _ = package_with(tmp_path, "placement.gpu_retries=0")
+    assert not any("retryPolicy" in task for _, task, _ in tasks(package))
+
+
+def source_of(reference: dict[str, Any], task: dict[str, Any], group: dict[str, Any], package: dict[str, Any]) -> str:
+    """The parameter of the run, or the output of a task, behind what an executor refers to."""
+    name = reference.get("componentInputParameter") or ""
+    if "taskOutputParameter" in reference:
+        return f"{reference['taskOutputParameter']['producerTask']}.{reference['taskOutputParameter']['outputParameterKey']}"
+    return name.removeprefix("pipelinechannel--")
+
+
+def test_affinity_is_a_parameter_and_reaches_into_loop_and_gate(
+    everything: tuple[dict[str, Any], dict[str, Any]],
+) -> None:
+    package, places = everything
+    for name, task, group in tasks(package):
+        step = step_of(task, package)
+        if step is None:
+            continue
+        label = package["components"][task["componentRef"]["name"]]["executorLabel"]
+        reference = places[label]["nodeAffinity"][0]["nodeAffinityJson"]
+        wanted = "gpu_affinity" if step in GPU_STEPS else "cpu_affinity"
+        source = source_of(reference, task, group, package)
+        assert source == ("plan.pretrain_affinity" if step == "pretrain" else wanted), name
+        if source == wanted and group is not package["root"]:
+            assert f"pipelinechannel--{wanted}" in group["inputDefinitions"]["parameters"], name
+
+
+@pytest.mark.parametrize("profile", profiles())
+def test_tasks_without_a_gpu_are_kept_off_gpu_nodes(profile: str, tmp_path: Path) -> None:
+    package, places = package_with(tmp_path, f"placement.profile={profile}")
+    parameters = package["root"]["inputDefinitions"]["parameters"]
+    selector = profiles()[profile].node_selector
+    terms = parameters["cpu_affinity"]["defaultValue"]
+    if profile == "cpu":
+        assert terms == {}
+        return
+    for labels, fits in ((selector, False), ({}, True), (dict.fromkeys(selector, "other"), True)):
+        assert matches(terms, labels) is fits
+    for name, step, _ in containers(package):
+        if step not in GPU_STEPS:
+            assert "tolerations" not in places[name], name
+            assert "nodeSelector" not in places[name], name
+
+
+def matches(affinity: dict[str, Any], labels: dict[str, str]) -> bool:
+    """Whether a node with these labels meets a required node affinity; as Kubernetes reads it, with `NotIn` alone."""
+    terms = affinity["requiredDuringSchedulingIgnoredDuringExecution"]["nodeSelectorTerms"]
+    return any(
+        all(
+            labels.get(one["key"]) not in one["values"]
+            for one in term["matchExpressions"]
+            if one["operator"] == "NotIn"
+        )
+        for term in terms
+    )
+
+
+def test_a_cluster_of_gpu_nodes_alone(tmp_path: Path) -> None:
+    package, _ = package_with(tmp_path, "placement.profile=gke", "placement.cpu_tasks_on_gpu_nodes=true")
+    assert package["root"]["inputDefinitions"]["parameters"]["cpu_affinity"]["defaultValue"] == {}
+
+
+def test_affinities_are_what_kubernetes_reads() -> None:
+    from kfp.kubernetes.node_affinity import validate_node_affinity
+
+    for profile in profiles().values():
+        assert validate_node_affinity(profile.off_gpu_nodes()) is None
+        assert validate_node_affinity(profile.gpu_affinity) is None
+
+
+def test_profiles_of_the_users(tmp_path: Path) -> None:
+    own = tmp_path / "pools.yaml"
+    affinity: dict[str, Any] = {"preferredDuringSchedulingIgnoredDuringExecution": []}
+    own.write_text(yaml.safe_dump({
+        "ours": {"description": "Our A100s.", "accelerator": "nvidia.com/mig-3g.20gb", "node_selector": {"pool": "a100"},
+                 "gpu_memory": "200Gi", "gpu_affinity": affinity},
+        "gke": {"description": "Ours too.", "accelerator": "nvidia.com/gpu"},
+    }))  # fmt: skip
+    package, _ = package_with(tmp_path, f"placement.profiles_file={own}", "placement.profile=ours", "placement.gpus=1")
+    parameters = package["root"]["inputDefinitions"]["parameters"]
+    assert parameters["gpu_type"]["defaultValue"] == "nvidia.com/mig-3g.20gb"
+    assert parameters["gpu_node_selector"]["defaultValue"] == {"pool": "a100"}
+    assert parameters["gpu_affinity"]["defaultValue"] == affinity
+    assert profiles(own)["gke"].description == "Ours too."
+    assert set(profiles()) < set(profiles(own))
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        (None, "cannot be read"),
+        ("a: [", "is no valid YAML"),
+        ("- a", "must hold profiles by name, found list"),
+        ("ours: {description: x, gpu: 1}\nmore: {}", r"ours\.gpu.*more\.description"),
+    ],
+)
+def test_a_file_of_profiles_that_is_wrong(text: str | None, told: str, tmp_path: Path) -> None:
+    if text is not None:
+        (tmp_path / "pools.yaml").write_text(text)
+    config = read_config(None, [f"placement.profiles_file={tmp_path / 'pools.yaml'}"])
+    with pytest.raises(RefusedError, match=rf"(?s)placement\.profiles_file: .*{told}"):
+        Placer.cluster(config)
+
+
+@pytest.mark.parametrize(
+    "override", ["cpu=two", "memory=8", "gpu_memory=8GB", "shared_memory=half", "queue=Team Queue", "run_as_user=-1"]
+)
+def test_quantities_that_kubernetes_would_refuse(override: str) -> None:
+    with pytest.raises(RefusedError, match=rf"placement\.{override.split('=', maxsplit=1)[0]}"):
+        read_config(None, [f"placement.{override}"])
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_a_step_alone_is_placed_too(step: str, tmp_path: Path) -> None:
+    package, places = package_with(tmp_path, *EVERYTHING, step=step)
+    ((name, found, container),) = containers(package)
+    assert found == step
+    assert ("accelerator" in container["resources"]) == (step in GPU_STEPS)
+    assert places[name]["podMetadata"]["labels"] == {"kueue.x-k8s.io/queue-name": "team-queue"}
+    assert {"securityContext", "nodeAffinity", "secretAsEnv", "fieldPathAsEnv"} <= set(places[name])
+
+
+def test_placement_is_no_part_of_what_a_step_computes(tmp_path: Path) -> None:
+    # Images, commands, inputs and outputs enter KFP's cache key; with more memory or another queue they stay.
+    plain, _ = compiled_with(tmp_path)
+    placed, _ = compiled_with(tmp_path, *(one for one in EVERYTHING if "profile" not in one and "gpus" not in one))
+    for name, executor in plain.items():
+        if "container" in executor:
+            for part in ("image", "command", "args", "env"):
+                assert executor["container"].get(part) == placed[name]["container"].get(part), name

@@ -1,0 +1,273 @@
+"""Running an earlier run again: on a cluster that is a small server, and on this machine for real."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from mixtune.components.config import Fingerprints, assemble, load, parts
+from mixtune.components.shared.artifacts import write_json
+from mixtune.components.shared.errors import RefusedError
+from mixtune.components.shared.outcome import Outcome
+from mixtune.components.shared.tracking import Tracker
+from mixtune.pipelines import client, rerun
+from mixtune.pipelines.configuration import read_config
+from mixtune.pipelines.kfp_api import Api, Connection, Patience
+from mixtune.pipelines.local import Run
+from mixtune.pipelines.rerun_local import forget, rerun_local
+
+from .kfp_server import KfpServer
+from .test_run import Project
+
+QUICK = Patience(seconds=3.0, first=0.01, longest=0.05, answer=5)
+STEPS = ("prepare", "pretrain", "finetune", "mixed", "evaluate")
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[KfpServer]:
+    with KfpServer() as running:
+        yield running
+
+
+@pytest.fixture(autouse=True)
+def _own_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+
+
+@pytest.fixture(scope="module")
+def earlier(server: KfpServer) -> str:
+    """A run of the whole pipeline."""
+    api = Api(Connection(server.url), QUICK)
+    config = read_config(None, ["mixed.lambdas=[0.3]", "seed=5"])
+    version = client.upload(api, client.package_of(config))
+    values = client.run_parameters(config) | {"gpus": "2", "mlflow_secret": "theirs"}
+    return client.submit(api, version, config.name, values, experiment="theirs").id
+
+
+@pytest.fixture
+def api(server: KfpServer) -> Api:
+    return Api(Connection(server.url), QUICK)
+
+
+def cached_steps(package: dict[str, Any]) -> dict[str, set[bool]]:
+    found: dict[str, set[bool]] = {}
+    for task, step in rerun._tasks(package):
+        found.setdefault(step, set()).add(bool(task.get("cachingOptions", {}).get("enableCache")))
+    return found
+
+
+@pytest.mark.parametrize("step", ["prepare", "mixed", "evaluate"])
+def test_from_a_step_on_nothing_comes_from_the_cache_and_nothing_else_changes(
+    step: str, server: KfpServer, api: Api, earlier: str
+) -> None:
+    made = rerun.rerun_from(api, earlier, step, [])
+    old, new = (
+        server.store.packages[server.store.runs[run].pipeline_version_reference.pipeline_version_id]
+        for run in (earlier, made.id)
+    )
+    caching = cached_steps(new)
+    for one in STEPS:
+        assert caching[one] == {STEPS.index(one) < STEPS.index(step)}, one
+    # What enters KFP's cache key is the same to the letter: executors, inputs, outputs, name, and mounts.
+    before, after = copy.deepcopy(old), copy.deepcopy(new)
+    for package in (before, after):
+        for task, _ in rerun._tasks(package):
+            task.pop("cachingOptions", None)
+    assert before == after
+    assert new["pipelineInfo"]["name"] == "mixtune"
+    pipelines = {server.store.runs[run].pipeline_version_reference.pipeline_id for run in (earlier, made.id)}
+    assert len(pipelines) == 1, "KFP's cache goes by the pipeline's name"
+
+
+def test_old_parameters_with_overrides(server: KfpServer, api: Api, earlier: str) -> None:
+    made = rerun.rerun_from(api, earlier, "mixed", ["mixed.lambdas=[0.2]", "mixed.learning_rate=0.0007"], "again")
+    old, new = (server.store.runs[run].runtime_config.parameters for run in (earlier, made.id))
+    assert {name for name in old if old[name] != new[name]} == {"mixed_lambdas", "mixed_options"}
+    config = load(assemble({name: value for name, value in new.items() if not name.startswith(("gpu", "mlflow"))}))
+    assert (config.mixed.lambdas, config.mixed.learning_rate, config.seed) == ([0.2], 0.0007, 5)
+    assert (new["gpus"], new["mlflow_secret"]) == ("2", "theirs")
+    assert server.store.runs[made.id].experiment_id == server.store.runs[earlier].experiment_id
+    assert earlier in server.store.runs[made.id].description
+    assert rerun.rerun_from(api, earlier, "mixed", ["mixed.lambdas=[0.2]"], "again").id == made.id
+
+
+def test_a_run_that_was_started_in_the_ui_has_the_packages_defaults(server: KfpServer, api: Api, earlier: str) -> None:
+    run = copy.copy(server.store.runs[earlier])
+    run.runtime_config = copy.copy(run.runtime_config)
+    run.runtime_config.parameters = {"seed": 9}
+    from_ui = server.add_run(run).run_id
+    made = rerun.rerun_from(api, from_ui, "mixed", ["mixed.lambdas=[0.2]"])
+    values = server.store.runs[made.id].runtime_config.parameters
+    assert (values["seed"], values["mixed_lambdas"], values["gpus"]) == (9, [0.2], "0")
+
+
+@pytest.mark.parametrize("override", ["placement.profile=gke", "mixed.start=finetuned"])
+def test_what_is_compiled_in_cannot_be_overridden(override: str, api: Api, earlier: str) -> None:
+    with pytest.raises(RefusedError, match="is fixed in the compiled pipeline"):
+        rerun.rerun_from(api, earlier, "mixed", [override])
+
+
+def test_wrong_words_are_refused_before_anything_is_made(server: KfpServer, api: Api, earlier: str) -> None:
+    before = len(server.store.runs)
+    with pytest.raises(RefusedError, match="--from: must be one of"):
+        rerun.rerun_from(api, earlier, "train", [])
+    with pytest.raises(RefusedError, match=r"mixed\.lamdas"):
+        rerun.rerun_from(api, earlier, "mixed", ["mixed.lamdas=[1]"])
+    with pytest.raises(RefusedError, match="--only: must be one of"):
+        rerun.rerun_only(api, earlier, "plan", [])
+    with pytest.raises(RefusedError, match="has no such run"):
+        rerun.rerun_from(api, "nothing", "mixed", [])
+    assert len(server.store.runs) == before
+
+
+@pytest.fixture
+def on_record(recorded: tuple[str, str], monkeypatch: pytest.MonkeyPatch) -> str:
+    """MLflow has the earlier run on record; the configuration that `mixed` was given."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", recorded[0])
+    return recorded[1]
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory: pytest.TempPathFactory, earlier: str) -> tuple[str, str]:
+    """A store with the record of the earlier run, of which one evaluation came from the cache."""
+    uri = f"sqlite:///{tmp_path_factory.mktemp('mlflow') / 'mlflow.db'}"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", uri)
+        return uri, write_record(earlier)
+
+
+def write_record(earlier: str) -> str:
+    """Writes it as the steps do."""
+    config = read_config(None, ["mixed.lambdas=[0.3]", "seed=5"])
+    cut = parts(config, Fingerprints("of text", "of labels", "of base"))
+    heldout = {"pretrain_heldout": "s3://a/text", "finetune_heldout": "s3://a/labels"}
+
+    def leave(run: str, step: str, title: str, config: str, uris: dict[str, Any], **more: str) -> str:
+        tracker = Tracker.open(step, title, run)
+        given = {"config": config, "artifacts": json.dumps(uris), **more}
+        tracker.close("FINISHED", {"kind": "done", **{f"given.{name}": text for name, text in given.items()}})
+        return str(tracker.run_id)
+
+    mixed = {"start": "s3://a/pretrained", "pretrain_data": "s3://a/t", "finetune_data": "s3://a/l"}
+    leave(earlier, "mixed", "mixed-0.3", cut.mixed.to_json(), mixed, candidate=cut.candidates[0].to_json())
+    of_mixed = {"model": "s3://a/mixed", "pretrained": "s3://a/pretrained", **heldout}
+    leave(earlier, "evaluate", "evaluate mixed-0.3", cut.evaluate_mixed.to_json(), of_mixed)
+    two = {"model": "s3://a/pretrained", "other": "s3://a/finetuned", **heldout}
+    leave(earlier, "evaluate", "evaluate interpolated", cut.interpolate.to_json(), two)
+    of_pretrained = {"model": "s3://b/pretrained", **heldout}
+    cached = leave("before", "evaluate", "evaluate pretrained", cut.evaluate_pretrained.to_json(), of_pretrained)
+    evaluations = {name: f"s3://a/{name}" for name in ("pretrained", "finetuned", "interpolated")}
+    leave(earlier, "compare", "compare", cut.compare.to_json(), {**evaluations, "mixed": ["s3://a/one", "s3://a/two"]})
+    tracker = Tracker.open("finish", "finish", earlier)
+    tracker.link({"evaluate pretrained": cached})
+    tracker.close("FINISHED", {"kind": "done"})
+    return cut.mixed.to_json()
+
+
+def test_one_step_alone_on_the_artifacts_that_it_had(server: KfpServer, api: Api, earlier: str, on_record: str) -> None:
+    (made,) = rerun.rerun_only(api, earlier, "mixed", ["mixed.learning_rate=0.5"])
+    values = server.store.runs[made.id].runtime_config.parameters
+    assert (values["start_uri"], values["pretrain_data_uri"]) == ("s3://a/pretrained", "s3://a/t")
+    assert "0.3" in values["candidate"]
+    assert json.loads(values["config"])["mixed"]["learning_rate"] == 0.5
+    assert json.loads(on_record)["mixed"]["learning_rate"] != 0.5
+    assert values["gpus"] == "2"
+    names = [one.display_name for one in server.store.pipelines.values()]
+    assert "mixtune-mixed" in names
+
+
+def test_every_task_of_a_step_also_those_from_the_cache(
+    server: KfpServer, api: Api, earlier: str, on_record: str
+) -> None:
+    made = rerun.rerun_only(api, earlier, "evaluate", ["evaluate.batch_size=3"])
+    runs = {server.store.runs[one.id].display_name.rsplit(" ", 1)[0]: server.store.runs[one.id] for one in made}
+    assert set(runs) == {f"demo evaluate {name}" for name in ("mixed-0.3", "interpolated", "pretrained")}
+    of = {name: run.runtime_config.parameters for name, run in runs.items()}
+    assert of["demo evaluate pretrained"]["model_uri"] == "s3://b/pretrained"
+    assert "other_uri" not in of["demo evaluate pretrained"]
+    # What a task can do without, it gets where it had it.
+    assert of["demo evaluate interpolated"]["other_uri"] == "s3://a/finetuned"
+    assert of["demo evaluate mixed-0.3"]["pretrained_uri"] == "s3://a/pretrained"
+    for values in of.values():
+        assert json.loads(values["config"])["batch_size"] == 3
+    assert "of base" not in of["demo evaluate mixed-0.3"]["config"]
+
+
+def test_a_list_of_artifacts(server: KfpServer, api: Api, earlier: str, on_record: str) -> None:
+    (made,) = rerun.rerun_only(api, earlier, "compare", ["gate.max_forgetting=0.9"])
+    values = server.store.runs[made.id].runtime_config.parameters
+    assert values["mixed_uri"] == ["s3://a/one", "s3://a/two"]
+    assert json.loads(values["config"])["gate"]["max_forgetting"] == 0.9
+
+
+def test_one_task_by_its_title(api: Api, earlier: str, on_record: str) -> None:
+    (made,) = rerun.rerun_only(api, earlier, "evaluate mixed-0.3", [], "key")
+    assert made.name == "demo evaluate mixed-0.3 key evaluate mixed-0.3"
+    with pytest.raises(RefusedError, match=r"has no mixed-0\.9 on record; it has "):
+        rerun.rerun_only(api, earlier, "mixed-0.9", [])
+
+
+def test_without_a_record_nothing_can_run_alone(api: Api, earlier: str) -> None:
+    with pytest.raises(RefusedError, match="set MLFLOW_TRACKING_URI"):
+        rerun.rerun_only(api, earlier, "mixed", [])
+
+
+def test_fingerprints_stay_where_an_option_changes() -> None:
+    before, after = read_config(None), read_config(None, ["data.finetune.dev_fraction=0.25"])
+    config = parts(before, Fingerprints("text", "labels", "base")).prepare_finetune.to_json()
+    changed = json.loads(rerun.with_overrides("prepare finetune", "prepare", config, before, after))
+    assert changed["fingerprint"] == json.loads(config)["fingerprint"]
+    assert changed["finetune"]["dev_fraction"] == 0.25
+
+
+def test_forgetting_leaves_what_comes_before(tmp_path: Path) -> None:
+    run = Run("", tmp_path)
+    for task in ("pretrain", "for-loop-2-iteration-0/mixed", "evaluate-4", "prepare-2"):
+        entry = {"model": {"uri": str(run.state / "artifacts" / "mixtune-1" / task / "model")}}
+        write_json(run.state / "cache" / "code" / f"{task.rsplit('/', maxsplit=1)[-1]}.json", entry)
+    (run.state / "cache" / "code" / "broken.json").write_text("{")
+    assert forget(run, ("mixed", "evaluate")) == 2
+    left = {file.name for file in (run.state / "cache" / "code").iterdir()}
+    assert left == {"pretrain.json", "prepare-2.json", "broken.json"}
+
+
+def test_a_folder_without_a_run(tmp_path: Path) -> None:
+    with pytest.raises(RefusedError, match="holds no run"):
+        rerun_local(tmp_path, "mixed", None, [])
+    (tmp_path / ".mixtune" / "outcomes" / "one").mkdir(parents=True)
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(read_config(None).model_dump(mode="json")))
+    with pytest.raises(RefusedError, match="has no mixed on record"):
+        rerun_local(tmp_path, None, "mixed", [])
+    Outcome(title="mixed-0.3", kind="done").save(tmp_path / ".mixtune" / "outcomes" / "one")
+    with pytest.raises(RefusedError, match="run it by --from"):
+        rerun_local(tmp_path, None, "mixed", [])
+
+
+@pytest.mark.slow
+def test_a_local_run_again(tmp_path: Path) -> None:
+    project = Project(tmp_path)
+    status, _, told = project.run()
+    assert status == 0, told
+    done = project.mixtune("rerun", "runs/tiny", "--from", "mixed")
+    assert done.returncode == 0, done.stderr
+    evaluations = {f"evaluate {name}" for name in ("pretrained", "finetuned", "interpolated", "mixed-0.3")}
+    assert project.ran() == {"plan", "mixed-0.3", *evaluations, "compare", "register", "finish"}
+    # With nothing asked for, all is in the cache again.
+    status, ran, told = project.run()
+    assert (status, ran & {"mixed-0.3", *evaluations}) == (0, set()), told
+
+    done = project.mixtune("rerun", "runs/tiny", "--only", "mixed", "--set", "mixed.learning_rate=0.001")
+    assert done.returncode == 0, done.stderr
+    (made,) = (project.output / "only").glob("mixed-0.3-*")
+    assert (made / "model" / "model.safetensors").is_file()
+    assert json.loads((made / "model" / "mixtune.json").read_text())["params"]["learning_rate"] == 0.001
+    done = project.mixtune("rerun", "runs/tiny", "--only", "evaluate interpolated")
+    assert done.returncode == 0, done.stderr
+    (made,) = (project.output / "only").glob("evaluate-interpolated-*")
+    assert (made / "evaluation" / "evaluation.json").is_file()
