@@ -52,8 +52,6 @@ def test_options_that_are_used_are_there(file: Path) -> None:
     commands = r"mixtune (check|upload|submit|wait|retry|stop|rerun|compile)\b"
     options_of = re.compile(commands + r"([^`|>\n]*(?:\n {4,}--[^`|>\n]*)*)")
     for command, options in options_of.findall(text):
-        r"mixtune (check|upload|submit|wait|retry|stop|rerun|compile)\b([^`|>\n]*(?:\n {4,}--[^`|>\n]*)*)", text
-    ):
         if command not in help_of:
             environment = {"COLUMNS": "200", "TERM": "dumb", "NO_COLOR": "1"}
             help_of[command] = CliRunner().invoke(app, [command, "--help"], env=environment).output
