@@ -26,6 +26,8 @@ TRACKING_KEYS = (
     "MLFLOW_TRACKING_USERNAME",
     "MLFLOW_TRACKING_PASSWORD",
 )
+POD_LABELS = {"app.kubernetes.io/part-of": "mixtune"}
+"""What tells a step's pod from those of other pipelines; the network policies of k8s/ go by it."""
 CHECKPOINT_FOLDER = "/checkpoints"
 CHECKPOINT_KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_ENDPOINT_URL", "AWS_DEFAULT_REGION")
 # finish removes what a run's trainings have left.
@@ -153,6 +155,8 @@ class Placer:
             return task
         if words:
             task.set_display_name(words)
+        for label, value in POD_LABELS.items():
+            kubernetes.add_pod_label(task, label, value)
         kubernetes.use_field_path_as_env(task, "MIXTUNE_RUN_ID", "metadata.labels['pipeline/runid']")
         kubernetes.use_secret_as_env(
             task, self._run_time["mlflow_secret"], {key: key for key in TRACKING_KEYS}, optional=True
