@@ -19,7 +19,6 @@ import time
 import urllib.error
 import urllib.request
 from pathlib import Path
-from typing import IO, Any
 
 from tests.mlflow_server import free_port
 
@@ -62,10 +61,18 @@ class Postgres:
 
     def start(self) -> None:
         """Starts it with the manifest's arguments and waits until it answers."""
-        arguments = [*self._container["args"], "-c", f"unix_socket_directories={self.folder}", "-c", "listen_addresses=127.0.0.1"]
+        arguments = [
+            *self._container["args"],
+            "-c",
+            f"unix_socket_directories={self.folder}",
+            "-c",
+            "listen_addresses=127.0.0.1",
+        ]
         options = " ".join([*arguments, "-p", str(self.port)])
         log = self.folder / "log"
-        self._run("pg_ctl", f"--pgdata={self.folder / 'data'}", f"--log={log}", f"--options={options}", "--wait", "start")
+        self._run(
+            "pg_ctl", f"--pgdata={self.folder / 'data'}", f"--log={log}", f"--options={options}", "--wait", "start"
+        )
 
     def stop(self, mode: str = "immediate") -> None:
         """Stops it; `immediate` is what a node that fails does."""
@@ -90,6 +97,11 @@ class Postgres:
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
         return done.stdout.strip()
+
+    def change_password(self, password: str) -> None:
+        """What docs/operations.md says to do before the secret is changed."""
+        self.sql(f"ALTER ROLE {self._settings['POSTGRES_USER']} PASSWORD '{password}'")
+        self._settings["POSTGRES_PASSWORD"] = password
 
     def probe(self, kind: str) -> int:
         """Exit status of one of the manifest's probes."""
@@ -222,7 +234,9 @@ class Deployed:
         """`kubectl exec` of users.py in the server's pod."""
         environment = self._environment(self.server_container()) | {"MIXTUNE_MLFLOW_ADDRESS": self.uri}
         words = [sys.executable, str(self.folder / "users.py"), user]
-        return subprocess.run(words, env=environment, input=password + "\n", capture_output=True, text=True, check=False)
+        return subprocess.run(
+            words, env=environment, input=password + "\n", capture_output=True, text=True, check=False
+        )
 
     def job(self, template: Manifest, **extra: str) -> subprocess.CompletedProcess[str]:
         """A pod that works on the database and on the claim for dumps."""
@@ -232,7 +246,11 @@ class Deployed:
     def once(self, container: Manifest, **extra: str) -> subprocess.CompletedProcess[str]:
         """Runs a container to its end."""
         return subprocess.run(
-            self._words(container), env=self._environment(container) | extra, capture_output=True, text=True, check=False
+            self._words(container),
+            env=self._environment(container) | extra,
+            capture_output=True,
+            text=True,
+            check=False,
         )
 
     def _environment(self, container: Manifest) -> dict[str, str]:
@@ -248,7 +266,9 @@ class Deployed:
     def _words(self, container: Manifest) -> list[str]:
         """The command, at an address that is free here."""
         words = command(container, self._environment(container))
-        return [re.sub(r"\b5000\b", str(self.port), word).replace("--host=0.0.0.0", "--host=127.0.0.1") for word in words]
+        return [
+            re.sub(r"\b5000\b", str(self.port), word).replace("--host=0.0.0.0", "--host=127.0.0.1") for word in words
+        ]
 
     def for_steps(self, experiment: str = "mixtune") -> dict[str, str]:
         """What the secret `mixtune-mlflow` gives a step."""
@@ -283,11 +303,3 @@ def secrets_in(folder: Path, wanted: list[str]) -> list[str]:
             content = file.read_bytes()
             found += [str(file) for secret in wanted if secret.encode() in content]
     return found
-
-
-def write_lines(process: subprocess.Popen[Any], text: str) -> None:
-    """A line on a process' standard input."""
-    stream: IO[str] | None = process.stdin
-    assert stream is not None
-    stream.write(text + "\n")
-    stream.flush()

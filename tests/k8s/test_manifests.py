@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -18,7 +19,7 @@ from kubernetes_validate.utils import all_versions
 from mixtune.pipelines import placement
 
 from .manifests import K8S, ROOT, Manifest, build, buildable, containers, find, generated, pod_specs
-from .tools import checkov
+from .tools import checkov, kubectl
 
 BUILDS = buildable()
 SCHEMAS = {
@@ -26,7 +27,8 @@ SCHEMAS = {
     for file in (Path(__file__).parent / "schemas").glob("*.json")
 }
 NEWEST = sorted(
-    {".".join(version.split(".")[:2]) for version in all_versions()}, key=lambda one: [int(part) for part in one.split(".")]
+    {".".join(version.split(".")[:2]) for version in all_versions()},
+    key=lambda one: [int(part) for part in one.split(".")],
 )[-3:]
 COMPILED = ROOT / "pipelines" / "compiled"
 # Made by `kubectl create secret`, as docs/cluster.md has it, and by Kubeflow Pipelines.
@@ -51,6 +53,7 @@ def test_there_is_all_that_the_guide_names() -> None:
     assert set(BUILDS) >= {"base", "overlays/local", "overlays/kueue", "overlays/multi-user", "operations/restore"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", BUILDS)
 def test_every_build_fits_the_newest_kubernetes(name: str) -> None:
     assert len(NEWEST) == 3
@@ -76,7 +79,15 @@ def test_the_check_against_schemas_sees_what_is_wrong() -> None:
 
 @pytest.mark.parametrize("name", BUILDS)
 def test_no_name_is_made_twice_and_all_have_a_namespace(name: str) -> None:
-    cluster_wide = {"Namespace", "PriorityClass", "ClusterRole", "ClusterRoleBinding", "ResourceFlavor", "ClusterQueue", "Profile"}
+    cluster_wide = {
+        "Namespace",
+        "PriorityClass",
+        "ClusterRole",
+        "ClusterRoleBinding",
+        "ResourceFlavor",
+        "ClusterQueue",
+        "Profile",
+    }
     seen = [(one["kind"], one["metadata"].get("namespace"), one["metadata"]["name"]) for one in build(name)]
     assert len(seen) == len(set(seen))
     for kind, namespace, title in seen:
@@ -129,7 +140,11 @@ def test_services_lead_to_the_ports_of_pods_and_policies_let_them_through() -> N
         template = templates[one["metadata"]["name"]]
         assert one["spec"]["selector"].items() <= template["metadata"]["labels"].items()
         assert one["spec"]["type"] == "ClusterIP"
-        ports = {port["name"]: port["containerPort"] for container in containers(template) for port in container.get("ports", [])}
+        ports = {
+            port["name"]: port["containerPort"]
+            for container in containers(template)
+            for port in container.get("ports", [])
+        }
         (port,) = one["spec"]["ports"]
         assert ports[port["targetPort"]] == port["port"]
         allowed = find("base", "NetworkPolicy", one["metadata"]["name"])["spec"]
@@ -238,7 +253,34 @@ def test_pods_have_no_rights_that_they_do_not_need() -> None:
                 assert context["capabilities"] == {"drop": ["ALL"]}
                 assert not context["allowPrivilegeEscalation"]
                 assert {"cpu", "memory"} <= container["resources"]["limits"].keys(), where
-    assert find("base", "Namespace", "mixtune")["metadata"]["labels"]["pod-security.kubernetes.io/enforce"] == "restricted"
+    assert (
+        find("base", "Namespace", "mixtune")["metadata"]["labels"]["pod-security.kubernetes.io/enforce"] == "restricted"
+    )
+
+
+EXAMPLES = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs" / "cluster.md").read_text(), re.DOTALL)
+
+
+@pytest.mark.parametrize("number", range(len(EXAMPLES)))
+def test_the_examples_of_the_guide_build_and_change_what_they_name(number: int, tmp_path: Path) -> None:
+    shutil.copytree(K8S, tmp_path / "k8s")
+    folder = tmp_path / "k8s" / "overlays" / "ours"
+    folder.mkdir()
+    (folder / "kustomization.yaml").write_text(EXAMPLES[number])
+    done = subprocess.run([kubectl(), "kustomize", folder], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    built = list(yaml.safe_load_all(done.stdout))
+    for one in built:
+        kubernetes_validate.validate(one, NEWEST[-1], strict=True)
+        assert one["kind"] != "NetworkPolicy" or "namespace" in one["metadata"]
+    images = {container["image"] for _, template in pod_specs(tuple(built)) for container in containers(template)}
+    assert "registry.example.com/ml/mixtune-mlflow:0.1.0" in images
+    (claim,) = [one for one in built if one["metadata"]["name"] == "mixtune-checkpoints"]
+    assert claim["spec"]["storageClassName"] in (ROOT / "docs" / "cluster.md").read_text()
+
+
+def test_there_is_an_example_for_each_profile_with_gpus() -> None:
+    assert len(EXAMPLES) == len([one for one in placement.profiles().values() if one.accelerator])
 
 
 def test_yaml_is_tidy() -> None:
