@@ -231,7 +231,7 @@ def test_images_are_pinned_and_come_from_no_registry_of_packages() -> None:
 
 
 def test_the_servers_image_holds_what_is_tested_here() -> None:
-    pins = {}
+    pins: dict[str, str] = {}
     for name in ("requirements.txt", "requirements-dev.txt"):
         pins |= dict(line.split("==") for line in (ROOT / name).read_text().splitlines() if "==" in line)
     image = dict(
@@ -284,7 +284,7 @@ def test_there_is_an_example_for_each_profile_with_gpus() -> None:
 
 
 def test_yaml_is_tidy() -> None:
-    command = [sys.executable, "-m", "yamllint", "--strict", "--config-file", ROOT / ".yamllint.yaml", K8S]
+    command = [sys.executable, "-m", "yamllint", "--strict", "--config-file", str(ROOT / ".yamllint.yaml"), str(K8S)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
 
@@ -294,7 +294,16 @@ def test_yaml_is_tidy() -> None:
 def test_the_policy_checker_has_nothing_to_say(name: str, tmp_path: Path) -> None:
     manifests = tmp_path / "manifests.yaml"
     manifests.write_text(yaml.safe_dump_all(with_base(name)))
-    command = [checkov(), "--file", manifests, "--framework", "kubernetes", "--output", "json", "--skip-download"]
+    command = [
+        str(checkov()),
+        "--file",
+        str(manifests),
+        "--framework",
+        "kubernetes",
+        "--output",
+        "json",
+        "--skip-download",
+    ]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
     found = json.loads(done.stdout)
     assert not found["results"]["failed_checks"], [
