@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -18,7 +19,7 @@ from kubernetes_validate.utils import all_versions
 
 from mixtune.pipelines import placement
 
-from .manifests import K8S, ROOT, Manifest, build, buildable, containers, find, generated, pod_specs
+from .manifests import K8S, ROOT, Manifest, build, buildable, containers, environment, find, generated, pod_specs
 from .tools import checkov, kubectl
 
 BUILDS = buildable()
@@ -230,6 +231,24 @@ def test_images_are_pinned_and_come_from_no_registry_of_packages() -> None:
                 assert image != "mixtune-mlflow" or version == tag
 
 
+def test_the_claim_for_checkpoints_is_looked_at_as_a_step_would(tmp_path: Path) -> None:
+    template = find("operations/checkpoints", "Job", "mixtune-checkpoints")["spec"]["template"]
+    (container,) = containers(template)
+    assert environment(container, "base", {}) == {"CHECKPOINTS": placement.CHECKPOINT_FOLDER}
+
+    def looked_at(folder: Path) -> subprocess.CompletedProcess[str]:
+        variables = {"PATH": os.environ["PATH"], "CHECKPOINTS": str(folder)}
+        return subprocess.run(container["command"], env=variables, capture_output=True, text=True, check=False)
+
+    good = looked_at(tmp_path)
+    assert good.returncode == 0, good.stderr
+    assert "steps can write" in good.stdout
+    assert list(tmp_path.iterdir()) == []
+    bad = looked_at(Path("/proc"))  # where nobody can write, root no more than others
+    assert bad.returncode == 1
+    assert "steps cannot write to the claim: d" in bad.stderr
+
+
 def test_the_servers_image_holds_what_is_tested_here() -> None:
     pins: dict[str, str] = {}
     for name in ("requirements.txt", "requirements-dev.txt"):
@@ -247,6 +266,7 @@ def test_pods_have_no_rights_that_they_do_not_need() -> None:
             spec, where = template["spec"], one["metadata"]["name"]
             assert spec["automountServiceAccountToken"] is False, where
             assert spec["securityContext"]["runAsNonRoot"] is True
+            assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}, where
             for container in containers(template):
                 context = container["securityContext"]
                 assert context["readOnlyRootFilesystem"]
@@ -281,6 +301,21 @@ def test_the_examples_of_the_guide_build_and_change_what_they_name(number: int, 
 
 def test_there_is_an_example_for_each_profile_with_gpus() -> None:
     assert len(EXAMPLES) == len([one for one in placement.profiles().values() if one.accelerator])
+
+
+@pytest.mark.parametrize("page", ["cluster.md", "operations.md"])
+def test_the_guides_name_what_there_is(page: str) -> None:
+    text = (ROOT / "docs" / page).read_text()
+    paths = set(re.findall(r"\bk8s/[\w/.-]*\w", text)) - {"k8s/overlays/ours"}
+    assert paths
+    for path in paths:
+        assert (ROOT / path).exists(), path
+    there = {(one["kind"].lower(), one["metadata"]["name"]) for name in BUILDS for one in build(name)}
+    # Kubeflow Pipelines' own, and one that a command of the page makes.
+    there |= {("service", "ml-pipeline-ui"), ("job", "backup-now")}
+    named = set(re.findall(r"\b(deployment|statefulset|cronjob|job|service)/([a-z][\w-]+)", text))
+    assert named
+    assert named <= there
 
 
 def test_yaml_is_tidy() -> None:
