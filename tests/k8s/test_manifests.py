@@ -17,6 +17,7 @@ import pytest
 import yaml
 from kubernetes_validate.utils import all_versions
 
+from mixtune.components.config import load
 from mixtune.pipelines import placement
 
 from .manifests import K8S, ROOT, Manifest, build, buildable, containers, environment, find, generated, pod_specs
@@ -31,6 +32,7 @@ NEWEST = sorted(
     {".".join(version.split(".")[:2]) for version in all_versions()},
     key=lambda one: [int(part) for part in one.split(".")],
 )[-3:]
+DATA = {"data": {"pretrain": {"source": "text.jsonl"}, "finetune": {"source": "labels.jsonl"}}}
 COMPILED = ROOT / "pipelines" / "compiled"
 # Made by `kubectl create secret`, as docs/cluster.md has it, and by Kubeflow Pipelines.
 SECRETS = {
@@ -194,8 +196,12 @@ def test_secrets_and_claims_are_called_what_the_pipelines_call_them() -> None:
     assert parameters["mlflow_secret"]["defaultValue"] == "mixtune-mlflow"
     role = find("base", "Role", "mixtune-submit")
     names = {name for rule in role["rules"] if rule["resources"] == ["secrets"] for name in rule["resourceNames"]}
-    url = placement.Placer(profile=placement.profiles()["cpu"], checkpoint_url="s3://bucket")
-    defaults = {name: default for name, (_, default, _) in url.parameters().items() if name.endswith("_secret")}
+    config = load({"model": {"base": "some/model"}, "placement": {"checkpoint_url": "s3://bucket"}, **DATA})
+    defaults = {
+        name: default
+        for name, (_, default, _) in placement.Placer.cluster(config).parameters().items()
+        if name.endswith("_secret")
+    }
     assert set(defaults.values()) == names
     assert find("base", "PersistentVolumeClaim", "mixtune-checkpoints")
     guide = (ROOT / "docs" / "cluster.md").read_text()
