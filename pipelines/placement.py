@@ -19,6 +19,8 @@ from mixtune.components.shared.errors import RefusedError
 GPU_STEPS = frozenset({"pretrain", "finetune", "mixed", "evaluate"})
 # What keeps the books runs every time: plan looks at the sources, the others give every run a verdict of its own.
 NEVER_CACHED = frozenset({"plan", "compare", "register", "finish"})
+POD_LABELS = {"app.kubernetes.io/part-of": "mixtune"}
+"""What tells a step's pod from those of other pipelines; the network policies of k8s/ go by it."""
 GPU_RETRIES = 2
 TRACKING_KEYS = (
     "MLFLOW_TRACKING_URI",
@@ -26,8 +28,6 @@ TRACKING_KEYS = (
     "MLFLOW_TRACKING_USERNAME",
     "MLFLOW_TRACKING_PASSWORD",
 )
-POD_LABELS = {"app.kubernetes.io/part-of": "mixtune"}
-"""What tells a step's pod from those of other pipelines; the network policies of k8s/ go by it."""
 CHECKPOINT_FOLDER = "/checkpoints"
 CHECKPOINT_KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_ENDPOINT_URL", "AWS_DEFAULT_REGION")
 # finish removes what a run's trainings have left.
