@@ -22,6 +22,8 @@ GPU_STEPS = frozenset({"pretrain", "finetune", "mixed", "evaluate"})
 ORDER = ("plan", "prepare", "pretrain", "finetune", "mixed", "evaluate", "compare", "register", "finish")
 # What keeps the books runs every time: plan looks at the sources, the others give every run a verdict of its own.
 NEVER_CACHED = frozenset({"plan", "compare", "register", "finish"})
+POD_LABELS = {"app.kubernetes.io/part-of": "mixtune"}
+"""What tells a step's pod from those of other pipelines; the network policies of k8s/ go by it."""
 TRACKING_KEYS = (
     "MLFLOW_TRACKING_URI",
     "MLFLOW_EXPERIMENT_NAME",
@@ -205,6 +207,8 @@ class Placer:
             return task
         if words:
             task.set_display_name(words)
+        for label, value in POD_LABELS.items():
+            kubernetes.add_pod_label(task, label, value)
         kubernetes.use_field_path_as_env(task, "MIXTUNE_RUN_ID", "metadata.labels['pipeline/runid']")
         kubernetes.use_secret_as_env(
             task, self._run_time["mlflow_secret"], {key: key for key in TRACKING_KEYS}, optional=True
