@@ -1,6 +1,8 @@
 # `make demo` runs the embedded default, `make test` passes the tests; both set up what they need in .venv.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
+# The tests of one file stay together, since they share what is made for them.
+SIDE_BY_SIDE := --numprocesses 2 --dist loadfile
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .PHONY: demo test quick lint compiled docs clean
@@ -9,10 +11,10 @@ demo: .venv/installed
 	$(BIN)/mixtune run
 
 test: .venv/tests-installed lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE)
 
 quick: .venv/tests-installed
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" $(SIDE_BY_SIDE)
 
 lint: .venv/tests-installed .types/mixtune
 	$(BIN)/ruff check .
