@@ -144,6 +144,10 @@ def rerun_and_show(
         from . import rerun_local
 
         return rerun_local.rerun_local(Path(run), run_from, only, overrides)
+    if "/" in run or run.startswith("."):
+        raise RefusedError(
+            f"{run}: there is no such folder; give the output folder of `mixtune run`, or the id of a KFP run"
+        )
     api = Api(Connection.find(*address))
     if run_from is not None:
         return follow(api, rerun.rerun_from(api, run, run_from, overrides, run_key), showing)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -309,3 +310,40 @@ def test_every_profile_compiles(profile: str, tmp_path: Path) -> None:
     parameters = next(yaml.safe_load_all((tmp_path / "p.yaml").read_text()))["root"]["inputDefinitions"]["parameters"]
     assert parameters["gpus"]["defaultValue"] == str(config.placement.gpus)
     assert parameters["gpu_tolerations"]["defaultValue"] == profiles()[profile].tolerations
+
+
+@pytest.mark.parametrize("step", [None, "evaluate"])
+def test_manifests_for_gitops(step: str | None, tmp_path: Path) -> None:
+    target = tmp_path / "manifests.yaml"
+    compile_pipeline(None, (), target, step, "kubernetes")
+    first = target.read_bytes()
+    compile_pipeline(None, (), target, step, "kubernetes")
+    assert target.read_bytes() == first
+    pipeline, version = yaml.safe_load_all(first)
+    name = f"mixtune-{step}" if step else "mixtune"
+    assert (pipeline["kind"], pipeline["metadata"]["name"]) == ("Pipeline", name)
+    assert (version["kind"], version["spec"]["pipelineName"]) == ("PipelineVersion", name)
+    assert pipeline["apiVersion"] == version["apiVersion"] == "pipelines.kubeflow.org/v2beta1"
+    spec, platform = yaml.safe_load_all((COMPILED / f"{name}.yaml").read_text(encoding="utf-8"))
+    assert version["spec"]["pipelineSpec"] == spec
+    assert version["spec"]["platformSpec"] == platform
+
+
+def test_what_people_look_at_is_on_the_steps_that_make_it(package: dict[str, Any]) -> None:
+    wanted = {
+        "prepare": {"report": "system.HTML"},
+        "mixed": {"metrics": "system.Metrics"},
+        "evaluate": {"metrics": "system.Metrics", "classification": "system.ClassificationMetrics"},
+        "compare": {"report": "system.HTML", "summary": "system.Markdown", "metrics": "system.Metrics"},
+    }
+    for step, artifacts in wanted.items():
+        outputs = package["components"][f"comp-{step}"]["outputDefinitions"]["artifacts"]
+        assert {name: outputs[name]["artifactType"]["schemaTitle"] for name in artifacts} == artifacts, step
+
+
+def test_tasks_and_groups_have_words(package: dict[str, Any]) -> None:
+    names = {task["taskInfo"]["name"] for name, task, _ in tasks(package) if "importer" not in name}
+    assert {"run", "for each λ", "gate", "prepare pretraining stream", "prepare fine-tuning stream"} <= names
+    assert {"evaluate pretrained", "evaluate fine-tuned", "evaluate interpolated"} <= names
+    for name in names:
+        assert not re.search(r"-\d+$", name), name

@@ -162,7 +162,9 @@ def write_record(earlier: str) -> str:
     leave(earlier, "evaluate", "evaluate interpolated", cut.interpolate.to_json(), two)
     of_pretrained = {"model": "s3://b/pretrained", **heldout}
     cached = leave("before", "evaluate", "evaluate pretrained", cut.evaluate_pretrained.to_json(), of_pretrained)
-    tracker = Tracker.open("compare", "compare", earlier)
+    evaluations = {name: f"s3://a/{name}" for name in ("pretrained", "finetuned", "interpolated")}
+    leave(earlier, "compare", "compare", cut.compare.to_json(), {**evaluations, "mixed": ["s3://a/one", "s3://a/two"]})
+    tracker = Tracker.open("finish", "finish", earlier)
     tracker.link({"evaluate pretrained": cached})
     tracker.close("FINISHED", {"kind": "done"})
     return cut.mixed.to_json()
@@ -195,6 +197,13 @@ def test_every_task_of_a_step_also_those_from_the_cache(
     for values in of.values():
         assert json.loads(values["config"])["batch_size"] == 3
     assert "of base" not in of["demo evaluate mixed-0.3"]["config"]
+
+
+def test_a_list_of_artifacts(server: KfpServer, api: Api, earlier: str, on_record: str) -> None:
+    (made,) = rerun.rerun_only(api, earlier, "compare", ["gate.max_forgetting=0.9"])
+    values = server.store.runs[made.id].runtime_config.parameters
+    assert values["mixed_uri"] == ["s3://a/one", "s3://a/two"]
+    assert json.loads(values["config"])["gate"]["max_forgetting"] == 0.9
 
 
 def test_one_task_by_its_title(api: Api, earlier: str, on_record: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import re
 import signal
@@ -17,7 +18,8 @@ import pytest
 from mixtune.components.finetune.config import Finetune, FinetuneStep
 from mixtune.components.shared.artifacts import Artifact
 from mixtune.components.shared.outcome import load_outcomes
-from mixtune.components.shared.runtime import OUTPUTS, STEPS, launch
+from mixtune.components.shared.runtime import OUTPUTS, STEPS, _given, launch
+from mixtune.components.shared.tracking import connect
 
 from .tiny import write_data
 
@@ -242,3 +244,28 @@ for name in {LIGHT!r}:
     assert not {{"torch", "mlflow"}} & set(sys.modules), name
 """
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_what_a_step_was_given_is_on_record_so_that_it_can_run_alone(
+    tmp_path: Path, outcomes: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
+    with pytest.raises(SystemExit):
+        finetune(tmp_path)
+    (outcome,) = load_outcomes(outcomes)
+    inputs = {"start": str(tmp_path / "start"), "data": str(tmp_path / "data")}
+    assert outcome.given["config"] == CONFIG
+    assert json.loads(outcome.given["artifacts"]) == inputs
+    assert outcome.mlflow_run is not None
+    tags = connect(os.environ["MLFLOW_TRACKING_URI"]).get_run(outcome.mlflow_run).data.tags
+    assert {name: tags[f"mixtune.outcome.given.{name}"] for name in outcome.given} == outcome.given
+
+
+def test_inputs_are_on_record_and_outputs_are_not() -> None:
+    lists = [Artifact("/a"), Artifact("/b", uri="s3://b")]
+    given = _given(
+        "compare", "{}", {"mixed": lists, "pretrained": None, "report": Artifact("/out")}, {"other_uri": "/x"}
+    )
+    assert given == {"config": "{}", "artifacts": '{"mixed": ["/a", "s3://b"]}'}
+    assert _given("mixed", "{}", {}, {"candidate": "c"})["candidate"] == "c"
+    assert _given("plan", "{}", {}, {}) == {}
