@@ -224,3 +224,22 @@ def test_times(text: str, seconds: float) -> None:
 def test_what_is_no_time(text: str) -> None:
     with pytest.raises(RefusedError, match="--timeout"):
         seconds_of(text)
+
+
+def test_a_job_that_is_started_again_finds_its_run_and_its_status(
+    server: KfpServer, mlflow: str, tmp_path: Path
+) -> None:
+    job = ["submit", "--host", server.url, "--run-key", "job-17", "--json", "--wait", "--timeout", "1h"]
+    server.script = ["FAILED"]  # type: ignore[misc]
+    first = CliRunner().invoke(app, job, prog_name="mixtune")
+    assert first.exit_code == 1, first.output
+    run = json.loads(first.stdout)["run_id"]
+    assert run in first.stderr
+    server.store.scripts[run] = ["RUNNING", "SUCCEEDED"]
+    report(run, tmp_path, passed=False)
+    again = CliRunner().invoke(app, [*job, "--summary", str(tmp_path / "summary.md")], prog_name="mixtune")
+    assert again.exit_code == 3, again.output
+    assert json.loads(again.stdout)["run_id"] == run
+    assert "found by its key, not made again" in again.stderr
+    assert len(server.store.runs) == 1
+    assert "gate not met" in (tmp_path / "summary.md").read_text()
