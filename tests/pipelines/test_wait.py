@@ -134,6 +134,20 @@ def test_without_mlflow_kfp_names_what_failed(server: KfpServer) -> None:
     assert "mixtune: pretrain: OOMKilled (exit code 137)\n" in result.stderr
 
 
+def test_one_step_alone_has_no_verdict_and_needs_none(server: KfpServer, mlflow: str) -> None:
+    values = kfp_api.V2beta1RuntimeConfig(parameters={"config": "{}", "model_uri": "s3://a"})
+    for record, state, status in ((True, "SUCCEEDED", 0), (False, "SUCCEEDED", 0), (True, "FAILED", 2)):
+        run = running(server, state)
+        server.store.runs[run].runtime_config = values
+        if record:
+            on_record(run, "evaluate mixed-0.3", "done" if status == 0 else "refused", "no such model")
+        assert wait(server, run).exit_code == status
+    compared = running(server, "SUCCEEDED")
+    server.store.runs[compared].runtime_config = values
+    on_record(compared, "compare", gate="not met")
+    assert wait(server, compared).exit_code == 3
+
+
 def test_progress_is_told_by_step(server: KfpServer, mlflow: str) -> None:
     run = running(
         server,
