@@ -142,17 +142,13 @@ def _has_words(task: kfp_api.V2beta1PipelineTaskDetail) -> bool:
 
 def summary(ended: Ended, name: str = "mixtune") -> str:
     """The result as Markdown, for the summary page of a CI job."""
-    marks = {
-        "done": "✅ gate passed" if ended.report else "✅ done",
-        "gate_not_met": "⚠️ gate not met",
-        "interrupted": "⏹️ stopped",
-    }
-    lines = [f"## {name}: {marks.get(ended.outcome, '❌ ' + ended.outcome)}", ""]
+    words = {"done": "gate passed" if ended.report else "done", "interrupted": "stopped"}
+    lines = [f"## {name}: {words.get(ended.outcome, ended.outcome.replace('_', ' '))}", ""]
     lines += [f"- {problem}" for problem in ended.problems]
     if ended.report:
         lines += ["", *_candidates(ended.report)]
-    words = {"run": "Run in Kubeflow", "mlflow": "Run in MLflow"}
-    lines += ["", " · ".join(f"[{words[kind]}]({address})" for kind, address in ended.links.items())]
+    places = {"run": "Run in Kubeflow", "mlflow": "Run in MLflow"}
+    lines += ["", " · ".join(f"[{places[kind]}]({address})" for kind, address in ended.links.items())]
     lines += ["", f"Run `{ended.run_id}`, exit status {ended.status}."]
     return "\n".join(lines) + "\n"
 

@@ -14,7 +14,7 @@ from typer.testing import CliRunner, Result
 
 from mixtune.components.config import assemble, load
 from mixtune.components.shared.errors import RefusedError, TurnedAwayError, UnreachableError
-from mixtune.pipelines import client
+from mixtune.pipelines import client, kfp_api
 from mixtune.pipelines.cli import app
 from mixtune.pipelines.configuration import read_config
 from mixtune.pipelines.kfp_api import Api, Connection, Patience
@@ -202,6 +202,20 @@ def test_several_users_have_namespaces(package: client.Package) -> None:
         assert [one.namespace for one in server.store.experiments.values()] == ["team"]
         assert [one.namespace for one in server.store.pipelines.values()] == ["team"]
         assert made.id in server.store.runs
+
+
+@pytest.mark.parametrize("multi_user", [False, True])
+def test_in_a_pod_its_namespace_counts_where_there_are_several_users(
+    multi_user: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, package: client.Package
+) -> None:
+    file = tmp_path / "namespace"
+    file.write_text("pods")
+    monkeypatch.setattr(kfp_api, "NAMESPACE_FILE", file)
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
+    with KfpServer(multi_user=multi_user) as server:
+        start(Api(Connection.find(server.url), QUICK), package)
+        wanted = "pods" if multi_user else None
+        assert [one.namespace for one in server.store.experiments.values()] == [wanted]
 
 
 def test_a_custom_certificate_authority(tmp_path: Path, package: client.Package) -> None:
