@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -303,3 +304,13 @@ def test_wrong_usage_is_status_2(server: KfpServer) -> None:
         assert result.exit_code == 2, arguments
         assert result.stderr.startswith("mixtune: ")
     assert not server.store.runs
+
+
+def test_help_loads_no_client() -> None:
+    code = (
+        "import sys; from typer.testing import CliRunner; from mixtune.pipelines.cli import app\n"
+        "assert CliRunner().invoke(app, ['submit', '--help']).exit_code == 0\n"
+        "print([name for name in ('torch', 'kfp', 'kfp_server_api', 'kubernetes', 'mlflow') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
