@@ -184,7 +184,7 @@ def _pipeline(api: Api, name: str) -> str:
         wanted = kfp_api.V2beta1Pipeline(
             name=name,
             display_name=name,
-            namespace=api.connection.namespace,
+            namespace=api.namespace,
             description="Fine-tune a language model on a labelled task without letting it forget what it knew.",
         )
         create = api.pipelines.pipeline_service_create_pipeline
@@ -254,14 +254,14 @@ def _experiment(api: Api, name: str) -> str:
 
     found = named()
     if found is None:
-        wanted = kfp_api.V2beta1Experiment(display_name=name, namespace=api.connection.namespace)
+        wanted = kfp_api.V2beta1Experiment(display_name=name, namespace=api.namespace)
         create = api.experiments.experiment_service_create_experiment
         found = api.call("make the experiment", create, wanted, made_already=named)
     return str(found.experiment_id)
 
 
 def _namespace(api: Api) -> dict[str, Any]:
-    return {"namespace": api.connection.namespace} if api.connection.namespace else {}
+    return {"namespace": api.namespace} if api.namespace else {}
 
 
 def _where(key: str, value: str, operation: str = "EQUALS") -> str:

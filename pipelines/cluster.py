@@ -46,7 +46,8 @@ def check_cluster(config: Config, connection: Connection | None, why_no_connecti
         RefusedError: where the configuration names no profile.
     """
     place = Placer.cluster(config)
-    namespace = (connection.namespace if connection else None) or SINGLE_USER_NAMESPACE
+    own = (connection.namespace or connection.pod_namespace) if connection else None
+    namespace = own or SINGLE_USER_NAMESPACE
     findings = list(_kubernetes(place, namespace))
     findings += [_kfp(connection) if connection else Finding("missing", why_no_connection), _mlflow()]
     return findings + [Finding("note", sentence) for sentence in estimate(config).sentences]
@@ -57,9 +58,9 @@ def _kfp(connection: Connection) -> Finding:
     try:
         api = Api(connection)
         health = api.call("say how it is", api.health.healthz_service_get_healthz, seconds=SECONDS)
-        if health.multi_user and not connection.namespace:
+        if health.multi_user and not api.namespace:
             return Finding("missing", f"--namespace: KFP at {address} is for several users; give your namespace")
-        listing = {"namespace": connection.namespace} if connection.namespace else {}
+        listing = {"namespace": api.namespace} if api.namespace else {}
         list_runs: Any = api.runs.run_service_list_runs
         api.call("list the runs", lambda **named: list_runs(page_size=1, **listing, **named), seconds=SECONDS)
     except MixtuneError as error:

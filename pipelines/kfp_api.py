@@ -11,6 +11,7 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -49,6 +50,7 @@ class Connection:
         cookies: what a login page (Dex, OAuth proxies) gave, as `name=value`.
         ca: file with the certificate authority of the address.
         ui: address that people use, for links.
+        pod_namespace: of the pod that this runs in; it counts where KFP is for several users.
     """
 
     host: str
@@ -58,6 +60,7 @@ class Connection:
     cookies: str | None = None
     ca: Path | None = None
     ui: str | None = None
+    pod_namespace: str | None = None
 
     @classmethod
     def find(
@@ -79,8 +82,9 @@ class Connection:
         if "://" not in host:
             host = f"https://{host}"
         context = _sdk_context()
-        if namespace is None and in_cluster and NAMESPACE_FILE.is_file():
-            namespace = NAMESPACE_FILE.read_text(encoding="utf-8").strip()
+        pod_namespace = None
+        if in_cluster and NAMESPACE_FILE.is_file():
+            pod_namespace = NAMESPACE_FILE.read_text(encoding="utf-8").strip()
         given = token_file or _path_from(TOKEN_FILE)
         token = None if token_file else os.environ.get(TOKEN)
         if token is None and given is None:
@@ -101,6 +105,7 @@ class Connection:
             cookies=os.environ.get(COOKIES) or context.get("client_authentication_cookie"),
             ca=ca,
             ui=os.environ.get(UI_HOST),
+            pod_namespace=pod_namespace,
         )
 
     def link(self, path: str) -> str:
@@ -190,6 +195,14 @@ class Api:
         self.pipelines = kfp_server_api.PipelineServiceApi(client)
         self.uploads = kfp_server_api.PipelineUploadServiceApi(client)
         self.health = kfp_server_api.HealthzServiceApi(client)
+
+    @cached_property
+    def namespace(self) -> str | None:
+        """Namespace to ask for; KFP for a single user refuses any."""
+        if self.connection.namespace or not self.connection.pod_namespace:
+            return self.connection.namespace
+        health = self.call("say how it is", self.health.healthz_service_get_healthz)
+        return self.connection.pod_namespace if health.multi_user else None
 
     def _read_token(self, settings: Any) -> None:
         assert self.connection.token_file is not None

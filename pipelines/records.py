@@ -181,7 +181,14 @@ class Ended:
         }  # fmt: skip
 
 
-def conclude(run_id: str, state: str, record: Record | None, failed_tasks: list[str], why_no_record: str) -> Ended:
+def conclude(
+    run_id: str,
+    state: str,
+    record: Record | None,
+    failed_tasks: list[str],
+    why_no_record: str = "",
+    alone: bool = False,
+) -> Ended:
     """What came of a run that has ended.
 
     Args:
@@ -189,9 +196,12 @@ def conclude(run_id: str, state: str, record: Record | None, failed_tasks: list[
         record: MLflow's, where there is one.
         failed_tasks: a sentence for each task that KFP says failed.
         why_no_record: why there is none, in words.
+        alone: whether it was one step alone, which has no verdict, except `compare`.
     """
     if state in ("CANCELED", "CANCELING"):
         return Ended(run_id, state, "interrupted", "stopped", report=record.report if record else None)
+    if alone and state == "SUCCEEDED" and (record is None or record.gate is None):
+        return Ended(run_id, state, "done", "the step has ended well")
     if record is None:
         if state == "SUCCEEDED":
             told = f"KFP says that the run has ended well, but whether the gate was met cannot be told: {why_no_record}"

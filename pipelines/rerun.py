@@ -95,8 +95,14 @@ def _config(values: Mapping[str, Any], overrides: Sequence[str] = ()) -> Config:
     return load(assembled)
 
 
-def run_anew(documents: Sequence[dict[str, Any]], step: str) -> Package:
-    """A package with caching switched off for a step and those after it, and nothing else changed."""
+def run_anew(documents: Sequence[dict[str, Any]], step: str, pipeline: str = NAME) -> Package:
+    """A package with caching switched off for a step and those after it, and nothing else changed.
+
+    Args:
+        documents: the package.
+        step: the first step that is to run for sure.
+        pipeline: name of the pipeline that it is a version of.
+    """
     spec, *others = copy.deepcopy(list(documents))
     # KFP can have put its own reference in the place of the name; uploaded anew it makes that again.
     spec["pipelineInfo"]["name"] = str(spec["pipelineInfo"]["name"]).rsplit("/", 1)[-1]
@@ -105,7 +111,7 @@ def run_anew(documents: Sequence[dict[str, Any]], step: str) -> Package:
         if name in wanted:
             task["cachingOptions"] = {}
     text = yaml.safe_dump_all([spec, *others], sort_keys=True, allow_unicode=True)
-    return Package(NAME, text, note=f"runs {step} and what comes after it anew")
+    return Package(pipeline, text, note=f"runs {step} and what comes after it anew")
 
 
 def _tasks(spec: Mapping[str, Any]) -> Iterator[tuple[dict[str, Any], str]]:
@@ -149,7 +155,8 @@ def rerun_only(
     made = []
     place = {name: values[name] for name in Placer.cluster(before).parameters() if name in values}
     for one, config, uris, candidate in jobs:
-        version = upload(api, package_of(before, step, optional=uris))
+        package = package_of(before, step, optional=uris)
+        version = upload(api, run_anew(list(yaml.safe_load_all(package.text)), step, package.pipeline))
         arguments = {"config": config, **candidate, **{f"{name}_uri": uri for name, uri in uris.items()}}
         made.append(
             submit(

@@ -116,7 +116,9 @@ def result_of(api: Api, run: kfp_api.V2beta1Run) -> Ended:
             why = "MLflow at MLFLOW_TRACKING_URI has no record of it; is that the one that its steps write to?"
     except UnreachableError as error:
         why = error.problems[0]
-    ended = conclude(run.run_id, str(run.state), record, _failed(run), why)
+    values = (run.runtime_config.parameters if run.runtime_config else None) or {}
+    # A step's own pipeline takes its part of the configuration; the whole one has none of that name.
+    ended = conclude(run.run_id, str(run.state), record, _failed(run), why, alone="config" in values)
     ended.links = {"run": api.connection.link(f"runs/details/{run.run_id}")}
     if record and record.link:
         ended.links["mlflow"] = record.link
@@ -140,13 +142,13 @@ def _has_words(task: kfp_api.V2beta1PipelineTaskDetail) -> bool:
 
 def summary(ended: Ended, name: str = "mixtune") -> str:
     """The result as Markdown, for the summary page of a CI job."""
-    marks = {"done": "✅ gate passed", "gate_not_met": "⚠️ gate not met", "interrupted": "⏹️ stopped"}
-    lines = [f"## {name}: {marks.get(ended.outcome, '❌ ' + ended.outcome)}", ""]
+    words = {"done": "gate passed" if ended.report else "done", "interrupted": "stopped"}
+    lines = [f"## {name}: {words.get(ended.outcome, ended.outcome.replace('_', ' '))}", ""]
     lines += [f"- {problem}" for problem in ended.problems]
     if ended.report:
         lines += ["", *_candidates(ended.report)]
-    words = {"run": "Run in Kubeflow", "mlflow": "Run in MLflow"}
-    lines += ["", " · ".join(f"[{words[kind]}]({address})" for kind, address in ended.links.items())]
+    places = {"run": "Run in Kubeflow", "mlflow": "Run in MLflow"}
+    lines += ["", " · ".join(f"[{places[kind]}]({address})" for kind, address in ended.links.items())]
     lines += ["", f"Run `{ended.run_id}`, exit status {ended.status}."]
     return "\n".join(lines) + "\n"
 

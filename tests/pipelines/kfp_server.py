@@ -263,9 +263,14 @@ class KfpServer:
         self.store.packages[made.pipeline_version_id] = package
         return made
 
-    def _list_experiments(self, query: dict[str, str], headers: Any, body: bytes) -> Any:
-        if self.multi_user and not query.get("namespace"):
+    def _check_namespace(self, namespace: str | None) -> None:
+        if self.multi_user and not namespace:
             raise RefusedRequestError(400, "In multi-user mode, the namespace cannot be empty")
+        if namespace and not self.multi_user:
+            raise RefusedRequestError(400, "In single-user mode, the namespace must be empty")
+
+    def _list_experiments(self, query: dict[str, str], headers: Any, body: bytes) -> Any:
+        self._check_namespace(query.get("namespace"))
         found = self._matching(self.store.experiments.values(), query)
         return kfp_api.V2beta1ListExperimentsResponse(experiments=found or None)
 
@@ -273,8 +278,7 @@ class KfpServer:
         made = parse(body, kfp_api.V2beta1Experiment)
         if any(one.display_name == made.display_name for one in self.store.experiments.values()):
             raise RefusedRequestError(409, "Already exist error: there is an experiment of this name")
-        if self.multi_user and not made.namespace:
-            raise RefusedRequestError(400, "In multi-user mode, the namespace cannot be empty")
+        self._check_namespace(made.namespace)
         made.experiment_id, made.created_at = str(uuid.uuid4()), _now()
         self.store.experiments[made.experiment_id] = made
         return made

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +15,7 @@ from typer.testing import CliRunner, Result
 
 from mixtune.components.config import assemble, load
 from mixtune.components.shared.errors import RefusedError, TurnedAwayError, UnreachableError
-from mixtune.pipelines import client
+from mixtune.pipelines import client, kfp_api
 from mixtune.pipelines.cli import app
 from mixtune.pipelines.configuration import read_config
 from mixtune.pipelines.kfp_api import Api, Connection, Patience
@@ -204,6 +205,20 @@ def test_several_users_have_namespaces(package: client.Package) -> None:
         assert made.id in server.store.runs
 
 
+@pytest.mark.parametrize("multi_user", [False, True])
+def test_in_a_pod_its_namespace_counts_where_there_are_several_users(
+    multi_user: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, package: client.Package
+) -> None:
+    file = tmp_path / "namespace"
+    file.write_text("pods")
+    monkeypatch.setattr(kfp_api, "NAMESPACE_FILE", file)
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
+    with KfpServer(multi_user=multi_user) as server:
+        start(Api(Connection.find(server.url), QUICK), package)
+        wanted = "pods" if multi_user else None
+        assert [one.namespace for one in server.store.experiments.values()] == [wanted]
+
+
 def test_a_custom_certificate_authority(tmp_path: Path, package: client.Package) -> None:
     key, certificate = tmp_path / "key.pem", tmp_path / "cert.pem"
     command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=127.0.0.1",
@@ -289,3 +304,13 @@ def test_wrong_usage_is_status_2(server: KfpServer) -> None:
         assert result.exit_code == 2, arguments
         assert result.stderr.startswith("mixtune: ")
     assert not server.store.runs
+
+
+def test_help_loads_no_client() -> None:
+    code = (
+        "import sys; from typer.testing import CliRunner; from mixtune.pipelines.cli import app\n"
+        "assert CliRunner().invoke(app, ['submit', '--help']).exit_code == 0\n"
+        "print([name for name in ('torch', 'kfp', 'kfp_server_api', 'kubernetes', 'mlflow') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

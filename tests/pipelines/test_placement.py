@@ -16,7 +16,7 @@ from mixtune.pipelines.pipeline import make_pipeline
 from mixtune.pipelines.placement import GPU_STEPS, Placer, profiles
 from mixtune.pipelines.steps import STEPS, make_step_pipeline
 
-from .test_compiled import compiled_with, step_of, tasks
+from .test_compiled import COMPILED, step_of, tasks
 
 EVERYTHING = (
     "placement.profile=gke", "placement.gpus=4", "placement.cpu=500m", "placement.memory=3Gi", "placement.gpu_cpu=11",
@@ -38,6 +38,12 @@ def package_with(tmp_path: Path, *overrides: str, step: str | None = None) -> tu
 @pytest.fixture(scope="module")
 def everything(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], dict[str, Any]]:
     return package_with(tmp_path_factory.mktemp("all"), *EVERYTHING)
+
+
+@pytest.fixture(scope="module")
+def package() -> dict[str, Any]:
+    """The one in the repository."""
+    return dict(next(yaml.safe_load_all((COMPILED / "mixtune.yaml").read_text(encoding="utf-8"))))
 
 
 def containers(package: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]]]:
@@ -71,7 +77,7 @@ def test_retries(everything: tuple[dict[str, Any], dict[str, Any]], tmp_path: Pa
         step = step_of(task, everything[0])
         if step in GPU_STEPS:
             assert task["retryPolicy"]["maxRetryCount"] == 5
-    package, _ = package_with(tmp_path, "placement.gpu_retries=0")
+    package, _ = package_with(tmp_path, "placement.gpu_retries=0", step="mixed")
     assert not any("retryPolicy" in task for _, task, _ in tasks(package))
 
 
@@ -101,20 +107,26 @@ def test_affinity_is_a_parameter_and_reaches_into_loop_and_gate(
 
 
 @pytest.mark.parametrize("profile", profiles())
-def test_tasks_without_a_gpu_are_kept_off_gpu_nodes(profile: str, tmp_path: Path) -> None:
-    package, places = package_with(tmp_path, f"placement.profile={profile}")
-    parameters = package["root"]["inputDefinitions"]["parameters"]
+def test_tasks_without_a_gpu_are_kept_off_gpu_nodes(profile: str) -> None:
+    terms = defaults(f"placement.profile={profile}")["cpu_affinity"]
     selector = profiles()[profile].node_selector
-    terms = parameters["cpu_affinity"]["defaultValue"]
     if profile == "cpu":
         assert terms == {}
         return
     for labels, fits in ((selector, False), ({}, True), (dict.fromkeys(selector, "other"), True)):
         assert matches(terms, labels) is fits
-    for name, step, _ in containers(package):
+
+
+def test_tasks_without_a_gpu_tolerate_nothing(everything: tuple[dict[str, Any], dict[str, Any]]) -> None:
+    for name, step, _ in containers(everything[0]):
         if step not in GPU_STEPS:
-            assert "tolerations" not in places[name], name
-            assert "nodeSelector" not in places[name], name
+            assert not {"tolerations", "nodeSelector"} & set(everything[1][name]), name
+
+
+def defaults(*overrides: str) -> dict[str, Any]:
+    """What the run-time parameters are if nobody changes them."""
+    parameters = Placer.cluster(read_config(None, overrides)).parameters()
+    return {name: default for name, (_, default, _) in parameters.items()}
 
 
 def matches(affinity: dict[str, Any], labels: dict[str, str]) -> bool:
@@ -130,9 +142,8 @@ def matches(affinity: dict[str, Any], labels: dict[str, str]) -> bool:
     )
 
 
-def test_a_cluster_of_gpu_nodes_alone(tmp_path: Path) -> None:
-    package, _ = package_with(tmp_path, "placement.profile=gke", "placement.cpu_tasks_on_gpu_nodes=true")
-    assert package["root"]["inputDefinitions"]["parameters"]["cpu_affinity"]["defaultValue"] == {}
+def test_a_cluster_of_gpu_nodes_alone() -> None:
+    assert defaults("placement.profile=gke", "placement.cpu_tasks_on_gpu_nodes=true")["cpu_affinity"] == {}
 
 
 def test_affinities_are_what_kubernetes_reads() -> None:
@@ -151,11 +162,9 @@ def test_profiles_of_the_users(tmp_path: Path) -> None:
                  "gpu_memory": "200Gi", "gpu_affinity": affinity},
         "gke": {"description": "Ours too.", "accelerator": "nvidia.com/gpu"},
     }))  # fmt: skip
-    package, _ = package_with(tmp_path, f"placement.profiles_file={own}", "placement.profile=ours", "placement.gpus=1")
-    parameters = package["root"]["inputDefinitions"]["parameters"]
-    assert parameters["gpu_type"]["defaultValue"] == "nvidia.com/mig-3g.20gb"
-    assert parameters["gpu_node_selector"]["defaultValue"] == {"pool": "a100"}
-    assert parameters["gpu_affinity"]["defaultValue"] == affinity
+    found = defaults(f"placement.profiles_file={own}", "placement.profile=ours", "placement.gpus=1")
+    assert found["gpu_type"] == "nvidia.com/mig-3g.20gb"
+    assert (found["gpu_node_selector"], found["gpu_affinity"]) == ({"pool": "a100"}, affinity)
     assert profiles(own)["gke"].description == "Ours too."
     assert set(profiles()) < set(profiles(own))
 
@@ -195,11 +204,11 @@ def test_a_step_alone_is_placed_too(step: str, tmp_path: Path) -> None:
     assert {"securityContext", "nodeAffinity", "secretAsEnv", "fieldPathAsEnv"} <= set(places[name])
 
 
-def test_placement_is_no_part_of_what_a_step_computes(tmp_path: Path) -> None:
-    # Images, commands, inputs and outputs enter KFP's cache key; with more memory or another queue they stay.
-    plain, _ = compiled_with(tmp_path)
-    placed, _ = compiled_with(tmp_path, *(one for one in EVERYTHING if "profile" not in one and "gpus" not in one))
-    for name, executor in plain.items():
-        if "container" in executor:
-            for part in ("image", "command", "args", "env"):
-                assert executor["container"].get(part) == placed[name]["container"].get(part), name
+def test_placement_is_no_part_of_what_a_step_computes(
+    everything: tuple[dict[str, Any], dict[str, Any]], package: dict[str, Any]
+) -> None:
+    # Images, commands and inputs enter KFP's cache key; with more memory or another queue they stay.
+    placed = {name: container for name, _, container in containers(everything[0])}
+    for name, _, container in containers(package):
+        for part in ("image", "command", "args", "env"):
+            assert container.get(part) == placed[name].get(part), name

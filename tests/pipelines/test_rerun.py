@@ -178,6 +178,8 @@ def test_one_step_alone_on_the_artifacts_that_it_had(server: KfpServer, api: Api
     assert json.loads(values["config"])["mixed"]["learning_rate"] == 0.5
     assert json.loads(on_record)["mixed"]["learning_rate"] != 0.5
     assert values["gpus"] == "2"
+    package = server.store.packages[server.store.runs[made.id].pipeline_version_reference.pipeline_version_id]
+    assert cached_steps(package)["mixed"] == {False}, "it is to run, also the second time"
     names = [one.display_name for one in server.store.pipelines.values()]
     assert "mixtune-mixed" in names
 

@@ -134,6 +134,20 @@ def test_without_mlflow_kfp_names_what_failed(server: KfpServer) -> None:
     assert "mixtune: pretrain: OOMKilled (exit code 137)\n" in result.stderr
 
 
+def test_one_step_alone_has_no_verdict_and_needs_none(server: KfpServer, mlflow: str) -> None:
+    values = kfp_api.V2beta1RuntimeConfig(parameters={"config": "{}", "model_uri": "s3://a"})
+    for record, state, status in ((True, "SUCCEEDED", 0), (False, "SUCCEEDED", 0), (True, "FAILED", 2)):
+        run = running(server, state)
+        server.store.runs[run].runtime_config = values
+        if record:
+            on_record(run, "evaluate mixed-0.3", "done" if status == 0 else "refused", "no such model")
+        assert wait(server, run).exit_code == status
+    compared = running(server, "SUCCEEDED")
+    server.store.runs[compared].runtime_config = values
+    on_record(compared, "compare", gate="not met")
+    assert wait(server, compared).exit_code == 3
+
+
 def test_progress_is_told_by_step(server: KfpServer, mlflow: str) -> None:
     run = running(
         server,
@@ -224,3 +238,22 @@ def test_times(text: str, seconds: float) -> None:
 def test_what_is_no_time(text: str) -> None:
     with pytest.raises(RefusedError, match="--timeout"):
         seconds_of(text)
+
+
+def test_a_job_that_is_started_again_finds_its_run_and_its_status(
+    server: KfpServer, mlflow: str, tmp_path: Path
+) -> None:
+    job = ["submit", "--host", server.url, "--run-key", "job-17", "--json", "--wait", "--timeout", "1h"]
+    server.script = ["FAILED"]  # type: ignore[misc]
+    first = CliRunner().invoke(app, job, prog_name="mixtune")
+    assert first.exit_code == 1, first.output
+    run = json.loads(first.stdout)["run_id"]
+    assert run in first.stderr
+    server.store.scripts[run] = ["RUNNING", "SUCCEEDED"]
+    report(run, tmp_path, passed=False)
+    again = CliRunner().invoke(app, [*job, "--summary", str(tmp_path / "summary.md")], prog_name="mixtune")
+    assert again.exit_code == 3, again.output
+    assert json.loads(again.stdout)["run_id"] == run
+    assert "found by its key, not made again" in again.stderr
+    assert len(server.store.runs) == 1
+    assert "gate not met" in (tmp_path / "summary.md").read_text()
