@@ -230,6 +230,27 @@ def test_a_database_that_goes_down_in_the_middle_costs_nothing(deployed: Deploye
     assert not list(tmp_path.glob("*.jsonl"))
 
 
+def test_everybody_reads_everything_and_changes_what_is_their_own(deployed: Deployed, client: Any) -> None:
+    import requests
+
+    run = client.create_run(client.create_experiment("of the steps")).info.run_id
+    password = made_up()
+    assert deployed.set_password("somebody", password).returncode == 0
+
+    def ask(user: tuple[str, str], method: str, what: str, **values: str) -> int:
+        where = {"params": values} if method == "GET" else {"json": values}
+        address = f"{deployed.uri}/api/2.0/mlflow/{what}"
+        return requests.request(method, address, auth=user, timeout=10, **where).status_code
+
+    steps, somebody = (STEPS_USER, deployed.steps_password), ("somebody", password)
+    for user, allowed in ((steps, 200), (somebody, 403)):
+        assert ask(user, "GET", "runs/get", run_id=run) == 200
+        assert ask(user, "POST", "runs/log-parameter", run_id=run, key="by", value=user[0]) == allowed
+        assert ask(user, "POST", "users/create", username="third", password=made_up()) == 403
+    assert client.get_run(run).data.params == {"by": STEPS_USER}
+    assert ask(somebody, "POST", "experiments/create", name="of somebody") == 200
+
+
 def test_passwords_can_be_changed_while_it_runs(deployed: Deployed, client: Any) -> None:
     other = "another-user"
 
