@@ -13,7 +13,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
+import requests
 
 from mixtune.pipelines.placement import TRACKING_KEYS
 from tests.pipelines.test_run import Project
@@ -158,7 +160,8 @@ def test_no_secret_is_written_anywhere(deployed: Deployed, finished: tuple[Proje
     assert secrets_in(project.folder, deployed.all_secrets()) == []
     assert secrets_in(deployed.folder, deployed.all_secrets()) == []
     assert not [one for one in deployed.all_secrets() if one in (deployed.database.folder / "log").read_text()]
-    listed = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
+    listed = " ".join(" ".join(one.info["cmdline"] or []) for one in psutil.process_iter(["cmdline"]))
+    assert "--app-name=basic-auth" in listed
     assert not [secret for secret in deployed.all_secrets() if secret in listed], "in the list of processes"
 
 
@@ -175,17 +178,17 @@ def test_a_wrong_password_ends_the_run_at_once_with_status_4(deployed: Deployed,
 
 
 def test_nobody_gets_in_without_an_account_or_by_another_name_of_the_server(deployed: Deployed) -> None:
-    def asked(*options: str) -> str:
+    def asked(user: tuple[str, str] | None = None, host: str | None = None) -> int:
         address = f"{deployed.uri}/api/2.0/mlflow/experiments/search?max_results=1"
-        command = ["curl", "--silent", "--output", "/dev/null", "--write-out", "%{http_code}", *options, address]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        headers = {"Host": host} if host else {}
+        return requests.get(address, auth=user, headers=headers, timeout=10).status_code
 
-    user = f"{STEPS_USER}:{deployed.steps_password}"
-    assert asked() == "401"
-    assert asked("--user", user) == "200"
+    user = (STEPS_USER, deployed.steps_password)
+    assert asked() == 401
+    assert asked(user) == 200
     for name in ("mixtune-mlflow.mixtune.svc", "mixtune-mlflow.mixtune.svc.cluster.local"):
-        assert asked("--user", user, "--header", f"Host: {name}:{deployed.port}") == "200"
-    assert asked("--user", user, "--header", "Host: elsewhere.example.com") == "403"
+        assert asked(user, f"{name}:{deployed.port}") == 200
+    assert asked(user, "elsewhere.example.com") == 403
     assert deployed.probe("readinessProbe") == deployed.probe("livenessProbe") == 200
 
 
@@ -230,12 +233,29 @@ def test_a_database_that_goes_down_in_the_middle_costs_nothing(deployed: Deploye
     assert not list(tmp_path.glob("*.jsonl"))
 
 
+def test_everybody_reads_everything_and_changes_what_is_their_own(deployed: Deployed, client: Any) -> None:
+    run = client.create_run(client.create_experiment("of the steps")).info.run_id
+    password = made_up()
+    assert deployed.set_password("somebody", password).returncode == 0
+
+    def ask(user: tuple[str, str], method: str, what: str, **values: str) -> int:
+        where = {"params": values} if method == "GET" else {"json": values}
+        address = f"{deployed.uri}/api/2.0/mlflow/{what}"
+        return requests.request(method, address, auth=user, timeout=10, **where).status_code
+
+    steps, somebody = (STEPS_USER, deployed.steps_password), ("somebody", password)
+    for user, allowed in ((steps, 200), (somebody, 403)):
+        assert ask(user, "GET", "runs/get", run_id=run) == 200
+        assert ask(user, "POST", "runs/log-parameter", run_id=run, key="by", value=user[0]) == allowed
+        assert ask(user, "POST", "users/create", username="third", password=made_up()) == 403
+    assert client.get_run(run).data.params == {"by": STEPS_USER}
+    assert ask(somebody, "POST", "experiments/create", name="of somebody") == 200
+
+
 def test_passwords_can_be_changed_while_it_runs(deployed: Deployed, client: Any) -> None:
     other = "another-user"
 
     def can_log_in(user: str, password: str) -> bool:
-        import requests
-
         address = f"{deployed.uri}/api/2.0/mlflow/experiments/search?max_results=1"
         return bool(requests.get(address, auth=(user, password), timeout=10).ok)
 
