@@ -17,10 +17,13 @@ fi
 find "$folder" -depth -type d \( -name tests -o -name test -o -name include \) -exec rm -rf {} +
 find "$folder" -type f \( -name '*.a' -o -name '*.h' -o -name '*.hpp' -o -name '*.c' -o -name '*.cpp' -o -name '*.f90' \
     -o -name '*.pyx' -o -name '*.pxd' -o -name '*.pyi' -o -name '*.exe' \) -delete
-rm -rf "$folder/share" "$folder/torch/bin"
+rm -rf "$folder/share"
+if [ -d "$folder/torch/bin" ]; then
+    find "$folder/torch/bin" -type f ! -name torch_shm_manager -delete
+fi
 # What no step uses: MLflow's user interface, samples, services of AWS other than storage and sign-in, Arrow's network protocol,
 # the files that transformers' models were generated from.
-rm -rf "$folder/mlflow/server/js" "$folder"/pyarrow/*flight* "$folder"/pyarrow/*substrait*
+rm -rf "$folder/mlflow/server/js" "$folder"/pyarrow/*flight*
 rm -rf "$folder/matplotlib/mpl-data/sample_data"
 # A wheel cannot hold links, so that libraries with several names are in it several times.
 for library in "$folder"/pyarrow/lib*.so.*.*.*; do
@@ -36,8 +39,7 @@ fi
 if [ -d "$folder/transformers" ]; then
     find "$folder/transformers" -name 'modular_*.py' -delete
 fi
-# Names of functions in compiled modules, which only debuggers read.
-find "$folder" -type f -name '*.so*' -exec strip --strip-unneeded {} +
+/opt/venv/bin/python3 /docker/strip_libraries.py "$folder"
 # What pip notes of the place that it installed from: an address or a path of the machine that built the image.
 find "$folder" -name direct_url.json -delete
 # Any uid may read it; nobody but root may write.

@@ -24,6 +24,14 @@ ConfigFile = Annotated[
     Path | None, typer.Argument(metavar="[CONFIG]", help="YAML file; the embedded default without one.")
 ]
 Overrides = Annotated[list[str], typer.Option("--set", metavar="A.B=C", help="Override an option; can be repeated.")]
+ImagePrefix = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option(help="Registry and folder of the images. [default: as in images.json]"),
+]
+ImageTag = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option("--tag", help="Tag of the images; never latest. [default: as in images.json]"),
+]
 
 
 @contextlib.contextmanager
@@ -80,14 +88,19 @@ def run(
     config: ConfigFile = None,
     overrides: Overrides = [],  # noqa: B006
     output: Annotated[Optional[Path], typer.Option(help="Output folder. [default: runs/<name>]")] = None,  # noqa: UP045
-    runner: Annotated[str, typer.Option(help="subprocess: on this machine.")] = "subprocess",
+    runner: Annotated[str, typer.Option(help="subprocess, or docker: each step in its image.")] = "subprocess",
     no_cache: Annotated[bool, typer.Option("--no-cache", help="Run every step anew.")] = False,
+    memory: Annotated[Optional[str], typer.Option(help="Limit of each container, such as 4g.")] = None,  # noqa: UP045
+    network: Annotated[Optional[str], typer.Option(help="Docker network. [default: host]")] = None,  # noqa: UP045
+    image_prefix: ImagePrefix = None,
+    tag: ImageTag = None,
 ) -> None:
     """Run the whole pipeline on this machine, without a cluster."""
     from .commands import run_and_show
 
     with _plain_errors():
-        raise typer.Exit(run_and_show(config, overrides, output, runner, use_cache=not no_cache))
+        containers = {"memory": memory, "network": network, "image_prefix": image_prefix, "tag": tag}
+        raise typer.Exit(run_and_show(config, overrides, output, runner, use_cache=not no_cache, **containers))
 
 
 @app.command()
@@ -115,12 +128,14 @@ def compile_(
     overrides: Overrides = [],  # noqa: B006
     step: Annotated[Optional[str], typer.Option(help="One step as a pipeline of its own.")] = None,  # noqa: UP045
     format: Annotated[str, typer.Option(help="ir: a pipeline package. kubernetes: manifests for GitOps.")] = "ir",
+    image_prefix: ImagePrefix = None,
+    tag: ImageTag = None,
 ) -> None:
     """Compile the pipeline for a cluster; the configuration gives the parameters' defaults."""
     from .commands import compile_pipeline
 
     with _plain_errors():
-        compile_pipeline(config, overrides, output, step, format)
+        compile_pipeline(config, overrides, output, step, format, image_prefix, tag)
         typer.echo(f"wrote {output}")
 
 

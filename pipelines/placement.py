@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import resources
@@ -15,6 +14,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from mixtune.components.config import Config
 from mixtune.components.shared.checkpoints import PLACE
 from mixtune.components.shared.errors import RefusedError
+
+from .images import Images, images
 
 GPU_STEPS = frozenset({"pretrain", "finetune", "mixed", "evaluate"})
 # What keeps the books runs every time: plan looks at the sources, the others give every run a verdict of its own.
@@ -54,12 +55,6 @@ def profiles() -> dict[str, Profile]:
     return {name: Profile.model_validate(values) for name, values in yaml.safe_load(text).items()}
 
 
-def images() -> dict[str, str]:
-    """Image of each step, with its tag; never `latest`, since KFP's cache goes by this name."""
-    values = json.loads(resources.files(__package__).joinpath("images.json").read_text(encoding="utf-8"))
-    return {step: f"{image}:{values['tag']}" for step, image in values["images"].items()}
-
-
 @dataclass
 class Placer:
     """Places a task: called on every task of the DAG.
@@ -71,6 +66,7 @@ class Placer:
         checkpoint_claim: claim for checkpoints.
         checkpoint_url: URL for checkpoints.
         offline: whether steps go on without an MLflow server that does not answer.
+        images: which image each step runs in.
     """
 
     profile: Profile | None = None
@@ -79,15 +75,16 @@ class Placer:
     checkpoint_claim: str | None = None
     checkpoint_url: str | None = None
     offline: bool = False
+    images: Images = field(default_factory=images)
     _run_time: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def local(cls) -> Placer:
+    def local(cls, in_images: Images | None = None) -> Placer:
         """For the local runner: one candidate at a time, since they would share the machine's cores."""
-        return cls(parallelism=1)
+        return cls(parallelism=1, images=in_images or images())
 
     @classmethod
-    def cluster(cls, config: Config) -> Placer:
+    def cluster(cls, config: Config, in_images: Images | None = None) -> Placer:
         """For a cluster, as the configuration's profile says.
 
         Raises:
@@ -106,6 +103,7 @@ class Placer:
             checkpoint_claim=where.checkpoint_claim,
             checkpoint_url=where.checkpoint_url,
             offline=config.tracking.offline_when_unreachable,
+            images=in_images or images(),
         )
 
     def parameters(self) -> dict[str, tuple[type, Any, str]]:
@@ -147,7 +145,7 @@ class Placer:
             words: name to show, where the step's is not enough.
             at: `gpus`, `node_selector` and `tolerations` of its own, in place of the run-time parameters.
         """
-        task.set_container_image(images()[step])
+        task.set_container_image(self.images.of(step))
         task.set_caching_options(step not in NEVER_CACHED)
         if self.profile is None:
             return task
@@ -157,6 +155,8 @@ class Placer:
         kubernetes.use_secret_as_env(
             task, self._run_time["mlflow_secret"], {key: key for key in TRACKING_KEYS}, optional=True
         )
+        if step == "register":
+            task.set_env_variable("MIXTUNE_IMAGE", self.images.of(step))  # goes on record with the registered version
         if step in CHECKPOINT_STEPS:
             self._with_checkpoints(task)
         if self.offline:
