@@ -114,7 +114,8 @@ class Containers:
             environment: what the steps would have if they ran outside.
         """
         home = output / ".mixtune" / "home"
-        (home / "tmp").mkdir(parents=True, exist_ok=True)
+        for folder in (home / "tmp", output / ".mixtune" / "artifacts"):
+            folder.mkdir(parents=True, exist_ok=True)  # the engine would make them as root's alone
         writable = {str(output): str(output), str(home): HOME}
         writable |= {path: path for path in _written(environment) if not Path(path).is_relative_to(output)}
         inside = {"TMPDIR": f"{HOME}/tmp"}
