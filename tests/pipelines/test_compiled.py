@@ -16,8 +16,9 @@ from mixtune.components.shared.errors import RefusedError
 from mixtune.pipelines.commands import compile_pipeline
 from mixtune.pipelines.configuration import read_config
 from mixtune.pipelines.generate import command_page, compile_all, configuration_page, generate
+from mixtune.pipelines.images import images
 from mixtune.pipelines.pipeline import make_pipeline
-from mixtune.pipelines.placement import GPU_STEPS, Placer, images, profiles
+from mixtune.pipelines.placement import GPU_STEPS, Placer, profiles
 from mixtune.pipelines.steps import STEPS
 
 ROOT = Path(__file__).parents[2]
@@ -144,7 +145,7 @@ def test_every_executor_has_its_image_and_installs_nothing(package: dict[str, An
         if "importer" in executor:
             continue
         container = executor["container"]
-        assert container["image"] in images().values(), name
+        assert container["image"] in {images().of(step) for step in STEPS}, name
         assert ":" in container["image"]
         assert not container["image"].endswith(":latest")
         assert "pip install" not in " ".join(container["command"]), name
