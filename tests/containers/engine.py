@@ -19,7 +19,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 BASE = "python:3.11-slim"
 TOOLS = ("dockerd", "mmdebstrap")
-WANTED = os.environ.get("CI") == "true" or os.environ.get("MIXTUNE_TEST_CONTAINERS") == "1"
+WANTED = os.environ.get("CI") == "true" or os.environ.get("TEST_CONTAINERS") == "1"
 CANARY = "canary-5f0c2b7e-no-layer-may-hold-this"
 
 
@@ -30,7 +30,7 @@ def docker() -> str:
 
 def why_not() -> str | None:
     """Why no engine can be started here; None where one can."""
-    if os.environ.get("MIXTUNE_TEST_DOCKER_HOST"):
+    if os.environ.get("TEST_DOCKER_HOST"):
         return None
     if os.geteuid() != 0:
         return "only root can start a Docker engine"
@@ -38,13 +38,13 @@ def why_not() -> str | None:
         for command in ("apt-get update -qq", f"apt-get install -qq -y --no-install-recommends docker.io {TOOLS[1]}"):
             subprocess.run(command.split(), check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     missing = [tool for tool in TOOLS if not shutil.which(tool)]
-    return f"{' and '.join(missing)} not installed (MIXTUNE_TEST_CONTAINERS=1 installs them)" if missing else None
+    return f"{' and '.join(missing)} not installed (TEST_CONTAINERS=1 installs them)" if missing else None
 
 
 @contextmanager
 def engine() -> Iterator[str]:
-    """Address of an engine that runs until the block ends. MIXTUNE_TEST_DOCKER_HOST names one that is there already."""
-    given = os.environ.get("MIXTUNE_TEST_DOCKER_HOST")
+    """Address of an engine that runs until the block ends. TEST_DOCKER_HOST names one that is there already."""
+    given = os.environ.get("TEST_DOCKER_HOST")
     if given:
         yield given
         return
