@@ -57,7 +57,15 @@ def python_packages(docker: str, image: str) -> dict[str, Any]:
         answers = Path(folder, "python")
         answers.write_text(f"#!/bin/sh\necho '{json.dumps(places)}'\n", encoding="utf-8")
         answers.chmod(0o755)
-        tool = [sys.executable, "-m", "cyclonedx_py", "environment", str(answers), "--no-validate", "--output-reproducible"]
+        tool = [
+            sys.executable,
+            "-m",
+            "cyclonedx_py",
+            "environment",
+            str(answers),
+            "--no-validate",
+            "--output-reproducible",
+        ]
         done = subprocess.run(tool, capture_output=True, check=True)
     return dict(json.loads(done.stdout))
 

@@ -1,7 +1,7 @@
 """Builds the images of all steps by plain `docker build`, and notes their names in pipelines/images.json.
 
     make images                                              for `mixtune run --runner docker` on this machine
-    make images IMAGES="--prefix registry.example/team --push"     for a cluster; images.json then holds the digests
+    make images IMAGES="--prefix registry.example/team --push"    for a cluster; images.json then holds digests
 
 What tells pip where packages are comes from outside and stays there: --pip-conf and --ca are mounted for the build alone, and so
 are wheels that lie at hand (--wheels; by default the folder in PIP_FIND_LINKS), such as a CPU build of torch.
@@ -106,7 +106,9 @@ def _push(given: argparse.Namespace, name: str) -> str:
         [given.docker, "image", "inspect", "--format", "{{range .RepoDigests}}{{println .}}{{end}}", name],
         capture_output=True, text=True, check=True,
     )  # fmt: skip
-    digests = [line.partition("@")[2] for line in shown.stdout.split() if line.startswith(name.rpartition(":")[0] + "@")]
+    digests = [
+        line.partition("@")[2] for line in shown.stdout.split() if line.startswith(name.rpartition(":")[0] + "@")
+    ]
     return digests[0]
 
 
@@ -114,7 +116,9 @@ def _docker(given: argparse.Namespace, *arguments: str) -> None:
     try:
         done = subprocess.run([given.docker, *arguments], env={**os.environ, "DOCKER_BUILDKIT": "1"}, check=False)
     except OSError as error:
-        raise SystemExit(f"{given.docker} cannot be started ({error.strerror}); install Docker, or set DOCKER") from None
+        raise SystemExit(
+            f"{given.docker} cannot be started ({error.strerror}); install Docker, or set DOCKER"
+        ) from None
     if done.returncode:
         raise SystemExit(f"`{given.docker} {arguments[0]}` failed; what it said stands above")
 

@@ -32,8 +32,9 @@ from mixtune.components.shared.sources import HUB, named_sources
 from .images import Images, images, source_digest
 
 if TYPE_CHECKING:
-    from docker import DockerClient
     from docker.models.containers import Container
+
+    from docker import DockerClient
 
 HOME = "/home/mixtune"
 USER = 1001
@@ -95,7 +96,7 @@ class Containers:
                 code = image.labels.get("mixtune.code")
                 if code != source_digest():
                     raise RefusedError(
-                        f"--runner docker: {name} was built from other code than what runs here; build it anew with `make images`"
+                        f"--runner docker: {name} was built from other code than what runs here; build it anew: `make images`"
                     )
                 digest.update("\n".join(image.attrs["RootFS"]["Layers"]).encode())
         if problems:
@@ -120,7 +121,9 @@ class Containers:
         writable |= {path: path for path in _written(environment) if not Path(path).is_relative_to(output)}
         inside = {"TMPDIR": f"{HOME}/tmp"}
         hub = Path(environment.get("HF_HOME") or Path("~/.cache/huggingface").expanduser())
-        if os.getuid() != 0 and hub.is_dir():  # models that were fetched before, at the place where publishing looks for them
+        if (
+            os.getuid() != 0 and hub.is_dir()
+        ):  # models that were fetched before, at the place where publishing looks for them
             writable[str(hub)] = inside["HF_HOME"] = str(hub)
         readable = [path for path in _read(config) if not Path(path).is_relative_to(output)]
         for path in writable:
@@ -142,8 +145,9 @@ def engine() -> Iterator[DockerClient]:
     Raises:
         UnreachableError: where it does not answer.
     """
-    import docker
     from docker.errors import DockerException
+
+    import docker
 
     try:
         client = docker.from_env()
@@ -265,11 +269,14 @@ def docker_runner(spec: Mapping[str, Any], run: str, progress: Path, outcomes: P
         read_only=True,
         cap_drop=["ALL"],
         security_opt=["no-new-privileges"],
-        tmpfs={"/tmp": "mode=1777"},  # noqa: S108 - the container's own
+        tmpfs={"/tmp": "mode=1777"},
         network_mode=spec["network"],
         mounts=mounts,
         working_dir=spec["directory"],
-        environment={**_environment(os.environ), **spec["environment"]},  # from here, since no file should hold credentials
+        environment={
+            **_environment(os.environ),
+            **spec["environment"],
+        },  # from here, since no file should hold credentials
         **limits,
     )
 
@@ -296,8 +303,10 @@ def _environment(outside: Mapping[str, str]) -> dict[str, str]:
         name: value
         for name, value in outside.items()
         if name in _PROXIES
-        or (name.startswith(_PASSED_ON) and (name.startswith(_OWN_PATHS) or not value.startswith(("/", "~"))))
-        and name != "MIXTUNE_IMAGE"
+        or (
+            (name.startswith(_PASSED_ON) and (name.startswith(_OWN_PATHS) or not value.startswith(("/", "~"))))
+            and name != "MIXTUNE_IMAGE"
+        )
     }
 
 
@@ -317,7 +326,8 @@ def _is_path(source: str) -> bool:
 def _fixed_part(pattern: str) -> Path:
     """The folder above the first wildcard; the path itself where it has none."""
     parts = Path(pattern).parts
-    fixed = [part for part in parts[: next((i for i, one in enumerate(parts) if re.search(r"[*?\[]", one)), len(parts))]]
+    wildcards = (number for number, part in enumerate(parts) if re.search(r"[*?\[]", part))
+    fixed = parts[: next(wildcards, len(parts))]
     return Path(*fixed) if fixed else Path()
 
 

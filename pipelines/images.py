@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from mixtune.components.shared.errors import RefusedError
 from mixtune.components.shared.runtime import STEPS
 
-_PREFIX = re.compile(r"[a-z0-9][a-z0-9._:/-]*/")
+_PREFIX = re.compile(r"[a-z0-9][a-z0-9._-]*(:\d+)?(/[a-z0-9][a-z0-9._-]*)*/")
 _TAG = re.compile(r"\w[\w.-]{0,127}")
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 

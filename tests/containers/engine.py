@@ -48,7 +48,7 @@ def engine() -> Iterator[str]:
     if given:
         yield given
         return
-    folder = Path(tempfile.mkdtemp(prefix="mt-", dir="/tmp"))  # noqa: S108 - a socket's path must be short
+    folder = Path(tempfile.mkdtemp(prefix="mt-", dir="/tmp"))
     host = f"unix://{folder}/docker.sock"
     with (folder / "log").open("wb") as log:
         daemon = subprocess.Popen(
@@ -76,7 +76,10 @@ def engine() -> Iterator[str]:
 
 def make_base(host: str) -> None:
     """The stand-in for the base image: Debian with Python and the machine's own certificates."""
-    if subprocess.run([docker(), "-H", host, "image", "inspect", BASE], capture_output=True, check=False).returncode == 0:
+    if (
+        subprocess.run([docker(), "-H", host, "image", "inspect", BASE], capture_output=True, check=False).returncode
+        == 0
+    ):
         return
     sources = Path("/etc/apt/sources.list.d/debian.sources")
     make = [
@@ -97,7 +100,16 @@ def build(host: str, folder: Path) -> None:
     """All images, by what `make images` calls, with settings for pip that no layer may hold."""
     settings = folder / "pip.conf"
     settings.write_text(f"# {CANARY}\n[global]\nretries = 6\n", encoding="utf-8")
-    command = [sys.executable, "docker/build_images.py", "--docker", docker(), "--network", "host", "--pip-conf", str(settings)]
+    command = [
+        sys.executable,
+        "docker/build_images.py",
+        "--docker",
+        docker(),
+        "--network",
+        "host",
+        "--pip-conf",
+        str(settings),
+    ]
     certificates = os.environ.get("PIP_CERT")
     if certificates:
         command += ["--ca", certificates]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import re
 import subprocess
@@ -18,7 +19,7 @@ from mixtune.components.shared.runtime import STEPS
 from mixtune.pipelines.images import images, source_digest
 
 from .conftest import Built
-from .engine import BASE, CANARY, ROOT
+from .engine import BASE, CANARY, ROOT, docker
 
 pytestmark = pytest.mark.slow
 
@@ -29,7 +30,7 @@ def test_images_without_torch_stay_below_half_a_gigabyte_over_the_base(built: Bu
     base = built.inspect(BASE)["Size"]
     for step in STEPS:
         over = (built.inspect(images().of(step))["Size"] - base) / 1e6
-        print(f"{step}: {over:.0f} MB over the base")
+        print(f"{step}: {over:.0f} MB over the base")  # noqa: T201
         assert over < (500 if step in LIGHT else 1100), step
 
 
@@ -104,7 +105,9 @@ def _hosts() -> list[bytes]:
     """Hosts that this machine's pip and apt ask, whatever they are."""
     from pip._internal.models.index import PyPI
 
-    said = subprocess.run([sys.executable, "-m", "pip", "config", "list"], capture_output=True, text=True, check=True).stdout
+    said = subprocess.run(
+        [sys.executable, "-m", "pip", "config", "list"], capture_output=True, text=True, check=True
+    ).stdout
     said += " ".join(file.read_text() for file in Path("/etc/apt").rglob("*.sources"))
     urls = [PyPI.url, *re.findall(r"https?://[^\s'\"]+", said)]
     hosts = {urllib.parse.urlsplit(url).hostname or "" for url in urls} | {PyPI.file_storage_domain}
@@ -123,15 +126,16 @@ def test_the_base_is_that_of_the_machine_only_where_it_is_named(built: Built) ->
 def test_a_bill_of_materials_names_what_is_inside(built: Built, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DOCKER_HOST", built.host)
     monkeypatch.syspath_prepend(str(ROOT / "docker"))
-    import bill_of_materials as tool
-
-    from .engine import docker
-
+    tool = importlib.import_module("bill_of_materials")
     name = images().of("evaluate")
     bill = tool.python_packages(docker(), name)
     assert bill["bomFormat"] == "CycloneDX"
     versions = {one["name"].replace("_", "-"): one["version"] for one in bill["components"]}
-    pins = [line for file in ("light", "torch") for line in (ROOT / "docker" / f"requirements-{file}.txt").read_text().split()]
+    pins = [
+        line
+        for file in ("light", "torch")
+        for line in (ROOT / "docker" / f"requirements-{file}.txt").read_text().split()
+    ]
     for pin in pins:
         if "==" in pin:
             package, _, version = pin.partition("==")

@@ -51,7 +51,9 @@ def test_the_registered_version_names_the_image(ran: tuple[Project, str], built:
     assert version.tags["mixtune.image"] == f"{images().of('register')}@{identity}"
 
 
-def test_what_the_containers_made_is_not_roots_and_nothing_is_left_running(ran: tuple[Project, str], built: Built) -> None:
+def test_what_the_containers_made_is_not_roots_and_nothing_is_left_running(
+    ran: tuple[Project, str], built: Built
+) -> None:
     made = list(ran[0].output.glob("logs/*/pretrain.log"))
     assert [path.stat().st_uid for path in made] == [1001]
     assert built.docker("ps", "--all", "--quiet").stdout == ""
@@ -110,7 +112,9 @@ def test_one_step_runs_as_any_user_of_group_0_without_network_or_rights(built: B
     (tmp_path / "out").mkdir()
     for folder in ("home", "out"):
         (tmp_path / folder).chmod(0o770)
-    config = load(project.config | {"data": json.loads(json.dumps(project.config["data"]).replace("text.", "/in/text."))})
+    config = load(
+        project.config | {"data": json.loads(json.dumps(project.config["data"]).replace("text.", "/in/text."))}
+    )
     part = parts(config, Fingerprints("a", "b", "c")).prepare_pretrain
     done = _prepare(built, tmp_path, part if isinstance(part, str) else part.model_dump_json())
     assert done.returncode == 0, done.stderr
