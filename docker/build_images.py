@@ -3,7 +3,7 @@
     make images                                              for `mixtune run --runner docker` on this machine
     make images IMAGES="--prefix registry.example/team --push"    for a cluster; images.json then holds digests
 
-What tells pip where packages are comes from outside and stays there: --pip-conf and --ca are mounted for the build alone, and so
+What tells pip where packages are comes from outside and stays there: --pip-conf and --ca are mounted for the build alone, so
 are wheels that lie at hand (--wheels; by default the folder in PIP_FIND_LINKS), such as a CPU build of torch.
 """
 

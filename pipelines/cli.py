@@ -27,11 +27,11 @@ ConfigFile = Annotated[
 Overrides = Annotated[list[str], typer.Option("--set", metavar="A.B=C", help="Override an option; can be repeated.")]
 ImagePrefix = Annotated[
     Optional[str],  # noqa: UP045
-    typer.Option(help="Registry and folder of the images. [default: as in images.json]"),
+    typer.Option(help="Registry and folder of the images; as in images.json without it."),
 ]
 ImageTag = Annotated[
     Optional[str],  # noqa: UP045
-    typer.Option("--tag", help="Tag of the images; never latest. [default: as in images.json]"),
+    typer.Option("--tag", help="Tag of the images, never latest; as in images.json without it."),
 ]
 
 
@@ -92,7 +92,7 @@ def run(
     runner: Annotated[str, typer.Option(help="subprocess, or docker: each step in its image.")] = "subprocess",
     no_cache: Annotated[bool, typer.Option("--no-cache", help="Run every step anew.")] = False,
     memory: Annotated[Optional[str], typer.Option(help="Limit of each container, such as 4g.")] = None,  # noqa: UP045
-    network: Annotated[Optional[str], typer.Option(help="Docker network. [default: host]")] = None,  # noqa: UP045
+    network: Annotated[Optional[str], typer.Option(help="Docker network; host without it.")] = None,  # noqa: UP045
     image_prefix: ImagePrefix = None,
     tag: ImageTag = None,
 ) -> None:

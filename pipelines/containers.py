@@ -96,7 +96,7 @@ class Containers:
                 code = image.labels.get("mixtune.code")
                 if code != source_digest():
                     raise RefusedError(
-                        f"--runner docker: {name} was built from other code than what runs here; build it anew: `make images`"
+                        f"--runner docker: {name} holds other code than what runs here; build it anew with `make images`"
                     )
                 digest.update("\n".join(image.attrs["RootFS"]["Layers"]).encode())
         if problems:
