@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import signal
 import sys
 from collections.abc import Iterator
@@ -179,8 +180,9 @@ def schema() -> None:
 
 def main() -> None:
     """Entry point."""
-    # As the first process of a container it would be deaf to SIGTERM: there the kernel's default is to ignore it.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    if os.getpid() == 1:
+        # The first process of a container is deaf to SIGTERM unless it says what to do.
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     app(prog_name="mixtune")
 
 

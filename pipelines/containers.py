@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 HOME = "/home/mixtune"
 USER = 1001
 """Whom the containers belong to where the caller is root; the images' own user."""
-GRACE_SECONDS = 20
+GRACE_SECONDS = 27  # the command waits for 30, a training needs less
 KILLED = 128 + signal.SIGKILL
 # What a step may need from the caller's environment. Paths are left out, since they mean nothing in a container.
 _PASSED_ON = ("MIXTUNE_", "MLFLOW_", "HF_", "FSSPEC_", "AWS_", "OMP_", "MKL_", "OPENBLAS_", "TOKENIZERS_", "CUBLAS_")
