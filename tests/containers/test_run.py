@@ -83,8 +83,9 @@ def test_a_signal_ends_the_containers_and_the_step_leaves_its_record(
 ) -> None:
     project = ran[0]
     longer = {**project.config, "pretrain": {**project.config["pretrain"], "steps": 100_000 + number}}
+    before = _last_run(project.output)
     with built.start(project, config=longer) as process:
-        _until(lambda: '"steps"' in _progress(project.output), 240)
+        _until(lambda: _last_run(project.output) != before and '"steps"' in _progress(project.output), 240)
         process.send_signal(number)
         printed = process.communicate(timeout=60)[0]
     _until(lambda: built.docker("ps", "--all", "--quiet").stdout == "", 30)
@@ -93,9 +94,12 @@ def test_a_signal_ends_the_containers_and_the_step_leaves_its_record(
         assert process.returncode == 130
 
 
+def _last_run(output: Path) -> str:
+    return str(json.loads((output / ".mixtune" / "last_run.json").read_text())["id"])
+
+
 def _progress(output: Path) -> str:
-    run = json.loads((output / ".mixtune" / "last_run.json").read_text())["id"]
-    return (output / ".mixtune" / "progress" / f"{run}.jsonl").read_text()
+    return (output / ".mixtune" / "progress" / f"{_last_run(output)}.jsonl").read_text()
 
 
 def _until(true: Callable[[], bool], seconds: float) -> None:
