@@ -5,7 +5,7 @@ BIN := .venv/bin
 SIDE_BY_SIDE := --numprocesses 2 --dist loadfile
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test quick lint compiled docs clean
+.PHONY: demo test quick lint compiled images sbom docs clean
 
 demo: .venv/installed
 	$(BIN)/mixtune run
@@ -23,6 +23,14 @@ lint: .venv/tests-installed .types/mixtune
 
 compiled: .venv/installed
 	$(BIN)/python -m mixtune.pipelines.generate
+
+# One image for each step, by plain `docker build`. Options go in IMAGES, such as IMAGES="--torch cuda"; --help lists them.
+images: .venv/installed
+	$(BIN)/python docker/build_images.py $(IMAGES)
+
+# A software bill of materials for each image, in build/sbom.
+sbom: .venv/tests-installed
+	$(BIN)/python docker/bill_of_materials.py build/sbom
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv

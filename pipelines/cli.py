@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import sys
 from pathlib import Path
 from typing import Annotated, Optional
 
@@ -24,6 +27,14 @@ ConfigFile = Annotated[
     Path | None, typer.Argument(metavar="[CONFIG]", help="YAML file; the embedded default without one.")
 ]
 Overrides = Annotated[list[str], typer.Option("--set", metavar="A.B=C", help="Override an option; can be repeated.")]
+ImagePrefix = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option(help="Registry and folder of the images; as in images.json without it."),
+]
+ImageTag = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option("--tag", help="Tag of the images, never latest; as in images.json without it."),
+]
 
 
 @app.command()
@@ -65,14 +76,19 @@ def run(
     config: ConfigFile = None,
     overrides: Overrides = [],  # noqa: B006
     output: Annotated[Optional[Path], typer.Option(help="Output folder. [default: runs/<name>]")] = None,  # noqa: UP045
-    runner: Annotated[str, typer.Option(help="subprocess: on this machine.")] = "subprocess",
+    runner: Annotated[str, typer.Option(help="subprocess, or docker: each step in its image.")] = "subprocess",
     no_cache: Annotated[bool, typer.Option("--no-cache", help="Run every step anew.")] = False,
+    memory: Annotated[Optional[str], typer.Option(help="Limit of each container, such as 4g.")] = None,  # noqa: UP045
+    network: Annotated[Optional[str], typer.Option(help="Docker network; host without it.")] = None,  # noqa: UP045
+    image_prefix: ImagePrefix = None,
+    tag: ImageTag = None,
 ) -> None:
     """Run the whole pipeline on this machine, without a cluster."""
     from .commands import run_and_show
 
     with plain_errors():
-        raise typer.Exit(run_and_show(config, overrides, output, runner, use_cache=not no_cache))
+        containers = {"memory": memory, "network": network, "image_prefix": image_prefix, "tag": tag}
+        raise typer.Exit(run_and_show(config, overrides, output, runner, use_cache=not no_cache, **containers))
 
 
 @app.command()
@@ -100,12 +116,14 @@ def compile_(
     overrides: Overrides = [],  # noqa: B006
     step: Annotated[Optional[str], typer.Option(help="One step as a pipeline of its own.")] = None,  # noqa: UP045
     format: Annotated[str, typer.Option(help="ir: a pipeline package. kubernetes: manifests for GitOps.")] = "ir",
+    image_prefix: ImagePrefix = None,
+    tag: ImageTag = None,
 ) -> None:
     """Compile the pipeline for a cluster; the configuration gives the parameters' defaults."""
     from .commands import compile_pipeline
 
     with plain_errors():
-        compile_pipeline(config, overrides, output, step, format)
+        compile_pipeline(config, overrides, output, step, format, image_prefix, tag)
         typer.echo(f"wrote {output}")
 
 
@@ -151,6 +169,9 @@ cluster_cli.add_to(app)
 
 def main() -> None:
     """Entry point."""
+    if os.getpid() == 1:
+        # The first process of a container is deaf to SIGTERM unless it says what to do.
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     app(prog_name="mixtune")
 
 

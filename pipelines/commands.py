@@ -34,9 +34,19 @@ def check_and_show(config_file: Path | None, overrides: Sequence[str]) -> None:
 
 
 def run_and_show(
-    config_file: Path | None, overrides: Sequence[str], output: Path | None, runner: str, use_cache: bool
+    config_file: Path | None,
+    overrides: Sequence[str],
+    output: Path | None,
+    runner: str,
+    use_cache: bool,
+    **containers: str | None,
 ) -> int:
-    """Runs the DAG on this machine, prints the candidates, and returns the exit status."""
+    """Runs the DAG on this machine, prints the candidates, and returns the exit status.
+
+    Args:
+        runner: `subprocess` or `docker`.
+        containers: what `Containers` takes, for `docker` alone.
+    """
     from rich.console import Console
     from rich.text import Text
 
@@ -45,8 +55,12 @@ def run_and_show(
     from .display import Display, candidates_table
     from .local import run_local, tracking_uri
 
-    if runner != "subprocess":
-        raise RefusedError(f"--runner: only subprocess is available, found {runner}")
+    if runner not in ("subprocess", "docker"):
+        raise RefusedError(f"--runner: must be subprocess or docker, found {runner}")
+    given = {name: value for name, value in containers.items() if value is not None}
+    if given and runner != "docker":
+        options = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+        raise RefusedError(f"{options}: means something with --runner docker only")
     config = read_config(config_file, overrides)
     problems = [*find_problems(config), *missing_here(config)]
     if problems:
@@ -54,7 +68,12 @@ def run_and_show(
     folder = output or Path("runs") / config.name
     console = Console(soft_wrap=True)
     console.print(Text(f"{config.name}: running in {folder}"))
-    ended = run_local(config, folder, use_cache, Display(console))
+    in_containers = None
+    if runner == "docker":
+        from .containers import Containers
+
+        in_containers = Containers(**given)
+    ended = run_local(config, folder, use_cache, Display(console), in_containers)
 
     if ended.report is not None:
         console.print()
@@ -153,11 +172,18 @@ def _pair(option: str, item: str) -> tuple[str, str]:
 
 
 def compile_pipeline(
-    config_file: Path | None, overrides: Sequence[str], output: Path, step: str | None, format: str
+    config_file: Path | None,
+    overrides: Sequence[str],
+    output: Path,
+    step: str | None,
+    format: str,
+    image_prefix: str | None = None,
+    tag: str | None = None,
 ) -> None:
     """Writes the compiled pipeline, whole or of one step."""
     from kfp import compiler
 
+    from .images import images
     from .pipeline import NAME, make_pipeline
     from .placement import Placer
     from .steps import make_step_pipeline
@@ -167,7 +193,7 @@ def compile_pipeline(
     if output.suffix not in (".yaml", ".yml"):
         raise RefusedError(f"--output: must end in .yaml, found {output}")
     config = read_config(config_file, overrides)
-    place = Placer.cluster(config)
+    place = Placer.cluster(config, images(image_prefix, tag))
     pipeline = make_step_pipeline(step, config, place) if step else make_pipeline(config, place)
     name = f"{NAME}-{step}" if step else NAME
     manifests = {}

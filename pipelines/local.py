@@ -24,18 +24,23 @@ import time
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from filelock import FileLock, Timeout
 
 from mixtune.components.config import Config, load
 from mixtune.components.shared.artifacts import ModelCard, read_json, write_json
+from mixtune.components.shared.context import started_titles
 from mixtune.components.shared.errors import MixtuneError, RefusedError
 from mixtune.components.shared.journal import in_words, sync_command, undelivered
 from mixtune.components.shared.outcome import EXIT_STATUS, Outcome, load_outcomes
 
 from .configuration import to_yaml
 from .display import Display
+from .images import source_digest
+
+if TYPE_CHECKING:
+    from .containers import Containers
 
 GATE_NOT_MET = "gate_not_met"
 # What changes a step's results besides its inputs: a new version must not take results from an old one's cache.
@@ -134,13 +139,19 @@ def journal_folder(output: Path) -> Path:
     return output / ".mixtune" / "undelivered"
 
 
-def run_local(config: Config, output: Path, use_cache: bool, display: Display) -> Ended:
+def run_local(
+    config: Config, output: Path, use_cache: bool, display: Display, containers: Containers | None = None
+) -> Ended:
     """Runs the whole DAG, publishes its results in the output folder, and says how it ended.
+
+    Args:
+        containers: runs the steps in their images; None runs them as processes.
 
     Raises:
         RefusedError: where the output folder cannot be used.
     """
     output = output.absolute()
+    code = f"docker-{containers.check()}" if containers else code_digest()
     lock = claim(output, config.name)
     try:
         run = Run(time.strftime("%Y%m%d-%H%M%S-") + os.urandom(2).hex(), output)
@@ -152,7 +163,7 @@ def run_local(config: Config, output: Path, use_cache: bool, display: Display) -
         write_json(run.state / "last_run.json", {"id": run.id})
         if not use_cache:
             shutil.rmtree(run.checkpoints, ignore_errors=True)
-        interrupted = _watch(_start(config, run, use_cache), run, config, display)
+        interrupted = _watch(_start(config, run, code if use_cache else None, containers), run, config, display)
         ended = _conclude(run, config, interrupted, display)
         if not ended.failures and not interrupted:
             # Also those of trainings that were killed and never asked for again.
@@ -163,14 +174,7 @@ def run_local(config: Config, output: Path, use_cache: bool, display: Display) -
         lock.release()
 
 
-def _start(config: Config, run: Run, use_cache: bool) -> subprocess.Popen[bytes]:
-    spec = {
-        "config": config.model_dump(mode="json"),
-        "pipeline_root": str(run.state / "artifacts"),
-        "cache_root": str(run.state / "cache" / code_digest()) if use_cache else None,
-    }
-    spec_file = run.state / "spec.json"
-    write_json(spec_file, spec)
+def _start(config: Config, run: Run, code: str | None, containers: Containers | None) -> subprocess.Popen[bytes]:
     environment = {
         **os.environ,
         "MIXTUNE_RUN_ID": run.id,
@@ -188,6 +192,14 @@ def _start(config: Config, run: Run, use_cache: bool) -> subprocess.Popen[bytes]
     environment.setdefault("MIXTUNE_GIT_COMMIT", _git_commit())
     if config.tracking.offline_when_unreachable:
         environment["MIXTUNE_TRACKING_OFFLINE"] = "1"
+    spec = {
+        "config": config.model_dump(mode="json"),
+        "pipeline_root": str(run.state / "artifacts"),
+        "cache_root": str(run.state / "cache" / code) if code else None,
+        "containers": containers.spec(config, run.output, environment) if containers else None,
+    }
+    spec_file = run.state / "spec.json"
+    write_json(spec_file, spec)
     with (run.logs / "kfp.log").open("wb") as log:
         return subprocess.Popen(
             [sys.executable, "-m", "mixtune.pipelines.local", str(spec_file)],
@@ -292,13 +304,7 @@ def _notes(run: Run) -> list[str]:
 
 def _silent(run: Run, outcomes: list[Outcome], gate_passed: bool) -> list[str]:
     """A sentence for each step that left no record of how it ended: killed, for example for want of memory."""
-    started = []
-    for line in run.progress.read_text(encoding="utf-8", errors="replace").splitlines():
-        with contextlib.suppress(ValueError):  # a step that was killed can have left half a line
-            note = json.loads(line)
-            # A total and a unit belong to work within a step; a step's own first line has neither.
-            if not note["total"] and not note["unit"]:
-                started.append(note["title"])
+    started = started_titles(run.progress)
     if gate_passed:
         started.append("register")
     recorded = {outcome.title for outcome in outcomes}
@@ -428,13 +434,7 @@ def _keep_history(output: Path) -> None:
 
 def code_digest() -> str:
     """Identifies the code of the steps and the packages that their results depend on."""
-    import mixtune.components.config as anchor
-
-    digest = hashlib.sha256()
-    root = Path(anchor.__file__).parent
-    for file in sorted(root.rglob("*")):
-        if file.suffix in {".py", ".j2"}:
-            digest.update(file.relative_to(root).as_posix().encode() + file.read_bytes())
+    digest = hashlib.sha256(source_digest().encode())
     for package in _RESULT_PACKAGES:
         try:
             digest.update(f"{package}=={version(package)}".encode())
@@ -464,14 +464,24 @@ def _run_in_this_process(spec_file: str) -> None:
     # Without this the runner does not tell what it takes from its cache.
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     spec = json.loads(Path(spec_file).read_text(encoding="utf-8"))
+    runner: Any = local.SubprocessRunner(use_venv=False)
+    in_images = None
+    if spec["containers"]:
+        from .containers import docker_runner
+        from .images import images
+
+        asked = spec["containers"]
+        progress, outcomes = Path(os.environ["MIXTUNE_PROGRESS_FILE"]), Path(os.environ["MIXTUNE_OUTCOME_DIR"])
+        runner = docker_runner(asked, os.environ["MIXTUNE_RUN_ID"], progress, outcomes)
+        in_images = images(asked["image_prefix"], asked["tag"])
     local.init(
-        local.SubprocessRunner(use_venv=False),
+        runner,
         pipeline_root=spec["pipeline_root"],
         raise_on_error=False,
         enable_caching=spec["cache_root"] is not None,
         cache_root=spec["cache_root"],
     )
-    make_pipeline(load(spec["config"]), Placer.local())()
+    make_pipeline(load(spec["config"]), Placer.local(in_images))()
 
 
 def _end_with_parent(parent: int) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import resources
@@ -17,6 +16,8 @@ from mixtune.components.config import Config, Placement
 from mixtune.components.shared.checkpoints import PLACE
 from mixtune.components.shared.config import describe_problems
 from mixtune.components.shared.errors import RefusedError, first_line
+
+from .images import Images, images
 
 GPU_STEPS = frozenset({"pretrain", "finetune", "mixed", "evaluate"})
 ORDER = ("plan", "prepare", "pretrain", "finetune", "mixed", "evaluate", "compare", "register", "finish")
@@ -96,12 +97,6 @@ def profiles(own: str | Path | None = None) -> dict[str, Profile]:
     return known
 
 
-def images() -> dict[str, str]:
-    """Image of each step, with its tag; never `latest`, since KFP's cache goes by this name."""
-    values = json.loads(resources.files(__package__).joinpath("images.json").read_text(encoding="utf-8"))
-    return {step: f"{image}:{values['tag']}" for step, image in values["images"].items()}
-
-
 def steps_from(step: str) -> tuple[str, ...]:
     """A step and those that come after it.
 
@@ -122,21 +117,23 @@ class Placer:
         where: the configuration's placement.
         parallelism: candidates trained at a time; 0 is no limit.
         offline: whether steps go on without an MLflow server that does not answer.
+        images: which image each step runs in.
     """
 
     profile: Profile | None = None
     where: Placement = field(default_factory=Placement)
     parallelism: int = 0
     offline: bool = False
+    images: Images = field(default_factory=images)
     _run_time: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def local(cls) -> Placer:
+    def local(cls, in_images: Images | None = None) -> Placer:
         """For the local runner: one candidate at a time, since they would share the machine's cores."""
-        return cls(parallelism=1)
+        return cls(parallelism=1, images=in_images or images())
 
     @classmethod
-    def cluster(cls, config: Config) -> Placer:
+    def cluster(cls, config: Config, in_images: Images | None = None) -> Placer:
         """For a cluster, as the configuration's profile says.
 
         Raises:
@@ -151,7 +148,7 @@ class Placer:
             raise RefusedError(f"placement.gpus: the profile {where.profile} has no GPUs, found {where.gpus}")
         own = {name: getattr(where, name) for name in ("cpu", "memory", "gpu_cpu", "gpu_memory")}
         profile = profile.model_copy(update={name: value for name, value in own.items() if value is not None})
-        return cls(profile, where, offline=config.tracking.offline_when_unreachable)
+        return cls(profile, where, offline=config.tracking.offline_when_unreachable, images=in_images or images())
 
     def parameters(self) -> dict[str, tuple[type, Any, str]]:
         """Placement that is chosen at run time: name -> (type, default, description)."""
@@ -201,7 +198,7 @@ class Placer:
             words: name to show, where the step's is not enough.
             at: `gpus`, `node_selector`, `tolerations` and `affinity` of its own, in place of the run-time parameters.
         """
-        task.set_container_image(images()[step])
+        task.set_container_image(self.images.of(step))
         task.set_caching_options(step not in NEVER_CACHED)
         if self.profile is None:
             return task
@@ -213,6 +210,8 @@ class Placer:
         kubernetes.use_secret_as_env(
             task, self._run_time["mlflow_secret"], {key: key for key in TRACKING_KEYS}, optional=True
         )
+        if step == "register":
+            task.set_env_variable("MIXTUNE_IMAGE", self.images.of(step))  # goes on record with the registered version
         if step in CHECKPOINT_STEPS:
             self._with_checkpoints(task)
         if self.offline:

@@ -111,6 +111,7 @@ def _lineage(report: dict[str, Any], candidate: dict[str, Any], context: Context
         if context.tracker.parent_id
         else None,
         "mixtune.git_commit": os.environ.get("MIXTUNE_GIT_COMMIT"),
+        "mixtune.image": os.environ.get("MIXTUNE_IMAGE"),
         **{f"mixtune.data.{stream}": digest for stream, digest in (candidate.get("data") or {}).items()},
     }
     if report["task"]["kind"] == "question_answering":

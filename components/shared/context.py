@@ -7,6 +7,7 @@ A step learns from its environment which run it is in, so that nothing that diff
     MLFLOW_EXPERIMENT_NAME experiment, `mixtune` without it
     MIXTUNE_RUN_NAME       name of the parent run in MLflow; the id without it
     MIXTUNE_GIT_COMMIT     commit that goes on record as a tag
+    MIXTUNE_IMAGE          image that the step runs in, with its digest where one is known; a registered version names it
     MIXTUNE_LOG_DIR        folder for this step's log (locally; a pod's log is its output)
     MIXTUNE_OUTCOME_DIR    folder for the step's outcome record
     MIXTUNE_JOURNAL_DIR    folder for what MLflow has not got yet; without it that is lost when the step ends
@@ -18,6 +19,7 @@ A step learns from its environment which run it is in, so that nothing that diff
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import time
@@ -47,6 +49,18 @@ def note_progress(
         note |= {"tokens_per_second": tokens_per_second, "seconds_left": seconds_left}
         with Path(path).open("a", encoding="utf-8") as file:
             file.write(json.dumps(note) + "\n")
+
+
+def started_titles(progress: Path) -> list[str]:
+    """The tasks that a progress file tells of, in the order in which they started."""
+    titles = []
+    for line in progress.read_text(encoding="utf-8", errors="replace").splitlines():
+        with contextlib.suppress(ValueError):  # a step that was killed can have left half a line
+            note = json.loads(line)
+            # A total and a unit belong to work within a step; a step's own first line has neither.
+            if not note["total"] and not note["unit"]:
+                titles.append(str(note["title"]))
+    return titles
 
 
 class Progress:
