@@ -12,6 +12,7 @@ from typing import Annotated, Optional
 import typer
 
 from . import cluster_cli
+from .options import ConfigFile, ImagePrefix, ImageTag, Overrides
 from .plain_errors import plain_errors
 
 app = typer.Typer(
@@ -22,19 +23,6 @@ app = typer.Typer(
     epilog="Exit status: 0 done; 1 a step failed; 2 bad configuration, data or usage; 3 the gate was not met; "
     "4 the cluster or the tracking server could not be reached; 130 interrupted.",
 )
-
-ConfigFile = Annotated[
-    Path | None, typer.Argument(metavar="[CONFIG]", help="YAML file; the embedded default without one.")
-]
-Overrides = Annotated[list[str], typer.Option("--set", metavar="A.B=C", help="Override an option; can be repeated.")]
-ImagePrefix = Annotated[
-    Optional[str],  # noqa: UP045
-    typer.Option(help="Registry and folder of the images; as in images.json without it."),
-]
-ImageTag = Annotated[
-    Optional[str],  # noqa: UP045
-    typer.Option("--tag", help="Tag of the images, never latest; as in images.json without it."),
-]
 
 
 @app.command()

@@ -23,6 +23,7 @@ from mixtune.components.config import Config, load, parameters
 from mixtune.components.shared.errors import MixtuneError, RefusedError
 
 from .configuration import EMBEDDED_DEFAULT, ready_made
+from .images import Images
 from .kfp_api import Api, is_missing
 
 DEFAULT_EXPERIMENT = "mixtune"
@@ -87,12 +88,15 @@ def neutral(config: Config) -> Config:
     return load(values)
 
 
-def package_of(config: Config, step: str | None = None, optional: Collection[str] = ()) -> Package:
+def package_of(
+    config: Config, step: str | None = None, optional: Collection[str] = (), in_images: Images | None = None
+) -> Package:
     """Compiles the pipeline, whole or of one step.
 
     Args:
         step: one step as a pipeline of its own.
         optional: what the step is to be given of what it can do without.
+        in_images: which images the steps run in; those of `images.json` without it.
     """
     from kfp import compiler
 
@@ -101,7 +105,7 @@ def package_of(config: Config, step: str | None = None, optional: Collection[str
     from .steps import make_step_pipeline
 
     base = neutral(config)
-    place = Placer.cluster(base)
+    place = Placer.cluster(base, in_images)
     pipeline = make_step_pipeline(step, base, place, optional) if step else make_pipeline(base, place)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "package.yaml"

@@ -7,12 +7,9 @@ from typing import Annotated, Optional
 
 import typer
 
+from .options import ConfigFile, ImagePrefix, ImageTag, Overrides
 from .plain_errors import plain_errors
 
-ConfigFile = Annotated[
-    Path | None, typer.Argument(metavar="[CONFIG]", help="YAML file; the embedded default without one.")
-]
-Overrides = Annotated[list[str], typer.Option("--set", metavar="A.B=C", help="Override an option; can be repeated.")]
 Host = Annotated[
     Optional[str],  # noqa: UP045 - typer's way
     typer.Option(
@@ -51,6 +48,8 @@ def upload(
     config: ConfigFile = None,
     overrides: Overrides = [],  # noqa: B006
     step: Annotated[Optional[str], typer.Option(help="One step as a pipeline of its own.")] = None,  # noqa: UP045
+    image_prefix: ImagePrefix = None,
+    tag: ImageTag = None,
     host: Host = None,
     namespace: Namespace = None,
     token_file: TokenFile = None,
@@ -58,9 +57,10 @@ def upload(
 ) -> None:
     """Upload the pipeline as a version, if its content is new."""
     from .cluster_commands import upload_and_show
+    from .images import images
 
     with plain_errors():
-        upload_and_show((host, namespace, token_file, ca), config, overrides, step)
+        upload_and_show((host, namespace, token_file, ca), config, overrides, step, images(image_prefix, tag))
 
 
 def submit(
@@ -72,6 +72,8 @@ def submit(
     wait: Annotated[bool, typer.Option("--wait", help="Follow the run to its end.")] = False,
     timeout: Timeout = None,
     run_key: RunKey = None,
+    image_prefix: ImagePrefix = None,
+    tag: ImageTag = None,
     as_json: AsJson = False,
     summary: Summary = None,
     token_file: TokenFile = None,
@@ -79,12 +81,12 @@ def submit(
 ) -> None:
     """Run the pipeline on a cluster: compiles, uploads a version if it is new, and starts a run."""
     from .cluster_commands import Showing, submit_and_show
+    from .images import images
 
     with plain_errors():
         showing = Showing(wait or timeout is not None, timeout, as_json, summary)
-        raise typer.Exit(
-            submit_and_show((host, namespace, token_file, ca), config, overrides, experiment, run_key, showing)
-        )
+        where, chosen = (host, namespace, token_file, ca), images(image_prefix, tag)
+        raise typer.Exit(submit_and_show(where, config, overrides, experiment, run_key, chosen, showing))
 
 
 def wait(

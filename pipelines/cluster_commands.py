@@ -13,6 +13,7 @@ from mixtune.components.shared.outcome import EXIT_STATUS
 
 from . import client
 from .configuration import read_config
+from .images import Images
 from .kfp_api import Api, Connection
 from .waiting import append_summary, hint, seconds_of, show, summary, wait_for
 
@@ -47,10 +48,12 @@ class Showing:
         return lambda line: print(line, file=out, flush=True)
 
 
-def upload_and_show(address: Address, config: Path | None, overrides: Sequence[str], step: str | None) -> None:
+def upload_and_show(
+    address: Address, config: Path | None, overrides: Sequence[str], step: str | None, in_images: Images
+) -> None:
     """Uploads the pipeline and says which version it is."""
     api = Api(Connection.find(*address))
-    package = client.package_of(read_config(config, overrides), step)
+    package = client.package_of(read_config(config, overrides), step, in_images=in_images)
     version = client.upload(api, package)
     words = "uploaded" if version.new else "is there already"
     print(f"{package.pipeline} {version.name}: {words}")  # noqa: T201
@@ -63,13 +66,14 @@ def submit_and_show(
     overrides: Sequence[str],
     experiment: str,
     run_key: str | None,
+    in_images: Images,
     showing: Showing,
 ) -> int:
     """Starts a run, follows it where asked, and returns the exit status."""
     _ = showing.seconds  # a wrong time is refused before anything is made
     api = Api(Connection.find(*address))
     wanted = read_config(config, overrides)
-    version = client.upload(api, client.package_of(wanted))
+    version = client.upload(api, client.package_of(wanted, in_images=in_images))
     showing.tell(f"pipeline mixtune, version {version.name}{'' if version.new else ' (there already)'}")
     made = client.submit(api, version, wanted.name, client.run_parameters(wanted), experiment, run_key)
     return follow(api, made, showing)

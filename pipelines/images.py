@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Self
@@ -78,6 +79,27 @@ def images(prefix: str | None = None, tag: str | None = None) -> Images:
     if prefix and not prefix.endswith("/"):
         prefix += "/"
     return Images(prefix=built.prefix if prefix is None else prefix, tag=built.tag if tag is None else tag)
+
+
+def images_named(names: Mapping[str, str]) -> Images:
+    """The images that a compiled package names.
+
+    Args:
+        names: full name of each step's image, as `Images.of` gives it.
+
+    Raises:
+        RefusedError: where one is named otherwise.
+    """
+    prefix, tag, digests = "", "unknown", {}
+    for step, name in names.items():
+        prefix, found, version = name.partition(f"mixtune-{step}")
+        if not found or version[:1] not in ("@", ":"):
+            raise RefusedError(f"the package of that run has the image {name} for {step}, which is none of mixtune's")
+        if version.startswith("@"):
+            digests[step] = version[1:]
+        else:
+            tag = version[1:]
+    return Images(prefix=prefix, tag=tag, digests=digests)
 
 
 def source_digest() -> str:

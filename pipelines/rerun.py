@@ -19,6 +19,7 @@ from mixtune.components.shared.errors import RefusedError
 
 from .client import Package, Submitted, get_run, package_of, submit, upload
 from .configuration import lay_over
+from .images import Images, images_named
 from .kfp_api import Api
 from .pipeline import NAME
 from .placement import Placer, steps_from
@@ -122,6 +123,16 @@ def _tasks(spec: Mapping[str, Any]) -> Iterator[tuple[dict[str, Any], str]]:
             yield task, label.removeprefix("exec-").rstrip("-0123456789")
 
 
+def images_in(spec: Mapping[str, Any]) -> Images:
+    """The images of a compiled package, which a step of it alone is to run in, too."""
+    executors = spec.get("deploymentSpec", {}).get("executors", {})
+    named = {}
+    for label, executor in executors.items():
+        if "container" in executor:
+            named[label.removeprefix("exec-").rstrip("-0123456789")] = executor["container"]["image"]
+    return images_named(named)
+
+
 def rerun_only(
     api: Api, run_id: str, only: str, overrides: Sequence[str], run_key: str | None = None
 ) -> list[Submitted]:
@@ -136,7 +147,8 @@ def rerun_only(
     step = step_of(only)
     _refuse_compiled_in(overrides)
     run = get_run(api, run_id)
-    _, values = _package_and_values(api, run)
+    documents, values = _package_and_values(api, run)
+    in_images = images_in(documents[0])
     before, after = _config(values), _config(values, overrides)
     record = read_record(run_id, with_report=False)
     if record is None:
@@ -155,7 +167,7 @@ def rerun_only(
     made = []
     place = {name: values[name] for name in Placer.cluster(before).parameters() if name in values}
     for one, config, uris, candidate in jobs:
-        package = package_of(before, step, optional=uris)
+        package = package_of(before, step, uris, in_images)
         version = upload(api, run_anew(list(yaml.safe_load_all(package.text)), step, package.pipeline))
         arguments = {"config": config, **candidate, **{f"{name}_uri": uri for name, uri in uris.items()}}
         made.append(
