@@ -205,6 +205,7 @@ def submit(
     run_key: str | None = None,
     description: str = "",
     experiment_id: str | None = None,
+    service_account: str | None = None,
 ) -> Submitted:
     """Makes a run, or finds the one that an earlier try or job made with the same key.
 
@@ -213,6 +214,7 @@ def submit(
         values: parameters of the run.
         run_key: what a job and its repetition have in common; without it every submission is a run of its own.
         experiment_id: experiment that is there, in place of one by name.
+        service_account: what the run's pods run as; KFP's own choice without it.
     """
     experiment_id = experiment_id or _experiment(api, experiment)
     key = run_key or f"{time.strftime('%Y%m%d-%H%M%S')}-{os.urandom(3).hex()}"
@@ -238,6 +240,7 @@ def submit(
         display_name=shown,
         description=description or None,
         pipeline_version_reference=reference,
+        service_account=service_account,
         runtime_config=kfp_api.V2beta1RuntimeConfig(parameters=dict(values)),
     )
     made = api.call("make a run", api.runs.run_service_create_run, wanted, made_already=same_key)

@@ -74,6 +74,10 @@ def submit(
     run_key: RunKey = None,
     image_prefix: ImagePrefix = None,
     tag: ImageTag = None,
+    service_account: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="Account that the run's pods run as; KFP's own choice without it."),
+    ] = None,
     as_json: AsJson = False,
     summary: Summary = None,
     token_file: TokenFile = None,
@@ -86,7 +90,9 @@ def submit(
     with plain_errors():
         showing = Showing(wait or timeout is not None, timeout, as_json, summary)
         where, chosen = (host, namespace, token_file, ca), images(image_prefix, tag)
-        raise typer.Exit(submit_and_show(where, config, overrides, experiment, run_key, chosen, showing))
+        raise typer.Exit(
+            submit_and_show(where, config, overrides, experiment, run_key, chosen, service_account, showing)
+        )
 
 
 def wait(

@@ -67,6 +67,7 @@ def submit_and_show(
     experiment: str,
     run_key: str | None,
     in_images: Images,
+    service_account: str | None,
     showing: Showing,
 ) -> int:
     """Starts a run, follows it where asked, and returns the exit status."""
@@ -75,7 +76,9 @@ def submit_and_show(
     wanted = read_config(config, overrides)
     version = client.upload(api, client.package_of(wanted, in_images=in_images))
     showing.tell(f"pipeline mixtune, version {version.name}{'' if version.new else ' (there already)'}")
-    made = client.submit(api, version, wanted.name, client.run_parameters(wanted), experiment, run_key)
+    made = client.submit(
+        api, version, wanted.name, client.run_parameters(wanted), experiment, run_key, service_account=service_account
+    )
     return follow(api, made, showing)
 
 

@@ -45,7 +45,14 @@ def rerun_from(api: Api, run_id: str, step: str, overrides: Sequence[str], run_k
     version = upload(api, run_anew(package, step))
     note = f"{run_id} again from {step} on" + (f", with {', '.join(overrides)}" if overrides else "")
     return submit(
-        api, version, str(values["name"]), values, run_key=run_key, description=note, experiment_id=run.experiment_id
+        api,
+        version,
+        str(values["name"]),
+        values,
+        run_key=run_key,
+        description=note,
+        experiment_id=run.experiment_id,
+        service_account=run.service_account,
     )
 
 
@@ -179,6 +186,7 @@ def rerun_only(
                 run_key=f"{run_key} {one.title}" if run_key else None,
                 description=f"{one.title} of {run_id} alone",
                 experiment_id=run.experiment_id,
+                service_account=run.service_account,
             )
         )
     return made

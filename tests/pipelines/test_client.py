@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import threading
@@ -18,7 +19,9 @@ from mixtune.components.shared.errors import RefusedError, TurnedAwayError, Unre
 from mixtune.pipelines import client, kfp_api
 from mixtune.pipelines.cli import app
 from mixtune.pipelines.configuration import read_config
+from mixtune.pipelines.images import Images
 from mixtune.pipelines.kfp_api import Api, Connection, Patience
+from mixtune.pipelines.rerun import images_in
 
 from .kfp_server import Fault, KfpServer
 
@@ -273,12 +276,23 @@ def mixtune(*arguments: str) -> Result:
 
 
 def test_submit_without_waiting(server: KfpServer) -> None:
-    result = mixtune("submit", "--host", server.url, "--json", "--run-key", "k")
+    images = ("--image-prefix", "registry.example/team", "--tag", "1.2.3", "--service-account", "mixtune-runner")
+    result = mixtune("submit", "--host", server.url, "--json", "--run-key", "k", *images)
     assert result.exit_code == 0, result.output
     printed: dict[str, Any] = json.loads(result.stdout)
     assert printed["run_id"] in server.store.runs
     assert printed["links"]["run"] == f"{server.url}/#/runs/details/{printed['run_id']}"
-    again = json.loads(mixtune("submit", "--host", server.url, "--json", "--run-key", "k").stdout)
+    made = server.store.runs[printed["run_id"]]
+    assert made.service_account == "mixtune-runner"
+    package = server.store.packages[made.pipeline_version_reference.pipeline_version_id]
+    package = package.get("pipeline_spec", package)
+    executors = [
+        one["container"]["image"] for one in package["deploymentSpec"]["executors"].values() if "container" in one
+    ]
+    assert len(executors) > 9
+    assert all(re.fullmatch(r"registry\.example/team/mixtune-[a-z]+:1\.2\.3", image) for image in executors)
+    assert images_in(package) == Images(prefix="registry.example/team/", tag="1.2.3")
+    again = json.loads(mixtune("submit", "--host", server.url, "--json", "--run-key", "k", *images).stdout)
     assert again == printed | {"found": True}
 
 
