@@ -13,7 +13,7 @@ from kfp import compiler
 from mixtune.components.shared.errors import RefusedError
 from mixtune.pipelines.configuration import read_config
 from mixtune.pipelines.pipeline import make_pipeline
-from mixtune.pipelines.placement import GPU_STEPS, Placer, profiles
+from mixtune.pipelines.placement import GPU_STEPS, POD_LABELS, Placer, profiles
 from mixtune.pipelines.steps import STEPS, make_step_pipeline
 
 from .test_compiled import COMPILED, step_of, tasks
@@ -61,7 +61,7 @@ def test_every_executor_is_placed(everything: tuple[dict[str, Any], dict[str, An
         gpu, place, resources = step in GPU_STEPS, places[name], container["resources"]
         assert resources["resourceCpuLimit"] == ("11" if gpu else "500m"), name
         assert resources["resourceMemoryLimit"] == ("99Gi" if gpu else "3Gi"), name
-        assert place["podMetadata"]["labels"] == {"kueue.x-k8s.io/queue-name": "team-queue"}, name
+        assert place["podMetadata"]["labels"] == POD_LABELS | {"kueue.x-k8s.io/queue-name": "team-queue"}, name
         # KFP's own format writes whole numbers as text.
         assert {key: str(value) for key, value in place["securityContext"].items()} == {
             "runAsUser": "1234", "runAsGroup": "0", "runAsNonRoot": "True",
@@ -200,7 +200,7 @@ def test_a_step_alone_is_placed_too(step: str, tmp_path: Path) -> None:
     ((name, found, container),) = containers(package)
     assert found == step
     assert ("accelerator" in container["resources"]) == (step in GPU_STEPS)
-    assert places[name]["podMetadata"]["labels"] == {"kueue.x-k8s.io/queue-name": "team-queue"}
+    assert places[name]["podMetadata"]["labels"] == POD_LABELS | {"kueue.x-k8s.io/queue-name": "team-queue"}
     assert {"securityContext", "nodeAffinity", "secretAsEnv", "fieldPathAsEnv"} <= set(places[name])
 
 
