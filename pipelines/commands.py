@@ -29,7 +29,7 @@ def check_and_show(config_file: Path | None, overrides: Sequence[str]) -> None:
         raise RefusedError(*problems)
     names = ", ".join(candidate.id for candidate in candidates(parsed.mixed))
     print(f"{parsed.name}: the configuration is good; base model {parsed.model.base}, candidates {names}")  # noqa: T201
-    for sentence in missing_here(parsed):  # of no matter where the steps run in images
+    for sentence in missing_here(parsed):  # does not matter where the steps run in images
         print(f"a run on this machine would be refused: {sentence}")  # noqa: T201
 
 
