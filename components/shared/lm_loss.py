@@ -1,29 +1,32 @@
-"""The mixed loss behind the LM head: loss and gradients of a few hundred tokens at a time, in place.
+"""The mixed loss behind the LM head: loss and gradients of a few hundred tokens at a time.
 
 The weight of every token in the loss is known before the forward pass, and so is the gradient of its logits,
-w_i · (softmax(z_i) - onehot(y_i)). So the gradients are computed while a chunk's logits are still in the cache; logits of all
-supervised tokens together never exist, and the backward pass has nothing left to do. The idea is that of Liger's fused
-linear cross-entropy (arXiv:2410.10989). PyTorch's `linear_cross_entropy` does the same for one weight over all tokens, and
-gives a bf16 model's sum in bf16, three digits, which is too coarse to log or to steer λ by.
+w_i · (softmax(z_i) - onehot(y_i)). So the gradients are computed at once, logits of all supervised tokens together never exist,
+and the backward pass has nothing left to do. The idea is that of Liger's fused linear cross-entropy (arXiv:2410.10989).
 
-Shapes: N tokens, H hidden size, V vocabulary.
+Of these tokens, the vocabulary is taken in tiles that fit a processor's cache. A tile has a softmax of its own, σ_k with
+log-sum s_k; over the whole vocabulary it is e^(s_k - s) · σ_k with s = log Σ_k e^(s_k), as in FlashAttention (arXiv:2205.14135),
+and the factor is put to the narrow side of both products, so that no logit is read twice from memory for it. PyTorch's own
+`linear_cross_entropy` gives a bf16 model's sum in bf16, three digits, too coarse to log or to steer λ by.
+
+Shapes: N tokens, H hidden size, V vocabulary, n tokens of a chunk.
 """
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from transformers import PreTrainedModel
 
 from .heads import HiddenStates, on_hidden
 
-# On a CPU, enough rows for a fast matrix product; on a GPU, as many as keep the launches few.
-_CPU_CHUNK_TOKENS = 256
-_GPU_CHUNK_LOGITS = 2**26
+_CPU_CHUNK_TOKENS, _CPU_TILE_WORDS = 640, 2048  # measured in tests/benchmarks/README.md
+_GPU_CHUNK_LOGITS = 2**26  # as many as keep the launches few; one tile
 
 
 @torch.no_grad()
@@ -78,33 +81,32 @@ class _ChunkedLoss(torch.autograd.Function):
         wide = torch.float64 if dtype == torch.float64 else torch.float32
         hidden, head = hidden_NH.to(dtype), head_VH.to(dtype)
         weight_N = weight_N.to(wide)
+        chunk_tokens, tile_words = _sizes(len(target_N), head)
         ce_N = torch.empty(len(target_N), dtype=wide, device=hidden.device)
         grad_hidden = torch.empty_like(hidden_NH) if with_hidden else None
-        grad_head: Tensor | None = None
-        for start in range(0, len(target_N), _chunk_tokens(head)):
-            at = slice(start, start + _chunk_tokens(head))
-            h, target, weight = hidden[at], target_N[at, None], weight_N[at, None]
-            z = F.linear(h, head)
-            z_target = z.gather(1, target).to(wide)
-            # log Σ exp(z) from the largest logit alone: its probability is at least 1/V, so that the logarithm is exact.
-            top, top_at = z.max(1, keepdim=True)
-            p = torch.softmax(z, 1, dtype=wide)
-            log_sum = top.to(wide) - p.gather(1, top_at).log()
+        # Zeros are written where nothing else will be.
+        grad_head = (torch.empty if len(target_N) else torch.zeros)(head.shape, dtype=wide, device=head.device)
+        scratch = _Scratch.of(chunk_tokens, tile_words, head, wide)
+        for start in range(0, len(target_N), chunk_tokens):
+            at = slice(start, start + chunk_tokens)
+            h, target, weight = hidden[at], target_N[at], weight_N[at, None]
+            tiles, z_target, log_sum = scratch.tiles(h, head, target)
             ce_N[at] = (log_sum - z_target)[:, 0]
-            if not (with_hidden or with_head):
-                continue
-            g = p.to(dtype)
-            # In the wide format: near certainty, p - 1 is a small difference of large numbers.
-            g.scatter_(1, target, ((z_target - log_sum).exp() - 1).to(dtype))
+            # softmax - 1 of the target itself, which its tile leaves out: near certainty a small difference of large numbers.
+            missing = torch.expm1(z_target - log_sum)
             if grad_hidden is not None:
-                grad_hidden[at] = (g @ head).to(wide) * weight
+                g = missing * head[target]
+                for words, softmax, log_sum_k in tiles:
+                    g.addcmul_(softmax @ head[words], (log_sum_k - log_sum).exp())
+                grad_hidden[at] = g * weight
             if with_head:
                 # w_i in the wide format, since the same rounding of all of a stream's weights would be another λ.
-                part = g.t() @ (h.to(wide) * weight).to(dtype)
-                grad_head = part.to(head_VH.dtype) if grad_head is None else grad_head.add_(part)
-        if with_head and grad_head is None:
-            grad_head = torch.zeros_like(head_VH)
-        ctx.save_for_backward(grad_hidden, grad_head)
+                weighted = h.to(wide) * weight
+                for words, softmax, log_sum_k in tiles:
+                    narrow = (weighted * (log_sum_k - log_sum).exp()).to(dtype)
+                    _add_product(grad_head[words], softmax.t(), narrow, first=start == 0)
+                grad_head.index_add_(0, target, weighted * missing)
+        ctx.save_for_backward(grad_hidden, grad_head.to(head_VH.dtype) if with_head else None)
         ctx.mark_non_differentiable(ce_N)
         return (ce_N * weight_N).sum(), ce_N
 
@@ -118,7 +120,78 @@ class _ChunkedLoss(torch.autograd.Function):
         return (*scaled, None, None, None)
 
 
-def _chunk_tokens(head_VH: Tensor) -> int:
-    if head_VH.device.type == "cpu":
-        return _CPU_CHUNK_TOKENS
-    return max(_CPU_CHUNK_TOKENS, _GPU_CHUNK_LOGITS // len(head_VH))
+@dataclass(frozen=True)
+class _Scratch:
+    """Memory for one chunk after another: fresh memory of this size costs as much as a matrix product.
+
+    Attributes:
+        logits: of a tile, in the format of the matrix products.
+        wide: their softmax, where that is another format.
+        softmax: of all tiles, in the format of the matrix products.
+        tile_words: words in a tile; fewer in the last one.
+    """
+
+    logits: Tensor
+    wide: Tensor | None
+    softmax: Tensor
+    tile_words: int
+
+    @classmethod
+    def of(cls, chunk_tokens: int, tile_words: int, head_VH: Tensor, wide: torch.dtype) -> _Scratch:
+        """For chunks of at most so many tokens."""
+        logits, every = (head_VH.new_empty(chunk_tokens * words) for words in (tile_words, len(head_VH)))
+        return cls(logits, None if wide == head_VH.dtype else torch.empty_like(logits, dtype=wide), every, tile_words)
+
+    def tiles(
+        self, hidden_nH: Tensor, head_VH: Tensor, target_n: Tensor
+    ) -> tuple[list[tuple[slice, Tensor, Tensor]], Tensor, Tensor]:
+        """The softmax of every tile by itself.
+
+        Returns:
+            For each tile its words, its softmax, (n, words), with 0 for a target, and its log-sum, (n, 1); then (n, 1) each, the
+            target's logit and the log-sum over all words.
+        """
+        n, vocabulary = len(hidden_nH), len(head_VH)
+        found: list[tuple[slice, Tensor, Tensor]] = []
+        z_target: Tensor | None = None
+        for first in range(0, vocabulary, self.tile_words):
+            words = slice(first, min(first + self.tile_words, vocabulary))
+            width = words.stop - first
+            z = self.logits[: n * width].view(n, width)
+            softmax = self.softmax[n * first : n * words.stop].view(n, width)
+            torch.mm(hidden_nH, head_VH[words].t(), out=z)
+            p = softmax if self.wide is None else self.wide[: n * width].view(n, width)
+            torch.softmax(z, 1, dtype=p.dtype, out=p)
+            # From the largest logit alone: its probability is at least 1/width, so that the logarithm is exact.
+            log_sum = z.amax(1, keepdim=True).to(p.dtype) - p.amax(1, keepdim=True).log()
+            if p is not softmax:
+                softmax.copy_(p)
+            at = target_n[:, None] - first
+            here = z.gather(1, at.clamp(0, width - 1)).to(p.dtype)
+            z_target = here if z_target is None else torch.where((at >= 0) & (at < width), here, z_target)
+            found.append((words, softmax, log_sum))
+        first_n = target_n // self.tile_words * self.tile_words
+        width_n = (vocabulary - first_n).clamp(max=self.tile_words)
+        row_n = torch.arange(n, device=target_n.device)
+        self.softmax.index_fill_(0, n * first_n + row_n * width_n + target_n - first_n, 0)
+        assert z_target is not None
+        return found, z_target, torch.stack([log_sum for _, _, log_sum in found]).logsumexp(0)
+
+
+def _add_product(total: Tensor, a: Tensor, b: Tensor, first: bool) -> None:
+    """total += a @ b, or total = a @ b for the first one; in one go where the formats are the same."""
+    if total.dtype != a.dtype:
+        product = a @ b
+        _ = total.copy_(product) if first else total.add_(product)
+    elif first:
+        torch.mm(a, b, out=total)
+    else:
+        total.addmm_(a, b)
+
+
+def _sizes(num_tokens: int, head_VH: Tensor) -> tuple[int, int]:
+    """Tokens of a chunk, where all have about as many, and words of a tile."""
+    cpu = head_VH.device.type == "cpu"
+    most = _CPU_CHUNK_TOKENS if cpu else max(_CPU_CHUNK_TOKENS, _GPU_CHUNK_LOGITS // len(head_VH))
+    chunks = max(1, math.ceil(num_tokens / most))
+    return max(1, math.ceil(num_tokens / chunks)), min(len(head_VH), _CPU_TILE_WORDS) if cpu else len(head_VH)

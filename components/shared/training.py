@@ -22,6 +22,7 @@ from accelerate.utils import set_seed
 from torch import Tensor
 
 from .anchors import Anchor
+from .attention import fast_attention
 from .checkpoints import Checkpoints
 from .config import Training
 from .context import Context
@@ -190,6 +191,7 @@ def train(
             anchor.to(device)
 
     with (
+        fast_attention(model.lm, device, precision),
         Sigterm() as sigterm,
         Keeper(result.checkpoints, live, training, accelerator, context, sigterm, work) as keeper,
     ):

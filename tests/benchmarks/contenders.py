@@ -1,17 +1,20 @@
 """mixtune and what people would use instead, each in its own real training loop, stopped between steps by a gate.
 
-Every contender runs in a thread of its own and trains only while the gate is open, so that the loops can be timed in
-alternation, step for step, without being taken apart.
+Every contender is a process of its own and trains only while its gate is open, so that the loops can be timed in alternation,
+step for step, without being taken apart and without sharing threads, memory or a Python lock.
 """
 
 from __future__ import annotations
 
 import contextlib
+import multiprocessing
 import tempfile
-import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
 import datasets
@@ -21,9 +24,10 @@ from transformers import PreTrainedTokenizerFast, PrinterCallback, Trainer, Trai
 
 from mixtune.components.shared.config import Training
 from mixtune.components.shared.context import Context, Progress
+from mixtune.components.shared.data import Documents
 from mixtune.components.shared.mix_weight import Constant, MixWeight, Pooled
 from mixtune.components.shared.model import MixedModel
-from mixtune.components.shared.streams import Mix
+from mixtune.components.shared.streams import FinetuneStream, PretrainStream, mix
 from mixtune.components.shared.training import train
 
 from .workload import (
@@ -39,117 +43,163 @@ from .workload import (
 )
 
 MAX_STEPS = 400
+datasets.disable_progress_bars()
+
+
+@dataclass
+class Taken:
+    """What a process tells of the steps that it was let do.
+
+    Attributes:
+        seconds: that they took.
+        tokens_per_step: real tokens.
+        losses: of the steps so far, where asked for.
+        peak_megabytes: of the process, since its start.
+        anonymous_megabytes: that it holds now, without files that are mapped into it.
+    """
+
+    seconds: float
+    tokens_per_step: float
+    losses: list[float]
+    peak_megabytes: int
+    anonymous_megabytes: int
 
 
 class Stopped(BaseException):
-    """Ends a contender's thread."""
+    """Ends a contender's loop."""
 
 
-class Contender(ABC):
-    """A training loop that can be run for a number of steps at a time.
+class Gate:
+    """The process's end: lets its loop go on for as many steps as the other end asks for."""
 
-    Attributes:
-        losses: of each step, where asked for.
-    """
-
-    tokens_per_step: float
-
-    def __init__(self, name: str, size: Size, precision: Precision, log: bool = False) -> None:
-        self.name, self.size, self.precision, self.log = name, size, precision, log
+    def __init__(self, pipe: Connection) -> None:
+        self._pipe = pipe
         self.losses: list[float] = []
-        self._open = threading.Semaphore(0)
-        self._arrived = threading.Semaphore(0)
-        self._left = 0
-        self._stop = False
-        self._error: BaseException | None = None
-        self.model: Any = None
-        self.steps_done = 0
-        self._thread = threading.Thread(target=self._work, daemon=True)
-
-    @abstractmethod
-    def loop(self) -> None:
-        """Trains, and calls `step_ended` after every optimizer step."""
+        self.tokens_per_step = 0.0
+        self._left, self._started = pipe.recv(), time.perf_counter()
 
     def step_ended(self) -> None:
         """Waits here while another contender is being timed."""
-        self.steps_done += 1
         self._left -= 1
-        if self._left <= 0:
-            self._arrived.release()
-            self._open.acquire()
-        if self._stop:
+        if self._left:
+            return
+        seconds = time.perf_counter() - self._started
+        memory = (_megabytes("VmHWM"), _megabytes("RssAnon"))
+        self._pipe.send(Taken(seconds, self.tokens_per_step, self.losses, *memory))
+        self._left = self._pipe.recv()
+        if not self._left:
             raise Stopped
+        self._started = time.perf_counter()
 
-    def _work(self) -> None:
-        self._open.acquire()
+
+def _megabytes(name: str) -> int:
+    # Not getrusage, whose peak starts with the parent's.
+    line = next(one for one in Path("/proc/self/status").read_text().splitlines() if one.startswith(name))
+    return int(line.split()[1]) // 1024
+
+
+@dataclass(frozen=True)
+class Contender(ABC):
+    """A training loop on a workload.
+
+    Attributes:
+        log: whether the loss of every step is wanted.
+    """
+
+    size: Size
+    precision: Precision
+    log: bool = field(default=False, kw_only=True)
+
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """For tables."""
+
+    @abstractmethod
+    def loop(self, gate: Gate) -> None:
+        """Trains, and tells the gate after every optimizer step."""
+
+
+class Running:
+    """A contender's process, from outside."""
+
+    def __init__(self, contender: Contender) -> None:
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload([__name__, "trl"])
+        self._pipe, theirs = context.Pipe()
+        self.name, self.last = contender.name, Taken(0.0, 0.0, [], 0, 0)
+        self._process = context.Process(target=_run, args=(contender, theirs), daemon=True)
+        self._process.start()
+        theirs.close()
+
+    def run(self, steps: int) -> Taken:
+        """Trains for some steps; the first of all includes whatever the loop prepares."""
+        self._pipe.send(steps)
         try:
-            self.loop()
-        except Stopped:
-            pass
-        except BaseException as error:
-            self._error = error
-        self._arrived.release()
-
-    def run(self, steps: int) -> float:
-        """Trains for some steps.
-
-        Returns:
-            The seconds that they took.
-        """
-        if not self._thread.is_alive():
-            self._thread.start()
-        self._left = steps
-        started = time.perf_counter()
-        self._open.release()
-        self._arrived.acquire()
-        seconds = time.perf_counter() - started
-        if self._error is not None:
-            raise self._error
-        return seconds
+            self.last = self._pipe.recv()
+        except EOFError:
+            raise RuntimeError(f"{self.name} ended before its time; see its traceback above") from None
+        return self.last
 
     def stop(self) -> None:
-        """Ends the loop and frees what it holds."""
-        self._stop = True
-        self._open.release()
-        self._thread.join()
-        self.model = None
+        """Ends the process."""
+        self._pipe.send(0)
+        self._process.join()
+
+
+def _run(contender: Contender, pipe: Connection) -> None:
+    with contextlib.suppress(Stopped):
+        contender.loop(Gate(pipe))
 
 
 class _GatedProgress(Progress):
-    def __init__(self, contender: Contender) -> None:
-        super().__init__(contender.name, MAX_STEPS, "steps", quiet=True)
-        self._contender = contender
+    def __init__(self, gate: Gate) -> None:
+        super().__init__("benchmark", MAX_STEPS, "steps", quiet=True)
+        self._gate = gate
 
     def advance(self, n: int = 1, tokens: int = 0) -> None:
-        self._contender.step_ended()
+        self._gate.step_ended()
 
 
+class _GatedContext(Context):
+    def __init__(self, gate: Gate) -> None:
+        from mixtune.components.shared.tracking import Tracker
+
+        super().__init__(title="benchmark", tracker=Tracker.off(), quiet=True)
+        self._gate = gate
+        self.tracker.log_metrics = lambda values, step=None: gate.losses.append(float(values["loss"] or 0))  # type: ignore[method-assign,assignment]
+
+    @contextlib.contextmanager
+    def progress(self, total: int, unit: str, what: str = "", done: int = 0) -> Iterator[Progress]:  # type: ignore[override]
+        yield _GatedProgress(self._gate)
+
+
+@dataclass(frozen=True)
 class Mixtune(Contender):
-    """mixtune's own loop, as every step of the pipeline runs it."""
+    """mixtune's own loop, as every step of the pipeline runs it.
 
-    def __init__(
-        self,
-        size: Size,
-        precision: Precision,
-        mix_weight: float | None = None,
-        labels_only: bool = False,
-        log: bool = False,
-        micro_batch: int = 64,
-        seed: int = 0,
-        name: str = "mixtune",
-    ) -> None:
-        super().__init__(name, size, precision, log)
-        self._mix_weight: MixWeight = Pooled() if mix_weight is None else Constant(mix_weight)
-        self._steps: Any = Steps(size, seed, labels_only)
-        self._micro_batch = micro_batch
-        self.tokens_per_step = count_tokens(size, 0, 50)[0] / 50
+    Attributes:
+        mix_weight: λ; None for the one that pooling gives.
+        labels_only: a plain SFT step with as many tokens and as many labels.
+        data: folders `pretrain` and `finetune` to read, in place of the drawn tokens.
+    """
 
-    def read(self, mix: Mix) -> None:
-        """Has it train on data from disk instead."""
-        self._steps, self.tokens_per_step = mix, mix.mean_tokens
+    mix_weight: float | None = None
+    labels_only: bool = False
+    data: Path | None = None
 
-    def loop(self) -> None:
-        self.model = MixedModel(self.size.model())
+    @property
+    def name(self) -> str:
+        return "mixtune, plain SFT step" if self.labels_only else "mixtune"
+
+    def loop(self, gate: Gate) -> None:
+        read: Any = Steps(self.size, labels_only=self.labels_only)
+        gate.tokens_per_step = count_tokens(self.size, 0, 50)[0] / 50
+        if self.data is not None:
+            text = PretrainStream(Documents(self.data / "pretrain", "train"), self.size.max_length, 0)
+            labelled = FinetuneStream(Documents(self.data / "finetune", "train"), 0, "generation")
+            read = mix(text, labelled, 16, self.size.max_length, 0.4)
+            gate.tokens_per_step = read.mean_tokens
         training = Training(
             steps=MAX_STEPS,
             learning_rate=LEARNING_RATE,
@@ -157,38 +207,25 @@ class Mixtune(Contender):
             warmup_steps=0,
             weight_decay=WEIGHT_DECAY,
             max_grad_norm=MAX_GRAD_NORM,
-            micro_batch_size=self._micro_batch,
+            micro_batch_size=64,
+            compile=bool(__import__("os").environ.get("CPL")),
             precision="bf16" if self.precision == "bfloat16" else "float32",
             log_every_steps=1 if self.log else MAX_STEPS,
         )
-        context = _GatedContext(self)
-        train(self.model, self._steps, training, self._mix_weight, PAD_ID, 0, context)
-
-
-class _GatedContext(Context):
-    def __init__(self, contender: Mixtune) -> None:
-        from mixtune.components.shared.tracking import Tracker
-
-        super().__init__(title="benchmark", tracker=Tracker.off(), quiet=True)
-        self._contender = contender
-        if contender.log:
-            self.tracker.log_metrics = lambda values, step=None: contender.losses.append(float(values["loss"] or 0))  # type: ignore[method-assign,assignment]
-
-    @contextlib.contextmanager
-    def progress(self, total: int, unit: str, what: str = "", done: int = 0) -> Iterator[Progress]:  # type: ignore[override]
-        yield _GatedProgress(self._contender)
+        weight: MixWeight = Pooled() if self.mix_weight is None else Constant(self.mix_weight)
+        train(MixedModel(self.size.model()), read, training, weight, PAD_ID, 0, _GatedContext(gate))
 
 
 class _Gate(TrainerCallback):
-    def __init__(self, contender: Contender) -> None:
-        self._contender = contender
+    def __init__(self, gate: Gate) -> None:
+        self._gate = gate
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self._contender.step_ended()
+        self._gate.step_ended()
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
         if "loss" in logs:
-            self._contender.losses.append(float(logs["loss"]))
+            self._gate.losses.append(float(logs["loss"]))
 
 
 def _arguments(folder: str, micro_batch: int, accumulation: int, precision: Precision, log: bool) -> dict[str, Any]:
@@ -224,75 +261,82 @@ def tokenizer(size: Size) -> PreTrainedTokenizerFast:
     )
 
 
+@dataclass(frozen=True)
 class Trl(Contender):
     """TRL's SFTTrainer on both streams pooled.
 
-    Args:
+    Attributes:
+        micro_batch: rows in one forward pass.
         packed: length of a packed row in tokens; None trains one sequence a row, padded.
+        steps: whose data there is.
     """
 
-    def __init__(
-        self, size: Size, precision: Precision, micro_batch: int, packed: int | None, steps: int, log: bool = False
-    ) -> None:
-        how = f"packed to {packed}" if packed else "not packed"
-        super().__init__(f"TRL, {how}, micro-batch {micro_batch}", size, precision, log)
-        self._micro_batch, self._packed, self._steps = micro_batch, packed, steps
+    micro_batch: int
+    packed: int | None
+    steps: int
 
-    def loop(self) -> None:
+    @property
+    def name(self) -> str:
+        how = f"packed to {self.packed}" if self.packed else "not packed"
+        return f"TRL, {how}, micro-batch {self.micro_batch}"
+
+    def loop(self, gate: Gate) -> None:
         from trl import SFTConfig, SFTTrainer
 
-        self.model = self.size.model()
-        rows = datasets.Dataset.from_list(list(rows_in_order(self.size, self._steps)))
-        real = count_tokens(self.size, 0, self._steps)[0]
+        model = self.size.model()
+        rows = datasets.Dataset.from_list(list(rows_in_order(self.size, self.steps)))
+        real = count_tokens(self.size, 0, self.steps)[0]
         with tempfile.TemporaryDirectory() as folder:
 
             def trainer(accumulation: int) -> Any:
-                given = _arguments(folder, self._micro_batch, accumulation, self.precision, self.log)
-                given |= {"max_length": self._packed or 4096, "packing": self._packed is not None}
-                made = SFTTrainer(
-                    self.model, SFTConfig(**given), train_dataset=rows, processing_class=tokenizer(self.size)
-                )
+                given = _arguments(folder, self.micro_batch, accumulation, self.precision, self.log)
+                given |= {"max_length": self.packed or 4096, "packing": self.packed is not None}
+                made = SFTTrainer(model, SFTConfig(**given), train_dataset=rows, processing_class=tokenizer(self.size))
                 made.remove_callback(PrinterCallback)
-                made.add_callback(_Gate(self))
+                made.add_callback(_Gate(gate))
                 return made
 
-            made = trainer(-(-self.size.sequences // self._micro_batch))
-            if self._packed is None:
-                self.tokens_per_step = real / self._steps * made.args.gradient_accumulation_steps * self._micro_batch
-                self.tokens_per_step /= self.size.sequences
+            made = trainer(-(-self.size.sequences // self.micro_batch))
+            if self.packed is None:
+                gate.tokens_per_step = real / self.steps * made.args.gradient_accumulation_steps * self.micro_batch
+                gate.tokens_per_step /= self.size.sequences
             else:
                 # As many packed rows in a step as make up its tokens.
                 per_row = real / len(made.train_dataset)
-                accumulation = max(1, round(real / self._steps / per_row / self._micro_batch))
-                self.tokens_per_step = per_row * accumulation * self._micro_batch
+                accumulation = max(1, round(real / self.steps / per_row / self.micro_batch))
+                gate.tokens_per_step = per_row * accumulation * self.micro_batch
                 made = trainer(accumulation)
             made.train()
 
 
+@dataclass(frozen=True)
 class TwoPass(Contender):
     """transformers' Trainer with the mixed loss in the way that people write it: one padded pass a stream, full logits.
 
-    Args:
+    Attributes:
+        mix_weight: λ.
         parts: micro-batches of a step.
+        steps: whose data there is.
     """
 
-    def __init__(
-        self, size: Size, precision: Precision, mix_weight: float, parts: int, steps: int, log: bool = False
-    ) -> None:
-        super().__init__(f"two padded passes, {parts} micro-batches", size, precision, log)
-        self._mix_weight, self._parts, self._steps = mix_weight, parts, steps
-        self.tokens_per_step = count_tokens(size, 0, 50)[0] / 50
+    mix_weight: float
+    parts: int
+    steps: int
 
-    def loop(self) -> None:
-        self.model = self.size.model()
-        rows, size, parts = list(rows_in_order(self.size, self._steps)), self.size, self._parts
+    @property
+    def name(self) -> str:
+        return f"two padded passes, {self.parts} micro-batches"
+
+    def loop(self, gate: Gate) -> None:
+        rows, size, parts = list(rows_in_order(self.size, self.steps)), self.size, self.parts
+        gate.tokens_per_step = count_tokens(size, 0, 50)[0] / 50
         items = []
-        for step in range(self._steps):
+        for step in range(self.steps):
             these = rows[step * size.sequences : (step + 1) * size.sequences]
             text, labelled = these[: size.windows], these[size.windows :]
             counts = [supervised(text), supervised(labelled)]
             items += [(text[part::parts], labelled[part::parts], counts) for part in range(parts)]
-        mix_weight = self._mix_weight
+        mix_weight = self.mix_weight
 
         class Mixing(Trainer):
             def compute_loss(self, model: Any, inputs: Any, *_: Any, **__: Any) -> torch.Tensor:
@@ -307,7 +351,11 @@ class TwoPass(Contender):
         with tempfile.TemporaryDirectory() as folder:
             arguments = TrainingArguments(**_arguments(folder, 1, parts, self.precision, self.log))
             trainer = Mixing(
-                self.model, arguments, train_dataset=_Items(items), data_collator=_collate_pair, callbacks=[_Gate(self)]
+                size.model(),
+                arguments,
+                train_dataset=_Items(items),
+                data_collator=_collate_pair,
+                callbacks=[_Gate(gate)],
             )
             trainer.remove_callback(PrinterCallback)
             trainer.train()
@@ -345,12 +393,35 @@ def padded(rows: list[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
     return {"input_ids": tensor("input_ids", PAD_ID), "attention_mask": mask, "labels": tensor("labels", -100)}
 
 
-def trl_variants(size: Size, precision: Precision, steps: int) -> list[Callable[[], Trl]]:
+def trl_variants(size: Size, precision: Precision, steps: int) -> list[Trl]:
     """TRL with packing on and off, micro-batches of 1 to 8, accumulated to the same step."""
-    chosen = [(micro, None) for micro in (1, 2, 4, 8)]
     lengths = (size.max_length, 4 * size.max_length)
-    packed = [(micro, length) for length in lengths for micro in (1, 2, 4, 8) if micro * length <= 8 * size.max_length]
-    return [
-        (lambda micro=micro, length=length: Trl(size, precision, micro, length, steps))  # type: ignore[misc]
-        for micro, length in [*chosen, *packed]
-    ]
+    chosen: list[tuple[int, int | None]] = [(micro, None) for micro in (1, 2, 4, 8)]
+    chosen += [(micro, length) for length in lengths for micro in (1, 2, 4, 8) if micro * length <= 8 * size.max_length]
+    return [Trl(size, precision, micro, length, steps) for micro, length in chosen]
+
+
+@dataclass(frozen=True)
+class MatrixProduct(Contender):
+    """Square matrix products, one a step, by which the machine's rate is measured in the same alternation.
+
+    Attributes:
+        width: rows and columns.
+    """
+
+    width: int = 2048
+
+    @property
+    def name(self) -> str:
+        return "matrix product"
+
+    @property
+    def flops(self) -> int:
+        """Of one product."""
+        return 2 * self.width**3
+
+    def loop(self, gate: Gate) -> None:
+        a, b, c = (torch.randn(self.width, self.width).to(getattr(torch, self.precision)) for _ in range(3))
+        while True:
+            torch.mm(a, b, out=c)
+            gate.step_ended()

@@ -38,9 +38,9 @@ class Size:
     heads: int
     examples: int = 32
     windows: int = 4
-    window: int = 136
+    window: int = 128
     prompt: tuple[int, int] = (16, 48)
-    max_length: int = 136
+    max_length: int = 128
 
     @property
     def intermediate(self) -> int:
