@@ -33,6 +33,7 @@ from mixtune.components.shared.artifacts import ModelCard, read_json, write_json
 from mixtune.components.shared.context import started_titles
 from mixtune.components.shared.errors import MixtuneError, RefusedError
 from mixtune.components.shared.journal import in_words, sync_command, undelivered
+from mixtune.components.shared.memory import MALLOC_TUNABLES
 from mixtune.components.shared.outcome import EXIT_STATUS, Outcome, load_outcomes
 
 from .configuration import to_yaml
@@ -190,6 +191,7 @@ def _start(config: Config, run: Run, code: str | None, containers: Containers | 
         "PYTHONUNBUFFERED": "1",
     }
     environment.setdefault("MIXTUNE_GIT_COMMIT", _git_commit())
+    environment.setdefault("GLIBC_TUNABLES", MALLOC_TUNABLES)
     if config.tracking.offline_when_unreachable:
         environment["MIXTUNE_TRACKING_OFFLINE"] = "1"
     spec = {

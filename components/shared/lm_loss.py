@@ -4,9 +4,9 @@ The weight of every token in the loss is known before the forward pass, and so i
 w_i · (softmax(z_i) - onehot(y_i)). So the gradients are computed at once, logits of all supervised tokens together never exist,
 and the backward pass has nothing left to do. The idea is that of Liger's fused linear cross-entropy (arXiv:2410.10989).
 
-Of these tokens, the vocabulary is taken in tiles that fit a processor's cache. A tile has a softmax of its own, σ_k with
-log-sum s_k; over the whole vocabulary it is e^(s_k - s) · σ_k with s = log Σ_k e^(s_k), as in FlashAttention (arXiv:2205.14135),
-and the factor is put to the narrow side of both products, so that no logit is read twice from memory for it. PyTorch's own
+The vocabulary is taken in tiles that fit a processor's cache. A tile has a softmax of its own, σ_k with log-sum s_k; over the
+whole vocabulary it is e^(s_k - s) · σ_k with s = log Σ_k e^(s_k), as in FlashAttention (arXiv:2205.14135), and the factor
+goes to the narrow side of both products, so that no pass over the logits is needed for it. PyTorch's own
 `linear_cross_entropy` gives a bf16 model's sum in bf16, three digits, too coarse to log or to steer λ by.
 
 Shapes: N tokens, H hidden size, V vocabulary, n tokens of a chunk.
@@ -19,13 +19,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from transformers import PreTrainedModel
 
 from .heads import HiddenStates, on_hidden
 
-_CPU_CHUNK_TOKENS, _CPU_TILE_WORDS = 640, 2048  # measured in tests/benchmarks/README.md
+_CPU_CHUNK_TOKENS, _CPU_TILE_WORDS = 640, 3200
+# oneDNN compiles its bf16 products for every new shape: few shapes, then.
+_LOW_PRECISION_MULTIPLE = 64
 _GPU_CHUNK_LOGITS = 2**26  # as many as keep the launches few; one tile
 
 
@@ -80,33 +83,42 @@ class _ChunkedLoss(torch.autograd.Function):
         with_hidden, with_head = ctx.needs_input_grad[:2]
         wide = torch.float64 if dtype == torch.float64 else torch.float32
         hidden, head = hidden_NH.to(dtype), head_VH.to(dtype)
-        weight_N = weight_N.to(wide)
+        num_tokens, weight_N = len(target_N), weight_N.to(wide)
+        if dtype != wide and (missing_tokens := -num_tokens % _LOW_PRECISION_MULTIPLE):
+            hidden = F.pad(hidden, (0, 0, 0, missing_tokens))
+            target_N, weight_N = (F.pad(one, (0, missing_tokens)) for one in (target_N, weight_N))
         chunk_tokens, tile_words = _sizes(len(target_N), head)
         ce_N = torch.empty(len(target_N), dtype=wide, device=hidden.device)
-        grad_hidden = torch.empty_like(hidden_NH) if with_hidden else None
-        # Zeros are written where nothing else will be.
-        grad_head = (torch.empty if len(target_N) else torch.zeros)(head.shape, dtype=wide, device=head.device)
+        grad_hidden = hidden_NH.new_empty(hidden.shape) if with_hidden else None
+        grad_head: Tensor | None = None
+        if with_head:  # zeros where nothing else will be written
+            grad_head = (torch.empty if num_tokens else torch.zeros)(head.shape, dtype=wide, device=head.device)
         scratch = _Scratch.of(chunk_tokens, tile_words, head, wide)
         for start in range(0, len(target_N), chunk_tokens):
             at = slice(start, start + chunk_tokens)
             h, target, weight = hidden[at], target_N[at], weight_N[at, None]
-            tiles, z_target, log_sum = scratch.tiles(h, head, target)
+            tiles, z_target, log_sum, at_target = scratch.tiles(h, head, target)
             ce_N[at] = (log_sum - z_target)[:, 0]
-            # softmax - 1 of the target itself, which its tile leaves out: near certainty a small difference of large numbers.
-            missing = torch.expm1(z_target - log_sum)
+            # softmax - 1 of the target itself: near certainty a small difference of large numbers. Of one tile, whose factor
+            # is 1, it is an entry; of several, the tiles leave it out.
+            missing, single = torch.expm1(z_target - log_sum), len(tiles) == 1
+            scratch.softmax[at_target] = missing[:, 0].to(dtype) if single else 0
             if grad_hidden is not None:
-                g = missing * head[target]
+                g = torch.zeros_like(h, dtype=wide) if single else missing * head[target]
                 for words, softmax, log_sum_k in tiles:
                     g.addcmul_(softmax @ head[words], (log_sum_k - log_sum).exp())
                 grad_hidden[at] = g * weight
-            if with_head:
+            if grad_head is not None:
                 # w_i in the wide format, since the same rounding of all of a stream's weights would be another λ.
                 weighted = h.to(wide) * weight
                 for words, softmax, log_sum_k in tiles:
                     narrow = (weighted * (log_sum_k - log_sum).exp()).to(dtype)
                     _add_product(grad_head[words], softmax.t(), narrow, first=start == 0)
-                grad_head.index_add_(0, target, weighted * missing)
-        ctx.save_for_backward(grad_hidden, grad_head.to(head_VH.dtype) if with_head else None)
+                if not single:
+                    grad_head.index_add_(0, target, weighted * missing)
+        grad_hidden = grad_hidden[:num_tokens] if grad_hidden is not None else None
+        ctx.save_for_backward(grad_hidden, grad_head.to(head_VH.dtype) if grad_head is not None else None)
+        ce_N, weight_N = ce_N[:num_tokens], weight_N[:num_tokens]
         ctx.mark_non_differentiable(ce_N)
         return (ce_N * weight_N).sum(), ce_N
 
@@ -144,12 +156,12 @@ class _Scratch:
 
     def tiles(
         self, hidden_nH: Tensor, head_VH: Tensor, target_n: Tensor
-    ) -> tuple[list[tuple[slice, Tensor, Tensor]], Tensor, Tensor]:
+    ) -> tuple[list[tuple[slice, Tensor, Tensor]], Tensor, Tensor, Tensor]:
         """The softmax of every tile by itself.
 
         Returns:
-            For each tile its words, its softmax, (n, words), with 0 for a target, and its log-sum, (n, 1); then (n, 1) each, the
-            target's logit and the log-sum over all words.
+            For each tile its words, its softmax, (n, words), and its log-sum, (n, 1); then, (n, 1) each, the target's logit and
+            the log-sum over all words; and (n,) where the targets stand in `softmax`.
         """
         n, vocabulary = len(hidden_nH), len(head_VH)
         found: list[tuple[slice, Tensor, Tensor]] = []
@@ -173,9 +185,9 @@ class _Scratch:
         first_n = target_n // self.tile_words * self.tile_words
         width_n = (vocabulary - first_n).clamp(max=self.tile_words)
         row_n = torch.arange(n, device=target_n.device)
-        self.softmax.index_fill_(0, n * first_n + row_n * width_n + target_n - first_n, 0)
+        at_target = n * first_n + row_n * width_n + target_n - first_n
         assert z_target is not None
-        return found, z_target, torch.stack([log_sum for _, _, log_sum in found]).logsumexp(0)
+        return found, z_target, torch.stack([log_sum for _, _, log_sum in found]).logsumexp(0), at_target
 
 
 def _add_product(total: Tensor, a: Tensor, b: Tensor, first: bool) -> None:

@@ -8,6 +8,7 @@ labelled segments, K numbers of a target, T tokens of the fine-tuning stream.
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_left, insort
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -16,6 +17,8 @@ from typing import Any, Self
 import numpy as np
 import torch
 from torch import Tensor
+
+_WIDTHS = 16  # numbers of rows that are tried for a step
 
 
 @dataclass(frozen=True)
@@ -127,15 +130,51 @@ def pack(lengths: Sequence[int], capacity: int) -> list[list[int]]:
     return rows
 
 
-def collate(rows: Sequence[Sequence[Segment]], pad_id: int, label_all: bool = False) -> Batch:
+def pack_narrow(lengths: Sequence[int], capacity: int) -> list[list[int]]:
+    """Puts items into rows that are no wider than they need to be, since all rows of a step are padded to the widest.
+
+    Of some widths up to `capacity`, that one is taken whose rows have the fewest tokens with their padding, or the narrowest
+    one that has at most 1 % more: attention costs more in a wider row.
+
+    Args:
+        lengths: length of each item, in tokens; none above `capacity`.
+        capacity: tokens that a row can hold.
+
+    Returns:
+        Indices of the items in each row; every index once.
+    """
+    if not lengths:
+        return []
+    total, narrowest = sum(lengths), max(lengths)
+    fewest, most = -(-total // capacity), -(-total // narrowest) + 1
+    numbers = sorted({round(fewest + (most - fewest) * i / (_WIDTHS - 1)) for i in range(_WIDTHS)})
+    # Items never fill rows altogether: some room for what is left over.
+    wanted = [math.ceil(total / number * room) for number in numbers for room in (1.01, 1.03)]
+    widths = {min(capacity, max(narrowest, width)) for width in wanted} | {capacity}
+    found = []
+    for width in sorted(widths):
+        rows = pack(lengths, width)
+        used = max(sum(lengths[i] for i in row) for row in rows)
+        found.append((len(rows) * used, used, rows))
+    least = min(tokens for tokens, _, _ in found)
+    return min((one for one in found if one[0] <= 1.01 * least), key=lambda one: one[1])[2]
+
+
+def width_of(row: Sequence[Segment]) -> int:
+    """Tokens in a row."""
+    return sum(len(segment.tokens) for segment in row)
+
+
+def collate(rows: Sequence[Sequence[Segment]], pad_id: int, label_all: bool = False, width_multiple: int = 1) -> Batch:
     """Makes tensors of rows, padded to the longest.
 
     Args:
         rows: segments of each row.
         pad_id: token id for padding; never attended to by a segment, never supervised.
         label_all: take every segment for a labelled one, also where its label is not known.
+        width_multiple: pad on, to a multiple of this.
     """
-    width = max(sum(len(segment.tokens) for segment in row) for row in rows)
+    width = -(-max(width_of(row) for row in rows) // width_multiple) * width_multiple
     input_ids = np.full((len(rows), width), pad_id, np.int64)
     position_ids = np.zeros((len(rows), width), np.int64)
     token_type_ids = np.zeros((len(rows), width), np.int64)

@@ -15,7 +15,7 @@ from .config import Task, Training
 from .data import Documents
 from .errors import RefusedError
 from .masking import Masking
-from .packing import Segment, pack
+from .packing import Segment, pack_narrow, width_of
 
 PRETRAIN_ID, FINETUNE_ID, MASKING_ID = 0, 1, 2
 SHORTEST_WINDOW = 8  # shorter ones would hardly give a token any context
@@ -147,11 +147,12 @@ class StepData:
     """All rows of one optimizer step, over all ranks, and what their losses are divided by.
 
     Attributes:
-        rows: packed rows.
+        rows: packed rows, of one stream or both.
         num_pretrain: N_pt, supervised tokens of the pretraining stream.
         num_finetune: N_ft, supervised tokens (with a task head: examples) of the fine-tuning stream.
         tokens_pretrain: all its tokens, without padding.
         tokens_finetune: likewise.
+        max_length: tokens that a row can hold; these may be narrower.
     """
 
     rows: list[list[Segment]]
@@ -159,9 +160,35 @@ class StepData:
     num_finetune: int
     tokens_pretrain: int
     tokens_finetune: int
+    max_length: int
+
+    @classmethod
+    def packed(cls, windows: list[list[Segment]], examples: list[list[Segment]], max_length: int) -> StepData:
+        """Puts both streams' items into common rows.
+
+        Args:
+            windows: segments of each window of pretraining text.
+            examples: segments of each labelled example.
+            max_length: tokens that a row can hold.
+        """
+        items = windows + examples
+        rows = pack_narrow([width_of(item) for item in items], max_length)
+        labelled = [segment for item in examples for segment in item]
+        return cls(
+            [[segment for index in row for segment in items[index]] for row in rows],
+            sum(segment.num_supervised for item in windows for segment in item),
+            sum(1 if segment.labelled else segment.num_supervised for segment in labelled),
+            sum(map(width_of, windows)),
+            sum(map(width_of, examples)),
+            max_length,
+        )
 
     def share(self, rank: int, world_size: int, micro_batch_size: int) -> Iterator[list[list[Segment]]]:
-        """The micro-batches of one rank; as many for every rank, since each takes part in every backward pass."""
+        """The micro-batches of one rank; as many for every rank, since each takes part in every backward pass.
+
+        Args:
+            micro_batch_size: rows of `max_length` tokens that fit; of narrower ones as many as come to the same.
+        """
         if not self.rows:
             raise RefusedError(
                 "data.pretrain: the windows of a step hold nothing that could be predicted (unknown or special tokens only); "
@@ -171,7 +198,8 @@ class StepData:
         blank = [Segment(self.rows[0][0].tokens[:2], 2, pretrain=True)]  # nothing supervised
         mine = [self.rows[i] if i < len(self.rows) else blank for i in range(rank, per_rank * world_size, world_size)]
         # As many micro-batches as needed, of even size, each with a fair part of both streams.
-        count = -(-len(mine) // micro_batch_size)
+        fit = max(1, micro_batch_size * self.max_length // max(width_of(row) for row in self.rows))
+        count = -(-len(mine) // fit)
         for number in range(count):
             yield mine[number::count]
 
@@ -218,27 +246,15 @@ class Mix:
 
     def step(self, step: int) -> StepData:
         """The data of one optimizer step."""
-        rows: list[list[Segment]] = []
-        num_pretrain = num_finetune = tokens_pretrain = tokens_finetune = 0
+        windows: list[list[Segment]] = []
+        examples: list[list[Segment]] = []
         if self.pretrain is not None:
-            for position in range(step * self.num_windows, (step + 1) * self.num_windows):
-                segments = self.pretrain.item(position)
-                if segments:
-                    rows.append(segments)
-                    num_pretrain += sum(segment.num_supervised for segment in segments)
-                    tokens_pretrain += sum(len(segment.tokens) for segment in segments)
+            taken = range(step * self.num_windows, (step + 1) * self.num_windows)
+            windows = [segments for position in taken if (segments := self.pretrain.item(position))]
         if self.finetune is not None:
-            start = step * self.num_examples
-            examples = [
-                segment
-                for position in range(start, start + self.num_examples)
-                for segment in self.finetune.item(position)
-            ]
-            lengths = [len(segment.tokens) for segment in examples]
-            rows += [[examples[index] for index in row] for row in pack(lengths, self.max_length)]
-            num_finetune = sum(1 if segment.labelled else segment.num_supervised for segment in examples)
-            tokens_finetune = sum(lengths)
-        return StepData(rows, num_pretrain, num_finetune, tokens_pretrain, tokens_finetune)
+            taken = range(step * self.num_examples, (step + 1) * self.num_examples)
+            examples = [self.finetune.item(position) for position in taken]
+        return StepData.packed(windows, examples, self.max_length)
 
 
 def mix(

@@ -155,6 +155,8 @@ def train(
             f"warmup_steps: must be below the {steps} steps of the training, found {training.warmup_steps}"
         )
     precision = pick_precision(training.precision)
+    # Libraries for bf16 compile or choose their kernels shape by shape: few shapes, then.
+    width_multiple = 8 if precision == "bf16" else 1
     AcceleratorState._reset_state()  # a training before this one in the same process may have had another precision
     accelerator = Accelerator(
         mixed_precision="bf16" if precision == "bf16" else "no", cpu=not torch.cuda.is_available()
@@ -208,7 +210,7 @@ def train(
                 before = interval.sums["pretrain"] - interval.sums["reference"]
                 micro_batches = list(data.share(rank, world, training.micro_batch_size))
                 for number, rows in enumerate(micro_batches):
-                    batch = collate(rows, pad_id).to(device)
+                    batch = collate(rows, pad_id, width_multiple=width_multiple).to(device)
                     # Gradients are summed over micro-batches and exchanged between ranks with the last one only.
                     with accelerator.no_sync(wrapped) if number + 1 < len(micro_batches) else contextlib.nullcontext():
                         start_logits, reference = _anchored(extras, rows, pad_id, accelerator)
@@ -257,7 +259,8 @@ def _anchored(
 ) -> tuple[Tensor | None, Tensor | None]:
     """What the anchors say of one micro-batch: the start's logits at its labelled rows, the reference's loss on its text."""
     start_logits = reference = None
-    text, labelled = ([row for row in rows if row[0].pretrain is wanted] for wanted in (True, False))
+    parts = ([[one for one in row if one.pretrain is wanted] for row in rows] for wanted in (True, False))
+    text, labelled = ([row for row in part if row] for part in parts)
     with accelerator.autocast():
         if extras.start is not None and extras.kl_weight and labelled:
             start_logits = extras.start.finetune_logits(collate(labelled, pad_id).to(accelerator.device))

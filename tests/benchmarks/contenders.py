@@ -104,16 +104,23 @@ class Contender(ABC):
 
     Attributes:
         log: whether the loss of every step is wanted.
+        compiled: by torch.compile, in each one's own way.
     """
 
     size: Size
     precision: Precision
     log: bool = field(default=False, kw_only=True)
+    compiled: bool = field(default=False, kw_only=True)
+
+    @property
+    def name(self) -> str:
+        """For tables."""
+        return self.setting + (", compiled" if self.compiled else "")
 
     @property
     @abstractmethod
-    def name(self) -> str:
-        """For tables."""
+    def setting(self) -> str:
+        """All but whether it is compiled."""
 
     @abstractmethod
     def loop(self, gate: Gate) -> None:
@@ -127,7 +134,7 @@ class Running:
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload([__name__, "trl"])
         self._pipe, theirs = context.Pipe()
-        self.name, self.last = contender.name, Taken(0.0, 0.0, [], 0, 0)
+        self.contender, self.name, self.last = contender, contender.name, Taken(0.0, 0.0, [], 0, 0)
         self._process = context.Process(target=_run, args=(contender, theirs), daemon=True)
         self._process.start()
         theirs.close()
@@ -189,7 +196,7 @@ class Mixtune(Contender):
     data: Path | None = None
 
     @property
-    def name(self) -> str:
+    def setting(self) -> str:
         return "mixtune, plain SFT step" if self.labels_only else "mixtune"
 
     def loop(self, gate: Gate) -> None:
@@ -208,7 +215,7 @@ class Mixtune(Contender):
             weight_decay=WEIGHT_DECAY,
             max_grad_norm=MAX_GRAD_NORM,
             micro_batch_size=64,
-            compile=bool(__import__("os").environ.get("CPL")),
+            compile=self.compiled,
             precision="bf16" if self.precision == "bfloat16" else "float32",
             log_every_steps=1 if self.log else MAX_STEPS,
         )
@@ -228,7 +235,7 @@ class _Gate(TrainerCallback):
             self._gate.losses.append(float(logs["loss"]))
 
 
-def _arguments(folder: str, micro_batch: int, accumulation: int, precision: Precision, log: bool) -> dict[str, Any]:
+def _arguments(contender: Contender, folder: str, micro_batch: int, accumulation: int) -> dict[str, Any]:
     return {
         "output_dir": folder,
         "per_device_train_batch_size": micro_batch,
@@ -239,13 +246,14 @@ def _arguments(folder: str, micro_batch: int, accumulation: int, precision: Prec
         "weight_decay": WEIGHT_DECAY,
         "max_grad_norm": MAX_GRAD_NORM,
         "optim": "adamw_torch_fused",
-        "bf16": precision == "bfloat16",
+        "bf16": contender.precision == "bfloat16",
+        "torch_compile": contender.compiled,
         "use_cpu": not torch.cuda.is_available(),
         "gradient_checkpointing": False,
         "train_sampling_strategy": "sequential",
         "report_to": "none",
         "save_strategy": "no",
-        "logging_strategy": "steps" if log else "no",
+        "logging_strategy": "steps" if contender.log else "no",
         "logging_steps": 1,
         "disable_tqdm": True,
         "remove_unused_columns": False,
@@ -276,7 +284,7 @@ class Trl(Contender):
     steps: int
 
     @property
-    def name(self) -> str:
+    def setting(self) -> str:
         how = f"packed to {self.packed}" if self.packed else "not packed"
         return f"TRL, {how}, micro-batch {self.micro_batch}"
 
@@ -289,7 +297,7 @@ class Trl(Contender):
         with tempfile.TemporaryDirectory() as folder:
 
             def trainer(accumulation: int) -> Any:
-                given = _arguments(folder, self.micro_batch, accumulation, self.precision, self.log)
+                given = _arguments(self, folder, self.micro_batch, accumulation)
                 given |= {"max_length": self.packed or 4096, "packing": self.packed is not None}
                 made = SFTTrainer(model, SFTConfig(**given), train_dataset=rows, processing_class=tokenizer(self.size))
                 made.remove_callback(PrinterCallback)
@@ -324,7 +332,7 @@ class TwoPass(Contender):
     steps: int
 
     @property
-    def name(self) -> str:
+    def setting(self) -> str:
         return f"two padded passes, {self.parts} micro-batches"
 
     def loop(self, gate: Gate) -> None:
@@ -349,7 +357,7 @@ class TwoPass(Contender):
                 return inputs
 
         with tempfile.TemporaryDirectory() as folder:
-            arguments = TrainingArguments(**_arguments(folder, 1, parts, self.precision, self.log))
+            arguments = TrainingArguments(**_arguments(self, folder, 1, parts))
             trainer = Mixing(
                 size.model(),
                 arguments,
@@ -412,7 +420,7 @@ class MatrixProduct(Contender):
     width: int = 2048
 
     @property
-    def name(self) -> str:
+    def setting(self) -> str:
         return "matrix product"
 
     @property

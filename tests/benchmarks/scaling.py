@@ -9,7 +9,6 @@ import argparse
 import json
 import os
 import statistics
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -20,9 +19,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import numpy as np
 
-from mixtune.components.shared.data import DataManifest, Document, Documents, write_split
-from mixtune.components.shared.streams import FinetuneStream, PretrainStream, mix
-from tests.benchmarks.contenders import Mixtune
+from mixtune.components.shared.data import DataManifest, Document, write_split
+from tests.benchmarks.contenders import Mixtune, Running
 from tests.benchmarks.workload import DEFAULT
 
 SCALES = (1, 10, 100)
@@ -51,45 +49,27 @@ def write(folder: Path, stream: str, count: int) -> None:
     ).save(folder)
 
 
-def anonymous_megabytes() -> float:
-    """Memory that the process itself holds now, without files that are mapped into it."""
-    line = next(one for one in Path("/proc/self/status").read_text().splitlines() if one.startswith("RssAnon"))
-    return int(line.split()[1]) / 1024
-
-
-def train(folder: Path) -> None:
-    """Trains on a data folder, in a process of its own, and prints what it took."""
-    text = PretrainStream(Documents(folder / "pretrain", "train"), DEFAULT.max_length, 0)
-    labelled = FinetuneStream(Documents(folder / "finetune", "train"), 0, "generation")
-    contender = Mixtune(DEFAULT, "float32", 0.3)
-    contender.read(mix(text, labelled, 16, DEFAULT.max_length, 0.4))
-    contender.run(2)
-    seconds, tokens, peak = [], contender.tokens_per_step, 0.0
-    for _ in range(BLOCKS):
-        seconds.append(contender.run(STEPS_IN_BLOCK))
-        peak = max(peak, anonymous_megabytes())
-    rate = tokens * STEPS_IN_BLOCK / statistics.median(seconds)
-    contender.stop()
-    print(json.dumps({"tokens_per_second": round(rate), "peak_megabytes": round(peak)}))  # noqa: T201
+def train(folder: Path) -> dict[str, int]:
+    """Trains on a data folder, and tells what it took; mapped files do not count as memory."""
+    running = Running(Mixtune(DEFAULT, "float32", mix_weight=0.3, data=folder))
+    running.run(2)
+    taken = [running.run(STEPS_IN_BLOCK) for _ in range(BLOCKS)]
+    running.stop()
+    rate = taken[0].tokens_per_step * STEPS_IN_BLOCK / statistics.median(one.seconds for one in taken)
+    return {"tokens_per_second": round(rate), "peak_megabytes": max(one.anonymous_megabytes for one in taken)}
 
 
 def main() -> None:
     """Entry point."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--json", type=Path, help="file for the figures")
-    parser.add_argument("--train", type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args()
-    if given.train:
-        train(given.train)
-        return
     figures = {}
     for scale in SCALES:
         with tempfile.TemporaryDirectory() as place:
             for stream in ("pretrain", "finetune"):
                 write(Path(place) / stream, stream, scale * DOCUMENTS)
-            command = [sys.executable, __file__, "--train", place]
-            done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-        figures[scale] = {"documents": 2 * scale * DOCUMENTS, **json.loads(done.stdout.splitlines()[-1])}
+            figures[scale] = {"documents": 2 * scale * DOCUMENTS, **train(Path(place))}
         print(figures[scale], flush=True)  # noqa: T201
     if given.json:
         given.json.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")

@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 from transformers import LlamaConfig, LlamaForCausalLM, set_seed
 
-from mixtune.components.shared.packing import Segment, pack
+from mixtune.components.shared.packing import Segment
 from mixtune.components.shared.streams import StepData
 
 Precision = Literal["float32", "bfloat16"]
@@ -27,7 +27,7 @@ class Size:
 
     Attributes:
         examples: labelled examples in a step: a prompt and a label of one to three tokens.
-        windows: texts in a step, each of `window` tokens; about a third of all tokens.
+        windows: texts in a step, each of `window` tokens: what `streams.mix` makes of a replay share of a third.
         max_length: of a packed row, in tokens.
     """
 
@@ -37,8 +37,8 @@ class Size:
     layers: int
     heads: int
     examples: int = 32
-    windows: int = 4
-    window: int = 128
+    windows: int = 5
+    window: int = 107
     prompt: tuple[int, int] = (16, 48)
     max_length: int = 128
 
@@ -103,17 +103,7 @@ class Steps:
             segments = [Segment(one.tokens, one.supervised_from) for one in segments]
         text = [one for one in segments if one.pretrain]
         labelled = [one for one in segments if not one.pretrain]
-        rows = [[one] for one in text]
-        rows += [
-            [labelled[i] for i in row] for row in pack([len(one.tokens) for one in labelled], self.size.max_length)
-        ]
-        return StepData(
-            rows,
-            sum(one.num_supervised for one in text),
-            sum(one.num_supervised for one in labelled),
-            sum(len(one.tokens) for one in text),
-            sum(len(one.tokens) for one in labelled),
-        )
+        return StepData.packed([[one] for one in text], [[one] for one in labelled], self.size.max_length)
 
 
 def rows_in_order(size: Size, steps: int) -> Iterator[dict[str, list[int]]]:

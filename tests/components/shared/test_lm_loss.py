@@ -48,20 +48,19 @@ def plainly(head: nn.Linear, hidden: Tensor, target: Tensor, weight: Tensor) -> 
     seed=st.integers(0, 10_000),
     count=st.integers(0, 40),
     chunk=st.integers(1, 50),
+    tile=st.integers(1, 50),
     scale=st.sampled_from([0.01, 1.0, 30.0]),
     upstream=st.sampled_from([1.0, 3.0]),
 )
-def test_any_chunk_gives_the_plain_loss_and_gradients(
-    seed: int, count: int, chunk: int, scale: float, upstream: float
+def test_any_chunk_and_tile_gives_the_plain_loss_and_gradients(
+    seed: int, count: int, chunk: int, tile: int, scale: float, upstream: float
 ) -> None:
     head, hidden, target, weight, text = drawn(seed, count, scale, torch.float64)
-    before = lm_loss._CPU_CHUNK_TOKENS
-    lm_loss._CPU_CHUNK_TOKENS = chunk
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(lm_loss, "_CPU_CHUNK_TOKENS", chunk)
+        patch.setattr(lm_loss, "_CPU_TILE_WORDS", tile)
         weighted, pretrain, finetune = chunked_losses(head, hidden, target, weight, text)
         torch.autograd.backward(weighted * upstream)
-    finally:
-        lm_loss._CPU_CHUNK_TOKENS = before
     loss, of_hidden, of_head = plainly(head, hidden, target, weight)
     torch.testing.assert_close(weighted.detach(), loss, rtol=1e-9, atol=1e-12)
     torch.testing.assert_close(hidden.grad, upstream * of_hidden, rtol=1e-8, atol=1e-12)
@@ -71,7 +70,11 @@ def test_any_chunk_gives_the_plain_loss_and_gradients(
     torch.testing.assert_close(finetune, ce[~text].sum().detach(), rtol=1e-9, atol=1e-12)
 
 
-def test_in_bf16_the_loss_is_a_float32_and_the_gradients_are_no_worse_than_autocast_gives() -> None:
+@pytest.mark.parametrize("tile", [7, 40])
+def test_in_bf16_the_loss_is_a_float32_and_the_gradients_are_no_worse_than_autocast_gives(
+    tile: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lm_loss, "_CPU_TILE_WORDS", tile)
     head, hidden, target, weight, text = drawn(3, 600, 1.0, torch.float32)
     loss, of_hidden, of_head = plainly(head, hidden, target, weight)
     other, hidden_of_other = copy.deepcopy(head), hidden.detach().clone().requires_grad_()
@@ -92,7 +95,9 @@ def test_in_bf16_the_loss_is_a_float32_and_the_gradients_are_no_worse_than_autoc
         assert (ours - exact).norm() < 1.1 * (theirs - exact).norm()
 
 
-def test_near_certainty_bf16_does_not_lose_the_gradient() -> None:
+@pytest.mark.parametrize("tile", [1, 2])
+def test_near_certainty_bf16_does_not_lose_the_gradient(tile: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lm_loss, "_CPU_TILE_WORDS", tile)
     head = nn.Linear(2, 2, bias=False)
     with torch.no_grad():
         head.weight.copy_(torch.tensor([[8.0, 0.0], [0.0, 0.0]]))

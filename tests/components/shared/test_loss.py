@@ -56,6 +56,7 @@ class Streams:
             num_finetune=sum(1 if s.labelled else s.num_supervised for s in self.finetune),
             tokens_pretrain=0,
             tokens_finetune=0,
+            max_length=40,
         )
 
 
