@@ -92,8 +92,8 @@ def test_freed_memory_serves_the_next_step_without_page_faults() -> None:
 import resource
 import torch
 faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-for round in range(12):
-    before = faults() if round == 2 else (before if round else 0)
+for round in range(20):
+    before = faults() if round == 10 else (before if round else 0)
     torch.ones(16_000_000)
 print(faults() - before)
 """
@@ -104,7 +104,7 @@ print(faults() - before)
         counted.append(int(done.stdout))
     by_default, kept = counted
     assert by_default > 200  # 31 for each tensor where the kernel gives huge pages to all
-    assert kept < 50
+    assert kept < max(100, by_default / 100)
 
 
 def test_a_missing_engine_is_one_plain_sentence(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -18,7 +20,7 @@ CPU = torch.device("cpu")
 
 def tiny(kind: str) -> PreTrainedModel:
     set_seed(0)
-    sizes = {
+    sizes: dict[str, Any] = {
         "vocab_size": 96,
         "hidden_size": 16,
         "num_hidden_layers": 2,
