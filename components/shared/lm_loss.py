@@ -198,7 +198,7 @@ def _add_product(total: Tensor, a: Tensor, b: Tensor, first: bool) -> None:
     elif first:
         torch.mm(a, b, out=total)
     else:
-        total.addmm_(a, b)
+        torch.addmm(total, a, b, out=total)
 
 
 def _sizes(num_tokens: int, head_VH: Tensor) -> tuple[int, int]:

@@ -204,7 +204,7 @@ def main() -> None:
     if os.environ.get("GLIBC_TUNABLES") != MALLOC_TUNABLES:
         # All contenders get what mixtune's images and local runs have; glibc reads it when a process starts.
         os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, "GLIBC_TUNABLES": MALLOC_TUNABLES})
-    blocks, trial_blocks = (3, 1) if given.quick else (15, 3)
+    blocks, trial_blocks = (3, 1) if given.quick else (11, 2)
     say(f"PyTorch {torch.__version__}, {torch.get_num_threads()} threads")
     figures: dict[str, Any] = {}
     for name, size in SIZES.items():

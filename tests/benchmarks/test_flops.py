@@ -18,7 +18,7 @@ MIX_WEIGHT = 0.3
 
 
 def counted(work: Callable[[], None]) -> int:
-    """FLOPs of the matrix products and the attention in it, forward and backward."""
+    """FLOPs of the matrix products in it, forward and backward; of attention PyTorch's counter knows the GPUs' kernels only."""
     with FlopCounterMode(display=False) as counter:
         work()
     return int(counter.get_total_flops())
@@ -50,4 +50,4 @@ def test_a_mixed_step_takes_a_stated_share_of_the_flops_of_two_padded_passes(siz
         torch.testing.assert_close(one.grad, other.grad, rtol=1e-3, atol=1e-6, msg=name)
     assert ours < share * theirs
     # What the benchmark divides by the machine's rate is no more than what is really computed.
-    assert flops_of_step(size, 0) <= 1.02 * ours
+    assert flops_of_step(size, 0, attention=False) <= ours

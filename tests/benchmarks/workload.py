@@ -36,9 +36,9 @@ class Size:
     hidden: int
     layers: int
     heads: int
-    examples: int = 32
+    examples: int = 35
     windows: int = 5
-    window: int = 107
+    window: int = 117
     prompt: tuple[int, int] = (16, 48)
     max_length: int = 128
 
@@ -132,17 +132,19 @@ def count_tokens(size: Size, first: int, last: int) -> tuple[int, int]:
     return real, supervised
 
 
-def flops_of_step(size: Size, step: int) -> float:
+def flops_of_step(size: Size, step: int, attention: bool = True) -> float:
     """FLOPs of the matrix products that one step needs: 6 for each weight and token, the LM head on supervised tokens only.
 
-    Attention's own products are counted over the tokens that a token may see.
+    Args:
+        attention: whether to count attention's own products, over the tokens that a token may see.
     """
     layer = 4 * size.hidden**2 + 3 * size.hidden * size.intermediate
     total = 0.0
     for one in size.segments(step):
         length = len(one.tokens)
         total += 6 * size.layers * layer * length + 6 * size.vocabulary * size.hidden * one.num_supervised
-        total += 6 * size.layers * size.hidden * length * (length + 1)
+        if attention:
+            total += 6 * size.layers * size.hidden * length * (length + 1)
     return total
 
 
