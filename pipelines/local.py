@@ -175,7 +175,8 @@ def run_local(
         lock.release()
 
 
-def _start(config: Config, run: Run, code: str | None, containers: Containers | None) -> subprocess.Popen[bytes]:
+def environment_of_steps(config: Config, run: Run) -> dict[str, str]:
+    """What the steps of a local run find in their environment, on top of the caller's."""
     environment = {
         **os.environ,
         "MIXTUNE_RUN_ID": run.id,
@@ -194,6 +195,11 @@ def _start(config: Config, run: Run, code: str | None, containers: Containers | 
     environment.setdefault("GLIBC_TUNABLES", MALLOC_TUNABLES)
     if config.tracking.offline_when_unreachable:
         environment["MIXTUNE_TRACKING_OFFLINE"] = "1"
+    return environment
+
+
+def _start(config: Config, run: Run, code: str | None, containers: Containers | None) -> subprocess.Popen[bytes]:
+    environment = environment_of_steps(config, run)
     spec = {
         "config": config.model_dump(mode="json"),
         "pipeline_root": str(run.state / "artifacts"),

@@ -4,9 +4,9 @@ The weight of every token in the loss is known before the forward pass, and so i
 w_i · (softmax(z_i) - onehot(y_i)). So the gradients are computed at once, logits of all supervised tokens together never exist,
 and the backward pass has nothing left to do. The idea is that of Liger's fused linear cross-entropy (arXiv:2410.10989).
 
-The vocabulary is taken in tiles that fit a processor's cache. A tile has a softmax of its own, σ_k with log-sum s_k; over the
-whole vocabulary it is e^(s_k - s) · σ_k with s = log Σ_k e^(s_k), as in FlashAttention (arXiv:2205.14135), and the factor
-goes to the narrow side of both products, so that no pass over the logits is needed for it. PyTorch's own
+The vocabulary is taken in tiles that fit a processor's last cache. A tile has a softmax of its own, σ_k with log-sum s_k; over
+the whole vocabulary it is e^(s_k - s) · σ_k with s = log Σ_k e^(s_k), as in FlashAttention (arXiv:2205.14135), and the
+factor goes to the narrow side of both products, so that no pass over the logits is needed for it. PyTorch's own
 `linear_cross_entropy` gives a bf16 model's sum in bf16, three digits, too coarse to log or to steer λ by.
 
 Shapes: N tokens, H hidden size, V vocabulary, n tokens of a chunk.
@@ -26,7 +26,7 @@ from transformers import PreTrainedModel
 
 from .heads import HiddenStates, on_hidden
 
-_CPU_CHUNK_TOKENS, _CPU_TILE_WORDS = 640, 3200
+_CPU_CHUNK_TOKENS, _CPU_TILE_WORDS = 640, 3200  # tests/benchmarks/README.md
 # oneDNN compiles its bf16 products for every new shape: few shapes, then.
 _LOW_PRECISION_MULTIPLE = 64
 _GPU_CHUNK_LOGITS = 2**26  # as many as keep the launches few; one tile
@@ -204,6 +204,6 @@ def _add_product(total: Tensor, a: Tensor, b: Tensor, first: bool) -> None:
 def _sizes(num_tokens: int, head_VH: Tensor) -> tuple[int, int]:
     """Tokens of a chunk, where all have about as many, and words of a tile."""
     cpu = head_VH.device.type == "cpu"
-    most = _CPU_CHUNK_TOKENS if cpu else max(_CPU_CHUNK_TOKENS, _GPU_CHUNK_LOGITS // len(head_VH))
+    most = _CPU_CHUNK_TOKENS if cpu else max(1, _GPU_CHUNK_LOGITS // len(head_VH))
     chunks = max(1, math.ceil(num_tokens / most))
     return max(1, math.ceil(num_tokens / chunks)), min(len(head_VH), _CPU_TILE_WORDS) if cpu else len(head_VH)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 # For the environment variable GLIBC_TUNABLES, which glibc reads when a process starts. By default it gives every large tensor
 # back to the kernel when it is freed, and the next one costs page faults again. Kept, and in huge pages where the kernel has
-# them, the same memory serves the next step; the peak stays what it was.
+# them, the same memory serves the next step; the peak hardly changes.
 MALLOC_TUNABLES = ":".join(
     (
         "glibc.malloc.hugetlb=1",

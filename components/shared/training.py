@@ -33,7 +33,7 @@ from .mix_weight import BudgetController, MixWeight, Weights, realised
 from .model import MixedModel, pick_precision
 from .not_finite import explain_not_finite
 from .optimizer import is_task_head, learning_rates, make_optimizer, make_schedule
-from .packing import Segment, collate
+from .packing import Batch, Segment, collate
 from .resume import Keeper, Live, Sigterm, Work, find_store
 from .streams import Mix, StepData
 
@@ -171,9 +171,9 @@ def train(
         processes=world,
         main=accelerator.is_main_process,
     )
+    anchors = [anchor.model for anchor in (extras.reference, extras.start) if anchor is not None]
     if result.main:
         layout = {"processes": world, "device": result.device, "precision": precision}
-        anchors = [anchor.model for anchor in (extras.reference, extras.start) if anchor is not None]
         result.checkpoints = find_store(work, model, anchors, layout, context)
     model.to(device)
     if extras.lora_rank is not None:
@@ -193,7 +193,7 @@ def train(
             anchor.to(device)
 
     with (
-        fast_attention(model.lm, device, precision),
+        fast_attention([one.lm for one in (model, *anchors)], device, precision),
         Sigterm() as sigterm,
         Keeper(result.checkpoints, live, training, accelerator, context, sigterm, work) as keeper,
     ):
@@ -213,7 +213,7 @@ def train(
                     batch = collate(rows, pad_id, width_multiple=width_multiple).to(device)
                     # Gradients are summed over micro-batches and exchanged between ranks with the last one only.
                     with accelerator.no_sync(wrapped) if number + 1 < len(micro_batches) else contextlib.nullcontext():
-                        start_logits, reference = _anchored(extras, rows, pad_id, accelerator)
+                        start_logits, reference = _anchored(extras, rows, pad_id, width_multiple, accelerator)
                         losses = wrapped(batch, *weights, kl_weight / max(data.tokens_finetune, 1), start_logits)
                         accelerator.backward(losses.pop("weighted") * world)
                     for name, loss in losses.items():
@@ -255,17 +255,21 @@ def train(
 
 
 def _anchored(
-    extras: Extras, rows: list[list[Segment]], pad_id: int, accelerator: Accelerator
+    extras: Extras, rows: list[list[Segment]], pad_id: int, width_multiple: int, accelerator: Accelerator
 ) -> tuple[Tensor | None, Tensor | None]:
     """What the anchors say of one micro-batch: the start's logits at its labelled rows, the reference's loss on its text."""
     start_logits = reference = None
-    parts = ([[one for one in row if one.pretrain is wanted] for row in rows] for wanted in (True, False))
-    text, labelled = ([row for row in part if row] for part in parts)
+
+    def only(pretrain: bool) -> Batch | None:
+        parts = [[segment for segment in row if segment.pretrain is pretrain] for row in rows]
+        kept = [row for row in parts if row]
+        return collate(kept, pad_id, width_multiple=width_multiple).to(accelerator.device) if kept else None
+
     with accelerator.autocast():
-        if extras.start is not None and extras.kl_weight and labelled:
-            start_logits = extras.start.finetune_logits(collate(labelled, pad_id).to(accelerator.device))
-        if extras.reference is not None and text:
-            reference = extras.reference.pretrain_loss(collate(text, pad_id).to(accelerator.device))
+        if extras.start is not None and extras.kl_weight and (labelled := only(pretrain=False)):
+            start_logits = extras.start.finetune_logits(labelled)
+        if extras.reference is not None and (text := only(pretrain=True)):
+            reference = extras.reference.pretrain_loss(text)
     return start_logits, reference
 
 

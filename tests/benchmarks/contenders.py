@@ -223,7 +223,7 @@ class Mixtune(Contender):
         train(MixedModel(self.size.model()), read, training, weight, PAD_ID, 0, _GatedContext(gate))
 
 
-class _Gate(TrainerCallback):
+class _GateCallback(TrainerCallback):
     def __init__(self, gate: Gate) -> None:
         self._gate = gate
 
@@ -301,7 +301,7 @@ class Trl(Contender):
                 given |= {"max_length": self.packed or 4096, "packing": self.packed is not None}
                 made = SFTTrainer(model, SFTConfig(**given), train_dataset=rows, processing_class=tokenizer(self.size))
                 made.remove_callback(PrinterCallback)
-                made.add_callback(_Gate(gate))
+                made.add_callback(_GateCallback(gate))
                 return made
 
             made = trainer(-(-self.size.sequences // self.micro_batch))
@@ -363,7 +363,7 @@ class TwoPass(Contender):
                 arguments,
                 train_dataset=_Items(items),
                 data_collator=_collate_pair,
-                callbacks=[_Gate(gate)],
+                callbacks=[_GateCallback(gate)],
             )
             trainer.remove_callback(PrinterCallback)
             trainer.train()
@@ -411,25 +411,24 @@ def trl_variants(size: Size, precision: Precision, steps: int) -> list[Trl]:
 
 @dataclass(frozen=True)
 class MatrixProduct(Contender):
-    """Square matrix products, one a step, by which the machine's rate is measured in the same alternation.
+    """Square matrix products, by which the machine's rate is measured in the same alternation: its tokens are FLOPs.
 
     Attributes:
         width: rows and columns.
+        products: in a step.
     """
 
     width: int = 2048
+    products: int = 10
 
     @property
     def setting(self) -> str:
         return "matrix product"
 
-    @property
-    def flops(self) -> int:
-        """Of one product."""
-        return 2 * self.width**3
-
     def loop(self, gate: Gate) -> None:
+        gate.tokens_per_step = self.products * 2 * self.width**3
         a, b, c = (torch.randn(self.width, self.width).to(getattr(torch, self.precision)) for _ in range(3))
         while True:
-            torch.mm(a, b, out=c)
+            for _ in range(self.products):
+                torch.mm(a, b, out=c)
             gate.step_ended()

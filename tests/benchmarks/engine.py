@@ -38,7 +38,7 @@ from tests.benchmarks.workload import SIZES, Precision, Size, flops_of_step, poo
 PRECISIONS: tuple[Precision, ...] = ("float32", "bfloat16")
 MIX_WEIGHT = 0.3
 PARTS = (1, 2, 4)
-STEPS_IN_BLOCK, PRODUCTS_IN_BLOCK = 3, 20
+STEPS_IN_BLOCK = 3
 WARM_UP_STEPS, COMPILED_WARM_UP_STEPS = 4, 16  # torch.compile compiles again for the first few new shapes
 ROWS_FOR_STEPS = 100
 AGREEMENT = {"float32": 1e-3, "bfloat16": 2e-2}
@@ -86,7 +86,10 @@ def check_agreement(size: Size, precision: Precision) -> None:
 
 
 def alternate(contenders: Sequence[Running], blocks: int) -> dict[str, list[float]]:
-    """Tokens/s of each contender in each block; in every block each runs once, after a step that gives it the caches."""
+    """Tokens/s of each contender in each block; in every block each runs once, after a step that gives it the caches.
+
+    Every other block goes in reverse, since it matters what ran just before.
+    """
     rates: dict[str, list[float]] = {one.name: [] for one in contenders}
     for block in range(blocks):
         for one in contenders if block % 2 == 0 else list(reversed(contenders)):
@@ -149,8 +152,7 @@ def measure(size: Size, precision: Precision, blocks: int, trial_blocks: int) ->
     ours = started(replace(plain.contender, compiled=True)) or plain
     compiled = ours is not plain
     sft = started(Mixtune(size, precision, mix_weight=0.0, labels_only=True, compiled=compiled))
-    product = MatrixProduct(size, precision)
-    products = started(product)
+    products = started(MatrixProduct(size, precision))
     assert sft is not None
     assert products is not None
     trl = fastest(trl_variants(size, precision, ROWS_FOR_STEPS), ours, trial_blocks, table)
@@ -158,13 +160,9 @@ def measure(size: Size, precision: Precision, blocks: int, trial_blocks: int) ->
     two_pass = fastest(passes, ours, trial_blocks, table)
 
     flops = statistics.mean(flops_of_step(size, step) for step in range(50))
-    running = [*({ours.name: ours, plain.name: plain}.values()), trl, two_pass, sft]
-    rates: dict[str, list[float]] = {one.name: [] for one in running}
-    matrix: list[float] = []
-    for _ in range(blocks):
-        matrix.append(PRODUCTS_IN_BLOCK * product.flops / products.run(PRODUCTS_IN_BLOCK).seconds)
-        for name, values in alternate(running, 1).items():
-            rates[name] += values
+    running = [*dict.fromkeys((ours, plain)), trl, two_pass, sft]
+    rates = alternate([*running, products], blocks)
+    matrix = rates[products.name]  # its tokens are FLOPs
     for one in (*running, products):
         one.stop()
     peak = {one.name: one.last.peak_megabytes for one in running}

@@ -14,7 +14,6 @@ import yaml
 
 from mixtune.components.config import load
 from mixtune.components.shared.errors import RefusedError
-from mixtune.components.shared.memory import MALLOC_TUNABLES
 from mixtune.components.shared.runtime import STEPS
 from mixtune.pipelines.commands import compile_pipeline
 from mixtune.pipelines.containers import Containers, _environment, _read
@@ -80,31 +79,6 @@ def test_every_step_has_a_target_in_both_files() -> None:
     for step in STEPS:
         assert f" AS {step}\n" in dockerfile
         assert f'"{step}"' in bake
-
-
-def test_steps_keep_memory_in_images_as_in_local_runs() -> None:
-    assert f"ENV GLIBC_TUNABLES={MALLOC_TUNABLES}\n" in (ROOT / "docker" / "Dockerfile").read_text()
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="glibc")
-def test_freed_memory_serves_the_next_step_without_page_faults() -> None:
-    code = """
-import resource
-import torch
-faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-for round in range(20):
-    before = faults() if round == 10 else (before if round else 0)
-    torch.ones(16_000_000)
-print(faults() - before)
-"""
-    counted = []
-    for tunables in ("", MALLOC_TUNABLES):
-        environment = {**os.environ, "GLIBC_TUNABLES": tunables}
-        done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
-        counted.append(int(done.stdout))
-    by_default, kept = counted
-    assert by_default > 200  # 31 for each tensor where the kernel gives huge pages to all
-    assert kept < max(100, by_default / 100)
 
 
 def test_a_missing_engine_is_one_plain_sentence(tmp_path: Path) -> None:

@@ -52,10 +52,11 @@ def test_packed_documents_stay_apart_and_the_gradients_are_no_worse(kind: str) -
     exact_loss, exact = gradients(tiny(kind), low=False)
     _, plain = gradients(tiny(kind), low=True)
     lm = tiny(kind)
-    with fast_attention(lm, CPU, "bf16"):
-        assert lm.config._attn_implementation != "sdpa"
+    other = tiny(kind)
+    with fast_attention([lm, other], CPU, "bf16"):
+        assert lm.config._attn_implementation == other.config._attn_implementation != "sdpa"
         loss, ours = gradients(lm, low=True)
-    assert lm.config._attn_implementation == "sdpa"
+    assert lm.config._attn_implementation == other.config._attn_implementation == "sdpa"
     assert loss == pytest.approx(exact_loss, rel=1e-2)
     assert (ours - exact).norm() < 1.1 * (plain - exact).norm()
 
@@ -64,5 +65,5 @@ def test_packed_documents_stay_apart_and_the_gradients_are_no_worse(kind: str) -
 def test_what_is_not_slow_stays_as_it_is(precision: str, attention: str) -> None:
     lm = tiny("causal")
     lm.set_attn_implementation(attention)
-    with fast_attention(lm, CPU, precision):
+    with fast_attention([lm], CPU, precision):
         assert lm.config._attn_implementation == attention

@@ -17,7 +17,7 @@ from mixtune.components.shared.config import Task
 from mixtune.components.shared.heads import instead_of_backbone
 from mixtune.components.shared.mix_weight import split
 from mixtune.components.shared.model import MixedModel, load_model
-from mixtune.components.shared.packing import Segment, collate, pack
+from mixtune.components.shared.packing import Segment, collate, pack, width_of
 from mixtune.components.shared.streams import StepData
 
 from .tiny import ARCHITECTURES, ENCODERS, random_documents, targets_of, tiny_masking, tiny_model, tiny_tokenizer
@@ -50,13 +50,14 @@ class Streams:
     def data(self, packed: bool) -> StepData:
         """An optimizer step of them."""
         rows = pack([len(s.tokens) for s in self.all], 40) if packed else [[i] for i in range(len(self.all))]
+        packed_rows = [[self.all[i] for i in row] for row in rows]
         return StepData(
-            rows=[[self.all[i] for i in row] for row in rows],
+            rows=packed_rows,
             num_pretrain=sum(s.num_supervised for s in self.pretrain),
             num_finetune=sum(1 if s.labelled else s.num_supervised for s in self.finetune),
             tokens_pretrain=0,
             tokens_finetune=0,
-            max_length=40,
+            max_length=max(map(width_of, packed_rows)),  # so that micro-batches are of as many rows as asked for
         )
 
 
