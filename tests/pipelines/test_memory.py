@@ -11,6 +11,7 @@ import pytest
 
 from mixtune.components.config import load
 from mixtune.components.shared.memory import MALLOC_TUNABLES
+from mixtune.pipelines.configuration import ready_made
 from mixtune.pipelines.local import Run, environment_of_steps
 
 ROOT = Path(__file__).parents[2]
@@ -20,7 +21,7 @@ def test_images_and_local_runs_say_the_same_and_the_users_own_choice_stands(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert f"ENV GLIBC_TUNABLES={MALLOC_TUNABLES}\n" in (ROOT / "docker" / "Dockerfile").read_text()
-    config, run = load({"name": "one"}), Run("one", tmp_path)
+    config, run = load(ready_made("demo")), Run("one", tmp_path)
     monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
     assert environment_of_steps(config, run)["GLIBC_TUNABLES"] == MALLOC_TUNABLES
     monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.check=1")
