@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from typing import Any
@@ -19,12 +18,9 @@ Row = dict[str, Any]
 def rows(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Row]:
     """The candidates by id, of one run of the default."""
     folder = tmp_path_factory.mktemp("demo")
-    # All cores: this trains for minutes.
-    environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+    # On one thread, as all tests: threads that wait for one another on cores that others use are many times slower.
     command = [sys.executable, "-m", "mixtune.pipelines.cli", "run", "--output", str(folder / "run")]
-    done = subprocess.run(
-        command, env=environment, cwd=folder, capture_output=True, text=True, timeout=3000, check=False
-    )
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=3000, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     report = json.loads((folder / "run" / "report" / "report.json").read_text(encoding="utf-8"))
     return {row["id"]: row for row in report["candidates"]}
