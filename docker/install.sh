@@ -13,8 +13,9 @@ fi
 # No bytecode: it goes to the mounted home, where the steps of a run share it (PYTHONPYCACHEPREFIX).
 /opt/venv/bin/python3 -m pip install --quiet --no-compile --target "$folder" "$@"
 
-# Tests, headers, sources and stubs of compiled modules, manual pages, programs of torch's own build.
-find "$folder" -depth -type d \( -name tests -o -name test -o -name include \) -exec rm -rf {} +
+# Tests, headers, sources and stubs of compiled modules, manual pages, programs of torch's own build. (lm_eval has tasks of
+# such names.)
+find "$folder" -depth -type d \( -name tests -o -name test -o -name include \) ! -path '*/lm_eval/*' -exec rm -rf {} +
 find "$folder" -type f \( -name '*.a' -o -name '*.h' -o -name '*.hpp' -o -name '*.c' -o -name '*.cpp' -o -name '*.f90' \
     -o -name '*.pyx' -o -name '*.pxd' -o -name '*.pyi' -o -name '*.exe' \) -delete
 rm -rf "$folder/share"

@@ -25,7 +25,7 @@ def split(root: Path = ROOT) -> dict[str, list[str]]:
     extras = project["optional-dependencies"]
     pins = _pins(root / "requirements.txt") | _pins(root / "requirements-dev.txt")
     light = closure([*project["dependencies"], *extras["s3"]])
-    torch = closure(extras["torch"]) - light
+    torch = closure([*extras["torch"], *extras["lm-eval"]]) - light
     return {
         "requirements-light.txt": [f"{name}=={pins[name]}" for name in sorted(light)],
         "requirements-torch.txt": [f"{name}=={pins[name]}" for name in sorted(torch)],

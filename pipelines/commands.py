@@ -29,7 +29,7 @@ def check_and_show(config_file: Path | None, overrides: Sequence[str]) -> None:
         raise RefusedError(*problems)
     names = ", ".join(candidate.id for candidate in candidates(parsed.mixed))
     print(f"{parsed.name}: the configuration is good; base model {parsed.model.base}, candidates {names}")  # noqa: T201
-    for sentence in missing_here(parsed):  # does not matter where the steps run in images
+    for sentence in missing_here(parsed):  # no matter where the steps run in images
         print(f"a run on this machine would be refused: {sentence}")  # noqa: T201
 
 
@@ -62,7 +62,9 @@ def run_and_show(
         options = ", ".join(f"--{name.replace('_', '-')}" for name in given)
         raise RefusedError(f"{options}: means something with --runner docker only")
     config = read_config(config_file, overrides)
-    problems = [*find_problems(config), *missing_here(config)]
+    problems = find_problems(config)
+    if runner == "subprocess":  # the images have all that steps need
+        problems += missing_here(config)
     if problems:
         raise RefusedError(*problems)
     folder = output or Path("runs") / config.name

@@ -314,7 +314,7 @@ def _read(config: Config) -> list[str]:
     """Local files and folders that the configuration names."""
     sources = [source for stream in (config.data.pretrain, config.data.finetune) for _, source in named_sources(stream)]
     paths = [_fixed_part(source.removeprefix("file://")) for source in sources if _is_path(source)]
-    named = [config.model.base, config.evaluate.champion or ""]
+    named = [config.model.base, config.evaluate.champion or "", config.evaluate.lm_eval.tasks_folder or ""]
     paths += [Path(name) for name in named if name and "://" not in name and Path(name).is_dir()]
     return sorted({os.path.abspath(path) for path in paths if path.exists()})  # noqa: PTH100 - keeps links as they are named
 

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from transformers import PreTrainedModel
 
+from .bf16_on_cpu import has_bf16_products
 from .heads import HiddenStates, on_hidden
 
 _CPU_CHUNK_TOKENS, _CPU_TILE_WORDS = 640, 3200  # tests/benchmarks/README.md
@@ -83,6 +84,8 @@ class _ChunkedLoss(torch.autograd.Function):
         with_hidden, with_head = ctx.needs_input_grad[:2]
         wide = torch.float64 if dtype == torch.float64 else torch.float32
         hidden, head = hidden_NH.to(dtype), head_VH.to(dtype)
+        if dtype != wide and head.device.type == "cpu" and not has_bf16_products():
+            hidden, head, dtype = hidden.to(wide), head.to(wide), wide
         num_tokens, weight_N = len(target_N), weight_N.to(wide)
         if dtype != wide and (missing_tokens := -num_tokens % _LOW_PRECISION_MULTIPLE):
             hidden = F.pad(hidden, (0, 0, 0, missing_tokens))

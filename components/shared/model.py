@@ -46,6 +46,7 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
+from .bf16_on_cpu import has_bf16_products
 from .heads import PROBLEM_TYPES, HiddenStates, describe_head, make_head, on_hidden, task_logits, task_losses
 from .lm_loss import can_be_chunked, chunked_losses, plain_head
 from .model_checks import check_model, check_task_head, position_offset
@@ -445,7 +446,7 @@ def pick_precision(precision: Literal["auto", "float32", "bf16"]) -> Literal["fl
         return precision
     if torch.cuda.is_available():
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
-    return "bf16" if torch.cpu._is_avx512_bf16_supported() else "float32"
+    return "bf16" if has_bf16_products() else "float32"
 
 
 @contextlib.contextmanager

@@ -22,7 +22,7 @@ from accelerate.utils import set_seed
 from torch import Tensor
 
 from .anchors import Anchor
-from .attention import fast_attention
+from .bf16_on_cpu import fast_bf16
 from .checkpoints import Checkpoints
 from .config import Training
 from .context import Context
@@ -193,7 +193,7 @@ def train(
             anchor.to(device)
 
     with (
-        fast_attention([one.lm for one in (model, *anchors)], device, precision),
+        fast_bf16([one.lm for one in (model, *anchors)], device, precision),
         Sigterm() as sigterm,
         Keeper(result.checkpoints, live, training, accelerator, context, sigterm, work) as keeper,
     ):

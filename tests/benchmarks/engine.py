@@ -216,6 +216,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="file for the figures")
     parser.add_argument("--quick", action="store_true", help="few blocks: to see that everything runs")
     parser.add_argument("--only", choices=list(SIZES), help="one model alone")
+    parser.add_argument("--precision", choices=PRECISIONS, action="append", help="one number format alone")
     given = parser.parse_args()
     if os.environ.get("GLIBC_TUNABLES") != MALLOC_TUNABLES:
         # All contenders get what mixtune's images and local runs have; glibc reads it when a process starts.
@@ -227,9 +228,10 @@ def main() -> None:
         if given.only in (None, name):
             share = pooled_share(size, 0)
             say(f"\n{name}: {size.sequences} sequences in a step, λ that pooling gives {share:.3f}")
-            figures[name] = {precision: measure(size, precision, blocks, trial_blocks) for precision in PRECISIONS}
+            wanted = given.precision or PRECISIONS
+            figures[name] = {precision: measure(size, precision, blocks, trial_blocks) for precision in wanted}
     main_model = figures.get("llama15m") or next(iter(figures.values()))
-    figures["mixed_over_sft"] = main_model["float32"]["mixed_over_sft"]["median"]
+    figures["mixed_over_sft"] = next(iter(main_model.values()))["mixed_over_sft"]["median"]
     if given.json:
         given.json.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
 

@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 from mixtune.components.shared.outcome import Outcome, load_outcomes
+from tests.components.evaluate.harness_made import write_tasks
 from tests.pipelines.test_run import Project
 
 from . import engine
@@ -45,6 +46,13 @@ class Built:
         )  # fmt: skip
 
 
+def with_harness(project: Project) -> Project:
+    """The same, with a task of lm-evaluation-harness."""
+    write_tasks(project.folder / "tasks", examples=20)
+    project.config["evaluate"] |= {"lm_eval": {"tasks": ["tiny_choice"], "tasks_folder": "tasks"}}
+    return project
+
+
 def outcomes(output: Path) -> dict[str, Outcome]:
     """The records of the last run in an output folder."""
     run = json.loads((output / ".mixtune" / "last_run.json").read_text())["id"]
@@ -66,7 +74,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Built]:
 @pytest.fixture(scope="session")
 def ran(built: Built, tmp_path_factory: pytest.TempPathFactory) -> tuple[Project, str]:
     """The whole DAG in its containers: a finished run, and what the command printed."""
-    project = Project(tmp_path_factory.mktemp("in-containers"))
+    project = with_harness(Project(tmp_path_factory.mktemp("in-containers")))
     with built.start(project, "--memory", "3g") as process:
         printed = process.communicate(timeout=900)[0]
     assert process.returncode == 0, printed + (next(project.output.glob("logs/*/kfp.log")).read_text()[-3000:])

@@ -17,7 +17,7 @@ from mixtune.components.config import Fingerprints, load, parts
 from mixtune.pipelines.images import images
 from tests.pipelines.test_run import Project
 
-from .conftest import Built, outcomes
+from .conftest import Built, outcomes, with_harness
 
 pytestmark = pytest.mark.slow
 
@@ -28,11 +28,12 @@ RUNS = {"mlflow_run", "mlflow_runs"}
 def test_the_dag_in_containers_gives_what_it_gives_in_processes(ran: tuple[Project, str], tmp_path: Path) -> None:
     inside, printed = ran
     assert "gate passed" in printed
-    outside = Project(tmp_path)
+    outside = with_harness(Project(tmp_path))
     status, _, told = outside.run()
     assert status == 0, told
     # To the last digit, times and run ids apart.
     assert _numbers(inside.report()) == _numbers(outside.report())
+    assert inside.report()["lm_eval"]["columns"][0]["examples"] == 20
     weights = sorted(path.relative_to(inside.output) for path in inside.output.glob("models/*/model.safetensors"))
     assert len(weights) >= 4
     for path in weights:

@@ -105,16 +105,18 @@ def test_containers_see_the_local_paths_that_the_configuration_names(
     (tmp_path / "text.jsonl").write_text("{}")
     (tmp_path / "labels").mkdir()
     (tmp_path / "model").mkdir()
+    (tmp_path / "tasks").mkdir()
     config = load(
         {
             "model": {"base": "model"},
+            "evaluate": {"lm_eval": {"tasks": ["mine"], "tasks_folder": "tasks"}},
             "data": {
                 "pretrain": {"source": "text.jsonl", "test_source": "hub:owner/name"},
                 "finetune": {"source": "labels/*/part-?.csv", "dev_source": "s3://bucket/dev.csv"},
             },
         }
     )
-    assert _read(config) == [str(tmp_path / name) for name in ("labels", "model", "text.jsonl")]
+    assert _read(config) == [str(tmp_path / name) for name in ("labels", "model", "tasks", "text.jsonl")]
 
 
 def test_containers_get_the_variables_that_mean_something_in_them() -> None:

@@ -1,0 +1,80 @@
+"""What a bf16 model computes in float32 on a CPU, since that is faster there and no less exact.
+
+Attention: PyTorch's kernel for CPUs takes up to four times as long for a backward pass in bf16 as in float32 (measured with
+2.13 at rows of some hundred tokens; at 512 the two are even), as long as all matrix products of a small model together.
+So queries, keys and values are widened for the kernel alone.
+
+Matrix products, where the processor has no instructions for bf16: made up of others they run at a fifth of float32's rate.
+Their operands are rounded to bf16 as ever, multiplied in float32, and the result is rounded again, which is what such
+instructions do.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from types import MethodType
+from typing import Any
+
+import torch
+import torch._functorch.config as functorch_config
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+_NAME = "sdpa_in_float32"
+
+
+def has_bf16_products() -> bool:
+    """Whether this processor multiplies matrices in bf16 by instructions made for it."""
+    return torch.cpu._is_avx512_bf16_supported()
+
+
+def _attend(
+    module: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **given: Any
+) -> tuple[Tensor, None]:
+    with torch.autocast(query.device.type, enabled=False):
+        out, _ = sdpa_attention_forward(module, query.float(), key.float(), value.float(), attention_mask, **given)
+    return out.to(query.dtype), None
+
+
+AttentionInterface.register(_NAME, _attend)
+AttentionMaskInterface.register(_NAME, sdpa_mask)
+
+
+def _multiply(layer: nn.Linear, x: Tensor) -> Tensor:
+    if not torch.is_autocast_enabled("cpu"):
+        return F.linear(x, layer.weight, layer.bias)
+    low = torch.get_autocast_dtype("cpu")
+    with torch.autocast("cpu", enabled=False):
+        bias = None if layer.bias is None else layer.bias.to(low).float()
+        return F.linear(x.to(low).float(), layer.weight.to(low).float(), bias).to(low)
+
+
+@contextlib.contextmanager
+def fast_bf16(lms: Sequence[PreTrainedModel], device: torch.device, precision: str) -> Iterator[None]:
+    """Has models that run in bf16 on a CPU compute in float32 what is slow there otherwise.
+
+    Args:
+        lms: the model that is trained, and those that it is compared with meanwhile: what they differ by must not be rounding.
+    """
+    slow = device.type == "cpu" and precision == "bf16"
+    attending = [lm for lm in lms if slow and lm.config._attn_implementation == "sdpa"]
+    layers: list[nn.Linear] = []
+    if slow and not has_bf16_products():
+        layers = [one for lm in lms for one in lm.modules() if type(one) is nn.Linear]
+    for lm in attending:
+        lm.set_attn_implementation(_NAME)
+    for layer in layers:
+        layer.forward = MethodType(_multiply, layer)  # type: ignore[method-assign]
+    try:
+        # A compiled backward pass would be cast to bf16 as the forward pass is; otherwise PyTorch runs it outside of autocast.
+        with functorch_config.patch(backward_pass_autocast="off") if layers else contextlib.nullcontext():
+            yield
+    finally:
+        for lm in attending:
+            lm.set_attn_implementation("sdpa")
+        for layer in layers:
+            del layer.forward
