@@ -1,8 +1,8 @@
 # `make demo` runs the embedded default, `make test` passes the tests; both set up what they need in .venv.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
-# The tests of one file stay together, since they share what is made for them.
-SIDE_BY_SIDE := --numprocesses 2 --dist loadfile
+# The tests of one file stay together, since they share what is made for them; the longest begin first (tests/conftest.py).
+SIDE_BY_SIDE := --numprocesses 2 --dist loadfile --no-loadscope-reorder
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .PHONY: demo test quick lint compiled images sbom docs clean

@@ -18,6 +18,18 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 for name in [name for name in os.environ if name.startswith(("MLFLOW_", "MIXTUNE_"))]:
     del os.environ[name]
 
+LONG = ("test_demo.py", "containers")  # ten minutes each and more
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Long ones first, so that no worker is left with them at the end, and those of one folder of images by one worker."""
+
+    def place(item: pytest.Item) -> int:
+        return next((number for number, name in enumerate(LONG) if name in item.path.parts), len(LONG))
+
+    items.sort(key=place)
+
+
 WORDS = tuple("the a cat dog bird sees hears likes small large red blue old new house garden tree river".split())  # noqa: SIM905
 
 

@@ -46,9 +46,9 @@ class Built:
         )  # fmt: skip
 
 
-def with_harness(project: Project) -> Project:
-    """The same, with a task of lm-evaluation-harness."""
-    write_tasks(project.folder / "tasks", examples=20)
+def with_harness(project: Project, own_cache: bool) -> Project:
+    """The same, with a task of lm-evaluation-harness; a container cannot write beside the tasks."""
+    write_tasks(project.folder / "tasks", 20, own_cache)
     project.config["evaluate"] |= {"lm_eval": {"tasks": ["tiny_choice"], "tasks_folder": "tasks"}}
     return project
 
@@ -74,7 +74,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Built]:
 @pytest.fixture(scope="session")
 def ran(built: Built, tmp_path_factory: pytest.TempPathFactory) -> tuple[Project, str]:
     """The whole DAG in its containers: a finished run, and what the command printed."""
-    project = with_harness(Project(tmp_path_factory.mktemp("in-containers")))
+    project = with_harness(Project(tmp_path_factory.mktemp("in-containers")), own_cache=False)
     with built.start(project, "--memory", "3g") as process:
         printed = process.communicate(timeout=900)[0]
     assert process.returncode == 0, printed + (next(project.output.glob("logs/*/kfp.log")).read_text()[-3000:])

@@ -28,7 +28,7 @@ RUNS = {"mlflow_run", "mlflow_runs"}
 def test_the_dag_in_containers_gives_what_it_gives_in_processes(ran: tuple[Project, str], tmp_path: Path) -> None:
     inside, printed = ran
     assert "gate passed" in printed
-    outside = with_harness(Project(tmp_path))
+    outside = with_harness(Project(tmp_path), own_cache=True)
     status, _, told = outside.run()
     assert status == 0, told
     # To the last digit, times and run ids apart.

@@ -16,8 +16,8 @@ TASKS = ["tiny_choice", "tiny_answer", "tiny_cloze"]
 """Multiple choice, generated text, and the likelihood of the last words."""
 
 
-def write_tasks(folder: Path, examples: int = 7) -> Path:
-    """A folder with three tasks, a group of two, and their data beside them."""
+def write_tasks(folder: Path, examples: int = 7, own_cache: bool = True) -> Path:
+    """A folder with three tasks, a group of two, and their data beside them; a cache beside the folder, or the hub's own."""
     draw = np.random.default_rng(5)
 
     def text(count: int) -> str:
@@ -40,7 +40,7 @@ def write_tasks(folder: Path, examples: int = 7) -> Path:
         # Relative to the folder, which is not the working directory.
         "dataset_kwargs": {
             "data_files": {"test": "asked.jsonl", "validation": "solved.jsonl"},
-            "cache_dir": str(folder.parent / "cache"),
+            **({"cache_dir": str(folder.parent / "cache")} if own_cache else {}),
         },
         "test_split": "test",
         "fewshot_split": "validation",
