@@ -60,11 +60,13 @@ def fast_bf16(lms: Sequence[PreTrainedModel], device: torch.device, precision: s
     Args:
         lms: the model that is trained, and those that it is compared with meanwhile: what they differ by must not be rounding.
     """
-    slow = device.type == "cpu" and precision == "bf16"
-    attending = [lm for lm in lms if slow and lm.config._attn_implementation == "sdpa"]
+    if device.type != "cpu" or precision != "bf16":
+        yield
+        return
+    attending = [lm for lm in lms if lm.config._attn_implementation == "sdpa"]
     layers: list[nn.Linear] = []
-    if slow and not has_bf16_products():
-        layers = [one for lm in lms for one in lm.modules() if type(one) is nn.Linear]
+    if not has_bf16_products():
+        layers = [one for one in nn.ModuleList(lms).modules() if type(one) is nn.Linear]  # each once
     for lm in attending:
         lm.set_attn_implementation(_NAME)
     for layer in layers:

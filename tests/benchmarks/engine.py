@@ -228,7 +228,7 @@ def main() -> None:
         if given.only in (None, name):
             share = pooled_share(size, 0)
             say(f"\n{name}: {size.sequences} sequences in a step, λ that pooling gives {share:.3f}")
-            wanted = given.precision or PRECISIONS
+            wanted = [one for one in PRECISIONS if one in (given.precision or PRECISIONS)]
             figures[name] = {precision: measure(size, precision, blocks, trial_blocks) for precision in wanted}
     main_model = figures.get("llama15m") or next(iter(figures.values()))
     figures["mixed_over_sft"] = next(iter(main_model.values()))["mixed_over_sft"]["median"]

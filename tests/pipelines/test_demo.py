@@ -34,8 +34,7 @@ def within(row: Row, budget: float) -> bool:
 def test_fine_tuning_forgets_and_mixing_forgets_less_than_half(rows: dict[str, Row]) -> None:
     forgotten = rows["finetuned"]["delta_bpb"]
     assert forgotten["low"] > 0
-    assert rows["mixed-0.1"]["delta_bpb"]["high"] < forgotten["low"]
-    for weight in ("0.3", "0.5"):
+    for weight in ("0.1", "0.3", "0.5"):
         assert rows[f"mixed-{weight}"]["delta_bpb"]["high"] < 0.5 * forgotten["low"]
 
 
