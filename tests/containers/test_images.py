@@ -103,14 +103,17 @@ def _opened(saved: tarfile.TarFile, name: str) -> IO[bytes]:
 
 def _hosts() -> list[bytes]:
     """Hosts that this machine's pip and apt ask, whatever they are."""
-    from pip._internal.models.index import PyPI
-
+    # in a process of its own: setuptools, which torch.compile imports, cannot be imported after pip
+    asked = "from pip._internal.models.index import PyPI; print(PyPI.url, PyPI.file_storage_domain)"
+    url, storage = subprocess.run(
+        [sys.executable, "-c", asked], capture_output=True, text=True, check=True
+    ).stdout.split()
     said = subprocess.run(
         [sys.executable, "-m", "pip", "config", "list"], capture_output=True, text=True, check=True
     ).stdout
     said += " ".join(file.read_text() for file in Path("/etc/apt").rglob("*.sources"))
-    urls = [PyPI.url, *re.findall(r"https?://[^\s'\"]+", said)]
-    hosts = {urllib.parse.urlsplit(url).hostname or "" for url in urls} | {PyPI.file_storage_domain}
+    urls = [url, *re.findall(r"https?://[^\s'\"]+", said)]
+    hosts = {urllib.parse.urlsplit(url).hostname or "" for url in urls} | {storage}
     return [host.encode() for host in hosts if "." in host]
 
 
