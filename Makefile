@@ -29,7 +29,7 @@ images: .venv/installed
 	$(BIN)/python docker/build_images.py $(IMAGES)
 
 # A software bill of materials for each image, in build/sbom.
-sbom: .venv/tests-installed
+sbom: .venv/installed
 	$(BIN)/python docker/bill_of_materials.py build/sbom
 
 .venv/bin/python:

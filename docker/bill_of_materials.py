@@ -3,6 +3,8 @@
 python docker/bill_of_materials.py FOLDER          of the images that pipelines/images.json names
 
 The Python packages come from cyclonedx-py, which reads what an environment says of its packages; it is given the images' own.
+It gets a virtual environment of its own: where rfc3987-syntax is installed, which it brings along, jsonschema loads it, and
+with that every program that imports kfp starts seconds later.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+import venv
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +26,7 @@ from mixtune.components.shared.runtime import STEPS
 from mixtune.pipelines.images import images
 
 _METADATA = 'tar -c -f - $(find /opt/mixtune -maxdepth 2 -name "*.dist-info" -o -maxdepth 2 -name "*.egg-info")'
+_PINS = Path(__file__).with_name("sbom.txt")
 _DEBIAN = "dpkg-query --show --showformat '${Package}\\t${Version}\\t${Architecture}\\n' 2>/dev/null || true"
 
 
@@ -58,9 +62,7 @@ def python_packages(docker: str, image: str) -> dict[str, Any]:
         answers.write_text(f"#!/bin/sh\necho '{json.dumps(places)}'\n", encoding="utf-8")
         answers.chmod(0o755)
         tool = [
-            sys.executable,
-            "-m",
-            "cyclonedx_py",
+            str(cyclonedx()),
             "environment",
             str(answers),
             "--no-validate",
@@ -68,6 +70,18 @@ def python_packages(docker: str, image: str) -> dict[str, Any]:
         ]
         done = subprocess.run(tool, capture_output=True, check=True)
     return dict(json.loads(done.stdout))
+
+
+def cyclonedx() -> Path:
+    """The program cyclonedx-py, installed where it is not there."""
+    folder = Path(sys.prefix) / "tools" / "cyclonedx"
+    program = folder / "bin" / "cyclonedx-py"
+    if not program.is_file():
+        venv.create(folder, with_pip=True, clear=True)
+        install = [str(folder / "bin" / "python"), "-m", "pip", "install", "--quiet"]
+        install += ["--disable-pip-version-check", "--requirement", str(_PINS)]
+        subprocess.run(install, check=True)
+    return program
 
 
 def debian_packages(docker: str, image: str) -> list[dict[str, str]]:

@@ -100,7 +100,7 @@ run(part, context=Context.for_tests(), tokenizer_in=None, pretraining_data=None,
 
 
 def test_versions_are_pinned_and_no_registry_is_named() -> None:
-    for name in ("requirements.txt", "requirements-dev.txt"):
+    for name in ("requirements.txt", "requirements-dev.txt", "docker/sbom.txt"):
         for line in (ROOT / name).read_text().splitlines():
             assert line.startswith("#") or "==" in line, line
             assert "://" not in line
