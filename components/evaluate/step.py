@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..shared.artifacts import ArtifactLike, ModelCard, write_json, write_jsonl
+from ..shared.bf16_on_cpu import fast_bf16
 from ..shared.config import Objective, Task
 from ..shared.context import Context, Progress
 from ..shared.data import DataManifest, Documents, Split
 from ..shared.errors import MixtuneError, RefusedError
 from ..shared.masking import special_ids
 from ..shared.measures import HARNESS_FILE
-from ..shared.model import MixedModel
+from ..shared.model import MixedModel, pick_precision
 from ..shared.packing import Segment
 from .config import EvaluateStep
 from .examples import example_row, from_head
@@ -339,21 +340,22 @@ def _measure(
     not_finite: list[dict[str, str]] = []
     # A generation task needs no head of its own, so that the pretrained model can be scored on it.
     with_task = subject.card.has_task_head or not held.with_head
-    for split in SPLITS:
-        documents = bench.documents(split)
-        write_jsonl(folder / f"{split}.documents.jsonl", documents)
-        splits[split] = _forgetting_summary(documents)
-        not_finite += _not_finite(subject, split, "document", documents, "nats")
-        if with_task and held.labelled.splits[split].documents:
-            rows = bench.labelled(split) if held.with_head else bench.answered(split)
-            write_jsonl(folder / f"{split}.examples.jsonl", rows)
-            not_finite += _not_finite(
-                subject, split, "example", rows, "prediction", *([] if held.with_head else ["nats"])
-            )
-            splits[split] |= _task_summary(rows, held, config.metric)
-        else:
-            splits[split] |= {"task_score": None, "examples": 0}
-    asked = harness.measure(model, words, context, f"{subject.card.id} lm_eval") if harness else []
+    with fast_bf16([model.lm], model.device, pick_precision(config.precision), backward=False):
+        for split in SPLITS:
+            documents = bench.documents(split)
+            write_jsonl(folder / f"{split}.documents.jsonl", documents)
+            splits[split] = _forgetting_summary(documents)
+            not_finite += _not_finite(subject, split, "document", documents, "nats")
+            if with_task and held.labelled.splits[split].documents:
+                rows = bench.labelled(split) if held.with_head else bench.answered(split)
+                write_jsonl(folder / f"{split}.examples.jsonl", rows)
+                not_finite += _not_finite(
+                    subject, split, "example", rows, "prediction", *([] if held.with_head else ["nats"])
+                )
+                splits[split] |= _task_summary(rows, held, config.metric)
+            else:
+                splits[split] |= {"task_score": None, "examples": 0}
+        asked = harness.measure(model, words, context, f"{subject.card.id} lm_eval") if harness else []
     if asked:
         write_jsonl(folder / HARNESS_FILE, (row.model_dump(mode="json") for row in asked))
     curve = Path(subject.folder) / "training.jsonl"

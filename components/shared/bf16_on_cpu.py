@@ -54,13 +54,16 @@ def _multiply(layer: nn.Linear, x: Tensor) -> Tensor:
 
 
 @contextlib.contextmanager
-def fast_bf16(lms: Sequence[PreTrainedModel], device: torch.device, precision: str) -> Iterator[None]:
+def fast_bf16(
+    lms: Sequence[PreTrainedModel], device: torch.device, precision: str, backward: bool = True
+) -> Iterator[None]:
     """Has models that run in bf16 on a CPU compute in float32 what is slow there otherwise.
 
     Args:
         lms: the model that is trained, and those that it is compared with meanwhile: what they differ by must not be rounding.
+        backward: whether gradients are taken. Without them a processor with instructions for bf16 has nothing slow to do.
     """
-    if device.type != "cpu" or precision != "bf16":
+    if device.type != "cpu" or precision != "bf16" or (not backward and has_bf16_products()):
         yield
         return
     attending = [lm for lm in lms if lm.config._attn_implementation == "sdpa"]

@@ -104,6 +104,13 @@ def test_a_product_is_that_of_rounded_numbers_rounded(bias: bool) -> None:
     assert "forward" not in vars(layer)
 
 
+def test_without_gradients_attention_is_changed_only_where_there_are_no_instructions(has_products: bool) -> None:
+    lm = tiny("causal")
+    with fast_bf16([lm], CPU, "bf16", backward=False):
+        assert (lm.config._attn_implementation == "sdpa") == has_products
+        assert ("forward" in vars(lm.lm_head)) == (not has_products)
+
+
 @pytest.mark.parametrize("precision", ["float32", "bf16"])
 def test_layers_are_changed_only_where_it_helps_and_no_longer_than_that(precision: str, has_products: bool) -> None:
     lm = tiny("causal")
