@@ -2,10 +2,7 @@
 
 The runner works in a child process, whose output goes to a file: KFP's log is long, and the steps' lines would interleave
 in it. Steps write logs, progress and outcome records of their own, which this process turns into a few lines for a
-person. An output folder belongs to one run at a time.
-
-    <output>/.mixtune/          artifacts, cache, outcome records; remove it and the next run starts from nothing
-    <output>/logs/<run>/        one log for each step, and KFP's own
+person.
 """
 
 from __future__ import annotations
@@ -13,25 +10,21 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
-import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
-import threading
+import tempfile
 import time
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from filelock import FileLock, Timeout
-
-from mixtune.components.config import Config, load
-from mixtune.components.shared.artifacts import ModelCard, read_json, write_json
+from mixtune.components.config import Config
+from mixtune.components.shared.artifacts import write_json
 from mixtune.components.shared.context import started_titles
-from mixtune.components.shared.errors import MixtuneError, RefusedError
 from mixtune.components.shared.journal import in_words, sync_command, undelivered
 from mixtune.components.shared.memory import MALLOC_TUNABLES
 from mixtune.components.shared.outcome import EXIT_STATUS, Outcome, load_outcomes
@@ -39,6 +32,8 @@ from mixtune.components.shared.outcome import EXIT_STATUS, Outcome, load_outcome
 from .configuration import to_yaml
 from .display import Display
 from .images import source_digest
+from .publishing import keep_history, publish
+from .run_folder import Run, claim
 
 if TYPE_CHECKING:
     from .containers import Containers
@@ -46,43 +41,6 @@ if TYPE_CHECKING:
 GATE_NOT_MET = "gate_not_met"
 # What changes a step's results besides its inputs: a new version must not take results from an old one's cache.
 _RESULT_PACKAGES = ("torch", "transformers", "tokenizers", "accelerate", "numpy", "scipy", "scikit-learn")
-
-
-@dataclass(frozen=True)
-class Run:
-    """One local run.
-
-    Attributes:
-        id: unlike any other run's.
-        output: the output folder.
-    """
-
-    id: str
-    output: Path
-
-    @property
-    def state(self) -> Path:
-        return self.output / ".mixtune"
-
-    @property
-    def checkpoints(self) -> Path:
-        return self.state / "checkpoints"
-
-    @property
-    def logs(self) -> Path:
-        return self.output / "logs" / self.id
-
-    @property
-    def outcomes(self) -> Path:
-        return self.state / "outcomes" / self.id
-
-    @property
-    def journal(self) -> Path:
-        return journal_folder(self.output)
-
-    @property
-    def progress(self) -> Path:
-        return self.state / "progress" / f"{self.id}.jsonl"
 
 
 @dataclass
@@ -104,42 +62,6 @@ class Ended:
     notes: list[str] = field(default_factory=list)
 
 
-def claim(output: Path, name: str) -> FileLock:
-    """Takes an output folder for one run.
-
-    Raises:
-        RefusedError: where it cannot be used, holds something that is no mixtune run, or another run is using it.
-    """
-    for character in "%?":
-        if character in str(output.absolute()):
-            raise RefusedError(
-                f"--output: {output.absolute()} has a {character} in it, which MLflow's SQLite address cannot hold; "
-                "choose another folder"
-            )
-    marker = output / ".mixtune" / "folder.json"
-    lock = FileLock(marker.parent / "lock", timeout=0)
-    try:
-        if output.exists() and not output.is_dir():
-            raise RefusedError(f"--output: {output} is a file; choose another folder")
-        if output.is_dir() and any(output.iterdir()) and not marker.is_file():
-            raise RefusedError(f"--output: {output} is not empty and is no mixtune run; choose another folder")
-        marker.parent.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
-        if not marker.is_file():
-            write_json(marker, {"format": "mixtune-run/1", "name": name})
-    except Timeout:
-        raise RefusedError(f"--output: another run is using {output}; wait for it or choose another folder") from None
-    except OSError as error:
-        lock.release()
-        raise RefusedError(f"--output: {output} cannot be used ({error.strerror}); choose another folder") from None
-    return lock
-
-
-def journal_folder(output: Path) -> Path:
-    """Where a run keeps what MLflow has not got yet."""
-    return output / ".mixtune" / "undelivered"
-
-
 def run_local(
     config: Config, output: Path, use_cache: bool, display: Display, containers: Containers | None = None
 ) -> Ended:
@@ -159,12 +81,14 @@ def run_local(
         for folder in (run.logs, run.outcomes, run.progress.parent):
             folder.mkdir(parents=True, exist_ok=True)
         run.progress.touch()
-        _keep_history(output)
+        keep_history(output)
         (output / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
         write_json(run.state / "last_run.json", {"id": run.id})
         if not use_cache:
             shutil.rmtree(run.checkpoints, ignore_errors=True)
-        interrupted = _watch(_start(config, run, code if use_cache else None, containers), run, config, display)
+        with tempfile.TemporaryDirectory(prefix="mixtune-", ignore_cleanup_errors=True) as scratch:
+            child = _start(config, run, code if use_cache else None, containers, Path(scratch))
+            interrupted = _watch(child, run, config, display)
         ended = _conclude(run, config, interrupted, display)
         if not ended.failures and not interrupted:
             # Also those of trainings that were killed and never asked for again.
@@ -198,9 +122,15 @@ def environment_of_steps(config: Config, run: Run) -> dict[str, str]:
     return environment
 
 
-def _start(config: Config, run: Run, code: str | None, containers: Containers | None) -> subprocess.Popen[bytes]:
+def _start(
+    config: Config, run: Run, code: str | None, containers: Containers | None, scratch: Path
+) -> subprocess.Popen[bytes]:
     environment = environment_of_steps(config, run)
+    # KFP makes a temporary folder for each task, and torch for each launch, and leave them.
+    environment["TMPDIR"] = str(scratch)
+    environment.setdefault("TORCHINDUCTOR_CACHE_DIR", str(run.state / "compiled"))
     spec = {
+        "parent": os.getpid(),
         "config": config.model_dump(mode="json"),
         "pipeline_root": str(run.state / "artifacts"),
         "cache_root": str(run.state / "cache" / code) if code else None,
@@ -210,7 +140,7 @@ def _start(config: Config, run: Run, code: str | None, containers: Containers | 
     write_json(spec_file, spec)
     with (run.logs / "kfp.log").open("wb") as log:
         return subprocess.Popen(
-            [sys.executable, "-m", "mixtune.pipelines.local", str(spec_file)],
+            [sys.executable, "-m", "mixtune.pipelines.local_child", str(spec_file)],
             env=environment,
             stdin=subprocess.DEVNULL,
             stdout=log,
@@ -333,113 +263,6 @@ def _close_on_record(config: Config, run: Run, status: Literal["FAILED", "KILLED
         close_unfinished(uri, experiment, run.id, status, verdict, run.journal)
 
 
-def publish(
-    run: Run, config: Config, compared: Outcome, registered: Outcome | None
-) -> tuple[dict[str, Any], list[str]]:
-    """Puts report and models where people look for them, and leaves alone what is not mixtune's.
-
-    Args:
-        config: the run's; it goes along with the report.
-        compared: record of `compare`, which knows where every candidate's model is.
-        registered: record of `register`, which alone writes out an interpolated model.
-
-    Returns:
-        The report, and a sentence for each model in whose place there is something else.
-    """
-    comparison = Path(compared.artifacts["comparison"])
-    report: dict[str, Any] = read_json(comparison / "report.json", "a comparison made by mixtune")
-    _replace(
-        run.output / "report", comparison, {"config.yaml": to_yaml(config), "run.json": json.dumps({"id": run.id})}
-    )
-    models = read_json(comparison / "models.json", "a comparison made by mixtune")
-    if registered is not None and report["selected"] not in models:
-        models = {**models, report["selected"]: registered.artifacts["model"]}
-    return report, _publish_models(run.output / "models", models, report["selected"])
-
-
-def _publish_models(target: Path, models: dict[str, str], selected: str) -> list[str]:
-    target.mkdir(exist_ok=True)
-    link = target / "selected"
-    if link.is_symlink():
-        link.unlink()
-    for folder in target.iterdir():
-        if folder.name not in models and _is_published(folder):
-            shutil.rmtree(folder)
-    taken = []
-    for candidate, uri in models.items():
-        place = target / candidate
-        if (place.exists() or place.is_symlink()) and not _is_published(place):
-            taken.append(place)
-        elif Path(uri).is_dir():
-            _replace(place, Path(uri))
-            _link_weights(place)
-    if link.exists():
-        taken.append(link)
-    elif _is_published(target / selected):
-        link.symlink_to(selected)
-    return [f"{place} was not made by mixtune; move it away and run again" for place in taken]
-
-
-def _link_weights(folder: Path) -> None:
-    """A base model that is used as it is was not copied; links make its folder one that plain transformers loads."""
-    card = ModelCard.load(folder)
-    if card.weights is None:
-        return
-    source = Path(card.weights)
-    if not source.is_dir():
-        from huggingface_hub import snapshot_download
-
-        try:
-            source = Path(snapshot_download(card.weights, revision=card.revision, local_files_only=True))
-        except Exception:  # the hub's cache may be gone by now; the card still says which model it is
-            return
-    for file in source.iterdir():
-        if file.is_file() and not (folder / file.name).exists():
-            (folder / file.name).symlink_to(file.absolute())
-
-
-def _is_published(folder: Path) -> bool:
-    """Whether an earlier run put a candidate there. A copy under another name is the user's."""
-    if folder.is_symlink() or not (folder / "mixtune.json").is_file():
-        return False
-    try:
-        return ModelCard.load(folder).id == folder.name
-    except (RefusedError, ValueError):
-        return False
-
-
-def _replace(target: Path, source: Path, texts: dict[str, str] | None = None) -> None:
-    """Puts a copy of a folder in a folder's place, with further files in it."""
-    aside = target.with_name(target.name + ".part")
-    shutil.rmtree(aside, ignore_errors=True)
-    shutil.copytree(source, aside, copy_function=_copy)
-    for name, text in (texts or {}).items():
-        (aside / name).write_text(text, encoding="utf-8")
-    shutil.rmtree(target, ignore_errors=True)
-    aside.rename(target)
-
-
-def _copy(source: str, target: str) -> None:
-    """Copies a file; weights, which are large, are hard links where the file system can."""
-    if source.endswith(".safetensors"):
-        with contextlib.suppress(OSError):
-            os.link(source, target)
-            return
-    shutil.copy2(source, target)
-
-
-def _keep_history(output: Path) -> None:
-    """Keeps the last report and the configuration that it belongs to, before another report takes its place."""
-    report = output / "report"
-    if not (report / "run.json").is_file():
-        return
-    kept = output / "history" / read_json(report / "run.json", "a report of a mixtune run")["id"]
-    if not (kept / "report").exists():
-        kept.mkdir(parents=True, exist_ok=True)
-        shutil.copy2(report / "config.yaml", kept / "config.yaml")
-        _replace(kept / "report", report)
-
-
 def code_digest() -> str:
     """Identifies the code of the steps and the packages that their results depend on."""
     digest = hashlib.sha256(source_digest().encode())
@@ -457,50 +280,3 @@ def _git_commit() -> str:
     except (OSError, subprocess.TimeoutExpired):
         return ""
     return done.stdout.strip() if done.returncode == 0 else ""
-
-
-def _run_in_this_process(spec_file: str) -> None:
-    """The child: KFP's local runner on the one DAG."""
-    import logging
-
-    from kfp import local
-
-    from .pipeline import make_pipeline
-    from .placement import Placer
-
-    threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
-    # Without this the runner does not tell what it takes from its cache.
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    spec = json.loads(Path(spec_file).read_text(encoding="utf-8"))
-    runner: Any = local.SubprocessRunner(use_venv=False)
-    in_images = None
-    if spec["containers"]:
-        from .containers import docker_runner
-        from .images import images
-
-        asked = spec["containers"]
-        progress, outcomes = Path(os.environ["MIXTUNE_PROGRESS_FILE"]), Path(os.environ["MIXTUNE_OUTCOME_DIR"])
-        runner = docker_runner(asked, os.environ["MIXTUNE_RUN_ID"], progress, outcomes)
-        in_images = images(asked["image_prefix"], asked["tag"])
-    local.init(
-        runner,
-        pipeline_root=spec["pipeline_root"],
-        raise_on_error=False,
-        enable_caching=spec["cache_root"] is not None,
-        cache_root=spec["cache_root"],
-    )
-    make_pipeline(load(spec["config"]), Placer.local(in_images))()
-
-
-def _end_with_parent(parent: int) -> None:
-    """Ends this process and the steps when the command is gone (kill -9): the folder is free then for another run."""
-    while os.getppid() == parent:
-        time.sleep(1)
-    os.killpg(0, signal.SIGTERM)
-
-
-if __name__ == "__main__":
-    try:
-        _run_in_this_process(sys.argv[1])
-    except MixtuneError as error:
-        raise SystemExit("; ".join(error.problems)) from None

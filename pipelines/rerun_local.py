@@ -22,10 +22,11 @@ from mixtune.components.shared.outcome import Outcome, load_outcomes
 from mixtune.components.shared.runtime import OUTPUTS
 
 from .configuration import read_config
-from .local import Run, claim, tracking_uri
+from .local import tracking_uri
 from .placement import steps_from
 from .records import StepRecord
 from .rerun import choose, given_to, step_of, with_overrides
+from .run_folder import Run, claim
 
 
 def rerun_local(folder: Path, run_from: str | None, only: str | None, overrides: Sequence[str]) -> int:

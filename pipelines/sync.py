@@ -10,7 +10,7 @@ from mixtune.components.shared.errors import RefusedError, UnreachableError
 from mixtune.components.shared.journal import in_words, undelivered
 from mixtune.components.shared.outcome import EXIT_STATUS
 
-from .local import journal_folder
+from .run_folder import journal_folder
 
 RUNS = Path("runs")
 

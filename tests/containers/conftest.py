@@ -15,7 +15,7 @@ import yaml
 
 from mixtune.components.shared.outcome import Outcome, load_outcomes
 from tests.components.evaluate.harness_made import write_tasks
-from tests.pipelines.test_run import Project
+from tests.pipelines.project import Project
 
 from . import engine
 

@@ -15,7 +15,7 @@ import pytest
 
 from mixtune.components.config import Fingerprints, load, parts
 from mixtune.pipelines.images import images
-from tests.pipelines.test_run import Project
+from tests.pipelines.project import Project
 
 from .conftest import Built, outcomes, with_harness
 

@@ -18,7 +18,7 @@ import pytest
 import requests
 
 from mixtune.pipelines.placement import TRACKING_KEYS
-from tests.pipelines.test_run import Project
+from tests.pipelines.project import Project
 
 from .deployed import STEPS_USER, Deployed, made_up, secrets_in
 from .manifests import ROOT, find

@@ -22,7 +22,7 @@ from mixtune.components.config import load, parts
 from mixtune.components.shared.outcome import Outcome, load_outcomes
 from mixtune.components.shared.tracking import connect
 
-from .test_run import Project
+from .project import Project
 
 pytestmark = pytest.mark.slow
 

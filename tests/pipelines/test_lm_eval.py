@@ -9,7 +9,8 @@ import pytest
 
 from tests.components.evaluate.harness_made import write_tasks
 
-from .test_run import ALWAYS, Project
+from .project import Project
+from .test_run import ALWAYS
 
 pytestmark = pytest.mark.slow
 

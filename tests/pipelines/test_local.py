@@ -19,7 +19,9 @@ from mixtune.components.shared.outcome import Outcome
 from mixtune.pipelines.commands import _print_verdict
 from mixtune.pipelines.configuration import ready_made
 from mixtune.pipelines.display import Display, candidates_table
-from mixtune.pipelines.local import Ended, Run, _conclude, _keep_history, _notes, claim, publish
+from mixtune.pipelines.local import Ended, _conclude, _notes
+from mixtune.pipelines.publishing import keep_history, publish
+from mixtune.pipelines.run_folder import Run, claim
 
 
 class Made:
@@ -144,16 +146,16 @@ def test_only_weights_are_shared_with_the_cache(made: Made) -> None:
 
 def test_history_pairs_a_report_with_its_own_configuration(made: Made) -> None:
     output = made.run.output
-    _keep_history(output)
+    keep_history(output)
     assert not (output / "history").exists()
     made.publish()
     # A run that failed before it had a report: only config.yaml at the top is its own.
-    _keep_history(output)
+    keep_history(output)
     (output / "config.yaml").write_text("name: failed")
-    _keep_history(output)
+    keep_history(output)
     assert [path.name for path in (output / "history").iterdir()] == ["one"]
     Made(output, "two").publish()
-    _keep_history(output)
+    keep_history(output)
     for id in ("one", "two"):
         kept = output / "history" / id
         assert yaml.safe_load((kept / "config.yaml").read_text())["name"] == id

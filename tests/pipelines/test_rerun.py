@@ -19,11 +19,11 @@ from mixtune.components.shared.tracking import Tracker
 from mixtune.pipelines import client, rerun
 from mixtune.pipelines.configuration import read_config
 from mixtune.pipelines.kfp_api import Api, Connection, Patience
-from mixtune.pipelines.local import Run
 from mixtune.pipelines.rerun_local import forget, rerun_local
+from mixtune.pipelines.run_folder import Run
 
 from .kfp_server import KfpServer
-from .test_run import Project
+from .project import Project
 
 QUICK = Patience(seconds=3.0, first=0.01, longest=0.05, answer=5)
 STEPS = ("prepare", "pretrain", "finetune", "mixed", "evaluate")

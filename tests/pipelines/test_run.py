@@ -7,9 +7,9 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -18,82 +18,25 @@ import pytest
 import yaml
 
 from mixtune.components.shared.outcome import load_outcomes
-from mixtune.components.shared.tracking import connect
-from mixtune.pipelines.local import claim
+from mixtune.pipelines.run_folder import claim
 from tests.conftest import sentences
+from tests.pipelines.project import Project
 
 pytestmark = pytest.mark.slow
 
 ALWAYS = {"plan", "compare", "finish"}
 
 
-class Project:
-    """A user's folder with data and a configuration, and the command run in it."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.output = folder / "runs" / "tiny"
-        texts = sentences(240)
-        self.write("text.jsonl", [{"text": f"{one} . {two}"} for one, two in pairwise(texts)])
-        self.write_labels(200)
-        self.config: dict[str, Any] = {
-            "name": "tiny",
-            "model": {
-                "base": "scratch",
-                "max_length": 64,
-                "scratch": {"vocabulary_size": 400, "hidden_size": 32, "layers": 2, "heads": 2},
-            },
-            "data": {
-                "pretrain": {"source": "text.jsonl", "dev_fraction": 0.1, "test_fraction": 0.1},
-                "finetune": {"source": "labels.jsonl", "dev_fraction": 0.2, "test_fraction": 0.2},
-            },
-            "pretrain": {"steps": 25, "batch_size": 8, "learning_rate": 0.003, "precision": "float32"},
-            "finetune": {"steps": 12, "batch_size": 8, "learning_rate": 0.003, "precision": "float32"},
-            "mixed": {"lambdas": [0.3], "steps": 12, "batch_size": 8, "learning_rate": 0.003, "precision": "float32"},
-            # Everything passes, so that register runs.
-            "evaluate": {"precision": "float32"},
-            "gate": {"max_score_drop": 1, "max_forgetting_share": None, "resamples": 200, "rule": "best_task_score"},
-        }
-
-    def write(self, name: str, rows: list[dict[str, Any]]) -> None:
-        lines = [json.dumps(row, ensure_ascii=False) for row in rows]
-        (self.folder / name).write_text("\n".join(lines) + "\n", encoding="utf-8")
-
-    def write_labels(self, count: int) -> None:
-        good = sentences(count // 2, seed=7, words=tuple("fine good great lovely warm bright film".split()))  # noqa: SIM905
-        bad = sentences(count // 2, seed=8, words=tuple("poor bad awful cold dull dark film".split()))  # noqa: SIM905
-        rows = [{"text": text, "label": "good"} for text in good] + [{"text": text, "label": "bad"} for text in bad]
-        self.write("labels.jsonl", rows)
-
-    def mixtune(self, *arguments: str, config: dict[str, Any] | None = None) -> subprocess.CompletedProcess[str]:
-        (self.folder / "config.yaml").write_text(yaml.safe_dump(config or self.config), encoding="utf-8")
-        return subprocess.run(
-            [sys.executable, "-m", "mixtune.pipelines.cli", *arguments], cwd=self.folder, capture_output=True, text=True,
-            timeout=600, check=False,
-        )  # fmt: skip
-
-    def run(self, *arguments: str) -> tuple[int, set[str], str]:
-        """Exit status, titles of the steps that really ran, and all that was printed."""
-        done = self.mixtune("run", "config.yaml", *arguments)
-        return done.returncode, self.ran(), done.stdout + done.stderr
-
-    def ran(self) -> set[str]:
-        run_id = json.loads((self.output / ".mixtune" / "last_run.json").read_text())["id"]
-        return {outcome.title for outcome in load_outcomes(self.output / ".mixtune" / "outcomes" / run_id)}
-
-    def report(self) -> dict[str, Any]:
-        return dict(json.loads((self.output / "report" / "report.json").read_text()))
-
-    def client(self) -> Any:
-        return connect(f"sqlite:///{self.output / 'mlflow' / 'mlflow.db'}")
-
-
 @pytest.fixture(scope="module")
 def first(tmp_path_factory: pytest.TempPathFactory) -> tuple[Project, str]:
     """One finished run; tests that go on from it work on a copy of nothing: they leave it finished too."""
     project = Project(tmp_path_factory.mktemp("project"))
-    status, ran, printed = project.run()
-    assert status == 0, printed
+    with tempfile.TemporaryDirectory() as temporary:
+        project.environment["TMPDIR"] = temporary
+        status, ran, printed = project.run()
+        assert status == 0, printed
+        assert list(Path(temporary).iterdir()) == []  # what KFP and torch put there is gone
+    project.environment.clear()
     assert ran == ALWAYS | {
         "prepare pretrain", "prepare finetune", "pretrain", "finetune", "mixed-0.3", "evaluate mixed-0.3",
         "evaluate pretrained", "evaluate finetuned", "evaluate interpolated", "register",

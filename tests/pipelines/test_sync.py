@@ -15,7 +15,7 @@ import yaml
 from mixtune.components.shared.tracking import connect
 from tests.mlflow_server import MlflowServer
 
-from .test_run import Project
+from .project import Project
 
 pytestmark = pytest.mark.slow
 

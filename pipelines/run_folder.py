@@ -1,0 +1,90 @@
+"""The output folder of a local run: what is where in it, and who has it.
+
+    <output>/.mixtune/          artifacts, cache, outcome records; remove it and the next run starts from nothing
+    <output>/logs/<run>/        one log for each step, and KFP's own
+
+An output folder belongs to one run at a time.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from mixtune.components.shared.artifacts import write_json
+from mixtune.components.shared.errors import RefusedError
+
+
+@dataclass(frozen=True)
+class Run:
+    """One local run.
+
+    Attributes:
+        id: unlike any other run's.
+        output: the output folder.
+    """
+
+    id: str
+    output: Path
+
+    @property
+    def state(self) -> Path:
+        return self.output / ".mixtune"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.state / "checkpoints"
+
+    @property
+    def logs(self) -> Path:
+        return self.output / "logs" / self.id
+
+    @property
+    def outcomes(self) -> Path:
+        return self.state / "outcomes" / self.id
+
+    @property
+    def journal(self) -> Path:
+        return journal_folder(self.output)
+
+    @property
+    def progress(self) -> Path:
+        return self.state / "progress" / f"{self.id}.jsonl"
+
+
+def claim(output: Path, name: str) -> FileLock:
+    """Takes an output folder for one run.
+
+    Raises:
+        RefusedError: where it cannot be used, holds something that is no mixtune run, or another run is using it.
+    """
+    for character in "%?":
+        if character in str(output.absolute()):
+            raise RefusedError(
+                f"--output: {output.absolute()} has a {character} in it, which MLflow's SQLite address cannot hold; "
+                "choose another folder"
+            )
+    marker = output / ".mixtune" / "folder.json"
+    lock = FileLock(marker.parent / "lock", timeout=0)
+    try:
+        if output.exists() and not output.is_dir():
+            raise RefusedError(f"--output: {output} is a file; choose another folder")
+        if output.is_dir() and any(output.iterdir()) and not marker.is_file():
+            raise RefusedError(f"--output: {output} is not empty and is no mixtune run; choose another folder")
+        marker.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+        if not marker.is_file():
+            write_json(marker, {"format": "mixtune-run/1", "name": name})
+    except Timeout:
+        raise RefusedError(f"--output: another run is using {output}; wait for it or choose another folder") from None
+    except OSError as error:
+        lock.release()
+        raise RefusedError(f"--output: {output} cannot be used ({error.strerror}); choose another folder") from None
+    return lock
+
+
+def journal_folder(output: Path) -> Path:
+    """Where a run keeps what MLflow has not got yet."""
+    return output / ".mixtune" / "undelivered"
