@@ -79,6 +79,11 @@ MIXED = Made("mixed-0.3", "mixed", forgets=0.4, right=0.65, mix_weight=0.3)
 BASE = Made("base", "base", forgets=0.3)
 CHAMPION = Made("champion", "champion", forgets=0.5, right=0.6, mix_weight=0.2)
 INTERPOLATED = Made("interpolated-0.5", "interpolated", forgets=0.2, right=0.4, alpha=0.5)
+CURVE = [
+    {"step": step, "loss": 1.0, "loss_pretrain": 4.0 + step / 100, "loss_finetune": None if step == 10 else 2.0}
+    for step in (10, 20, 30)
+]
+STRONGER = Made("mixed-0.5", "mixed", forgets=0.2, right=0.64, mix_weight=0.5, curve=CURVE)
 
 
 def write_evaluation(
