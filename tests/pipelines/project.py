@@ -16,6 +16,9 @@ from mixtune.components.shared.outcome import load_outcomes
 from mixtune.components.shared.tracking import connect
 from tests.conftest import sentences
 
+ALWAYS = {"plan", "compare", "finish"}
+"""Steps that run each time, whatever the cache holds."""
+
 
 class Project:
     """A user's folder with data and a configuration, and the command run in it."""
@@ -77,3 +80,10 @@ class Project:
 
     def client(self) -> Any:
         return connect(f"sqlite:///{self.output / 'mlflow' / 'mlflow.db'}")
+
+    def pipeline_runs(self) -> list[Any]:
+        """The parent runs, newest first."""
+        client = self.client()
+        experiment = client.get_experiment_by_name("mixtune").experiment_id
+        order = ["attributes.start_time DESC"]
+        return list(client.search_runs([experiment], "tags.`mixtune.step` = 'pipeline'", order_by=order))

@@ -9,8 +9,7 @@ import pytest
 
 from tests.components.evaluate.harness_made import write_tasks
 
-from .project import Project
-from .test_run import ALWAYS
+from .project import ALWAYS, Project
 
 pytestmark = pytest.mark.slow
 

@@ -1,0 +1,138 @@
+"""Runs that are interrupted, killed or refused: what is said, and what is left."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import psutil
+import pytest
+import yaml
+
+from mixtune.pipelines.run_folder import claim
+from tests.conftest import sentences
+from tests.pipelines.project import Project
+
+pytestmark = pytest.mark.slow
+
+
+def test_interrupted_is_130_and_goes_on_from_there(fresh: Project) -> None:
+    (fresh.folder / "config.yaml").write_text(yaml.safe_dump(fresh.config), encoding="utf-8")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "mixtune.pipelines.cli", "run", "config.yaml"], cwd=fresh.folder,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
+    )  # fmt: skip
+    deadline = time.monotonic() + 120
+    outcomes = fresh.output / ".mixtune" / "outcomes"
+    while not list(outcomes.glob("*/prepare-finetune.json")) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert "goes on from there" in errors
+    status, ran, _ = fresh.run()
+    assert status == 0
+    assert "prepare pretrain" not in ran
+    statuses = [run.info.status for run in fresh.pipeline_runs()]
+    assert statuses == ["FINISHED", "KILLED"], "newest first"
+
+
+def test_killed_for_good_leaves_no_process_and_a_folder_to_go_on_in(fresh: Project) -> None:
+    (fresh.folder / "config.yaml").write_text(yaml.safe_dump(fresh.config), encoding="utf-8")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "mixtune.pipelines.cli", "run", "config.yaml"],
+        cwd=fresh.folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    deadline = time.monotonic() + 60
+    while not list((fresh.output / "logs").glob("*/plan.log")) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.kill()
+    process.wait()
+
+    def alive() -> bool:
+        lines = (" ".join(one.info["cmdline"] or ()) for one in psutil.process_iter(["cmdline"]))
+        return any(str(fresh.folder) in line for line in lines)
+
+    while alive():
+        assert time.monotonic() < deadline, "the runner or a step lives on"
+        time.sleep(0.2)
+    claim(fresh.output, "tiny").release()
+
+
+REFUSED: list[tuple[str, Callable[[Project], object], str]] = [
+    ("missing file", lambda p: (p.folder / "text.jsonl").unlink(), "text.jsonl"),
+    ("missing column", lambda p: p.config["data"]["finetune"].update(label_column="klass"), "klass"),
+    ("lambda above one", lambda p: p.config["mixed"].update(lambdas=[1.5]), "mixed.lambdas.0"),
+    ("unknown key", lambda p: p.config.update(mixd={}), "mixd"),
+    ("wrong type", lambda p: p.config["pretrain"].update(steps="many"), "pretrain.steps"),
+    ("no model", lambda p: p.config["model"].update(base="./nowhere"), "nowhere"),
+    ("empty file", lambda p: (p.folder / "labels.jsonl").write_text(""), "labels.jsonl"),
+]
+
+
+@pytest.mark.parametrize(("spoil", "word"), [(one[1], one[2]) for one in REFUSED], ids=[one[0] for one in REFUSED])
+def test_refused_before_anything_runs_and_nothing_is_written(
+    fresh: Project, spoil: Callable[[Project], object], word: str
+) -> None:
+    spoil(fresh)
+    done = fresh.mixtune("run", "config.yaml")
+    assert done.returncode == 2, done.stderr
+    assert word in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (fresh.folder / "runs").exists()
+
+
+def test_bad_data_is_refused_with_all_problems_of_its_stream(fresh: Project) -> None:
+    rows: list[dict[str, Any]] = [
+        {"text": text, "label": "a" if i % 2 else "b"} for i, text in enumerate(sentences(40))
+    ]
+    rows[5] = {"text": "once only here", "label": "once"}
+    rows[7]["text"] = "   "
+    rows[9]["label"] = None
+    fresh.write("labels.jsonl", rows)
+    done = fresh.mixtune("run", "config.yaml")
+    assert done.returncode == 2
+    assert not {"pretrain", "finetune"} & fresh.ran(), "nothing is trained on data that is refused"
+    for word in ("once", "line 8", "line 10"):
+        assert word in done.stderr, word
+    assert "Traceback" not in done.stderr
+
+
+def test_a_folder_that_is_no_run_is_left_alone(fresh: Project) -> None:
+    fresh.output.mkdir(parents=True)
+    (fresh.output / "thesis.txt").write_text("years of work")
+    done = fresh.mixtune("run", "config.yaml")
+    assert done.returncode == 2
+    assert "is no mixtune run" in done.stderr
+    assert [path.name for path in fresh.output.iterdir()] == ["thesis.txt"]
+
+
+def test_an_unreachable_tracking_server_is_status_4(fresh: Project) -> None:
+    fresh.config["tracking"] = {"uri": "http://127.0.0.1:9"}
+    done = fresh.mixtune("run", "config.yaml")
+    assert done.returncode == 4, done.stdout + done.stderr
+    assert "no MLflow server answers at http://127.0.0.1:9" in done.stderr
+
+
+def test_a_password_in_the_configuration_is_refused_and_not_shown(fresh: Project) -> None:
+    fresh.config["tracking"] = {"uri": "http://someone:secret@127.0.0.1:9"}
+    done = fresh.mixtune("run", "config.yaml")
+    assert done.returncode == 2
+    assert "MLFLOW_TRACKING_PASSWORD" in done.stderr
+    assert "secret" not in done.stdout + done.stderr
+    assert not (fresh.folder / "runs").exists()
+
+
+def test_two_runs_in_one_folder_do_not_mix(fresh: Project) -> None:
+    lock = claim(fresh.output, "tiny")
+    try:
+        done = fresh.mixtune("run", "config.yaml")
+    finally:
+        lock.release()
+    assert done.returncode == 2
+    assert "another run is using" in done.stderr
