@@ -21,6 +21,7 @@ from .artifacts import Artifact, ArtifactLike, write_json
 from .config import Section
 from .context import Context
 from .errors import MixtuneError, RefusedError
+from .imports import quick_imports
 from .tracking import Tracker
 
 TRAINING_STEPS = ("pretrain", "finetune", "mixed")
@@ -131,7 +132,8 @@ def work(folder: Path) -> int:
         tracker = Tracker.attach(order["mlflow_run"], order["mlflow_parent"], journal, order["title"])
     context = Context(title=order["title"], tracker=tracker, run_id=order["run_id"], quiet=not is_main())
     try:
-        module = importlib.import_module(f"{package}.{order['step']}.step")
+        with quick_imports():
+            module = importlib.import_module(f"{package}.{order['step']}.step")
         module.run(section.from_json(order["config"]), context=context, **artifacts, **order["parameters"])
     except MixtuneError as error:
         raised = {"kind": error.kind, "problems": error.problems}

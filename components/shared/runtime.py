@@ -23,6 +23,7 @@ from .config import Section
 from .context import Context, note_progress
 from .distributed import is_main, num_processes, run_in_processes
 from .errors import GateNotMetError, MixtuneError, RefusedError
+from .imports import quick_imports
 from .outcome import EXIT_STATUS, Outcome, load_outcome
 from .tracking import Status, Tracker
 
@@ -69,22 +70,24 @@ def launch(
         note_progress(title)
         try:
             _raise_on_sigterm()
-            section: type[Section] = getattr(
-                importlib.import_module(f"{package}.{step}.config"), f"{step.capitalize()}Step"
-            )
-            parsed = section.from_json(config)
-            run_id = os.environ.get("MIXTUNE_RUN_ID")
-            if is_main():
-                _refuse_again(title, run_id)
-                tracker = Tracker.open(step, title, run_id)
-            tracker.log_params(parsed.model_dump(mode="json"))
-            context = Context(title=title, tracker=tracker, run_id=run_id, quiet=not is_main())
-            asides = Asides(step, artifacts, clean=is_main())
+            with quick_imports():
+                section: type[Section] = getattr(
+                    importlib.import_module(f"{package}.{step}.config"), f"{step.capitalize()}Step"
+                )
+                parsed = section.from_json(config)
+                run_id = os.environ.get("MIXTUNE_RUN_ID")
+                if is_main():
+                    _refuse_again(title, run_id)
+                    tracker = Tracker.open(step, title, run_id)
+                tracker.log_params(parsed.model_dump(mode="json"))
+                context = Context(title=title, tracker=tracker, run_id=run_id, quiet=not is_main())
+                asides = Asides(step, artifacts, clean=is_main())
+                count = num_processes(step, parsed)
+                module = importlib.import_module(f"{package}.{step}.step") if count == 1 else None
             value = missed = None
-            if (count := num_processes(step, parsed)) > 1:
+            if module is None:
                 run_in_processes(count, step, parsed, context, asides.artifacts, parameters)
             else:
-                module = importlib.import_module(f"{package}.{step}.step")
                 try:
                     value = module.run(parsed, context=context, **asides.artifacts, **parameters)
                 except GateNotMetError as error:
