@@ -18,7 +18,21 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 for name in [name for name in os.environ if name.startswith(("MLFLOW_", "MIXTUNE_"))]:
     del os.environ[name]
 
-LONG = ("test_demo.py", "containers")  # ten minutes each and more
+# Minutes each, the longest first.
+LONG = (
+    "test_demo.py",
+    "containers",
+    "test_run.py",
+    "test_run_tasks.py",
+    "test_mlflow.py",
+    "test_killed.py",
+    "test_run_stopped.py",
+    "test_sync.py",
+    "test_storm.py",
+    "test_rerun.py",
+    "test_distributed.py",
+    "test_lm_eval.py",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
