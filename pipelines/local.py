@@ -95,6 +95,9 @@ def run_local(
             shutil.rmtree(run.checkpoints, ignore_errors=True)
         ended.notes += _notes(run)
         return ended
+    except OSError as error:
+        error.filename = error.filename or str(output)  # a write that fails does not say where
+        raise
     finally:
         lock.release()
 

@@ -12,7 +12,7 @@ import typer
 @contextlib.contextmanager
 def plain_errors() -> Iterator[None]:
     """Turns errors meant for users into plain sentences and an exit status."""
-    from mixtune.components.shared.errors import MixtuneError
+    from mixtune.components.shared.errors import MixtuneError, cannot_be_written
     from mixtune.components.shared.outcome import EXIT_STATUS
 
     try:
@@ -26,3 +26,8 @@ def plain_errors() -> Iterator[None]:
     except BrokenPipeError:
         sys.stderr.close()
         raise typer.Exit(0) from None
+    except OSError as error:
+        if not (sentence := cannot_be_written(error)):
+            raise
+        typer.echo(f"mixtune: {sentence}", err=True)
+        raise typer.Exit(EXIT_STATUS["failed"]) from None

@@ -81,8 +81,8 @@ def connect(uri: str) -> MlflowClient:
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     import logging
 
-    # urllib3 warns of every try of its own; what matters is said once, in words.
-    levels = {"mlflow.store": logging.WARNING, "mlflow.store.db.utils": logging.WARNING, "alembic": logging.WARNING}
+    # urllib3 warns of every try of its own, and MLflow prints what it raises as well; what matters is said once, in words.
+    levels = {"mlflow.store": logging.WARNING, "mlflow.store.db.utils": logging.CRITICAL, "alembic": logging.WARNING}
     for name, level in {**levels, "urllib3.connectionpool": logging.ERROR}.items():
         logging.getLogger(name).setLevel(level)
     if uri.startswith("sqlite:///"):
@@ -104,6 +104,10 @@ def unreachable(uri: str, error: Exception) -> UnreachableError:
         return TurnedAwayError(
             f"MLFLOW_TRACKING_URI: the server at {without_credentials(uri)} turns these credentials away; correct "
             "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
+        )
+    if found := re.search(r"database or disk is full|attempt to write a readonly database", str(error)):
+        return UnreachableError(
+            f"MLFLOW_TRACKING_URI: {without_credentials(uri)} cannot be written ({found[0]}); make room and run again"
         )
     return UnreachableError(
         f"MLFLOW_TRACKING_URI: no MLflow server answers at {without_credentials(uri)} ({first_line(error)}); "

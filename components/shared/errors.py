@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import re
+import shutil
 
 
 class MixtuneError(Exception):
@@ -53,3 +55,17 @@ def first_line(error: BaseException) -> str:
     """What an error says, short enough for a sentence, without credentials."""
     lines = without_credentials(str(error)).strip().splitlines()
     return lines[0][:200] if lines else type(error).__name__
+
+
+def cannot_be_written(error: OSError) -> str | None:
+    """A sentence for a disk that is full or read-only; None for any other error."""
+    number, what, where = error.errno, error.strerror or "", error.filename
+    if isinstance(error, shutil.Error) and isinstance(
+        error.args[0], list
+    ):  # of a folder's copy: one text for each file
+        _, where, text = error.args[0][0]
+        found = re.match(r"\[Errno (\d+)\] ([^:]*)", str(text))
+        number, what = (int(found[1]), found[2]) if found else (None, "")
+    if number not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+        return None
+    return f"{where or 'the output'}: cannot be written ({what.lower()}); make room, or choose another place, and run again"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import importlib
 import json
 import os
@@ -22,7 +21,7 @@ from .artifacts import Artifact, ArtifactLike, ModelCard, write_json
 from .config import Section
 from .context import Context, note_progress
 from .distributed import is_main, num_processes, run_in_processes
-from .errors import GateNotMetError, MixtuneError, RefusedError
+from .errors import GateNotMetError, MixtuneError, RefusedError, cannot_be_written
 from .imports import quick_imports
 from .outcome import EXIT_STATUS, Outcome, load_outcome
 from .tracking import Status, Tracker
@@ -67,6 +66,7 @@ def launch(
     given = _given(step, config, artifacts, parameters)
     with _own_log(step, config, artifacts, parameters) as (title, log):
         tracker = Tracker.off()
+        asides: Asides | None = None
         note_progress(title)
         try:
             _raise_on_sigterm()
@@ -100,6 +100,8 @@ def launch(
                 raise missed
         except BaseException as error:
             signal.setitimer(signal.ITIMER_REAL, 0)  # heard; what follows is to be done in peace
+            if asides and is_main():
+                asides.discard()  # on a full disk that makes room for the record
             outcome = _outcome_of(error, title, log, time.monotonic() - started, tracker.run_id)
             outcome = outcome.model_copy(update={"given": given})
             if isinstance(error, GateNotMetError):
@@ -163,6 +165,12 @@ class Asides:
             aside.rename(target)
             _remove(before)
 
+    def discard(self) -> None:
+        """Removes what was not published, so far as that can be done."""
+        for aside, _ in self._pairs:
+            with contextlib.suppress(OSError):
+                _remove(aside)
+
 
 def _remove(path: Path) -> None:
     if path.is_dir() and not path.is_symlink():
@@ -210,9 +218,8 @@ def _outcome_of(error: BaseException, title: str, log: str | None, seconds: floa
     elif isinstance(error, MemoryError) or "out of memory" in str(error).lower():
         sentences = ["out of memory; lower micro_batch_size or give the step more memory"]
         traceback.print_exc()
-    elif isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
-        where, what = error.filename or "the output", (error.strerror or "").lower()
-        sentences = [f"{where}: cannot be written ({what}); make room, or choose another place, and run again"]
+    elif isinstance(error, OSError) and (sentence := cannot_be_written(error)):
+        sentences = [sentence]
     else:
         traceback.print_exc()
         first = str(error).strip().splitlines()

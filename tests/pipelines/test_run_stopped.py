@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from mixtune.pipelines.run_folder import claim
-from tests.conftest import sentences
+from tests.conftest import sentences, small_disk
 from tests.pipelines.project import Project
 
 pytestmark = pytest.mark.slow
@@ -136,3 +136,12 @@ def test_two_runs_in_one_folder_do_not_mix(fresh: Project) -> None:
         lock.release()
     assert done.returncode == 2
     assert "another run is using" in done.stderr
+
+
+def test_a_full_disk_is_said_in_a_sentence(fresh: Project) -> None:
+    with small_disk(fresh.output, "16k"):
+        done = fresh.mixtune("run", "config.yaml")
+    assert done.returncode == 1
+    assert f"mixtune: {fresh.output}" in done.stderr
+    assert "cannot be written (no space left on device); make room" in done.stderr
+    assert "Traceback" not in done.stderr

@@ -20,6 +20,7 @@ from mixtune.components.shared.artifacts import Artifact
 from mixtune.components.shared.outcome import load_outcomes
 from mixtune.components.shared.runtime import OUTPUTS, STEPS, _given, launch
 from mixtune.components.shared.tracking import connect
+from tests.conftest import small_disk
 
 from .tiny import write_data
 
@@ -88,6 +89,29 @@ def test_a_disk_that_takes_nothing_is_said_in_a_sentence(
         f"{tmp_path / 'model'}: cannot be written ({os.strerror(number).lower()}); make"
     )
     assert "Traceback" not in Path(outcome.log or "").read_text()
+
+
+def test_on_a_full_disk_what_is_half_written_makes_room_for_the_record(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import mixtune.components.finetune.step as step
+
+    def fill(*arguments: object, model: Artifact, **others: object) -> None:
+        Path(model.path).mkdir(parents=True)
+        with (Path(model.path) / "model.safetensors").open("wb") as file:
+            while True:
+                file.write(bytes(4096))
+                file.flush()
+
+    monkeypatch.setattr(step, "run", fill)
+    with small_disk(tmp_path, "2m"):
+        monkeypatch.setenv("MIXTUNE_OUTCOME_DIR", str(tmp_path / "outcomes"))
+        with pytest.raises(SystemExit) as ended:
+            finetune(tmp_path)
+        assert ended.value.code == 1
+        (outcome,) = load_outcomes(tmp_path / "outcomes")
+        assert "cannot be written (no space left on device)" in outcome.sentences[0]
+        assert not list(tmp_path.rglob("*.part"))
 
 
 def test_sigterm_ends_a_step_with_143_and_a_record(tmp_path: Path) -> None:

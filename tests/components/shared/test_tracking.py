@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 import pytest
 
 from mixtune.components.shared.errors import UnreachableError, without_credentials
 from mixtune.components.shared.tracking import PARENT, Tracker, connect
+from tests.conftest import small_disk
 
 
 @pytest.fixture
@@ -28,6 +30,23 @@ def test_steps_of_one_run_share_a_parent_whoever_comes_first(store: str) -> None
     assert run.data.tags[PARENT] == first.parent_id
     assert run.info.run_name == "mixed-0.3"
     assert [child.title for child in first.children()] == ["finetune", "mixed-0.3"]
+
+
+def test_a_store_on_a_full_disk_is_said_in_a_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with small_disk(tmp_path, "4m"):
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
+        Tracker.open("plan", "plan", "run-1").close("FINISHED")
+        with contextlib.suppress(OSError), (tmp_path / "other").open("wb") as file:
+            while True:
+                file.write(bytes(512))
+                file.flush()
+        with pytest.raises(
+            UnreachableError, match=r"mlflow.db cannot be written \(database or disk is full\); make room"
+        ):
+            Tracker.open("finetune", "finetune", "run-2")
+        assert "Traceback" not in capfd.readouterr().err
 
 
 def test_an_injected_run_id_does_not_redirect_a_nested_run(store: str, monkeypatch: pytest.MonkeyPatch) -> None:
