@@ -60,10 +60,8 @@ def first_line(error: BaseException) -> str:
 def cannot_be_written(error: OSError) -> str | None:
     """A sentence for a disk that is full or read-only; None for any other error."""
     number, what, where = error.errno, error.strerror or "", error.filename
-    if isinstance(error, shutil.Error) and isinstance(
-        error.args[0], list
-    ):  # of a folder's copy: one text for each file
-        _, where, text = error.args[0][0]
+    if isinstance(error, shutil.Error) and isinstance(error.args[0], list):
+        _, where, text = error.args[0][0]  # of a folder's copy: one text for each file
         found = re.match(r"\[Errno (\d+)\] ([^:]*)", str(text))
         number, what = (int(found[1]), found[2]) if found else (None, "")
     if number not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):

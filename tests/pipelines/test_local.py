@@ -14,7 +14,7 @@ from rich.console import Console
 from mixtune.components.config import Config, load
 from mixtune.components.shared.artifacts import ModelCard, write_json
 from mixtune.components.shared.context import note_progress
-from mixtune.components.shared.errors import RefusedError
+from mixtune.components.shared.errors import RefusedError, cannot_be_written
 from mixtune.components.shared.outcome import Outcome
 from mixtune.pipelines.commands import _print_verdict
 from mixtune.pipelines.configuration import ready_made
@@ -22,6 +22,7 @@ from mixtune.pipelines.display import Display, candidates_table
 from mixtune.pipelines.local import Ended, _conclude, _notes
 from mixtune.pipelines.publishing import keep_history, publish
 from mixtune.pipelines.run_folder import Run, claim
+from tests.conftest import small_disk
 
 
 class Made:
@@ -142,6 +143,20 @@ def test_only_weights_are_shared_with_the_cache(made: Made) -> None:
         for file in (made.cache / folder).iterdir():
             shared = file.samefile(published / file.name)
             assert shared == (file.suffix == ".safetensors"), file
+
+
+def test_a_report_that_does_not_fit_is_said_in_a_sentence_and_the_one_before_stays(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "out", "256k"):
+        made = Made(tmp_path / "out")
+        made.publish()
+        made.run = Run("two", made.run.output)
+        (Path(made.compared.artifacts["comparison"]) / "large").write_bytes(bytes(150_000))
+        with pytest.raises(OSError, match="No space left") as raised:
+            made.publish()
+        sentence = cannot_be_written(raised.value)
+        assert sentence is not None
+        assert "report.part/large: cannot be written (no space left on device)" in sentence
+        assert json.loads((tmp_path / "out" / "report" / "run.json").read_text()) == {"id": "one"}
 
 
 def test_history_pairs_a_report_with_its_own_configuration(made: Made) -> None:

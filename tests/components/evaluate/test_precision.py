@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
@@ -18,6 +19,8 @@ from .made import LABELS, evaluate, write_labelled, write_model
 @pytest.mark.parametrize("task", ["classification", "generation"])
 def test_bf16_is_near_float32(tmp_path: Path, task: Task, has_products: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bf16_on_cpu, "has_bf16_products", lambda: has_products)
+    in_float32 = Mock(wraps=bf16_on_cpu._multiply)
+    monkeypatch.setattr(bf16_on_cpu, "_multiply", in_float32)
     labels = LABELS if task == "classification" else None
     model = write_model(tmp_path / "model", "finetuned", "finetuned", labels, task=task)
     labelled = write_labelled(tmp_path / "labelled", task)
@@ -31,3 +34,4 @@ def test_bf16_is_near_float32(tmp_path: Path, task: Task, has_products: bool, mo
     for low, exact in zip(found["bf16"], found["float32"], strict=True):
         assert low["nats"] == pytest.approx(exact["nats"], rel=0.01)
     assert found["bf16"] != found["float32"]
+    assert in_float32.called != has_products

@@ -24,6 +24,7 @@ from mixtune.components.shared.mix_weight import BudgetController, MixWeight
 from mixtune.components.shared.model import MixedModel
 from mixtune.components.shared.resume import Sigterm, content_key
 from mixtune.components.shared.training import Extras, Result
+from tests.conftest import small_disk
 
 from .cut_off import STEPS, CutOffError, Training, curve, equal
 from .tiny import tiny_model
@@ -233,14 +234,9 @@ def test_a_full_disk_is_said_with_numbers_and_leaves_the_last_one_whole(tmp_path
     assert not list(tmp_path.glob("aside-*"))
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="mounting needs root")
 def test_a_disk_that_is_really_full(tmp_path: Path) -> None:
     disk = tmp_path / "disk"
-    disk.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "none", str(disk)], check=False)
-    if mounted.returncode:
-        pytest.skip("mounting is not allowed here")
-    try:
+    with small_disk(disk, "3m"):
         store = _store(disk / "place")
         store.save(2, TENSORS, {})
         with pytest.raises(MixtuneError, match=r"No space left.*it needs 2\.0 MB.*the one of step 2 is whole"):
@@ -248,11 +244,9 @@ def test_a_disk_that_is_really_full(tmp_path: Path) -> None:
         found = store.newest()
         assert found is not None
         assert found.step == 2
-    finally:
         subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
         with pytest.raises(MixtuneError, match=r"cannot be written \(Read-only file system\)"):
             _store(disk / "place")
-        subprocess.run(["umount", str(disk)], check=True)
 
 
 def test_no_memory_for_saving_is_said_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
