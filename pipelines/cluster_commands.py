@@ -15,7 +15,8 @@ from . import client
 from .configuration import read_config
 from .images import Images
 from .kfp_api import Api, Connection
-from .waiting import append_summary, hint, seconds_of, show, summary, wait_for
+from .results import append_summary, show, summary
+from .waiting import hint, seconds_of, wait_for
 
 Address = tuple[str | None, str | None, Path | None, Path | None]
 """Host, namespace, token file and certificate authority, as the options give them."""

@@ -38,7 +38,7 @@ def server() -> Iterator[KfpServer]:
 def _quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.setattr(waiting, "POLL_SECONDS", 0.02)
-    monkeypatch.setattr(waiting.wait_for, "__defaults__", (0.02,))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
 
 
 @pytest.fixture(scope="module")
@@ -127,13 +127,6 @@ def test_without_mlflow_a_good_end_is_no_verdict(server: KfpServer) -> None:
     assert "whether the gate was met cannot be told: MLFLOW_TRACKING_URI is not set here" in result.stderr
 
 
-def test_without_mlflow_kfp_names_what_failed(server: KfpServer) -> None:
-    tasks = {"root-driver": "SUCCEEDED", "plan": "SUCCEEDED", "pretrain": ("FAILED", "OOMKilled (exit code 137)\nmore")}
-    result = wait(server, running(server, ("FAILED", tasks)))
-    assert result.exit_code == 1
-    assert "mixtune: pretrain: OOMKilled (exit code 137)\n" in result.stderr
-
-
 def test_one_step_alone_has_no_verdict_and_needs_none(server: KfpServer, mlflow: str) -> None:
     values = kfp_api.V2beta1RuntimeConfig(parameters={"config": "{}", "model_uri": "s3://a"})
     for record, state, status in ((True, "SUCCEEDED", 0), (False, "SUCCEEDED", 0), (True, "FAILED", 2)):
@@ -148,38 +141,14 @@ def test_one_step_alone_has_no_verdict_and_needs_none(server: KfpServer, mlflow:
     assert wait(server, compared).exit_code == 3
 
 
-def test_progress_is_told_by_step(server: KfpServer, mlflow: str) -> None:
-    run = running(
-        server,
-        ("RUNNING", {"root-driver": "SUCCEEDED", "plan": "RUNNING"}),
-        ("RUNNING", {"plan": "SUCCEEDED", "prepare pretraining stream": "RUNNING"}),
-        ("SUCCEEDED", {"plan": "SUCCEEDED", "prepare pretraining stream": "SUCCEEDED", "register": "SKIPPED"}),
-    )
-    on_record(run, "compare", gate="passed")
-    lines: list[str] = []
-    ended = wait_for(Api(Connection(server.url), QUICK), run, None, lines.append)
-    assert ended.status == 0
-    assert [" ".join(line.split()) for line in lines] == [
-        "plan running", "plan done", "prepare pretraining stream running", "prepare pretraining stream done",
-        "register skipped",
-    ]  # fmt: skip
-
-
 def test_an_outage_while_waiting_is_sat_out(server: KfpServer, mlflow: str) -> None:
     run = running(server, "RUNNING", "RUNNING", "SUCCEEDED")
     on_record(run, "compare", gate="passed")
     api = Api(Connection(server.url), Patience(seconds=0.1, first=0.01, longest=0.05, answer=0.3))
-    seen = 0
-
-    def begin(_: str) -> None:
-        nonlocal seen
-        seen += 1
-
-    server.store.scripts[run].insert(0, ("RUNNING", {"plan": "RUNNING"}))
     kinds = ("status", "half", "cut", "drop")
     # The first look is answered; then come 16 bad answers, for longer than a single call would be tried.
     server.faults += [Fault("none", r"/runs/", times=1), *(Fault(kind, r"/runs/", times=4) for kind in kinds)]
-    ended = wait_for(api, run, None, begin)
+    ended = wait_for(api, run, None, lambda line: None)
     assert ended.status == 0
     assert server.count("GET", "/runs/") > 16
 
@@ -190,7 +159,7 @@ def test_a_time_that_is_up_leaves_the_run_going(server: KfpServer) -> None:
         wait_for(Api(Connection(server.url), QUICK), run, 0.2, lambda line: None)
     assert server.store.runs[run].state == "RUNNING"
     result = wait(server, run, "--timeout", "0.1s")
-    assert result.exit_code == 1
+    assert result.exit_code == 6
     assert server.count("POST", "") == 0
 
 
