@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import datetime
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import kfp_server_api as kfp_api
 
+from .pods import PodState
 from .slow import Say
 from .tasks import Node, Run, Task, nodes_of_run, stopped_at
 from .titles import TRAINING, step_of_task
 from .tracked import Attempt, TrackedRun
 
 TRAINING_SECONDS = 60.0
+# Every pod is pending for a while.
+PENDING_SECONDS = 60.0
 # MLflow knows of an end before KFP does, which then says how it really was.
 LATE_SECONDS = 60.0
+THE_RUN = "the run"
 _WORDS = {
     "running": "running", "done": "done", "cached": "from the cache", "failed": "failed", "skipped": "skipped",
     "stopped": "stopped",
@@ -79,12 +83,15 @@ class Progress:
         self._tell = tell
         self._tracked = TrackedRun(run_id, tell)
         self._shown: dict[str, str] = {}
+        self._reasons: dict[str, str] = {}
         self._lines: dict[str, tuple[float, str]] = {}
 
-    def show(self, run: Run, ended: str = "") -> dict[str, Task]:
-        """Shows the tasks that changed, and the trainings under way.
+    def show(self, run: Run, pods: Sequence[PodState] = (), look_with: str = "", ended: str = "") -> dict[str, Task]:
+        """Shows the tasks that changed, why tasks wait or were killed, and the trainings under way.
 
         Args:
+            pods: the pods that wait or were killed, where they can be seen.
+            look_with: command that tells why a task waits, where they cannot.
             ended: the run's state, where it has ended.
 
         Returns:
@@ -95,17 +102,39 @@ class Progress:
         for title, attempt in attempts.items():
             if title not in tasks and (known := _from_attempt(attempt)):
                 tasks[title] = known  # a large workflow, of which KFP no longer says anything
-        for title, task in tasks.items():
-            if ended == "SUCCEEDED" and task.state in ("running", "pending"):
-                # KFP leaves tasks of a large workflow running for ever.
-                task = replace(task, state="done", ended=None)
-            if task.state in _WORDS and self._shown.get(title) != task.state:
-                self._shown[title] = task.state
-                took = task.seconds if task.state in ("done", "failed", "stopped") else None
-                self._tell(line(title, _WORDS[task.state] + (f" {took:.0f} s" if took is not None else "")))
+        for pod in pods:
+            title = run.title(pod.path) or THE_RUN
+            if pod.killed:
+                self._tell_once(f"{title}, {pod.about}", pod.about, title, pod.reason)
+            elif not ended:
+                task = tasks.get(title, Task(title, "pending"))
+                tasks[title] = replace(task, state="pending", since=pod.since, message=pod.reason, about=pod.about)
+        for task in tasks.values():
+            self._show_task(task, look_with, ended)
         if not ended:
             self._show_trainings(tasks, attempts)
         return tasks
+
+    def _show_task(self, task: Task, look_with: str, ended: str) -> None:
+        if ended == "SUCCEEDED" and task.state in ("running", "pending"):
+            # KFP leaves tasks of a large workflow running for ever.
+            task = replace(task, state="done", ended=None)
+        if task.state == "pending":
+            if task.message:
+                self._tell_once(task.title, task.about or task.message, task.title, f"pending: {task.message}")
+            elif look_with and (task.pending_seconds or 0) >= PENDING_SECONDS:
+                self._tell_once(task.title, look_with, task.title, f"pending; see why: {look_with}")
+            return
+        self._reasons.pop(task.title, None)
+        if task.state in _WORDS and self._shown.get(task.title) != task.state:
+            self._shown[task.title] = task.state
+            took = task.seconds if task.state in ("done", "failed", "stopped") else None
+            self._tell(line(task.title, _WORDS[task.state] + (f" {took:.0f} s" if took is not None else "")))
+
+    def _tell_once(self, key: str, about: str, title: str, text: str) -> None:
+        if self._reasons.get(key) != about:
+            self._reasons[key] = about
+            self._tell(line(title, text))
 
     def _show_trainings(self, tasks: Mapping[str, Task], attempts: Mapping[str, Attempt]) -> None:
         for title, attempt in attempts.items():

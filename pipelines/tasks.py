@@ -55,7 +55,8 @@ class Task:
     Attributes:
         path: full name of its node.
         since: since when it is pending.
-        message: Argo's, why it is pending or failed.
+        message: why it is pending or failed.
+        about: what tells that from other reasons; the message where it is empty.
     """
 
     title: str
@@ -65,6 +66,14 @@ class Task:
     ended: datetime.datetime | None = None
     since: datetime.datetime | None = None
     message: str = ""
+    about: str = ""
+
+    @property
+    def pending_seconds(self) -> float | None:
+        """How long it has been pending; None where it is not."""
+        if self.state != "pending" or self.since is None:
+            return None
+        return (datetime.datetime.now(datetime.UTC) - self.since).total_seconds()
 
     @property
     def seconds(self) -> float | None:
@@ -283,10 +292,17 @@ def locate(nodes: Sequence[Node], ids: set[str]) -> dict[str, Node]:
 def nodes_of_run(run: kfp_api.V2beta1Run) -> list[Node]:
     """The nodes that KFP's task details list."""
     details = run.run_details.task_details if run.run_details else None
+    # Executions without a name are what the cache learnt of tasks that ended. Of a large workflow KFP no longer updates the
+    # nodes, so what was pending before one of them need not be pending now.
+    latest = max(
+        (end.timestamp() for one in details or [] if not one.display_name and (end := _time(one.end_time))), default=0
+    )
     return [
         Node(
             str(task.display_name),
-            str(task.state or ""),
+            "RUNNING"
+            if task.state == "PENDING" and _moment(_time(task.start_time)) < latest
+            else str(task.state or ""),
             tuple(child.pod_name for child in task.child_tasks or [] if child.pod_name),
             _time(task.start_time),
             _time(task.end_time),
