@@ -183,7 +183,7 @@ class Api:
     def __init__(self, connection: Connection, patience: Patience | None = None, say: Say | None = None) -> None:
         self.connection = connection
         self.patience = patience or Patience()
-        self._say = say
+        self.say = say
         settings = kfp_server_api.Configuration(host=connection.host)
         settings.retries = urllib3.Retry(0, redirect=3)  # all tries are made here, where they can be told
         if connection.ca:
@@ -263,7 +263,7 @@ class Api:
             return f"KFP at {address} does not answer{why} when asked to {what}; trying for {_for_people(limit)}"
 
         try:
-            with told_when_slow(self._say, slow, "KFP answers again"):
+            with told_when_slow(self.say, slow, "KFP answers again"):
                 return retrying(attempt)
         except (kfp_server_api.ApiException, urllib3.exceptions.HTTPError, _HalfAnswerError, OSError) as error:
             raise self._plain(what, error, tries, time.monotonic() - started) from None

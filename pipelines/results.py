@@ -9,12 +9,15 @@ from typing import Any
 
 import kfp_server_api as kfp_api
 
-from mixtune.components.shared.errors import RefusedError, UnreachableError
+from mixtune.components.shared.errors import RefusedError, UnreachableError, without_credentials
 
 from .kfp_api import Api
 from .progress import is_alone
 from .records import Ended, conclude, read_record
+from .slow import told_when_slow
 from .tasks import stopped_at
+
+_SILENT = "ended without a word"
 
 
 def result_of(api: Api, run: kfp_api.V2beta1Run, failed: list[str]) -> Ended:
@@ -25,7 +28,9 @@ def result_of(api: Api, run: kfp_api.V2beta1Run, failed: list[str]) -> Ended:
     """
     why, record = "MLFLOW_TRACKING_URI is not set here", None
     try:
-        record = read_record(run.run_id)
+        address = without_credentials(os.environ.get("MLFLOW_TRACKING_URI", ""))
+        with told_when_slow(api.say, lambda: f"MLflow at {address} has not answered yet", "MLflow answers again"):
+            record = read_record(run.run_id)
         if record is None and os.environ.get("MLFLOW_TRACKING_URI"):
             why = "MLflow at MLFLOW_TRACKING_URI has no record of it; is that the one that its steps write to?"
     except UnreachableError as error:
@@ -33,10 +38,17 @@ def result_of(api: Api, run: kfp_api.V2beta1Run, failed: list[str]) -> Ended:
     # KFP calls a run that was stopped FAILED.
     state = "CANCELED" if run.state == "FAILED" and stopped_at(run) else str(run.state)
     ended = conclude(run.run_id, state, record, failed, why, alone=is_alone(run))
+    ended.problems = [_with_reason(problem, failed) for problem in ended.problems]
     ended.links = {"run": api.connection.link(f"runs/details/{run.run_id}")}
     if record and record.link:
         ended.links["mlflow"] = record.link
     return ended
+
+
+def _with_reason(problem: str, failed: list[str]) -> str:
+    """A step that was killed left no words of its own; the platform knows why."""
+    title, _, rest = problem.partition(": ")
+    return next((one for one in failed if one.startswith(f"{title}: ")), problem) if _SILENT in rest else problem
 
 
 def summary(ended: Ended, name: str = "mixtune") -> str:

@@ -38,6 +38,8 @@ OUTPUTS: Mapping[str, tuple[str, ...]] = {
 """What each step puts out; anything else is read only."""
 AGAIN_SECONDS = 5.0
 TAG_LENGTH = 5000
+TERMINATION_LOG = Path("/dev/termination-log")
+TERMINATION_BYTES = 4096
 STEPS = ("plan", "prepare", "pretrain", "finetune", "mixed", "evaluate", "compare", "register", "finish")
 
 
@@ -107,6 +109,8 @@ def launch(
             if isinstance(error, GateNotMetError):
                 outcome = outcome.model_copy(update={"facts": context.facts, "artifacts": _uris(artifacts)})
             _leave(outcome, tracker)
+            if is_main():
+                _tell_kubernetes(outcome)
             for sentence in outcome.sentences:
                 print(f"{title}: {sentence}", file=sys.stderr, flush=True)  # noqa: T201
             raise SystemExit(outcome.exit_status) from None
@@ -237,6 +241,15 @@ def _leave(outcome: Outcome, tracker: Tracker) -> None:
     given = {f"given.{name}": text for name, text in outcome.given.items() if len(text) <= TAG_LENGTH}
     told = {"kind": outcome.kind, "sentence": "; ".join(outcome.sentences), **outcome.facts}
     tracker.close(status, told | given)
+
+
+def _tell_kubernetes(outcome: Outcome) -> None:
+    """Leaves the sentences as the container's termination message, which Kubernetes and Argo show as the pod's reason."""
+    if not os.environ.get("KUBERNETES_SERVICE_HOST") or not os.access(TERMINATION_LOG, os.W_OK):
+        return
+    text = "; ".join(outcome.sentences).encode()[:TERMINATION_BYTES]
+    with contextlib.suppress(OSError):
+        TERMINATION_LOG.write_bytes(text.decode(errors="ignore").encode())
 
 
 def _raise_on_sigterm() -> None:

@@ -7,16 +7,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from mixtune.components.config import parameters
-from mixtune.pipelines import waiting
+from mixtune.components.shared.tracking import Tracker, connect
+from mixtune.pipelines import slow, tracked, waiting
 from mixtune.pipelines.configuration import read_config
 from mixtune.pipelines.kfp_api import Api, Connection, Patience
 from mixtune.pipelines.records import Ended
+from mixtune.pipelines.titles import step_of_task, title_of
 from mixtune.pipelines.waiting import wait_for
 
-from .kfp_server import KfpServer
+from .kfp_server import Fault, KfpServer
 
+COMPILED = Path(__file__).parents[2] / "pipelines" / "compiled" / "mixtune.yaml"
 QUICK = Patience(seconds=1.0, first=0.01, longest=0.05, answer=0.5)
 
 
@@ -33,6 +37,12 @@ def _alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("KUBECONFIG", raising=False)
     monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
     monkeypatch.setattr(waiting, "POLL_SECONDS", 0.01)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """An MLflow store; to make one takes seconds."""
+    return f"sqlite:///{tmp_path_factory.mktemp('mlflow') / 'mlflow.db'}"
 
 
 @pytest.fixture(scope="module")
@@ -133,3 +143,87 @@ def test_a_step_alone_is_named_by_its_description(server: KfpServer) -> None:
     lines, ended = follow(server, server.replay("pending-then-stopped", parameters={"config": "{}"}))
     assert lines == ["evaluate mixed-0.3 stopped 1112 s"]
     assert ended.status == 130
+
+
+def test_trainings_show_their_last_metrics_and_mlflow_knows_what_kfp_no_longer_says(
+    server: KfpServer, values: dict[str, Any], store: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a large workflow KFP stops to update the tasks, so that those after the trainings are missing."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
+    run = server.replay("succeeded", parameters=values, moments=("11:13:50", "11:20:00"))
+    for title, step in (("mixed-0.1", 40), ("mixed-0.3", 30)):
+        tracker = Tracker.open("mixed", title, run)
+        tracker.log_params({"mixed": {"steps": 100, "epochs": None}})
+        for number in (10, step):
+            losses = {"loss": 3.0 + number, "loss_pretrain": 4.0 + number, "loss_finetune": 2.0 + number}
+            tracker.log_metrics({**losses, "tokens_per_second": 1203.4}, number)
+        tracker.detach()  # it runs on
+    client = connect(store)
+    ended = Tracker.open("evaluate", "evaluate finetuned", run)
+    ended.close("FINISHED", {})
+    # It has just ended, so KFP may yet say otherwise; an older one is believed.
+    parent = client.get_run(ended.run_id).info.experiment_id
+    long_ago = 1_790_000_000_000
+    made = client.create_run(
+        parent, start_time=long_ago, run_name="evaluate interpolated",
+        tags={"mixtune.run_id": run, "mixtune.step": "evaluate"},
+    )  # fmt: skip
+    client.set_terminated(made.info.run_id, "FINISHED", end_time=long_ago + 75_000)
+    lines, _ = follow(server, run)
+    assert [line for line in lines if "mixed" in line or line.startswith("evaluate")] == [
+        "evaluate pretrained running",
+        "mixed-0.1 running",
+        "mixed-0.3 running",
+        "evaluate interpolated done 75 s",
+        "mixed-0.1 step 40/100, loss 43.000 (pretrain 44.000, finetune 42.000), 1,203 tokens/s",
+        "mixed-0.3 step 30/100, loss 33.000 (pretrain 34.000, finetune 32.000), 1,203 tokens/s",
+        "evaluate pretrained done 112 s",
+        "mixed-0.1 done",
+        "mixed-0.3 done",
+    ]
+
+
+def test_an_mlflow_that_does_not_answer_is_told_once(
+    server: KfpServer, values: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    monkeypatch.setattr(tracked, "REST_SECONDS", 0.0)
+    lines, _ = follow(server, server.replay("cached", parameters=values, moments=("11:26:30",)))
+    told = [line for line in lines if "MLflow" in line]
+    assert len(told) == 1
+    assert told[0].startswith("MLflow at http://127.0.0.1:9 does not answer, so the progress of trainings is not shown")
+
+
+@pytest.mark.parametrize("kind", ["hang", "status"])
+def test_a_call_that_takes_long_is_told_once(
+    kind: str, server: KfpServer, values: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(slow, "SLOW_SECONDS", 0.2)
+    run = server.replay("cached", parameters=values)
+    server.faults.append(Fault(kind, r"/runs/", times=4, status=503))
+    lines: list[str] = []
+    patience = Patience(seconds=20.0, first=0.3, longest=0.3, answer=0.3)
+    wait_for(Api(Connection(server.url), patience, lines.append), run, None, lines.append)
+    why = "no answer in time" if kind == "hang" else "status 503"
+    told = [line for line in lines if line.startswith("KFP")]
+    assert len(told) == 2
+    assert told[0].startswith(f"KFP at {server.url} does not answer")
+    assert told[0].endswith("when asked to show the run; trying for 20 s")
+    assert f" ({why}) " in told[0] or kind == "hang"
+    assert told[1] == "KFP answers again"
+
+
+def test_the_titles_are_those_of_the_tasks_of_the_package() -> None:
+    """KFP numbers tasks in the order of calls: a table that is out of step with the DAG would name the wrong ones."""
+    package, *_ = yaml.safe_load_all(COMPILED.read_text(encoding="utf-8"))
+    titles = {}
+    for component in package["components"].values():
+        for name, task in component.get("dag", {}).get("tasks", {}).items():
+            if step_of_task(name):
+                titles[name] = (title_of(name), task["taskInfo"]["name"])
+    words = {"fine-tuning stream": "finetune", "pretraining stream": "pretrain", "fine-tuned": "finetuned"}
+    for title, shown in titles.values():
+        for word, short in words.items():
+            shown = shown.replace(word, short)
+        assert title in (shown, f"{shown} (mixed)")
+    assert {"evaluate interpolated", "prepare finetune", "register"} <= {title for title, _ in titles.values()}

@@ -114,6 +114,15 @@ def test_a_failed_run_has_the_status_of_its_step(kind: str, status: int, server:
     assert ("mixtune: gate not met: why" if status == 3 else "mixtune: mixed-0.3: what happened") in result.stderr
 
 
+def test_a_step_that_was_killed_is_explained_by_the_platform(server: KfpServer, mlflow: str) -> None:
+    run = server.replay("bad-data")
+    on_record(run, "plan", "failed")
+    server.logs["mixtune-sfcjw-metadata-0-1-system-container-impl-3676484945"] = "Killed by the kernel\n"
+    result = wait(server, run)
+    assert result.exit_code == 1
+    assert result.stderr == "mixtune: plan: Killed by the kernel\n"
+
+
 def test_of_several_attempts_the_last_one_counts(server: KfpServer, mlflow: str) -> None:
     run = running(server, "SUCCEEDED")
     on_record(run, "pretrain", "failed", "out of memory")
@@ -153,13 +162,18 @@ def test_an_outage_while_waiting_is_sat_out(server: KfpServer, mlflow: str) -> N
     assert server.count("GET", "/runs/") > 16
 
 
-def test_a_time_that_is_up_leaves_the_run_going(server: KfpServer) -> None:
+def test_a_time_that_is_up_leaves_the_run_going(server: KfpServer, tmp_path: Path) -> None:
     run = running(server, "RUNNING")
     with pytest.raises(TimedOutError, match=rf"goes on; wait for it with `mixtune wait {run} --host .*stop it with"):
         wait_for(Api(Connection(server.url), QUICK), run, 0.2, lambda line: None)
     assert server.store.runs[run].state == "RUNNING"
-    result = wait(server, run, "--timeout", "0.1s")
+    result = wait(server, run, "--timeout", "0.1s", "--json", "--summary", str(tmp_path / "summary.md"))
     assert result.exit_code == 6
+    printed = json.loads(result.stdout)
+    assert (printed["outcome"], printed["exit_status"], printed["verdict"]) == ("timed_out", 6, "the run goes on")
+    assert "goes on; wait for it with" in result.stderr
+    assert (tmp_path / "summary.md").read_text().startswith("## mixtune: timed out\n")
+    assert "failed" not in result.output
     assert server.count("POST", "") == 0
 
 
