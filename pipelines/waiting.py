@@ -17,7 +17,7 @@ from mixtune.components.shared.errors import MixtuneError, RefusedError, Unreach
 
 from .client import get_run
 from .kfp_api import Api
-from .records import Ended, conclude, read_record
+from .records import Ended, conclude, correct_verdict, read_record
 
 ENDED = frozenset({"SUCCEEDED", "FAILED", "SKIPPED", "CANCELED"})
 POLL_SECONDS = 10.0
@@ -119,6 +119,12 @@ def result_of(api: Api, run: kfp_api.V2beta1Run) -> Ended:
     values = (run.runtime_config.parameters if run.runtime_config else None) or {}
     # A step's own pipeline takes its part of the configuration; the whole one has none of that name.
     ended = conclude(run.run_id, str(run.state), record, _failed(run), why, alone="config" in values)
+    # A step alone ends its own record, unless it is killed.
+    if record is not None and ("config" not in values or record.status == "RUNNING"):
+        try:
+            correct_verdict(record, str(run.state))
+        except UnreachableError as error:
+            ended.problems += error.problems
     ended.links = {"run": api.connection.link(f"runs/details/{run.run_id}")}
     if record and record.link:
         ended.links["mlflow"] = record.link
