@@ -2,14 +2,8 @@
 
 from __future__ import annotations
 
-import http.server
-import json
-import threading
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
-from typing import ClassVar
 
 import pytest
 from hypothesis import given
@@ -18,7 +12,7 @@ from hypothesis import strategies as st
 from mixtune.components.shared.delivery import connect
 from mixtune.components.shared.mlflow_text import to_ascii
 from mixtune.components.shared.tracking import Tracker
-from tests.mlflow_server import MlflowServer
+from tests.mlflow_server import MlflowServer, RejectingProxy, rejecting_proxy
 
 
 @given(st.text())
@@ -35,52 +29,12 @@ def test_spelling() -> None:
     assert to_ascii("λ = 0.3, α, café, 中") == "lambda = 0.3, alpha, cafe, \\u4e2d"
 
 
-class _Proxy(http.server.BaseHTTPRequestHandler):
-    upstream: ClassVar[str]
-    refused_words: ClassVar[tuple[str, ...]] = ()
-
-    def _answer(self) -> None:
-        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        try:
-            text = json.dumps(json.loads(body), ensure_ascii=False) if body else ""
-        except ValueError:
-            text = ""
-        if not text.isascii() or any(word in text for word in self.refused_words):
-            error = {"error_code": "INTERNAL_ERROR", "message": "'charmap' codec can't encode character"}
-            self._send(500, json.dumps(error).encode())
-            return
-        kept = {name: value for name, value in self.headers.items() if name.lower() not in ("host", "connection")}
-        request = urllib.request.Request(
-            self.upstream + self.path, data=body or None, headers=kept, method=self.command
-        )
-        try:
-            with urllib.request.urlopen(request, timeout=30) as answer:
-                self._send(answer.status, answer.read())
-        except urllib.error.HTTPError as error:
-            self._send(error.code, error.read())
-
-    def _send(self, status: int, body: bytes) -> None:
-        self.send_response(status)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    do_GET = do_POST = do_PATCH = do_PUT = do_DELETE = _answer
-
-    def log_message(self, *_: object) -> None:
-        """Prints nothing."""
-
-
 @pytest.fixture(scope="module")
 def proxy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     server = MlflowServer(tmp_path_factory.mktemp("server"))
     server.start()
-    handler = type("Proxy", (_Proxy,), {"upstream": server.uri, "refused_words": ("unspeakable",)})
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as http_server:
-        threading.Thread(target=http_server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{http_server.server_port}"
-        http_server.shutdown()
+    with rejecting_proxy(server.uri, words=("unspeakable",)) as uri:
+        yield uri
     server.kill()
 
 
@@ -130,9 +84,8 @@ def test_a_server_that_fails_at_everything_rejects_no_text(
     """What a server cannot take because it is broken is kept, not left out."""
     tracker = Tracker.open("plan", "plan", "run-2")
     tracker.set_tags({"a": "there"})
-    monkeypatch.setattr(_Proxy, "_answer", lambda self: self._send(500, b"{}"))
     for name in ("do_GET", "do_POST"):
-        monkeypatch.setattr(_Proxy, name, _Proxy._answer)
+        monkeypatch.setattr(RejectingProxy, name, lambda self: self.reply(500, b"{}"))
     tracker.set_tags({"b": "λ"})
     tracker.close("FINISHED")
     said = capsys.readouterr().out
