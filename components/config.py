@@ -311,8 +311,12 @@ def parameters(config: Config) -> dict[str, Any]:
     return result
 
 
-def assemble(given: Mapping[str, Any]) -> dict[str, Any]:
-    """The inverse of `parameters`: a configuration from KFP parameters, not yet checked.
+def assemble(given: Mapping[str, Any], compiled_in: str = "{}") -> dict[str, Any]:
+    """Puts a configuration together from KFP parameters, not yet checked; the inverse of `parameters`.
+
+    Args:
+        given: the parameters.
+        compiled_in: the options that are fixed in the package, as JSON: section -> option -> value.
 
     Raises:
         RefusedError: where a section is no JSON object.
@@ -336,6 +340,9 @@ def assemble(given: Mapping[str, Any]) -> dict[str, Any]:
         if name in {"max_forgetting", "max_forgetting_share", "registered_model"}:
             value = None if value in ("", None) else value
         _set(values, path, value)
+    for section, options in json.loads(compiled_in).items():
+        for key, value in options.items():
+            _set(values, f"{section}.{key}", value)
     return values
 
 

@@ -11,12 +11,13 @@ from typing import Any, Literal, TypeVar
 import urllib3
 
 from mixtune.components.config import Config
+from mixtune.components.shared.context import TRACKING_KEYS
 from mixtune.components.shared.errors import MixtuneError, UnreachableError, first_line, without_credentials
 
 from .estimate import estimate
 from .kfp_api import Api, Connection
 from .kubernetes_api import KUEUE, SECONDS, SINGLE_USER_NAMESPACE, condition_of, connect, kueue_version
-from .placement import TRACKING_KEYS, Placer, Profile
+from .placement import Placer, Profile
 
 T = TypeVar("T")
 

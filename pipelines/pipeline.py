@@ -12,7 +12,6 @@ finish) runs every time, in seconds: so every run checks its sources anew and ha
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
 from typing import Any
 
 from kfp import dsl
@@ -34,7 +33,7 @@ from .placement import Placer
 NAME = "mixtune"
 
 
-def make_pipeline(config: Config, place: Placer) -> Callable[..., Any]:
+def make_pipeline(config: Config, place: Placer) -> Any:
     """The pipeline with a configuration's values as its defaults.
 
     Args:

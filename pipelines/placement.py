@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import resources
@@ -15,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from mixtune.components.config import Config, Placement
 from mixtune.components.shared.checkpoints import PLACE
 from mixtune.components.shared.config import describe_problems
+from mixtune.components.shared.context import ALONE, COMPILED, TRACKING_KEYS, from_secret
 from mixtune.components.shared.errors import RefusedError, first_line
 
 from .images import Images, images
@@ -25,12 +27,6 @@ ORDER = ("plan", "prepare", "pretrain", "finetune", "mixed", "evaluate", "compar
 NEVER_CACHED = frozenset({"plan", "compare", "register", "finish"})
 POD_LABELS = {"app.kubernetes.io/part-of": "mixtune"}
 """What tells a step's pod from those of other pipelines; the network policies of k8s/ go by it."""
-TRACKING_KEYS = (
-    "MLFLOW_TRACKING_URI",
-    "MLFLOW_EXPERIMENT_NAME",
-    "MLFLOW_TRACKING_USERNAME",
-    "MLFLOW_TRACKING_PASSWORD",
-)
 QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
 CHECKPOINT_FOLDER = "/checkpoints"
 CHECKPOINT_KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_ENDPOINT_URL", "AWS_DEFAULT_REGION")
@@ -97,17 +93,6 @@ def profiles(own: str | Path | None = None) -> dict[str, Profile]:
     return known
 
 
-def steps_from(step: str) -> tuple[str, ...]:
-    """A step and those that come after it.
-
-    Raises:
-        RefusedError: where there is no such step.
-    """
-    if step not in ORDER:
-        raise RefusedError(f"--from: must be one of {', '.join(ORDER)}, found {step}")
-    return ORDER[ORDER.index(step) :]
-
-
 @dataclass
 class Placer:
     """Places a task: called on every task of the DAG.
@@ -118,6 +103,7 @@ class Placer:
         parallelism: candidates trained at a time; 0 is no limit.
         offline: whether steps go on without an MLflow server that does not answer.
         images: which image each step runs in.
+        alone: whether the pipeline is one step.
     """
 
     profile: Profile | None = None
@@ -125,6 +111,7 @@ class Placer:
     parallelism: int = 0
     offline: bool = False
     images: Images = field(default_factory=images)
+    alone: bool = False
     _run_time: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
@@ -177,6 +164,13 @@ class Placer:
             **({"checkpoint_secret": (str, "mixtune-checkpoints", secret)} if self.where.checkpoint_url else {}),
         }
 
+    def compiled_in(self) -> str:
+        """Returns the options that are fixed in a package, as JSON, for the record and for `mixtune rerun`."""
+        fixed = {"placement": self.where.model_dump(mode="json", exclude_defaults=True)}
+        if self.offline:
+            fixed["tracking"] = {"offline_when_unreachable": True}
+        return json.dumps(fixed, ensure_ascii=False, sort_keys=True)
+
     def with_parameters(self, values: Mapping[str, Any]) -> None:
         """Takes the pipeline's run-time parameters."""
         self._run_time = values
@@ -208,8 +202,12 @@ class Placer:
             kubernetes.add_pod_label(task, label, value)
         kubernetes.use_field_path_as_env(task, "MIXTUNE_RUN_ID", "metadata.labels['pipeline/runid']")
         kubernetes.use_secret_as_env(
-            task, self._run_time["mlflow_secret"], {key: key for key in TRACKING_KEYS}, optional=True
+            task, self._run_time["mlflow_secret"], {key: from_secret(key) for key in TRACKING_KEYS}, optional=True
         )
+        if self.alone:
+            task.set_env_variable(ALONE, "1")
+        elif step == "plan":
+            task.set_env_variable(COMPILED, self.compiled_in())
         if step == "register":
             task.set_env_variable("MIXTUNE_IMAGE", self.images.of(step))  # goes on record with the registered version
         if step in CHECKPOINT_STEPS:

@@ -1,4 +1,8 @@
-"""What MLflow has on record about a run on a cluster, and the exit status that follows: KFP passes on none."""
+"""Reads what MLflow has on record about a run on a cluster, and decides the exit status: KFP passes on none.
+
+`finish` writes the verdict of a run. KFP does not run `finish` again where a retry mends what had failed, nor at all where a
+run is stopped, so the verdict on record can be out of date; whoever waits for the run corrects it.
+"""
 
 from __future__ import annotations
 
@@ -9,38 +13,22 @@ from pathlib import Path
 from typing import Any
 
 from mixtune.components.shared.artifacts import read_json
-from mixtune.components.shared.delivery import PARENT, RUN_ID, STEP
 from mixtune.components.shared.errors import MixtuneError, UnreachableError, first_line, without_credentials
-from mixtune.components.shared.outcome import EXIT_STATUS
-
-GATE_NOT_MET = "gate_not_met"
-_ENDED_BADLY = ("FAILED", "KILLED")
+from mixtune.components.shared.mlflow_runs import RUN_ID, STEP, close_pipeline_run, step_runs_of
+from mixtune.components.shared.verdict import STOPPED_STATES, StepRun, exit_status, judge
 
 
-@dataclass(frozen=True)
-class StepRecord:
-    """The last attempt at a step: how it ended, and what it read and wrote.
+@dataclass
+class StepRecord(StepRun):
+    """The last attempt at a step, with its MLflow run.
 
     Attributes:
-        title: step and what it worked on.
-        step: the step alone.
-        tags: the MLflow run's.
+        step: the step without what it works on.
+        run_id: id of the MLflow run.
     """
 
-    title: str
-    step: str
-    status: str
-    run_id: str
-    tags: dict[str, str] = field(default_factory=dict)
-
-    @property
-    def kind(self) -> str:
-        ended = "done" if self.status == "FINISHED" else "failed"
-        return self.tags.get("mixtune.outcome.kind", ended)
-
-    @property
-    def sentence(self) -> str:
-        return self.tags.get("mixtune.outcome.sentence") or "ended without a word (killed?)"
+    step: str = ""
+    run_id: str = ""
 
 
 @dataclass
@@ -49,6 +37,7 @@ class Record:
 
     Attributes:
         experiment: id of the MLflow experiment.
+        status: MLflow's status of the parent run.
         tags: the parent run's, with verdict and gate.
         steps: by title, the last attempt of each.
         report: `report.json`, where the run got that far.
@@ -56,14 +45,11 @@ class Record:
 
     run_id: str
     experiment: str
+    status: str
     tags: dict[str, str]
     steps: dict[str, StepRecord]
     report: dict[str, Any] | None = None
     address: str = ""
-
-    @property
-    def gate(self) -> str | None:
-        return self.tags.get("mixtune.gate")
 
     @property
     def link(self) -> str | None:
@@ -93,9 +79,10 @@ def read_record(run_id: str, with_report: bool = True) -> Record | None:
             return None
         parent = found[0]
         experiment = parent.info.experiment_id
-        record = Record(parent.info.run_id, experiment, dict(parent.data.tags), {}, address=uri)
-        record.steps = {step.title: step for step in _steps(client, experiment, parent.info.run_id)}
-        if with_report and record.gate is not None:
+        record = Record(parent.info.run_id, experiment, parent.info.status, dict(parent.data.tags), {}, address=uri)
+        steps = (_as_step(run) for run in step_runs_of(client, experiment, run_id))
+        record.steps = {step.title: step for step in steps}
+        if with_report and "compare" in record.steps:
             record.report = _report(client, parent.info.run_id)
         return record
     except MixtuneError:
@@ -107,15 +94,9 @@ def read_record(run_id: str, with_report: bool = True) -> Record | None:
         ) from None
 
 
-def _steps(client: Any, experiment: str, parent: str) -> list[StepRecord]:
-    ask = f"tags.`{PARENT}` = '{parent}'"
-    found = client.search_runs([experiment], ask, order_by=["attributes.start_time ASC"], max_results=1000)
-    return [
-        StepRecord(
-            one.info.run_name, one.data.tags.get(STEP, ""), one.info.status, one.info.run_id, dict(one.data.tags)
-        )
-        for one in found
-    ]
+def _as_step(run: Any) -> StepRecord:
+    tags = dict(run.data.tags)
+    return StepRecord(run.info.run_name, run.info.status, tags, tags.get(STEP, ""), run.info.run_id)
 
 
 def _report(client: Any, run_id: str) -> dict[str, Any] | None:
@@ -140,13 +121,10 @@ def steps_behind(record: Record) -> dict[str, StepRecord]:
     for name, run_id in record.tags.items():
         if name.startswith("mixtune.cached."):
             try:
-                one = client.get_run(run_id)
+                step = _as_step(client.get_run(run_id))
             except Exception:  # deleted since; then its artifacts are not on record
                 continue
-            tags = dict(one.data.tags)
-            steps[one.info.run_name] = StepRecord(
-                one.info.run_name, tags.get(STEP, ""), one.info.status, one.info.run_id, tags
-            )
+            steps[step.title] = step
     return steps | record.steps
 
 
@@ -156,7 +134,7 @@ class Ended:
 
     Attributes:
         status: exit status of design.
-        outcome: its name: `done`, `failed`, `refused`, `gate_not_met`, `unreachable`, `interrupted`.
+        outcome: its name: `done`, `failed`, `refused`, `gate_not_met`, `unreachable`, `interrupted`, `unknown`.
         verdict: one sentence.
         problems: a sentence for each step that did not end well.
     """
@@ -171,7 +149,7 @@ class Ended:
 
     @property
     def status(self) -> int:
-        return EXIT_STATUS[self.outcome]
+        return exit_status(self.outcome)
 
     def to_json(self) -> dict[str, Any]:
         """What `--json` prints."""
@@ -198,27 +176,59 @@ def conclude(
         why_no_record: why there is none, in words.
         alone: whether it was one step alone, which has no verdict, except `compare`.
     """
-    if state in ("CANCELED", "CANCELING"):
-        return Ended(run_id, state, "interrupted", "stopped", report=record.report if record else None)
-    if alone and state == "SUCCEEDED" and (record is None or record.gate is None):
+    verdict = judge(record.steps.values(), record.tags, state) if record else None
+    report = record.report if record else None
+    if state in STOPPED_STATES:
+        return Ended(run_id, state, "interrupted", "stopped", report=report)
+    if alone and state == "SUCCEEDED" and (verdict is None or verdict.kind == "unknown"):
         return Ended(run_id, state, "done", "the step has ended well")
-    if record is None:
+    if verdict is None:
         if state == "SUCCEEDED":
-            told = f"KFP says that the run has ended well, but whether the gate was met cannot be told: {why_no_record}"
-            return Ended(run_id, state, "unreachable", "not known", [told])
-        return Ended(run_id, state, "failed", "failed", [*(failed_tasks or ["KFP names no task that failed"])])
-    bad = [one for one in record.steps.values() if one.status in _ENDED_BADLY and one.kind != GATE_NOT_MET]
-    verdict = record.tags.get("mixtune.verdict", "no verdict on record")
-    if state == "SUCCEEDED" or (not bad and any(one.kind == GATE_NOT_MET for one in record.steps.values())):
-        if record.gate == "passed":
-            outcome, problems = "done", []
-        elif record.gate is not None:
-            outcome = GATE_NOT_MET
-            problems = [f"gate not met: {record.tags.get('mixtune.gate_reasons', '')}".rstrip(": ")]
-        else:
-            outcome, problems = "unreachable", ["the run has ended well, but MLflow has no verdict of it on record"]
-        return Ended(run_id, state, outcome, verdict, problems, record.report)
-    first = bad[0].kind if bad else "failed"
-    outcome = first if first in ("refused", "unreachable") else "failed"
-    problems = [f"{one.title}: {one.sentence}" for one in bad] or failed_tasks or [verdict]
-    return Ended(run_id, state, outcome, verdict, problems, record.report)
+            problem = (
+                f"KFP says that the run has ended well, but whether the gate was met is not known: {why_no_record}"
+            )
+            return Ended(run_id, state, "unknown", "not known", [problem])
+        return Ended(run_id, state, "failed", "failed", failed_tasks or ["KFP names no task that failed"])
+    if verdict.kind == "unknown":
+        problem = "the run has ended well, but MLflow has no verdict of it on record"
+        return Ended(run_id, state, verdict.kind, verdict.sentence, [problem], report)
+    problems = list(verdict.problems)
+    recorded = record.steps.values() if record else ()
+    if verdict.kind == "failed" and all(step.kind in ("done", "running") for step in recorded):
+        problems = failed_tasks or problems  # no step has recorded a failure, so KFP knows more
+    return Ended(run_id, state, verdict.kind, verdict.sentence, problems, report)
+
+
+def state_of(run: Any) -> str:
+    """Returns KFP's state of a run; CANCELED for a run that was stopped, which KFP ends as FAILED.
+
+    Args:
+        run: a `V2beta1Run`.
+    """
+    history = [entry.state for entry in run.state_history or []]
+    return "CANCELED" if run.state == "FAILED" and history[-2:] == ["CANCELING", "FAILED"] else str(run.state)
+
+
+def correct_verdict(record: Record, state: str) -> None:
+    """Writes the verdict of a run that has ended into MLflow, where the one on record is another or none.
+
+    Args:
+        state: KFP's state of the run.
+
+    Raises:
+        UnreachableError: where MLflow does not answer or does not let this user write.
+    """
+    from mixtune.components.shared.delivery import connect
+
+    verdict = judge(record.steps.values(), record.tags, state)
+    left_open = any(step.status == "RUNNING" for step in record.steps.values())
+    if (record.tags.get("mixtune.verdict"), record.status, left_open) == (verdict.sentence, verdict.status, False):
+        return
+    client = connect(record.address)
+    try:
+        close_pipeline_run(client, record.run_id, verdict.status, verdict.sentence)
+    except Exception as error:
+        raise UnreachableError(
+            f"MLFLOW_TRACKING_URI: the verdict of the run could not be written to MLflow at "
+            f"{without_credentials(record.address)} ({first_line(error)}); run `mixtune wait` again"
+        ) from None

@@ -1,8 +1,9 @@
-"""Running an earlier run of a cluster again: from a step on, or one step alone.
+"""Runs an earlier run of a cluster again: from a step on, or one step alone.
 
-`--from` takes the package of the earlier run as KFP has it and switches caching off for the steps that are to run. KFP's
-cache key holds no caching options, and the executors stay as they are to the letter, so the steps before come from the
-cache. `--only` takes what the step was given from its run in MLflow, and hands it to the step's own pipeline.
+`--from` takes the package of the earlier run as KFP has it and switches caching off for the step and for the tasks that
+depend on it. KFP's cache key holds no caching options, and the executors stay as they are to the letter, so all other tasks
+come from the cache. `--only` takes the step's inputs from its run in MLflow and runs the step's own pipeline on them, placed
+as the earlier run was.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any
 import yaml
 
 from mixtune.components.config import HEADLINE, SECTIONS, Config, Fingerprints, Parts, assemble, load, parameters, parts
+from mixtune.components.shared.context import COMPILED
 from mixtune.components.shared.errors import RefusedError
 
 from .client import Package, Submitted, get_run, package_of, submit, upload
@@ -22,26 +24,29 @@ from .configuration import lay_over
 from .images import Images, images_named
 from .kfp_api import Api
 from .pipeline import NAME
-from .placement import Placer, steps_from
+from .placement import ORDER, Placer
 from .records import StepRecord, read_record, steps_behind
 from .steps import STEPS
 
-# Fixed in a compiled package.
-_COMPILED_IN = ("placement.", "mixed.start=", "tracking.offline_when_unreachable=")
+# Fixed in a compiled package. A step alone gets a package of its own.
+_FIXED_IN_WHOLE = ("placement.", "mixed.start=", "tracking.offline_when_unreachable=")
+_FIXED_IN_STEP = ("mixed.start=",)
 _NOWHERE = Fingerprints("", "", "")
 
 
 def rerun_from(api: Api, run_id: str, step: str, overrides: Sequence[str], run_key: str | None = None) -> Submitted:
-    """A new run with an earlier one's parameters, laid over: steps before come from the cache, the others run for sure.
+    """Makes a new run with an earlier one's parameters and overrides. The step and what depends on it run for sure.
 
     Raises:
         RefusedError: where there is no such step, or an override is fixed in the package.
     """
-    steps_from(step)
-    _refuse_compiled_in(overrides)
+    if step not in ORDER:
+        raise RefusedError(f"--from: must be one of {', '.join(ORDER)}, found {step}")
+    _refuse_fixed(overrides, _FIXED_IN_WHOLE)
     run = get_run(api, run_id)
     package, values = _package_and_values(api, run)
-    values |= _laid_over(values, overrides)
+    if overrides:
+        values |= parameters(_config(values, compiled_in(package[0]), overrides))
     version = upload(api, run_anew(package, step))
     note = f"{run_id} again from {step} on" + (f", with {', '.join(overrides)}" if overrides else "")
     return submit(
@@ -56,13 +61,13 @@ def rerun_from(api: Api, run_id: str, step: str, overrides: Sequence[str], run_k
     )
 
 
-def _refuse_compiled_in(overrides: Sequence[str]) -> None:
-    fixed = [one for one in overrides if one.startswith(_COMPILED_IN)]
-    if fixed:
+def _refuse_fixed(overrides: Sequence[str], fixed: tuple[str, ...]) -> None:
+    refused = [override for override in overrides if override.startswith(fixed)]
+    if refused:
         raise RefusedError(
             *(
-                f"--set {one}: is fixed in the compiled pipeline of that run; start a new run with `mixtune submit`"
-                for one in fixed
+                f"--set {override}: is fixed in the compiled pipeline of that run; start a new run with `mixtune submit`"
+                for override in refused
             )
         )
 
@@ -92,19 +97,24 @@ def _package_and_values(api: Api, run: Any) -> tuple[list[dict[str, Any]], dict[
     return documents, {name: one.get("defaultValue") for name, one in known.items()} | given
 
 
-def _laid_over(values: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
-    return parameters(_config(values, overrides)) if overrides else {}
-
-
-def _config(values: Mapping[str, Any], overrides: Sequence[str] = ()) -> Config:
-    assembled = load(assemble(values)).model_dump(mode="json")
+def _config(values: Mapping[str, Any], fixed: str, overrides: Sequence[str] = ()) -> Config:
+    assembled = load(assemble(values, fixed)).model_dump(mode="json")
     for override in overrides:
         lay_over(assembled, override)
     return load(assembled)
 
 
+def compiled_in(spec: Mapping[str, Any]) -> str:
+    """Returns the options that are fixed in a package, as JSON: they stand in the environment of its `plan` task."""
+    for executor in spec.get("deploymentSpec", {}).get("executors", {}).values():
+        for variable in executor.get("container", {}).get("env", []):
+            if variable["name"] == COMPILED:
+                return str(variable["value"])
+    return "{}"
+
+
 def run_anew(documents: Sequence[dict[str, Any]], step: str, pipeline: str = NAME) -> Package:
-    """A package with caching switched off for a step and those after it, and nothing else changed.
+    """Returns a package with caching switched off for a step and the tasks that depend on it, and nothing else changed.
 
     Args:
         documents: the package.
@@ -114,20 +124,55 @@ def run_anew(documents: Sequence[dict[str, Any]], step: str, pipeline: str = NAM
     spec, *others = copy.deepcopy(list(documents))
     # KFP can have put its own reference in the place of the name; uploaded anew it makes that again.
     spec["pipelineInfo"]["name"] = str(spec["pipelineInfo"]["name"]).rsplit("/", 1)[-1]
-    wanted = set(steps_from(step))
-    for task, name in _tasks(spec):
+    wanted = tasks_from(spec, step)
+    for task, name, _ in _tasks(spec):
         if name in wanted:
             task["cachingOptions"] = {}
     text = yaml.safe_dump_all([spec, *others], sort_keys=True, allow_unicode=True)
-    return Package(pipeline, text, note=f"runs {step} and what comes after it anew")
+    return Package(pipeline, text, note=f"runs {step} and what depends on it anew")
 
 
-def _tasks(spec: Mapping[str, Any]) -> Iterator[tuple[dict[str, Any], str]]:
-    """Every task that runs a container, and its step."""
+def _tasks(spec: Mapping[str, Any]) -> Iterator[tuple[dict[str, Any], str, str]]:
+    """Yields every task of every DAG, with its name and the name of its step, which is empty for a DAG."""
     for component in (spec["root"], *spec["components"].values()):
-        for task in component.get("dag", {}).get("tasks", {}).values():
-            label = spec["components"][task["componentRef"]["name"]].get("executorLabel", "")
-            yield task, label.removeprefix("exec-").rstrip("-0123456789")
+        for name, task in component.get("dag", {}).get("tasks", {}).items():
+            yield task, name, _step_of(spec, task)
+
+
+def _step_of(spec: Mapping[str, Any], task: Mapping[str, Any]) -> str:
+    label = spec["components"][task["componentRef"]["name"]].get("executorLabel", "")
+    return str(label).removeprefix("exec-").rstrip("-0123456789")
+
+
+def tasks_from(spec: Mapping[str, Any], step: str) -> set[str]:
+    """Returns the names of a step's tasks and of all tasks that depend on one of them.
+
+    KFP numbers the tasks of a component across all DAGs of a pipeline, so that a name stands for one task.
+
+    Args:
+        spec: a compiled pipeline.
+        step: name of a step, such as `mixed`.
+    """
+    names: set[str] = set()
+
+    def visit(dag: Mapping[str, Any], depends: bool) -> bool:
+        """Adds the tasks of a DAG; `depends` tells whether the DAG as a whole depends on the step."""
+        touched: set[str] = set()
+        tasks = dict(dag["tasks"])
+        while tasks:
+            ready = [name for name, task in tasks.items() if not set(task.get("dependentTasks", ())) & tasks.keys()]
+            for name in ready:
+                task = tasks.pop(name)
+                after = depends or bool(touched & set(task.get("dependentTasks", ())))
+                inner = spec["components"][task["componentRef"]["name"]].get("dag")
+                inside = visit(inner, after) if inner else _step_of(spec, task) == step
+                if after or inside:
+                    touched.add(name)
+        names.update(touched)
+        return bool(touched)
+
+    visit(spec["root"]["dag"], False)
+    return names
 
 
 def images_in(spec: Mapping[str, Any]) -> Images:
@@ -152,11 +197,13 @@ def rerun_only(
         RefusedError: where it is not on record what the step was given.
     """
     step = step_of(only)
-    _refuse_compiled_in(overrides)
+    _refuse_fixed(overrides, _FIXED_IN_STEP)
     run = get_run(api, run_id)
     documents, values = _package_and_values(api, run)
     in_images = images_in(documents[0])
-    before, after = _config(values), _config(values, overrides)
+    fixed = compiled_in(documents[0])
+    before, after = _config(values, fixed), _config(values, fixed, overrides)
+    place = _placement_parameters(values, before, after)
     record = read_record(run_id, with_report=False)
     if record is None:
         raise RefusedError(
@@ -172,9 +219,8 @@ def rerun_only(
         config = with_overrides(one.title, step, config, before, after)
         jobs.append((one, config, uris, candidate))
     made = []
-    place = {name: values[name] for name in Placer.cluster(before).parameters() if name in values}
     for one, config, uris, candidate in jobs:
-        package = package_of(before, step, uris, in_images)
+        package = package_of(after, step, uris, in_images)
         version = upload(api, run_anew(list(yaml.safe_load_all(package.text)), step, package.pipeline))
         arguments = {"config": config, **candidate, **{f"{name}_uri": uri for name, uri in uris.items()}}
         made.append(
@@ -190,6 +236,15 @@ def rerun_only(
             )
         )
     return made
+
+
+def _placement_parameters(values: Mapping[str, Any], before: Config, after: Config) -> dict[str, Any]:
+    """Returns the run-time placement: that of the earlier run, but for what the overrides change."""
+    old, new = (
+        {name: default for name, (_, default, _) in Placer.cluster(config).parameters().items()}
+        for config in (before, after)
+    )
+    return {name: values[name] if name in values and old.get(name) == new[name] else new[name] for name in new}
 
 
 def step_of(only: str) -> str:

@@ -12,9 +12,11 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
+
+from google.protobuf import json_format
 
 from mixtune.components.config import Config
 from mixtune.components.shared.errors import RefusedError
@@ -23,9 +25,10 @@ from mixtune.components.shared.runtime import OUTPUTS
 
 from .configuration import read_config
 from .local import tracking_uri
-from .placement import steps_from
+from .pipeline import make_pipeline
+from .placement import ORDER, Placer
 from .records import StepRecord
-from .rerun import choose, given_to, step_of, with_overrides
+from .rerun import choose, given_to, step_of, tasks_from, with_overrides
 from .run_folder import Run, claim
 
 
@@ -43,17 +46,21 @@ def rerun_local(folder: Path, run_from: str | None, only: str | None, overrides:
     assert run_from is not None
     from .commands import run_and_show
 
+    if run_from not in ORDER:
+        raise RefusedError(f"--from: must be one of {', '.join(ORDER)}, found {run_from}")
     config = read_config(file, overrides)
+    pipeline = make_pipeline(config, Placer.local())
+    tasks = tasks_from(json_format.MessageToDict(pipeline.pipeline_spec), run_from)
     lock = claim(folder.absolute(), config.name)
     try:
-        forget(Run("", folder.absolute()), steps_from(run_from))
+        forget(Run("", folder.absolute()), tasks)
     finally:
         lock.release()
     return run_and_show(file, overrides, folder, "subprocess", use_cache=True)
 
 
-def forget(run: Run, steps: Sequence[str]) -> int:
-    """Removes what the cache has of some steps, and their checkpoints; returns how many entries.
+def forget(run: Run, tasks: Collection[str]) -> int:
+    """Removes the cache entries of some tasks, and all checkpoints; returns how many entries.
 
     An entry does not name its task, but its artifacts lie in the task's folder.
     """
@@ -63,7 +70,7 @@ def forget(run: Run, steps: Sequence[str]) -> int:
             outputs = json.loads(entry.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             continue
-        if any(Path(uri).parent.name.rstrip("-0123456789") in steps for uri in _uris(outputs)):
+        if any(Path(uri).parent.name in tasks for uri in _uris(outputs)):
             entry.unlink(missing_ok=True)
             count += 1
     shutil.rmtree(run.checkpoints, ignore_errors=True)
@@ -84,7 +91,7 @@ def _uris(value: Any) -> Iterator[str]:
 def _only(folder: Path, only: str, overrides: Sequence[str]) -> int:
     step = step_of(only)
     before, after = read_config(folder / "config.yaml"), read_config(folder / "config.yaml", overrides)
-    records = {title: StepRecord(title, _step_of_task(title), "FINISHED", "") for title in _newest(folder)}
+    records = {title: StepRecord(title, "FINISHED", step=_step_of_task(title)) for title in _newest(folder)}
     status = 0
     for one in choose(only, records, str(folder)):
         outcome = _newest(folder)[one.title]

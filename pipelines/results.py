@@ -10,14 +10,12 @@ from typing import Any
 import kfp_server_api as kfp_api
 
 from mixtune.components.shared.errors import RefusedError, UnreachableError, without_credentials
+from mixtune.components.shared.verdict import ENDED_WITHOUT_RECORD
 
 from .kfp_api import Api
 from .progress import is_alone
-from .records import Ended, conclude, read_record
+from .records import Ended, conclude, correct_verdict, read_record, state_of
 from .slow import told_when_slow
-from .tasks import stopped_at
-
-_SILENT = "ended without a word"
 
 
 def result_of(api: Api, run: kfp_api.V2beta1Run, failed: list[str]) -> Ended:
@@ -35,9 +33,14 @@ def result_of(api: Api, run: kfp_api.V2beta1Run, failed: list[str]) -> Ended:
             why = "MLflow at MLFLOW_TRACKING_URI has no record of it; is that the one that its steps write to?"
     except UnreachableError as error:
         why = error.problems[0]
-    # KFP calls a run that was stopped FAILED.
-    state = "CANCELED" if run.state == "FAILED" and stopped_at(run) else str(run.state)
-    ended = conclude(run.run_id, state, record, failed, why, alone=is_alone(run))
+    state, alone = state_of(run), is_alone(run)
+    ended = conclude(run.run_id, state, record, failed, why, alone)
+    # A step alone ends its own record, unless it is killed.
+    if record is not None and (not alone or record.status == "RUNNING"):
+        try:
+            correct_verdict(record, state)
+        except UnreachableError as error:
+            ended.problems += error.problems
     ended.problems = [_with_reason(problem, failed) for problem in ended.problems]
     ended.links = {"run": api.connection.link(f"runs/details/{run.run_id}")}
     if record and record.link:
@@ -48,7 +51,11 @@ def result_of(api: Api, run: kfp_api.V2beta1Run, failed: list[str]) -> Ended:
 def _with_reason(problem: str, failed: list[str]) -> str:
     """A step that was killed left no words of its own; the platform knows why."""
     title, _, rest = problem.partition(": ")
-    return next((one for one in failed if one.startswith(f"{title}: ")), problem) if _SILENT in rest else problem
+    return (
+        next((one for one in failed if one.startswith(f"{title}: ")), problem)
+        if rest == ENDED_WITHOUT_RECORD
+        else problem
+    )
 
 
 def summary(ended: Ended, name: str = "mixtune") -> str:

@@ -53,6 +53,7 @@ def make_step_pipeline(step: str, config: Config, place: Placer, optional: Colle
     """
     if step not in STEPS:
         raise RefusedError(f"--step: must be one of {', '.join(STEPS)}, found {step}")
+    place.alone = True
     component = STEPS[step]
     inputs = component.component_spec.inputs or {}
     place_parameters = place.parameters()

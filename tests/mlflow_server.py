@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+import http.server
+import json
 import os
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
+from typing import ClassVar
 
 
 def free_port() -> int:
@@ -75,3 +81,56 @@ class MlflowServer:
             os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
             self._process = None
+
+
+class RejectingProxy(http.server.BaseHTTPRequestHandler):
+    """Answers 500 to text that is not ASCII, as a server does whose database cannot store it, and passes the rest on."""
+
+    upstream: ClassVar[str]
+    words: ClassVar[tuple[str, ...]] = ()
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        # Files do not go into the database.
+        is_text = bool(body) and "mlflow-artifacts" not in self.path
+        text = json.dumps(json.loads(body), ensure_ascii=False) if is_text else ""
+        if not text.isascii() or any(word in text for word in self.words):
+            error = {"error_code": "INTERNAL_ERROR", "message": "'charmap' codec can't encode character"}
+            self.reply(500, json.dumps(error).encode())
+            return
+        headers = {name: value for name, value in self.headers.items() if name.lower() not in ("host", "connection")}
+        request = urllib.request.Request(
+            self.upstream + self.path, data=body or None, headers=headers, method=self.command
+        )
+        try:
+            with urllib.request.urlopen(request, timeout=30) as answer:
+                self.reply(answer.status, answer.read())
+        except urllib.error.HTTPError as error:
+            self.reply(error.code, error.read())
+
+    do_GET = do_PATCH = do_PUT = do_DELETE = do_POST
+
+    def reply(self, status: int, body: bytes) -> None:
+        """Answers with JSON."""
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        """Prints nothing."""
+
+
+@contextlib.contextmanager
+def rejecting_proxy(upstream: str, words: tuple[str, ...] = ()) -> Iterator[str]:
+    """Runs a `RejectingProxy` before a server; yields its address.
+
+    Args:
+        words: text that is rejected in ASCII, too.
+    """
+    handler = type("Proxy", (RejectingProxy,), {"upstream": upstream, "words": words})
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()

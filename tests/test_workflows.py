@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -57,9 +56,3 @@ def test_options_that_are_used_are_there(file: Path) -> None:
             help_of[command] = CliRunner().invoke(app, [command, "--help"], env=environment).output
         for option in re.findall(r"--[a-z-]+", options):
             assert re.search(rf"{option}\b", help_of[command]), (command, option)
-
-
-def test_the_script_is_a_script_and_does_not_claim_to_have_run() -> None:
-    subprocess.run(["bash", "-n", str(SCRIPT)], check=True)
-    assert "It has NOT been run" in SCRIPT.read_text(encoding="utf-8")
-    assert "has not been run" in (ROOT / "docs" / "kubeflow.md").read_text(encoding="utf-8")

@@ -6,39 +6,27 @@ import os
 
 from ..shared.checkpoints import PLACE, clear_finished
 from ..shared.context import Context
-from ..shared.outcome import Outcome, load_outcomes
+from ..shared.outcome import load_outcomes
+from ..shared.verdict import StepRun, judge
 from .config import FinishStep
 
 
 def run(config: FinishStep, *, context: Context, state: str, error: str) -> None:
-    """Ends the parent run.
+    """Ends the parent run, and the runs that other steps left open.
 
     Args:
-        state: how the other tasks ended, as KFP says it: SUCCEEDED, FAILED, CANCELLED.
+        state: KFP's state of the other tasks. A run that went well is COMPLETE or RUNNING on a cluster, SUCCEEDED locally.
         error: KFP's message about the failure.
     """
-    succeeded = state.upper() == "SUCCEEDED"
-    outcomes = _outcomes()
-    tags = _verdict_tags(outcomes) | context.tracker.parent_tags()
-    # Of several attempts at a step the last one counts.
-    last = {run.title: run for run in context.tracker.children()}
-    failures = [
-        f"{run.title}: {run.tags.get('mixtune.outcome.sentence', 'ended without a word')}"
-        for run in last.values()
-        if run.status in ("FAILED", "KILLED")
-    ] or [f"{one.title}: {'; '.join(one.sentences)}" for one in outcomes if one.kind != "done"]
-    if not succeeded:
-        verdict = "failed: " + ("; ".join(failures) or error or f"KFP says {state}")
-    elif tags.get("mixtune.gate") == "passed":
-        verdict = f"gate passed: {tags.get('mixtune.selected', '')}"
-    elif "mixtune.gate" in tags:
-        verdict = f"gate not met: {tags.get('mixtune.gate_reasons', '')}"
-    else:
-        verdict = "no verdict on record"
-    context.tracker.close_parent("FINISHED" if succeeded else "FAILED", {"mixtune.verdict": verdict})
-    context.facts["verdict"] = verdict
-    context.say(verdict)
-    if succeeded and context.run_id:
+    steps = _on_disk()
+    for step in context.tracker.children():
+        # Where a step could not reach MLflow, its own record on disk knows more.
+        steps[step.title] = StepRun(step.title, step.status, step.tags | steps.get(step.title, step).tags)
+    verdict = judge(steps.values(), context.tracker.parent_tags(), state, error)
+    context.tracker.close_parent(verdict.status, verdict.sentence)
+    context.facts["verdict"] = verdict.sentence
+    context.say(verdict.sentence)
+    if verdict.status == "FINISHED" and context.run_id:
         _clear_checkpoints(context)
 
 
@@ -52,12 +40,7 @@ def _clear_checkpoints(context: Context) -> None:
     context.say(f"removed the checkpoints of {count} trainings")
 
 
-def _outcomes() -> list[Outcome]:
-    """The other steps' records, where this process can see them; they know what MLflow, if it is away, cannot tell."""
+def _on_disk() -> dict[str, StepRun]:
+    """Reads the other steps' outcome records, where this process can see them, by title."""
     folder = os.environ.get("MIXTUNE_OUTCOME_DIR")
-    return load_outcomes(folder) if folder else []
-
-
-def _verdict_tags(outcomes: list[Outcome]) -> dict[str, str]:
-    facts = next((one.facts for one in outcomes if one.title == "compare" and one.kind == "done"), {})
-    return {f"mixtune.{name}": value for name, value in facts.items()}
+    return {outcome.title: StepRun.from_outcome(outcome) for outcome in load_outcomes(folder)} if folder else {}

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from ..checks import find_problems, fingerprints
 from ..config import Config, Parts, assemble, load, parts
-from ..shared.context import Context
+from ..shared.context import COMPILED, Context
 from ..shared.errors import RefusedError
 from ..shared.runtime import launch
 from .config import PlanStep
@@ -38,7 +39,7 @@ def run(
     Raises:
         RefusedError: naming every problem of the configuration, of the base model's folder and of the sources.
     """
-    whole = load(assemble(config.configuration))
+    whole = load(assemble(config.configuration, os.environ.get(COMPILED, "{}")))
     problems = find_problems(whole)
     if context.run_id and context.tracker.run_id is None:
         problems.append(

@@ -5,6 +5,12 @@ A step learns from its environment which run it is in, so that nothing that diff
     MIXTUNE_RUN_ID         id of the pipeline run (on a cluster from the pod's label, locally from the runner)
     MLFLOW_TRACKING_URI    where metrics go; without it nothing is tracked
     MLFLOW_EXPERIMENT_NAME experiment, `mixtune` without it
+    MIXTUNE_MLFLOW_...     both, and MLflow's credentials, from a cluster's secret; used where MLFLOW_TRACKING_URI is not set.
+                           Their names differ from MLflow's: Kubernetes refuses a pod that has one variable from the secret
+                           and from KFP's MLflow plugin
+    MLFLOW_RUN_ID          with MLFLOW_EXPERIMENT_ID: the run that KFP's MLflow plugin made for this task; the step writes to it
+    MIXTUNE_ALONE          1: the step is a pipeline of its own, so it ends the parent run too
+    MIXTUNE_COMPILED       what the package was compiled with, for `plan` and for `mixtune rerun`
     MIXTUNE_RUN_NAME       name of the parent run in MLflow; the id without it
     MIXTUNE_GIT_COMMIT     commit that goes on record as a tag
     MIXTUNE_IMAGE          image that the step runs in, with its digest where one is known; a registered version names it
@@ -30,8 +36,28 @@ from typing import Self
 
 from .tracking import Tracker
 
+ALONE = "MIXTUNE_ALONE"
+COMPILED = "MIXTUNE_COMPILED"
+TRACKING_KEYS = (
+    "MLFLOW_TRACKING_URI",
+    "MLFLOW_EXPERIMENT_NAME",
+    "MLFLOW_TRACKING_USERNAME",
+    "MLFLOW_TRACKING_PASSWORD",
+)
+"""Keys of the Kubernetes secret `mixtune-mlflow`."""
 LOG_LINE_SECONDS = 15.0
 DRAW_SECONDS = 0.3
+
+
+def from_secret(key: str) -> str:
+    """Returns the name under which a key of the tracking secret reaches a pod."""
+    return f"MIXTUNE_{key}"
+
+
+def take_tracking_secret() -> None:
+    """Gives the tracking secret's variables MLflow's own names, unless somebody else has named a tracking server."""
+    if not os.environ.get(TRACKING_KEYS[0]):
+        os.environ |= {key: value for key in TRACKING_KEYS if (value := os.environ.get(from_secret(key)))}
 
 
 def note_progress(

@@ -1,7 +1,7 @@
-"""MLflow's tracking store: connecting, finding and making runs, delivering what journals hold.
+"""MLflow's tracking store: connects to it and delivers what journals hold.
 
-This file and `registry.py` are the only ones that import mlflow. Everything goes through `MlflowClient` with explicit run
-ids: no global state, and `MLFLOW_RUN_ID` in the environment cannot redirect a nested run.
+Everything goes through `MlflowClient` with explicit run ids: no global state, and a lone `MLFLOW_RUN_ID` in the environment
+cannot redirect a nested run.
 
 Every delivery may be made twice (the process can die before it notes that it delivered), so each is harmless the second
 time: MLflow's store drops a metric value that it has, equal settings are accepted, tags and ends say the same again, and
@@ -15,22 +15,32 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .artifacts import write_json
-from .errors import MixtuneError, RefusedError, TurnedAwayError, UnreachableError, first_line, without_credentials
+from .errors import MixtuneError, TurnedAwayError, UnreachableError, first_line, without_credentials
 from .journal import LOCAL, Journal, NotSentYetError, Operation, count_of, journals, known_runs, locked
+from .mlflow_runs import (
+    PARENT,
+    RUN_ID,
+    STEP,
+    close_pipeline_run,
+    create_run,
+    injected_run,
+    parent_run,
+    replace_earlier,
+    set_tag,
+    step_runs_of,
+)
+from .mlflow_text import in_ascii, is_refused, is_rejected, send_text
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
 
-PARENT = "mlflow.parentRunId"
-RUN_ID = "mixtune.run_id"
-STEP = "mixtune.step"
 LOCAL_ID = "mixtune.local_id"
-REPLACED_BY = "mixtune.replaced_by"
 METRICS_AT_ONCE = 1000
 ENTRIES_AT_ONCE = 100
 _OURS: set[str] = set()
@@ -135,84 +145,6 @@ def experiment_id(client: MlflowClient, name: str, uri: str) -> str:
         return found.experiment_id
 
 
-def parent_tags(pipeline_run: str) -> dict[str, str]:
-    """What the parent run of a pipeline run is found by."""
-    return {RUN_ID: pipeline_run, STEP: "pipeline", "mixtune.kfp_run": pipeline_run}
-
-
-def parent_run(
-    client: MlflowClient,
-    experiment: str,
-    pipeline_run: str,
-    name: str,
-    tags: Mapping[str, str],
-    time: int | None = None,
-) -> Run:
-    """Gets or makes the parent run of a pipeline run, by its id.
-
-    Args:
-        name: name of the run, if it has to be made.
-        tags: its further tags, if it has to be made.
-        time: when it began, in milliseconds; now without it.
-    """
-    found = client.search_runs(
-        [experiment],
-        filter_string=f"tags.`{RUN_ID}` = '{pipeline_run}' and tags.`{STEP}` = 'pipeline'",
-        order_by=["attributes.start_time ASC"],
-        max_results=1,
-    )
-    if found:
-        return found[0]
-    return client.create_run(experiment, start_time=time, run_name=name, tags={**parent_tags(pipeline_run), **tags})
-
-
-def nested_runs(client: MlflowClient, experiment: str, parent: str, title: str | None = None) -> list[Run]:
-    """The nested runs of a pipeline run, oldest first; only the attempts of one step where a title is given."""
-    ask = f"tags.`{PARENT}` = '{parent}'" + (f" and attributes.run_name = '{title}'" if title else "")
-    return list(client.search_runs([experiment], ask, order_by=["attributes.start_time ASC"], max_results=1000))
-
-
-def refuse_again(attempts: list[Run]) -> None:
-    """Ends a retry of a step that was refused, before it does anything: its inputs are the same, and so is the answer.
-
-    Raises:
-        RefusedError: in the words of the refusal on record.
-    """
-    for attempt in reversed(attempts):
-        if attempt.data.tags.get("mixtune.outcome.kind") == "refused":
-            raise RefusedError(attempt.data.tags.get("mixtune.outcome.sentence", "was refused before"))
-
-
-def replace_earlier(client: MlflowClient, run: Run, attempts: list[Run]) -> None:
-    """Ends the runs that killed attempts of the same step left open."""
-    for attempt in attempts:
-        earlier = attempt.info.start_time <= run.info.start_time and attempt.info.run_id != run.info.run_id
-        if earlier and attempt.info.status == "RUNNING":
-            client.set_tag(attempt.info.run_id, REPLACED_BY, run.info.run_id)
-            client.set_terminated(attempt.info.run_id, "KILLED")
-
-
-def close_unfinished(client: MlflowClient, parent: str, status: str, verdict: str, time: int) -> None:
-    """Ends the parent run of a pipeline run that `finish` did not end, and the steps that could not do so themselves."""
-    experiment = client.get_run(parent).info.experiment_id
-    for child in nested_runs(client, experiment, parent):
-        if child.info.status == "RUNNING":
-            client.set_terminated(child.info.run_id, "KILLED", end_time=time)
-    client.set_tag(parent, "mixtune.verdict", verdict[:5000])
-    client.set_terminated(parent, status, end_time=time)
-
-
-def is_refused(error: Exception) -> bool:
-    """Whether MLflow said no to this very operation, so that trying it again is of no use."""
-    from mlflow.exceptions import MlflowException
-
-    if isinstance(error, FileNotFoundError):
-        return True
-    if not isinstance(error, MlflowException) or error.error_code != "INVALID_PARAMETER_VALUE":
-        return False
-    return not str(error).startswith("API request")  # a 400 without MLflow's words is of something in between
-
-
 def came_from_server(error: Exception) -> bool:
     """Whether an error is of MLflow's or of the way to it, and not of this program's making."""
     from mlflow.exceptions import MlflowException
@@ -262,7 +194,9 @@ class Store:
             raise unreachable(self.uri, error) from None
 
     def experiment_id(self) -> str:
-        """The experiment's id; makes it where there is none."""
+        """Returns the experiment's id: that of KFP's plugin, or by name; makes it where there is none."""
+        if injected_run():
+            return os.environ["MLFLOW_EXPERIMENT_ID"]
         return experiment_id(self.client, self.experiment, self.uri)
 
     def deliver(self, journal: Journal) -> Counter[str]:
@@ -285,13 +219,18 @@ class Store:
                     self._carry_out(operations, journal.path.parent)
                     done += count_of(operations)
                 except Exception as error:
-                    if not is_refused(error):
+                    if not is_rejected(error):
                         raise
                     if count > 1:
                         alone = count
                         continue
-                    what = operations[0]["op"]
-                    print(f"tracking: MLflow refuses {what} ({first_line(error)}); left out")  # noqa: T201
+                    if not is_refused(error):
+                        self.look()  # a server that is away rejects no text
+                    if not self._sent_in_ascii(operations[0], journal.path.parent):
+                        if not is_refused(error):
+                            raise
+                        what = operations[0]["op"]
+                        print(f"tracking: MLflow refuses {what} ({first_line(error)}); left out")  # noqa: T201
                 journal.advance(count)
                 alone = max(0, alone - count)
         return done
@@ -362,8 +301,36 @@ class Store:
                 self._link(run, one["runs"], folder)
             case "end":
                 client.set_terminated(run, one["status"], end_time=one["time"])
-            case "unfinished":
-                close_unfinished(client, run, one["status"], one["verdict"], one["time"])
+            case "close":
+                close_pipeline_run(client, run, one["status"], one["verdict"], one["own"], one["time"])
+
+    def _sent_in_ascii(self, one: Operation, folder: Path) -> bool:
+        """Sends the texts of a rejected operation one by one, in ASCII where they are rejected again; else leaves them out.
+
+        Returns:
+            Whether the operation is one with texts, and so is done with.
+        """
+        match one["op"]:
+            case "tags":
+                run = self._real(one["run"], folder)
+                for name, value in one["values"].items():
+                    set_tag(self.client, run, name, value)
+            case "params":
+                run = self._real(one["run"], folder)
+                known = self.client.get_run(run).data.params if one["new_only"] else {}
+                for name in one["values"].keys() - known.keys():
+                    log = partial(self.client.log_param, run, name)
+                    send_text(log, one["values"][name], f"the parameter {name}")
+            case "input":
+                try:
+                    self._carry_out([in_ascii(one)], folder)
+                except Exception as error:
+                    if not is_rejected(error):
+                        raise
+                    print(f"tracking: MLflow does not take the input {one['name']} ({first_line(error)}); left out")  # noqa: T201
+            case _:
+                return False
+        return True
 
     def _log_metrics(self, run: str, operations: list[Operation]) -> None:
         from mlflow.entities import Metric
@@ -406,7 +373,13 @@ class Store:
             experiment = self.experiment_id()
             if one["op"] == "parent":
                 made = parent_run(
-                    self.client, experiment, one["pipeline_run"], one["name"], one["tags"], time=one["time"]
+                    self.client,
+                    experiment,
+                    one["pipeline_run"],
+                    one["name"],
+                    one["tags"],
+                    time=one["time"],
+                    child=one.get("child"),
                 )
             else:
                 made = self._make_nested(one, experiment, folder)
@@ -418,11 +391,10 @@ class Store:
             return found[0]
         tags = {**one["tags"], LOCAL_ID: one["run"]}
         if one["parent"] is None:
-            return self.client.create_run(experiment, start_time=one["time"], tags=tags, run_name=one["name"])
-        parent = self._real(one["parent"], folder)
-        tags[PARENT] = parent
-        run = self.client.create_run(experiment, start_time=one["time"], tags=tags, run_name=one["name"])
-        replace_earlier(self.client, run, nested_runs(self.client, experiment, parent, one["name"]))
+            return create_run(self.client, experiment, one["name"], tags, one["time"])
+        tags[PARENT] = self._real(one["parent"], folder)
+        run = create_run(self.client, experiment, one["name"], tags, one["time"])
+        replace_earlier(self.client, run, step_runs_of(self.client, experiment, tags[RUN_ID], one["name"]))
         return run
 
     @staticmethod

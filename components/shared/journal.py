@@ -21,12 +21,13 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
 from .artifacts import write_json
 from .errors import MixtuneError
+from .verdict import StepRun
 
 FOLDER = "MIXTUNE_JOURNAL_DIR"
 LOCAL = "local-"
@@ -184,21 +185,6 @@ def operations_of(folder: Path, pipeline_run: str | None) -> Iterator[Operation]
             yield from found[1]
 
 
-@dataclass
-class StepRun:
-    """A step's run, as far as it is known.
-
-    Attributes:
-        title: the step and what it works on.
-        status: MLflow's word for how it ended, or RUNNING.
-        tags: its labels.
-    """
-
-    title: str
-    status: str = "RUNNING"
-    tags: dict[str, str] = field(default_factory=dict)
-
-
 def step_runs(operations: Iterable[Operation]) -> list[StepRun]:
     """The runs that began without MLflow, as operations tell of them, oldest first."""
     known: dict[str, StepRun] = {}
@@ -245,7 +231,7 @@ def count_of(operations: Iterable[Operation]) -> Counter[str]:
                 counts["input"] += 1
             case "run":
                 counts["run"] += 1
-            case "end" | "unfinished":
+            case "end" | "close":
                 counts["end of a run"] += 1
     return counts
 

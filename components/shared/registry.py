@@ -1,16 +1,18 @@
-"""The MLflow model registry: one version for one model. This file and `delivery.py` are the only ones that import mlflow."""
+"""The MLflow model registry: one version for one model."""
 
 from __future__ import annotations
 
 import hashlib
 import shutil
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .config import Task
 from .delivery import patience
 from .errors import RefusedError
+from .mlflow_text import send_text
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -60,10 +62,13 @@ def register(
         version = _version_with(client, name, digest)
         if version is None:
             model_id, uri = _log_model(client, run_id, folder, kind, card)
-            version = _make_version(client, run_id, name, model_id, uri, {**tags, DIGEST: digest}, card)
-        else:
-            for tag, value in tags.items():
-                client.set_model_version_tag(name, version, tag, value)
+            version = _make_version(client, run_id, name, model_id, uri, digest)
+        # Apart from the version, since a text that MLflow does not take must not cost a model.
+        for tag, value in tags.items():
+            set_tag = partial(client.set_model_version_tag, name, version, tag)
+            send_text(set_tag, value, f"the tag {tag} of the version")
+        describe = partial(client.update_model_version, name, version)
+        send_text(describe, card, "the description of the version")
         client.set_registered_model_alias(name, alias, version)
     return version
 
@@ -129,9 +134,7 @@ def _version_with(client: MlflowClient, name: str, digest: str) -> str | None:
     return next((str(version.version) for version in found if version.tags.get(DIGEST) == digest), None)
 
 
-def _make_version(
-    client: MlflowClient, run_id: str, name: str, model_id: str, uri: str, tags: Mapping[str, str], card: str
-) -> str:
+def _make_version(client: MlflowClient, run_id: str, name: str, model_id: str, uri: str, digest: str) -> str:
     from mlflow.exceptions import MlflowException
 
     try:
@@ -141,9 +144,7 @@ def _make_version(
             raise
     # Asked once: of a request that was lost on its way back, a second one would make a second version.
     with patience(120, 0):
-        made = client.create_model_version(
-            name, source=uri, run_id=run_id, tags=dict(tags), model_id=model_id, description=card
-        )
+        made = client.create_model_version(name, source=uri, run_id=run_id, tags={DIGEST: digest}, model_id=model_id)
     return str(made.version)
 
 

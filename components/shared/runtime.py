@@ -19,12 +19,13 @@ from typing import Any
 
 from .artifacts import Artifact, ArtifactLike, ModelCard, write_json
 from .config import Section
-from .context import Context, note_progress
+from .context import ALONE, Context, note_progress, take_tracking_secret
 from .distributed import is_main, num_processes, run_in_processes
 from .errors import GateNotMetError, MixtuneError, RefusedError, cannot_be_written
 from .imports import quick_imports
 from .outcome import EXIT_STATUS, Outcome, load_outcome
-from .tracking import Status, Tracker
+from .tracking import Tracker
+from .verdict import status_of
 
 OUTPUTS: Mapping[str, tuple[str, ...]] = {
     "prepare": ("train", "heldout", "tokenizer", "report"),
@@ -65,6 +66,7 @@ def launch(
     """
     package = __package__.rsplit(".", 1)[0]
     started = time.monotonic()
+    take_tracking_secret()
     given = _given(step, config, artifacts, parameters)
     with _own_log(step, config, artifacts, parameters) as (title, log):
         tracker = Tracker.off()
@@ -235,12 +237,14 @@ def _leave(outcome: Outcome, tracker: Tracker) -> None:
     folder = os.environ.get("MIXTUNE_OUTCOME_DIR")
     if folder and is_main():
         outcome.save(folder)
-    ends: dict[str, Status] = {"done": "FINISHED", "interrupted": "KILLED", "terminated": "KILLED"}
-    status = ends.get(outcome.kind, "FAILED")
     # What does not fit into a tag is left out, since half of it is of no use.
     given = {f"given.{name}": text for name, text in outcome.given.items() if len(text) <= TAG_LENGTH}
     told = {"kind": outcome.kind, "sentence": "; ".join(outcome.sentences), **outcome.facts}
-    tracker.close(status, told | given)
+    if os.environ.get(ALONE):
+        # A step that is a pipeline of its own has no `finish` behind it.
+        ended = "ended well" if outcome.kind == "done" else "; ".join(outcome.sentences)
+        tracker.close_parent(status_of(outcome.kind), f"{outcome.title} alone: {ended}")
+    tracker.close(status_of(outcome.kind), told | given)
 
 
 def _tell_kubernetes(outcome: Outcome) -> None:

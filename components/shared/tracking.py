@@ -14,21 +14,14 @@ import tempfile
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from .config import Task
 from .delivery import (
-    PARENT,
-    RUN_ID,
     Store,
     came_from_server,
     connect,
     git_tags,
-    is_refused,
-    nested_runs,
-    parent_run,
-    refuse_again,
-    replace_earlier,
     step_tags,
     store_from_environment,
     to_deliver,
@@ -40,7 +33,6 @@ from .journal import (
     Journal,
     Operation,
     Owner,
-    StepRun,
     folder_from_environment,
     in_words,
     known_runs,
@@ -49,6 +41,19 @@ from .journal import (
     sync_command,
     undelivered,
 )
+from .mlflow_runs import (
+    PARENT,
+    RUN_ID,
+    adopt_run,
+    create_run,
+    injected_run,
+    parent_run,
+    refuse_again,
+    replace_earlier,
+    step_runs_of,
+)
+from .mlflow_text import is_refused
+from .verdict import OUTCOME, RunStatus, StepRun
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -60,8 +65,6 @@ DELIVER_AT = 500
 DELIVER_SECONDS = 15.0
 FIRST_REST = 5.0
 LONGEST_REST = 300.0
-
-Status = Literal["FINISHED", "FAILED", "KILLED"]
 
 
 class Tracker:
@@ -127,15 +130,20 @@ class Tracker:
                 experiment = store.experiment_id()
                 tags = step_tags(step)
                 if not pipeline_run:
-                    run = client.create_run(experiment, run_name=title, tags=tags)
+                    run = create_run(client, experiment, title, tags)
                     return cls(store, run.info.run_id, title=title)
+                injected = injected_run()
                 parent = parent_run(
-                    client, experiment, pipeline_run, _parent_name(pipeline_run), git_tags()
+                    client, experiment, pipeline_run, _parent_name(pipeline_run), git_tags(), child=injected
                 ).info.run_id
-                attempts = nested_runs(client, experiment, parent, title)
+                attempts = step_runs_of(client, experiment, pipeline_run, title)
                 refuse_again(attempts)
-                tags |= {PARENT: parent, RUN_ID: pipeline_run, "mixtune.kfp_run": pipeline_run}
-                run = client.create_run(experiment, run_name=title, tags=tags)
+                tags |= {RUN_ID: pipeline_run, "mixtune.kfp_run": pipeline_run}
+                if injected:
+                    adopt_run(client, injected, title, tags)
+                    run = client.get_run(injected)
+                else:
+                    run = create_run(client, experiment, title, tags | {PARENT: parent})
                 replace_earlier(client, run, attempts)
                 return cls(store, run.info.run_id, parent, title=title, pipeline_run=pipeline_run)
         except MixtuneError:
@@ -154,9 +162,13 @@ class Tracker:
         if pipeline_run:
             parent = _local_parent(pipeline_run)
             tags |= {RUN_ID: pipeline_run, "mixtune.kfp_run": pipeline_run}
-        tracker = cls(store, run, parent, title=title, pipeline_run=pipeline_run)
+        injected = injected_run()
+        tracker = cls(store, injected or run, parent, title=title, pipeline_run=pipeline_run)
         tracker._begin_rest()
         tracker._add_parent()
+        if injected:
+            tracker._add({"op": "tags", "run": injected, "values": {"mlflow.runName": title, **tags}})
+            return tracker
         tracker._add({"op": "run", "run": run, "parent": parent, "name": title, "tags": tags, "time": _now()})
         return tracker
 
@@ -262,21 +274,21 @@ class Tracker:
             self._add({"op": "link", "run": self.parent_id, "runs": dict(runs)})
             self._deliver()
 
-    def close(self, status: Status, outcome: Mapping[str, str] | None = None) -> None:
+    def close(self, status: RunStatus, outcome: Mapping[str, str] | None = None) -> None:
         """Ends the step's run with its outcome, delivers what is left and says what could not be delivered."""
         if self.run_id is None:
             return
         if outcome:
-            values = {f"mixtune.outcome.{name}": value[:5000] for name, value in outcome.items()}
+            values = {f"{OUTCOME}{name}": value[:5000] for name, value in outcome.items()}
             self._add({"op": "tags", "run": self.run_id, "values": values})
         self._add({"op": "end", "run": self.run_id, "status": status, "time": _now()})
         self._end()
 
-    def close_parent(self, status: Status, tags: Mapping[str, str]) -> None:
-        """Ends the pipeline's parent run with its verdict."""
+    def close_parent(self, status: RunStatus, verdict: str) -> None:
+        """Ends the pipeline's parent run with its verdict, and the runs that other steps left open."""
         if self.parent_id:
-            self.set_tags(tags, parent=True)
-            self._add({"op": "end", "run": self.parent_id, "status": status, "time": _now()})
+            own = {"own": self.run_id, "time": _now()}
+            self._add({"op": "close", "run": self.parent_id, "status": status, "verdict": verdict, **own})
             self._deliver()
 
     def children(self) -> list[StepRun]:
@@ -287,7 +299,7 @@ class Tracker:
             try:
                 with to_deliver():
                     experiment = self._store.client.get_run(parent).info.experiment_id
-                    found = nested_runs(self._store.client, experiment, parent)
+                    found = step_runs_of(self._store.client, experiment, self._pipeline_run or "")
                 return [StepRun(run.info.run_name, run.info.status, dict(run.data.tags)) for run in found]
             except Exception as error:
                 self._could_not(error)
@@ -390,6 +402,7 @@ class Tracker:
                 "run": self.parent_id,
                 "pipeline_run": self._pipeline_run,
                 "name": _parent_name(self._pipeline_run),
+                "child": injected_run(),
             }
             self._add({"op": "parent", **parent, "tags": git_tags(), "time": _now()})
 
@@ -475,7 +488,7 @@ class Tracker:
 
 
 def close_unfinished(
-    uri: str, experiment: str, pipeline_run: str, status: Status, verdict: str, folder: Path | None = None
+    uri: str, experiment: str, pipeline_run: str, status: RunStatus, verdict: str, folder: Path | None = None
 ) -> None:
     """Ends the parent run of a pipeline run that `finish` did not end, and the steps that could not do so themselves.
 
@@ -491,7 +504,7 @@ def close_unfinished(
         folder=folder,
     )
     tracker._add_parent()
-    tracker._add({"op": "unfinished", "run": tracker.parent_id, "status": status, "verdict": verdict, "time": _now()})
+    tracker.close_parent(status, verdict)
     tracker._end()
 
 

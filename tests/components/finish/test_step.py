@@ -38,17 +38,63 @@ def test_a_failure_is_told_in_the_words_of_the_step_that_failed(store: str) -> N
     assert connect(store).get_run(tracker.parent_id).info.status == "FAILED"
 
 
+# A cluster's exit task is told COMPLETE or, now and then, RUNNING of a run that went well; the local runner says SUCCEEDED.
+WENT_WELL = ["COMPLETE", "RUNNING", "SUCCEEDED"]
+
+
+@pytest.mark.parametrize("state", WENT_WELL)
 @pytest.mark.parametrize(("gate", "verdict"), [("passed", "gate passed: mixed-0.3"), ("not met", "gate not met: why")])
-def test_the_verdict_is_the_gates(store: str, gate: str, verdict: str) -> None:
+def test_the_verdict_is_the_gates(store: str, state: str, gate: str, verdict: str) -> None:
     tags = {"mixtune.gate": gate, "mixtune.selected": "mixed-0.3", "mixtune.gate_reasons": "why"}
-    Tracker.open("compare", "compare", "run-1").set_tags(tags, parent=True)
-    context, tracker = finish("SUCCEEDED")
+    compare = Tracker.open("compare", "compare", "run-1")
+    compare.set_tags(tags, parent=True)
+    compare.close("FINISHED", {"kind": "done"})
+    context, tracker = finish(state)
     assert context.facts["verdict"] == verdict
     assert tracker.parent_id is not None
-    assert connect(store).get_run(tracker.parent_id).info.status == "FINISHED"
+    parent = connect(store).get_run(tracker.parent_id)
+    assert (parent.info.status, parent.data.tags["mixtune.verdict"]) == ("FINISHED", verdict)
 
 
-@pytest.mark.parametrize("state", ["SUCCEEDED", "FAILED"])
+@pytest.mark.parametrize("state", ["FAILED", "CANCELLED"])
+def test_only_a_failure_or_a_stop_in_kfp_counts_against_the_gate(store: str, state: str) -> None:
+    tags = {"mixtune.gate": "passed", "mixtune.selected": "mixed-0.3"}
+    compare = Tracker.open("compare", "compare", "run-1")
+    compare.set_tags(tags, parent=True)
+    compare.close("FINISHED", {"kind": "done"})
+    context, tracker = finish(state)
+    expected = {"FAILED": ("failed: Task mixed failed.", "FAILED"), "CANCELLED": ("stopped", "KILLED")}
+    assert tracker.parent_id is not None
+    assert (context.facts["verdict"], connect(store).get_run(tracker.parent_id).info.status) == expected[state]
+
+
+@pytest.mark.parametrize(("state", "left_open"), [("COMPLETE", "FINISHED"), ("FAILED", "KILLED")])
+def test_runs_that_the_steps_left_open_are_ended(store: str, state: str, left_open: str) -> None:
+    """MLflow can reject the last batch of a task, and a pod that is killed sends none."""
+    silent = Tracker.open("mixed", "mixed-0.3", "run-1")
+    refused = Tracker.open("prepare", "prepare finetune", "run-1")
+    refused.set_tags({"mixtune.outcome.kind": "refused", "mixtune.outcome.sentence": "no labels"})
+    context, tracker = finish(state)
+    client = connect(store)
+    assert silent.run_id is not None
+    assert refused.run_id is not None
+    assert client.get_run(silent.run_id).info.status == (
+        "KILLED" if "failed" in context.facts["verdict"] else left_open
+    )
+    assert client.get_run(refused.run_id).info.status == "FAILED"
+    # Its own run goes on until the step ends.
+    assert tracker.run_id is not None
+    assert client.get_run(tracker.run_id).info.status == "RUNNING"
+
+
+def test_a_step_that_was_killed_is_named(store: str) -> None:
+    Tracker.open("pretrain", "pretrain", "run-1").close("FINISHED", {"kind": "done"})
+    Tracker.open("mixed", "mixed-0.3", "run-1")
+    verdict = finish("FAILED")[0].facts["verdict"]
+    assert verdict == "failed: mixed-0.3: ended without a record of why (killed?)"
+
+
+@pytest.mark.parametrize("state", ["COMPLETE", "FAILED"])
 def test_a_run_that_succeeded_needs_its_checkpoints_no_more(
     store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, state: str
 ) -> None:
@@ -62,7 +108,7 @@ def test_a_run_that_succeeded_needs_its_checkpoints_no_more(
         store_of_run.finish()
     finish(state)
     left = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
-    assert left == (["mixed-run-2"] if state == "SUCCEEDED" else ["mixed-run-1", "mixed-run-2"])
+    assert left == (["mixed-run-2"] if state == "COMPLETE" else ["mixed-run-1", "mixed-run-2"])
 
 
 def test_of_several_attempts_at_a_step_the_last_one_counts(store: str) -> None:

@@ -18,14 +18,14 @@ import torch
 
 from mixtune.components.register.config import RegisterStep
 from mixtune.components.register.step import run
-from mixtune.components.shared.artifacts import Artifact, ModelCard
+from mixtune.components.shared.artifacts import Artifact, ModelCard, write_json
 from mixtune.components.shared.context import Context
 from mixtune.components.shared.errors import UnreachableError
 from mixtune.components.shared.model import load_model
 from mixtune.components.shared.registry import fetch
 from mixtune.components.shared.tracking import Tracker, connect
 from tests.components.stages import Stages
-from tests.mlflow_server import MlflowServer, free_port
+from tests.mlflow_server import MlflowServer, free_port, rejecting_proxy
 
 from .made import write_report
 
@@ -39,8 +39,10 @@ def stages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Stages:
     return stages
 
 
-def register(stages: Stages, kind: str, run_id: str) -> Context:
-    write_report(stages.folder / "comparison", kind, "classification", ["no", "yes"])
+def register(stages: Stages, kind: str, run_id: str, headline: str = "") -> Context:
+    report = write_report(stages.folder / "comparison", kind, "classification", ["no", "yes"])
+    if headline:
+        write_json(stages.folder / "comparison" / "report.json", report | {"headline": headline})
     context = Context("register", Tracker.open("register", "register", run_id), run_id, quiet=True)
     run(
         RegisterStep(registered_model="tiny", alias="candidate"), context=context,
@@ -61,6 +63,26 @@ def test_the_same_model_twice_is_one_version_and_another_is_another(stages: Stag
     assert (stages.folder / "registered" / "model.safetensors").is_file()
     assert client.get_model_version_by_alias("tiny", "candidate").tags["mixtune.kind"] == "interpolated"
     assert client.get_model_version("tiny", "1").tags["mixtune.kfp_run"] == "run-2"
+
+
+@pytest.mark.slow
+def test_text_that_mlflow_does_not_take_costs_no_model(
+    stages: Stages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = MlflowServer(tmp_path / "server")
+    server.start()
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    try:
+        with rejecting_proxy(server.uri) as uri:
+            monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+            monkeypatch.setenv("MIXTUNE_GIT_COMMIT", "λ")
+            assert register(stages, "finetuned", "run-1", headline="λ = 0.3").facts["registered"]
+        version = connect(server.uri).get_model_version("tiny", "1")
+    finally:
+        server.kill()
+    assert version.description.startswith("# tiny\n\nlambda = 0.3\n")
+    assert version.tags["mixtune.git_commit"] == "lambda"
+    assert version.tags["mixtune.kind"] == "finetuned"
 
 
 @pytest.mark.slow

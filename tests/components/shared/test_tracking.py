@@ -99,7 +99,7 @@ def test_what_came_from_the_cache_links_to_the_run_that_made_it(store: str) -> N
 
 def test_closing_the_parent_says_how_the_run_ended(store: str) -> None:
     tracker = Tracker.open("finish", "finish", "run-1")
-    tracker.close_parent("FAILED", {"mixtune.verdict": "failed: pretrain: no data"})
+    tracker.close_parent("FAILED", "failed: pretrain: no data")
     assert tracker.parent_id is not None
     parent = connect(store).get_run(tracker.parent_id)
     assert parent.info.status == "FAILED"

@@ -170,7 +170,7 @@ def test_what_a_step_could_not_deliver_is_said_and_synced(
     log_everything(tracker, tmp_path, 0, 300)
     server.kill()
     log_everything(tracker, tmp_path, 300, 900)
-    tracker.close_parent("FINISHED", {"mixtune.verdict": "gate passed"})
+    tracker.close_parent("FINISHED", "gate passed")
     tracker.close("FINISHED", {"kind": "done"})
     ended = int(time.time() * 1000)
     said = capsys.readouterr().out
@@ -242,7 +242,7 @@ def test_a_run_that_began_without_a_server_is_made_when_it_is_delivered_and_once
         ("mixed-0.3", "FINISHED"),
     ]
     assert last.parent_tags()["mixtune.gate"] == "passed"
-    last.close_parent("FINISHED", {"mixtune.verdict": "gate passed"})
+    last.close_parent("FINISHED", "gate passed")
     last.close("FINISHED")
     ended = int(time.time() * 1000)
     assert "going on without it" in capsys.readouterr().out
