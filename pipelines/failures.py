@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from mixtune.components.shared.errors import MixtuneError
 
 from .kfp_api import Api
-from .pods import RunOnCluster
+from .pods import RunOnCluster, last_message
 from .tasks import Failure, Run
 
 LONGEST = 600
@@ -42,11 +42,13 @@ def sentences(run: Run, api: Api, run_id: str, cluster: RunOnCluster) -> list[st
 
 def reason_of(failure: Failure, run: Run, api: Api, run_id: str, cluster: RunOnCluster) -> str:
     """The reason of a failure, from Argo, from the pod or from its log; empty where none of them tells."""
-    return _shortened(
-        from_argo(failure.message)
-        or cluster.message_of(failure.pod_ids)
-        or _from_log(failure, run.workflow, api, run_id)
-    )
+    if reason := from_argo(failure.message):
+        return _shortened(reason)
+    pod = cluster.pod_of(failure.pod_ids)
+    if pod is not None and (reason := last_message(pod)):
+        return _shortened(reason)
+    log = cluster.log_of(pod.metadata.name) if pod is not None else ""
+    return _shortened(last_words(log or _from_kfp(failure, run.workflow, api, run_id), failure.title))
 
 
 def _shortened(text: str) -> str:
@@ -66,14 +68,15 @@ def from_argo(message: str) -> str:
     return ""
 
 
-def _from_log(failure: Failure, workflow: str, api: Api, run_id: str) -> str:
+def _from_kfp(failure: Failure, workflow: str, api: Api, run_id: str) -> str:
+    """The log of the pod that failed, through KFP, which has it as well where the pod is gone and logs are archived."""
     for pod in _pod_names(failure, workflow):
         try:
             text = api.log_of(run_id, pod)
         except MixtuneError:
             return ""
         if text is not None:
-            return last_words(text, failure.title)
+            return text
     return ""
 
 

@@ -28,6 +28,7 @@ TIMEOUT = (3.0, 10.0)
 CREATING_SECONDS = 60.0
 _IMAGE = frozenset({"ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull"})
 _CONTAINER = frozenset({"CreateContainerConfigError", "CreateContainerError", "RunContainerError"})
+LOG_LINES = 100
 T = TypeVar("T")
 
 
@@ -88,29 +89,33 @@ class RunOnCluster:
                 if pod.spec and pod.spec.scheduling_gates and workloads is None:
                     workloads = self._custom(KUEUE, None, "workloads") or []
                 states.append(self._waiting(pod, workloads or []))
-            elif killed := _killed(pod):
-                states.append(PodState(_path(pod), killed, pod.metadata.name, killed=True))
+            elif reason := _killed(pod):
+                states.append(PodState(_path(pod), reason, pod.metadata.name, killed=True))
         return states
 
-    def message_of(self, pod_ids: tuple[str, ...]) -> str:
-        """What the containers of a failed pod left as their last words."""
-        for pod in self._list_pods() or []:
-            if any(pod.metadata.name.endswith(f"-{one.rpartition('-')[2]}") for one in pod_ids):
-                if killed := _killed(pod):
-                    return killed
-                for status in pod.status.container_statuses or []:
-                    ended = status.state.terminated if status.state else None
-                    if ended and ended.exit_code and ended.message:
-                        return str(ended.message).strip()
-        return ""
+    def pod_of(self, node_ids: tuple[str, ...]) -> Any:
+        """The pod of the first of these nodes that has one left; None where none has, or pods cannot be seen."""
+        pods = {pod.metadata.name.rpartition("-")[2]: pod for pod in self._list_pods() or []}
+        return next((pods[one] for node in node_ids if (one := node.rpartition("-")[2]) in pods), None)
+
+    def log_of(self, pod: str) -> str:
+        """The end of what a pod's main container wrote; empty where it cannot be read."""
+        from kubernetes import client
+
+        found = self._ask(
+            lambda api: client.CoreV1Api(api).read_namespaced_pod_log(
+                pod, self._namespace, container="main", tail_lines=LOG_LINES, _request_timeout=TIMEOUT
+            ),
+            str,
+        )
+        return found or ""
 
     def _list_pods(self) -> list[Any] | None:
         from kubernetes import client
 
+        of_run = {"label_selector": f"{RUN_LABEL}={self._run_id}", "field_selector": "status.phase!=Succeeded"}
         return self._ask(
-            lambda api: client.CoreV1Api(api).list_namespaced_pod(
-                self._namespace, label_selector=f"{RUN_LABEL}={self._run_id}", _request_timeout=TIMEOUT
-            ),
+            lambda api: client.CoreV1Api(api).list_namespaced_pod(self._namespace, _request_timeout=TIMEOUT, **of_run),
             lambda found: list(found.items),
         )
 
@@ -216,6 +221,17 @@ def _time(text: str | None) -> datetime.datetime | None:
 
 def _path(pod: Any) -> str:
     return str((pod.metadata.annotations or {}).get(NODE_NAME, ""))
+
+
+def last_message(pod: Any) -> str:
+    """Why a pod that failed was killed, or what its container left as its termination message."""
+    if killed := _killed(pod):
+        return killed
+    for status in pod.status.container_statuses or []:
+        ended = status.state.terminated if status.state else None
+        if ended and ended.exit_code and ended.message:
+            return str(ended.message).strip()
+    return ""
 
 
 def _killed(pod: Any) -> str:

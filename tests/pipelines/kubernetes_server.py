@@ -89,6 +89,7 @@ class KubernetesServer:
     Attributes:
         nodes, secrets, claims, queues: what the cluster has; all but nodes by (namespace, name).
         pods, events, workflows, workloads: of whatever namespace is asked for, as JSON.
+        logs: of pods' main containers, by the pods' names.
         kueue: versions of Kueue's API, the preferred one first.
         forbidden: pattern of paths that are answered with 403.
         broken: pattern of paths that are answered with 503.
@@ -100,6 +101,7 @@ class KubernetesServer:
         self.claims: dict[tuple[str, str], client.V1PersistentVolumeClaim] = {}
         self.queues: dict[tuple[str, str], dict[str, Any]] = {}
         self.pods: list[dict[str, Any]] = []
+        self.logs: dict[str, str] = {}
         self.events: list[dict[str, Any]] = []
         self.workflows: list[dict[str, Any]] = []
         self.workloads: list[dict[str, Any]] = []
@@ -150,6 +152,8 @@ class KubernetesServer:
         if found := re.fullmatch(r"/apis/kueue\.x-k8s\.io/([^/]+)/namespaces/([^/]+)/localqueues/([^/]+)", path):
             one = self.queues.get((found.group(2), found.group(3))) if found.group(1) in self.kueue else None
             return (200, one) if one is not None else (404, "not found")
+        if found := re.fullmatch(r"/api/v1/namespaces/[^/]+/pods/([^/]+)/log", path):
+            return (200, self.logs[found.group(1)]) if found.group(1) in self.logs else (404, "not found")
         lists = {
             "/api/v1/namespaces/[^/]+/pods": self.pods,
             "/api/v1/namespaces/[^/]+/events": self.events,
@@ -169,11 +173,11 @@ def _selected(item: dict[str, Any], query: dict[str, str]) -> bool:
         if (item["metadata"].get("labels") or {}).get(name) != value:
             return False
     for one in filter(None, fields.split(",")):
-        path, value = one.split("=")
+        path, unequal, value = re.fullmatch(r"([^!=]+)(!?)=(.*)", one).groups()  # type: ignore[union-attr]
         found: Any = item
         for part in path.split("."):
             found = found[part]
-        if found != value:
+        if (found == value) == bool(unequal):
             return False
     return True
 
@@ -185,7 +189,7 @@ class _Handler(BaseHTTPRequestHandler):
         status, body = self._answer()
         if status != 200:
             body = client.V1Status(api_version="v1", kind="Status", status="Failure", message=body, code=status)
-        content = json.dumps(_serialise(body)).encode()
+        content = (body if isinstance(body, str) else json.dumps(_serialise(body))).encode()
         self.send_response(status)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(content)))

@@ -174,6 +174,12 @@ def test_what_a_step_wrote_as_its_last_words_comes_first(
     cluster.pods = pods
     result = wait(server, server.replay("bad-data", parameters=values))
     assert problems(result) == ["mixtune: plan: data.finetune.source: there is no file labels.jsonl"]
+    for pod in pods:
+        for status in pod["status"]["containerStatuses"]:
+            status["state"]["terminated"].pop("message", None)
+    cluster.logs["mixtune-sfcjw-metadata-0-1-system-container-impl-3676484945"] = "plan: from the log\n"
+    result = wait(server, server.replay("bad-data", parameters=values))
+    assert problems(result) == ["mixtune: plan: from the log"]
 
 
 def test_why_a_task_does_not_start_is_told_once_and_when_it_changes(
