@@ -14,6 +14,7 @@ from .tasks import Failure, Run
 
 LONGEST = 600
 _ENDED = re.compile(r"(?:(?P<container>[\w-]+): )?(?P<reason>\w+) \(exit code \d+\)(?:: (?P<text>.*))?", re.DOTALL)
+_PROGRESS = re.compile(r".*: \d+/\d+ \w+.*, \d+ s(?: left)?")
 # What KFP's launcher and Argo's executor write around a program's own output.
 _FRAME = re.compile(r"[IWEF]\d{4} \S+ .*?\] ?(?P<text>.*)|time=\S+ level=\S+ .*|\[KFP Executor.*")
 
@@ -94,13 +95,18 @@ def _pod_names(failure: Failure, workflow: str) -> Iterator[str]:
 
 
 def last_words(log: str, title: str) -> str:
-    """The line of a log that says why its program ended: the step's own sentence, else the last line that is not KFP's."""
+    """Why a program ended, from the end of its log: the step's own sentences, else the last line that is not KFP's.
+
+    Empty where the last line is one of progress: then the program was killed.
+    """
     lines = [line.strip() for line in log.splitlines() if line.strip()]
     own = [line for line in lines if not _FRAME.fullmatch(line)]
-    for line in reversed(own):
-        if title and line.startswith(f"{title}: "):
-            return line.removeprefix(f"{title}: ")
-    if own:
-        return own[-1]
-    framed = [found["text"] for line in lines if (found := _FRAME.fullmatch(line)) and found["text"]]
-    return framed[-1] if framed else ""
+    if not own:
+        framed = [found["text"] for line in lines if (found := _FRAME.fullmatch(line)) and found["text"]]
+        return framed[-1] if framed else ""
+    if _PROGRESS.fullmatch(own[-1]):
+        return ""
+    start = f"{title}: "
+    told = list(itertools.takewhile(lambda line: title and line.startswith(start), reversed(own)))
+    words = [line.removeprefix(start) for line in reversed(told) if not _PROGRESS.fullmatch(line)]
+    return "; ".join(words) or own[-1]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import gzip
 import json
 import re
 import threading
@@ -14,10 +12,6 @@ from urllib.parse import parse_qs, urlsplit
 
 import yaml
 from kubernetes import client
-
-from mixtune.pipelines.tasks import node_id
-
-from .kfp_server import RECORDINGS
 
 TOKEN = "a token"
 _serialise: Any = client.ApiClient(client.Configuration(host="http://nowhere")).sanitize_for_serialization
@@ -49,38 +43,6 @@ def local_queue(message: str = "Can submit new workloads to localQueue", active:
     """A queue of Kueue's; with `active` None Kueue has not looked at it yet."""
     conditions = [] if active is None else [{"type": "Active", "status": active, "message": message}]
     return {"kind": "LocalQueue", "status": {"conditions": conditions}}
-
-
-def recorded(name: str) -> Any:
-    """What a real cluster answered."""
-    return json.loads((RECORDINGS / f"{name}.json").read_text(encoding="utf-8"))
-
-
-def workflow(nodes: list[dict[str, Any]], run_id: str, compressed: bool = False) -> dict[str, Any]:
-    """An Argo workflow of recorded nodes, from which ids and full names were left out.
-
-    They are put back: a child's name begins with its parent's, and an id is a hash of the name.
-    """
-    ids = {child for one in nodes for child in one.get("children") or []}
-    name = next(iter(ids)).rpartition("-")[0]
-    left, named, names = list(nodes), {}, [name]
-    for path in names:
-        display = path.removeprefix(path[: path.rfind(").") + 2]) if ")." in path else path
-        same = [one for one in left if one["displayName"] == display]
-        below = {node_id(name, f"{path}({number})") for number in range(9)}
-        node = next((one for one in same if below & set(one.get("children") or [])), same[0] if same else None)
-        if node is None:
-            continue
-        left.remove(node)
-        named[node_id(name, path)] = {"id": node_id(name, path), "name": path, **node}
-        displays = {one["displayName"] for one in left}
-        more = [path + one.removeprefix(display) for one in displays if one.startswith(f"{display}(")]
-        more += [f"{path}.{one}" for one in displays]
-        names += [one for one in dict.fromkeys(more) if node_id(name, one) in ids]
-    content = json.dumps(named)
-    packed = base64.b64encode(gzip.compress(content.encode())).decode()
-    status: dict[str, Any] = {"compressedNodes": packed} if compressed else {"nodes": named}
-    return {"metadata": {"name": name, "labels": {"pipeline/runid": run_id}}, "status": status}
 
 
 class KubernetesServer:

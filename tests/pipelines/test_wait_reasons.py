@@ -18,8 +18,9 @@ from mixtune.pipelines.cli import app
 from mixtune.pipelines.configuration import read_config
 from mixtune.pipelines.failures import from_argo, last_words
 
-from .kfp_server import KfpServer, as_of, recorded_run
-from .kubernetes_server import KubernetesServer, recorded, workflow
+from .kfp_server import KfpServer
+from .kubernetes_server import KubernetesServer
+from .recordings import as_of, recorded, recorded_run, workflow
 
 PLATFORM = "9bc77cb5-563a-4a00-957c-a72ea3205ccd"
 BAD_DATA = "0762bf15-5129-4db5-831a-97eccf181af8"
@@ -367,7 +368,10 @@ def test_argos_messages(message: str, reason: str) -> None:
             "mixed-0.3: 10/20 steps\nTraceback\nKeyError: 'x'\nF1126 11:34:19.2  31 main.go:56] exit status 1",
             "KeyError: 'x'",
         ),
-        ("plan: first\nplan: second\nF1126 11:34:19.2  31 main.go:56] exit status 1", "second"),
+        ("plan: first\nplan: second\nF1126 11:34:19.2  31 main.go:56] exit status 1", "first; second"),
+        ("plan: 10/20 steps, 3 s left\nplan: data: is empty\n", "data: is empty"),
+        ("plan: 10/20 steps, 1,203 tokens/s, 3 s left\nF1126 11:34:19.2  31 main.go:56] signal: killed", ""),
+        ("plan texts: 10/20 texts, 3 s left", ""),
     ],
 )
 def test_the_last_words_of_a_log(log: str, words: str) -> None:
