@@ -16,7 +16,7 @@ import urllib3
 
 from mixtune.components.shared.errors import UnreachableError, first_line
 
-from .kubernetes_api import KUEUE, condition_of, connect, kueue_version
+from .kubernetes_api import condition_of, connect, kueue_version
 from .slow import Say
 from .tasks import PHASES, Node
 
@@ -75,7 +75,7 @@ class RunOnCluster:
 
     def nodes(self) -> list[Node]:
         """The nodes of the workflow; none where it cannot be read."""
-        found = self._custom("argoproj.io", "v1alpha1", "workflows", label_selector=f"{RUN_LABEL}={self._run_id}")
+        found = self._workflows()
         return nodes_of_workflow(found[0]) if found else []
 
     def pods(self) -> list[PodState]:
@@ -87,7 +87,7 @@ class RunOnCluster:
         for pod in pods or []:
             if pod.status.phase == "Pending":
                 if pod.spec and pod.spec.scheduling_gates and workloads is None:
-                    workloads = self._custom(KUEUE, None, "workloads") or []
+                    workloads = self._workloads()
                 states.append(self._waiting(pod, workloads or []))
             elif reason := _killed(pod):
                 states.append(PodState(_path(pod), reason, pod.metadata.name, killed=True))
@@ -119,15 +119,28 @@ class RunOnCluster:
             lambda found: list(found.items),
         )
 
-    def _custom(self, group: str, version: str | None, plural: str, **named: Any) -> list[dict[str, Any]] | None:
+    def _workflows(self) -> list[dict[str, Any]]:
         from kubernetes import client
 
-        return self._ask(
+        of_run = f"{RUN_LABEL}={self._run_id}"
+        found = self._ask(
             lambda api: client.CustomObjectsApi(api).list_namespaced_custom_object(
-                group, version or kueue_version(api), self._namespace, plural, _request_timeout=TIMEOUT, **named
+                "argoproj.io", "v1alpha1", self._namespace, "workflows", label_selector=of_run, _request_timeout=TIMEOUT
             ),
             lambda found: list(found.get("items") or []),
         )
+        return found or []
+
+    def _workloads(self) -> list[dict[str, Any]]:
+        from kubernetes import client
+
+        found = self._ask(
+            lambda api: client.CustomObjectsApi(api).list_namespaced_custom_object(
+                "kueue.x-k8s.io", kueue_version(api), self._namespace, "workloads", _request_timeout=TIMEOUT
+            ),
+            lambda found: list(found.get("items") or []),
+        )
+        return found or []
 
     def _ask(self, question: Callable[[Any], Any], answer: Callable[[Any], T]) -> T | None:
         from kubernetes.client import ApiException
