@@ -21,7 +21,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Fine-tune a language model on a labelled task without letting it forget what it knew.",
     epilog="Exit status: 0 done; 1 a step failed; 2 bad configuration, data or usage; 3 the gate was not met; "
-    "4 the cluster or the tracking server could not be reached; 130 interrupted.",
+    "4 the cluster or the tracking server could not be reached; 5 a task was pending for too long; 6 the time to wait was up; "
+    "130 interrupted.",
 )
 
 

@@ -16,10 +16,9 @@ from mixtune.components.shared.errors import MixtuneError, UnreachableError, fir
 
 from .estimate import estimate
 from .kfp_api import Api, Connection
+from .kubernetes_api import KUEUE, SECONDS, SINGLE_USER_NAMESPACE, condition_of, connect, kueue_version
 from .placement import Placer, Profile
 
-SECONDS = 15
-SINGLE_USER_NAMESPACE = "kubeflow"
 T = TypeVar("T")
 
 
@@ -77,30 +76,24 @@ def _mlflow() -> Finding:
             "MLflow was not looked at, since MLFLOW_TRACKING_URI is not set here; without it `mixtune submit --wait` cannot "
             "tell whether the gate was met",
         )
-    from mixtune.components.shared.tracking import connect
+    from mixtune.components.shared.tracking import connect as connect_mlflow
 
     try:
-        connect(uri)
+        connect_mlflow(uri)
     except UnreachableError as error:
         return Finding("away", error.problems[0])
     return Finding("there", f"MLflow answers at {without_credentials(uri)}")
 
 
 def _kubernetes(place: Placer, namespace: str) -> Iterator[Finding]:
-    from kubernetes import client, config
+    from kubernetes import client
 
-    settings = client.Configuration()
     try:
-        if os.environ.get("KUBERNETES_SERVICE_HOST") and not os.environ.get("KUBECONFIG"):
-            config.load_incluster_config(client_configuration=settings)
-        else:
-            # Named here, since the client looks at the variable only once.
-            file = os.environ.get("KUBECONFIG") or "~/.kube/config"
-            config.load_kube_config(config_file=file, client_configuration=settings)
-    except (config.ConfigException, OSError, TypeError) as error:
-        yield Finding("away", f"KUBECONFIG: no cluster is named there ({first_line(error)}); set it, or run in a pod")
+        api = connect()
+    except UnreachableError as error:
+        yield Finding("away", error.problems[0])
         return
-    look, api = _Look(namespace), client.ApiClient(settings)
+    look = _Look(namespace)
     core, custom = client.CoreV1Api(api), client.CustomObjectsApi(api)
     parameters = {name: default for name, (_, default, _) in place.parameters().items()}
     profile = place.profile
@@ -143,10 +136,19 @@ def _kubernetes(place: Placer, namespace: str) -> Iterator[Finding]:
             f"the Kueue queue {queue}",
             "get localqueues.kueue.x-k8s.io",
             lambda: custom.get_namespaced_custom_object(
-                "kueue.x-k8s.io", "v1beta1", namespace, "localqueues", queue, _request_timeout=SECONDS
+                KUEUE, kueue_version(api), namespace, "localqueues", queue, _request_timeout=SECONDS
             ),
         )
-        yield found if isinstance(found, Finding) else Finding("there", f"the Kueue queue {queue} in {namespace}")
+        yield found if isinstance(found, Finding) else _queue(found, queue, namespace)
+
+
+def _queue(queue: dict[str, Any], name: str, namespace: str) -> Finding:
+    """A queue is good when Kueue says that it is active, which needs a ClusterQueue that is there and active."""
+    active = condition_of(queue, "Active")
+    if active is not None and active.get("status") == "True":
+        return Finding("there", f"the Kueue queue {name} in {namespace}")
+    said = (active or {}).get("message") or "Kueue has not said that it is active"
+    return Finding("missing", f"the Kueue queue {name} in {namespace} takes no pods: {said}; see k8s/overlays/kueue")
 
 
 def _claim(claim: Any, name: str, namespace: str) -> Finding:

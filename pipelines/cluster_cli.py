@@ -28,6 +28,10 @@ Authority = Annotated[
     typer.Option("--ca", help="File with the certificate authority of the address; without it MIXTUNE_KFP_CA."),
 ]
 Timeout = Annotated[str | None, typer.Option(help="How long to wait: 90s, 30m, 6h, 1d. As long as it takes without.")]
+PendingTimeout = Annotated[
+    str | None,
+    typer.Option(help="How long a task may be pending: 15m. Then the wait ends with status 5, and the run goes on."),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object; progress goes to the error output.")]
 Summary = Annotated[Optional[Path], typer.Option(help="Add the result to this file, as Markdown.")]  # noqa: UP045
 Experiment = Annotated[str, typer.Option(help="KFP experiment; it is made if it is not there.")]
@@ -71,6 +75,7 @@ def submit(
     experiment: Experiment = "mixtune",
     wait: Annotated[bool, typer.Option("--wait", help="Follow the run to its end.")] = False,
     timeout: Timeout = None,
+    pending_timeout: PendingTimeout = None,
     run_key: RunKey = None,
     image_prefix: ImagePrefix = None,
     tag: ImageTag = None,
@@ -88,7 +93,7 @@ def submit(
     from .images import images
 
     with plain_errors():
-        showing = Showing(wait or timeout is not None, timeout, as_json, summary)
+        showing = Showing(wait or bool(timeout or pending_timeout), timeout, as_json, summary, pending_timeout)
         where, chosen = (host, namespace, token_file, ca), images(image_prefix, tag)
         raise typer.Exit(
             submit_and_show(where, config, overrides, experiment, run_key, chosen, service_account, showing)
@@ -100,6 +105,7 @@ def wait(
     host: Host = None,
     namespace: Namespace = None,
     timeout: Timeout = None,
+    pending_timeout: PendingTimeout = None,
     as_json: AsJson = False,
     summary: Summary = None,
     token_file: TokenFile = None,
@@ -109,7 +115,7 @@ def wait(
     from .cluster_commands import Showing, wait_and_show
 
     with plain_errors():
-        showing = Showing(True, timeout, as_json, summary)
+        showing = Showing(True, timeout, as_json, summary, pending_timeout)
         raise typer.Exit(wait_and_show((host, namespace, token_file, ca), run, showing))
 
 
@@ -119,6 +125,7 @@ def retry(
     namespace: Namespace = None,
     wait: Annotated[bool, typer.Option("--wait", help="Follow the run to its end.")] = False,
     timeout: Timeout = None,
+    pending_timeout: PendingTimeout = None,
     as_json: AsJson = False,
     summary: Summary = None,
     token_file: TokenFile = None,
@@ -128,7 +135,7 @@ def retry(
     from .cluster_commands import Showing, retry_and_show
 
     with plain_errors():
-        showing = Showing(wait or timeout is not None, timeout, as_json, summary)
+        showing = Showing(wait or bool(timeout or pending_timeout), timeout, as_json, summary, pending_timeout)
         raise typer.Exit(retry_and_show((host, namespace, token_file, ca), run, showing))
 
 
@@ -165,6 +172,7 @@ def rerun(
     namespace: Namespace = None,
     wait: Annotated[bool, typer.Option("--wait", help="Follow the run to its end.")] = False,
     timeout: Timeout = None,
+    pending_timeout: PendingTimeout = None,
     run_key: RunKey = None,
     as_json: AsJson = False,
     summary: Summary = None,
@@ -175,6 +183,6 @@ def rerun(
     from .cluster_commands import Showing, rerun_and_show
 
     with plain_errors():
-        showing = Showing(wait or timeout is not None, timeout, as_json, summary)
+        showing = Showing(wait or bool(timeout or pending_timeout), timeout, as_json, summary, pending_timeout)
         address = (host, namespace, token_file, ca)
         raise typer.Exit(rerun_and_show(address, run, from_, only, overrides, run_key, showing))

@@ -15,7 +15,9 @@ from . import client
 from .configuration import read_config
 from .images import Images
 from .kfp_api import Api, Connection
-from .waiting import append_summary, hint, seconds_of, show, summary, wait_for
+from .records import Ended
+from .results import append_summary, show, summary
+from .waiting import PendingTooLongError, TimedOutError, hint, seconds_of, wait_for
 
 Address = tuple[str | None, str | None, Path | None, Path | None]
 """Host, namespace, token file and certificate authority, as the options give them."""
@@ -28,6 +30,7 @@ class Showing:
     Attributes:
         wait: follow it to its end.
         timeout: how long, in words.
+        pending_timeout: how long a task may be pending, in words.
         as_json: print one JSON object.
         summary: file that the result is added to.
     """
@@ -36,10 +39,23 @@ class Showing:
     timeout: str | None = None
     as_json: bool = False
     summary: Path | None = None
+    pending_timeout: str | None = None
 
     @property
     def seconds(self) -> float | None:
         return seconds_of(self.timeout) if self.timeout else None
+
+    @property
+    def pending_seconds(self) -> float | None:
+        return seconds_of(self.pending_timeout, "--pending-timeout") if self.pending_timeout else None
+
+    def check(self) -> None:
+        """Refuses a wrong time, before anything is made.
+
+        Raises:
+            RefusedError: where one is wrong.
+        """
+        _ = self.seconds, self.pending_seconds
 
     @property
     def tell(self) -> Callable[[str], None]:
@@ -48,11 +64,17 @@ class Showing:
         return lambda line: print(line, file=out, flush=True)
 
 
+def _api(address: Address, showing: Showing | None = None) -> Api:
+    """The KFP API, which says so while it does not answer."""
+    say = showing.tell if showing else Showing(as_json=True).tell
+    return Api(Connection.find(*address), say=say)
+
+
 def upload_and_show(
     address: Address, config: Path | None, overrides: Sequence[str], step: str | None, in_images: Images
 ) -> None:
     """Uploads the pipeline and says which version it is."""
-    api = Api(Connection.find(*address))
+    api = _api(address)
     package = client.package_of(read_config(config, overrides), step, in_images=in_images)
     version = client.upload(api, package)
     words = "uploaded" if version.new else "is there already"
@@ -71,8 +93,8 @@ def submit_and_show(
     showing: Showing,
 ) -> int:
     """Starts a run, follows it where asked, and returns the exit status."""
-    _ = showing.seconds  # a wrong time is refused before anything is made
-    api = Api(Connection.find(*address))
+    showing.check()
+    api = _api(address, showing)
     wanted = read_config(config, overrides)
     version = client.upload(api, client.package_of(wanted, in_images=in_images))
     showing.tell(f"pipeline mixtune, version {version.name}{'' if version.new else ' (there already)'}")
@@ -98,10 +120,13 @@ def follow(api: Api, made: client.Submitted, showing: Showing) -> int:
 
 def _wait(api: Api, run_id: str, showing: Showing) -> int:
     try:
-        ended = wait_for(api, run_id, showing.seconds, showing.tell)
+        ended = wait_for(api, run_id, showing.seconds, showing.tell, showing.pending_seconds)
     except KeyboardInterrupt:
         print(f"\nmixtune: the run goes on; {hint(api, run_id)}", file=sys.stderr)  # noqa: T201
         return EXIT_STATUS["interrupted"]
+    except (TimedOutError, PendingTooLongError) as error:
+        link = {"run": api.connection.link(f"runs/details/{run_id}")}
+        ended = Ended(run_id, "RUNNING", error.kind, "the run goes on", error.problems, links=link)
     show(ended, showing.as_json)
     for problem in ended.problems:
         print(f"mixtune: {problem}", file=sys.stderr)  # noqa: T201
@@ -112,21 +137,21 @@ def _wait(api: Api, run_id: str, showing: Showing) -> int:
 
 def wait_and_show(address: Address, run_id: str, showing: Showing) -> int:
     """Follows a run and returns its exit status."""
-    _ = showing.seconds
-    return _wait(Api(Connection.find(*address)), run_id, showing)
+    showing.check()
+    return _wait(_api(address, showing), run_id, showing)
 
 
 def retry_and_show(address: Address, run_id: str, showing: Showing) -> int:
     """Lets KFP retry a run, and follows it where asked."""
-    _ = showing.seconds
-    api = Api(Connection.find(*address))
+    showing.check()
+    api = _api(address, showing)
     client.retry(api, run_id)
     return follow(api, client.Submitted(run_id, "retried", found=False), showing)
 
 
 def stop_and_show(address: Address, run_id: str) -> None:
     """Stops a run."""
-    client.stop(Api(Connection.find(*address)), run_id)
+    client.stop(_api(address), run_id)
     print(f"{run_id}: is told to stop")  # noqa: T201
 
 
@@ -146,7 +171,7 @@ def rerun_and_show(
         raise RefusedError(
             "--from, --only: give one of them: --from STEP runs it and all after it, --only STEP it alone"
         )
-    _ = showing.seconds
+    showing.check()
     if Path(run).is_dir():
         from . import rerun_local
 
@@ -155,7 +180,7 @@ def rerun_and_show(
         raise RefusedError(
             f"{run}: there is no such folder; give the output folder of `mixtune run`, or the id of a KFP run"
         )
-    api = Api(Connection.find(*address))
+    api = _api(address, showing)
     if run_from is not None:
         return follow(api, rerun.rerun_from(api, run, run_from, overrides, run_key), showing)
     assert only is not None

@@ -17,6 +17,8 @@ from rich.text import Text
 
 from mixtune.components.shared.outcome import load_outcomes
 
+from .titles import title_of
+
 PLAIN_LINE_SECONDS = 15.0
 _CACHE_HIT = re.compile(r"Task (\S+) cache hit")
 
@@ -67,7 +69,7 @@ class Display:
             hit = _CACHE_HIT.search(line)
             if hit:
                 self.cached.append(hit.group(1))
-                self.console.print(Text(f"  {_words(hit.group(1)):<28} from the cache", style="dim"))
+                self.console.print(Text(f"  {title_of(hit.group(1)):<28} from the cache", style="dim"))
         for line in self._new_lines(progress):
             with contextlib.suppress(ValueError):
                 self._show_progress(json.loads(line))
@@ -113,19 +115,6 @@ class Display:
             if self._bars is not None:
                 self._bars.remove_task(self._tasks[name])
             del self._tasks[name]
-
-
-def _words(task: str) -> str:
-    """KFP numbers the tasks of one component by the order of calls; people get words."""
-    names = {
-        "prepare": "prepare pretrain",
-        "prepare-2": "prepare finetune",
-        "evaluate": "evaluate (mixed)",
-        "evaluate-2": "evaluate pretrained",
-        "evaluate-3": "evaluate finetuned",
-        "evaluate-4": "evaluate interpolated",
-    }
-    return names.get(task, task)
 
 
 def candidates_table(report: dict[str, Any]) -> Table:

@@ -27,6 +27,8 @@ from mixtune.components.shared.errors import (
     without_credentials,
 )
 
+from .slow import Say, told_when_slow
+
 TOKEN, TOKEN_FILE = "MIXTUNE_KFP_TOKEN", "MIXTUNE_KFP_TOKEN_FILE"
 COOKIES, CA = "MIXTUNE_KFP_COOKIES", "MIXTUNE_KFP_CA"
 HOST, UI_HOST = "KF_PIPELINES_ENDPOINT", "KF_PIPELINES_UI_ENDPOINT"  # KFP's own names
@@ -175,11 +177,13 @@ class Api:
     Args:
         connection: where it is.
         patience: how long to try.
+        say: shows one line where a call takes long; nothing is shown without it.
     """
 
-    def __init__(self, connection: Connection, patience: Patience | None = None) -> None:
+    def __init__(self, connection: Connection, patience: Patience | None = None, say: Say | None = None) -> None:
         self.connection = connection
         self.patience = patience or Patience()
+        self.say = say
         settings = kfp_server_api.Configuration(host=connection.host)
         settings.retries = urllib3.Retry(0, redirect=3)  # all tries are made here, where they can be told
         if connection.ca:
@@ -189,7 +193,7 @@ class Api:
             settings.api_key_prefix["authorization"] = "Bearer"
         if connection.token_file:
             settings.refresh_api_key_hook = self._read_token
-        client = _Client(settings, cookie=connection.cookies)
+        self._client = client = _Client(settings, cookie=connection.cookies)
         self.runs = kfp_server_api.RunServiceApi(client)
         self.experiments = kfp_server_api.ExperimentServiceApi(client)
         self.pipelines = kfp_server_api.PipelineServiceApi(client)
@@ -252,10 +256,43 @@ class Api:
             stop=tenacity.stop_after_delay(limit),
             reraise=True,
         )
+        address = without_credentials(self.connection.host)
+
+        def slow() -> str:
+            why = f" ({tries[-1]})" if tries else ""
+            return f"KFP at {address} does not answer{why} when asked to {what}; trying for {_for_people(limit)}"
+
         try:
-            return retrying(attempt)
+            with told_when_slow(self.say, slow, "KFP answers again"):
+                return retrying(attempt)
         except (kfp_server_api.ApiException, urllib3.exceptions.HTTPError, _HalfAnswerError, OSError) as error:
             raise self._plain(what, error, tries, time.monotonic() - started) from None
+
+    def log_of(self, run_id: str, pod: str) -> str | None:
+        """What a pod of a run wrote; None where KFP has no such pod or log.
+
+        Raises:
+            UnreachableError: where KFP does not answer.
+            RefusedError: where it has no logs at all.
+        """
+
+        def ask(**named: Any) -> Any:
+            return self._client.call_api(
+                "/apis/v1alpha1/runs/{run}/nodes/{pod}/log",
+                "GET",
+                path_params={"run": run_id, "pod": pod},
+                auth_settings=["Bearer"],
+                _preload_content=False,
+                _return_http_data_only=True,
+                **named,
+            )
+
+        text = self.call("show a log", ask, seconds=0).data.decode("utf-8", "replace")
+        try:
+            # KFP has sent its status 200 before it looks for the log.
+            return None if "error_message" in json.loads(text) else text
+        except (ValueError, TypeError):
+            return text
 
     def _is_transient(self, error: BaseException, tries: list[str]) -> bool:
         if isinstance(error, RefusedError) or _is_about_certificates(error):
@@ -295,6 +332,10 @@ class Api:
                 f"{seconds:.0f} s ({kinds}); the last error was: {_message(error)}"
             )
         return RefusedError(f"KFP at {address} refuses to {what} ({status}: {_message(error)})")
+
+
+def _for_people(seconds: float) -> str:
+    return f"{seconds / 60:.0f} min" if seconds >= 120 else f"{seconds:.0f} s"
 
 
 def is_missing(error: RefusedError) -> bool:

@@ -10,7 +10,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from .artifacts import read_json, write_json
 
 EXIT_STATUS = {
-    "done": 0, "failed": 1, "refused": 2, "gate_not_met": 3, "unreachable": 4, "interrupted": 130, "terminated": 143,
+    "done": 0, "failed": 1, "refused": 2, "gate_not_met": 3, "unreachable": 4, "pending": 5, "timed_out": 6,
+    "interrupted": 130, "terminated": 143,
 }  # fmt: skip
 
 

@@ -39,6 +39,8 @@ OUTPUTS: Mapping[str, tuple[str, ...]] = {
 """What each step puts out; anything else is read only."""
 AGAIN_SECONDS = 5.0
 TAG_LENGTH = 5000
+TERMINATION_LOG = Path("/dev/termination-log")
+TERMINATION_BYTES = 4096
 STEPS = ("plan", "prepare", "pretrain", "finetune", "mixed", "evaluate", "compare", "register", "finish")
 
 
@@ -109,6 +111,8 @@ def launch(
             if isinstance(error, GateNotMetError):
                 outcome = outcome.model_copy(update={"facts": context.facts, "artifacts": _uris(artifacts)})
             _leave(outcome, tracker)
+            if is_main():
+                _tell_kubernetes(outcome)
             for sentence in outcome.sentences:
                 print(f"{title}: {sentence}", file=sys.stderr, flush=True)  # noqa: T201
             raise SystemExit(outcome.exit_status) from None
@@ -241,6 +245,15 @@ def _leave(outcome: Outcome, tracker: Tracker) -> None:
         ended = "ended well" if outcome.kind == "done" else "; ".join(outcome.sentences)
         tracker.close_parent(status_of(outcome.kind), f"{outcome.title} alone: {ended}")
     tracker.close(status_of(outcome.kind), told | given)
+
+
+def _tell_kubernetes(outcome: Outcome) -> None:
+    """Leaves the sentences as the container's termination message, which Kubernetes and Argo show as the pod's reason."""
+    if not os.environ.get("KUBERNETES_SERVICE_HOST") or not os.access(TERMINATION_LOG, os.W_OK):
+        return
+    text = "; ".join(outcome.sentences).encode()[:TERMINATION_BYTES]
+    with contextlib.suppress(OSError):
+        TERMINATION_LOG.write_bytes(text.decode(errors="ignore").encode())
 
 
 def _raise_on_sigterm() -> None:

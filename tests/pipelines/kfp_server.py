@@ -16,8 +16,11 @@ import socket
 import threading
 import time
 import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar
 from urllib.parse import parse_qs, urlsplit
 
@@ -34,7 +37,8 @@ _TYPES: dict[str, Any] = {
     "STRUCT": dict,
     "BOOLEAN": bool,
 }
-_serialise: Any = kfp_api.ApiClient(kfp_api.Configuration(host="http://nowhere")).sanitize_for_serialization
+_client: Any = kfp_api.ApiClient(kfp_api.Configuration(host="http://nowhere"))
+_serialise: Any = _client.sanitize_for_serialization
 
 
 class RefusedRequestError(Exception):
@@ -113,12 +117,45 @@ def _checked(value: Any, kind: str, where: str) -> Any:
     return model(**{known[key]: _checked(one, model.openapi_types[known[key]], key) for key, one in value.items()})
 
 
+RECORDINGS = Path(__file__).parent.parent / "recordings"
+
+
+def recorded_run(name: str) -> kfp_api.V2beta1Run:
+    """A run as a real KFP answered."""
+    text = (RECORDINGS / f"run-{name}.json").read_text(encoding="utf-8")
+    return _client.deserialize(SimpleNamespace(data=text), "V2beta1Run")
+
+
+def as_of(run: kfp_api.V2beta1Run, time: str) -> kfp_api.V2beta1Run:
+    """A recorded run as it was at a time of its day, by what its histories tell.
+
+    Args:
+        time: such as `11:26:30`.
+    """
+    hour, minute, second = map(int, time.split(":"))
+    moment = run.created_at.replace(hour=hour, minute=minute, second=second)
+    run.state_history = [one for one in run.state_history if one.update_time <= moment]
+    run.state = run.state_history[-1].state
+    tasks = []
+    for task in run.run_details.task_details:
+        past = [one for one in task.state_history or [] if one.update_time <= moment]
+        if not past:
+            continue
+        if len(past) < len(task.state_history):
+            task.end_time = datetime.datetime.min.replace(tzinfo=datetime.UTC)
+        task.state, task.state_history = past[-1].state, past
+        tasks.append(task)
+    run.run_details.task_details = tasks
+    return run
+
+
 class KfpServer:
     """The server; use it as a context manager.
 
     Attributes:
         faults: what goes wrong, first come first served.
-        script: states that a new run goes through, one at each look: a state, or (state, {task: state or (state, message)}).
+        script: states that a new run goes through, one at each look: a state, or a run as `as_of` gives it.
+        logs: what the containers of pods wrote, by the pods' names.
         token: bearer token that is asked for.
         cookie: cookie that is asked for.
         forbidden: path pattern that is answered with 403.
@@ -135,6 +172,7 @@ class KfpServer:
         self.forbidden: str | None = None
         self.multi_user = multi_user
         self.seen: list[tuple[str, str]] = []
+        self.logs: dict[str, str] = {}
         self._lock = threading.RLock()
         self._stopped = threading.Event()
         handler = type("Handler", (_Handler,), {"kfp": self})
@@ -323,27 +361,48 @@ class KfpServer:
         found, script = self._run(run), self.store.scripts[run]
         if script:
             step = script.pop(0) if len(script) > 1 else script[0]
-            found.state, tasks = step if isinstance(step, tuple) else (step, {})
-            details = []
-            for title, state in tasks.items():
-                state, message = state if isinstance(state, tuple) else (state, None)
-                error = kfp_api.GoogleRpcStatus(code=2, message=message) if message else None
-                details.append(kfp_api.V2beta1PipelineTaskDetail(
-                    run_id=run, task_id=str(uuid.uuid4()), display_name=title, state=state, error=error, start_time=_now()
-                ))  # fmt: skip
-            found.run_details = kfp_api.V2beta1RunDetails(task_details=details) if details else found.run_details
+            if isinstance(step, kfp_api.V2beta1Run):
+                found.state, found.state_history, found.run_details = step.state, step.state_history, step.run_details
+            else:
+                self._enter(found, step)
         return found
+
+    def _enter(self, run: kfp_api.V2beta1Run, state: str) -> None:
+        history = run.state_history or []
+        if not history or history[-1].state != state:
+            run.state_history = [*history, kfp_api.V2beta1RuntimeStatus(update_time=_now(), state=state)]
+        run.state = state
+
+    def replay(self, name: str, *, parameters: dict[str, Any] | None = None, moments: Sequence[str] = ()) -> str:
+        """Puts a recorded run on the list, under its own id.
+
+        Args:
+            name: of the recording, such as `succeeded`.
+            parameters: of the run, which the recording leaves out.
+            moments: times of that day at which a look finds it, before it is found as it ended.
+        """
+        run = recorded_run(name)
+        run.runtime_config = kfp_api.V2beta1RuntimeConfig(parameters=parameters or {})
+        self.store.runs[run.run_id] = run
+        self.store.scripts[run.run_id] = [*(as_of(recorded_run(name), time) for time in moments), recorded_run(name)]
+        return str(run.run_id)
+
+    def _get_log(self, query: dict[str, str], headers: Any, body: bytes, run: str, pod: str) -> Any:
+        """Like KFP, which has sent its 200 before it looks for the pod."""
+        if pod not in self.logs:
+            return json.dumps({"error_message": f"Failed to read logs for run {run}: pods {pod!r} not found"})
+        return self.logs[pod]
 
     def _retry(self, query: dict[str, str], headers: Any, body: bytes, run: str) -> Any:
         if self._run(run).state != "FAILED":
             raise RefusedRequestError(400, "Workflow's status is not Failed or Error. Cannot retry")
-        self.store.runs[run].state = "RUNNING"
+        self._enter(self.store.runs[run], "RUNNING")
         self.store.scripts[run] = ["RUNNING", "SUCCEEDED"]
         return {}
 
     def _terminate(self, query: dict[str, str], headers: Any, body: bytes, run: str) -> Any:
-        self._run(run).state = "CANCELING"
-        self.store.scripts[run] = ["CANCELING", "CANCELED"]
+        self._enter(self._run(run), "CANCELING")
+        self.store.scripts[run] = ["CANCELING", "FAILED"]  # what KFP calls it in the end
         return {}
 
 
@@ -359,6 +418,7 @@ _ROUTES = {
     ("GET", "/apis/v2beta1/runs"): "_list_runs",
     ("POST", "/apis/v2beta1/runs"): "_create_run",
     ("GET", "/apis/v2beta1/runs/([^/:]+)"): "_get_run",
+    ("GET", "/apis/v1alpha1/runs/([^/]+)/nodes/([^/]+)/log"): "_get_log",
     ("POST", "/apis/v2beta1/runs/([^/:]+):retry"): "_retry",
     ("POST", "/apis/v2beta1/runs/([^/:]+):terminate"): "_terminate",
 }
@@ -404,7 +464,8 @@ class _Handler(BaseHTTPRequestHandler):
             self._go_wrong(fault, b"")
             return
         try:
-            answer, status = json.dumps(_serialise(self.kfp.answer(method, self.path, self.headers, body))), 200
+            found, status = self.kfp.answer(method, self.path, self.headers, body), 200
+            answer = found if isinstance(found, str) else json.dumps(_serialise(found))
         except RefusedRequestError as error:
             answer, status = _error(error.status, str(error)), error.status
         if fault is not None and fault.kind != "none":

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import base64
+import gzip
 import json
 import re
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, ClassVar
+from urllib.parse import parse_qs, urlsplit
 
 import yaml
 from kubernetes import client
+
+from mixtune.pipelines.tasks import node_id
+
+from .kfp_server import RECORDINGS
 
 TOKEN = "a token"
 _serialise: Any = client.ApiClient(client.Configuration(host="http://nowhere")).sanitize_for_serialization
@@ -38,11 +45,51 @@ def node(
     )
 
 
+def local_queue(message: str = "Can submit new workloads to localQueue", active: str | None = "True") -> dict[str, Any]:
+    """A queue of Kueue's; with `active` None Kueue has not looked at it yet."""
+    conditions = [] if active is None else [{"type": "Active", "status": active, "message": message}]
+    return {"kind": "LocalQueue", "status": {"conditions": conditions}}
+
+
+def recorded(name: str) -> Any:
+    """What a real cluster answered."""
+    return json.loads((RECORDINGS / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def workflow(nodes: list[dict[str, Any]], run_id: str, compressed: bool = False) -> dict[str, Any]:
+    """An Argo workflow of recorded nodes, from which ids and full names were left out.
+
+    They are put back: a child's name begins with its parent's, and an id is a hash of the name.
+    """
+    ids = {child for one in nodes for child in one.get("children") or []}
+    name = next(iter(ids)).rpartition("-")[0]
+    left, named, names = list(nodes), {}, [name]
+    for path in names:
+        display = path.removeprefix(path[: path.rfind(").") + 2]) if ")." in path else path
+        same = [one for one in left if one["displayName"] == display]
+        below = {node_id(name, f"{path}({number})") for number in range(9)}
+        node = next((one for one in same if below & set(one.get("children") or [])), same[0] if same else None)
+        if node is None:
+            continue
+        left.remove(node)
+        named[node_id(name, path)] = {"id": node_id(name, path), "name": path, **node}
+        displays = {one["displayName"] for one in left}
+        more = [path + one.removeprefix(display) for one in displays if one.startswith(f"{display}(")]
+        more += [f"{path}.{one}" for one in displays]
+        names += [one for one in dict.fromkeys(more) if node_id(name, one) in ids]
+    content = json.dumps(named)
+    packed = base64.b64encode(gzip.compress(content.encode())).decode()
+    status: dict[str, Any] = {"compressedNodes": packed} if compressed else {"nodes": named}
+    return {"metadata": {"name": name, "labels": {"pipeline/runid": run_id}}, "status": status}
+
+
 class KubernetesServer:
     """The server; use it as a context manager.
 
     Attributes:
         nodes, secrets, claims, queues: what the cluster has; all but nodes by (namespace, name).
+        pods, events, workflows, workloads: of whatever namespace is asked for, as JSON.
+        kueue: versions of Kueue's API, the preferred one first.
         forbidden: pattern of paths that are answered with 403.
         broken: pattern of paths that are answered with 503.
     """
@@ -51,7 +98,12 @@ class KubernetesServer:
         self.nodes: list[client.V1Node] = []
         self.secrets: dict[tuple[str, str], client.V1Secret] = {}
         self.claims: dict[tuple[str, str], client.V1PersistentVolumeClaim] = {}
-        self.queues: set[tuple[str, str]] = set()
+        self.queues: dict[tuple[str, str], dict[str, Any]] = {}
+        self.pods: list[dict[str, Any]] = []
+        self.events: list[dict[str, Any]] = []
+        self.workflows: list[dict[str, Any]] = []
+        self.workloads: list[dict[str, Any]] = []
+        self.kueue: tuple[str, ...] = ("v1beta2", "v1beta1")
         self.forbidden: str | None = None
         self.broken: str | None = None
         self.token = TOKEN
@@ -77,7 +129,7 @@ class KubernetesServer:
             "contexts": [{"name": "test", "context": {"cluster": "test", "user": "me"}}],
         }))  # fmt: skip
 
-    def answer(self, path: str, headers: Any) -> tuple[int, Any]:
+    def answer(self, path: str, query: dict[str, str], headers: Any) -> tuple[int, Any]:
         """Status and body for a path."""
         if headers.get("authorization") != f"Bearer {self.token}":
             return 401, "Unauthorized"
@@ -91,17 +143,46 @@ class KubernetesServer:
         if found := re.fullmatch(r"/api/v1/namespaces/([^/]+)/(secrets|persistentvolumeclaims)/([^/]+)", path):
             one = kinds[found.group(2)].get((found.group(1), found.group(3)))
             return (200, one) if one is not None else (404, "not found")
-        queue = r"/apis/kueue\.x-k8s\.io/v1beta1/namespaces/([^/]+)/localqueues/([^/]+)"
-        if (found := re.fullmatch(queue, path)) and found.groups() in self.queues:
-            return 200, {"kind": "LocalQueue", "metadata": {"name": found.group(2)}}
-        return 404, "not found"
+        if path == "/apis/":
+            versions = [{"groupVersion": f"kueue.x-k8s.io/{one}", "version": one} for one in self.kueue]
+            group = {"name": "kueue.x-k8s.io", "versions": versions, "preferredVersion": versions[0]}
+            return 200, {"kind": "APIGroupList", "groups": [group]}
+        if found := re.fullmatch(r"/apis/kueue\.x-k8s\.io/([^/]+)/namespaces/([^/]+)/localqueues/([^/]+)", path):
+            one = self.queues.get((found.group(2), found.group(3))) if found.group(1) in self.kueue else None
+            return (200, one) if one is not None else (404, "not found")
+        lists = {
+            "/api/v1/namespaces/[^/]+/pods": self.pods,
+            "/api/v1/namespaces/[^/]+/events": self.events,
+            "/apis/argoproj.io/v1alpha1/namespaces/[^/]+/workflows": self.workflows,
+            f"/apis/kueue.x-k8s.io/({'|'.join(self.kueue)})/namespaces/[^/]+/workloads": self.workloads,
+        }
+        items = next((items for pattern, items in lists.items() if re.fullmatch(pattern, path)), None)
+        if items is None:
+            return 404, "not found"
+        return 200, {"items": [one for one in items if _selected(one, query)]}
+
+
+def _selected(item: dict[str, Any], query: dict[str, str]) -> bool:
+    labels, fields = query.get("labelSelector", ""), query.get("fieldSelector", "")
+    for one in filter(None, labels.split(",")):
+        name, value = one.split("=")
+        if (item["metadata"].get("labels") or {}).get(name) != value:
+            return False
+    for one in filter(None, fields.split(",")):
+        path, value = one.split("=")
+        found: Any = item
+        for part in path.split("."):
+            found = found[part]
+        if found != value:
+            return False
+    return True
 
 
 class _Handler(BaseHTTPRequestHandler):
     cluster: ClassVar[KubernetesServer]
 
     def do_GET(self) -> None:
-        status, body = self.cluster.answer(self.path.split("?")[0], self.headers)
+        status, body = self._answer()
         if status != 200:
             body = client.V1Status(api_version="v1", kind="Status", status="Failure", message=body, code=status)
         content = json.dumps(_serialise(body)).encode()
@@ -110,6 +191,11 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(content)))
         self.end_headers()
         self.wfile.write(content)
+
+    def _answer(self) -> tuple[int, Any]:
+        address = urlsplit(self.path)
+        query = {name: values[-1] for name, values in parse_qs(address.query).items()}
+        return self.cluster.answer(address.path, query, self.headers)
 
     def log_message(self, *_: object) -> None:
         """Says nothing."""

@@ -16,7 +16,7 @@ from mixtune.pipelines.estimate import estimate
 from tests.components.shared.tiny import tiny_model, tiny_tokenizer
 
 from .kfp_server import KfpServer
-from .kubernetes_server import KubernetesServer, node
+from .kubernetes_server import KubernetesServer, local_queue, node
 
 TAINT = client.V1Taint(key="nvidia.com/gpu", value="present", effect="NoSchedule")
 LABELS = {"nvidia.com/gpu.present": "true"}
@@ -144,11 +144,29 @@ def test_secrets_need_their_keys_and_claims_their_mode(cluster: KubernetesServer
 
 def test_the_users_namespace_is_looked_at(cluster: KubernetesServer) -> None:
     cluster.secrets = {("team", "mixtune-mlflow"): client.V1Secret(data={"MLFLOW_TRACKING_URI": "eA=="})}
-    cluster.queues.add(("team", "q"))
+    cluster.queues["team", "q"] = local_queue()
     with KfpServer(multi_user=True) as kfp:
         result = check(kfp, "--namespace", "team", "--set", "placement.queue=q")
     assert result.exit_code == 0, result.output
     assert "the Kueue queue q in team" in result.stdout
+
+
+@pytest.mark.parametrize("kueue", [("v1beta1",), ("v1beta2", "v1beta1"), ("v1beta2",)])
+def test_a_queue_without_its_cluster_queue_is_not_good(
+    kueue: tuple[str, ...], cluster: KubernetesServer, kfp: KfpServer
+) -> None:
+    cluster.kueue = kueue
+    said = "Can't submit new workloads to clusterQueue"
+    cluster.queues["kubeflow", "q"] = local_queue(said, active="False")
+    result = check(kfp, "--set", "placement.queue=q")
+    assert result.exit_code == 2
+    assert f"MISSING  the Kueue queue q in kubeflow takes no pods: {said}; see k8s/overlays/kueue" in result.stdout
+    cluster.queues["kubeflow", "q"] = local_queue(active=None)
+    assert "takes no pods: Kueue has not said that it is active" in check(kfp, "--set", "placement.queue=q").stdout
+    cluster.queues["kubeflow", "q"] = local_queue()
+    result = check(kfp, "--set", "placement.queue=q")
+    assert result.exit_code == 0, result.output
+    assert "ok       the Kueue queue q in kubeflow" in result.stdout
 
 
 def test_rights_that_this_user_has_not(cluster: KubernetesServer, kfp: KfpServer) -> None:

@@ -15,12 +15,16 @@ import kfp_server_api as kfp_api
 import pytest
 from typer.testing import CliRunner, Result
 
+from mixtune.components.finish.config import FinishStep
+from mixtune.components.finish.step import run as finish
 from mixtune.components.shared.artifacts import write_json
+from mixtune.components.shared.context import Context
 from mixtune.components.shared.errors import RefusedError, UnreachableError
 from mixtune.components.shared.tracking import Tracker
 from mixtune.pipelines import waiting
 from mixtune.pipelines.cli import app
 from mixtune.pipelines.kfp_api import Api, Connection, Patience
+from mixtune.pipelines.records import read_record
 from mixtune.pipelines.waiting import TimedOutError, seconds_of, wait_for
 
 from .kfp_server import Fault, KfpServer, settle
@@ -38,7 +42,7 @@ def server() -> Iterator[KfpServer]:
 def _quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.setattr(waiting, "POLL_SECONDS", 0.02)
-    monkeypatch.setattr(waiting.wait_for, "__defaults__", (0.02,))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +81,7 @@ def report(run_id: str, folder: Path, passed: bool) -> None:
     tracker = Tracker.open("compare", "compare", run_id)
     tracker.log_artifact(folder / "report.json", "report", parent=True)
     verdict = {"mixtune.gate": "passed" if passed else "not met", "mixtune.gate_reasons": "forgetting 0.9"}
-    tracker.set_tags({**verdict, "mixtune.selected": "mixed-0.3", "mixtune.verdict": "the verdict"}, parent=True)
+    tracker.set_tags({**verdict, "mixtune.selected": "mixed-0.3"}, parent=True)
     tracker.close("FINISHED", {"kind": "done"})
 
 
@@ -95,7 +99,8 @@ def test_the_gate_is_the_status_of_a_run_that_succeeded(
     printed = json.loads(result.stdout)
     assert result.exit_code == printed["exit_status"] == status, result.output
     assert printed["report"]["selected"] == "mixed-0.3"
-    assert printed["verdict"] == "the verdict"
+    verdict = "gate passed: mixed-0.3" if passed else "gate not met: forgetting 0.9"
+    assert printed["verdict"] == verdict
     assert printed["links"]["run"].endswith(f"/#/runs/details/{run}")
     text = (tmp_path / "summary.md").read_text()
     assert "| mixed-0.3 | 0.3 | 0.900 [0.800, 0.950] |" in text
@@ -114,6 +119,15 @@ def test_a_failed_run_has_the_status_of_its_step(kind: str, status: int, server:
     assert ("mixtune: gate not met: why" if status == 3 else "mixtune: mixed-0.3: what happened") in result.stderr
 
 
+def test_a_step_that_was_killed_is_explained_by_the_platform(server: KfpServer, mlflow: str) -> None:
+    run = server.replay("bad-data")
+    on_record(run, "plan", "failed")
+    server.logs["mixtune-sfcjw-metadata-0-1-system-container-impl-3676484945"] = "Killed by the kernel\n"
+    result = wait(server, run)
+    assert result.exit_code == 1
+    assert result.stderr == "mixtune: plan: Killed by the kernel\n"
+
+
 def test_of_several_attempts_the_last_one_counts(server: KfpServer, mlflow: str) -> None:
     run = running(server, "SUCCEEDED")
     on_record(run, "pretrain", "failed", "out of memory")
@@ -121,17 +135,43 @@ def test_of_several_attempts_the_last_one_counts(server: KfpServer, mlflow: str)
     assert wait(server, run).exit_code == 0
 
 
+def test_after_a_retry_the_verdict_on_record_is_corrected(server: KfpServer, mlflow: str, tmp_path: Path) -> None:
+    """KFP does not run `finish` again, since it succeeded at the first attempt."""
+    run = running(server, "SUCCEEDED")
+    report(run, tmp_path, passed=True)
+    on_record(run, "register", "failed", "the server answered 500")
+    tracker = Tracker.open("finish", "finish", run)
+    finish(FinishStep(), context=Context("finish", tracker, run, quiet=True), state="FAILED", error="")
+    tracker.close("FINISHED", {"kind": "done"})
+    before = read_record(run, with_report=False)
+    assert before is not None
+    verdict = "failed: register: the server answered 500"
+    assert (before.status, before.tags["mixtune.verdict"]) == ("FAILED", verdict)
+
+    Tracker.open("register", "register", run)  # this attempt never told how it ended, as KFP says it did
+    on_record(run, "register")
+    result = wait(server, run, "--json")
+    assert result.exit_code == 0, result.output
+    after = read_record(run, with_report=False)
+    assert after is not None
+    assert (after.status, after.tags["mixtune.verdict"]) == ("FINISHED", "gate passed: mixed-0.3")
+
+
+def test_a_run_that_was_stopped_is_closed_on_record(server: KfpServer, mlflow: str) -> None:
+    run = running(server, "RUNNING")
+    Tracker.open("mixed", "mixed-0.3", run)
+    assert CliRunner().invoke(app, ["stop", run, "--host", server.url], prog_name="mixtune").exit_code == 0
+    assert wait(server, run).exit_code == 130
+    record = read_record(run, with_report=False)
+    assert record is not None
+    assert (record.status, record.tags["mixtune.verdict"]) == ("KILLED", "stopped")
+    assert record.steps["mixed-0.3"].status == "KILLED"
+
+
 def test_without_mlflow_a_good_end_is_no_verdict(server: KfpServer) -> None:
     result = wait(server, running(server, "SUCCEEDED"))
     assert result.exit_code == 4
-    assert "whether the gate was met cannot be told: MLFLOW_TRACKING_URI is not set here" in result.stderr
-
-
-def test_without_mlflow_kfp_names_what_failed(server: KfpServer) -> None:
-    tasks = {"root-driver": "SUCCEEDED", "plan": "SUCCEEDED", "pretrain": ("FAILED", "OOMKilled (exit code 137)\nmore")}
-    result = wait(server, running(server, ("FAILED", tasks)))
-    assert result.exit_code == 1
-    assert "mixtune: pretrain: OOMKilled (exit code 137)\n" in result.stderr
+    assert "whether the gate was met is not known: MLFLOW_TRACKING_URI is not set here" in result.stderr
 
 
 def test_one_step_alone_has_no_verdict_and_needs_none(server: KfpServer, mlflow: str) -> None:
@@ -148,49 +188,30 @@ def test_one_step_alone_has_no_verdict_and_needs_none(server: KfpServer, mlflow:
     assert wait(server, compared).exit_code == 3
 
 
-def test_progress_is_told_by_step(server: KfpServer, mlflow: str) -> None:
-    run = running(
-        server,
-        ("RUNNING", {"root-driver": "SUCCEEDED", "plan": "RUNNING"}),
-        ("RUNNING", {"plan": "SUCCEEDED", "prepare pretraining stream": "RUNNING"}),
-        ("SUCCEEDED", {"plan": "SUCCEEDED", "prepare pretraining stream": "SUCCEEDED", "register": "SKIPPED"}),
-    )
-    on_record(run, "compare", gate="passed")
-    lines: list[str] = []
-    ended = wait_for(Api(Connection(server.url), QUICK), run, None, lines.append)
-    assert ended.status == 0
-    assert [" ".join(line.split()) for line in lines] == [
-        "plan running", "plan done", "prepare pretraining stream running", "prepare pretraining stream done",
-        "register skipped",
-    ]  # fmt: skip
-
-
 def test_an_outage_while_waiting_is_sat_out(server: KfpServer, mlflow: str) -> None:
     run = running(server, "RUNNING", "RUNNING", "SUCCEEDED")
     on_record(run, "compare", gate="passed")
     api = Api(Connection(server.url), Patience(seconds=0.1, first=0.01, longest=0.05, answer=0.3))
-    seen = 0
-
-    def begin(_: str) -> None:
-        nonlocal seen
-        seen += 1
-
-    server.store.scripts[run].insert(0, ("RUNNING", {"plan": "RUNNING"}))
     kinds = ("status", "half", "cut", "drop")
     # The first look is answered; then come 16 bad answers, for longer than a single call would be tried.
     server.faults += [Fault("none", r"/runs/", times=1), *(Fault(kind, r"/runs/", times=4) for kind in kinds)]
-    ended = wait_for(api, run, None, begin)
+    ended = wait_for(api, run, None, lambda line: None)
     assert ended.status == 0
     assert server.count("GET", "/runs/") > 16
 
 
-def test_a_time_that_is_up_leaves_the_run_going(server: KfpServer) -> None:
+def test_a_time_that_is_up_leaves_the_run_going(server: KfpServer, tmp_path: Path) -> None:
     run = running(server, "RUNNING")
     with pytest.raises(TimedOutError, match=rf"goes on; wait for it with `mixtune wait {run} --host .*stop it with"):
         wait_for(Api(Connection(server.url), QUICK), run, 0.2, lambda line: None)
     assert server.store.runs[run].state == "RUNNING"
-    result = wait(server, run, "--timeout", "0.1s")
-    assert result.exit_code == 1
+    result = wait(server, run, "--timeout", "0.1s", "--json", "--summary", str(tmp_path / "summary.md"))
+    assert result.exit_code == 6
+    printed = json.loads(result.stdout)
+    assert (printed["outcome"], printed["exit_status"], printed["verdict"]) == ("timed_out", 6, "the run goes on")
+    assert "goes on; wait for it with" in result.stderr
+    assert (tmp_path / "summary.md").read_text().startswith("## mixtune: timed out\n")
+    assert "failed" not in result.output
     assert server.count("POST", "") == 0
 
 

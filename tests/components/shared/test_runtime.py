@@ -16,8 +16,9 @@ from typing import Any
 import pytest
 
 from mixtune.components.finetune.config import Finetune, FinetuneStep
+from mixtune.components.shared import runtime
 from mixtune.components.shared.artifacts import Artifact
-from mixtune.components.shared.outcome import load_outcomes
+from mixtune.components.shared.outcome import Outcome, load_outcomes
 from mixtune.components.shared.runtime import OUTPUTS, STEPS, _given, launch
 from mixtune.components.shared.tracking import connect
 from tests.conftest import small_disk
@@ -50,6 +51,35 @@ def test_a_users_mistake_ends_in_a_sentence_and_status_2(tmp_path: Path, outcome
     log = Path(outcome.log or "").read_text()
     assert outcome.sentences[0] in log
     assert "Traceback" not in log
+
+
+@pytest.mark.parametrize("in_pod", [True, False])
+def test_in_a_pod_the_sentence_is_the_termination_message(
+    in_pod: bool, tmp_path: Path, outcomes: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    message = tmp_path / "termination-log"
+    message.touch()
+    monkeypatch.setattr(runtime, "TERMINATION_LOG", message)
+    if in_pod:
+        monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
+    else:
+        monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
+    with pytest.raises(SystemExit):
+        finetune(tmp_path)
+    (outcome,) = load_outcomes(outcomes)
+    assert message.read_text() == (outcome.sentences[0] if in_pod else "")
+
+
+def test_a_termination_message_is_as_long_as_kubernetes_takes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    message = tmp_path / "termination-log"
+    message.touch()
+    monkeypatch.setattr(runtime, "TERMINATION_LOG", message)
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
+    runtime._tell_kubernetes(Outcome(title="plan", kind="refused", sentences=["a" + "λ" * 4000]))
+    assert message.stat().st_size == 4095  # and no half a letter
+    monkeypatch.setattr(runtime, "TERMINATION_LOG", tmp_path / "none")
+    runtime._tell_kubernetes(Outcome(title="plan", kind="refused", sentences=["lost"]))
+    assert not (tmp_path / "none").exists()
 
 
 def test_every_wrong_field_of_a_steps_configuration_is_named(tmp_path: Path, outcomes: Path) -> None:

@@ -1,0 +1,59 @@
+"""The Kubernetes API: which cluster, by which credentials, and which version of Kueue's API it has."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+import urllib3
+
+from mixtune.components.shared.errors import UnreachableError, first_line
+
+if TYPE_CHECKING:
+    from kubernetes.client import ApiClient
+
+SECONDS = 15
+SINGLE_USER_NAMESPACE = "kubeflow"
+KUEUE = "kueue.x-k8s.io"
+_KUEUE_VERSION = "v1beta1"
+
+
+def connect() -> ApiClient:
+    """A client for the cluster that KUBECONFIG names, or that this runs in.
+
+    Raises:
+        UnreachableError: where no cluster is named.
+    """
+    from kubernetes import client, config
+
+    settings = client.Configuration()
+    settings.retries = urllib3.Retry(0)
+    try:
+        if os.environ.get("KUBERNETES_SERVICE_HOST") and not os.environ.get("KUBECONFIG"):
+            config.load_incluster_config(client_configuration=settings)
+        else:
+            # Named here, since the client looks at the variable only once.
+            file = os.environ.get("KUBECONFIG") or "~/.kube/config"
+            config.load_kube_config(config_file=file, client_configuration=settings)
+    except (config.ConfigException, OSError, TypeError) as error:
+        raise UnreachableError(
+            f"KUBECONFIG: no cluster is named there ({first_line(error)}); set it, or run in a pod"
+        ) from None
+    return client.ApiClient(settings)
+
+
+def kueue_version(api: ApiClient) -> str:
+    """The version of Kueue's API that the server prefers; an old one where it does not say."""
+    from kubernetes import client
+
+    try:
+        groups: Any = client.ApisApi(api).get_api_versions(_request_timeout=SECONDS).groups
+    except (client.ApiException, urllib3.exceptions.HTTPError, OSError):
+        return _KUEUE_VERSION
+    return next((str(one.preferred_version.version) for one in groups if one.name == KUEUE), _KUEUE_VERSION)
+
+
+def condition_of(item: dict[str, Any], kind: str) -> dict[str, Any] | None:
+    """A condition in the status of an object."""
+    conditions = (item.get("status") or {}).get("conditions") or []
+    return next((one for one in conditions if one.get("type") == kind), None)
