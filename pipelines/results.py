@@ -36,14 +36,15 @@ def result_of(api: Api, run: kfp_api.V2beta1Run, failed: list[str]) -> Ended:
         why = error.problems[0]
     # KFP calls a run that was stopped FAILED.
     state = "CANCELED" if run.state == "FAILED" and stopped_at(run) else str(run.state)
-    ended = conclude(run.run_id, state, record, failed, why, alone=is_alone(run))
-    ended.problems = [_with_reason(problem, failed) for problem in ended.problems]
+    alone = is_alone(run)
+    ended = conclude(run.run_id, state, record, failed, why, alone)
     # A step alone ends its own record, unless it is killed.
-    if record is not None and (record.status == "RUNNING" or not is_alone(run)):
+    if record is not None and (not alone or record.status == "RUNNING"):
         try:
             correct_verdict(record, state)
         except UnreachableError as error:
             ended.problems += error.problems
+    ended.problems = [_with_reason(problem, failed) for problem in ended.problems]
     ended.links = {"run": api.connection.link(f"runs/details/{run.run_id}")}
     if record and record.link:
         ended.links["mlflow"] = record.link

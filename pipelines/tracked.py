@@ -11,7 +11,7 @@ from typing import Any
 
 from mixtune.components.shared.delivery import to_look
 from mixtune.components.shared.errors import MixtuneError, without_credentials
-from mixtune.components.shared.mlflow_runs import RUN_ID, STEP
+from mixtune.components.shared.mlflow_runs import step_runs_of
 
 from .slow import Say, told_when_slow
 
@@ -44,6 +44,7 @@ class TrackedRun:
         self._run_id, self._say = run_id, say
         self._uri = os.environ.get("MLFLOW_TRACKING_URI", "")
         self._client: Any = None
+        self._experiments: list[str] = []
         self._rest_until = 0.0
         self._away = False
 
@@ -90,13 +91,9 @@ class TrackedRun:
         return answer
 
     def _attempts(self, client: Any) -> dict[str, Attempt]:
-        experiments = [one.experiment_id for one in client.search_experiments()]
-        runs = client.search_runs(
-            experiments,
-            f"tags.`{RUN_ID}` = '{self._run_id}' and tags.`{STEP}` != 'pipeline'",
-            order_by=["attributes.start_time ASC"],
-            max_results=1000,
-        )
+        experiments = self._experiments or [one.experiment_id for one in client.search_experiments()]
+        runs = [run for one in experiments for run in step_runs_of(client, one, self._run_id)]
+        self._experiments = list({run.info.experiment_id for run in runs})
         return {
             run.info.run_name: Attempt(
                 run.info.run_name,
