@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING, Any
 
 from .artifacts import write_json
 from .errors import MixtuneError, TurnedAwayError, UnreachableError, first_line, without_credentials
-from .imports import light_mlflow
 from .journal import LOCAL, Journal, NotSentYetError, Operation, count_of, journals, known_runs, locked
 from .mlflow_runs import (
     PARENT,
@@ -98,8 +97,7 @@ def connect(uri: str) -> MlflowClient:
         logging.getLogger(name).setLevel(level)
     if uri.startswith("sqlite:///"):
         Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
-    with light_mlflow():
-        from mlflow import MlflowClient
+    from mlflow import MlflowClient
 
     client = MlflowClient(uri, registry_uri=uri)
     try:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from .config import Task
 from .delivery import patience
 from .errors import RefusedError
-from .imports import complete_mlflow, quick_imports
+from .imports import quick_imports
 from .mlflow_text import send_text
 
 if TYPE_CHECKING:
@@ -156,7 +156,6 @@ def _log_model(client: MlflowClient, run_id: str, folder: Path, kind: Task, card
         import torch
         import transformers
 
-        complete_mlflow()
     pipeline, class_name = PIPELINES[kind]
     auto = getattr(transformers, class_name)
     model = auto.from_pretrained(folder, dtype=torch.float32, use_safetensors=True, trust_remote_code=False)
