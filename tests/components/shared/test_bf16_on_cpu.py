@@ -21,6 +21,8 @@ from mixtune.components.shared.packing import Segment, collate
 
 from .tiny import random_documents
 
+pytestmark = pytest.mark.numeric
+
 CPU = torch.device("cpu")
 
 
