@@ -5,13 +5,18 @@ BIN := .venv/bin
 SIDE_BY_SIDE := --numprocesses 2 --dist loadfile --no-loadscope-reorder
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test quick lint compiled images sbom docs clean
+.PHONY: demo test numeric quick lint compiled images sbom docs clean
 
 demo: .venv/installed
 	$(BIN)/mixtune run
 
 test: .venv/tests-installed lint
 	$(BIN)/python -m pytest $(SIDE_BY_SIDE)
+
+# As other processors round: what torch and oneDNN compute without the newest instructions.
+numeric: .venv/tests-installed
+	ATEN_CPU_CAPABILITY=default $(BIN)/python -m pytest -m numeric $(SIDE_BY_SIDE)
+	ONEDNN_MAX_CPU_ISA=AVX2 $(BIN)/python -m pytest -m numeric $(SIDE_BY_SIDE)
 
 quick: .venv/tests-installed
 	$(BIN)/python -m pytest -m "not slow" $(SIDE_BY_SIDE)

@@ -25,7 +25,7 @@ from mixtune.components.shared.errors import MixtuneError
 from mixtune.components.shared.runtime import STEPS
 from mixtune.pipelines.images import images
 
-_METADATA = 'tar -c -f - $(find /opt/mixtune -maxdepth 2 -name "*.dist-info" -o -maxdepth 2 -name "*.egg-info")'
+_METADATA = "tar -c -f - /opt/venv/lib/python3*/site-packages/*-info"
 _PINS = Path(__file__).with_name("sbom.txt")
 _DEBIAN = "dpkg-query --show --showformat '${Package}\\t${Version}\\t${Architecture}\\n' 2>/dev/null || true"
 
@@ -56,7 +56,7 @@ def python_packages(docker: str, image: str) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         with tarfile.open(fileobj=io.BytesIO(_inside(docker, image, _METADATA))) as archive:
             archive.extractall(folder, filter="data")
-        places = [str(place) for place in sorted(Path(folder, "opt", "mixtune").iterdir())]
+        places = [str(place) for place in Path(folder).glob("opt/venv/lib/python3*/site-packages")]
         # cyclonedx-py asks a Python where its packages are; this one answers with the copies.
         answers = Path(folder, "python")
         answers.write_text(f"#!/bin/sh\necho '{json.dumps(places)}'\n", encoding="utf-8")

@@ -30,7 +30,7 @@ def main(arguments: list[str] | None = None) -> None:
     given = _parse(arguments)
     found = images(given.prefix, given.tag)
     chosen = Images(prefix=found.prefix, tag=found.tag)  # without digests: those are of what was built before
-    wheels = _lay_out_wheels(given.wheels if given.torch == "cpu" else None)
+    wheels = _lay_out_wheels(given.wheels)
     try:
         for step in STEPS:
             print(f"building {chosen.of(step)}", flush=True)  # noqa: T201

@@ -11,12 +11,14 @@ from typing import Any
 
 import yaml
 from kfp import dsl, kubernetes
+from kfp.compiler.compiler_utils import additional_input_name_for_pipeline_channel
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from mixtune.components.config import Config, Placement
 from mixtune.components.shared.checkpoints import PLACE
 from mixtune.components.shared.config import describe_problems
 from mixtune.components.shared.context import ALONE, COMPILED, TRACKING_KEYS, from_secret
+from mixtune.components.shared.device import GPUS
 from mixtune.components.shared.errors import RefusedError, first_line
 
 from .images import Images, images
@@ -246,6 +248,7 @@ class Placer:
         assert self.profile is not None
         task.set_cpu_limit(self.profile.gpu_cpu).set_memory_limit(self.profile.gpu_memory)
         task.set_accelerator_type(self._run_time["gpu_type"]).set_accelerator_limit(at["gpus"])
+        _tell_gpus(task, at["gpus"])
         # Inside a loop KFP does not pass resource parameters on by itself.
         task.register_pipeline_channels([self._run_time["gpu_type"], at["gpus"]])
         kubernetes.add_node_selector_json(task, at["node_selector"])
@@ -256,3 +259,15 @@ class Placer:
             task.set_retry(self.where.gpu_retries, backoff_duration="30s", backoff_factor=2.0)
         if self.where.gpu_timeout_hours:
             kubernetes.set_timeout(task, round(self.where.gpu_timeout_hours * 3600))
+
+
+def _tell_gpus(task: dsl.PipelineTask, gpus: Any) -> None:
+    """Sets MIXTUNE_GPUS to a count that is known at run time only.
+
+    KFP resolves parameters in a task's command, not in the values of its environment. The cache key holds the command as it
+    stands here, with the placeholder; the count is in it already, as what the accelerator limit refers to.
+    """
+    assert task.container_spec is not None
+    name = additional_input_name_for_pipeline_channel(gpus)
+    setting = f"{GPUS}={{{{$.inputs.parameters['{name}']}}}}"
+    task.container_spec.command = ["env", setting, *task.container_spec.command]

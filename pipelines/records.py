@@ -199,16 +199,6 @@ def conclude(
     return Ended(run_id, state, verdict.kind, verdict.sentence, problems, report)
 
 
-def state_of(run: Any) -> str:
-    """Returns KFP's state of a run; CANCELED for a run that was stopped, which KFP ends as FAILED.
-
-    Args:
-        run: a `V2beta1Run`.
-    """
-    history = [entry.state for entry in run.state_history or []]
-    return "CANCELED" if run.state == "FAILED" and history[-2:] == ["CANCELING", "FAILED"] else str(run.state)
-
-
 def correct_verdict(record: Record, state: str) -> None:
     """Writes the verdict of a run that has ended into MLflow, where the one on record is another or none.
 

@@ -14,8 +14,9 @@ from mixtune.components.shared.verdict import ENDED_WITHOUT_RECORD
 
 from .kfp_api import Api
 from .progress import is_alone
-from .records import Ended, conclude, correct_verdict, read_record, state_of
+from .records import Ended, conclude, correct_verdict, read_record
 from .slow import told_when_slow
+from .tasks import stopped_at
 
 
 def result_of(api: Api, run: kfp_api.V2beta1Run, failed: list[str]) -> Ended:
@@ -33,7 +34,9 @@ def result_of(api: Api, run: kfp_api.V2beta1Run, failed: list[str]) -> Ended:
             why = "MLflow at MLFLOW_TRACKING_URI has no record of it; is that the one that its steps write to?"
     except UnreachableError as error:
         why = error.problems[0]
-    state, alone = state_of(run), is_alone(run)
+    # KFP calls a run that was stopped FAILED.
+    state = "CANCELED" if run.state == "FAILED" and stopped_at(run) else str(run.state)
+    alone = is_alone(run)
     ended = conclude(run.run_id, state, record, failed, why, alone)
     # A step alone ends its own record, unless it is killed.
     if record is not None and (not alone or record.status == "RUNNING"):

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-# One thread: small matrices gain nothing from two, and results stay the same on any machine.
+# One thread: small matrices gain nothing from two.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ["HF_HUB_OFFLINE"] = "1"

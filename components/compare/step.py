@@ -54,6 +54,7 @@ def run(
         GateNotMetError: where no candidate meets the gate and `gate.on_miss` is `fail`; all outputs are written then.
     """
     evaluations = load_evaluations([pretrained, finetuned, *mixed, interpolated])
+    context.say(f"comparing {len(evaluations.candidates)} candidates")
     result = compare(config, evaluations, context)
     files = _write(result, config, context, report, summary, comparison)
     _point_to_selected(result, comparison, selected_uri, other_uri)

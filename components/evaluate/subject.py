@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from ..shared.artifacts import ModelCard
-from ..shared.model import MixedModel, interpolate, load_model, load_tokenizer, pick_device
+from ..shared.device import pick_device
+from ..shared.model import MixedModel, interpolate, load_model, load_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -41,6 +41,7 @@ def run(
         folder = Path(model.path)
         _write_interpolated(float(candidate["params"]["alpha"]), candidate["id"], selected.path, other.path, model.path)
 
+    context.say(f"registering {candidate['id']} as {config.registered_model}")
     model.metadata.update({"candidate": candidate["id"], "registered_model": config.registered_model})
     try:
         version = context.tracker.register_model(

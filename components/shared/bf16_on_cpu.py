@@ -28,8 +28,11 @@ _NAME = "sdpa_in_float32"
 
 
 def has_bf16_products() -> bool:
-    """Whether this processor multiplies matrices in bf16 by instructions made for it."""
-    return torch.cpu._is_avx512_bf16_supported()
+    """Whether matrices are multiplied in bf16 by instructions made for it.
+
+    The processor must have them, and oneDNN must be allowed to use them (`ONEDNN_MAX_CPU_ISA`).
+    """
+    return torch.cpu._is_avx512_bf16_supported() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 def _attend(

@@ -20,6 +20,8 @@ A step learns from its environment which run it is in, so that nothing that diff
     MIXTUNE_TRACKING_OFFLINE  1: go on without an MLflow server that does not answer
     MIXTUNE_PROGRESS_FILE  file that progress is appended to, for whoever draws it
     MIXTUNE_CHECKPOINT_DIR folder or fsspec URL that checkpoints of a training are kept in; without it there are none
+    MIXTUNE_GPUS           GPUs that the task was placed with; a step that finds fewer ends at once. 0 or unset: a GPU is used
+                           where there is one
     MIXTUNE_PROCESSES      processes of a training step; one for each GPU without it
 """
 

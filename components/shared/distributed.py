@@ -20,6 +20,7 @@ from typing import Any
 from .artifacts import Artifact, ArtifactLike, write_json
 from .config import Section
 from .context import Context
+from .device import requested_gpus
 from .errors import MixtuneError, RefusedError
 from .imports import quick_imports
 from .tracking import Tracker
@@ -54,7 +55,8 @@ def num_processes(step: str, config: Section) -> int:
         return int(given)
     import torch
 
-    return max(1, torch.cuda.device_count())
+    # A container can see more GPUs than its task was given.
+    return requested_gpus() or max(1, torch.cuda.device_count())
 
 
 def run_in_processes(

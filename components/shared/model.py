@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from .artifacts import read_json
 from .config import Objective, Scratch, Task
+from .device import pick_device, require_compiler
 from .errors import RefusedError
 from .packing import Batch
 
@@ -134,10 +135,12 @@ class MixedModel(nn.Module):
                 f"attention: is {attention}, which keeps packed documents apart in causal models only; use sdpa or eager for "
                 f"{self.config.model_type}"
             )
-        if attention == "flex_attention" and not torch.cuda.is_available():
-            raise RefusedError(
-                "attention: flex_attention has no backward pass on the CPU, and torch finds no GPU here; use sdpa"
-            )
+        if attention == "flex_attention":
+            if pick_device().type == "cpu":
+                raise RefusedError(
+                    "attention: flex_attention has no backward pass on the CPU, and torch finds no GPU here; use sdpa"
+                )
+            require_compiler("attention: flex_attention")
         try:
             self.lm.set_attn_implementation(attention)
         except (ImportError, ValueError) as error:
@@ -435,16 +438,11 @@ def load_tokenizer(folder: str | Path, revision: str | None = None) -> PreTraine
     return tokenizer
 
 
-def pick_device() -> torch.device:
-    """The GPU where there is one."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
 def pick_precision(precision: Literal["auto", "float32", "bf16"]) -> Literal["float32", "bf16"]:
     """Turns `auto` into bf16 where the device computes it natively, else into float32."""
     if precision != "auto":
         return precision
-    if torch.cuda.is_available():
+    if pick_device().type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
     return "bf16" if has_bf16_products() else "float32"
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from .config import Task
 from .delivery import patience
 from .errors import RefusedError
+from .imports import quick_imports
 from .mlflow_text import send_text
 
 if TYPE_CHECKING:
@@ -150,9 +151,10 @@ def _make_version(client: MlflowClient, run_id: str, name: str, model_id: str, u
 
 def _log_model(client: MlflowClient, run_id: str, folder: Path, kind: Task, card: str) -> tuple[str, str]:
     """Logs the model with the run; its id and URI."""
-    import mlflow
-    import torch
-    import transformers
+    with quick_imports():
+        import mlflow
+        import torch
+        import transformers
 
     pipeline, class_name = PIPELINES[kind]
     auto = getattr(transformers, class_name)

@@ -20,6 +20,7 @@ from typing import Any
 from .artifacts import Artifact, ArtifactLike, ModelCard, write_json
 from .config import Section
 from .context import ALONE, Context, note_progress, take_tracking_secret
+from .device import pick_device, requested_gpus
 from .distributed import is_main, num_processes, run_in_processes
 from .errors import GateNotMetError, MixtuneError, RefusedError, cannot_be_written
 from .imports import quick_imports
@@ -83,6 +84,8 @@ def launch(
                 if is_main():
                     _refuse_again(title, run_id)
                     tracker = Tracker.open(step, title, run_id)
+                if requested_gpus():
+                    pick_device()  # a task that asked for GPUs and has none is not to load anything
                 tracker.log_params(parsed.model_dump(mode="json"))
                 context = Context(title=title, tracker=tracker, run_id=run_id, quiet=not is_main())
                 asides = Asides(step, artifacts, clean=is_main())

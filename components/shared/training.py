@@ -26,6 +26,7 @@ from .bf16_on_cpu import fast_bf16
 from .checkpoints import Checkpoints
 from .config import Training
 from .context import Context
+from .device import pick_device, require_compiler
 from .distributed import is_main
 from .errors import RefusedError
 from .lora import add_adapters, merge_adapters
@@ -142,7 +143,7 @@ def train(
         work: what the training is for; without it no checkpoints are kept.
 
     Raises:
-        RefusedError: where warm-up would take longer than the training.
+        RefusedError: where warm-up would take longer than the training, or nothing can be compiled here.
         MixtuneError: where a loss or a gradient is not finite; the weights are then those before that step. Where there is no
             room for a checkpoint.
         SystemExit: with status 143 after a SIGTERM; the state is saved.
@@ -154,13 +155,13 @@ def train(
         raise RefusedError(
             f"warmup_steps: must be below the {steps} steps of the training, found {training.warmup_steps}"
         )
+    if training.compile:
+        require_compiler("compile")
     precision = pick_precision(training.precision)
     # Libraries for bf16 compile or choose their kernels shape by shape: few shapes, then.
     width_multiple = 8 if precision == "bf16" else 1
     AcceleratorState._reset_state()  # a training before this one in the same process may have had another precision
-    accelerator = Accelerator(
-        mixed_precision="bf16" if precision == "bf16" else "no", cpu=not torch.cuda.is_available()
-    )
+    accelerator = Accelerator(mixed_precision="bf16" if precision == "bf16" else "no", cpu=pick_device().type == "cpu")
     set_seed(seed, device_specific=True)  # dropout differs between ranks
     device = accelerator.device
     world, rank = accelerator.num_processes, accelerator.process_index

@@ -15,6 +15,7 @@ from typing import IO
 
 import pytest
 
+from mixtune.components.finetune.config import Finetune, FinetuneStep
 from mixtune.components.shared.runtime import STEPS
 from mixtune.pipelines.images import images, source_digest
 
@@ -26,12 +27,13 @@ pytestmark = pytest.mark.slow
 LIGHT = {"plan", "prepare", "compare", "finish"}
 
 
-def test_images_without_torch_stay_below_half_a_gigabyte_over_the_base(built: Built) -> None:
+def test_images_stay_below_their_size_over_the_base(built: Built) -> None:
+    """Measured: 1,110 MB without torch and 2,010 MB with its CPU build, bytecode included."""
     base = built.inspect(BASE)["Size"]
     for step in STEPS:
         over = (built.inspect(images().of(step))["Size"] - base) / 1e6
         print(f"{step}: {over:.0f} MB over the base")  # noqa: T201
-        assert over < (500 if step in LIGHT else 1100), step
+        assert over < (1200 if step in LIGHT else 2150), step
 
 
 def test_torch_is_where_models_are_trained_and_nowhere_else(built: Built) -> None:
@@ -40,6 +42,54 @@ def test_torch_is_where_models_are_trained_and_nowhere_else(built: Built) -> Non
         code = "import importlib.util as u, kfp; print(bool(u.find_spec('torch')))"
         printed = built.docker("run", "--rm", "--network=none", "--entrypoint=python3", name, "-c", code).stdout
         assert printed.strip() == str(step not in LIGHT), step
+
+
+BYTECODE = """
+import importlib, pathlib, struct, sys
+for name in sys.argv[1:]:
+    importlib.import_module(name)
+specs = [module.__spec__ for module in list(sys.modules.values()) if getattr(module, "__spec__", None)]
+sources = [(pathlib.Path(spec.origin), spec.cached) for spec in specs if spec.cached and spec.origin.startswith("/opt/venv/")]
+for source, cached in sources:
+    kind, time, size = struct.unpack("<4xIII", pathlib.Path(cached).read_bytes()[:16])
+    assert (kind, time, size) == (0, int(source.stat().st_mtime), source.stat().st_size), source
+print(len(sources))
+"""
+"""Fails where Python would compile a module that it imports."""
+
+
+@pytest.mark.parametrize(
+    ("step", "modules"),
+    [("compare", "mlflow kfp pandas"), ("mixed", "torch transformers peft mixtune.components.mixed.step")],
+)
+def test_a_container_that_may_write_nothing_compiles_nothing(built: Built, step: str, modules: str) -> None:
+    done = built.docker(
+        "run", "--rm", "--network=none", "--read-only", "--cap-drop=ALL", "--user=1234567:0", "--tmpfs=/tmp",
+        "--tmpfs=/home/mixtune:mode=1777", "--entrypoint=python3", images().of(step), "-c", BYTECODE, *modules.split(),
+    )  # fmt: skip
+    assert int(done.stdout.split()[-1]) > 1000
+
+
+def test_images_with_torch_have_torchrun(built: Built) -> None:
+    for command in (["torchrun"], ["python3", "-m", "torch.distributed.run"]):
+        entry, *rest = [*command, "--help"]
+        name = images().of("pretrain")
+        assert "--nproc-per-node" in built.docker("run", "--rm", f"--entrypoint={entry}", name, *rest).stdout
+
+
+def test_an_image_without_cuda_or_compiler_says_so_before_training(built: Built) -> None:
+    name, plain = images().of("finetune"), FinetuneStep(seed=0, max_length=32, finetune=Finetune()).to_json()
+    artifacts = [f"--artifact={one}=/nowhere/{one}" for one in ("start", "data", "model", "metrics")]
+    done = built.docker(
+        "run", "--rm", "--read-only", "--network=none", "--tmpfs=/tmp", "--env=MIXTUNE_GPUS=1", name,
+        f"--config={plain}", *artifacts, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1, done.stderr
+    assert "the task asked for 1 GPU, but torch finds none" in done.stderr
+    assert "+cpu here is built without CUDA" in done.stderr
+    code = "from mixtune.components.shared.device import require_compiler; require_compiler('compile')"
+    done = built.docker("run", "--rm", "--entrypoint=python3", name, "-c", code, check=False)
+    assert "RefusedError: compile: needs a C++ compiler" in done.stderr
 
 
 def test_images_say_what_they_are_and_start_without_a_shell_as_nobody_in_particular(built: Built) -> None:
@@ -55,7 +105,7 @@ def test_images_say_what_they_are_and_start_without_a_shell_as_nobody_in_particu
         assert config["Entrypoint"] in (["mixtune"], ["mixtune", "step", step])
 
 
-def test_no_layer_holds_a_secret_an_address_of_a_registry_or_a_test(built: Built, tmp_path: Path) -> None:
+def test_no_layer_holds_a_secret_or_an_address_of_a_registry(built: Built, tmp_path: Path) -> None:
     base = set(built.inspect(BASE)["RootFS"]["Layers"])
     names = [images().of(step) for step in STEPS]
     built.docker("save", "--output", str(tmp_path / "images.tar"), *names)
@@ -66,10 +116,10 @@ def test_no_layer_holds_a_secret_an_address_of_a_registry_or_a_test(built: Built
             for name, content in _files(layer):
                 files += 1
                 parts = Path(name).parts
-                assert not {"tests", "test", "__pycache__", ".git", ".cache", "wheels"} & set(parts[:-1]), name
+                assert not {".git", ".cache", "wheels"} & set(parts[:-1]), name
                 assert parts[-1] not in {"pip.conf", ".netrc", "direct_url.json", "ca"}, name
-                assert not name.endswith((".whl", ".pyc", ".a", ".h")), name
-                packages = parts[:3] in {("opt", "mixtune", "light"), ("opt", "mixtune", "torch")}
+                assert not name.endswith(".whl"), name
+                packages = parts[:2] == ("opt", "venv") and "mixtune" not in parts
                 for word in settings if packages else settings + hosts:
                     assert word not in content, (name, word)
     assert files > 5000  # the packages were really looked through
@@ -123,7 +173,7 @@ def test_the_base_is_that_of_the_machine_only_where_it_is_named(built: Built) ->
     assert len({tuple(layers[step]) for step in LIGHT}) == 1
     assert len({tuple(layers[step]) for step in set(STEPS) - LIGHT}) == 1
     shared = [one for one, other in zip(layers["plan"], layers["mixed"], strict=False) if one == other]
-    assert len(shared) >= len(layers["plan"]) - 1  # all but the code, which comes last
+    assert len(shared) >= len(layers["plan"]) - 2  # all but the code, which comes last, and the working folder
 
 
 def test_a_bill_of_materials_names_what_is_inside(built: Built, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -136,13 +186,13 @@ def test_a_bill_of_materials_names_what_is_inside(built: Built, monkeypatch: pyt
     versions = {one["name"].replace("_", "-"): one["version"] for one in bill["components"]}
     pins = [
         line
-        for file in ("light", "torch")
+        for file in ("light", "torch", "cpu")
         for line in (ROOT / "docker" / f"requirements-{file}.txt").read_text().split()
     ]
     for pin in pins:
         if "==" in pin:
             package, _, version = pin.partition("==")
             found = {key.lower().replace(".", "-"): value for key, value in versions.items()}
-            assert found[package].split("+")[0] == version, package
+            assert found[package] == version, package
     assert versions["mixtune"]
     assert "libc6" in {one["name"] for one in tool.debian_packages(docker(), name)}

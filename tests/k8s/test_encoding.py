@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from .deployed import Deployed
-from .manifests import Manifest, find
+from .manifests import Manifest, buildable, find
 
 TEXT = "λ = 0.3, α = 0.5"
 # PostgreSQL takes the locale C with any encoding.
@@ -77,10 +77,14 @@ def test_a_database_that_does_not_answer_is_one_sentence(deployed: Deployed) -> 
     assert check(deployed).returncode == 0
 
 
-def test_the_check_runs_before_the_migrations_and_its_sentence_reaches_the_pods_status() -> None:
-    spec = find("base", "Deployment", "mixtune-mlflow")["spec"]["template"]["spec"]
+@pytest.mark.parametrize("name", ["base", *(name for name in buildable() if name.startswith("overlays/"))])
+def test_the_check_runs_before_the_migrations(name: str) -> None:
+    spec = find(name, "Deployment", "mixtune-mlflow")["spec"]["template"]["spec"]
     names = [container["name"] for container in spec["initContainers"]]
     assert names == ["check-encoding", "migrate", "migrate-accounts"]
+
+
+def test_the_sentence_of_the_check_reaches_the_pods_status() -> None:
     assert first_init_container()["terminationMessagePolicy"] == "FallbackToLogsOnError"
     files = find("base", "ConfigMap", "mixtune-mlflow-files")["data"]
     assert Path(first_init_container()["command"][-1]).name in files

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import yaml
@@ -51,19 +52,36 @@ def test_a_compiled_package_carries_the_images_that_were_asked_for(tmp_path: Pat
     assert found == {f"registry.example/team/mixtune-{step}:7" for step in STEPS}
 
 
-def test_the_two_files_of_requirements_are_the_whole_one_split(monkeypatch: pytest.MonkeyPatch) -> None:
+def _split_requirements(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     monkeypatch.syspath_prepend(str(ROOT / "docker"))
-    tool = importlib.import_module("split_requirements")
+    return importlib.import_module("split_requirements")
+
+
+def test_the_files_of_requirements_are_the_whole_one_split(monkeypatch: pytest.MonkeyPatch) -> None:
+    tool = _split_requirements(monkeypatch)
     _pins, split = tool._pins, tool.split
     for name, pins in split().items():
         lines = (ROOT / "docker" / name).read_text().splitlines()
         assert lines[1:] == pins, f"run docker/split_requirements.py; {name} differs"
     parts = [_pins(ROOT / "docker" / name) for name in split()]
-    assert not parts[0].keys() & parts[1].keys()
+    together = {name: version.removesuffix("+cpu") for part in parts for name, version in part.items()}
+    assert len(together) == sum(map(len, parts))
     whole = _pins(ROOT / "requirements.txt")
-    assert whole.items() <= (parts[0] | parts[1]).items()
+    assert whole.items() <= together.items()
     # What only s3:// needs stands among the requirements of the tests.
-    assert (parts[0] | parts[1]).keys() - whole.keys() <= _pins(ROOT / "requirements-dev.txt").keys()
+    assert together.keys() - whole.keys() <= _pins(ROOT / "requirements-dev.txt").keys()
+
+
+@pytest.mark.slow  # pip resolves on the package index, which it also installed the tests' requirements from
+def test_the_cuda_build_gets_all_that_torch_requires(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Extras included: the libraries of `cuda-toolkit[cublas,...]` come by those alone, and the images' pip follows none."""
+    tool = _split_requirements(monkeypatch)
+    files = ("requirements-light.txt", "requirements-torch.txt", "requirements-cuda.txt")
+    lines = (ROOT / "docker" / files[-1]).read_text().splitlines()
+    assert lines[1:] == tool.cuda(files), "run docker/split_requirements.py"
+    names = {line.partition("==")[0] for line in lines[1:]}
+    assert {"nvidia-cublas", "nvidia-cuda-runtime", "nvidia-cudnn-cu13", "triton"} <= names
+    assert not any("://" in line for line in lines)
 
 
 @pytest.mark.slow  # some seconds, as the tool is started

@@ -72,6 +72,28 @@ def test_every_executor_is_placed(everything: tuple[dict[str, Any], dict[str, An
         assert place.get("emptyDirMounts") == (shm if gpu else None), name
 
 
+@pytest.mark.parametrize("step", [None, *sorted(GPU_STEPS)])
+def test_tasks_with_gpus_are_told_how_many(tmp_path: Path, step: str | None) -> None:
+    """By the parameter that is their limit, in the loop too: KFP resolves it in a command, and not in environment variables."""
+    package, _ = package_with(tmp_path, step=step)
+    told = []
+    for name, kind, container in containers(package):
+        setting = [part for part in container["command"] if part.startswith("MIXTUNE_GPUS=")]
+        if kind in GPU_STEPS:
+            assert container["command"][:2] == ["env", *setting], name
+            assert setting == [f"MIXTUNE_GPUS={container['resources']['accelerator']['resourceCount']}"], name
+            told.append(name)
+        else:
+            assert not setting, name
+    assert len(told) == (1 if step else 7)
+    labels = {one["componentRef"]["name"]: one for _, one, _ in tasks(package)}
+    for component, task in labels.items():  # what the placeholder refers to reaches the task
+        if package["components"][component].get("executorLabel") in told:
+            inputs = task["inputs"]["parameters"]
+            name = "plan-pretrain_gpus" if component == "comp-pretrain" and not step else "gpus"
+            assert f"pipelinechannel--{name}" in inputs, component
+
+
 def test_retries(everything: tuple[dict[str, Any], dict[str, Any]], tmp_path: Path) -> None:
     for _, task, _ in tasks(everything[0]):
         step = step_of(task, everything[0])

@@ -15,12 +15,16 @@ import kfp_server_api as kfp_api
 import pytest
 from typer.testing import CliRunner, Result
 
+from mixtune.components.finish.config import FinishStep
+from mixtune.components.finish.step import run as finish
 from mixtune.components.shared.artifacts import write_json
+from mixtune.components.shared.context import Context
 from mixtune.components.shared.errors import RefusedError, UnreachableError
 from mixtune.components.shared.tracking import Tracker
 from mixtune.pipelines import waiting
 from mixtune.pipelines.cli import app
 from mixtune.pipelines.kfp_api import Api, Connection, Patience
+from mixtune.pipelines.records import read_record
 from mixtune.pipelines.waiting import TimedOutError, seconds_of, wait_for
 
 from .kfp_server import Fault, KfpServer, settle
@@ -77,7 +81,7 @@ def report(run_id: str, folder: Path, passed: bool) -> None:
     tracker = Tracker.open("compare", "compare", run_id)
     tracker.log_artifact(folder / "report.json", "report", parent=True)
     verdict = {"mixtune.gate": "passed" if passed else "not met", "mixtune.gate_reasons": "forgetting 0.9"}
-    tracker.set_tags({**verdict, "mixtune.selected": "mixed-0.3", "mixtune.verdict": "the verdict"}, parent=True)
+    tracker.set_tags({**verdict, "mixtune.selected": "mixed-0.3"}, parent=True)
     tracker.close("FINISHED", {"kind": "done"})
 
 
@@ -128,6 +132,39 @@ def test_of_several_attempts_the_last_one_counts(server: KfpServer, mlflow: str)
     on_record(run, "pretrain", "failed", "out of memory")
     on_record(run, "pretrain", gate="passed")
     assert wait(server, run).exit_code == 0
+
+
+def test_after_a_retry_the_verdict_on_record_is_corrected(server: KfpServer, mlflow: str, tmp_path: Path) -> None:
+    """KFP does not run `finish` again, since it succeeded at the first attempt."""
+    run = running(server, "SUCCEEDED")
+    report(run, tmp_path, passed=True)
+    on_record(run, "register", "failed", "the server answered 500")
+    tracker = Tracker.open("finish", "finish", run)
+    finish(FinishStep(), context=Context("finish", tracker, run, quiet=True), state="FAILED", error="")
+    tracker.close("FINISHED", {"kind": "done"})
+    before = read_record(run, with_report=False)
+    assert before is not None
+    verdict = "failed: register: the server answered 500"
+    assert (before.status, before.tags["mixtune.verdict"]) == ("FAILED", verdict)
+
+    Tracker.open("register", "register", run)  # this attempt never told how it ended, as KFP says it did
+    on_record(run, "register")
+    result = wait(server, run, "--json")
+    assert result.exit_code == 0, result.output
+    after = read_record(run, with_report=False)
+    assert after is not None
+    assert (after.status, after.tags["mixtune.verdict"]) == ("FINISHED", "gate passed: mixed-0.3")
+
+
+def test_a_run_that_was_stopped_is_closed_on_record(server: KfpServer, mlflow: str) -> None:
+    run = running(server, "RUNNING")
+    Tracker.open("mixed", "mixed-0.3", run)
+    assert CliRunner().invoke(app, ["stop", run, "--host", server.url], prog_name="mixtune").exit_code == 0
+    assert wait(server, run).exit_code == 130
+    record = read_record(run, with_report=False)
+    assert record is not None
+    assert (record.status, record.tags["mixtune.verdict"]) == ("KILLED", "stopped")
+    assert record.steps["mixed-0.3"].status == "KILLED"
 
 
 def test_without_mlflow_a_good_end_is_no_verdict(server: KfpServer) -> None:

@@ -20,6 +20,8 @@ from mixtune.components.shared.model import MixedModel, load_model, load_tokeniz
 from ..shared.tiny import tiny_model, tiny_tokenizer
 from .made import evaluate, write_labelled, write_model, write_text
 
+pytestmark = pytest.mark.numeric
+
 PROMPTS = [np.arange(length) % 50 for length in (4, 9, 6, 3)]
 
 

@@ -24,6 +24,8 @@ from ..shared.tiny import tiny_model, tiny_tokenizer
 from .harness_made import TASKS, write_tasks
 from .made import LABELS, evaluate, write_labelled, write_model
 
+pytestmark = pytest.mark.numeric
+
 
 @pytest.fixture(autouse=True)
 def _float32(monkeypatch: pytest.MonkeyPatch) -> None:

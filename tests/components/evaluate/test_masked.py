@@ -23,6 +23,8 @@ from mixtune.components.shared.errors import RefusedError
 from ..shared.tiny import SPECIAL, tiny_tokenizer
 from .made import FIRST, LABELS, LAST, MASK, MAX_LENGTH, evaluate, write_labelled, write_model, write_text
 
+pytestmark = pytest.mark.numeric
+
 
 @pytest.fixture(autouse=True)
 def _float32(monkeypatch: pytest.MonkeyPatch) -> None:

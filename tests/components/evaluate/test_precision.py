@@ -14,6 +14,8 @@ from mixtune.components.shared.config import Task
 
 from .made import LABELS, evaluate, write_labelled, write_model
 
+pytestmark = pytest.mark.numeric
+
 
 @pytest.mark.parametrize("has_products", [True, False])
 @pytest.mark.parametrize("task", ["classification", "generation"])

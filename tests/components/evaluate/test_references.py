@@ -19,6 +19,8 @@ from tests.components.stages import Stages
 
 from .made import write_model
 
+pytestmark = pytest.mark.numeric
+
 
 @pytest.fixture
 def stages(tmp_path: Path) -> Stages:

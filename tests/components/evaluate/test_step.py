@@ -23,6 +23,8 @@ from mixtune.components.shared.model import interpolate
 from ..shared.tiny import tiny_model, tiny_tokenizer
 from .made import LABELS, MAX_LENGTH, evaluate, write_labelled, write_model, write_text
 
+pytestmark = pytest.mark.numeric
+
 
 @pytest.fixture(autouse=True)
 def _float32(monkeypatch: pytest.MonkeyPatch) -> None:

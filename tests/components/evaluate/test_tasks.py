@@ -23,6 +23,8 @@ from mixtune.components.shared.runtime import OUTPUTS, launch
 
 from .made import LABELS, MAX_LENGTH, METRIC, WORDS, evaluate, write_labelled, write_model, write_text
 
+pytestmark = pytest.mark.numeric
+
 
 @pytest.fixture(autouse=True)
 def _float32(monkeypatch: pytest.MonkeyPatch) -> None:

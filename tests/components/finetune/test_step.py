@@ -12,6 +12,8 @@ from mixtune.components.shared.errors import RefusedError
 from mixtune.components.shared.model import load_model
 from tests.components.stages import Stages
 
+pytestmark = pytest.mark.numeric
+
 CAUSAL: list[tuple[Objective, Task]] = [("causal_lm", "classification"), ("causal_lm", "generation")]
 MASKED: list[tuple[Objective, Task]] = [
     ("masked_lm", task) for task in ("classification", "multi_label", "regression", "question_answering")

@@ -22,6 +22,8 @@ from mixtune.components.shared.model import load_model
 from mixtune.components.shared.streams import FinetuneStream, PretrainStream, mix
 from tests.components.stages import Stages
 
+pytestmark = pytest.mark.numeric
+
 EVERY_STEP: dict[str, Any] = {"log_every_steps": 1, "steps": 12}
 
 

@@ -11,6 +11,8 @@ from mixtune.components.shared.config import Objective, Task
 from mixtune.components.shared.errors import RefusedError
 from tests.components.stages import Stages
 
+pytestmark = pytest.mark.numeric
+
 
 @pytest.mark.parametrize(
     ("objective", "task"),

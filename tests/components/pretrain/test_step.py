@@ -19,6 +19,8 @@ from mixtune.components.shared.model import interpolate, load_model
 from tests.components.shared.tiny import tiny_lm
 from tests.components.stages import Stages
 
+pytestmark = pytest.mark.numeric
+
 
 def test_from_scratch_leaves_a_whole_model_folder(tmp_path: Path) -> None:
     folder = Stages(tmp_path).pretrain()

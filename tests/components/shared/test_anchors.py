@@ -17,9 +17,12 @@ from mixtune.components.shared.optimizer import is_task_head
 from mixtune.components.shared.packing import collate
 from mixtune.components.shared.training import Extras
 
-from .test_loss import PAIRS, Gradients, Streams, assert_equal, make_streams, reference
+from .compared import assert_close, weights_of
+from .test_loss import PAIRS, Gradients, Streams, make_streams, reference
 from .tiny import tiny_model
 from .trained import run, write_both
+
+pytestmark = pytest.mark.numeric
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +62,7 @@ def test_the_gradient_of_the_divergence_is_the_formulas(
         if parameter.grad is not None:
             wanted[name] = wanted.get(name, torch.zeros_like(parameter)) + parameter.grad
     # Two backward passes here, one there; some norms compute in float32 whatever they are given.
-    assert_equal(ours(model, Anchor(other), streams, weight, penalty, size), wanted, 1e-5)
+    assert_close(ours(model, Anchor(other), streams, weight, penalty, size), wanted, 1e-5)
 
 
 def ours(model: MixedModel, start: Anchor, streams: Streams, weight: float, penalty: float, size: int) -> Gradients:
@@ -73,10 +76,6 @@ def ours(model: MixedModel, start: Anchor, streams: Streams, weight: float, pena
         weights = split(weight, data.num_pretrain, data.num_finetune)
         torch.autograd.backward(model(collate(rows, 60), *weights, penalty / tokens, logits)["weighted"])
     return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
-
-
-def weights_of(model: MixedModel) -> dict[str, torch.Tensor]:
-    return {name: value.detach().clone() for name, value in model.named_parameters()}
 
 
 @pytest.mark.parametrize("architecture", ["llama", "bert"])
@@ -105,7 +104,7 @@ def test_with_a_large_weight_the_model_goes_on_saying_the_same(folder: Path, wei
         if penalty:
             logged = [float(entry["kl"] or 0) for entry in result.curve if "kl" in entry]
             assert len(logged) >= 39
-            assert all(value >= 0 for value in logged)
+            assert min(logged) > -1e-6, "it is zero at the least, but for rounding"
             assert float(result.curve[0].get("kl") or 0) == pytest.approx(0, abs=1e-6), "it starts from the start"
     assert found[1] < 0.05 * found[0]
 
@@ -126,7 +125,7 @@ def test_the_pull_is_the_gradient_of_the_squared_distance(architecture: str) -> 
     assert reference(model, streams, 0.3).keys() == wanted.keys()
     penalty = anchor.pull(model, 0.7)
     found = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
-    assert_equal(found, wanted, 1e-12)
+    assert_close(found, wanted, 1e-12)
     assert penalty == pytest.approx(0.35 * squared, rel=1e-12)
     assert all(parameter.grad is None for parameter in start.parameters())
 

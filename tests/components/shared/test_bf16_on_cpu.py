@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import subprocess
+import sys
 from typing import Any
 
 import numpy as np
@@ -18,7 +21,18 @@ from mixtune.components.shared.packing import Segment, collate
 
 from .tiny import random_documents
 
+pytestmark = pytest.mark.numeric
+
 CPU = torch.device("cpu")
+
+
+def test_auto_is_float32_where_onednn_may_not_use_the_instructions() -> None:
+    command = "from mixtune.components.shared.model import pick_precision; print(pick_precision('auto'))"
+    environment = os.environ | {"ONEDNN_MAX_CPU_ISA": "AVX2"}
+    done = subprocess.run(
+        [sys.executable, "-c", command], env=environment, capture_output=True, text=True, timeout=300, check=True
+    )
+    assert done.stdout.strip() == "float32"
 
 
 def tiny(kind: str) -> PreTrainedModel:

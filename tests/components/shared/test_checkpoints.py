@@ -29,6 +29,8 @@ from tests.conftest import small_disk
 from .cut_off import STEPS, CutOffError, Training, curve, equal
 from .tiny import tiny_model
 
+pytestmark = pytest.mark.numeric
+
 
 @pytest.fixture
 def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from mixtune.components.finetune.config import Finetune, FinetuneStep
 from mixtune.components.mixed.config import Candidate, MixedStep, MixedTraining
 from mixtune.components.pretrain.config import Pretrain, PretrainStep
+from mixtune.components.shared import distributed
 from mixtune.components.shared.artifacts import Artifact, ModelCard, read_json, read_jsonl
 from mixtune.components.shared.config import Model, Section, Task
 from mixtune.components.shared.distributed import num_processes
@@ -23,11 +24,19 @@ from mixtune.components.shared.outcome import Outcome, load_outcomes
 from mixtune.components.shared.runtime import launch
 from tests.components.stages import SCRATCH, Stages
 
+from . import compared
+from .compared import assert_same_movement
+
+pytestmark = pytest.mark.numeric
+
 OPTIONS: dict[str, Any] = {
-    "steps": 3, "batch_size": 5, "micro_batch_size": 2, "learning_rate": 1e-3, "precision": "float32",
-    "log_every_steps": 1,
+    "steps": 3, "batch_size": 5, "micro_batch_size": 2, "learning_rate": 0.1, "precision": "float32",
+    "log_every_steps": 1, "max_grad_norm": 1e3,  # no clipping, which would hide a wrong factor
 }  # fmt: skip
+ROOT = Path(__file__).resolve().parents[3]
 PROCESSES = "MIXTUNE_PROCESSES"
+BY_DESCENT = compared.__name__
+"""The module that a process runs to train by plain gradient descent."""
 
 
 class Steps:
@@ -37,19 +46,21 @@ class Steps:
         self.folder, self.objective = folder, objective
         Stages(folder, task, objective).pretrain(steps=2)
 
-    def order(self, step: str, name: str, candidate: Candidate | None) -> tuple[str, dict[str, str], dict[str, str]]:
+    def order(
+        self, step: str, name: str, candidate: Candidate | None, **options: float
+    ) -> tuple[str, dict[str, str], dict[str, str]]:
         """Configuration, artifacts and parameters."""
-        folder = self.folder
+        folder, options = self.folder, OPTIONS | options
         artifacts = {"model": str(folder / name), "metrics": str(folder / f"{name}-metrics.json")}
         config: Section
         if step == "pretrain":
             model = Model(base="scratch", max_length=32, scratch=SCRATCH, objective=self.objective)
-            config = PretrainStep(seed=0, model=model, pretrain=Pretrain(**OPTIONS), fingerprint="x")
+            config = PretrainStep(seed=0, model=model, pretrain=Pretrain(**options), fingerprint="x")
             return config.to_json(), artifacts | self.inputs("data=text", "tokenizer"), {}
         if candidate is None:
-            config = FinetuneStep(seed=0, max_length=32, finetune=Finetune(**OPTIONS))
+            config = FinetuneStep(seed=0, max_length=32, finetune=Finetune(**options))
             return config.to_json(), artifacts | self.inputs("start=pretrained", "data=labels"), {}
-        config = MixedStep(seed=0, max_length=32, mixed=MixedTraining(**OPTIONS))
+        config = MixedStep(seed=0, max_length=32, mixed=MixedTraining(**options))
         inputs = self.inputs("start=pretrained", "pretrain_data=text", "finetune_data=labels")
         return config.to_json(), artifacts | inputs, {"candidate": candidate.to_json()}
 
@@ -57,8 +68,8 @@ class Steps:
         pairs = [name.split("=") for name in names]
         return {pair[0]: str(self.folder / pair[-1]) for pair in pairs}
 
-    def run(self, step: str, name: str, candidate: Candidate | None = None) -> dict[str, Artifact]:
-        config, paths, parameters = self.order(step, name, candidate)
+    def run(self, step: str, name: str, candidate: Candidate | None = None, **options: float) -> dict[str, Artifact]:
+        config, paths, parameters = self.order(step, name, candidate, **options)
         artifacts = {key: Artifact(path) for key, path in paths.items()}
         launch(step, config, artifacts, **parameters)
         return artifacts
@@ -86,25 +97,31 @@ CASES: dict[str, tuple[str, Task, str, Candidate | None]] = {
 }  # fmt: skip
 
 
-ROUNDING = {"finetune-answers": ("key.bias", "qa_outputs.bias", "layer.0.output.LayerNorm.bias")}
-"""What has no gradient but rounding, which Adam makes large: an answer's place does not change with what is added to all."""
+@pytest.fixture
+def descent(monkeypatch: pytest.MonkeyPatch, plain_descent: None) -> None:
+    """Plain gradient descent in this process and in those that it starts."""
+    monkeypatch.setattr(distributed, "__name__", BY_DESCENT)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT), prepend=os.pathsep)
+
+
+def weights_in(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model.safetensors")
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("descent")
 @pytest.mark.parametrize("case", CASES)
 def test_two_processes_give_the_weights_of_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: str) -> None:
     objective, task, step, candidate = CASES[case]
     steps = Steps(tmp_path, task, objective)
+    steps.run(step, "start", candidate, learning_rate=1e-30)
     found = {}
     for count in ("1", "2"):
         monkeypatch.setenv(PROCESSES, count)
         monkeypatch.setenv("MIXTUNE_OUTCOME_DIR", str(tmp_path / f"outcomes-{count}"))
         found[count] = steps.run(step, f"model-{count}", candidate)
-    one, two = (load_file(tmp_path / f"model-{count}" / "model.safetensors") for count in found)
-    assert one.keys() == two.keys()
-    for name, weight in one.items():
-        if not name.endswith(ROUNDING.get(case, "key.bias")):
-            torch.testing.assert_close(two[name], weight, rtol=1e-5, atol=1e-5, msg=name)
+    start, one, two = (weights_in(tmp_path / name) for name in ("start", "model-1", "model-2"))
+    assert_same_movement(two, one, start)
     curves = [list(read_jsonl(tmp_path / f"model-{count}" / "training.jsonl")) for count in found]
     for left, right in zip(*curves, strict=True):
         assert left.keys() == right.keys()
@@ -122,33 +139,43 @@ def test_two_processes_give_the_weights_of_one(tmp_path: Path, monkeypatch: pyte
     assert outcome.kind == "done"
 
 
-def torchrun(steps: Steps, step: str, name: str, candidate: Candidate | None, **environment: str) -> Any:
+MIXTUNE = ("--no-python", str(Path(sys.executable).parent / "mixtune"))
+
+
+def torchrun(
+    steps: Steps,
+    step: str,
+    name: str,
+    candidate: Candidate | None,
+    program: tuple[str, ...] = MIXTUNE,
+    **environment: str,
+) -> Any:
     """The step's command under torchrun, as in a pod with several GPUs."""
     config, artifacts, parameters = steps.order(step, name, candidate)
     words = [f"--config={config}"]
     words += [f"--artifact={key}={path}" for key, path in artifacts.items()]
     words += [f"--parameter={key}={value}" for key, value in parameters.items()]
-    mixtune = Path(sys.executable).parent / "mixtune"
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--no-python"]
-    variables = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.environ.get("PYTHONPATH", ""), **environment}
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    variables = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
     return subprocess.run(
-        [*command, str(mixtune), "step", step, *words], env=variables, capture_output=True, text=True, timeout=300
+        [*command, *program, "step", step, *words], env=variables, capture_output=True, text=True, timeout=300
     )
 
 
 @pytest.mark.slow
-def test_under_torchrun_a_step_is_run_once_by_all_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("descent")
+def test_under_torchrun_a_step_is_run_once_by_all_processes(tmp_path: Path) -> None:
     steps = Steps(tmp_path, "classification")
+    steps.run("mixed", "start", mixed_at(0.3), learning_rate=1e-30)
     steps.run("mixed", "alone", mixed_at(0.3))
     database = f"sqlite:///{tmp_path / 'mlflow.db'}"
     done = torchrun(
-        steps, "mixed", "together", mixed_at(0.3), MLFLOW_TRACKING_URI=database, MIXTUNE_PROCESSES="2",
+        steps, "mixed", "together", mixed_at(0.3), ("-m", BY_DESCENT), MLFLOW_TRACKING_URI=database, MIXTUNE_PROCESSES="2",
         MIXTUNE_RUN_ID="run-1", MIXTUNE_OUTCOME_DIR=str(tmp_path / "outcomes"),
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("alone", "together"))
-    for name, weight in one.items():
-        torch.testing.assert_close(two[name], weight, rtol=1e-5, atol=1e-5, msg=name)
+    start, one, two = (weights_in(tmp_path / name) for name in ("start", "alone", "together"))
+    assert_same_movement(two, one, start)
     assert done.stdout.count("saved after 3 steps") == 1
     (outcome,) = load_outcomes(tmp_path / "outcomes")
     assert_each_metric_once(database, outcome, tmp_path / "together")

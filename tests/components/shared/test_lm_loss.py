@@ -18,6 +18,8 @@ from mixtune.components.shared.lm_loss import can_be_chunked, chunked_losses, pl
 from mixtune.components.shared.lora import add_adapters
 from mixtune.components.shared.model import MixedModel
 
+pytestmark = pytest.mark.numeric
+
 SIZES: dict[str, Any] = {"vocab_size": 96, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
 LLAMA: dict[str, Any] = {**SIZES, "intermediate_size": 16}
 

@@ -20,7 +20,10 @@ from mixtune.components.shared.model import MixedModel, load_model
 from mixtune.components.shared.packing import Segment, collate, pack, width_of
 from mixtune.components.shared.streams import StepData
 
+from .compared import assert_close
 from .tiny import ARCHITECTURES, ENCODERS, random_documents, targets_of, tiny_masking, tiny_model, tiny_tokenizer
+
+pytestmark = pytest.mark.numeric
 
 Gradients = dict[str, torch.Tensor]
 TASKS: tuple[Task, ...] = ("generation", "classification", "multi_label", "regression", "question_answering")
@@ -138,18 +141,6 @@ def ours(model: MixedModel, streams: Streams, weight: float, size: int, packed: 
     return {name: p.grad / ranks for name, p in model.named_parameters() if p.grad is not None}
 
 
-def assert_equal(found: Gradients, wanted: Gradients, tolerance: float) -> None:
-    """Relative error of each tensor: norm of the difference over norm."""
-    norms = {name: float(torch.linalg.vector_norm(gradient.double())) for name, gradient in wanted.items()}
-    whole = sum(norm**2 for norm in norms.values()) ** 0.5
-    for name, gradient in wanted.items():
-        error = float(torch.linalg.vector_norm(found[name].double() - gradient.double()))
-        # A gradient that is all but zero (of a bias, say) is what large numbers leave when they cancel, so its rounding is
-        # on the scale of the whole.
-        scale = max(norms[name], 1e-3 * whole)
-        assert error <= tolerance * scale, (name, error, scale)
-
-
 @settings(max_examples=60, deadline=None, phases=[Phase.explicit, Phase.reuse, Phase.generate])
 @given(
     pair=st.sampled_from(PAIRS),
@@ -171,7 +162,7 @@ def test_gradient_is_the_formulas_however_the_batch_is_split(
     model = tiny_model(architecture, task=task, seed=seed).double()
     streams = make_streams(seed, num_pretrain, num_finetune, architecture, task)
     wanted = reference(model, streams, weight)
-    assert_equal(ours(model, streams, weight, size, packed, ranks), wanted, 1e-12)
+    assert_close(ours(model, streams, weight, size, packed, ranks), wanted, 1e-12)
 
 
 @pytest.mark.parametrize(("architecture", "task"), PAIRS)
@@ -179,7 +170,7 @@ def test_in_float32_the_error_is_rounding(architecture: str, task: Task) -> None
     model = tiny_model(architecture, task=task, seed=5)
     streams = make_streams(5, 6, 6, architecture, task)
     found = ours(model, streams, 0.3, 3, True, 2)
-    assert_equal(found, reference(model.double(), streams, 0.3), 1e-5)
+    assert_close(found, reference(model.double(), streams, 0.3), 1e-5)
 
 
 @pytest.mark.parametrize(("architecture", "task"), PAIRS)
@@ -188,7 +179,7 @@ def test_weight_zero_and_one_are_transformers_own_loss(architecture: str, task: 
     model = tiny_model(architecture, task=task, seed=3).double()
     both = make_streams(3, 4, 4, architecture, task)
     alone = Streams(both.pretrain, []) if weight == 1 else Streams([], both.finetune)
-    assert_equal(ours(model, alone, weight, 2, True, 1), reference(model, alone, weight), 1e-12)
+    assert_close(ours(model, alone, weight, 2, True, 1), reference(model, alone, weight), 1e-12)
     data = alone.data(packed=True)
     losses = model(collate(data.rows, 60), *split(weight, data.num_pretrain, data.num_finetune))
     per_example = [

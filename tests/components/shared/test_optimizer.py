@@ -24,6 +24,8 @@ from mixtune.components.shared.streams import FinetuneStream, PretrainStream, Un
 from .tiny import ARCHITECTURES, ENCODERS, tiny_model, write_data
 from .trained import run, settings_of, write_both
 
+pytestmark = pytest.mark.numeric
+
 EMBEDDINGS = ("embed_tokens", ".wte.", ".wpe.", ".embeddings.")
 LAYERS = ("layers", "h", "layer")
 
@@ -249,5 +251,7 @@ def test_only_what_has_a_loss_is_trained(tmp_path: Path, architecture: str, weig
         name for name in before if name.startswith(("lm.lm_head", "lm.cls", "lm.decoder", "lm.head"))
     } - ({"lm.head.dense.weight", "lm.head.norm.weight"} if weight == 0 else set())
     left = {name for name in before if is_task_head(name)} if weight == 1 else alone if weight == 0 else set()
+    # What is added to all keys changes no attention, so the gradient of their bias is only rounding, which may be zero.
+    by_rounding = {name for name in before if name.endswith("key.bias")}
     # No document here is of two parts, and a padding token is never read.
-    assert before.keys() - changed == left
+    assert before.keys() - changed - by_rounding == left
