@@ -81,7 +81,8 @@ def test_an_image_without_cuda_or_compiler_says_so_before_training(built: Built)
     name, plain = images().of("finetune"), FinetuneStep(seed=0, max_length=32, finetune=Finetune()).to_json()
     artifacts = [f"--artifact={one}=/nowhere/{one}" for one in ("start", "data", "model", "metrics")]
     done = built.docker(
-        "run", "--rm", "--read-only", "--network=none", "--tmpfs=/tmp", "--env=MIXTUNE_GPUS=1", name,
+        "run", "--rm", "--read-only", "--network=none", "--tmpfs=/tmp", "--tmpfs=/home/mixtune:mode=1777",
+        "--env=MIXTUNE_GPUS=1", name,
         f"--config={plain}", *artifacts, check=False,
     )  # fmt: skip
     assert done.returncode == 1, done.stderr
