@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from ..shared.context import Context
+from ..shared.running.context import Context
 from .config import CompareStep, Gate
 from .evaluations import SPLITS, Candidate, Entry, Evaluations, Measurements, Task
 from .examples import confusion, samples
-from .harness import by_candidate, described
+from .report.harness import by_candidate, described
 from .seeds import over_seeds, replicate_of
 from .selection import Decision, Measured, decide, hypervolume, measurably_forgets, pareto
 from .sources import Source, forgetting_by_source, group, worst, worst_sentence

@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..shared.artifacts import ArtifactLike, write_json
-from ..shared.context import Context
 from ..shared.errors import GateNotMetError
+from ..shared.running.context import Context
 from .config import CompareStep
 from .evaluations import load_evaluations
-from .harness import differences
-from .report import pictures, render_html, render_markdown
+from .report.harness import differences
+from .report.report import pictures, render_html, render_markdown
 from .results import Comparison, Scores, compare
 
 TRAINED_HERE = ("pretrained", "finetuned", "mixed")

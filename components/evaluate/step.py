@@ -15,15 +15,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..shared.artifacts import ArtifactLike, ModelCard, write_json, write_jsonl
-from ..shared.bf16_on_cpu import fast_bf16
 from ..shared.config import Objective, Task
-from ..shared.context import Context, Progress
-from ..shared.data import DataManifest, Documents, Split
+from ..shared.data.prepared import DataManifest, Documents, Split
 from ..shared.errors import MixtuneError, RefusedError
-from ..shared.masking import special_ids
 from ..shared.measures import HARNESS_FILE
-from ..shared.model import MixedModel, pick_precision
-from ..shared.packing import Segment
+from ..shared.model.bf16_on_cpu import fast_bf16
+from ..shared.model.masking import special_ids
+from ..shared.model.mixed_model import MixedModel, pick_precision
+from ..shared.model.packing import Segment
+from ..shared.running.context import Context, Progress
 from .config import EvaluateStep
 from .examples import example_row, from_head
 from .generation import generate

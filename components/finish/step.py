@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 
-from ..shared.checkpoints import PLACE, clear_finished
-from ..shared.context import Context
-from ..shared.outcome import load_outcomes
-from ..shared.verdict import StepRun, judge
+from ..shared.checkpoints.store import PLACE, clear_finished
+from ..shared.running.context import Context
+from ..shared.running.outcome import load_outcomes
+from ..shared.running.verdict import StepRun, judge
 from .config import FinishStep
 
 

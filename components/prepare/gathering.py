@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from ..shared.data import Split
-from ..shared.readers import Problems, Row
-from ..shared.sources import named_sources, read
+from ..shared.data.prepared import Split
+from ..shared.data.readers import Problems, Row
+from ..shared.data.sources import named_sources, read
 from .config import FinetuneData, PretrainData
 from .splitting import HeldOut, cut, draw, fold, shuffled
 

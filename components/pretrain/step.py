@@ -5,17 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..shared.artifacts import ArtifactLike, ModelCard
+from ..shared.checkpoints.resume import Work
 from ..shared.config import SCRATCH
-from ..shared.context import Context
-from ..shared.data import DataManifest, Documents
+from ..shared.data.prepared import DataManifest, Documents
 from ..shared.errors import RefusedError
-from ..shared.finish_training import save_card, save_trained
-from ..shared.masking import Masking
-from ..shared.mix_weight import Constant
-from ..shared.model import MixedModel, from_scratch, load_model, load_tokenizer
-from ..shared.resume import Work
-from ..shared.streams import PretrainStream, mix
-from ..shared.training import Result, train
+from ..shared.model.masking import Masking
+from ..shared.model.mixed_model import MixedModel, from_scratch, load_model, load_tokenizer
+from ..shared.running.context import Context
+from ..shared.training.loop import Result, train
+from ..shared.training.mix_weight import Constant
+from ..shared.training.saving import save_card, save_trained
+from ..shared.training.streams import PretrainStream, mix
 from .config import PretrainStep
 
 

@@ -19,14 +19,14 @@ from typing import Any
 
 from .artifacts import Artifact, ArtifactLike, ModelCard, write_json
 from .config import Section
-from .context import ALONE, Context, note_progress, take_tracking_secret
-from .device import pick_device, requested_gpus
-from .distributed import is_main, num_processes, run_in_processes
 from .errors import GateNotMetError, MixtuneError, RefusedError, cannot_be_written
-from .imports import quick_imports
-from .outcome import EXIT_STATUS, Outcome, load_outcome
-from .tracking import Tracker
-from .verdict import status_of
+from .running.context import ALONE, Context, note_progress, take_tracking_secret
+from .running.device import pick_device, requested_gpus
+from .running.outcome import EXIT_STATUS, Outcome, load_outcome
+from .running.processes import is_main, num_processes, run_in_processes
+from .running.startup import quick_imports
+from .running.verdict import status_of
+from .tracking.tracker import Tracker
 
 OUTPUTS: Mapping[str, tuple[str, ...]] = {
     "prepare": ("train", "heldout", "tokenizer", "report"),

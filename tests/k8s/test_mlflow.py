@@ -17,7 +17,7 @@ import psutil
 import pytest
 import requests
 
-from mixtune.components.shared.context import TRACKING_KEYS
+from mixtune.components.shared.running.context import TRACKING_KEYS
 from tests.pipelines.project import Project
 
 from .deployed import STEPS_USER, Deployed, made_up, secrets_in

@@ -15,7 +15,7 @@ from urllib.parse import parse_qs, urlsplit
 import yaml
 from kubernetes import client
 
-from mixtune.pipelines.tasks import node_id
+from mixtune.pipelines.cluster.tasks import node_id
 
 from .kfp_server import RECORDINGS
 

@@ -12,8 +12,8 @@ from typing import Any
 
 import yaml
 
-from mixtune.components.shared.outcome import load_outcomes
-from mixtune.components.shared.tracking import connect
+from mixtune.components.shared.running.outcome import load_outcomes
+from mixtune.components.shared.tracking.tracker import connect
 from tests.conftest import sentences
 
 ALWAYS = {"plan", "compare", "finish"}

@@ -14,13 +14,14 @@ import yaml
 from mixtune.components.config import Fingerprints, assemble, load, parts
 from mixtune.components.shared.artifacts import write_json
 from mixtune.components.shared.errors import RefusedError
-from mixtune.components.shared.outcome import Outcome
-from mixtune.components.shared.tracking import Tracker
-from mixtune.pipelines import client, rerun
+from mixtune.components.shared.running.outcome import Outcome
+from mixtune.components.shared.tracking.tracker import Tracker
+from mixtune.pipelines.cluster import rerun
+from mixtune.pipelines.cluster import runs as client
+from mixtune.pipelines.cluster.api import Api, Connection, Patience
 from mixtune.pipelines.configuration import read_config
-from mixtune.pipelines.kfp_api import Api, Connection, Patience
-from mixtune.pipelines.rerun_local import forget, rerun_local
-from mixtune.pipelines.run_folder import Run
+from mixtune.pipelines.local.folder import Run
+from mixtune.pipelines.local.rerun import forget, rerun_local
 
 from .kfp_server import KfpServer
 from .project import Project

@@ -12,8 +12,8 @@ import pandas as pd
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mixtune.components.shared.readers import Answer, Problems
-from mixtune.components.shared.sources import read_dataset
+from mixtune.components.shared.data.readers import Answer, Problems
+from mixtune.components.shared.data.sources import read_dataset
 from tests.components.shared.test_sources import problems_of, rows_of
 
 from .prepared import jsonl

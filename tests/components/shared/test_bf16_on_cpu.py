@@ -14,10 +14,10 @@ import torch
 import torch._functorch.config as functorch_config
 from transformers import BertConfig, BertForMaskedLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel, set_seed
 
-from mixtune.components.shared import bf16_on_cpu, lm_loss
-from mixtune.components.shared.bf16_on_cpu import fast_bf16
-from mixtune.components.shared.model import MixedModel
-from mixtune.components.shared.packing import Segment, collate
+from mixtune.components.shared.model import bf16_on_cpu, lm_loss
+from mixtune.components.shared.model.bf16_on_cpu import fast_bf16
+from mixtune.components.shared.model.mixed_model import MixedModel
+from mixtune.components.shared.model.packing import Segment, collate
 
 from .tiny import random_documents
 

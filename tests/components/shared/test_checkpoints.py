@@ -16,14 +16,14 @@ from typing import Any
 import pytest
 import torch
 
-from mixtune.components.shared.anchors import Anchor
-from mixtune.components.shared.checkpoints import KEPT, PLACE, Checkpoints, clear_finished
+from mixtune.components.shared.checkpoints.resume import Sigterm, content_key
+from mixtune.components.shared.checkpoints.store import KEPT, PLACE, Checkpoints, clear_finished
 from mixtune.components.shared.config import Budget
 from mixtune.components.shared.errors import MixtuneError
-from mixtune.components.shared.mix_weight import BudgetController, MixWeight
-from mixtune.components.shared.model import MixedModel
-from mixtune.components.shared.resume import Sigterm, content_key
-from mixtune.components.shared.training import Extras, Result
+from mixtune.components.shared.model.mixed_model import MixedModel
+from mixtune.components.shared.training.loop import Extras, Result
+from mixtune.components.shared.training.mix_weight import BudgetController, MixWeight
+from mixtune.components.shared.training.reference_models import Anchor
 from tests.conftest import small_disk
 
 from .cut_off import STEPS, CutOffError, Training, curve, equal

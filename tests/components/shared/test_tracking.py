@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from mixtune.components.shared.errors import UnreachableError, without_credentials
-from mixtune.components.shared.tracking import PARENT, Tracker, connect
+from mixtune.components.shared.tracking.tracker import PARENT, Tracker, connect
 from tests.conftest import small_disk
 
 

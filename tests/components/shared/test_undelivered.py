@@ -18,12 +18,12 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from mixtune.components.shared import tracking
 from mixtune.components.shared.artifacts import write_json
-from mixtune.components.shared.delivery import connect
 from mixtune.components.shared.errors import UnreachableError
-from mixtune.components.shared.journal import journals, undelivered
-from mixtune.components.shared.tracking import PARENT, Tracker
+from mixtune.components.shared.tracking import tracker as tracking
+from mixtune.components.shared.tracking.journal import journals, undelivered
+from mixtune.components.shared.tracking.mlflow_store import connect
+from mixtune.components.shared.tracking.tracker import PARENT, Tracker
 from mixtune.pipelines.cli import app
 from tests.mlflow_server import MlflowServer
 

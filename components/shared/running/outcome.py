@@ -1,0 +1,66 @@
+"""What a step leaves behind when it ends: one record, since KFP passes on no exit status of a step."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from ..artifacts import read_json, write_json
+
+EXIT_STATUS = {
+    "done": 0, "failed": 1, "refused": 2, "gate_not_met": 3, "unreachable": 4, "pending": 5, "timed_out": 6,
+    "interrupted": 130, "terminated": 143,
+}  # fmt: skip
+
+
+class Outcome(BaseModel):
+    """How one step ended.
+
+    Attributes:
+        title: step and what it worked on.
+        kind: how it ended; `refused` will be refused again unless something changes, `gate_not_met` has put out everything.
+        sentences: what the user should read.
+        log: file with the step's whole output, where it has one of its own.
+        facts: what the step wants others to know, such as the gate's verdict.
+        artifacts: URI of each input and output.
+        given: what the step was given, so that it can be run again alone: `config`, `artifacts` (URIs, as JSON), `candidate`.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    title: str
+    kind: Literal["done", "failed", "refused", "gate_not_met", "unreachable", "interrupted", "terminated"]
+    sentences: list[str] = Field(default_factory=list)
+    log: str | None = None
+    seconds: float = 0.0
+    mlflow_run: str | None = None
+    facts: dict[str, str] = Field(default_factory=dict)
+    artifacts: dict[str, str] = Field(default_factory=dict)
+    given: dict[str, str] = Field(default_factory=dict)
+
+    @property
+    def exit_status(self) -> int:
+        """Exit status of design: 0 done, 1 failed, 2 refused, 3 gate not met, 4 unreachable, 130/143 interrupted."""
+        return EXIT_STATUS[self.kind]
+
+    def save(self, folder: str | Path) -> None:
+        """One file for each step of the run."""
+        write_json(_file(folder, self.title), self.model_dump(mode="json"))
+
+
+def _file(folder: str | Path, title: str) -> Path:
+    return Path(folder) / f"{title.replace(' ', '-')}.json"
+
+
+def load_outcome(folder: str | Path, title: str) -> Outcome | None:
+    """The record that a step left, if it left one."""
+    file = _file(folder, title)
+    return Outcome.model_validate(read_json(file, "an outcome record")) if file.is_file() else None
+
+
+def load_outcomes(folder: str | Path) -> list[Outcome]:
+    """The records of a run, in the order in which the steps ended."""
+    files = sorted(Path(folder).glob("*.json"), key=lambda file: file.stat().st_mtime_ns)
+    return [Outcome.model_validate(read_json(file, "an outcome record")) for file in files]

@@ -1,0 +1,33 @@
+"""How a command ends after an error that is meant for users."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Iterator
+
+import typer
+
+
+@contextlib.contextmanager
+def plain_errors() -> Iterator[None]:
+    """Turns errors meant for users into plain sentences and an exit status."""
+    from mixtune.components.shared.errors import MixtuneError, cannot_be_written
+    from mixtune.components.shared.running.outcome import EXIT_STATUS
+
+    try:
+        yield
+    except MixtuneError as error:
+        for problem in error.problems:
+            typer.echo(f"mixtune: {problem}", err=True)
+        raise typer.Exit(EXIT_STATUS[error.kind]) from None
+    except KeyboardInterrupt:
+        raise typer.Exit(EXIT_STATUS["interrupted"]) from None
+    except BrokenPipeError:
+        sys.stderr.close()
+        raise typer.Exit(0) from None
+    except OSError as error:
+        if not (sentence := cannot_be_written(error)):
+            raise
+        typer.echo(f"mixtune: {sentence}", err=True)
+        raise typer.Exit(EXIT_STATUS["failed"]) from None
