@@ -15,9 +15,9 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
 from rich.table import Table
 from rich.text import Text
 
-from mixtune.components.shared.running.outcome import load_outcomes
+from mixtune.components.shared.outcome import load_outcomes
 
-from .cluster.titles import title_of
+from .titles import title_of
 
 PLAIN_LINE_SECONDS = 15.0
 _CACHE_HIT = re.compile(r"Task (\S+) cache hit")

@@ -18,8 +18,8 @@ from mixtune.components.config import Config, Placement
 from mixtune.components.shared.checkpoints.store import PLACE
 from mixtune.components.shared.config import describe_problems
 from mixtune.components.shared.errors import RefusedError, first_line
+from mixtune.components.shared.model.device import GPUS
 from mixtune.components.shared.running.context import ALONE, COMPILED, TRACKING_KEYS, from_secret
-from mixtune.components.shared.running.device import GPUS
 
 from .images import Images, images
 

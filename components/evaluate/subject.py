@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from ..shared.artifacts import ModelCard
+from ..shared.model.device import pick_device
 from ..shared.model.mixed_model import MixedModel, interpolate, load_model, load_tokenizer
-from ..shared.running.device import pick_device
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

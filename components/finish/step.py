@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 
 from ..shared.checkpoints.store import PLACE, clear_finished
+from ..shared.outcome import load_outcomes
 from ..shared.running.context import Context
-from ..shared.running.outcome import load_outcomes
-from ..shared.running.verdict import StepRun, judge
+from ..shared.tracking.verdict import StepRun, judge
 from .config import FinishStep
 
 

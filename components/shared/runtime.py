@@ -20,13 +20,13 @@ from typing import Any
 from .artifacts import Artifact, ArtifactLike, ModelCard, write_json
 from .config import Section
 from .errors import GateNotMetError, MixtuneError, RefusedError, cannot_be_written
+from .model.device import pick_device, requested_gpus
+from .outcome import EXIT_STATUS, Outcome, load_outcome
 from .running.context import ALONE, Context, note_progress, take_tracking_secret
-from .running.device import pick_device, requested_gpus
-from .running.outcome import EXIT_STATUS, Outcome, load_outcome
 from .running.processes import is_main, num_processes, run_in_processes
-from .running.startup import quick_imports
-from .running.verdict import status_of
+from .startup import quick_imports
 from .tracking.tracker import Tracker
+from .tracking.verdict import status_of
 
 OUTPUTS: Mapping[str, tuple[str, ...]] = {
     "prepare": ("train", "heldout", "tokenizer", "report"),

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mixtune.components.shared.errors import RefusedError
-from mixtune.components.shared.running.outcome import EXIT_STATUS
+from mixtune.components.shared.outcome import EXIT_STATUS
 
 from ..cluster import runs as client
 from ..cluster.api import Api, Connection
@@ -173,9 +173,15 @@ def rerun_and_show(
         )
     showing.check()
     if Path(run).is_dir():
-        from ..local import rerun as rerun_local
+        from ..local.rerun import forget_from, run_only
+        from .commands import run_and_show
 
-        return rerun_local.rerun_local(Path(run), run_from, only, overrides)
+        folder = Path(run)
+        if only is not None:
+            return run_only(folder, only, overrides)
+        assert run_from is not None
+        file = forget_from(folder, run_from, overrides)
+        return run_and_show(file, overrides, folder, "subprocess", use_cache=True)
     if "/" in run or run.startswith("."):
         raise RefusedError(
             f"{run}: there is no such folder; give the output folder of `mixtune run`, or the id of a KFP run"

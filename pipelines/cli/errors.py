@@ -13,7 +13,7 @@ import typer
 def plain_errors() -> Iterator[None]:
     """Turns errors meant for users into plain sentences and an exit status."""
     from mixtune.components.shared.errors import MixtuneError, cannot_be_written
-    from mixtune.components.shared.running.outcome import EXIT_STATUS
+    from mixtune.components.shared.outcome import EXIT_STATUS
 
     try:
         yield

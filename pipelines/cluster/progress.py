@@ -10,10 +10,10 @@ from typing import Any
 
 import kfp_server_api as kfp_api
 
+from ..titles import TRAINING, step_of_task
 from .pods import PodState
 from .slow import Say
 from .tasks import Node, Run, Task, nodes_of_run, stopped_at
-from .titles import TRAINING, step_of_task
 from .tracked import Attempt, TrackedRun
 
 TRAINING_SECONDS = 60.0

@@ -14,8 +14,8 @@ from typing import Any
 
 from mixtune.components.shared.artifacts import read_json
 from mixtune.components.shared.errors import MixtuneError, UnreachableError, first_line, without_credentials
-from mixtune.components.shared.running.verdict import STOPPED_STATES, StepRun, exit_status, judge
 from mixtune.components.shared.tracking.mlflow_runs import RUN_ID, STEP, close_pipeline_run, step_runs_of
+from mixtune.components.shared.tracking.verdict import STOPPED_STATES, StepRun, exit_status, judge
 
 
 @dataclass

@@ -10,7 +10,7 @@ from typing import Any
 import kfp_server_api as kfp_api
 
 from mixtune.components.shared.errors import RefusedError, UnreachableError, without_credentials
-from mixtune.components.shared.running.verdict import ENDED_WITHOUT_RECORD
+from mixtune.components.shared.tracking.verdict import ENDED_WITHOUT_RECORD
 
 from .api import Api
 from .progress import is_alone

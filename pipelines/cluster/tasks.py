@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import kfp_server_api as kfp_api
 
-from .titles import step_of_task, title_of
+from ..titles import step_of_task, title_of
 
 State = Literal["pending", "running", "done", "cached", "failed", "skipped", "stopped"]
 PHASES = {

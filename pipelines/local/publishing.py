@@ -12,7 +12,7 @@ from typing import Any
 from mixtune.components.config import Config
 from mixtune.components.shared.artifacts import ModelCard, read_json
 from mixtune.components.shared.errors import RefusedError
-from mixtune.components.shared.running.outcome import Outcome
+from mixtune.components.shared.outcome import Outcome
 
 from ..configuration import to_yaml
 from .folder import Run

@@ -20,7 +20,7 @@ from google.protobuf import json_format
 
 from mixtune.components.config import Config
 from mixtune.components.shared.errors import RefusedError
-from mixtune.components.shared.running.outcome import Outcome, load_outcomes
+from mixtune.components.shared.outcome import Outcome, load_outcomes
 from mixtune.components.shared.runtime import OUTPUTS
 
 from ..cluster.records import StepRecord
@@ -32,31 +32,39 @@ from .folder import Run, claim
 from .run import tracking_uri
 
 
-def rerun_local(folder: Path, run_from: str | None, only: str | None, overrides: Sequence[str]) -> int:
-    """Runs the run in an output folder again, and returns the exit status.
+def forget_from(folder: Path, step: str, overrides: Sequence[str]) -> Path:
+    """Removes what an output folder's cache has of a step and of the tasks that depend on it.
+
+    Args:
+        folder: output folder of an earlier run.
+        step: name of the step.
+        overrides: `section.option=value` for the run to come, which is checked here.
+
+    Returns:
+        The configuration of the earlier run, to run again.
 
     Raises:
-        RefusedError: where the folder holds no run.
+        RefusedError: where the folder holds no run, there is no such step, or an override is wrong.
     """
-    file = folder / "config.yaml"
-    if not file.is_file() or not (folder / ".mixtune").is_dir():
-        raise RefusedError(f"{folder}: holds no run; give the output folder of `mixtune run`, or the id of a KFP run")
-    if only is not None:
-        return _only(folder, only, overrides)
-    assert run_from is not None
-    from ..cli.commands import run_and_show
-
-    if run_from not in ORDER:
-        raise RefusedError(f"--from: must be one of {', '.join(ORDER)}, found {run_from}")
+    file = _config_of(folder)
+    if step not in ORDER:
+        raise RefusedError(f"--from: must be one of {', '.join(ORDER)}, found {step}")
     config = read_config(file, overrides)
     pipeline = make_pipeline(config, Placer.local())
-    tasks = tasks_from(json_format.MessageToDict(pipeline.pipeline_spec), run_from)
+    tasks = tasks_from(json_format.MessageToDict(pipeline.pipeline_spec), step)
     lock = claim(folder.absolute(), config.name)
     try:
         forget(Run("", folder.absolute()), tasks)
     finally:
         lock.release()
-    return run_and_show(file, overrides, folder, "subprocess", use_cache=True)
+    return file
+
+
+def _config_of(folder: Path) -> Path:
+    file = folder / "config.yaml"
+    if not file.is_file() or not (folder / ".mixtune").is_dir():
+        raise RefusedError(f"{folder}: holds no run; give the output folder of `mixtune run`, or the id of a KFP run")
+    return file
 
 
 def forget(run: Run, tasks: Collection[str]) -> int:
@@ -88,9 +96,18 @@ def _uris(value: Any) -> Iterator[str]:
             yield from _uris(one)
 
 
-def _only(folder: Path, only: str, overrides: Sequence[str]) -> int:
+def run_only(folder: Path, only: str, overrides: Sequence[str]) -> int:
+    """Runs one step of the run in an output folder alone, and returns the exit status.
+
+    Args:
+        only: a step, such as `evaluate`, or one task of it, such as `evaluate mixed-0.3`.
+
+    Raises:
+        RefusedError: where the folder holds no run, or the step's inputs are not on record.
+    """
+    file = _config_of(folder)
     step = step_of(only)
-    before, after = read_config(folder / "config.yaml"), read_config(folder / "config.yaml", overrides)
+    before, after = read_config(file), read_config(file, overrides)
     records = {title: StepRecord(title, "FINISHED", step=_step_of_task(title)) for title in _newest(folder)}
     status = 0
     for one in choose(only, records, str(folder)):

@@ -25,9 +25,9 @@ from typing import TYPE_CHECKING, Any, Literal
 from mixtune.components.config import Config
 from mixtune.components.shared.artifacts import write_json
 from mixtune.components.shared.code_digest import CACHED_STEPS, code_digest
-from mixtune.components.shared.memory import MALLOC_TUNABLES
+from mixtune.components.shared.outcome import EXIT_STATUS, Outcome, load_outcomes
 from mixtune.components.shared.running.context import started_titles
-from mixtune.components.shared.running.outcome import EXIT_STATUS, Outcome, load_outcomes
+from mixtune.components.shared.startup import MALLOC_TUNABLES
 from mixtune.components.shared.tracking.journal import in_words, sync_command, undelivered
 
 from ..configuration import to_yaml

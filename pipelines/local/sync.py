@@ -7,7 +7,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from mixtune.components.shared.errors import RefusedError, UnreachableError
-from mixtune.components.shared.running.outcome import EXIT_STATUS
+from mixtune.components.shared.outcome import EXIT_STATUS
 from mixtune.components.shared.tracking.journal import in_words, undelivered
 
 from .folder import journal_folder

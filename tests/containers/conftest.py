@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
-from mixtune.components.shared.running.outcome import Outcome, load_outcomes
+from mixtune.components.shared.outcome import Outcome, load_outcomes
 from tests.components.evaluate.harness_made import write_tasks
 from tests.pipelines.project import Project
 

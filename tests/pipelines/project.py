@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from mixtune.components.shared.running.outcome import load_outcomes
+from mixtune.components.shared.outcome import load_outcomes
 from mixtune.components.shared.tracking.tracker import connect
 from tests.conftest import sentences
 

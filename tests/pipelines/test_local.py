@@ -14,8 +14,8 @@ from rich.console import Console
 from mixtune.components.config import Config, load
 from mixtune.components.shared.artifacts import ModelCard, write_json
 from mixtune.components.shared.errors import RefusedError, cannot_be_written
+from mixtune.components.shared.outcome import Outcome
 from mixtune.components.shared.running.context import note_progress
-from mixtune.components.shared.running.outcome import Outcome
 from mixtune.pipelines.cli.commands import _print_verdict
 from mixtune.pipelines.configuration import ready_made
 from mixtune.pipelines.display import Display, candidates_table

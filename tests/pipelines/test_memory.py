@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from mixtune.components.config import load
-from mixtune.components.shared.memory import MALLOC_TUNABLES
+from mixtune.components.shared.startup import MALLOC_TUNABLES
 from mixtune.pipelines.configuration import ready_made
 from mixtune.pipelines.local.folder import Run
 from mixtune.pipelines.local.run import environment_of_steps

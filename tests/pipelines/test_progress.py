@@ -14,9 +14,9 @@ from mixtune.components.shared.tracking.tracker import Tracker, connect
 from mixtune.pipelines.cluster import slow, tracked, waiting
 from mixtune.pipelines.cluster.api import Api, Connection, Patience
 from mixtune.pipelines.cluster.records import Ended
-from mixtune.pipelines.cluster.titles import step_of_task, title_of
 from mixtune.pipelines.cluster.waiting import wait_for
 from mixtune.pipelines.configuration import read_config
+from mixtune.pipelines.titles import step_of_task, title_of
 
 from .kfp_server import Fault, KfpServer
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
-from mixtune.components.shared.running.outcome import load_outcomes
+from mixtune.components.shared.outcome import load_outcomes
 from tests.pipelines.project import ALWAYS, Project
 
 pytestmark = pytest.mark.slow

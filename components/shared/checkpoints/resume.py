@@ -34,9 +34,8 @@ from ..code_digest import TRAINING, code_digest
 from ..config import Training
 from ..errors import MixtuneError
 from ..model.mixed_model import MixedModel
+from ..outcome import EXIT_STATUS
 from ..running.context import Context
-from ..running.outcome import EXIT_STATUS
-from ..training.mix_weight import BudgetController, MixWeight
 from .store import KEPT, PLACE, WAIT_SECONDS, WAITING_LINE_SECONDS, Checkpoints, folder_of, is_url, megabytes
 
 SAME_SIGNAL_SECONDS = 2.0
@@ -108,6 +107,14 @@ class _Mine:
         return {"random": self.random, "numbers": self.numbers.state()}
 
 
+class Stateful(Protocol):
+    """Has a state of its own that belongs into a checkpoint, such as λ where it adapts."""
+
+    def state(self) -> dict[str, Any]: ...
+
+    def restore(self, state: dict[str, Any]) -> None: ...
+
+
 @dataclass
 class Live:
     """What changes while a training goes on."""
@@ -115,7 +122,7 @@ class Live:
     model: MixedModel
     optimizer: Optimizer
     schedule: LRScheduler
-    mix_weight: MixWeight
+    mix_weight: Stateful
     result: Any
 
 
@@ -193,8 +200,7 @@ class Keeper:
         _restore_weights(self.live.model, found.tensors("weights"))
         _restore_optimizer(self.live.optimizer, found.tensors("optimizer"))
         _restore_schedule(self.live.schedule, state["schedule"])
-        if isinstance(self.live.mix_weight, BudgetController):
-            self.live.mix_weight.restore(state["mix_weight"])
+        self.live.mix_weight.restore(state["mix_weight"])
         for name, value in state["result"].items():
             setattr(self.live.result, name, value)
         mine: dict[str, Any] = state["ranks"][self.accelerator.process_index]
@@ -254,7 +260,7 @@ class Keeper:
             state = {
                 "step": done,
                 "schedule": {name: value for name, value in live.schedule.state_dict().items() if name != "lr_lambdas"},
-                "mix_weight": live.mix_weight.state() if isinstance(live.mix_weight, BudgetController) else {},
+                "mix_weight": live.mix_weight.state(),
                 "result": {name: getattr(live.result, name) for name in names},
                 "ranks": ranks,
             }

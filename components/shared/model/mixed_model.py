@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from ..artifacts import read_json
 from ..config import Objective, Scratch, Task
 from ..errors import RefusedError
-from ..running.device import pick_device, require_compiler
+from .device import pick_device, require_compiler
 from .packing import Batch
 
 # Steps log to files and pods; the hub's bars and advice would bury what matters.

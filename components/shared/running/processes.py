@@ -20,10 +20,10 @@ from typing import Any
 from ..artifacts import Artifact, ArtifactLike, write_json
 from ..config import Section
 from ..errors import MixtuneError, RefusedError
+from ..model.device import requested_gpus
+from ..startup import quick_imports
 from ..tracking.tracker import Tracker
 from .context import Context
-from .device import requested_gpus
-from .startup import quick_imports
 
 TRAINING_STEPS = ("pretrain", "finetune", "mixed")
 TORCHRUN = """

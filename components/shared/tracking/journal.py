@@ -27,7 +27,7 @@ from typing import Any, TextIO
 
 from ..artifacts import write_json
 from ..errors import MixtuneError
-from ..running.verdict import StepRun
+from .verdict import StepRun
 
 FOLDER = "MIXTUNE_JOURNAL_DIR"
 LOCAL = "local-"

@@ -11,8 +11,8 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from ..errors import RefusedError
-from ..running.verdict import OUTCOME, status_of
 from .mlflow_text import in_ascii, is_rejected, send_text
+from .verdict import OUTCOME, status_of
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..config import Task
 from ..errors import RefusedError
-from ..running.startup import quick_imports
+from ..startup import quick_imports
 from .mlflow_store import patience
 from .mlflow_text import send_text
 

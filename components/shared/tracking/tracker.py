@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any
 
 from ..config import Task
 from ..errors import MixtuneError, TurnedAwayError, UnreachableError, first_line
-from ..running.verdict import OUTCOME, RunStatus, StepRun
 from .journal import (
     LOCAL,
     Journal,
@@ -54,6 +53,7 @@ from .mlflow_store import (
     unreachable,
 )
 from .mlflow_text import is_refused
+from .verdict import OUTCOME, RunStatus, StepRun
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

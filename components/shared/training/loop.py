@@ -26,13 +26,13 @@ from ..checkpoints.store import Checkpoints
 from ..config import Training
 from ..errors import RefusedError
 from ..model.bf16_on_cpu import fast_bf16
+from ..model.device import pick_device, require_compiler
 from ..model.mixed_model import MixedModel, pick_precision
 from ..model.packing import Batch, Segment, collate
 from ..running.context import Context
-from ..running.device import pick_device, require_compiler
 from ..running.processes import is_main
 from .lora import add_adapters, merge_adapters
-from .mix_weight import BudgetController, MixWeight, Weights, realised
+from .mix_weight import MixWeight, Weights, realised
 from .not_finite import explain_not_finite
 from .optimizer import is_task_head, learning_rates, make_optimizer, make_schedule
 from .reference_models import Anchor
@@ -235,7 +235,7 @@ def train(
                 schedule.step()
                 optimizer.zero_grad(set_to_none=True)
 
-                if isinstance(mix_weight, BudgetController):
+                if mix_weight.adapts:
                     excess = accelerator.reduce(interval.sums["pretrain"] - interval.sums["reference"] - before, "sum")
                     share = rates.get("learning_rate", 0.0) / training.learning_rate
                     mix_weight.observe(float(excess) / max(data.num_pretrain, 1), share)
@@ -345,10 +345,7 @@ def _log_entry(
         entry["kl"] = sums["kl"] / max(interval.tokens_finetune, 1)
     if interval.l2sp:
         entry["l2sp"] = interval.l2sp / interval.steps
-    if isinstance(mix_weight, BudgetController):
-        entry["forgetting"] = mix_weight.smoothed
-        entry["forgetting_budget"] = mix_weight.budget
-    return entry
+    return entry | mix_weight.metrics()
 
 
 def _undo(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, ClassVar
 
 from ..config import Budget, LambdaSchedule
 
@@ -16,14 +16,38 @@ Weights = tuple[float, float]
 """Weight of a supervised pretraining token and of a supervised fine-tuning token (or example)."""
 
 
-class MixWeight(Protocol):
-    """What the training loop asks."""
+class MixWeight:
+    """What the training loop asks of a λ. One that does not adapt to measurements has no state."""
+
+    adapts: ClassVar[bool] = False
+    """Whether `observe` is to be called, for which the loop computes the forgetting of each step."""
 
     def asked(self, step: int) -> float | None:
-        """λ asked for at a step; None where none is."""
+        """Returns the λ of a step; None where none is asked for."""
+        raise NotImplementedError
 
     def weights(self, step: int, num_pretrain: int, num_finetune: int) -> Weights:
-        """The weights of a step, from the counts N_pt and N_ft of the whole step."""
+        """Returns the weights of a step, from the counts N_pt and N_ft of the whole step."""
+        raise NotImplementedError
+
+    def observe(self, forgetting: float, rate: float) -> None:
+        """Takes in what a step measured; the next step has the new λ.
+
+        Args:
+            forgetting: of the step, in nats per token.
+            rate: the step's learning rate as a share of its peak.
+        """
+
+    def metrics(self) -> dict[str, float]:
+        """Returns what is logged besides λ."""
+        return {}
+
+    def state(self) -> dict[str, Any]:
+        """Returns all that a resumed training needs."""
+        return {}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Sets the state that `state` returned."""
 
 
 def split(mix_weight: float, num_pretrain: int, num_finetune: int) -> Weights:
@@ -38,7 +62,7 @@ def realised(weights: Weights, num_pretrain: int, num_finetune: int) -> float:
 
 
 @dataclass(frozen=True)
-class Constant:
+class Constant(MixWeight):
     """One λ for all steps."""
 
     mix_weight: float
@@ -53,7 +77,7 @@ class Constant:
 
 
 @dataclass(frozen=True)
-class Scheduled:
+class Scheduled(MixWeight):
     """λ as a function of the step.
 
     Attributes:
@@ -83,7 +107,7 @@ class Scheduled:
 
 
 @dataclass(frozen=True)
-class Pooled:
+class Pooled(MixWeight):
     """One mean over the tokens of both streams, as where the data sets are mixed by sampling. λ is what comes of it."""
 
     def asked(self, step: int) -> None:
@@ -97,7 +121,7 @@ class Pooled:
 
 
 @dataclass
-class BudgetController:
+class BudgetController(MixWeight):
     """λ as the multiplier of the constraint "forgetting at most the budget": dual ascent on a smoothed measurement.
 
     With f_s the loss of step s on its pretraining tokens less that of the pretrained model on the same tokens, in nats per
@@ -131,7 +155,10 @@ class BudgetController:
     weight: float = 0.0
     rate: float = 0.0
 
-    SMALLEST_SCALE = 0.02  # ε_min, nats per token: a budget near zero would make every measurement a huge violation
+    adapts: ClassVar[bool] = True
+    SMALLEST_SCALE: ClassVar[float] = (
+        0.02  # ε_min, nats per token: a budget near zero would make every measurement a huge violation
+    )
 
     def __post_init__(self) -> None:
         self.dual = _logit(self.options.start_lambda)
@@ -145,12 +172,7 @@ class BudgetController:
         return split(self.asked(step), num_pretrain, num_finetune)
 
     def observe(self, forgetting: float, rate: float) -> None:
-        """Takes in what a step measured; the next step has the new λ.
-
-        Args:
-            forgetting: f_s, in nats per token.
-            rate: r, the step's learning rate as a share of its peak.
-        """
+        """Takes in f_s, in nats per token, and r; the next step has the new λ."""
         self.rate = rate
         keep = 1 - 1 / self.options.smoothing_steps
         self.weighted_sum = keep * self.weighted_sum + forgetting
@@ -171,12 +193,16 @@ class BudgetController:
         target = self.budget * (1 + self.options.slack * self.rate)
         return min(max((self.smoothed - target) / max(self.budget, self.SMALLEST_SCALE), -0.5), 1.0)
 
+    def metrics(self) -> dict[str, float]:
+        """Returns the smoothed forgetting and the budget, in nats per token."""
+        return {"forgetting": self.smoothed, "forgetting_budget": self.budget}
+
     def state(self) -> dict[str, Any]:
-        """All that a resumed training needs."""
+        """Returns all that a resumed training needs."""
         return {"dual": self.dual, "weighted_sum": self.weighted_sum, "weight": self.weight, "rate": self.rate}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """The inverse of `state`."""
+        """Sets the state that `state` returned."""
         self.dual, self.weighted_sum = float(state["dual"]), float(state["weighted_sum"])
         self.weight, self.rate = float(state["weight"]), float(state["rate"])
 

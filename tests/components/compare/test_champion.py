@@ -14,8 +14,8 @@ from mixtune.components.compare.selection import Measured, decide, hypervolume
 from mixtune.components.compare.statistics import Value
 from mixtune.components.shared.artifacts import Artifact
 from mixtune.components.shared.errors import GateNotMetError
+from mixtune.components.shared.outcome import load_outcome
 from mixtune.components.shared.running.context import Context
-from mixtune.components.shared.running.outcome import load_outcome
 from mixtune.components.shared.runtime import launch
 from mixtune.components.shared.tracking.tracker import connect
 

@@ -9,8 +9,8 @@ import pytest
 from mixtune.components.finish.config import FinishStep
 from mixtune.components.finish.step import run
 from mixtune.components.shared.checkpoints.store import Checkpoints
+from mixtune.components.shared.outcome import Outcome
 from mixtune.components.shared.running.context import Context
-from mixtune.components.shared.running.outcome import Outcome
 from mixtune.components.shared.tracking.tracker import Tracker, connect
 
 

@@ -18,7 +18,7 @@ import pytest
 from mixtune.components.finetune.config import Finetune, FinetuneStep
 from mixtune.components.shared import runtime
 from mixtune.components.shared.artifacts import Artifact
-from mixtune.components.shared.running.outcome import Outcome, load_outcomes
+from mixtune.components.shared.outcome import Outcome, load_outcomes
 from mixtune.components.shared.runtime import OUTPUTS, STEPS, _given, launch
 from mixtune.components.shared.tracking.tracker import connect
 from tests.conftest import small_disk

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from .outcome import EXIT_STATUS, Outcome
+from ..outcome import EXIT_STATUS, Outcome
 
 OUTCOME = "mixtune.outcome."
 """How the tags begin that hold a step's outcome record."""

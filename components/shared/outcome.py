@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from ..artifacts import read_json, write_json
+from .artifacts import read_json, write_json
 
 EXIT_STATUS = {
     "done": 0, "failed": 1, "refused": 2, "gate_not_met": 3, "unreachable": 4, "pending": 5, "timed_out": 6,
