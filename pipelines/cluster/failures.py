@@ -9,11 +9,12 @@ from collections.abc import Iterator
 from mixtune.components.shared.errors import MixtuneError
 
 from .api import Api
-from .pods import RunOnCluster
+from .pods import RunOnCluster, last_message
 from .tasks import Failure, Run
 
 LONGEST = 600
 _ENDED = re.compile(r"(?:(?P<container>[\w-]+): )?(?P<reason>\w+) \(exit code \d+\)(?:: (?P<text>.*))?", re.DOTALL)
+_PROGRESS = re.compile(r".*: \d+/\d+ \w+.*, \d+ s(?: left)?")
 # What KFP's launcher and Argo's executor write around a program's own output.
 _FRAME = re.compile(r"[IWEF]\d{4} \S+ .*?\] ?(?P<text>.*)|time=\S+ level=\S+ .*|\[KFP Executor.*")
 
@@ -42,11 +43,13 @@ def sentences(run: Run, api: Api, run_id: str, cluster: RunOnCluster) -> list[st
 
 def reason_of(failure: Failure, run: Run, api: Api, run_id: str, cluster: RunOnCluster) -> str:
     """The reason of a failure, from Argo, from the pod or from its log; empty where none of them tells."""
-    return _shortened(
-        from_argo(failure.message)
-        or cluster.message_of(failure.pod_ids)
-        or _from_log(failure, run.workflow, api, run_id)
-    )
+    if reason := from_argo(failure.message):
+        return _shortened(reason)
+    pod = cluster.pod_of(failure.pod_ids)
+    if pod is not None and (reason := last_message(pod)):
+        return _shortened(reason)
+    log = cluster.log_of(pod.metadata.name) if pod is not None else ""
+    return _shortened(last_words(log or _from_kfp(failure, run.workflow, api, run_id), failure.title))
 
 
 def _shortened(text: str) -> str:
@@ -66,14 +69,15 @@ def from_argo(message: str) -> str:
     return ""
 
 
-def _from_log(failure: Failure, workflow: str, api: Api, run_id: str) -> str:
+def _from_kfp(failure: Failure, workflow: str, api: Api, run_id: str) -> str:
+    """The log of the pod that failed, through KFP, which has it as well where the pod is gone and logs are archived."""
     for pod in _pod_names(failure, workflow):
         try:
             text = api.log_of(run_id, pod)
         except MixtuneError:
             return ""
         if text is not None:
-            return last_words(text, failure.title)
+            return text
     return ""
 
 
@@ -91,13 +95,18 @@ def _pod_names(failure: Failure, workflow: str) -> Iterator[str]:
 
 
 def last_words(log: str, title: str) -> str:
-    """The line of a log that says why its program ended: the step's own sentence, else the last line that is not KFP's."""
+    """Why a program ended, from the end of its log: the step's own sentences, else the last line that is not KFP's.
+
+    Empty where the last line is one of progress: then the program was killed.
+    """
     lines = [line.strip() for line in log.splitlines() if line.strip()]
     own = [line for line in lines if not _FRAME.fullmatch(line)]
-    for line in reversed(own):
-        if title and line.startswith(f"{title}: "):
-            return line.removeprefix(f"{title}: ")
-    if own:
-        return own[-1]
-    framed = [found["text"] for line in lines if (found := _FRAME.fullmatch(line)) and found["text"]]
-    return framed[-1] if framed else ""
+    if not own:
+        framed = [found["text"] for line in lines if (found := _FRAME.fullmatch(line)) and found["text"]]
+        return framed[-1] if framed else ""
+    if _PROGRESS.fullmatch(own[-1]):
+        return ""
+    start = f"{title}: "
+    told = list(itertools.takewhile(lambda line: title and line.startswith(start), reversed(own)))
+    words = [line.removeprefix(start) for line in reversed(told) if not _PROGRESS.fullmatch(line)]
+    return "; ".join(words) or own[-1]

@@ -16,7 +16,7 @@ import urllib3
 
 from mixtune.components.shared.errors import UnreachableError, first_line
 
-from .kubernetes_api import KUEUE, condition_of, connect, kueue_version
+from .kubernetes_api import condition_of, connect, kueue_version
 from .slow import Say
 from .tasks import PHASES, Node
 
@@ -28,6 +28,7 @@ TIMEOUT = (3.0, 10.0)
 CREATING_SECONDS = 60.0
 _IMAGE = frozenset({"ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull"})
 _CONTAINER = frozenset({"CreateContainerConfigError", "CreateContainerError", "RunContainerError"})
+LOG_LINES = 100
 T = TypeVar("T")
 
 
@@ -74,7 +75,7 @@ class RunOnCluster:
 
     def nodes(self) -> list[Node]:
         """The nodes of the workflow; none where it cannot be read."""
-        found = self._custom("argoproj.io", "v1alpha1", "workflows", label_selector=f"{RUN_LABEL}={self._run_id}")
+        found = self._workflows()
         return nodes_of_workflow(found[0]) if found else []
 
     def pods(self) -> list[PodState]:
@@ -86,43 +87,60 @@ class RunOnCluster:
         for pod in pods or []:
             if pod.status.phase == "Pending":
                 if pod.spec and pod.spec.scheduling_gates and workloads is None:
-                    workloads = self._custom(KUEUE, None, "workloads") or []
+                    workloads = self._workloads()
                 states.append(self._waiting(pod, workloads or []))
-            elif killed := _killed(pod):
-                states.append(PodState(_path(pod), killed, pod.metadata.name, killed=True))
+            elif reason := _killed(pod):
+                states.append(PodState(_path(pod), reason, pod.metadata.name, killed=True))
         return states
 
-    def message_of(self, pod_ids: tuple[str, ...]) -> str:
-        """What the containers of a failed pod left as their last words."""
-        for pod in self._list_pods() or []:
-            if any(pod.metadata.name.endswith(f"-{one.rpartition('-')[2]}") for one in pod_ids):
-                if killed := _killed(pod):
-                    return killed
-                for status in pod.status.container_statuses or []:
-                    ended = status.state.terminated if status.state else None
-                    if ended and ended.exit_code and ended.message:
-                        return str(ended.message).strip()
-        return ""
+    def pod_of(self, node_ids: tuple[str, ...]) -> Any:
+        """The pod of the first of these nodes that has one left; None where none has, or pods cannot be seen."""
+        pods = {pod.metadata.name.rpartition("-")[2]: pod for pod in self._list_pods() or []}
+        return next((pods[one] for node in node_ids if (one := node.rpartition("-")[2]) in pods), None)
+
+    def log_of(self, pod: str) -> str:
+        """The end of what a pod's main container wrote; empty where it cannot be read."""
+        from kubernetes import client
+
+        found = self._ask(
+            lambda api: client.CoreV1Api(api).read_namespaced_pod_log(
+                pod, self._namespace, container="main", tail_lines=LOG_LINES, _request_timeout=TIMEOUT
+            ),
+            str,
+        )
+        return found or ""
 
     def _list_pods(self) -> list[Any] | None:
         from kubernetes import client
 
+        of_run = {"label_selector": f"{RUN_LABEL}={self._run_id}", "field_selector": "status.phase!=Succeeded"}
         return self._ask(
-            lambda api: client.CoreV1Api(api).list_namespaced_pod(
-                self._namespace, label_selector=f"{RUN_LABEL}={self._run_id}", _request_timeout=TIMEOUT
-            ),
+            lambda api: client.CoreV1Api(api).list_namespaced_pod(self._namespace, _request_timeout=TIMEOUT, **of_run),
             lambda found: list(found.items),
         )
 
-    def _custom(self, group: str, version: str | None, plural: str, **named: Any) -> list[dict[str, Any]] | None:
+    def _workflows(self) -> list[dict[str, Any]]:
         from kubernetes import client
 
-        return self._ask(
+        of_run = f"{RUN_LABEL}={self._run_id}"
+        found = self._ask(
             lambda api: client.CustomObjectsApi(api).list_namespaced_custom_object(
-                group, version or kueue_version(api), self._namespace, plural, _request_timeout=TIMEOUT, **named
+                "argoproj.io", "v1alpha1", self._namespace, "workflows", label_selector=of_run, _request_timeout=TIMEOUT
             ),
             lambda found: list(found.get("items") or []),
         )
+        return found or []
+
+    def _workloads(self) -> list[dict[str, Any]]:
+        from kubernetes import client
+
+        found = self._ask(
+            lambda api: client.CustomObjectsApi(api).list_namespaced_custom_object(
+                "kueue.x-k8s.io", kueue_version(api), self._namespace, "workloads", _request_timeout=TIMEOUT
+            ),
+            lambda found: list(found.get("items") or []),
+        )
+        return found or []
 
     def _ask(self, question: Callable[[Any], Any], answer: Callable[[Any], T]) -> T | None:
         from kubernetes.client import ApiException
@@ -216,6 +234,17 @@ def _time(text: str | None) -> datetime.datetime | None:
 
 def _path(pod: Any) -> str:
     return str((pod.metadata.annotations or {}).get(NODE_NAME, ""))
+
+
+def last_message(pod: Any) -> str:
+    """Why a pod that failed was killed, or what its container left as its termination message."""
+    if killed := _killed(pod):
+        return killed
+    for status in pod.status.container_statuses or []:
+        ended = status.state.terminated if status.state else None
+        if ended and ended.exit_code and ended.message:
+            return str(ended.message).strip()
+    return ""
 
 
 def _killed(pod: Any) -> str:

@@ -17,7 +17,7 @@ from mixtune.components.shared.running.context import TRACKING_KEYS
 from ..placement import Placer, Profile
 from .api import Api, Connection
 from .estimate import estimate
-from .kubernetes_api import KUEUE, SECONDS, SINGLE_USER_NAMESPACE, condition_of, connect, kueue_version
+from .kubernetes_api import SECONDS, SINGLE_USER_NAMESPACE, condition_of, connect, kueue_version
 
 T = TypeVar("T")
 
@@ -136,7 +136,7 @@ def _kubernetes(place: Placer, namespace: str) -> Iterator[Finding]:
             f"the Kueue queue {queue}",
             "get localqueues.kueue.x-k8s.io",
             lambda: custom.get_namespaced_custom_object(
-                KUEUE, kueue_version(api), namespace, "localqueues", queue, _request_timeout=SECONDS
+                "kueue.x-k8s.io", kueue_version(api), namespace, "localqueues", queue, _request_timeout=SECONDS
             ),
         )
         yield found if isinstance(found, Finding) else _queue(found, queue, namespace)

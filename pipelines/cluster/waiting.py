@@ -87,6 +87,8 @@ def wait_for(
         tasks = progress.show(tree, pods, "" if cluster.readable else cluster.command, ended)
         if ended:
             failed = [] if ended == "SUCCEEDED" else sentences(tree, api, run_id, cluster)
+            if not failed and run.error and str(run.error.message or "").strip():
+                failed = [f"KFP: {run.error.message.strip().splitlines()[0][:300]}"]
             return result_of(api, run, failed)
         if pending_timeout is not None:
             _refuse_pending(tasks.values(), pending_timeout, api, run_id, cluster)

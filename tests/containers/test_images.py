@@ -81,13 +81,14 @@ def test_an_image_without_cuda_or_compiler_says_so_before_training(built: Built)
     name, plain = images().of("finetune"), FinetuneStep(seed=0, max_length=32, finetune=Finetune()).to_json()
     artifacts = [f"--artifact={one}=/nowhere/{one}" for one in ("start", "data", "model", "metrics")]
     done = built.docker(
-        "run", "--rm", "--read-only", "--network=none", "--tmpfs=/tmp", "--env=MIXTUNE_GPUS=1", name,
+        "run", "--rm", "--read-only", "--network=none", "--tmpfs=/tmp", "--tmpfs=/home/mixtune:mode=1777",
+        "--env=MIXTUNE_GPUS=1", name,
         f"--config={plain}", *artifacts, check=False,
     )  # fmt: skip
     assert done.returncode == 1, done.stderr
     assert "the task asked for 1 GPU, but torch finds none" in done.stderr
     assert "+cpu here is built without CUDA" in done.stderr
-    code = "from mixtune.components.shared.device import require_compiler; require_compiler('compile')"
+    code = "from mixtune.components.shared.model.device import require_compiler; require_compiler('compile')"
     done = built.docker("run", "--rm", "--entrypoint=python3", name, "-c", code, check=False)
     assert "RefusedError: compile: needs a C++ compiler" in done.stderr
 

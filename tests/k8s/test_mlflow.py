@@ -28,7 +28,7 @@ pytestmark = pytest.mark.slow
 # A step that logs, as any step does: by the environment, through Tracker.
 STEP = """
 import json, sys, time
-from mixtune.components.shared.tracking import Tracker
+from mixtune.components.shared.tracking.tracker import Tracker
 tracker = Tracker.open("mixed", sys.argv[1], sys.argv[2])
 print("open", flush=True)
 for line in sys.stdin:

@@ -36,9 +36,9 @@ LOOKS = {
 }
 KFP_CALL = re.compile(r"\b(experiment|pipeline|run)_service_([a-z]+)_[a-z_]+|\b(upload)_pipeline")
 CORE_CALL = re.compile(
-    r"\.(read|list|create|patch|delete)_(?:namespaced_([a-z_]+)|(node|namespace|persistent_volume)\b)"
+    r"\.(read|list|create|patch|delete)_(?:namespaced_(?!custom_object)([a-z_]+)|(node|namespace|persistent_volume)\b)"
 )
-CUSTOM_CALL = re.compile(r"\.(get|list)_namespaced_custom_object\(\s*\"([^\"]+)\",\s*\"[^\"]+\",\s*\w+,\s*\"([^\"]+)\"")
+CUSTOM_CALL = re.compile(r"\.(get|list)_namespaced_custom_object\(\s*\"([^\"]+)\",\s*[^,]+,\s*[\w.]+,\s*\"([^\"]+)\"")
 
 
 def granted(role: dict[str, Any]) -> Iterator[Right]:

@@ -19,8 +19,6 @@ import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, ClassVar
 from urllib.parse import parse_qs, urlsplit
 
@@ -28,6 +26,8 @@ import kfp_server_api as kfp_api
 import yaml
 from google.protobuf import json_format
 from kfp.pipeline_spec import pipeline_spec_pb2
+
+from .recordings import as_of, recorded_run
 
 _TYPES: dict[str, Any] = {
     "STRING": str,
@@ -37,8 +37,7 @@ _TYPES: dict[str, Any] = {
     "STRUCT": dict,
     "BOOLEAN": bool,
 }
-_client: Any = kfp_api.ApiClient(kfp_api.Configuration(host="http://nowhere"))
-_serialise: Any = _client.sanitize_for_serialization
+_serialise: Any = kfp_api.ApiClient(kfp_api.Configuration(host="http://nowhere")).sanitize_for_serialization
 
 
 class RefusedRequestError(Exception):
@@ -115,38 +114,6 @@ def _checked(value: Any, kind: str, where: str) -> Any:
     if unknown:
         raise RefusedRequestError(400, f"unknown field {unknown[0]} in {kind}")
     return model(**{known[key]: _checked(one, model.openapi_types[known[key]], key) for key, one in value.items()})
-
-
-RECORDINGS = Path(__file__).parent.parent / "recordings"
-
-
-def recorded_run(name: str) -> kfp_api.V2beta1Run:
-    """A run as a real KFP answered."""
-    text = (RECORDINGS / f"run-{name}.json").read_text(encoding="utf-8")
-    return _client.deserialize(SimpleNamespace(data=text), "V2beta1Run")
-
-
-def as_of(run: kfp_api.V2beta1Run, time: str) -> kfp_api.V2beta1Run:
-    """A recorded run as it was at a time of its day, by what its histories tell.
-
-    Args:
-        time: such as `11:26:30`.
-    """
-    hour, minute, second = map(int, time.split(":"))
-    moment = run.created_at.replace(hour=hour, minute=minute, second=second)
-    run.state_history = [one for one in run.state_history if one.update_time <= moment]
-    run.state = run.state_history[-1].state
-    tasks = []
-    for task in run.run_details.task_details:
-        past = [one for one in task.state_history or [] if one.update_time <= moment]
-        if not past:
-            continue
-        if len(past) < len(task.state_history):
-            task.end_time = datetime.datetime.min.replace(tzinfo=datetime.UTC)
-        task.state, task.state_history = past[-1].state, past
-        tasks.append(task)
-    run.run_details.task_details = tasks
-    return run
 
 
 class KfpServer:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import gzip
 import json
 import re
 import threading
@@ -14,10 +12,6 @@ from urllib.parse import parse_qs, urlsplit
 
 import yaml
 from kubernetes import client
-
-from mixtune.pipelines.cluster.tasks import node_id
-
-from .kfp_server import RECORDINGS
 
 TOKEN = "a token"
 _serialise: Any = client.ApiClient(client.Configuration(host="http://nowhere")).sanitize_for_serialization
@@ -51,44 +45,13 @@ def local_queue(message: str = "Can submit new workloads to localQueue", active:
     return {"kind": "LocalQueue", "status": {"conditions": conditions}}
 
 
-def recorded(name: str) -> Any:
-    """What a real cluster answered."""
-    return json.loads((RECORDINGS / f"{name}.json").read_text(encoding="utf-8"))
-
-
-def workflow(nodes: list[dict[str, Any]], run_id: str, compressed: bool = False) -> dict[str, Any]:
-    """An Argo workflow of recorded nodes, from which ids and full names were left out.
-
-    They are put back: a child's name begins with its parent's, and an id is a hash of the name.
-    """
-    ids = {child for one in nodes for child in one.get("children") or []}
-    name = next(iter(ids)).rpartition("-")[0]
-    left, named, names = list(nodes), {}, [name]
-    for path in names:
-        display = path.removeprefix(path[: path.rfind(").") + 2]) if ")." in path else path
-        same = [one for one in left if one["displayName"] == display]
-        below = {node_id(name, f"{path}({number})") for number in range(9)}
-        node = next((one for one in same if below & set(one.get("children") or [])), same[0] if same else None)
-        if node is None:
-            continue
-        left.remove(node)
-        named[node_id(name, path)] = {"id": node_id(name, path), "name": path, **node}
-        displays = {one["displayName"] for one in left}
-        more = [path + one.removeprefix(display) for one in displays if one.startswith(f"{display}(")]
-        more += [f"{path}.{one}" for one in displays]
-        names += [one for one in dict.fromkeys(more) if node_id(name, one) in ids]
-    content = json.dumps(named)
-    packed = base64.b64encode(gzip.compress(content.encode())).decode()
-    status: dict[str, Any] = {"compressedNodes": packed} if compressed else {"nodes": named}
-    return {"metadata": {"name": name, "labels": {"pipeline/runid": run_id}}, "status": status}
-
-
 class KubernetesServer:
     """The server; use it as a context manager.
 
     Attributes:
         nodes, secrets, claims, queues: what the cluster has; all but nodes by (namespace, name).
         pods, events, workflows, workloads: of whatever namespace is asked for, as JSON.
+        logs: of pods' main containers, by the pods' names.
         kueue: versions of Kueue's API, the preferred one first.
         forbidden: pattern of paths that are answered with 403.
         broken: pattern of paths that are answered with 503.
@@ -100,6 +63,7 @@ class KubernetesServer:
         self.claims: dict[tuple[str, str], client.V1PersistentVolumeClaim] = {}
         self.queues: dict[tuple[str, str], dict[str, Any]] = {}
         self.pods: list[dict[str, Any]] = []
+        self.logs: dict[str, str] = {}
         self.events: list[dict[str, Any]] = []
         self.workflows: list[dict[str, Any]] = []
         self.workloads: list[dict[str, Any]] = []
@@ -150,6 +114,8 @@ class KubernetesServer:
         if found := re.fullmatch(r"/apis/kueue\.x-k8s\.io/([^/]+)/namespaces/([^/]+)/localqueues/([^/]+)", path):
             one = self.queues.get((found.group(2), found.group(3))) if found.group(1) in self.kueue else None
             return (200, one) if one is not None else (404, "not found")
+        if found := re.fullmatch(r"/api/v1/namespaces/[^/]+/pods/([^/]+)/log", path):
+            return (200, self.logs[found.group(1)]) if found.group(1) in self.logs else (404, "not found")
         lists = {
             "/api/v1/namespaces/[^/]+/pods": self.pods,
             "/api/v1/namespaces/[^/]+/events": self.events,
@@ -169,11 +135,11 @@ def _selected(item: dict[str, Any], query: dict[str, str]) -> bool:
         if (item["metadata"].get("labels") or {}).get(name) != value:
             return False
     for one in filter(None, fields.split(",")):
-        path, value = one.split("=")
+        path, unequal, value = re.fullmatch(r"([^!=]+)(!?)=(.*)", one).groups()  # type: ignore[union-attr]
         found: Any = item
         for part in path.split("."):
             found = found[part]
-        if found != value:
+        if (found == value) == bool(unequal):
             return False
     return True
 
@@ -185,7 +151,7 @@ class _Handler(BaseHTTPRequestHandler):
         status, body = self._answer()
         if status != 200:
             body = client.V1Status(api_version="v1", kind="Status", status="Failure", message=body, code=status)
-        content = json.dumps(_serialise(body)).encode()
+        content = (body if isinstance(body, str) else json.dumps(_serialise(body))).encode()
         self.send_response(status)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(content)))

@@ -99,8 +99,7 @@ def test_the_gate_is_the_status_of_a_run_that_succeeded(
     printed = json.loads(result.stdout)
     assert result.exit_code == printed["exit_status"] == status, result.output
     assert printed["report"]["selected"] == "mixed-0.3"
-    verdict = "gate passed: mixed-0.3" if passed else "gate not met: forgetting 0.9"
-    assert printed["verdict"] == verdict
+    assert printed["verdict"] == ("gate passed: mixed-0.3" if passed else "gate not met: forgetting 0.9")
     assert printed["links"]["run"].endswith(f"/#/runs/details/{run}")
     text = (tmp_path / "summary.md").read_text()
     assert "| mixed-0.3 | 0.3 | 0.900 [0.800, 0.950] |" in text
@@ -172,6 +171,14 @@ def test_without_mlflow_a_good_end_is_no_verdict(server: KfpServer) -> None:
     result = wait(server, running(server, "SUCCEEDED"))
     assert result.exit_code == 4
     assert "whether the gate was met is not known: MLFLOW_TRACKING_URI is not set here" in result.stderr
+
+
+def test_what_kfp_says_of_a_run_that_never_began(server: KfpServer) -> None:
+    run = running(server, "FAILED")
+    server.store.runs[run].error = kfp_api.GoogleRpcStatus(
+        code=3, message="Failed to create a run: no such image\nmore"
+    )
+    assert wait(server, run).stderr == "mixtune: KFP: Failed to create a run: no such image\n"
 
 
 def test_one_step_alone_has_no_verdict_and_needs_none(server: KfpServer, mlflow: str) -> None:

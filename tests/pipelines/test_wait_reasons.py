@@ -18,8 +18,9 @@ from mixtune.pipelines.cluster import progress, waiting
 from mixtune.pipelines.cluster.failures import from_argo, last_words
 from mixtune.pipelines.configuration import read_config
 
-from .kfp_server import KfpServer, as_of, recorded_run
-from .kubernetes_server import KubernetesServer, recorded, workflow
+from .kfp_server import KfpServer
+from .kubernetes_server import KubernetesServer
+from .recordings import as_of, recorded, recorded_run, workflow
 
 PLATFORM = "9bc77cb5-563a-4a00-957c-a72ea3205ccd"
 BAD_DATA = "0762bf15-5129-4db5-831a-97eccf181af8"
@@ -174,6 +175,12 @@ def test_what_a_step_wrote_as_its_last_words_comes_first(
     cluster.pods = pods
     result = wait(server, server.replay("bad-data", parameters=values))
     assert problems(result) == ["mixtune: plan: data.finetune.source: there is no file labels.jsonl"]
+    for pod in pods:
+        for status in pod["status"]["containerStatuses"]:
+            status["state"]["terminated"].pop("message", None)
+    cluster.logs["mixtune-sfcjw-metadata-0-1-system-container-impl-3676484945"] = "plan: from the log\n"
+    result = wait(server, server.replay("bad-data", parameters=values))
+    assert problems(result) == ["mixtune: plan: from the log"]
 
 
 def test_why_a_task_does_not_start_is_told_once_and_when_it_changes(
@@ -361,7 +368,10 @@ def test_argos_messages(message: str, reason: str) -> None:
             "mixed-0.3: 10/20 steps\nTraceback\nKeyError: 'x'\nF1126 11:34:19.2  31 main.go:56] exit status 1",
             "KeyError: 'x'",
         ),
-        ("plan: first\nplan: second\nF1126 11:34:19.2  31 main.go:56] exit status 1", "second"),
+        ("plan: first\nplan: second\nF1126 11:34:19.2  31 main.go:56] exit status 1", "first; second"),
+        ("plan: 10/20 steps, 3 s left\nplan: data: is empty\n", "data: is empty"),
+        ("plan: 10/20 steps, 1,203 tokens/s, 3 s left\nF1126 11:34:19.2  31 main.go:56] signal: killed", ""),
+        ("plan texts: 10/20 texts, 3 s left", ""),
     ],
 )
 def test_the_last_words_of_a_log(log: str, words: str) -> None:

@@ -70,7 +70,7 @@ def gradient_descent(model: MixedModel, options: Training) -> Optimizer:
 
 if __name__ == "__main__":
     # A process of a training step in several, or under torchrun the command, that descends by the gradient alone.
-    training.make_optimizer = gradient_descent  # type: ignore[assignment, attr-defined]
+    vars(training)["make_optimizer"] = gradient_descent
     if sys.argv[1] == "step":
         from mixtune.pipelines.cli import main
 

@@ -202,7 +202,7 @@ def _in_a_process(body: str, place: Path, *wrapper: str) -> subprocess.Completed
     script = f"""
 import torch
 from pathlib import Path
-from mixtune.components.shared.checkpoints import Checkpoints
+from mixtune.components.shared.checkpoints.store import Checkpoints
 from mixtune.components.shared.errors import MixtuneError
 store = Checkpoints(Path({str(place)!r}), "k", print)
 tensors = {{"weights": {{"w": torch.zeros(250_000)}}, "optimizer": {{"0.exp_avg": torch.zeros(250_000)}}}}
@@ -286,7 +286,7 @@ def test_a_second_live_run_waits_and_takes_over_when_the_first_is_dead(tmp_path:
     script = "store.make_place(); print(store.try_claim(), flush=True); import time; time.sleep(60)"
     code = f"""
 from pathlib import Path
-from mixtune.components.shared.checkpoints import Checkpoints
+from mixtune.components.shared.checkpoints.store import Checkpoints
 store = Checkpoints(Path({str(tmp_path)!r}), "k", print)
 {script}
 """

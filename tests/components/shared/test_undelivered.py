@@ -274,7 +274,7 @@ def test_a_step_that_is_killed_while_the_server_is_away_loses_nothing(
 ) -> None:
     code = """
 import os, signal, sys
-from mixtune.components.shared.tracking import Tracker
+from mixtune.components.shared.tracking.tracker import Tracker
 tracker = Tracker.open("mixed", "mixed-0.3", "killed")
 print(tracker.run_id, flush=True)
 sys.stdin.readline()
@@ -339,7 +339,7 @@ def test_a_step_that_was_killed_with_nothing_undelivered_is_ended_by_a_sync(
 ) -> None:
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
     code = (
-        "import os, signal\nfrom mixtune.components.shared.tracking import Tracker\n"
+        "import os, signal\nfrom mixtune.components.shared.tracking.tracker import Tracker\n"
         "tracker = Tracker.open('mixed', 'mixed-0.3', 'run-1')\ntracker.log_params({'a': 1})\n"
         "print(tracker.run_id, flush=True)\nos.kill(os.getpid(), signal.SIGKILL)\n"
     )
@@ -413,7 +413,7 @@ def test_sync_refuses_a_folder_that_is_no_run_and_has_nothing_to_do_where_there_
 
 def test_sync_imports_neither_torch_nor_mlflow_where_nothing_is_undelivered(run: Path) -> None:
     code = (
-        "import sys\nfrom mixtune.pipelines.sync import sync_and_show\nassert sync_and_show(None) == 0\n"
+        "import sys\nfrom mixtune.pipelines.local.sync import sync_and_show\nassert sync_and_show(None) == 0\n"
         "assert not {'torch', 'mlflow'} & set(sys.modules)\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, env=os.environ, cwd=run.parent.parent)
