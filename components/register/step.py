@@ -10,7 +10,7 @@ from typing import Any
 from ..shared.artifacts import ArtifactLike, ModelCard, read_json
 from ..shared.errors import UnreachableError
 from ..shared.running.context import Context
-from ..shared.tracking.tracker import offline_allowed
+from ..shared.tracking.connection import offline_allowed
 from .config import RegisterStep
 from .model_card import model_card
 

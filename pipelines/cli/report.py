@@ -97,7 +97,7 @@ def _from_mlflow(run: str) -> dict[str, Any]:
     from mlflow.exceptions import MlflowException
 
     from mixtune.components.shared.errors import without_credentials
-    from mixtune.components.shared.tracking.tracker import connect
+    from mixtune.components.shared.tracking.connection import connect
 
     shown = without_credentials(uri)
     with tempfile.TemporaryDirectory() as folder:

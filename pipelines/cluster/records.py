@@ -68,7 +68,7 @@ def read_record(run_id: str, with_report: bool = True) -> Record | None:
     uri = os.environ.get("MLFLOW_TRACKING_URI")
     if not uri:
         return None
-    from mixtune.components.shared.tracking.tracker import connect
+    from mixtune.components.shared.tracking.connection import connect
 
     client = connect(uri)
     try:
@@ -114,7 +114,7 @@ def steps_behind(record: Record) -> dict[str, StepRecord]:
     Raises:
         UnreachableError: where MLflow does not answer.
     """
-    from mixtune.components.shared.tracking.tracker import connect
+    from mixtune.components.shared.tracking.connection import connect
 
     client = connect(record.address)
     steps: dict[str, StepRecord] = {}
@@ -208,7 +208,7 @@ def correct_verdict(record: Record, state: str) -> None:
     Raises:
         UnreachableError: where MLflow does not answer or does not let this user write.
     """
-    from mixtune.components.shared.tracking.mlflow_store import connect
+    from mixtune.components.shared.tracking.connection import connect
 
     verdict = judge(record.steps.values(), record.tags, state)
     left_open = any(step.status == "RUNNING" for step in record.steps.values())

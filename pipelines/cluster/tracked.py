@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mixtune.components.shared.errors import MixtuneError, without_credentials
+from mixtune.components.shared.tracking.connection import to_look
 from mixtune.components.shared.tracking.mlflow_runs import step_runs_of
-from mixtune.components.shared.tracking.mlflow_store import to_look
 
 from .slow import Say, told_when_slow
 
@@ -76,7 +76,7 @@ class TrackedRun:
                 told_when_slow(self._say, lambda: f"MLflow at {address} has not answered yet", "MLflow answers again"),
             ):
                 if self._client is None:
-                    from mixtune.components.shared.tracking.tracker import connect
+                    from mixtune.components.shared.tracking.connection import connect
 
                     self._client = connect(self._uri)
                 answer = question(self._client)

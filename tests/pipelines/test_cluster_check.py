@@ -9,7 +9,7 @@ import pytest
 from kubernetes import client
 from typer.testing import CliRunner, Result
 
-from mixtune.components.shared.tracking.tracker import connect
+from mixtune.components.shared.tracking.connection import connect
 from mixtune.pipelines.cli import app
 from mixtune.pipelines.cluster.estimate import estimate
 from mixtune.pipelines.configuration import read_config

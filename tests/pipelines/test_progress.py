@@ -10,7 +10,8 @@ import pytest
 import yaml
 
 from mixtune.components.config import parameters
-from mixtune.components.shared.tracking.tracker import Tracker, connect
+from mixtune.components.shared.tracking.connection import connect
+from mixtune.components.shared.tracking.tracker import Tracker
 from mixtune.pipelines.cluster import slow, tracked, waiting
 from mixtune.pipelines.cluster.api import Api, Connection, Patience
 from mixtune.pipelines.cluster.records import Ended

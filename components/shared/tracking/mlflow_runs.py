@@ -104,6 +104,29 @@ def adopt_run(client: MlflowClient, run_id: str, title: str, tags: Mapping[str, 
         client.set_tag(run_id, tag, value)
 
 
+def open_step_run(
+    client: MlflowClient, experiment: str, pipeline_run: str, parent: str, title: str, tags: Mapping[str, str]
+) -> str:
+    """Opens the run of a step of a pipeline run, and ends the runs that killed attempts at the step left open.
+
+    Returns:
+        The run's id: of a new run, or of the one that KFP's plugin made for this task.
+
+    Raises:
+        RefusedError: where this step of this pipeline run was refused before.
+    """
+    attempts = step_runs_of(client, experiment, pipeline_run, title)
+    refuse_again(attempts)
+    tags = {**tags, RUN_ID: pipeline_run, "mixtune.kfp_run": pipeline_run}
+    if injected := injected_run():
+        adopt_run(client, injected, title, tags)
+        run = client.get_run(injected)
+    else:
+        run = create_run(client, experiment, title, {**tags, PARENT: parent})
+    replace_earlier(client, run, attempts)
+    return str(run.info.run_id)
+
+
 def step_runs_of(client: MlflowClient, experiment: str, pipeline_run: str, title: str | None = None) -> list[Run]:
     """Returns the runs of a pipeline run's steps, oldest first; only the attempts at one step where a title is given."""
     query = f"tags.`{RUN_ID}` = '{pipeline_run}' and tags.`{STEP}` != 'pipeline'"

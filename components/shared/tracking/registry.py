@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ..config import Task
 from ..errors import RefusedError
 from ..startup import quick_imports
-from .mlflow_store import patience
+from .connection import patience
 from .mlflow_text import send_text
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from mixtune.components.shared.errors import GateNotMetError
 from mixtune.components.shared.outcome import load_outcome
 from mixtune.components.shared.running.context import Context
 from mixtune.components.shared.runtime import launch
-from mixtune.components.shared.tracking.tracker import connect
+from mixtune.components.shared.tracking.connection import connect
 
 from .made import BASE, CHAMPION, FINETUNED, INTERPOLATED, MIXED, PRETRAINED, Made, Outcome, compare, write_all
 from .made import write_evaluation as write

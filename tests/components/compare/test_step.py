@@ -14,7 +14,8 @@ import pytest
 from mixtune.components.shared.artifacts import Artifact, read_json, write_json
 from mixtune.components.shared.errors import MixtuneError, RefusedError
 from mixtune.components.shared.running.context import Context
-from mixtune.components.shared.tracking.tracker import Tracker, connect
+from mixtune.components.shared.tracking.connection import connect
+from mixtune.components.shared.tracking.tracker import Tracker
 
 from .made import INTERPOLATED, LABELS, MIXED, PRETRAINED, STRONGER, Made, compare, write_all, write_evaluation
 

@@ -13,7 +13,8 @@ from mixtune.components.shared.artifacts import ModelCard, read_json
 from mixtune.components.shared.errors import RefusedError
 from mixtune.components.shared.model.mixed_model import interpolate, load_tokenizer
 from mixtune.components.shared.running.context import Context
-from mixtune.components.shared.tracking.tracker import Tracker, connect
+from mixtune.components.shared.tracking.connection import connect
+from mixtune.components.shared.tracking.tracker import Tracker
 from tests.components.register.made import write_report
 from tests.components.stages import Stages
 

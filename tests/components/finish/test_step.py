@@ -11,7 +11,8 @@ from mixtune.components.finish.step import run
 from mixtune.components.shared.checkpoints.store import Checkpoints
 from mixtune.components.shared.outcome import Outcome
 from mixtune.components.shared.running.context import Context
-from mixtune.components.shared.tracking.tracker import Tracker, connect
+from mixtune.components.shared.tracking.connection import connect
+from mixtune.components.shared.tracking.tracker import Tracker
 
 
 @pytest.fixture

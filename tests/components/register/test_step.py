@@ -22,8 +22,9 @@ from mixtune.components.shared.artifacts import Artifact, ModelCard, write_json
 from mixtune.components.shared.errors import UnreachableError
 from mixtune.components.shared.model.mixed_model import load_model
 from mixtune.components.shared.running.context import Context
+from mixtune.components.shared.tracking.connection import connect
 from mixtune.components.shared.tracking.registry import fetch
-from mixtune.components.shared.tracking.tracker import Tracker, connect
+from mixtune.components.shared.tracking.tracker import Tracker
 from tests.components.stages import Stages
 from tests.mlflow_server import MlflowServer, free_port, rejecting_proxy
 

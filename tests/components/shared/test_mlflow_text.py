@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mixtune.components.shared.tracking.mlflow_store import connect
+from mixtune.components.shared.tracking.connection import connect
 from mixtune.components.shared.tracking.mlflow_text import to_ascii
 from mixtune.components.shared.tracking.tracker import Tracker
 from tests.mlflow_server import MlflowServer, RejectingProxy, rejecting_proxy

@@ -20,7 +20,7 @@ from mixtune.components.shared import runtime
 from mixtune.components.shared.artifacts import Artifact
 from mixtune.components.shared.outcome import Outcome, load_outcomes
 from mixtune.components.shared.runtime import OUTPUTS, STEPS, _given, launch
-from mixtune.components.shared.tracking.tracker import connect
+from mixtune.components.shared.tracking.connection import connect
 from tests.conftest import small_disk
 
 from .tiny import write_data

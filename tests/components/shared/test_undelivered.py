@@ -20,10 +20,11 @@ from typer.testing import CliRunner
 
 from mixtune.components.shared.artifacts import write_json
 from mixtune.components.shared.errors import UnreachableError
-from mixtune.components.shared.tracking import tracker as tracking
+from mixtune.components.shared.tracking import outbox
+from mixtune.components.shared.tracking.connection import connect
 from mixtune.components.shared.tracking.journal import journals, undelivered
-from mixtune.components.shared.tracking.mlflow_store import connect
-from mixtune.components.shared.tracking.tracker import PARENT, Tracker
+from mixtune.components.shared.tracking.mlflow_runs import PARENT
+from mixtune.components.shared.tracking.tracker import Tracker
 from mixtune.pipelines.cli import app
 from tests.mlflow_server import MlflowServer
 
@@ -142,7 +143,7 @@ def test_an_address_that_swallows_everything_is_given_up_in_seconds(monkeypatch:
 def test_a_server_that_comes_back_during_the_step_has_everything_once(
     server: MlflowServer, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(tracking, "FIRST_REST", 0.1)
+    monkeypatch.setattr(outbox, "FIRST_PAUSE_SECONDS", 0.1)
     tracker = Tracker.open("mixed", "mixed-0.3", "comes-back")
     log_everything(tracker, tmp_path, 0, 300)
     server.kill()
