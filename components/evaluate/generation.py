@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedTokenizerBase
 
-from ..shared.model.mixed_model import MixedModel, autocast
+from ..shared.model.mixed_model import MixedModel
+from ..shared.model.precision import autocast
 from ..shared.running.context import Progress
 
 

@@ -15,8 +15,9 @@ import torch
 import torch.nn.functional as F
 
 from ..shared.data.prepared import Documents
-from ..shared.model.mixed_model import MixedModel, autocast
+from ..shared.model.mixed_model import MixedModel
 from ..shared.model.packing import Batch, Segment, collate, pack
+from ..shared.model.precision import autocast
 from ..shared.running.context import Progress
 from .windows import masks, windows
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ..shared.artifacts import ArtifactLike, ModelCard
 from ..shared.errors import RefusedError
-from ..shared.model.mixed_model import load_tokenizer
+from ..shared.model.tokenizer import load_tokenizer
 from ..shared.running.context import Context
 from .config import References
 from .subject import Subject

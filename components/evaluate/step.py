@@ -21,8 +21,9 @@ from ..shared.errors import MixtuneError, RefusedError
 from ..shared.measures import HARNESS_FILE
 from ..shared.model.bf16_on_cpu import fast_bf16
 from ..shared.model.masking import special_ids
-from ..shared.model.mixed_model import MixedModel, pick_precision
+from ..shared.model.mixed_model import MixedModel
 from ..shared.model.packing import Segment
+from ..shared.model.precision import pick_precision
 from ..shared.running.context import Context, Progress
 from .config import EvaluateStep
 from .examples import example_row, from_head

@@ -7,8 +7,8 @@ from pathlib import Path
 from ..shared.artifacts import ArtifactLike, ModelCard
 from ..shared.checkpoints.resume import Work
 from ..shared.data.prepared import DataManifest, Documents
-from ..shared.model.mixed_model import load_model, load_tokenizer
-from ..shared.model.tokenizer import append_eos
+from ..shared.model.loading import add_task_head, load_model
+from ..shared.model.tokenizer import append_eos, load_tokenizer
 from ..shared.running.context import Context
 from ..shared.training.loop import train
 from ..shared.training.mix_weight import Constant
@@ -41,7 +41,7 @@ def run(
         append_eos(words)
     assert manifest.task is not None
     network = load_model(start.path, attention=config.finetune.attention)
-    network.add_head(manifest.task, manifest.labels, config.seed)
+    add_task_head(network, manifest.task, manifest.labels, config.seed)
     stream = FinetuneStream(Documents(data.path, "train"), config.seed, manifest.task)
     what_to_read = mix(None, stream, config.finetune.batch_size, config.max_length)
     identity = {"config": config.model_dump(mode="json"), "data": manifest.digest}

@@ -69,7 +69,8 @@ def run(
 
 
 def _write_interpolated(alpha: float, candidate_id: str, pretrained: str, finetuned: str, target: str) -> None:
-    from ..shared.model.mixed_model import interpolate, load_tokenizer
+    from ..shared.model.loading import interpolate
+    from ..shared.model.tokenizer import load_tokenizer
 
     network = interpolate(pretrained, finetuned, alpha)
     folder = Path(target)

@@ -76,7 +76,7 @@ def _mlflow() -> Finding:
             "MLflow was not looked at, since MLFLOW_TRACKING_URI is not set here; without it `mixtune submit --wait` cannot "
             "tell whether the gate was met",
         )
-    from mixtune.components.shared.tracking.tracker import connect as connect_mlflow
+    from mixtune.components.shared.tracking.connection import connect as connect_mlflow
 
     try:
         connect_mlflow(uri)

@@ -8,10 +8,8 @@ tokens of the fine-tuning stream.
 
 from __future__ import annotations
 
-import contextlib
 import inspect
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,8 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..artifacts import read_json
-from ..config import Objective, Scratch, Task
+from ..config import Objective, Task
 from ..errors import RefusedError
 from .device import pick_device, require_compiler
 from .packing import Batch
@@ -29,28 +26,17 @@ from .packing import Batch
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
-from safetensors import safe_open
 from transformers import (
     MODEL_FOR_MASKED_LM_MAPPING,
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoModelForMaskedLM,
-    AutoTokenizer,
-    BertConfig,
-    BertForMaskedLM,
-    LlamaConfig,
-    LlamaForCausalLM,
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
-    set_seed,
 )
 from transformers.utils import logging as transformers_logging
 
-from .bf16_on_cpu import has_bf16_products
-from .checks import check_model, check_task_head, position_offset
-from .heads import PROBLEM_TYPES, HiddenStates, describe_head, make_head, on_hidden, task_logits, task_losses
+from .heads import HiddenStates, describe_head, make_head, on_hidden, task_logits, task_losses
 from .lm_loss import can_be_chunked, chunked_losses, plain_head
+from .probing import position_offset
 
 transformers_logging.set_verbosity_error()
 transformers_logging.disable_progress_bar()
@@ -105,8 +91,10 @@ class MixedModel(nn.Module):
     def add_head(self, kind: Task, labels: list[str] | None, seed: int) -> None:
         """Puts a fresh task head on the backbone, unless it has one for this task and these labels.
 
+        `add_task_head` in `loading.py` also checks that the head can be run on packed rows.
+
         Raises:
-            RefusedError: where models of this type have no such head, or one that cannot be run on packed rows.
+            RefusedError: where models of this type have no such head.
         """
         if kind == "generation":
             if self.objective == "masked_lm":
@@ -120,7 +108,6 @@ class MixedModel(nn.Module):
             return
         self.task = make_head(self.lm, kind, labels, seed)
         self.kind, self.labels = kind, labels
-        check_task_head(self)
 
     def set_attention(self, attention: str) -> None:
         """Chooses the implementation of attention; `auto` leaves it as it is.
@@ -285,170 +272,3 @@ def objective_of(config: PretrainedConfig) -> Objective:
     """What a model of this configuration is trained for: encoders for masked tokens, all others for the next one."""
     masked = type(config) in MODEL_FOR_MASKED_LM_MAPPING and not getattr(config, "is_decoder", False)
     return "masked_lm" if masked else "causal_lm"
-
-
-def from_scratch(
-    scratch: Scratch, tokenizer: PreTrainedTokenizerBase, max_length: int, seed: int, objective: Objective = "causal_lm"
-) -> MixedModel:
-    """A new Llama, or for masked LM a new BERT, with random weights drawn by the seed."""
-    set_seed(seed)
-    sizes: dict[str, Any] = {
-        "vocab_size": len(tokenizer),
-        "hidden_size": scratch.hidden_size,
-        "num_hidden_layers": scratch.layers,
-        "num_attention_heads": scratch.heads,
-        "max_position_embeddings": max(max_length, 512),
-        "tie_word_embeddings": True,
-        "bos_token_id": tokenizer.bos_token_id,
-        "eos_token_id": tokenizer.eos_token_id,
-        "pad_token_id": tokenizer.pad_token_id,
-    }
-    if objective == "masked_lm":
-        # Dropout is for many passes over little data; pretraining is not that.
-        sizes |= {"intermediate_size": 4 * scratch.hidden_size, "hidden_dropout_prob": 0.0}
-        return MixedModel(BertForMaskedLM(BertConfig(attention_probs_dropout_prob=0.0, **sizes)))
-    intermediate_size = -(-scratch.hidden_size * 8 // 3 // 16) * 16
-    config = LlamaConfig(intermediate_size=intermediate_size, num_key_value_heads=scratch.heads, **sizes)
-    return MixedModel(LlamaForCausalLM(config))
-
-
-def load_model(
-    folder: str | Path,
-    device: torch.device | str = "cpu",
-    dtype: torch.dtype = torch.float32,
-    revision: str | None = None,
-    attention: str = "auto",
-) -> MixedModel:
-    """Loads a model folder (or a hub model) with its head, where it has one.
-
-    A folder whose card names other weights (a base model that is used as it is) stands for those.
-
-    Raises:
-        RefusedError: where it is no language model in safetensors, or does more than mixtune reproduces.
-    """
-    given = str(folder)
-    folder, revision = _where_the_weights_are(given, revision)
-    try:
-        config = AutoConfig.from_pretrained(folder, revision=revision, trust_remote_code=False)
-        auto: Any = AutoModelForMaskedLM if objective_of(config) == "masked_lm" else AutoModelForCausalLM
-        lm, found = auto.from_pretrained(
-            folder,
-            revision=revision,
-            dtype=dtype,
-            use_safetensors=True,
-            trust_remote_code=False,
-            output_loading_info=True,
-        )
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise RefusedError(f"model.base: {folder} cannot be loaded as a language model ({reason})") from None
-    try:
-        model = MixedModel(lm)
-    except Exception as error:  # models of other kinds can fail in any way
-        raise RefusedError(
-            f"model.base: {folder} is of type {config.model_type}, which cannot be run on plain token ids "
-            f"({type(error).__name__}); use another architecture"
-        ) from None
-    model.new_weights = sorted(
-        name for name in found["missing_keys"] if not name.startswith(f"{lm.base_model_prefix}.")
-    )
-    broken = sorted(name for name in found["missing_keys"] if name.startswith(f"{lm.base_model_prefix}."))
-    if broken:
-        raise RefusedError(f"model.base: {folder} lacks the weights {', '.join(broken[:3])}, so it is not whole")
-    if folder == given:  # a head that a base model brings belongs to some other task
-        _load_head(model, folder)
-    model.to(device)
-    check_model(model, folder)
-    model.set_attention(attention)
-    return model
-
-
-def _where_the_weights_are(folder: str | Path, revision: str | None) -> tuple[str, str | None]:
-    card = Path(folder) / "mixtune.json"
-    if card.is_file():
-        noted = read_json(card, "a model made by mixtune")
-        if noted.get("weights"):
-            return _where_the_weights_are(noted["weights"], noted.get("revision"))
-    return str(folder), revision
-
-
-def _load_head(model: MixedModel, folder: str) -> None:
-    """Puts on the head that a model folder brings: its kind stands in the configuration, its weights beside the rest."""
-    config: Any = model.config
-    name = (config.architectures or [""])[0]
-    kind: Task | None = None
-    if name.endswith("ForQuestionAnswering"):
-        kind = "question_answering"
-    elif name.endswith("ForSequenceClassification"):
-        kinds = {problem: task for task, problem in PROBLEM_TYPES.items()}
-        kind = kinds.get(config.problem_type or "")
-    stored = _stored_in(folder)
-    if kind is None or not stored:
-        return
-    named = kind in ("classification", "multi_label")
-    labels = [config.id2label[index] for index in range(config.num_labels)] if named else None
-    try:
-        task = make_head(model.lm, kind, labels, seed=0)
-    except RefusedError:
-        return  # a base model's own, which nothing here is trained for
-    wanted = task.state_dict() | {name: value for name, value in model.lm.state_dict().items() if ".pooler." in name}
-    if not wanted.keys() <= stored.keys():
-        return
-    for key, weight in wanted.items():
-        with safe_open(stored[key], framework="pt") as tensors:
-            weight.copy_(tensors.get_tensor(key))
-    model.task, model.kind, model.labels = task, kind, labels
-
-
-def _stored_in(folder: str) -> dict[str, Path]:
-    """Name of each tensor in a local folder -> the file that holds it."""
-    stored = {}
-    for file in sorted(Path(folder).glob("*.safetensors")) if Path(folder).is_dir() else []:
-        with safe_open(file, framework="pt") as tensors:
-            stored.update(dict.fromkeys(tensors.keys(), file))
-    return stored
-
-
-@torch.no_grad()
-def interpolate(
-    pretrained: str | Path, finetuned: str | Path, alpha: float, device: torch.device | str = "cpu"
-) -> MixedModel:
-    """Weight interpolation, (1 - α) · pretrained + α · finetuned (WiSE-FT, arXiv:2109.01903).
-
-    The task head is the fine-tuned model's, since the pretrained one has none.
-    """
-    model, start = load_model(finetuned, device), load_model(pretrained, device)
-    # Parameters, not the state dict: that names tied weights twice, and they would be moved twice.
-    theirs = dict(start.lm.named_parameters())
-    for name, weight in model.lm.named_parameters():
-        if name in theirs:  # an encoder's pooler belongs to the task head
-            weight.lerp_(theirs[name].to(weight.dtype), 1 - alpha)
-    return model
-
-
-def load_tokenizer(folder: str | Path, revision: str | None = None) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model or tokenizer folder; one without a padding token pads with EOS."""
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(str(folder), revision=revision, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise RefusedError(f"{folder}: has no tokenizer that can be loaded ({reason})") from None
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer
-
-
-def pick_precision(precision: Literal["auto", "float32", "bf16"]) -> Literal["float32", "bf16"]:
-    """Turns `auto` into bf16 where the device computes it natively, else into float32."""
-    if precision != "auto":
-        return precision
-    if pick_device().type == "cuda":
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
-    return "bf16" if has_bf16_products() else "float32"
-
-
-@contextlib.contextmanager
-def autocast(device: torch.device, precision: Literal["auto", "float32", "bf16"]) -> Iterator[None]:
-    """Computes matrix products in the given precision."""
-    with torch.autocast(device.type, torch.bfloat16, enabled=pick_precision(precision) == "bf16"):
-        yield

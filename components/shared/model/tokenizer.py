@@ -1,11 +1,12 @@
-"""A tokenizer that ends a text for a task head with EOS: for tokenizers trained here, whose EOS the model knows as an end."""
+"""Loads tokenizers, and lets one end a text for a task head with EOS."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from pathlib import Path
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from ..errors import RefusedError
 
 
 def append_eos(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
@@ -19,4 +20,16 @@ def append_eos(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
     ends = [(str(tokenizer.bos_token), tokenizer.bos_token_id), (str(tokenizer.eos_token), tokenizer.eos_token_id)]
     template = processors.TemplateProcessing(single=f"{ends[0][0]} $A {ends[1][0]}", special_tokens=ends)
     tokenizer.backend_tokenizer.post_processor = template
+    return tokenizer
+
+
+def load_tokenizer(folder: str | Path, revision: str | None = None) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model or tokenizer folder; one without a padding token pads with EOS."""
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str(folder), revision=revision, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise RefusedError(f"{folder}: has no tokenizer that can be loaded ({reason})") from None
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
     return tokenizer

@@ -27,8 +27,9 @@ from ..config import Training
 from ..errors import RefusedError
 from ..model.bf16_on_cpu import fast_bf16
 from ..model.device import pick_device, require_compiler
-from ..model.mixed_model import MixedModel, pick_precision
+from ..model.mixed_model import MixedModel
 from ..model.packing import Batch, Segment, collate
+from ..model.precision import pick_precision
 from ..running.context import Context
 from ..running.processes import is_main
 from .lora import add_adapters, merge_adapters

@@ -17,7 +17,8 @@ from mixtune.components.evaluate.harness import Harness
 from mixtune.components.shared.artifacts import read_jsonl, write_jsonl
 from mixtune.components.shared.errors import RefusedError, UnreachableError
 from mixtune.components.shared.measures import Measure
-from mixtune.components.shared.model.mixed_model import load_model, load_tokenizer
+from mixtune.components.shared.model.loading import load_model
+from mixtune.components.shared.model.tokenizer import load_tokenizer
 from mixtune.components.shared.running.context import Context
 
 from ..shared.tiny import tiny_model, tiny_tokenizer

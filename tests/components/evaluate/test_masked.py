@@ -28,7 +28,7 @@ pytestmark = pytest.mark.numeric
 
 @pytest.fixture(autouse=True)
 def _float32(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mixtune.components.shared.model.mixed_model.pick_precision", lambda precision: "float32")
+    monkeypatch.setattr("mixtune.components.shared.model.precision.pick_precision", lambda precision: "float32")
 
 
 class Given:

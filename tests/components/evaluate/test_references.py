@@ -11,7 +11,8 @@ from mixtune.components.evaluate.config import EvaluateStep, References
 from mixtune.components.evaluate.step import run
 from mixtune.components.shared.artifacts import ModelCard, read_json
 from mixtune.components.shared.errors import RefusedError
-from mixtune.components.shared.model.mixed_model import interpolate, load_tokenizer
+from mixtune.components.shared.model.loading import interpolate
+from mixtune.components.shared.model.tokenizer import load_tokenizer
 from mixtune.components.shared.running.context import Context
 from mixtune.components.shared.tracking.connection import connect
 from mixtune.components.shared.tracking.tracker import Tracker

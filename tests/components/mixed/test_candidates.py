@@ -17,7 +17,7 @@ from mixtune.components.shared.artifacts import ModelCard, read_jsonl
 from mixtune.components.shared.config import Budget, LambdaSchedule
 from mixtune.components.shared.data.prepared import DataManifest, Documents
 from mixtune.components.shared.errors import RefusedError
-from mixtune.components.shared.model.mixed_model import load_model
+from mixtune.components.shared.model.loading import load_model
 from mixtune.components.shared.training.mix_weight import Scheduled
 from mixtune.components.shared.training.streams import FinetuneStream, PretrainStream, mix
 from tests.components.stages import Stages

@@ -20,7 +20,7 @@ from mixtune.components.register.config import RegisterStep
 from mixtune.components.register.step import run
 from mixtune.components.shared.artifacts import Artifact, ModelCard, write_json
 from mixtune.components.shared.errors import UnreachableError
-from mixtune.components.shared.model.mixed_model import load_model
+from mixtune.components.shared.model.loading import load_model
 from mixtune.components.shared.running.context import Context
 from mixtune.components.shared.tracking.connection import connect
 from mixtune.components.shared.tracking.registry import fetch

@@ -27,7 +27,7 @@ CPU = torch.device("cpu")
 
 
 def test_auto_is_float32_where_onednn_may_not_use_the_instructions() -> None:
-    command = "from mixtune.components.shared.model.mixed_model import pick_precision; print(pick_precision('auto'))"
+    command = "from mixtune.components.shared.model.precision import pick_precision; print(pick_precision('auto'))"
     environment = os.environ | {"ONEDNN_MAX_CPU_ISA": "AVX2"}
     done = subprocess.run(
         [sys.executable, "-c", command], env=environment, capture_output=True, text=True, timeout=300, check=True

@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from mixtune.components.shared.model.mixed_model import MixedModel, load_model
+from mixtune.components.shared.model.loading import load_model
+from mixtune.components.shared.model.mixed_model import MixedModel
 from mixtune.components.shared.model.packing import Segment, collate
 from mixtune.components.shared.training import loop as training
 from mixtune.components.shared.training.loop import Extras

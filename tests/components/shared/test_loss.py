@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from mixtune.components.shared.config import Task
 from mixtune.components.shared.model.heads import instead_of_backbone
-from mixtune.components.shared.model.mixed_model import MixedModel, load_model
+from mixtune.components.shared.model.loading import load_model
+from mixtune.components.shared.model.mixed_model import MixedModel
 from mixtune.components.shared.model.packing import Segment, collate, pack, width_of
 from mixtune.components.shared.training.mix_weight import split
 from mixtune.components.shared.training.streams import StepData

@@ -18,7 +18,8 @@ from transformers import (
 )
 
 from mixtune.components.shared.config import Task
-from mixtune.components.shared.model.mixed_model import MixedModel, load_model
+from mixtune.components.shared.model.loading import load_model
+from mixtune.components.shared.model.mixed_model import MixedModel
 from mixtune.components.shared.model.packing import Segment, collate
 from mixtune.components.shared.training.optimizer import is_task_head
 

@@ -12,7 +12,8 @@ from transformers import AutoModelForCausalLM, MambaConfig, OPTConfig
 from mixtune.components.shared.config import Training
 from mixtune.components.shared.data.prepared import Documents
 from mixtune.components.shared.errors import MixtuneError, RefusedError
-from mixtune.components.shared.model.mixed_model import MixedModel, interpolate, load_model
+from mixtune.components.shared.model.loading import interpolate, load_model
+from mixtune.components.shared.model.mixed_model import MixedModel
 from mixtune.components.shared.running.context import Context
 from mixtune.components.shared.training.loop import Result, train
 from mixtune.components.shared.training.mix_weight import Constant
