@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 
-from ..shared.checkpoints.store import PLACE, clear_finished
+from ..shared.checkpoints.clearing import clear_finished
+from ..shared.checkpoints.store import PLACE
 from ..shared.outcome import load_outcomes
 from ..shared.running.context import Context
 from ..shared.tracking.verdict import StepRun, judge

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from mixtune.components.compare.report.several import Run, gate_words, name_runs, read_report, write
 from mixtune.components.compare.results import words
-from mixtune.components.shared.errors import RefusedError, UnreachableError
+from mixtune.components.shared.errors import RefusedError
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -94,23 +94,10 @@ def _from_mlflow(run: str) -> dict[str, Any]:
         raise RefusedError(
             f"{run}: is no folder here, and to look it up as a run in MLflow, MLFLOW_TRACKING_URI has to be set"
         )
-    from mlflow.exceptions import MlflowException
+    from mixtune.components.shared.tracking.connection import download_artifact
 
-    from mixtune.components.shared.errors import without_credentials
-    from mixtune.components.shared.tracking.connection import connect
-
-    shown = without_credentials(uri)
     with tempfile.TemporaryDirectory() as folder:
-        try:
-            file = Path(connect(uri).download_artifacts(run, "report/report.json", folder))
-        except UnreachableError:
-            raise
-        except (MlflowException, OSError) as error:
-            first = str(error).strip().splitlines()
-            raise RefusedError(
-                f"{run}: has no report/report.json in MLflow at {shown} ({first[0] if first else 'no message'})"
-            ) from None
-        return read_report(file, run)
+        return read_report(download_artifact(uri, run, "report/report.json", Path(folder)), run)
 
 
 def _table(joined: dict[str, Any]) -> Table:

@@ -8,17 +8,12 @@ so that on a CPU the result is bitwise that of a training that nobody disturbed.
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
-import os
 import random
-import re
 import shutil
 import signal
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, Protocol, Self
@@ -30,17 +25,15 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from ..code_digest import TRAINING, code_digest
 from ..config import Training
 from ..errors import MixtuneError
 from ..model.mixed_model import MixedModel
 from ..outcome import EXIT_STATUS
 from ..running.context import Context
-from .store import KEPT, PLACE, WAIT_SECONDS, WAITING_LINE_SECONDS, Checkpoints, folder_of, is_url, megabytes
+from .store import KEPT, PLACE, WAIT_SECONDS, WAITING_LINE_SECONDS, Checkpoints, megabytes
 
 SAME_SIGNAL_SECONDS = 2.0
 FLUSH_SECONDS = 20.0
-NO_PART_OF_IT = frozenset({"checkpoint_minutes", "checkpoint_steps"})
 _ADAM_STATES = 2  # first and second moment of every trained weight
 
 
@@ -282,50 +275,6 @@ class Keeper:
         box = [value]
         torch.distributed.broadcast_object_list(box, src=0, group=self._group)
         return box[0]
-
-
-def find_store(
-    work: Work | None, model: MixedModel, others: list[MixedModel], layout: Mapping[str, Any], context: Context
-) -> Checkpoints | None:
-    """Where a training's checkpoints are kept: in MIXTUNE_CHECKPOINT_DIR, a folder or an fsspec URL, by the training's content.
-
-    Args:
-        work: what the training is for; without it nothing is kept.
-        model: as it is before training.
-        others: further models that the training reads.
-        layout: number of processes, device and precision, which rounding depends on.
-    """
-    root = os.environ.get(PLACE, "")
-    if work is None or not root:
-        if work is not None:
-            context.say(f"{work.title}: no checkpoints are kept inside the training, since {PLACE} is not set")
-        return None
-    key = content_key({**work.identity, **layout}, [model, *others])
-    name = f"{re.sub(r'[^A-Za-z0-9.+-]', '_', work.title)}-{key[:16]}"
-    if is_url(root):
-        from .remote import RemoteCheckpoints
-
-        return RemoteCheckpoints(f"{root.rstrip('/')}/{name}", key, context.say)
-    return Checkpoints(folder_of(root) / name, key, context.say)
-
-
-def content_key(identity: Mapping[str, Any], models: list[MixedModel]) -> str:
-    """sha256 of all that a training's result depends on: settings, data, models, code and the libraries under it."""
-    digest = hashlib.sha256(json.dumps(_without(NO_PART_OF_IT, identity), sort_keys=True, default=str).encode())
-    digest.update(code_digest(TRAINING).encode())
-    for package in ("torch", "transformers", "accelerate", "peft", "numpy"):
-        digest.update(f"{package}=={version(package)}".encode())
-    for model in models:
-        for name, tensor in sorted(model.state_dict().items()):
-            digest.update(name.encode())
-            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
-
-
-def _without(names: frozenset[str], value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {name: _without(names, inner) for name, inner in value.items() if name not in names}
-    return value
 
 
 def check_room(store: Checkpoints, model: MixedModel, output: Path) -> None:

@@ -100,17 +100,17 @@ class Checkpoints:
             self._lock.acquire(timeout=0)
         except Timeout:
             return False
-        before = _read(self.place / "holder.json")
+        before = read_note(self.place / "holder.json")
         if before is not None:
             self._say(f"checkpoints: taking over from {describe_holder(before)}, which ended without a word")
         write_json(self.place / "holder.json", holder())
         for left in self.place.glob(f"{_ASIDE}*"):
-            _remove(left)
+            remove(left)
         return True
 
     def waiting_for(self) -> str:
         """Who has the lease, in words."""
-        return describe_holder(_read(self.place / "holder.json") or {})
+        return describe_holder(read_note(self.place / "holder.json") or {})
 
     def release(self) -> None:
         """Gives the lease back."""
@@ -140,10 +140,10 @@ class Checkpoints:
             aside.rename(target)
             _sync(self.place)
         except (OSError, MemoryError) as error:
-            _remove(aside)
+            remove(aside)
             raise MixtuneError(self._cannot_save(step, tensors, error)) from None
         except Exception as error:  # safetensors has an exception of its own for what the file system says
-            _remove(aside)
+            remove(aside)
             if "o space left" in str(error) or "Quota" in str(error) or "I/O error" in str(error):
                 raise MixtuneError(self._cannot_save(step, tensors, error)) from None
             raise
@@ -167,7 +167,7 @@ class Checkpoints:
         kept = [newest, *(folder for _, folder in self._folders() if folder != newest)][:KEPT]
         for _, folder in self._folders():
             if folder not in kept and folder != self.in_use:
-                _remove(folder)
+                remove(folder)
 
     def _folders(self) -> Iterator[tuple[int, Path]]:
         """Newest first."""
@@ -181,7 +181,7 @@ class Checkpoints:
             if reason is None:
                 return Checkpoint(step, folder)
             self._say(f"checkpoints: passing over {folder.name}: {reason}")
-            _remove(folder)
+            remove(folder)
         return None
 
     def used_bytes(self) -> int:
@@ -195,7 +195,7 @@ class Checkpoints:
         """Notes that the training has ended; its newest checkpoint stays, in case that what came of it is lost on its way."""
         write_json(self.place / "finished.json", holder())
         for _, folder in list(self._folders())[1:]:
-            _remove(folder)
+            remove(folder)
         self.release()
 
 
@@ -209,33 +209,9 @@ def folder_of(root: str) -> Path:
     return Path(root.removeprefix("file://")).absolute()
 
 
-def clear_finished(place: str, run_id: str) -> int:
-    """Removes the checkpoints of the trainings that ended in a run, whose results are now safe.
-
-    Args:
-        place: as MIXTUNE_CHECKPOINT_DIR names it.
-
-    Returns:
-        How many trainings they were of.
-    """
-    if is_url(place):
-        from .remote import clear_finished_at
-
-        return clear_finished_at(place, run_id)
-    root = folder_of(place)
-    found = [file.parent for file in root.glob("*/finished.json") if (_read(file) or {}).get("run") == run_id]
-    for left in found:
-        # The note last, so that a kill in the middle leaves a place that the next one clears.
-        for path in sorted(left.iterdir(), key=lambda path: path.name == "finished.json"):
-            _remove(path)
-        with contextlib.suppress(OSError):
-            left.rmdir()
-    return len(found)
-
-
 def what_is_wrong(folder: Path, key: str) -> str | None:
     """Why a checkpoint cannot be used, in plain words; None where it is whole."""
-    manifest = _read(folder / "manifest.json")
+    manifest = read_note(folder / "manifest.json")
     if manifest is None:
         return "it has no readable manifest.json"
     if manifest.get("format") != FORMAT:
@@ -280,7 +256,7 @@ def megabytes(count: float) -> str:
     return f"{count / 1e6:,.1f} MB" if count < 1e8 else f"{count / 1e9:,.1f} GB"
 
 
-def _read(path: Path) -> dict[str, Any] | None:
+def read_note(path: Path) -> dict[str, Any] | None:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -312,7 +288,7 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _remove(path: Path) -> None:
+def remove(path: Path) -> None:
     if path.is_dir():
         # The manifest first: what is left of it by a kill in the middle is no whole checkpoint.
         with contextlib.suppress(OSError):

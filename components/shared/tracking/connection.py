@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..errors import MixtuneError, TurnedAwayError, UnreachableError, first_line, without_credentials
+from ..errors import MixtuneError, RefusedError, TurnedAwayError, UnreachableError, first_line, without_credentials
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -78,6 +78,24 @@ def connect(uri: str) -> MlflowClient:
     except Exception as error:
         raise unreachable(uri, error) from None
     return client
+
+
+def download_artifact(uri: str, run: str, path: str, folder: Path) -> Path:
+    """Downloads a file that a run has on record.
+
+    Raises:
+        UnreachableError: where nothing answers.
+        RefusedError: where there is no such run, or it has no such file.
+    """
+    client = connect(uri)
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return Path(client.download_artifacts(run, path, str(folder)))
+    except (MlflowException, OSError) as error:
+        raise RefusedError(
+            f"{run}: has no {path} in MLflow at {without_credentials(uri)} ({first_line(error)})"
+        ) from None
 
 
 def unreachable(uri: str, error: Exception) -> UnreachableError:

@@ -21,7 +21,8 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import set_seed
 from torch import Tensor
 
-from ..checkpoints.resume import Keeper, Live, Sigterm, Work, find_store
+from ..checkpoints.keys import find_store
+from ..checkpoints.resume import Keeper, Live, Sigterm, Work
 from ..checkpoints.store import Checkpoints
 from ..config import Training
 from ..errors import RefusedError

@@ -16,8 +16,10 @@ from typing import Any
 import pytest
 import torch
 
-from mixtune.components.shared.checkpoints.resume import Sigterm, content_key
-from mixtune.components.shared.checkpoints.store import KEPT, PLACE, Checkpoints, clear_finished
+from mixtune.components.shared.checkpoints.clearing import clear_finished
+from mixtune.components.shared.checkpoints.keys import content_key
+from mixtune.components.shared.checkpoints.resume import Sigterm
+from mixtune.components.shared.checkpoints.store import KEPT, PLACE, Checkpoints
 from mixtune.components.shared.config import Budget
 from mixtune.components.shared.errors import MixtuneError
 from mixtune.components.shared.model.mixed_model import MixedModel
