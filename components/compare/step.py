@@ -11,7 +11,8 @@ from .config import CompareStep
 from .evaluations import load_evaluations
 from .report.harness import differences
 from .report.report import pictures, render_html, render_markdown
-from .results import Comparison, Scores, compare
+from .results import Comparison, compare
+from .scores import Scores
 
 TRAINED_HERE = ("pretrained", "finetuned", "mixed")
 """Kinds whose model folders this run made; an interpolated candidate has none, the others are someone else's."""

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from ..shared.data.prepared import Split
-from ..shared.data.readers import Problems, Row
+from ..shared.data.problems import Problems
+from ..shared.data.records import Row
 from ..shared.data.sources import named_sources, read
 from .config import FinetuneData, PretrainData
 from .splitting import HeldOut, cut, draw, fold, shuffled

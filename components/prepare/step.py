@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from ..shared.artifacts import ArtifactLike, read_jsonl
 from ..shared.data.prepared import DataManifest, Split, SplitInfo, write_split
-from ..shared.data.readers import Problems
+from ..shared.data.problems import Problems
 from ..shared.errors import RefusedError
 from ..shared.model.tokenizer import append_eos
 from ..shared.running.context import Context

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mixtune.components.compare.names import metric_name
 from mixtune.components.compare.report.several import Run, gate_words, name_runs, read_report, write
-from mixtune.components.compare.results import words
 from mixtune.components.shared.errors import RefusedError
 
 if TYPE_CHECKING:
@@ -117,7 +117,7 @@ def _table(joined: dict[str, Any]) -> Table:
             Text(row["run"]),
             Text(row["id"]),
             "" if row["lambda"] is None else f"{row['lambda']:g}",
-            Text(f"{words(row['metric'])} {score}" if row["task_score"] else score),
+            Text(f"{metric_name(row['metric'])} {score}" if row["task_score"] else score),
             Text("0" if row["kind"] == "pretrained" else shown_value(row["delta_bpb"])),
             Text(gate_words(row)),
             style="bold" if row["selected"] else None,

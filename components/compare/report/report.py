@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from ...shared.running.context import Context
 from ..config import Gate
-from ..results import EXTRA_METRICS, Comparison, name_of, words
+from ..names import candidate_name, metric_name
+from ..results import Comparison
+from ..scores import EXTRA_METRICS
 from ..selection import share_limit
 from ..sources import shown as shown_sources
 from .drawing import Picture
@@ -38,7 +40,7 @@ def pictures(comparison: Comparison, gate: Gate) -> dict[str, Picture]:
     """The report's pictures by name: `pareto`, `sources` where there are several, and the training curves that there are."""
     report = comparison.report
     rows = report["candidates"]
-    metric = words(report["task"]["metric"])
+    metric = metric_name(report["task"]["metric"])
     style = looks(rows)
     words_for_it = in_words(rows, metric)
     found = {"pareto": pareto_picture(rows, [report["selected"]], metric, _limits(comparison, gate), words_for_it)}
@@ -94,9 +96,9 @@ def _render(template: str, comparison: Comparison, drawn: Mapping[str, Picture],
         report=report,
         rows=report["candidates"],
         selected=next(row for row in report["candidates"] if row["id"] == report["selected"]),
-        selected_name=name_of(comparison.selected.entry),
-        metric=words(report["task"]["metric"]),
-        words=words,
+        selected_name=candidate_name(comparison.selected.entry),
+        metric=metric_name(report["task"]["metric"]),
+        metric_name=metric_name,
         svgs={name: picture.inline for name, picture in drawn.items()},
         curves={name: picture.inline for name, picture in drawn.items() if name in TITLES},
         champion=any(row["kind"] == "champion" for row in report["candidates"]),

@@ -14,7 +14,8 @@ from typing import Any
 
 from ...shared.artifacts import read_json, write_json
 from ...shared.errors import RefusedError
-from ..results import SCHEMA_VERSION, words
+from ..names import metric_name
+from ..results import SCHEMA_VERSION
 from ..selection import Measured, pareto
 from ..statistics import Value
 from .drawing import MIXED, Picture
@@ -112,7 +113,8 @@ def not_comparable(runs: Sequence[Run]) -> list[str]:
             sentences.append(f"{both}: task scores cannot be compared, since the tasks differ ({kind}, {other_kind})")
         elif metric != other_metric:
             sentences.append(
-                f"{both}: task scores cannot be compared, since the metrics differ ({words(metric)}, {words(other_metric)})"
+                f"{both}: task scores cannot be compared, since the metrics differ "
+                f"({metric_name(metric)}, {metric_name(other_metric)})"
             )
         elif labelled != other_labelled:
             sentences.append(
@@ -213,7 +215,7 @@ def pictures(joined: Mapping[str, Any]) -> dict[str, tuple[list[str], Picture]]:
         if not any(row["task_score"] for row in rows):
             continue
         style = {row["id"]: Look(colours[row["run"]], MARKERS.get(row["kind"], "o")) for row in rows}
-        metric = words(rows[0]["metric"])
+        metric = metric_name(rows[0]["metric"])
         name = "pareto" if len(joined["groups"]) == 1 else f"pareto-{number}"
         drawn = pareto_picture(
             # The name of the run is told by the colour.
@@ -242,7 +244,7 @@ def write(runs: Sequence[Run], folder: Path) -> dict[str, Any]:
     for name in ("several.html.j2", "several.md.j2"):
         text = environment(name).get_template(name).render(
             report=joined, svgs=[(group, picture.inline) for group, picture in drawn.values()],
-            words=words, gate=gate_words, value=value,
+            metric_name=metric_name, gate=gate_words, value=value,
         )  # fmt: skip
         (folder / f"report.{name.split('.')[1]}").write_text(text, encoding="utf-8")
     write_json(folder / "report.json", joined)

@@ -16,17 +16,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from ..config import EMBEDDED
 from ..errors import RefusedError, first_line
-from .readers import (
-    File,
-    Problems,
-    Row,
-    UnreadableError,
-    format_of,
-    known_formats,
-    missing_columns,
-    read_file,
-    rows_of,
-)
+from .files import File, format_of, known_formats
+from .problems import Problems, UnreadableError
+from .readers import read_file
+from .records import Row, missing_columns, rows_of
 
 if TYPE_CHECKING:
     from datasets import Dataset

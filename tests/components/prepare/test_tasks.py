@@ -17,7 +17,7 @@ from transformers import AutoTokenizer, ByT5Tokenizer, T5Config
 from mixtune.components.prepare.config import FinetuneData
 from mixtune.components.prepare.gathering import gather
 from mixtune.components.shared.data.prepared import DataManifest, Split
-from mixtune.components.shared.data.readers import Problems
+from mixtune.components.shared.data.problems import Problems
 from mixtune.components.shared.errors import RefusedError
 from tests.conftest import sentences
 
