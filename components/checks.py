@@ -10,8 +10,8 @@ from pathlib import Path
 from .config import Config, Fingerprints
 from .evaluate.harness_tasks import NOT_INSTALLED, installed, known_tasks
 from .shared.config import EMBEDDED, SCRATCH
+from .shared.data.sources import check_source, fingerprint
 from .shared.errors import RefusedError
-from .shared.sources import check_source, fingerprint
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
 

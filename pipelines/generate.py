@@ -31,8 +31,8 @@ def generate(folder: Path) -> list[Path]:
 
 def compile_all(folder: Path) -> list[Path]:
     """Compiles the whole pipeline and every step, with the embedded default's values as defaults."""
-    from .commands import compile_pipeline
-    from .steps import STEPS
+    from .cli.commands import compile_pipeline
+    from .step_pipelines import STEPS
 
     targets: dict[str, str | None] = {"mixtune": None} | {f"mixtune-{step}": step for step in STEPS}
     for name, step in targets.items():
@@ -113,7 +113,7 @@ def command_page() -> str:
     """The reference of the command, from its own help."""
     from typer.testing import CliRunner
 
-    from .cli import app
+    from .cli.main import app
 
     runner = CliRunner()
     environment = {"COLUMNS": "100", "NO_COLOR": "1", "TERM": "dumb"}

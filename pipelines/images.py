@@ -5,7 +5,6 @@ KFP's cache goes by these names, so that one that moves, such as `latest`, would
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Mapping
@@ -15,6 +14,7 @@ from typing import Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from mixtune.components.shared.code_digest import code_digest
 from mixtune.components.shared.errors import RefusedError
 from mixtune.components.shared.runtime import STEPS
 
@@ -103,12 +103,5 @@ def images_named(names: Mapping[str, str]) -> Images:
 
 
 def source_digest() -> str:
-    """Identifies the code of the steps; an image carries that of the code in it as the label `mixtune.code`."""
-    import mixtune.components.config as anchor
-
-    digest = hashlib.sha256()
-    root = Path(anchor.__file__).parent
-    for file in sorted(root.rglob("*")):
-        if file.suffix in {".py", ".j2"}:
-            digest.update(file.relative_to(root).as_posix().encode() + file.read_bytes())
-    return digest.hexdigest()[:16]
+    """Identifies the code of all steps; an image carries that of the code in it as the label `mixtune.code`."""
+    return code_digest(["."])[:16]

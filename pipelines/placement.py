@@ -15,11 +15,11 @@ from kfp.compiler.compiler_utils import additional_input_name_for_pipeline_chann
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from mixtune.components.config import Config, Placement
-from mixtune.components.shared.checkpoints import PLACE
+from mixtune.components.shared.checkpoints.store import PLACE
 from mixtune.components.shared.config import describe_problems
-from mixtune.components.shared.context import ALONE, COMPILED, TRACKING_KEYS, from_secret
-from mixtune.components.shared.device import GPUS
 from mixtune.components.shared.errors import RefusedError, first_line
+from mixtune.components.shared.model.device import GPUS
+from mixtune.components.shared.running.context import ALONE, COMPILED, TRACKING_KEYS, from_secret
 
 from .images import Images, images
 

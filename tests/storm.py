@@ -64,7 +64,15 @@ class Storm:
         """The step in a process (group) of its own."""
         names = {"start": "pretrained", "pretrain_data": "text", "finetune_data": "labels", "metrics": f"{output}.json"}
         given = [f"{name}={self.folder / path}" for name, path in (names | {"model": output}).items()]
-        command = [sys.executable, "-m", "mixtune.pipelines.cli", "step", "mixed", "--config", self.config.to_json()]
+        command = [
+            sys.executable,
+            "-m",
+            "mixtune.pipelines.cli",
+            "step",
+            "mixed",
+            "--config",
+            self.config.to_json(),
+        ]
         command += [word for one in given for word in ("--artifact", one)]
         command += ["--parameter", f"candidate={self.candidate.to_json()}"]
         environment = {

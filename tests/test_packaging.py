@@ -85,7 +85,7 @@ for name in ("torch", "accelerate", "safetensors"):
 from mixtune.components.config import Fingerprints, load, parts
 from mixtune.components.prepare.step import run
 from mixtune.components.shared.artifacts import Artifact
-from mixtune.components.shared.context import Context
+from mixtune.components.shared.running.context import Context
 import mixtune.components.plan.step, mixtune.components.compare.step, mixtune.components.finish.step
 config = load({"model": {"base": "scratch"}, "pretrain": {"steps": 1},
                "data": {"pretrain": {"source": "text.jsonl"}, "finetune": {"source": "text.jsonl"}}})

@@ -8,34 +8,25 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
-from ..shared.context import Context
-from .config import CompareStep, Gate
-from .evaluations import SPLITS, Candidate, Entry, Evaluations, Measurements, Task
+from ..shared.running.context import Context
+from .config import CompareStep
+from .evaluations import SPLITS, Candidate, Entry, Evaluations, Measurements
 from .examples import confusion, samples
-from .harness import by_candidate, described
+from .headline import headline
+from .names import candidate_name, metric_name
+from .report.harness import by_candidate, described
+from .scores import Scores, forgetting_share, score_candidate
 from .seeds import over_seeds, replicate_of
-from .selection import Decision, Measured, decide, hypervolume, measurably_forgets, pareto
+from .selection import Decision, Measured, decide, hypervolume, pareto
 from .sources import Source, forgetting_by_source, group, worst, worst_sentence
-from .statistics import Bootstrap, Statistic, Value, bleu, chrf, indicators, macro_f1, micro_f1, pearson, spearman
+from .statistics import Bootstrap, Value
 
 SCHEMA_VERSION = 1
-EXTRA_METRICS = (
-    *("nats_per_token", "accuracy", "macro_f1", "micro_f1", "exact_match", "token_f1", "completion_nats_per_token"),
-    *("rouge_1", "rouge_2", "rouge_l", "bleu", "chrf", "pearson", "spearman", "mae", "rmse", "calibration_error"),
-)
 BUDGET_SHARE = 0.1
 """A forgetting budget is kept where it is not exceeded by more than this share of it, since it is held to by measuring, on
 other text, while the model is trained; or, where the budget is small, by more than `BUDGET_LEAST`."""
 BUDGET_LEAST = 0.005
 """Bits per byte; see `BUDGET_SHARE`."""
-PAIRED_BY = {
-    "task_score_vs_pretrained": "examples",
-    "task_score_vs_champion": "examples",
-    "delta_bpb_vs_champion": "documents",
-}
-"""Differences that say by how many of what they are paired."""
 GROUPS = {
     "lora": "LoRA",
     "kl": "KL penalty",
@@ -44,36 +35,6 @@ GROUPS = {
     "budget": "forgetting budgets",
 }
 """Kinds of controls, by the word in the id."""
-
-
-@dataclass(frozen=True)
-class Scores:
-    """Values of one candidate on one split."""
-
-    bpb: Value
-    delta_bpb: Value
-    task_score: Value | None
-    task_score_vs_finetuned: Value | None
-    task_score_clean: Value | None
-    """Without contaminated examples."""
-    task_score_vs_pretrained: Value | None
-    task_score_vs_champion: Value | None
-    delta_bpb_vs_champion: Value | None
-    counts: dict[str, int]
-    """Documents and examples that a difference is paired by."""
-    extra: dict[str, float]
-
-    def to_json(self) -> dict[str, Any]:
-        """As `report.json` has it."""
-        values: dict[str, Any] = {
-            name: value.to_json() if isinstance(value, Value) else None
-            for name, value in vars(self).items()
-            if name not in ("extra", "counts")
-        }
-        for name, what in PAIRED_BY.items():
-            if values[name] is not None:
-                values[name][what] = self.counts[what]
-        return {**values, **self.extra}
 
 
 @dataclass(frozen=True)
@@ -104,50 +65,12 @@ def compare(config: CompareStep, evaluations: Evaluations, context: Context) -> 
     scores: dict[str, dict[str, Scores]] = {}
     with context.progress(len(evaluations.candidates), "candidates") as progress:
         for one in evaluations.candidates:
-            scores[one.id] = {split: _scores(one, evaluations, split, draw) for split in SPLITS}
+            scores[one.id] = {split: score_candidate(one, evaluations, split, draw) for split in SPLITS}
             progress.advance()
     dev = [_measured(one, scores[one.id]["dev"]) for one in evaluations.candidates]
-    decision = decide(dev, gate, words(evaluations.task.metric))
+    decision = decide(dev, gate, metric_name(evaluations.task.metric))
     report = _report(config, evaluations, scores, decision, pareto(dev), draw)
     return Comparison(evaluations, scores, decision, report)
-
-
-def words(metric: str) -> str:
-    """A metric's name in plain words."""
-    return {
-        "macro_f1": "macro-F1",
-        "micro_f1": "micro-F1",
-        "token_f1": "token F1",
-        "exact_match": "exact match",
-        "rouge_l": "ROUGE-L",
-        "bleu": "BLEU",
-        "chrf": "chrF",
-        "pearson": "Pearson correlation",
-        "spearman": "Spearman correlation",
-        "mae": "mean absolute error",
-        "rmse": "root mean squared error",
-        "rouge_1": "ROUGE-1",
-        "rouge_2": "ROUGE-2",
-        "calibration_error": "calibration error",
-        "nats_per_token": "nats per token",
-        "completion_nats_per_token": "nats per token of the references",
-    }.get(metric, metric)
-
-
-def name_of(entry: Entry) -> str:
-    """A candidate in plain words, such as `mixed, λ = 0.3`."""
-    if entry.name:
-        return entry.name
-    if entry.kind == "mixed" and entry.mix_weight is not None:
-        return f"mixed, λ = {entry.mix_weight:g}"
-    if entry.kind == "interpolated":
-        return f"interpolated, α = {entry.alpha:g}"
-    names = {
-        "finetuned": "fine-tuning alone",
-        "base": "base model",
-        "champion": "champion, the registered model in use",
-    }
-    return names.get(entry.kind, entry.id)
 
 
 def _measured(one: Candidate, scores: Scores) -> Measured:
@@ -159,80 +82,6 @@ def _varying(scores: Scores) -> dict[str, Value | None]:
     """What chance in training moves."""
     names = ("task_score", "task_score_vs_finetuned", "delta_bpb")
     return {name: getattr(scores, name) for name in names}
-
-
-def _scores(one: Candidate, evaluations: Evaluations, split: str, draw: Bootstrap) -> Scores:
-    ours = one.splits[split]
-    before = evaluations.of_kind("pretrained").splits[split]
-    champion = evaluations.champion()
-    in_use = champion.splits[split] if champion else None
-    others = {"finetuned": evaluations.of_kind("finetuned").splits[split], "pretrained": before, "champion": in_use}
-    score = clean = None
-    differences: dict[str, Value] = {}
-    if ours.examples:
-        task = evaluations.task
-        score = _task_score(task, ours.examples, draw)
-        differences = {
-            kind: _task_difference(task, ours.examples, other.examples, draw)
-            for kind, other in others.items()
-            if other is not None and other.examples
-        }
-        uncontaminated = [row for row in ours.examples if not row.get("contaminated")]
-        if len(uncontaminated) == len(ours.examples):
-            clean = score
-        elif uncontaminated:
-            clean = _task_score(task, uncontaminated, draw)
-    summary = one.entry.splits.get(split, {})
-    return Scores(
-        bpb=draw.bits_per_byte(ours.nats, ours.num_bytes),
-        delta_bpb=draw.forgetting(ours.nats, before.nats, ours.num_bytes),
-        task_score=score,
-        task_score_vs_finetuned=differences.get("finetuned"),
-        task_score_clean=clean,
-        task_score_vs_pretrained=differences.get("pretrained"),
-        task_score_vs_champion=differences.get("champion"),
-        delta_bpb_vs_champion=draw.forgetting(ours.nats, in_use.nats, ours.num_bytes) if in_use else None,
-        counts={"documents": len(ours.documents), "examples": len(ours.examples or [])},
-        extra={name: summary[name] for name in EXTRA_METRICS if summary.get(name) is not None},
-    )
-
-
-def _task_score(task: Task, examples: Sequence[dict[str, Any]], draw: Bootstrap) -> Value:
-    metric = _of_split(task, examples)
-    return draw.mean(_per_example(examples)) if metric is None else draw.of_split(metric, len(examples))
-
-
-def _task_difference(
-    task: Task, examples: Sequence[dict[str, Any]], baseline: Sequence[dict[str, Any]], draw: Bootstrap
-) -> Value:
-    if all(mine["prediction"] == other["prediction"] for mine, other in zip(examples, baseline, strict=True)):
-        return Value(0.0, 0.0, 0.0)  # exactly, whatever the rounding
-    ours, theirs = _of_split(task, examples), _of_split(task, baseline)
-    if ours is None or theirs is None:
-        return draw.mean_difference(_per_example(examples), _per_example(baseline))
-    return draw.difference(ours, theirs, len(examples))
-
-
-def _of_split(task: Task, examples: Sequence[dict[str, Any]]) -> Statistic | None:
-    """The task's metric, where it is no mean over examples."""
-    truth, given = ([row[name] for row in examples] for name in ("reference", "prediction"))
-    if task.metric in ("pearson", "spearman"):
-        correlation = {"pearson": pearson, "spearman": spearman}[task.metric]
-        return correlation(np.array(truth, np.float64), np.array(given, np.float64))
-    if task.metric in ("bleu", "chrf"):
-        return {"bleu": bleu, "chrf": chrf}[task.metric]([row[f"{task.metric}_counts"] for row in examples])
-    if task.metric in ("micro_f1", "macro_f1"):
-        labels = task.labels or []
-        columns = truth, given
-        if task.kind == "classification":
-            columns = [[label] for label in truth], [[label] for label in given]
-        score = {"micro_f1": micro_f1, "macro_f1": macro_f1}[task.metric]
-        return score(*(indicators(column, labels) for column in columns))
-    return None
-
-
-def _per_example(examples: Sequence[dict[str, Any]]) -> np.ndarray:
-    return np.array([row["score"] for row in examples], np.float64)
 
 
 def _report(
@@ -257,7 +106,7 @@ def _report(
         "name": config.name,
         "seed": config.seed,
         "interval": config.gate.interval,
-        "headline": _headline(selected, evaluations, scores, decision, config.gate),
+        "headline": headline(selected, evaluations, scores, decision, config.gate),
         "selected": decision.selected,
         "gate": {
             "passed": decision.passed,
@@ -323,19 +172,19 @@ def _row(
     return {
         "id": one.id,
         "kind": entry.kind,
-        "name": name_of(entry),
+        "name": candidate_name(entry),
         "start": entry.start,
         "lambda": entry.mix_weight,
         "realised_lambda": entry.realised_mix_weight,
         "forgetting_budget": _budget(entry, scores["dev"].delta_bpb),
         "params": entry.params,
         **scores["test"].to_json(),
-        "forgetting_share": _share(scores["test"], finetuned["test"]),
+        "forgetting_share": forgetting_share(scores["test"], finetuned["test"]),
         "confusion_matrix": entry.splits.get("test", {}).get("confusion_matrix"),
         "pareto": one.id in front,
         "dev": {
             **scores["dev"].to_json(),
-            "forgetting_share": _share(scores["dev"], finetuned["dev"]),
+            "forgetting_share": forgetting_share(scores["dev"], finetuned["dev"]),
             "pareto": one.id in front_on_dev,
         },
         "tokens": {**tokens, "total": sum(tokens.values())},
@@ -356,13 +205,6 @@ def _row(
 
 def _stage(entry: Entry) -> str:
     return {"pretrained": "pretrain", "finetuned": "finetune"}.get(entry.kind, entry.id)
-
-
-def _share(ours: Scores, finetuned: Scores) -> float | None:
-    """Forgetting as a share of what fine-tuning alone forgets; None where that does not measurably forget."""
-    if not measurably_forgets(finetuned.delta_bpb):
-        return None
-    return ours.delta_bpb.value / finetuned.delta_bpb.value
 
 
 def _budget(entry: Entry, forgets: Value) -> dict[str, Any] | None:
@@ -428,53 +270,3 @@ def _same_text(measured: Measurements) -> str:
 def _same_examples(rows: Sequence[dict[str, Any]]) -> str:
     """Identifies held-out examples with their references."""
     return hashlib.sha256(repr(sorted((row["id"], repr(row["reference"])) for row in rows)).encode()).hexdigest()
-
-
-def _headline(
-    selected: Candidate,
-    evaluations: Evaluations,
-    scores: dict[str, dict[str, Scores]],
-    decision: Decision,
-    gate: Gate,
-) -> str:
-    """The result in one sentence, on test."""
-    ours, finetuned = scores[selected.id]["test"], scores[evaluations.of_kind("finetuned").id]["test"]
-    parts = []
-    if ours.task_score is not None:
-        value = ours.task_score
-        parts.append(f"{words(evaluations.task.metric)} {value.value:.2f} [{value.low:.2f}, {value.high:.2f}]")
-    if selected.entry.kind == "finetuned":
-        parts.append(f"forgetting {_bits(ours.delta_bpb)}")
-    else:
-        if ours.task_score_vs_finetuned is not None:
-            parts.append(_against(ours.task_score_vs_finetuned, gate.max_score_drop, "fine-tuning alone"))
-        parts.append(_with_forgetting(ours, finetuned))
-    if ours.task_score_vs_champion is not None:
-        parts.append(_against(ours.task_score_vs_champion, gate.drop_vs_champion, "the champion"))
-    sentence = f"{name_of(selected.entry)}: {', '.join(parts)}"
-    return sentence if decision.passed else f"The gate is not met; nearest comes {sentence}"
-
-
-def _against(difference: Value, max_drop: float, other: str) -> str:
-    if difference == Value(0.0, 0.0, 0.0):
-        return f"exactly as good as {other}"
-    if difference.low > 0:
-        return f"{difference.value:+.2f} on {other}"
-    if difference.high < 0:
-        return f"{difference.value:.2f} against {other}"
-    if difference.low > -max_drop:
-        return f"as good as {other} within {max_drop:g}"
-    return f"{difference.value:+.2f} [{difference.low:+.2f}, {difference.high:+.2f}] against {other}"
-
-
-def _with_forgetting(ours: Scores, finetuned: Scores) -> str:
-    share = _share(ours, finetuned)
-    if share is None:
-        return f"forgetting {_bits(ours.delta_bpb)}, where fine-tuning alone does not measurably forget"
-    if share <= 0:
-        return "with none of its forgetting"
-    return f"with {100 * share:.0f} % of its forgetting"
-
-
-def _bits(value: Value) -> str:
-    return f"{value.value:.2f} [{value.low:.2f}, {value.high:.2f}] bits per byte"

@@ -5,13 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..shared.artifacts import ArtifactLike, write_json
-from ..shared.context import Context
 from ..shared.errors import GateNotMetError
+from ..shared.running.context import Context
 from .config import CompareStep
 from .evaluations import load_evaluations
-from .harness import differences
-from .report import pictures, render_html, render_markdown
-from .results import Comparison, Scores, compare
+from .report.harness import differences
+from .report.report import pictures, render_html, render_markdown
+from .results import Comparison, compare
+from .scores import Scores
 
 TRAINED_HERE = ("pretrained", "finetuned", "mixed")
 """Kinds whose model folders this run made; an interpolated candidate has none, the others are someone else's."""

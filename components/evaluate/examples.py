@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..shared.config import Task
-from ..shared.data import Documents
+from ..shared.data.prepared import Documents
 from .answers import Window, answer
 from .scores import Label, example_score
 

@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedTokenizerBase
 
-from ..shared.context import Progress
-from ..shared.model import MixedModel, autocast
+from ..shared.model.mixed_model import MixedModel
+from ..shared.model.precision import autocast
+from ..shared.running.context import Progress
 
 
 @torch.inference_mode()

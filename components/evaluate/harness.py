@@ -17,10 +17,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from ..shared.context import Context
 from ..shared.errors import RefusedError, UnreachableError, first_line
 from ..shared.measures import Measure
-from ..shared.model import MixedModel, pick_precision
+from ..shared.model.mixed_model import MixedModel
+from ..shared.model.precision import pick_precision
+from ..shared.running.context import Context
 from .config import LmEvalStep
 from .harness_tasks import known_tasks
 

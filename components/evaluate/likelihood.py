@@ -14,10 +14,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from ..shared.context import Progress
-from ..shared.data import Documents
-from ..shared.model import MixedModel, autocast
-from ..shared.packing import Batch, Segment, collate, pack
+from ..shared.data.prepared import Documents
+from ..shared.model.mixed_model import MixedModel
+from ..shared.model.packing import Batch, Segment, collate, pack
+from ..shared.model.precision import autocast
+from ..shared.running.context import Progress
 from .windows import masks, windows
 
 LOGITS_AT_ONCE = 1 << 26  # values of N·V logits held in memory at a time

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ..shared.artifacts import ArtifactLike, ModelCard
-from ..shared.context import Context
 from ..shared.errors import RefusedError
-from ..shared.model import load_tokenizer
+from ..shared.model.tokenizer import load_tokenizer
+from ..shared.running.context import Context
 from .config import References
 from .subject import Subject
 
@@ -46,7 +46,7 @@ def _brought_here(champion: str, folder: Path, context: Context) -> Path:
         raise RefusedError(
             f"evaluate.champion: is {champion}, but MLFLOW_TRACKING_URI is not set; set it or name a folder"
         )
-    from ..shared.registry import fetch
+    from ..shared.tracking.registry import fetch
 
     context.say(f"champion: fetching {champion}")
     return fetch(client, champion, folder)

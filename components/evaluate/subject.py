@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from ..shared.artifacts import ModelCard
-from ..shared.device import pick_device
-from ..shared.model import MixedModel, interpolate, load_model, load_tokenizer
+from ..shared.model.device import pick_device
+from ..shared.model.loading import interpolate, load_model
+from ..shared.model.mixed_model import MixedModel
+from ..shared.model.tokenizer import load_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

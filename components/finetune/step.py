@@ -5,15 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..shared.artifacts import ArtifactLike, ModelCard
-from ..shared.context import Context
-from ..shared.data import DataManifest, Documents
-from ..shared.finish_training import save_trained
-from ..shared.mix_weight import Constant
-from ..shared.model import load_model, load_tokenizer
-from ..shared.resume import Work
-from ..shared.streams import FinetuneStream, mix
-from ..shared.tokens import append_eos
-from ..shared.training import train
+from ..shared.checkpoints.resume import Work
+from ..shared.data.prepared import DataManifest, Documents
+from ..shared.model.loading import add_task_head, load_model
+from ..shared.model.tokenizer import append_eos, load_tokenizer
+from ..shared.running.context import Context
+from ..shared.training.loop import train
+from ..shared.training.mix_weight import Constant
+from ..shared.training.saving import save_trained
+from ..shared.training.streams import FinetuneStream, mix
 from .config import FinetuneStep
 
 
@@ -41,7 +41,7 @@ def run(
         append_eos(words)
     assert manifest.task is not None
     network = load_model(start.path, attention=config.finetune.attention)
-    network.add_head(manifest.task, manifest.labels, config.seed)
+    add_task_head(network, manifest.task, manifest.labels, config.seed)
     stream = FinetuneStream(Documents(data.path, "train"), config.seed, manifest.task)
     what_to_read = mix(None, stream, config.finetune.batch_size, config.max_length)
     identity = {"config": config.model_dump(mode="json"), "data": manifest.digest}

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 
-from ..shared.checkpoints import PLACE, clear_finished
-from ..shared.context import Context
+from ..shared.checkpoints.clearing import clear_finished
+from ..shared.checkpoints.store import PLACE
 from ..shared.outcome import load_outcomes
-from ..shared.verdict import StepRun, judge
+from ..shared.running.context import Context
+from ..shared.tracking.verdict import StepRun, judge
 from .config import FinishStep
 
 

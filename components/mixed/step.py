@@ -5,20 +5,21 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
-from ..shared.anchors import Anchor
 from ..shared.artifacts import ArtifactLike, ModelCard
+from ..shared.checkpoints.resume import Work
 from ..shared.config import Budget
-from ..shared.context import Context
-from ..shared.data import DataManifest, Documents
+from ..shared.data.prepared import DataManifest, Documents
 from ..shared.errors import RefusedError
-from ..shared.finish_training import save_trained
-from ..shared.masking import Masking
-from ..shared.mix_weight import BudgetController, Constant, MixWeight, Pooled, Scheduled
-from ..shared.model import MixedModel, load_model, load_tokenizer
-from ..shared.resume import Work
-from ..shared.streams import FinetuneStream, PretrainStream, Unread, mix
-from ..shared.tokens import append_eos
-from ..shared.training import Extras, train
+from ..shared.model.loading import add_task_head, load_model
+from ..shared.model.masking import Masking
+from ..shared.model.mixed_model import MixedModel
+from ..shared.model.tokenizer import append_eos, load_tokenizer
+from ..shared.running.context import Context
+from ..shared.training.loop import Extras, train
+from ..shared.training.mix_weight import BudgetController, Constant, MixWeight, Pooled, Scheduled
+from ..shared.training.reference_models import Anchor
+from ..shared.training.saving import save_trained
+from ..shared.training.streams import FinetuneStream, PretrainStream, Unread, mix
 from .config import Candidate, MixedStep
 
 
@@ -64,7 +65,7 @@ def run(
         training = training.model_copy(update={"learning_rate": chosen.learning_rate, "head_learning_rate": head})
     assert labelled.task is not None
     network = load_model(start.path, attention=training.attention)
-    network.add_head(labelled.task, labelled.labels, seed)
+    add_task_head(network, labelled.task, labelled.labels, seed)
 
     pretrain = finetune = None
     if chosen.mix_weight != 0:

@@ -10,8 +10,8 @@ from typing import Any
 
 from ..checks import find_problems, fingerprints
 from ..config import Config, Parts, assemble, load, parts
-from ..shared.context import COMPILED, Context
 from ..shared.errors import RefusedError
+from ..shared.running.context import COMPILED, Context
 from ..shared.runtime import launch
 from .config import PlanStep
 
@@ -78,7 +78,7 @@ def _champion(given: str | None, context: Context) -> str | None:
         raise RefusedError(
             f"evaluate.champion: is {given}, but MLFLOW_TRACKING_URI is not set; set it or name a folder"
         )
-    from ..shared.registry import version_behind
+    from ..shared.tracking.registry import version_behind
 
     found = version_behind(client, given)
     if found is None:

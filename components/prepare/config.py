@@ -8,7 +8,7 @@ from pydantic import Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from ..shared.config import Objective, Section, Task
-from ..shared.sources import PASSWORD_REFUSED, has_password
+from ..shared.data.sources import PASSWORD_REFUSED, has_password
 
 
 class Stream(Section):

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from ..shared.config import Task
-from ..shared.data import Document, Split
+from ..shared.data.prepared import Document, Split
 from .gathering import Gathered, Item
 from .spans import Question, windows
 from .tokenization import Encoder

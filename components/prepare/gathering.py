@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from ..shared.data import Split
-from ..shared.readers import Problems, Row
-from ..shared.sources import named_sources, read
+from ..shared.data.prepared import Split
+from ..shared.data.problems import Problems
+from ..shared.data.records import Row
+from ..shared.data.sources import named_sources, read
 from .config import FinetuneData, PretrainData
 from .splitting import HeldOut, cut, draw, fold, shuffled
 

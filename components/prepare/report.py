@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from ..shared.data import DataManifest, Document, Split
+from ..shared.data.prepared import DataManifest, Document, Split
 
 SAMPLES = 5
 SAMPLE_CHARACTERS = 600

@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Literal, TypeVar
 
-from ..shared.data import Split
+from ..shared.data.prepared import Split
 
 HeldOut = Literal["dev", "test"]
 T = TypeVar("T")

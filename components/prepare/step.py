@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..shared.artifacts import ArtifactLike, read_jsonl
-from ..shared.context import Context
-from ..shared.data import DataManifest, Split, SplitInfo, write_split
+from ..shared.data.prepared import DataManifest, Split, SplitInfo, write_split
+from ..shared.data.problems import Problems
 from ..shared.errors import RefusedError
-from ..shared.readers import Problems
-from ..shared.tokens import append_eos
+from ..shared.model.tokenizer import append_eos
+from ..shared.running.context import Context
 from .config import FinetuneData, PrepareStep, PretrainData
 from .contamination import contaminated
 from .documents import ROOM, split_documents

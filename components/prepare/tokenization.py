@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..shared.config import Objective
-from ..shared.context import Context
 from ..shared.errors import RefusedError, first_line
+from ..shared.running.context import Context
 from .config import Tokenizer
 
 if TYPE_CHECKING:

@@ -5,17 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..shared.artifacts import ArtifactLike, ModelCard
+from ..shared.checkpoints.resume import Work
 from ..shared.config import SCRATCH
-from ..shared.context import Context
-from ..shared.data import DataManifest, Documents
+from ..shared.data.prepared import DataManifest, Documents
 from ..shared.errors import RefusedError
-from ..shared.finish_training import save_card, save_trained
-from ..shared.masking import Masking
-from ..shared.mix_weight import Constant
-from ..shared.model import MixedModel, from_scratch, load_model, load_tokenizer
-from ..shared.resume import Work
-from ..shared.streams import PretrainStream, mix
-from ..shared.training import Result, train
+from ..shared.model.loading import from_scratch, load_model
+from ..shared.model.masking import Masking
+from ..shared.model.mixed_model import MixedModel
+from ..shared.model.tokenizer import load_tokenizer
+from ..shared.running.context import Context
+from ..shared.training.loop import Result, train
+from ..shared.training.mix_weight import Constant
+from ..shared.training.saving import save_card, save_trained
+from ..shared.training.streams import PretrainStream, mix
 from .config import PretrainStep
 
 
@@ -69,8 +71,7 @@ def _base_model(config: PretrainStep, tokenizer: str) -> MixedModel:
     base, asked, attention = config.model.base, config.model.objective, config.pretrain.attention
     if base == SCRATCH:
         length, words = config.model.max_length, load_tokenizer(tokenizer)
-        network = from_scratch(config.model.scratch, words, length, config.seed, asked or "causal_lm")
-        network.set_attention(attention)
+        network = from_scratch(config.model.scratch, words, length, config.seed, asked or "causal_lm", attention)
         return network
     network = load_model(base, revision=config.model.revision, attention=attention)
     if asked is not None and asked != network.objective:

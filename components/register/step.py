@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from ..shared.artifacts import ArtifactLike, ModelCard, read_json
-from ..shared.context import Context
 from ..shared.errors import UnreachableError
-from ..shared.tracking import offline_allowed
+from ..shared.running.context import Context
+from ..shared.tracking.connection import offline_allowed
 from .config import RegisterStep
 from .model_card import model_card
 
@@ -69,7 +69,8 @@ def run(
 
 
 def _write_interpolated(alpha: float, candidate_id: str, pretrained: str, finetuned: str, target: str) -> None:
-    from ..shared.model import interpolate, load_tokenizer
+    from ..shared.model.loading import interpolate
+    from ..shared.model.tokenizer import load_tokenizer
 
     network = interpolate(pretrained, finetuned, alpha)
     folder = Path(target)

@@ -19,14 +19,14 @@ from typing import Any
 
 from .artifacts import Artifact, ArtifactLike, ModelCard, write_json
 from .config import Section
-from .context import ALONE, Context, note_progress, take_tracking_secret
-from .device import pick_device, requested_gpus
-from .distributed import is_main, num_processes, run_in_processes
 from .errors import GateNotMetError, MixtuneError, RefusedError, cannot_be_written
-from .imports import quick_imports
+from .model.device import pick_device, requested_gpus
 from .outcome import EXIT_STATUS, Outcome, load_outcome
-from .tracking import Tracker
-from .verdict import status_of
+from .running.context import ALONE, Context, note_progress, take_tracking_secret
+from .running.processes import is_main, num_processes, run_in_processes
+from .startup import quick_imports
+from .tracking.tracker import Tracker
+from .tracking.verdict import status_of
 
 OUTPUTS: Mapping[str, tuple[str, ...]] = {
     "prepare": ("train", "heldout", "tokenizer", "report"),

@@ -23,12 +23,12 @@ from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from mixtune.components.shared.config import Training
-from mixtune.components.shared.context import Context, Progress
-from mixtune.components.shared.data import Documents
-from mixtune.components.shared.mix_weight import Constant, MixWeight, Pooled
-from mixtune.components.shared.model import MixedModel
-from mixtune.components.shared.streams import FinetuneStream, PretrainStream, mix
-from mixtune.components.shared.training import train
+from mixtune.components.shared.data.prepared import Documents
+from mixtune.components.shared.model.mixed_model import MixedModel
+from mixtune.components.shared.running.context import Context, Progress
+from mixtune.components.shared.training.loop import train
+from mixtune.components.shared.training.mix_weight import Constant, MixWeight, Pooled
+from mixtune.components.shared.training.streams import FinetuneStream, PretrainStream, mix
 
 from .workload import (
     LEARNING_RATE,
@@ -170,7 +170,7 @@ class _GatedProgress(Progress):
 
 class _GatedContext(Context):
     def __init__(self, gate: Gate) -> None:
-        from mixtune.components.shared.tracking import Tracker
+        from mixtune.components.shared.tracking.tracker import Tracker
 
         super().__init__(title="benchmark", tracker=Tracker.off(), quiet=True)
         self._gate = gate

@@ -31,7 +31,7 @@ import numpy as np
 import torch
 from scipy.stats import bootstrap
 
-from mixtune.components.shared.memory import MALLOC_TUNABLES
+from mixtune.components.shared.startup import MALLOC_TUNABLES
 from tests.benchmarks.contenders import Contender, MatrixProduct, Mixtune, Running, Trl, TwoPass, trl_variants
 from tests.benchmarks.workload import SIZES, Precision, Size, flops_of_step, pooled_share
 

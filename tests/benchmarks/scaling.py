@@ -19,7 +19,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import numpy as np
 
-from mixtune.components.shared.data import DataManifest, Document, write_split
+from mixtune.components.shared.data.prepared import DataManifest, Document, write_split
 from tests.benchmarks.contenders import Mixtune, Running
 from tests.benchmarks.workload import DEFAULT
 

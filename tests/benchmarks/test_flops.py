@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from mixtune.components.shared.model import MixedModel
-from mixtune.components.shared.packing import collate
+from mixtune.components.shared.model.mixed_model import MixedModel
+from mixtune.components.shared.model.packing import collate
 from tests.components.shared.compared import assert_close
 
 from .contenders import padded, supervised

@@ -13,8 +13,8 @@ from typing import Literal
 import numpy as np
 from transformers import LlamaConfig, LlamaForCausalLM, set_seed
 
-from mixtune.components.shared.packing import Segment
-from mixtune.components.shared.streams import StepData
+from mixtune.components.shared.model.packing import Segment
+from mixtune.components.shared.training.streams import StepData
 
 Precision = Literal["float32", "bfloat16"]
 LEARNING_RATE, WEIGHT_DECAY, MAX_GRAD_NORM = 1e-4, 0.01, 1.0

@@ -12,7 +12,7 @@ from mixtune.components.pretrain.config import Pretrain, PretrainStep
 from mixtune.components.pretrain.step import run as run_pretrain
 from mixtune.components.shared.artifacts import Artifact
 from mixtune.components.shared.config import Model, Objective, Scratch, Task
-from mixtune.components.shared.context import Context
+from mixtune.components.shared.running.context import Context
 from tests.components.shared.tiny import tiny_tokenizer, write_data
 
 OPTIONS = {"steps": 4, "batch_size": 4, "learning_rate": 1e-2, "precision": "float32", "log_every_steps": 2}

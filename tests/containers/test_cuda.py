@@ -85,7 +85,7 @@ def test_what_a_training_compiles_is_compiled(cuda: Built, tmp_path: Path) -> No
 
 
 def test_without_a_gpu_it_says_that_the_node_lacks_one(cuda: Built, tmp_path: Path) -> None:
-    code = "from mixtune.components.shared.device import pick_device\npick_device()"
+    code = "from mixtune.components.shared.model.device import pick_device\npick_device()"
     done = python(cuda, code, tmp_path, "--env=MIXTUNE_GPUS=1")
     assert "the task asked for 1 GPU, but torch finds none" in done.stderr
     assert "is built for CUDA 13." in done.stderr

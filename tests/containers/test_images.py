@@ -88,7 +88,7 @@ def test_an_image_without_cuda_or_compiler_says_so_before_training(built: Built)
     assert done.returncode == 1, done.stderr
     assert "the task asked for 1 GPU, but torch finds none" in done.stderr
     assert "+cpu here is built without CUDA" in done.stderr
-    code = "from mixtune.components.shared.device import require_compiler; require_compiler('compile')"
+    code = "from mixtune.components.shared.model.device import require_compiler; require_compiler('compile')"
     done = built.docker("run", "--rm", "--entrypoint=python3", name, "-c", code, check=False)
     assert "RefusedError: compile: needs a C++ compiler" in done.stderr
 

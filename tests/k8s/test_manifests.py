@@ -18,7 +18,7 @@ import yaml
 from kubernetes_validate.utils import all_versions
 
 from mixtune.components.config import load
-from mixtune.components.shared.context import TRACKING_KEYS
+from mixtune.components.shared.running.context import TRACKING_KEYS
 from mixtune.pipelines import placement
 
 from .manifests import K8S, ROOT, Manifest, build, buildable, containers, environment, find, generated, pod_specs

@@ -17,7 +17,7 @@ import psutil
 import pytest
 import requests
 
-from mixtune.components.shared.context import TRACKING_KEYS
+from mixtune.components.shared.running.context import TRACKING_KEYS
 from tests.pipelines.project import Project
 
 from .deployed import STEPS_USER, Deployed, made_up, secrets_in
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.slow
 # A step that logs, as any step does: by the environment, through Tracker.
 STEP = """
 import json, sys, time
-from mixtune.components.shared.tracking import Tracker
+from mixtune.components.shared.tracking.tracker import Tracker
 tracker = Tracker.open("mixed", sys.argv[1], sys.argv[2])
 print("open", flush=True)
 for line in sys.stdin:

@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from mixtune.components.shared.outcome import load_outcomes
-from mixtune.components.shared.tracking import connect
+from mixtune.components.shared.tracking.connection import connect
 from tests.conftest import sentences
 
 ALWAYS = {"plan", "compare", "finish"}

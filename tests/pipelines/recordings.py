@@ -12,7 +12,7 @@ from typing import Any
 
 import kfp_server_api as kfp_api
 
-from mixtune.pipelines.tasks import node_id
+from mixtune.pipelines.cluster.tasks import node_id
 
 _client: Any = kfp_api.ApiClient(kfp_api.Configuration(host="http://nowhere"))
 RECORDINGS = Path(__file__).parent.parent / "recordings"

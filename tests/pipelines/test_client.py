@@ -16,12 +16,13 @@ from typer.testing import CliRunner, Result
 
 from mixtune.components.config import assemble, load
 from mixtune.components.shared.errors import RefusedError, TurnedAwayError, UnreachableError
-from mixtune.pipelines import client, kfp_api
 from mixtune.pipelines.cli import app
+from mixtune.pipelines.cluster import api as kfp_api
+from mixtune.pipelines.cluster import runs as client
+from mixtune.pipelines.cluster.api import Api, Connection, Patience
+from mixtune.pipelines.cluster.rerun import images_in
 from mixtune.pipelines.configuration import read_config
 from mixtune.pipelines.images import Images
-from mixtune.pipelines.kfp_api import Api, Connection, Patience
-from mixtune.pipelines.rerun import images_in
 
 from .kfp_server import Fault, KfpServer
 

@@ -9,10 +9,10 @@ import pytest
 from kubernetes import client
 from typer.testing import CliRunner, Result
 
-from mixtune.components.shared.tracking import connect
+from mixtune.components.shared.tracking.connection import connect
 from mixtune.pipelines.cli import app
+from mixtune.pipelines.cluster.estimate import estimate
 from mixtune.pipelines.configuration import read_config
-from mixtune.pipelines.estimate import estimate
 from tests.components.shared.tiny import tiny_model, tiny_tokenizer
 
 from .kfp_server import KfpServer

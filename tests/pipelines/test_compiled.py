@@ -16,14 +16,14 @@ from kubernetes import client
 from mixtune.components.config import HEADLINE, SECTIONS
 from mixtune.components.shared.errors import RefusedError
 from mixtune.components.shared.runtime import STEPS as ALL_STEPS
-from mixtune.pipelines.commands import compile_pipeline
+from mixtune.pipelines.cli.commands import compile_pipeline
+from mixtune.pipelines.cluster.rerun import compiled_in
 from mixtune.pipelines.configuration import read_config
 from mixtune.pipelines.generate import command_page, compile_all, configuration_page, generate
 from mixtune.pipelines.images import images
 from mixtune.pipelines.pipeline import make_pipeline
 from mixtune.pipelines.placement import GPU_STEPS, Placer, profiles
-from mixtune.pipelines.rerun import compiled_in
-from mixtune.pipelines.steps import STEPS
+from mixtune.pipelines.step_pipelines import STEPS
 
 ROOT = Path(__file__).parents[2]
 COMPILED = ROOT / "pipelines" / "compiled"

@@ -16,9 +16,9 @@ import yaml
 from mixtune.components.config import load
 from mixtune.components.shared.errors import RefusedError
 from mixtune.components.shared.runtime import STEPS
-from mixtune.pipelines.commands import compile_pipeline
-from mixtune.pipelines.containers import Containers, _environment, _read
+from mixtune.pipelines.cli.commands import compile_pipeline
 from mixtune.pipelines.images import Images, images
+from mixtune.pipelines.local.containers import Containers, _environment, _read
 
 ROOT = Path(__file__).parents[2]
 DIGEST = "sha256:" + "0" * 64

@@ -20,7 +20,7 @@ import yaml
 from mixtune.components.checks import fingerprints
 from mixtune.components.config import load, parts
 from mixtune.components.shared.outcome import Outcome, load_outcomes
-from mixtune.components.shared.tracking import connect
+from mixtune.components.shared.tracking.connection import connect
 
 from .project import Project
 

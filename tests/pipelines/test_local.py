@@ -13,15 +13,15 @@ from rich.console import Console
 
 from mixtune.components.config import Config, load
 from mixtune.components.shared.artifacts import ModelCard, write_json
-from mixtune.components.shared.context import note_progress
 from mixtune.components.shared.errors import RefusedError, cannot_be_written
 from mixtune.components.shared.outcome import Outcome
-from mixtune.pipelines.commands import _print_verdict
+from mixtune.components.shared.running.context import note_progress
+from mixtune.pipelines.cli.commands import _print_verdict
 from mixtune.pipelines.configuration import ready_made
 from mixtune.pipelines.display import Display, candidates_table
-from mixtune.pipelines.local import Ended, _conclude, _notes
-from mixtune.pipelines.publishing import keep_history, publish
-from mixtune.pipelines.run_folder import Run, claim
+from mixtune.pipelines.local.folder import Run, claim
+from mixtune.pipelines.local.publishing import keep_history, publish
+from mixtune.pipelines.local.run import Ended, _conclude, _notes
 from tests.conftest import small_disk
 
 

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from mixtune.components.config import load
-from mixtune.components.shared.memory import MALLOC_TUNABLES
+from mixtune.components.shared.startup import MALLOC_TUNABLES
 from mixtune.pipelines.configuration import ready_made
-from mixtune.pipelines.local import environment_of_steps
-from mixtune.pipelines.run_folder import Run
+from mixtune.pipelines.local.folder import Run
+from mixtune.pipelines.local.run import environment_of_steps
 
 ROOT = Path(__file__).parents[2]
 

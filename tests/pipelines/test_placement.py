@@ -14,7 +14,7 @@ from mixtune.components.shared.errors import RefusedError
 from mixtune.pipelines.configuration import read_config
 from mixtune.pipelines.pipeline import make_pipeline
 from mixtune.pipelines.placement import GPU_STEPS, POD_LABELS, Placer, profiles
-from mixtune.pipelines.steps import STEPS, make_step_pipeline
+from mixtune.pipelines.step_pipelines import STEPS, make_step_pipeline
 
 from .test_compiled import COMPILED, step_of, tasks
 

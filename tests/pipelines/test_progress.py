@@ -10,13 +10,14 @@ import pytest
 import yaml
 
 from mixtune.components.config import parameters
-from mixtune.components.shared.tracking import Tracker, connect
-from mixtune.pipelines import slow, tracked, waiting
+from mixtune.components.shared.tracking.connection import connect
+from mixtune.components.shared.tracking.tracker import Tracker
+from mixtune.pipelines.cluster import slow, tracked, waiting
+from mixtune.pipelines.cluster.api import Api, Connection, Patience
+from mixtune.pipelines.cluster.records import Ended
+from mixtune.pipelines.cluster.waiting import wait_for
 from mixtune.pipelines.configuration import read_config
-from mixtune.pipelines.kfp_api import Api, Connection, Patience
-from mixtune.pipelines.records import Ended
 from mixtune.pipelines.titles import step_of_task, title_of
-from mixtune.pipelines.waiting import wait_for
 
 from .kfp_server import Fault, KfpServer
 

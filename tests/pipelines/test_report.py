@@ -15,8 +15,8 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from mixtune.components.shared.artifacts import read_json, write_json
-from mixtune.components.shared.context import Context
-from mixtune.components.shared.tracking import Tracker
+from mixtune.components.shared.running.context import Context
+from mixtune.components.shared.tracking.tracker import Tracker
 from mixtune.pipelines.cli import app
 from tests.components.compare.made import INTERPOLATED, MIXED, Made, compare, write_all
 

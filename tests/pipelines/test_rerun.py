@@ -15,12 +15,13 @@ from mixtune.components.config import Fingerprints, assemble, load, parts
 from mixtune.components.shared.artifacts import write_json
 from mixtune.components.shared.errors import RefusedError
 from mixtune.components.shared.outcome import Outcome
-from mixtune.components.shared.tracking import Tracker
-from mixtune.pipelines import client, rerun
+from mixtune.components.shared.tracking.tracker import Tracker
+from mixtune.pipelines.cluster import rerun
+from mixtune.pipelines.cluster import runs as client
+from mixtune.pipelines.cluster.api import Api, Connection, Patience
 from mixtune.pipelines.configuration import read_config
-from mixtune.pipelines.kfp_api import Api, Connection, Patience
-from mixtune.pipelines.rerun_local import forget, rerun_local
-from mixtune.pipelines.run_folder import Run
+from mixtune.pipelines.local.folder import Run
+from mixtune.pipelines.local.rerun import forget, forget_from, run_only
 
 from .kfp_server import KfpServer
 from .project import Project
@@ -307,14 +308,14 @@ def test_forgetting_leaves_what_comes_before(tmp_path: Path) -> None:
 
 def test_a_folder_without_a_run(tmp_path: Path) -> None:
     with pytest.raises(RefusedError, match="holds no run"):
-        rerun_local(tmp_path, "mixed", None, [])
+        forget_from(tmp_path, "mixed", [])
     (tmp_path / ".mixtune" / "outcomes" / "one").mkdir(parents=True)
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(read_config(None).model_dump(mode="json")))
     with pytest.raises(RefusedError, match="has no mixed on record"):
-        rerun_local(tmp_path, None, "mixed", [])
+        run_only(tmp_path, "mixed", [])
     Outcome(title="mixed-0.3", kind="done").save(tmp_path / ".mixtune" / "outcomes" / "one")
     with pytest.raises(RefusedError, match="run it by --from"):
-        rerun_local(tmp_path, None, "mixed", [])
+        run_only(tmp_path, "mixed", [])
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ import psutil
 import pytest
 import yaml
 
-from mixtune.pipelines.run_folder import claim
+from mixtune.pipelines.local.folder import claim
 from tests.conftest import sentences, small_disk
 from tests.pipelines.project import Project
 

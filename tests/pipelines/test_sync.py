@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
-from mixtune.components.shared.tracking import connect
+from mixtune.components.shared.tracking.connection import connect
 from tests.mlflow_server import MlflowServer
 
 from .project import Project

@@ -18,14 +18,14 @@ from typer.testing import CliRunner, Result
 from mixtune.components.finish.config import FinishStep
 from mixtune.components.finish.step import run as finish
 from mixtune.components.shared.artifacts import write_json
-from mixtune.components.shared.context import Context
 from mixtune.components.shared.errors import RefusedError, UnreachableError
-from mixtune.components.shared.tracking import Tracker
-from mixtune.pipelines import waiting
+from mixtune.components.shared.running.context import Context
+from mixtune.components.shared.tracking.tracker import Tracker
 from mixtune.pipelines.cli import app
-from mixtune.pipelines.kfp_api import Api, Connection, Patience
-from mixtune.pipelines.records import read_record
-from mixtune.pipelines.waiting import TimedOutError, seconds_of, wait_for
+from mixtune.pipelines.cluster import waiting
+from mixtune.pipelines.cluster.api import Api, Connection, Patience
+from mixtune.pipelines.cluster.records import read_record
+from mixtune.pipelines.cluster.waiting import TimedOutError, seconds_of, wait_for
 
 from .kfp_server import Fault, KfpServer, settle
 
@@ -243,7 +243,17 @@ def test_kfp_that_does_not_answer_is_unreachable(server: KfpServer) -> None:
 
 def test_ctrl_c_leaves_the_run_going_and_says_how_to_go_on(server: KfpServer, tmp_path: Path) -> None:
     run = running(server, "RUNNING")
-    command = [sys.executable, "-m", "mixtune.pipelines.cli", "wait", run, "--host", server.url, "--namespace", "team"]
+    command = [
+        sys.executable,
+        "-m",
+        "mixtune.pipelines.cli",
+        "wait",
+        run,
+        "--host",
+        server.url,
+        "--namespace",
+        "team",
+    ]
     waiter = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ},
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),

@@ -13,10 +13,10 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from mixtune.components.config import parameters
-from mixtune.pipelines import progress, waiting
 from mixtune.pipelines.cli import app
+from mixtune.pipelines.cluster import progress, waiting
+from mixtune.pipelines.cluster.failures import from_argo, last_words
 from mixtune.pipelines.configuration import read_config
-from mixtune.pipelines.failures import from_argo, last_words
 
 from .kfp_server import KfpServer
 from .kubernetes_server import KubernetesServer

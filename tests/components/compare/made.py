@@ -13,7 +13,7 @@ import numpy as np
 from mixtune.components.compare.config import CompareStep, Gate
 from mixtune.components.compare.step import run
 from mixtune.components.shared.artifacts import Artifact, write_json, write_jsonl
-from mixtune.components.shared.context import Context
+from mixtune.components.shared.running.context import Context
 
 LABELS = ["kfp", "mlflow", "pandas", "rich"]
 

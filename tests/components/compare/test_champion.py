@@ -13,11 +13,11 @@ from mixtune.components.compare.config import Gate
 from mixtune.components.compare.selection import Measured, decide, hypervolume
 from mixtune.components.compare.statistics import Value
 from mixtune.components.shared.artifacts import Artifact
-from mixtune.components.shared.context import Context
 from mixtune.components.shared.errors import GateNotMetError
 from mixtune.components.shared.outcome import load_outcome
+from mixtune.components.shared.running.context import Context
 from mixtune.components.shared.runtime import launch
-from mixtune.components.shared.tracking import connect
+from mixtune.components.shared.tracking.connection import connect
 
 from .made import BASE, CHAMPION, FINETUNED, INTERPOLATED, MIXED, PRETRAINED, Made, Outcome, compare, write_all
 from .made import write_evaluation as write

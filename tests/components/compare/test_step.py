@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 
 from mixtune.components.shared.artifacts import Artifact, read_json, write_json
-from mixtune.components.shared.context import Context
 from mixtune.components.shared.errors import MixtuneError, RefusedError
-from mixtune.components.shared.tracking import Tracker, connect
+from mixtune.components.shared.running.context import Context
+from mixtune.components.shared.tracking.connection import connect
+from mixtune.components.shared.tracking.tracker import Tracker
 
 from .made import INTERPOLATED, LABELS, MIXED, PRETRAINED, STRONGER, Made, compare, write_all, write_evaluation
 

@@ -11,8 +11,8 @@ import pytest
 from mixtune.components.evaluate.config import LmEvalStep
 from mixtune.components.shared.artifacts import Artifact, read_jsonl, write_jsonl
 from mixtune.components.shared.config import Task
-from mixtune.components.shared.context import Context
 from mixtune.components.shared.errors import RefusedError
+from mixtune.components.shared.running.context import Context
 
 from ..evaluate import made as measured
 from ..evaluate.harness_made import TASKS, write_tasks

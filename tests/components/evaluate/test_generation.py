@@ -13,9 +13,11 @@ from transformers import AutoModelForCausalLM, GenerationConfig
 
 from mixtune.components.evaluate.generation import generate
 from mixtune.components.shared.artifacts import Artifact, ModelCard, read_jsonl
-from mixtune.components.shared.context import Context
 from mixtune.components.shared.errors import MixtuneError
-from mixtune.components.shared.model import MixedModel, load_model, load_tokenizer
+from mixtune.components.shared.model.loading import load_model
+from mixtune.components.shared.model.mixed_model import MixedModel
+from mixtune.components.shared.model.tokenizer import load_tokenizer
+from mixtune.components.shared.running.context import Context
 
 from ..shared.tiny import tiny_model, tiny_tokenizer
 from .made import evaluate, write_labelled, write_model, write_text
@@ -27,7 +29,7 @@ PROMPTS = [np.arange(length) % 50 for length in (4, 9, 6, 3)]
 
 @pytest.fixture(autouse=True)
 def _float32(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mixtune.components.shared.model.pick_precision", lambda precision: "float32")
+    monkeypatch.setattr("mixtune.components.shared.model.precision.pick_precision", lambda precision: "float32")
 
 
 def answers(model: MixedModel, batch_size: int = 4) -> list[str | None]:

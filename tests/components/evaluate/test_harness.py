@@ -15,10 +15,11 @@ from transformers import AutoModelForCausalLM
 from mixtune.components.evaluate.config import LmEvalStep
 from mixtune.components.evaluate.harness import Harness
 from mixtune.components.shared.artifacts import read_jsonl, write_jsonl
-from mixtune.components.shared.context import Context
 from mixtune.components.shared.errors import RefusedError, UnreachableError
 from mixtune.components.shared.measures import Measure
-from mixtune.components.shared.model import load_model, load_tokenizer
+from mixtune.components.shared.model.loading import load_model
+from mixtune.components.shared.model.tokenizer import load_tokenizer
+from mixtune.components.shared.running.context import Context
 
 from ..shared.tiny import tiny_model, tiny_tokenizer
 from .harness_made import TASKS, write_tasks

@@ -17,7 +17,7 @@ from transformers import AutoModelForMaskedLM
 from mixtune.components.evaluate.likelihood import masked_segments
 from mixtune.components.evaluate.windows import mask_passes, masks, windows
 from mixtune.components.shared.artifacts import read_jsonl
-from mixtune.components.shared.data import Documents
+from mixtune.components.shared.data.prepared import Documents
 from mixtune.components.shared.errors import RefusedError
 
 from ..shared.tiny import SPECIAL, tiny_tokenizer
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.numeric
 
 @pytest.fixture(autouse=True)
 def _float32(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mixtune.components.shared.model.pick_precision", lambda precision: "float32")
+    monkeypatch.setattr("mixtune.components.shared.model.precision.pick_precision", lambda precision: "float32")
 
 
 class Given:

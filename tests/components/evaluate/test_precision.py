@@ -9,8 +9,8 @@ from unittest.mock import Mock
 
 import pytest
 
-from mixtune.components.shared import bf16_on_cpu
 from mixtune.components.shared.config import Task
+from mixtune.components.shared.model import bf16_on_cpu
 
 from .made import LABELS, evaluate, write_labelled, write_model
 

@@ -10,10 +10,12 @@ import pytest
 from mixtune.components.evaluate.config import EvaluateStep, References
 from mixtune.components.evaluate.step import run
 from mixtune.components.shared.artifacts import ModelCard, read_json
-from mixtune.components.shared.context import Context
 from mixtune.components.shared.errors import RefusedError
-from mixtune.components.shared.model import interpolate, load_tokenizer
-from mixtune.components.shared.tracking import Tracker, connect
+from mixtune.components.shared.model.loading import interpolate
+from mixtune.components.shared.model.tokenizer import load_tokenizer
+from mixtune.components.shared.running.context import Context
+from mixtune.components.shared.tracking.connection import connect
+from mixtune.components.shared.tracking.tracker import Tracker
 from tests.components.register.made import write_report
 from tests.components.stages import Stages
 
@@ -110,7 +112,7 @@ def test_a_mixed_model_is_interpolated_too_where_asked(stages: Stages) -> None:
 def test_the_model_in_use_from_the_registry(stages: Stages, monkeypatch: pytest.MonkeyPatch) -> None:
     from mixtune.components.register.config import RegisterStep
     from mixtune.components.register.step import run as register
-    from mixtune.components.shared.registry import version_behind
+    from mixtune.components.shared.tracking.registry import version_behind
 
     uri = f"sqlite:///{stages.folder / 'mlflow.db'}"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)

@@ -15,10 +15,10 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from mixtune.components.evaluate.windows import windows
 from mixtune.components.shared.artifacts import Artifact, ModelCard
-from mixtune.components.shared.context import Context
-from mixtune.components.shared.data import Documents
+from mixtune.components.shared.data.prepared import Documents
 from mixtune.components.shared.errors import MixtuneError, RefusedError
-from mixtune.components.shared.model import interpolate
+from mixtune.components.shared.model.loading import interpolate
+from mixtune.components.shared.running.context import Context
 
 from ..shared.tiny import tiny_model, tiny_tokenizer
 from .made import LABELS, MAX_LENGTH, evaluate, write_labelled, write_model, write_text
@@ -29,7 +29,7 @@ pytestmark = pytest.mark.numeric
 @pytest.fixture(autouse=True)
 def _float32(monkeypatch: pytest.MonkeyPatch) -> None:
     """The machine's native bf16 would hide small mistakes behind its rounding."""
-    monkeypatch.setattr("mixtune.components.shared.model.pick_precision", lambda precision: "float32")
+    monkeypatch.setattr("mixtune.components.shared.model.precision.pick_precision", lambda precision: "float32")
 
 
 def rows(folder: Path, name: str) -> list[dict[str, Any]]:

@@ -16,9 +16,10 @@ from transformers import AutoModelForQuestionAnswering, AutoModelForSequenceClas
 from mixtune.components.evaluate.answers import Window, answer
 from mixtune.components.evaluate.config import EvaluateStep
 from mixtune.components.shared.artifacts import Artifact, ModelCard, read_jsonl
-from mixtune.components.shared.data import Documents
+from mixtune.components.shared.data.prepared import Documents
 from mixtune.components.shared.errors import MixtuneError, RefusedError
-from mixtune.components.shared.model import load_model, load_tokenizer
+from mixtune.components.shared.model.loading import load_model
+from mixtune.components.shared.model.tokenizer import load_tokenizer
 from mixtune.components.shared.runtime import OUTPUTS, launch
 
 from .made import LABELS, MAX_LENGTH, METRIC, WORDS, evaluate, write_labelled, write_model, write_text
@@ -28,7 +29,7 @@ pytestmark = pytest.mark.numeric
 
 @pytest.fixture(autouse=True)
 def _float32(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mixtune.components.shared.model.pick_precision", lambda precision: "float32")
+    monkeypatch.setattr("mixtune.components.shared.model.precision.pick_precision", lambda precision: "float32")
 
 
 def of_test(folder: Path) -> list[dict[str, Any]]:

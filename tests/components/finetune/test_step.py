@@ -9,7 +9,7 @@ import pytest
 from mixtune.components.shared.artifacts import ModelCard
 from mixtune.components.shared.config import Objective, Task
 from mixtune.components.shared.errors import RefusedError
-from mixtune.components.shared.model import load_model
+from mixtune.components.shared.model.loading import load_model
 from tests.components.stages import Stages
 
 pytestmark = pytest.mark.numeric

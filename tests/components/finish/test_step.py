@@ -8,10 +8,11 @@ import pytest
 
 from mixtune.components.finish.config import FinishStep
 from mixtune.components.finish.step import run
-from mixtune.components.shared.checkpoints import Checkpoints
-from mixtune.components.shared.context import Context
+from mixtune.components.shared.checkpoints.store import Checkpoints
 from mixtune.components.shared.outcome import Outcome
-from mixtune.components.shared.tracking import Tracker, connect
+from mixtune.components.shared.running.context import Context
+from mixtune.components.shared.tracking.connection import connect
+from mixtune.components.shared.tracking.tracker import Tracker
 
 
 @pytest.fixture

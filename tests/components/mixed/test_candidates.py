@@ -15,11 +15,11 @@ from torch.nn.functional import cross_entropy
 from mixtune.components.mixed.config import Candidate, Mixed, candidate_id, candidates
 from mixtune.components.shared.artifacts import ModelCard, read_jsonl
 from mixtune.components.shared.config import Budget, LambdaSchedule
-from mixtune.components.shared.data import DataManifest, Documents
+from mixtune.components.shared.data.prepared import DataManifest, Documents
 from mixtune.components.shared.errors import RefusedError
-from mixtune.components.shared.mix_weight import Scheduled
-from mixtune.components.shared.model import load_model
-from mixtune.components.shared.streams import FinetuneStream, PretrainStream, mix
+from mixtune.components.shared.model.loading import load_model
+from mixtune.components.shared.training.mix_weight import Scheduled
+from mixtune.components.shared.training.streams import FinetuneStream, PretrainStream, mix
 from tests.components.stages import Stages
 
 pytestmark = pytest.mark.numeric

@@ -11,9 +11,9 @@ import pytest
 from mixtune.components.config import load, parameters
 from mixtune.components.plan.config import PlanStep
 from mixtune.components.plan.step import run
-from mixtune.components.shared.context import Context
 from mixtune.components.shared.errors import RefusedError
-from mixtune.components.shared.tracking import Tracker
+from mixtune.components.shared.running.context import Context
+from mixtune.components.shared.tracking.tracker import Tracker
 from tests.components.shared.tiny import tiny_model, tiny_tokenizer
 
 PARTS = (

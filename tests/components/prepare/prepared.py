@@ -11,8 +11,8 @@ from mixtune.components.prepare.config import FinetuneData, PrepareStep, Pretrai
 from mixtune.components.prepare.step import run
 from mixtune.components.shared.artifacts import Artifact
 from mixtune.components.shared.config import Objective
-from mixtune.components.shared.context import Context
-from mixtune.components.shared.data import DataManifest, Documents, Split
+from mixtune.components.shared.data.prepared import DataManifest, Documents, Split
+from mixtune.components.shared.running.context import Context
 
 
 @dataclass

@@ -12,8 +12,9 @@ import pandas as pd
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mixtune.components.shared.readers import Answer, Problems
-from mixtune.components.shared.sources import read_dataset
+from mixtune.components.shared.data.problems import Problems
+from mixtune.components.shared.data.sources import read_dataset
+from mixtune.components.shared.data.values import Answer
 from tests.components.shared.test_sources import problems_of, rows_of
 
 from .prepared import jsonl

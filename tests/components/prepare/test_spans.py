@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from mixtune.components.prepare.spans import Question, Window, windows
 from mixtune.components.prepare.tokenization import Encoder, train_tokenizer
-from mixtune.components.shared.context import Context
+from mixtune.components.shared.running.context import Context
 from tests.conftest import sentences
 
 from .wordpiece import bert_tokenizer

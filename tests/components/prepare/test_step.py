@@ -14,9 +14,9 @@ from transformers import AutoTokenizer
 
 from mixtune.components.prepare.config import FinetuneData, PrepareStep
 from mixtune.components.prepare.step import run
-from mixtune.components.shared.context import Context
-from mixtune.components.shared.data import DataManifest, Split
+from mixtune.components.shared.data.prepared import DataManifest, Split
 from mixtune.components.shared.errors import RefusedError
+from mixtune.components.shared.running.context import Context
 from tests.conftest import sentences
 
 from .prepared import Prepared, jsonl, outputs, prepare_finetune, prepare_pretrain, tokenizer_options

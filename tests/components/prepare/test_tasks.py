@@ -16,9 +16,9 @@ from transformers import AutoTokenizer, ByT5Tokenizer, T5Config
 
 from mixtune.components.prepare.config import FinetuneData
 from mixtune.components.prepare.gathering import gather
-from mixtune.components.shared.data import DataManifest, Split
+from mixtune.components.shared.data.prepared import DataManifest, Split
+from mixtune.components.shared.data.problems import Problems
 from mixtune.components.shared.errors import RefusedError
-from mixtune.components.shared.readers import Problems
 from tests.conftest import sentences
 
 from .prepared import Prepared, jsonl, prepare_finetune, prepare_pretrain, tokenizer_options

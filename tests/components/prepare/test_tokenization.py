@@ -13,8 +13,8 @@ from tokenizers import models, pre_tokenizers, processors
 from transformers import AutoTokenizer, LlamaConfig, PreTrainedTokenizerFast
 
 from mixtune.components.prepare.tokenization import Encoder, load_saved_tokenizer, load_tokenizer, train_tokenizer
-from mixtune.components.shared.context import Context
 from mixtune.components.shared.errors import RefusedError
+from mixtune.components.shared.running.context import Context
 from tests.conftest import sentences
 
 from .prepared import tokenizer_options

@@ -13,9 +13,9 @@ from mixtune.components.evaluate.config import EvaluateStep
 from mixtune.components.evaluate.step import run as run_evaluate
 from mixtune.components.shared.artifacts import Artifact, ModelCard, read_jsonl
 from mixtune.components.shared.config import Objective
-from mixtune.components.shared.context import Context
 from mixtune.components.shared.errors import RefusedError
-from mixtune.components.shared.model import interpolate, load_model
+from mixtune.components.shared.model.loading import interpolate, load_model
+from mixtune.components.shared.running.context import Context
 from tests.components.shared.tiny import tiny_lm
 from tests.components.stages import Stages
 

@@ -19,11 +19,12 @@ import torch
 from mixtune.components.register.config import RegisterStep
 from mixtune.components.register.step import run
 from mixtune.components.shared.artifacts import Artifact, ModelCard, write_json
-from mixtune.components.shared.context import Context
 from mixtune.components.shared.errors import UnreachableError
-from mixtune.components.shared.model import load_model
-from mixtune.components.shared.registry import fetch
-from mixtune.components.shared.tracking import Tracker, connect
+from mixtune.components.shared.model.loading import load_model
+from mixtune.components.shared.running.context import Context
+from mixtune.components.shared.tracking.connection import connect
+from mixtune.components.shared.tracking.registry import fetch
+from mixtune.components.shared.tracking.tracker import Tracker
 from tests.components.stages import Stages
 from tests.mlflow_server import MlflowServer, free_port, rejecting_proxy
 

@@ -13,8 +13,9 @@ from mixtune.components.register.config import RegisterStep
 from mixtune.components.register.step import run
 from mixtune.components.shared.artifacts import Artifact
 from mixtune.components.shared.config import Task
-from mixtune.components.shared.context import Context
-from mixtune.components.shared.tracking import Tracker, connect
+from mixtune.components.shared.running.context import Context
+from mixtune.components.shared.tracking.connection import connect
+from mixtune.components.shared.tracking.tracker import Tracker
 from tests.components.evaluate.made import LABELS, write_model
 
 from .made import write_report

@@ -15,10 +15,11 @@ import torch
 from torch import Tensor
 from torch.optim import SGD, Optimizer
 
-from mixtune.components.shared import distributed, training
 from mixtune.components.shared.config import Training
-from mixtune.components.shared.model import MixedModel
-from mixtune.components.shared.optimizer import make_optimizer
+from mixtune.components.shared.model.mixed_model import MixedModel
+from mixtune.components.shared.running import processes as distributed
+from mixtune.components.shared.training import loop as training
+from mixtune.components.shared.training.optimizer import make_optimizer
 
 Tensors = Mapping[str, Tensor]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mixtune.components.shared import training
+from mixtune.components.shared.training import loop as training
 
 from .compared import gradient_descent
 

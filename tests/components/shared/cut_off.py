@@ -9,13 +9,13 @@ from typing import Any
 
 import torch
 
+from mixtune.components.shared.checkpoints.resume import Work
 from mixtune.components.shared.config import Task
-from mixtune.components.shared.context import Context
-from mixtune.components.shared.mix_weight import Constant, MixWeight
-from mixtune.components.shared.model import MixedModel
-from mixtune.components.shared.resume import Work
-from mixtune.components.shared.tracking import Tracker
-from mixtune.components.shared.training import Extras, Result, train
+from mixtune.components.shared.model.mixed_model import MixedModel
+from mixtune.components.shared.running.context import Context
+from mixtune.components.shared.tracking.tracker import Tracker
+from mixtune.components.shared.training.loop import Extras, Result, train
+from mixtune.components.shared.training.mix_weight import Constant, MixWeight
 
 from .tiny import ENCODERS, tiny_model
 from .trained import PAD, both, settings_of, write_both

@@ -9,13 +9,13 @@ import torch
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from mixtune.components.shared.anchors import Anchor
 from mixtune.components.shared.config import Task
-from mixtune.components.shared.mix_weight import split
-from mixtune.components.shared.model import MixedModel
-from mixtune.components.shared.optimizer import is_task_head
-from mixtune.components.shared.packing import collate
-from mixtune.components.shared.training import Extras
+from mixtune.components.shared.model.mixed_model import MixedModel
+from mixtune.components.shared.model.packing import collate
+from mixtune.components.shared.training.loop import Extras
+from mixtune.components.shared.training.mix_weight import split
+from mixtune.components.shared.training.optimizer import is_task_head
+from mixtune.components.shared.training.reference_models import Anchor
 
 from .compared import assert_close, weights_of
 from .test_loss import PAIRS, Gradients, Streams, make_streams, reference

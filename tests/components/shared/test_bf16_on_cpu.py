@@ -14,10 +14,10 @@ import torch
 import torch._functorch.config as functorch_config
 from transformers import BertConfig, BertForMaskedLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel, set_seed
 
-from mixtune.components.shared import bf16_on_cpu, lm_loss
-from mixtune.components.shared.bf16_on_cpu import fast_bf16
-from mixtune.components.shared.model import MixedModel
-from mixtune.components.shared.packing import Segment, collate
+from mixtune.components.shared.model import bf16_on_cpu, lm_loss
+from mixtune.components.shared.model.bf16_on_cpu import fast_bf16
+from mixtune.components.shared.model.mixed_model import MixedModel
+from mixtune.components.shared.model.packing import Segment, collate
 
 from .tiny import random_documents
 
@@ -27,7 +27,7 @@ CPU = torch.device("cpu")
 
 
 def test_auto_is_float32_where_onednn_may_not_use_the_instructions() -> None:
-    command = "from mixtune.components.shared.model import pick_precision; print(pick_precision('auto'))"
+    command = "from mixtune.components.shared.model.precision import pick_precision; print(pick_precision('auto'))"
     environment = os.environ | {"ONEDNN_MAX_CPU_ISA": "AVX2"}
     done = subprocess.run(
         [sys.executable, "-c", command], env=environment, capture_output=True, text=True, timeout=300, check=True

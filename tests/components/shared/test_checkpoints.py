@@ -16,14 +16,16 @@ from typing import Any
 import pytest
 import torch
 
-from mixtune.components.shared.anchors import Anchor
-from mixtune.components.shared.checkpoints import KEPT, PLACE, Checkpoints, clear_finished
+from mixtune.components.shared.checkpoints.clearing import clear_finished
+from mixtune.components.shared.checkpoints.keys import content_key
+from mixtune.components.shared.checkpoints.resume import Sigterm
+from mixtune.components.shared.checkpoints.store import KEPT, PLACE, Checkpoints
 from mixtune.components.shared.config import Budget
 from mixtune.components.shared.errors import MixtuneError
-from mixtune.components.shared.mix_weight import BudgetController, MixWeight
-from mixtune.components.shared.model import MixedModel
-from mixtune.components.shared.resume import Sigterm, content_key
-from mixtune.components.shared.training import Extras, Result
+from mixtune.components.shared.model.mixed_model import MixedModel
+from mixtune.components.shared.training.loop import Extras, Result
+from mixtune.components.shared.training.mix_weight import BudgetController, MixWeight
+from mixtune.components.shared.training.reference_models import Anchor
 from tests.conftest import small_disk
 
 from .cut_off import STEPS, CutOffError, Training, curve, equal
@@ -202,7 +204,7 @@ def _in_a_process(body: str, place: Path, *wrapper: str) -> subprocess.Completed
     script = f"""
 import torch
 from pathlib import Path
-from mixtune.components.shared.checkpoints import Checkpoints
+from mixtune.components.shared.checkpoints.store import Checkpoints
 from mixtune.components.shared.errors import MixtuneError
 store = Checkpoints(Path({str(place)!r}), "k", print)
 tensors = {{"weights": {{"w": torch.zeros(250_000)}}, "optimizer": {{"0.exp_avg": torch.zeros(250_000)}}}}
@@ -286,7 +288,7 @@ def test_a_second_live_run_waits_and_takes_over_when_the_first_is_dead(tmp_path:
     script = "store.make_place(); print(store.try_claim(), flush=True); import time; time.sleep(60)"
     code = f"""
 from pathlib import Path
-from mixtune.components.shared.checkpoints import Checkpoints
+from mixtune.components.shared.checkpoints.store import Checkpoints
 store = Checkpoints(Path({str(tmp_path)!r}), "k", print)
 {script}
 """

@@ -17,10 +17,10 @@ from mixtune.components.evaluate.config import EvaluateStep
 from mixtune.components.evaluate.subject import Subject
 from mixtune.components.finetune.config import Finetune, FinetuneStep
 from mixtune.components.shared.artifacts import Artifact, ModelCard
-from mixtune.components.shared.device import GPUS, pick_device, requested_gpus, require_compiler
-from mixtune.components.shared.distributed import num_processes
 from mixtune.components.shared.errors import MixtuneError, RefusedError
+from mixtune.components.shared.model.device import GPUS, pick_device, requested_gpus, require_compiler
 from mixtune.components.shared.outcome import load_outcomes
+from mixtune.components.shared.running.processes import num_processes
 from mixtune.components.shared.runtime import launch
 from tests.components.evaluate.made import write_model
 from tests.pipelines.test_compiled import COMPILED

@@ -9,7 +9,7 @@ from collections import Counter
 
 import pytest
 
-from mixtune.components.shared import embedded
+from mixtune.components.shared.data import embedded
 from mixtune.components.shared.errors import RefusedError
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from mixtune.components.shared.imports import quick_imports
+from mixtune.components.shared.startup import quick_imports
 from tests.entries import STEPS, Entries, is_useful
 
 HEAVY = frozenset(

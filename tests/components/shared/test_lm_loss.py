@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from transformers import Gemma2Config, Gemma2ForCausalLM, GPTJConfig, GPTJForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from mixtune.components.shared import lm_loss
-from mixtune.components.shared.lm_loss import can_be_chunked, chunked_losses, plain_head
-from mixtune.components.shared.lora import add_adapters
-from mixtune.components.shared.model import MixedModel
+from mixtune.components.shared.model import lm_loss
+from mixtune.components.shared.model.lm_loss import can_be_chunked, chunked_losses, plain_head
+from mixtune.components.shared.model.mixed_model import MixedModel
+from mixtune.components.shared.training.lora import add_adapters
 
 pytestmark = pytest.mark.numeric
 

@@ -14,11 +14,12 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from mixtune.components.shared.config import Task
-from mixtune.components.shared.heads import instead_of_backbone
-from mixtune.components.shared.mix_weight import split
-from mixtune.components.shared.model import MixedModel, load_model
-from mixtune.components.shared.packing import Segment, collate, pack, width_of
-from mixtune.components.shared.streams import StepData
+from mixtune.components.shared.model.heads import instead_of_backbone
+from mixtune.components.shared.model.loading import load_model
+from mixtune.components.shared.model.mixed_model import MixedModel
+from mixtune.components.shared.model.packing import Segment, collate, pack, width_of
+from mixtune.components.shared.training.mix_weight import split
+from mixtune.components.shared.training.streams import StepData
 
 from .compared import assert_close
 from .tiny import ARCHITECTURES, ENCODERS, random_documents, targets_of, tiny_masking, tiny_model, tiny_tokenizer

@@ -8,11 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 
-from mixtune.components.shared.data import Documents
+from mixtune.components.shared.data.prepared import Documents
 from mixtune.components.shared.errors import RefusedError
-from mixtune.components.shared.masking import Masking
-from mixtune.components.shared.packing import Segment, collate
-from mixtune.components.shared.streams import FinetuneStream, PretrainStream, mix
+from mixtune.components.shared.model.masking import Masking
+from mixtune.components.shared.model.packing import Segment, collate
+from mixtune.components.shared.training.streams import FinetuneStream, PretrainStream, mix
 
 from .tiny import SPECIAL, VOCABULARY_SIZE, tiny_masking, tiny_tokenizer, write_data
 

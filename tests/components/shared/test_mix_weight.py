@@ -12,7 +12,14 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from mixtune.components.shared.config import Budget, LambdaSchedule
-from mixtune.components.shared.mix_weight import BudgetController, Constant, MixWeight, Pooled, Scheduled, realised
+from mixtune.components.shared.training.mix_weight import (
+    BudgetController,
+    Constant,
+    MixWeight,
+    Pooled,
+    Scheduled,
+    realised,
+)
 
 LAMBDA = st.floats(0, 1)
 VALUES = st.lists(LAMBDA, min_size=2, max_size=5)

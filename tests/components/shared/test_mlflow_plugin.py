@@ -13,12 +13,13 @@ import pytest
 
 from mixtune.components.finish.config import FinishStep
 from mixtune.components.finish.step import run as finish
-from mixtune.components.shared.context import TRACKING_KEYS, Context, from_secret, take_tracking_secret
-from mixtune.components.shared.delivery import connect, store_at
 from mixtune.components.shared.errors import RefusedError
-from mixtune.components.shared.mlflow_runs import PARENT
-from mixtune.components.shared.tracking import Tracker
-from mixtune.pipelines.records import read_record
+from mixtune.components.shared.running.context import TRACKING_KEYS, Context, from_secret, take_tracking_secret
+from mixtune.components.shared.tracking.connection import connect
+from mixtune.components.shared.tracking.mlflow_runs import PARENT
+from mixtune.components.shared.tracking.mlflow_store import store_at
+from mixtune.components.shared.tracking.tracker import Tracker
+from mixtune.pipelines.cluster.records import read_record
 
 
 class Plugin:

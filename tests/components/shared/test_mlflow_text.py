@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mixtune.components.shared.delivery import connect
-from mixtune.components.shared.mlflow_text import to_ascii
-from mixtune.components.shared.tracking import Tracker
+from mixtune.components.shared.tracking.connection import connect
+from mixtune.components.shared.tracking.mlflow_text import to_ascii
+from mixtune.components.shared.tracking.tracker import Tracker
 from tests.mlflow_server import MlflowServer, RejectingProxy, rejecting_proxy
 
 

@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from mixtune.components.shared.config import Task
-from mixtune.components.shared.data import DataManifest, Document, Documents, write_split
+from mixtune.components.shared.data.prepared import DataManifest, Document, Documents, write_split
 from mixtune.components.shared.errors import MixtuneError
-from mixtune.components.shared.model import MixedModel
-from mixtune.components.shared.packing import Segment
-from mixtune.components.shared.streams import Mix
+from mixtune.components.shared.model.mixed_model import MixedModel
+from mixtune.components.shared.model.packing import Segment
+from mixtune.components.shared.training.streams import Mix
 
 from .tiny import VOCABULARY_SIZE, tiny_model, weight_of
 from .trained import both, run, write_both

@@ -14,12 +14,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mixtune.components.shared.config import Task, Training
-from mixtune.components.shared.data import Documents
+from mixtune.components.shared.data.prepared import Documents
 from mixtune.components.shared.errors import RefusedError
-from mixtune.components.shared.lora import add_adapters
-from mixtune.components.shared.model import MixedModel
-from mixtune.components.shared.optimizer import is_task_head, learning_rates, make_optimizer, make_schedule
-from mixtune.components.shared.streams import FinetuneStream, PretrainStream, Unread, mix
+from mixtune.components.shared.model.mixed_model import MixedModel
+from mixtune.components.shared.training.lora import add_adapters
+from mixtune.components.shared.training.optimizer import is_task_head, learning_rates, make_optimizer, make_schedule
+from mixtune.components.shared.training.streams import FinetuneStream, PretrainStream, Unread, mix
 
 from .tiny import ARCHITECTURES, ENCODERS, tiny_model, write_data
 from .trained import run, settings_of, write_both

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mixtune.components.shared.packing import Segment, collate, pack, pack_narrow
+from mixtune.components.shared.model.packing import Segment, collate, pack, pack_narrow
 
 
 def area(rows: list[list[int]], lengths: list[int]) -> tuple[int, int]:

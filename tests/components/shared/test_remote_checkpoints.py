@@ -13,10 +13,10 @@ import fsspec
 import pytest
 import torch
 
-from mixtune.components.shared import remote_checkpoints
-from mixtune.components.shared.checkpoints import PLACE
+from mixtune.components.shared.checkpoints import remote as remote_checkpoints
+from mixtune.components.shared.checkpoints.remote import RemoteCheckpoints, clear_finished_at
+from mixtune.components.shared.checkpoints.store import PLACE
 from mixtune.components.shared.errors import MixtuneError
-from mixtune.components.shared.remote_checkpoints import RemoteCheckpoints, clear_finished_at
 
 from .cut_off import CutOffError, Training, equal
 

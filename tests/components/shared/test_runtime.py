@@ -20,7 +20,7 @@ from mixtune.components.shared import runtime
 from mixtune.components.shared.artifacts import Artifact
 from mixtune.components.shared.outcome import Outcome, load_outcomes
 from mixtune.components.shared.runtime import OUTPUTS, STEPS, _given, launch
-from mixtune.components.shared.tracking import connect
+from mixtune.components.shared.tracking.connection import connect
 from tests.conftest import small_disk
 
 from .tiny import write_data
@@ -269,7 +269,7 @@ def test_a_refusal_on_record_in_mlflow_ends_a_retry_that_sees_no_outcome_record(
         assert ended.value.code in (1, 2)
         assert ("has no manifest.json" in capfd.readouterr().err) is said_before
         write_data(tmp_path / "data", "finetune", "generation")
-    from mixtune.components.shared.tracking import Tracker
+    from mixtune.components.shared.tracking.tracker import Tracker
 
     assert len(Tracker.open("finish", "finish", "run-1").children()) == 2, "the retry made no run of its own"
 

@@ -18,9 +18,10 @@ from transformers import (
 )
 
 from mixtune.components.shared.config import Task
-from mixtune.components.shared.model import MixedModel, load_model
-from mixtune.components.shared.optimizer import is_task_head
-from mixtune.components.shared.packing import Segment, collate
+from mixtune.components.shared.model.loading import load_model
+from mixtune.components.shared.model.mixed_model import MixedModel
+from mixtune.components.shared.model.packing import Segment, collate
+from mixtune.components.shared.training.optimizer import is_task_head
 
 from .test_loss import PAIRS
 from .tiny import ENCODERS, LABELS, random_documents, tiny_model, tiny_tokenizer

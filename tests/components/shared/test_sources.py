@@ -20,9 +20,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mixtune.components.prepare.config import FinetuneData, PretrainData
+from mixtune.components.shared.data.problems import SHOWN_PROBLEMS, Problems
+from mixtune.components.shared.data.records import Row
+from mixtune.components.shared.data.sources import check_source, fingerprint, read, read_dataset
 from mixtune.components.shared.errors import RefusedError
-from mixtune.components.shared.readers import SHOWN_PROBLEMS, Problems, Row
-from mixtune.components.shared.sources import check_source, fingerprint, read, read_dataset
 
 TEXT = {"text": "text"}
 LABELLED = {"text": "text", "label": "label"}

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mixtune.components.shared.data import Documents
-from mixtune.components.shared.packing import width_of
-from mixtune.components.shared.streams import FinetuneStream, PretrainStream, StepData, mix
+from mixtune.components.shared.data.prepared import Documents
+from mixtune.components.shared.model.packing import width_of
+from mixtune.components.shared.training.streams import FinetuneStream, PretrainStream, StepData, mix
 
 from .tiny import write_data
 

@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 
 from mixtune.components.shared.errors import UnreachableError, without_credentials
-from mixtune.components.shared.tracking import PARENT, Tracker, connect
+from mixtune.components.shared.tracking.connection import connect
+from mixtune.components.shared.tracking.mlflow_runs import PARENT
+from mixtune.components.shared.tracking.tracker import Tracker
 from tests.conftest import small_disk
 
 

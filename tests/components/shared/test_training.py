@@ -10,14 +10,15 @@ import torch
 from transformers import AutoModelForCausalLM, MambaConfig, OPTConfig
 
 from mixtune.components.shared.config import Training
-from mixtune.components.shared.context import Context
-from mixtune.components.shared.data import Documents
+from mixtune.components.shared.data.prepared import Documents
 from mixtune.components.shared.errors import MixtuneError, RefusedError
-from mixtune.components.shared.mix_weight import Constant
-from mixtune.components.shared.model import MixedModel, interpolate, load_model
-from mixtune.components.shared.optimizer import is_task_head
-from mixtune.components.shared.streams import FinetuneStream, Mix, PretrainStream, Unread, mix
-from mixtune.components.shared.training import Result, train
+from mixtune.components.shared.model.loading import interpolate, load_model
+from mixtune.components.shared.model.mixed_model import MixedModel
+from mixtune.components.shared.running.context import Context
+from mixtune.components.shared.training.loop import Result, train
+from mixtune.components.shared.training.mix_weight import Constant
+from mixtune.components.shared.training.optimizer import is_task_head
+from mixtune.components.shared.training.streams import FinetuneStream, Mix, PretrainStream, Unread, mix
 
 from .compared import assert_same_movement, weights_of
 from .tiny import tiny_model, tiny_tokenizer, weight_of, write_data

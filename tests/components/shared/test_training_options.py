@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from mixtune.components.shared.anchors import Anchor
 from mixtune.components.shared.config import Task
 from mixtune.components.shared.errors import RefusedError
-from mixtune.components.shared.model import MixedModel
-from mixtune.components.shared.training import Extras
+from mixtune.components.shared.model.mixed_model import MixedModel
+from mixtune.components.shared.training.loop import Extras
+from mixtune.components.shared.training.reference_models import Anchor
 
 from .compared import assert_same_movement, weights_of
 from .tiny import ARCHITECTURES, ENCODERS, tiny_model

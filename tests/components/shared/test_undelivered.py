@@ -18,12 +18,13 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from mixtune.components.shared import tracking
 from mixtune.components.shared.artifacts import write_json
-from mixtune.components.shared.delivery import connect
 from mixtune.components.shared.errors import UnreachableError
-from mixtune.components.shared.journal import journals, undelivered
-from mixtune.components.shared.tracking import PARENT, Tracker
+from mixtune.components.shared.tracking import outbox
+from mixtune.components.shared.tracking.connection import connect
+from mixtune.components.shared.tracking.journal import journals, undelivered
+from mixtune.components.shared.tracking.mlflow_runs import PARENT
+from mixtune.components.shared.tracking.tracker import Tracker
 from mixtune.pipelines.cli import app
 from tests.mlflow_server import MlflowServer
 
@@ -142,7 +143,7 @@ def test_an_address_that_swallows_everything_is_given_up_in_seconds(monkeypatch:
 def test_a_server_that_comes_back_during_the_step_has_everything_once(
     server: MlflowServer, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(tracking, "FIRST_REST", 0.1)
+    monkeypatch.setattr(outbox, "FIRST_PAUSE_SECONDS", 0.1)
     tracker = Tracker.open("mixed", "mixed-0.3", "comes-back")
     log_everything(tracker, tmp_path, 0, 300)
     server.kill()
@@ -274,7 +275,7 @@ def test_a_step_that_is_killed_while_the_server_is_away_loses_nothing(
 ) -> None:
     code = """
 import os, signal, sys
-from mixtune.components.shared.tracking import Tracker
+from mixtune.components.shared.tracking.tracker import Tracker
 tracker = Tracker.open("mixed", "mixed-0.3", "killed")
 print(tracker.run_id, flush=True)
 sys.stdin.readline()
@@ -339,7 +340,7 @@ def test_a_step_that_was_killed_with_nothing_undelivered_is_ended_by_a_sync(
 ) -> None:
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
     code = (
-        "import os, signal\nfrom mixtune.components.shared.tracking import Tracker\n"
+        "import os, signal\nfrom mixtune.components.shared.tracking.tracker import Tracker\n"
         "tracker = Tracker.open('mixed', 'mixed-0.3', 'run-1')\ntracker.log_params({'a': 1})\n"
         "print(tracker.run_id, flush=True)\nos.kill(os.getpid(), signal.SIGKILL)\n"
     )
@@ -413,7 +414,7 @@ def test_sync_refuses_a_folder_that_is_no_run_and_has_nothing_to_do_where_there_
 
 def test_sync_imports_neither_torch_nor_mlflow_where_nothing_is_undelivered(run: Path) -> None:
     code = (
-        "import sys\nfrom mixtune.pipelines.sync import sync_and_show\nassert sync_and_show(None) == 0\n"
+        "import sys\nfrom mixtune.pipelines.local.sync import sync_and_show\nassert sync_and_show(None) == 0\n"
         "assert not {'torch', 'mlflow'} & set(sys.modules)\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, env=os.environ, cwd=run.parent.parent)

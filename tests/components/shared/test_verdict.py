@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from mixtune.components.shared.outcome import EXIT_STATUS, Outcome
-from mixtune.components.shared.verdict import STOPPED_STATES, StepRun, exit_status, judge
+from mixtune.components.shared.tracking.verdict import STOPPED_STATES, StepRun, exit_status, judge
 
 RECORDINGS = Path(__file__).parents[2] / "recordings"
 

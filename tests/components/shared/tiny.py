@@ -22,9 +22,9 @@ from transformers import (
 )
 
 from mixtune.components.shared.config import Task
-from mixtune.components.shared.data import DataManifest, Document, write_split
-from mixtune.components.shared.masking import Masking
-from mixtune.components.shared.model import MixedModel
+from mixtune.components.shared.data.prepared import DataManifest, Document, write_split
+from mixtune.components.shared.model.masking import Masking
+from mixtune.components.shared.model.mixed_model import MixedModel
 
 VOCABULARY_SIZE = 61
 SPECIAL = {"<s>": 58, "</s>": 59, "<pad>": 60, "<mask>": 57}

@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 
 from mixtune.components.shared.config import Task, Training
-from mixtune.components.shared.context import Context
-from mixtune.components.shared.data import Documents
-from mixtune.components.shared.mix_weight import Constant, MixWeight
-from mixtune.components.shared.model import MixedModel
-from mixtune.components.shared.packing import Segment
-from mixtune.components.shared.streams import FinetuneStream, Mix, PretrainStream, Unread, mix
-from mixtune.components.shared.training import Extras, Result, train
+from mixtune.components.shared.data.prepared import Documents
+from mixtune.components.shared.model.mixed_model import MixedModel
+from mixtune.components.shared.model.packing import Segment
+from mixtune.components.shared.running.context import Context
+from mixtune.components.shared.training.loop import Extras, Result, train
+from mixtune.components.shared.training.mix_weight import Constant, MixWeight
+from mixtune.components.shared.training.streams import FinetuneStream, Mix, PretrainStream, Unread, mix
 
 from .tiny import ENCODERS, targets_of, tiny_masking, tiny_model, write_data
 

@@ -1,0 +1,60 @@
+"""The result of a comparison in one sentence."""
+
+from __future__ import annotations
+
+from .config import Gate
+from .evaluations import Candidate, Evaluations
+from .names import candidate_name, metric_name
+from .scores import Scores, forgetting_share
+from .selection import Decision
+from .statistics import Value
+
+
+def headline(
+    selected: Candidate,
+    evaluations: Evaluations,
+    scores: dict[str, dict[str, Scores]],
+    decision: Decision,
+    gate: Gate,
+) -> str:
+    """Describes the selected candidate on test, and says so where the gate is not met."""
+    ours, finetuned = scores[selected.id]["test"], scores[evaluations.of_kind("finetuned").id]["test"]
+    parts = []
+    if ours.task_score is not None:
+        value = ours.task_score
+        parts.append(f"{metric_name(evaluations.task.metric)} {value.value:.2f} [{value.low:.2f}, {value.high:.2f}]")
+    if selected.entry.kind == "finetuned":
+        parts.append(f"forgetting {_bits(ours.delta_bpb)}")
+    else:
+        if ours.task_score_vs_finetuned is not None:
+            parts.append(_against(ours.task_score_vs_finetuned, gate.max_score_drop, "fine-tuning alone"))
+        parts.append(_with_forgetting(ours, finetuned))
+    if ours.task_score_vs_champion is not None:
+        parts.append(_against(ours.task_score_vs_champion, gate.drop_vs_champion, "the champion"))
+    sentence = f"{candidate_name(selected.entry)}: {', '.join(parts)}"
+    return sentence if decision.passed else f"The gate is not met; nearest comes {sentence}"
+
+
+def _against(difference: Value, max_drop: float, other: str) -> str:
+    if difference == Value(0.0, 0.0, 0.0):
+        return f"exactly as good as {other}"
+    if difference.low > 0:
+        return f"{difference.value:+.2f} on {other}"
+    if difference.high < 0:
+        return f"{difference.value:.2f} against {other}"
+    if difference.low > -max_drop:
+        return f"as good as {other} within {max_drop:g}"
+    return f"{difference.value:+.2f} [{difference.low:+.2f}, {difference.high:+.2f}] against {other}"
+
+
+def _with_forgetting(ours: Scores, finetuned: Scores) -> str:
+    share = forgetting_share(ours, finetuned)
+    if share is None:
+        return f"forgetting {_bits(ours.delta_bpb)}, where fine-tuning alone does not measurably forget"
+    if share <= 0:
+        return "with none of its forgetting"
+    return f"with {100 * share:.0f} % of its forgetting"
+
+
+def _bits(value: Value) -> str:
+    return f"{value.value:.2f} [{value.low:.2f}, {value.high:.2f}] bits per byte"

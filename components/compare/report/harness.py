@@ -1,0 +1,92 @@
+"""Tasks of lm-evaluation-harness in the report: every candidate's values, and what they differ from the pretrained model's."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from ...shared.errors import RefusedError
+from ...shared.measures import Measure
+
+
+def by_candidate(measures: Mapping[str, Sequence[Measure]], pretrained: str) -> dict[str, list[dict[str, Any]]]:
+    """What `report.json` has of each candidate: the same columns for all, in the order of the pretrained model's.
+
+    Args:
+        measures: by candidate; all empty where no task was asked for.
+        pretrained: the candidate to compare with.
+
+    Raises:
+        RefusedError: where candidates were not measured on the same tasks and examples.
+    """
+    before = {one.words: one for one in measures[pretrained]}
+    problems: list[str] = []
+    found: dict[str, list[dict[str, Any]]] = {}
+    for candidate, rows in measures.items():
+        ours = {one.words: one for one in rows}
+        if ours.keys() != before.keys() or any(one.digest != before[name].digest for name, one in ours.items()):
+            problems.append(
+                f"{candidate}: was measured on other tasks or examples of lm-evaluation-harness than {pretrained}; evaluate "
+                "both again"
+            )
+            continue
+        found[candidate] = [
+            {
+                **ours[name].model_dump(mode="json", exclude={"values", "digest"}),
+                "vs_pretrained": None if candidate == pretrained else _difference(ours[name], one),
+            }
+            for name, one in before.items()
+        ]
+    if problems:
+        raise RefusedError(*problems)
+    return found
+
+
+def described(measures: Sequence[Measure]) -> list[dict[str, Any]]:
+    """The columns: what is measured, and on how many examples."""
+    return [
+        {
+            "name": one.words,
+            "metric_name": one.metric_name,
+            "metric": one.words.removeprefix(f"{one.task}, "),
+            **one.model_dump(include={"task", "filter", "examples", "few_shot", "higher_is_better"}),
+        }
+        for one in measures
+    ]
+
+
+def differences(report: Mapping[str, Any]) -> dict[str, float | None]:
+    """To the pretrained model, of every candidate, under names that MLflow accepts."""
+    columns = (report["lm_eval"] or {"columns": []})["columns"]
+    return {
+        f"{row['id']}.{column['metric_name']}.vs_pretrained": one["vs_pretrained"]["value"]
+        for row in report["candidates"]
+        for column, one in zip(columns, row["lm_eval"], strict=True)
+        if one["vs_pretrained"] is not None
+    }
+
+
+def harness_sentence(columns: Sequence[Mapping[str, Any]]) -> str:
+    """On what the columns were measured, task by task."""
+    tasks: dict[str, str] = {}
+    for column in columns:
+        shots = f", {column['few_shot']} solved before each" if column["few_shot"] else ""
+        tasks[column["task"]] = f"{column['task']}: {column['examples']:,} examples{shots}"
+    return (
+        f"{'; '.join(tasks.values())}. Differences with a standard error are paired by example; what has none is no mean over "
+        "examples. Nothing is chosen by these tasks."
+    )
+
+
+def _difference(ours: Measure, before: Measure) -> dict[str, float | None] | None:
+    """Paired by example, where the values are means over examples; else of the values, without a standard error."""
+    if ours.value is None or before.value is None:
+        return None
+    if ours.values is None or before.values is None:
+        return {"value": ours.value - before.value, "stderr": None}
+    paired = np.asarray(ours.values) - np.asarray(before.values)
+    spread = float(paired.std(ddof=1) / math.sqrt(len(paired))) if len(paired) > 1 else None
+    return {"value": float(paired.mean()), "stderr": spread}

@@ -1,0 +1,306 @@
+"""Renders a comparison: one self-contained HTML page, its Markdown twin, and the pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from ...shared.running.context import Context
+from ..config import Gate
+from ..names import candidate_name, metric_name
+from ..results import Comparison
+from ..scores import EXTRA_METRICS
+from ..selection import share_limit
+from ..sources import shown as shown_sources
+from .drawing import Picture
+from .harness import harness_sentence
+from .plots import looks, pareto_picture, sources_picture, training_curves
+
+if TYPE_CHECKING:
+    import jinja2
+
+STREAMS = {"pretrain": "pretraining stream", "finetune": "fine-tuning stream"}
+TITLES = {
+    "pretraining-pretrain": "Loss of the pretraining stage",
+    **{f"training-{stream}": f"Loss on the {title}" for stream, title in STREAMS.items()},
+    "mix-weight": "λ over the training",
+}
+"""Of the training curves, in their order."""
+UNITS = {"multi_label": "nats per label", "regression": "squared error", "generation": "nats per token"}
+"""Of the loss on the fine-tuning stream; `nats per example` for the other tasks."""
+LIKELIHOODS = {
+    "causal": "The loss is that of every token given those before it.",
+    "fixed-mask pseudo-likelihood": "The models are masked language models, which give a text as a whole no probability: the "
+    "loss is a pseudo-likelihood, for which every token is masked and predicted once, with the same masks for all candidates.",
+}
+LEAST_CHANGE = 1e-6  # of a λ that varies; less is rounding
+
+
+def pictures(comparison: Comparison, gate: Gate) -> dict[str, Picture]:
+    """The report's pictures by name: `pareto`, `sources` where there are several, and the training curves that there are."""
+    report = comparison.report
+    rows = report["candidates"]
+    metric = metric_name(report["task"]["metric"])
+    style = looks(rows)
+    words_for_it = in_words(rows, metric)
+    found = {"pareto": pareto_picture(rows, [report["selected"]], metric, _limits(comparison, gate), words_for_it)}
+    names = [one["source"] for one in report["forgetting"]["sources"] if one["bytes"]]
+    if len(names) > 1:
+        few = [row for row in rows if row["kind"] in ("finetuned", "champion") or row["id"] == report["selected"]]
+        found["sources"] = sources_picture(
+            few, shown_sources(names), style, _sources_in_words(few, shown_sources(names))
+        )
+    unit = {"pretrain": "nats per token", "finetune": UNITS.get(report["task"]["kind"], "nats per example")}
+    for stage, stream in (("pretraining", "pretrain"), *(("training", stream) for stream in STREAMS)):
+        # The pretraining stage is another training, of other length: beside the others its curve would only dwarf them.
+        candidates = [
+            one
+            for one in comparison.evaluations.candidates
+            if (one.entry.kind == "pretrained") == (stage == "pretraining")
+        ]
+        curves = {one.id: _points(one.curve, f"loss_{stream}") for one in candidates}
+        curves = {name: points for name, points in curves.items() if points}
+        if curves:
+            name = f"{stage}-{stream}"
+            found[name] = training_curves(name, TITLES[name], unit[stream], curves, style)
+    weights = {
+        one.id: _points(one.curve, "mix_weight")
+        for one in comparison.evaluations.candidates
+        if one.entry.kind == "mixed"
+    }
+    weights = {name: points for name, points in weights.items() if points}
+    if any(_varies(points) for points in weights.values()):
+        found["mix-weight"] = training_curves("mix-weight", TITLES["mix-weight"], "λ", weights, style)
+    return found
+
+
+def render_html(comparison: Comparison, drawn: Mapping[str, Picture], context: Context) -> str:
+    """The page: nothing in it comes from elsewhere, and no script runs."""
+    return _render("report.html.j2", comparison, drawn, context)
+
+
+def render_markdown(comparison: Comparison, context: Context) -> str:
+    """What the KFP UI shows: headline, gate, table."""
+    return _render("report.md.j2", comparison, {}, context)
+
+
+def _render(template: str, comparison: Comparison, drawn: Mapping[str, Picture], context: Context) -> str:
+    kind = comparison.report["task"]["kind"]
+    templates = environment(template)
+    templates.filters |= {
+        "answer": lambda given: answer(given, kind),
+        "score": lambda score: f"off by {-score:.3g}" if kind == "regression" else f"{score:.2g}",
+    }
+    report = comparison.report
+    return templates.get_template(template).render(
+        report=report,
+        rows=report["candidates"],
+        selected=next(row for row in report["candidates"] if row["id"] == report["selected"]),
+        selected_name=candidate_name(comparison.selected.entry),
+        metric=metric_name(report["task"]["metric"]),
+        metric_name=metric_name,
+        svgs={name: picture.inline for name, picture in drawn.items()},
+        curves={name: picture.inline for name, picture in drawn.items() if name in TITLES},
+        champion=any(row["kind"] == "champion" for row in report["candidates"]),
+        has_scored_pretrained=any(
+            row["kind"] == "pretrained" and row["task_score"] is not None for row in report["candidates"]
+        ),
+        sources=_source_rows(report),
+        rows_of_sources=_rows_of_sources(report),
+        single_documents=any(one["documents"] == 1 for one in report["forgetting"]["sources"]),
+        costs_sentence=costs_sentence(report["costs"]),
+        harness_sentence=harness_sentence((report["lm_eval"] or {"columns": []})["columns"]),
+        streams=STREAMS,
+        titles=TITLES,
+        likelihood=LIKELIHOODS.get(report["forgetting"]["likelihood"], report["forgetting"]["likelihood"]),
+        budgets=[budget_sentence(row) for row in report["candidates"] if row["forgetting_budget"]],
+        further=[
+            name
+            for name in EXTRA_METRICS
+            if name != report["task"]["metric"] and any(row.get(name) is not None for row in report["candidates"])
+        ],
+        interval=percent(report["interval"]),
+        checks=report["gate"]["checks"][report["selected"]],
+        run_id=context.run_id,
+        parent_run=context.tracker.parent_id,
+        runs=_runs(report["candidates"]),
+    )
+
+
+def environment(template: str) -> jinja2.Environment:
+    """Where templates are rendered, with what any report shows values by; HTML is escaped."""
+    import jinja2
+
+    made = jinja2.Environment(
+        loader=jinja2.PackageLoader(__package__, "."),
+        autoescape=template.endswith(".html.j2"),
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+        keep_trailing_newline=True,
+    )
+    made.filters |= {
+        "value": value,
+        "signed": lambda one: value(one, "+"),
+        "percent": percent,
+        "spread": spread,
+        "with_error": with_error,
+        "cell": cell,
+        "short": lambda text: text[:12],
+        "sentence": lambda text: text[:1].upper() + text[1:],
+    }
+    return made
+
+
+def value(one: Mapping[str, Any] | None, sign: str = "", digits: int = 3) -> str:
+    """A value with its interval, where it has one; a dash where there is none."""
+    if one is None:
+        return "–"
+    if one["low"] is None:
+        return f"{one['value']:{sign}.{digits}f}"
+    number, low, high = (f"{one[name]:{sign}.{digits}f}" for name in ("value", "low", "high"))
+    return f"{number} [{low}, {high}]"
+
+
+def spread(one: Mapping[str, float] | None, sign: str = "") -> str:
+    """A mean with its standard deviation; a dash where there is none."""
+    return "–" if one is None else f"{one['mean']:{sign}.3f} ± {one['sd']:.3f}"
+
+
+def with_error(one: Mapping[str, Any], sign: str = "") -> str:
+    """A value with its standard error, where it has one; a dash where there is none."""
+    if one["value"] is None:
+        return "–"
+    digits = 3 if abs(one["value"]) < 100 else 1  # a perplexity can be large
+    error = "" if one["stderr"] is None else f" ±\N{NO-BREAK SPACE}{one['stderr']:.{digits}f}"
+    return f"{one['value']:{sign}.{digits}f}{error}"
+
+
+def percent(share: float | None) -> str:
+    """A share as a percentage; a dash where there is none."""
+    return "–" if share is None else f"{100 * share:.0f} %"
+
+
+def answer(given: Any, kind: str) -> str:
+    """A reference or a prediction as a person reads it."""
+    if isinstance(given, int | float):
+        return f"{given:.4g}"
+    if kind == "multi_label":
+        return ", ".join(given) or "no label"
+    if kind == "question_answering":
+        texts = [given] if isinstance(given, str) else list(dict.fromkeys(given))
+        return " / ".join(text for text in texts if text) or "no answer"
+    return str(given).strip() or "(nothing)"
+
+
+def budget_sentence(row: Mapping[str, Any]) -> str:
+    """Whether a candidate kept to its forgetting budget."""
+    found = row["forgetting_budget"]
+    budget, measured = found["budget"], found["measured"]["value"]
+    verdict = "not kept" if not found["kept"] else "kept" if measured <= budget else "kept, within the tolerance"
+    return f"{row['id']}: asked for at most {budget:.3f} bits per byte, forgets {measured:.3f} on dev: {verdict}"
+
+
+def costs_sentence(costs: Mapping[str, Any]) -> str:
+    """What a run took, in one sentence."""
+    tokens, total = costs["tokens"]["total"], costs["seconds"] + costs["evaluate_seconds"]
+    return (
+        f"{duration(total)} in all ({duration(costs['seconds'])} of training, {duration(costs['evaluate_seconds'])} of "
+        f"evaluation), {tokens:,} training tokens, on {' and '.join(costs['devices'])}."
+    )
+
+
+def duration(seconds: float) -> str:
+    """Seconds, minutes or hours, as a person would say it."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def cell(text: Any) -> str:
+    """Text that leaves a Markdown table whole, and cannot become markup."""
+    plain = str(text).replace("&", "&amp;").replace("<", "&lt;").replace("|", "\\|")
+    return " ".join(plain.split())
+
+
+def _points(curve: list[dict[str, Any]], key: str) -> list[tuple[int, float]]:
+    return [(int(row["step"]), float(row[key])) for row in curve if row.get(key) is not None]
+
+
+def _varies(points: list[tuple[int, float]]) -> bool:
+    weights = [weight for _, weight in points]
+    return max(weights) - min(weights) > LEAST_CHANGE
+
+
+def _limits(comparison: Comparison, gate: Gate) -> dict[str, float | None]:
+    """What the gate accepts, from dev, on which it decides."""
+    finetuned = comparison.scores[comparison.evaluations.of_kind("finetuned").id]["dev"]
+    most = [limit for limit in (gate.max_forgetting,) if limit is not None]
+    if gate.max_forgetting_share is not None:
+        most.append(share_limit(finetuned.delta_bpb, gate.max_forgetting_share))
+    least = [limit for limit in (gate.min_task_score,) if limit is not None]
+    if finetuned.task_score is not None:
+        least.append(finetuned.task_score.value - gate.max_score_drop)
+    champion = comparison.evaluations.champion()
+    in_use = comparison.scores[champion.id]["dev"].task_score if champion else None
+    if in_use is not None:
+        least.append(in_use.value - gate.drop_vs_champion)
+    return {"forgetting": min(most, default=None), "score": max(least, default=None)}
+
+
+def in_words(rows: list[dict[str, Any]], metric: str) -> str:
+    points = [
+        f"{row['id']}: {metric} {row['task_score']['value']:.3f}, forgetting {row['delta_bpb']['value']:.3f} bits per byte"
+        for row in rows
+        if row["task_score"] is not None
+    ]
+    front = ", ".join(row["id"] for row in rows if row["pareto"])
+    return f"{'; '.join(points)}. On the Pareto front: {front}."
+
+
+def _sources_in_words(rows: list[dict[str, Any]], names: Sequence[str]) -> str:
+    lines = [
+        f"{name}: " + ", ".join(f"{row['id']} {value(row['delta_bpb_by_source'][name], '+')}" for row in rows)
+        for name in names
+    ]
+    return f"Forgetting in bits per byte. {'; '.join(lines)}."
+
+
+def _rows_of_sources(report: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Candidates in a table of sources, which can be too wide for a phone: the selected one first, then fine-tuning alone."""
+    rows = [row for row in report["candidates"] if row["kind"] != "pretrained"]
+    return sorted(rows, key=lambda row: (row["id"] != report["selected"], row["kind"] != "finetuned"))
+
+
+def _source_rows(report: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The table of forgetting by source, with a value for each candidate but `pretrained`; nothing of one source."""
+    sources = [one for one in report["forgetting"]["sources"] if one["bytes"]]
+    if len(sources) < 2:
+        return []
+    rows = _rows_of_sources(report)
+    few = shown_sources([one["source"] for one in sources])
+    table = [
+        {
+            "name": one["source"],
+            "documents": one["documents"],
+            "bytes": one["bytes"],
+            "by_candidate": [row["delta_bpb_by_source"][one["source"]] for row in rows],
+        }
+        for one in sources[: len(few)]
+    ]
+    others = sources[len(few) :]
+    if others:
+        table.append(
+            {
+                "name": f"{len(others)} others",
+                "documents": sum(one["documents"] for one in others),
+                "bytes": sum(one["bytes"] for one in others),
+                "by_candidate": [row["delta_bpb_other_sources"] for row in rows],
+            }
+        )
+    return table
+
+
+def _runs(rows: list[dict[str, Any]]) -> dict[str, str]:
+    """MLflow run of each step, all candidates together."""
+    return {step: run for row in rows for step, run in row["mlflow_runs"].items()}

@@ -1,0 +1,136 @@
+"""Values of a candidate on one split, with their intervals, alone and against other candidates."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from .evaluations import Candidate, Evaluations, Task
+from .selection import measurably_forgets
+from .statistics import Bootstrap, Statistic, Value, bleu, chrf, indicators, macro_f1, micro_f1, pearson, spearman
+
+EXTRA_METRICS = (
+    *("nats_per_token", "accuracy", "macro_f1", "micro_f1", "exact_match", "token_f1", "completion_nats_per_token"),
+    *("rouge_1", "rouge_2", "rouge_l", "bleu", "chrf", "pearson", "spearman", "mae", "rmse", "calibration_error"),
+)
+PAIRED_BY = {
+    "task_score_vs_pretrained": "examples",
+    "task_score_vs_champion": "examples",
+    "delta_bpb_vs_champion": "documents",
+}
+"""Differences that say by how many of what they are paired."""
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Values of one candidate on one split."""
+
+    bpb: Value
+    delta_bpb: Value
+    task_score: Value | None
+    task_score_vs_finetuned: Value | None
+    task_score_clean: Value | None
+    """Without contaminated examples."""
+    task_score_vs_pretrained: Value | None
+    task_score_vs_champion: Value | None
+    delta_bpb_vs_champion: Value | None
+    counts: dict[str, int]
+    """Documents and examples that a difference is paired by."""
+    extra: dict[str, float]
+
+    def to_json(self) -> dict[str, Any]:
+        """As `report.json` has it."""
+        values: dict[str, Any] = {
+            name: value.to_json() if isinstance(value, Value) else None
+            for name, value in vars(self).items()
+            if name not in ("extra", "counts")
+        }
+        for name, what in PAIRED_BY.items():
+            if values[name] is not None:
+                values[name][what] = self.counts[what]
+        return {**values, **self.extra}
+
+
+def score_candidate(candidate: Candidate, evaluations: Evaluations, split: str, draw: Bootstrap) -> Scores:
+    """Measures a candidate on one split, alone and against the others."""
+    ours = candidate.splits[split]
+    before = evaluations.of_kind("pretrained").splits[split]
+    champion = evaluations.champion()
+    in_use = champion.splits[split] if champion else None
+    others = {"finetuned": evaluations.of_kind("finetuned").splits[split], "pretrained": before, "champion": in_use}
+    score = clean = None
+    differences: dict[str, Value] = {}
+    if ours.examples:
+        task = evaluations.task
+        score = _task_score(task, ours.examples, draw)
+        differences = {
+            kind: _task_difference(task, ours.examples, other.examples, draw)
+            for kind, other in others.items()
+            if other is not None and other.examples
+        }
+        uncontaminated = [row for row in ours.examples if not row.get("contaminated")]
+        if len(uncontaminated) == len(ours.examples):
+            clean = score
+        elif uncontaminated:
+            clean = _task_score(task, uncontaminated, draw)
+    summary = candidate.entry.splits.get(split, {})
+    return Scores(
+        bpb=draw.bits_per_byte(ours.nats, ours.num_bytes),
+        delta_bpb=draw.forgetting(ours.nats, before.nats, ours.num_bytes),
+        task_score=score,
+        task_score_vs_finetuned=differences.get("finetuned"),
+        task_score_clean=clean,
+        task_score_vs_pretrained=differences.get("pretrained"),
+        task_score_vs_champion=differences.get("champion"),
+        delta_bpb_vs_champion=draw.forgetting(ours.nats, in_use.nats, ours.num_bytes) if in_use else None,
+        counts={"documents": len(ours.documents), "examples": len(ours.examples or [])},
+        extra={name: summary[name] for name in EXTRA_METRICS if summary.get(name) is not None},
+    )
+
+
+def _task_score(task: Task, examples: Sequence[dict[str, Any]], draw: Bootstrap) -> Value:
+    metric = _split_metric(task, examples)
+    return draw.mean(_per_example(examples)) if metric is None else draw.of_split(metric, len(examples))
+
+
+def _task_difference(
+    task: Task, examples: Sequence[dict[str, Any]], baseline: Sequence[dict[str, Any]], draw: Bootstrap
+) -> Value:
+    if all(mine["prediction"] == other["prediction"] for mine, other in zip(examples, baseline, strict=True)):
+        return Value(0.0, 0.0, 0.0)  # exactly, whatever the rounding
+    ours, theirs = _split_metric(task, examples), _split_metric(task, baseline)
+    if ours is None or theirs is None:
+        return draw.mean_difference(_per_example(examples), _per_example(baseline))
+    return draw.difference(ours, theirs, len(examples))
+
+
+def _split_metric(task: Task, examples: Sequence[dict[str, Any]]) -> Statistic | None:
+    """Returns the task's metric; None where it is a mean over examples."""
+    truth, given = ([row[name] for row in examples] for name in ("reference", "prediction"))
+    if task.metric in ("pearson", "spearman"):
+        correlation = {"pearson": pearson, "spearman": spearman}[task.metric]
+        return correlation(np.array(truth, np.float64), np.array(given, np.float64))
+    if task.metric in ("bleu", "chrf"):
+        return {"bleu": bleu, "chrf": chrf}[task.metric]([row[f"{task.metric}_counts"] for row in examples])
+    if task.metric in ("micro_f1", "macro_f1"):
+        labels = task.labels or []
+        columns = truth, given
+        if task.kind == "classification":
+            columns = [[label] for label in truth], [[label] for label in given]
+        score = {"micro_f1": micro_f1, "macro_f1": macro_f1}[task.metric]
+        return score(*(indicators(column, labels) for column in columns))
+    return None
+
+
+def _per_example(examples: Sequence[dict[str, Any]]) -> np.ndarray:
+    return np.array([row["score"] for row in examples], np.float64)
+
+
+def forgetting_share(ours: Scores, finetuned: Scores) -> float | None:
+    """Returns forgetting as a share of what fine-tuning alone forgets; None where that does not measurably forget."""
+    if not measurably_forgets(finetuned.delta_bpb):
+        return None
+    return ours.delta_bpb.value / finetuned.delta_bpb.value

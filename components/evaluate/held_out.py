@@ -1,0 +1,49 @@
+"""The held-out data of both streams that models are measured on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from ..shared.config import Task
+from ..shared.data.prepared import DataManifest, Documents, Split
+from .texts import Overlap
+
+SPLITS: tuple[Split, ...] = ("dev", "test")
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """The held-out data of both streams."""
+
+    text: DataManifest
+    labelled: DataManifest
+    text_folder: str
+    labelled_folder: str
+
+    @property
+    def task(self) -> Task:
+        """What the labelled examples are for."""
+        assert self.labelled.task is not None
+        return self.labelled.task
+
+    @property
+    def with_head(self) -> bool:
+        """Whether the task has a head of its own."""
+        return self.task != "generation"
+
+    @cached_property
+    def overlap(self) -> Overlap:
+        """Measures written answers against the references of both splits."""
+        splits = (Documents(self.labelled_folder, split).records() for split in SPLITS)
+        return Overlap(record["completion"].strip() for records in splits for record in records)
+
+
+def describe_stream(manifest: DataManifest, folder: str) -> dict[str, Any]:
+    """Describes the held-out data of one stream for the report."""
+    splits = {split: manifest.splits[split].model_dump(mode="json") for split in SPLITS}
+    if manifest.task == "question_answering":
+        for split in SPLITS:  # of the windows over a long context, each is a document
+            splits[split]["examples"] = len({record["id"] for record in Documents(folder, split).records()})
+    return {"digest": manifest.digest, "source": manifest.source, "splits": splits}

@@ -1,0 +1,191 @@
+"""Measures one candidate on both splits of the held-out data."""
+
+from __future__ import annotations
+
+import math
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..shared.artifacts import write_jsonl
+from ..shared.config import Objective
+from ..shared.data.prepared import Documents, Split
+from ..shared.measures import HARNESS_FILE
+from ..shared.model.bf16_on_cpu import fast_bf16
+from ..shared.model.masking import special_ids
+from ..shared.model.mixed_model import MixedModel
+from ..shared.model.packing import Segment
+from ..shared.model.precision import pick_precision
+from ..shared.running.context import Context, Progress
+from .checks import check_model
+from .config import EvaluateStep
+from .examples import example_row, from_head
+from .generation import generate
+from .harness import Harness
+from .held_out import SPLITS, HeldOut
+from .likelihood import (
+    batches,
+    document_segments,
+    example_segments,
+    head_logits,
+    losses,
+    masked_segments,
+    unpacked,
+)
+from .subject import Subject
+from .summaries import summarize_documents, summarize_examples
+from .windows import mask_passes
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+def measure(
+    subject: Subject, config: EvaluateStep, held_out: HeldOut, folder: Path, context: Context, harness: Harness | None
+) -> tuple[dict[str, Any], list[dict[str, str]], Objective] | None:
+    """Measures one candidate.
+
+    Returns:
+        Its entry in evaluation.json, the documents whose loss is not finite, and what the model was pretrained for; None where
+        it is a base model without a trained language-model head, of which there is no loss.
+    """
+    started = time.monotonic()
+    model, tokenizer = subject.load(config.precision), subject.words()
+    if subject.card.kind == "base" and model.new_weights:
+        context.say(f"base: has no trained language-model head ({model.new_weights[0]} is missing), so it has no loss")
+        return None
+    check_model(subject.card, model, tokenizer, held_out, harness is not None)
+    candidate = LoadedCandidate(subject, model, tokenizer, config, held_out, context)
+    shutil.rmtree(folder, ignore_errors=True)
+    splits: dict[str, dict[str, Any]] = {}
+    not_finite: list[dict[str, str]] = []
+    # A generation task needs no head of its own, so that the pretrained model can be scored on it.
+    with_task = subject.card.has_task_head or not held_out.with_head
+    with fast_bf16([model.lm], model.device, pick_precision(config.precision), backward=False):
+        for split in SPLITS:
+            documents = candidate.documents(split)
+            write_jsonl(folder / f"{split}.documents.jsonl", documents)
+            splits[split] = summarize_documents(documents)
+            not_finite += _not_finite(subject, split, "document", documents, "nats")
+            if with_task and held_out.labelled.splits[split].documents:
+                rows = candidate.labelled(split) if held_out.with_head else candidate.answered(split)
+                write_jsonl(folder / f"{split}.examples.jsonl", rows)
+                not_finite += _not_finite(
+                    subject, split, "example", rows, "prediction", *([] if held_out.with_head else ["nats"])
+                )
+                splits[split] |= summarize_examples(rows, held_out, config.metric)
+            else:
+                splits[split] |= {"task_score": None, "examples": 0}
+        asked = harness.measure(model, tokenizer, context, f"{subject.card.id} lm_eval") if harness else []
+    if asked:
+        write_jsonl(folder / HARNESS_FILE, (row.model_dump(mode="json") for row in asked))
+    curve = Path(subject.folder) / "training.jsonl"
+    if subject.alpha is None and curve.is_file():
+        shutil.copyfile(curve, folder / "training.jsonl")
+    entry = {
+        **subject.card.model_dump(mode="json"),
+        "model_uri": subject.model_uri,
+        "other_uri": subject.other_uri,
+        "alpha": subject.alpha,
+        "splits": splits,
+        "lm_eval": {row.metric_name: {"value": row.value, "stderr": row.stderr} for row in asked},
+        "evaluate_seconds": round(time.monotonic() - started, 2),
+        "evaluate_run": context.tracker.run_id,
+    }
+    return entry, not_finite, model.objective
+
+
+@dataclass(frozen=True)
+class LoadedCandidate:
+    """A candidate whose model is loaded, and what it is measured on."""
+
+    subject: Subject
+    model: MixedModel
+    tokenizer: PreTrainedTokenizerBase
+    config: EvaluateStep
+    held_out: HeldOut
+    context: Context
+
+    def documents(self, split: Split) -> list[dict[str, Any]]:
+        """Measures the loss of each held-out document; None where it is not finite."""
+        documents = Documents(self.held_out.text_folder, split)
+        count = min(len(documents), self.config.max_documents or len(documents))
+        if self.model.objective == "masked_lm":
+            passes, mask_id = mask_passes(self.config.mask_probability), int(self.tokenizer.mask_token_id)
+            never = special_ids(self.tokenizer)
+            segments = masked_segments(documents, count, self.config.max_length, passes, mask_id, never)
+        else:
+            segments = document_segments(documents, count, self.config.max_length)
+        nats, tokens = self._losses(segments, count, f"{split} documents")
+        return [
+            {
+                "id": record["id"],
+                "source": record["source"],
+                "bytes": record["bytes"],
+                "tokens": int(tokens[index]),
+                "nats": _finite(nats[index]),
+            }
+            for index, record in enumerate(documents.records()[:count])
+        ]
+
+    def labelled(self, split: Split) -> list[dict[str, Any]]:
+        """Predicts each example with the task head and scores it."""
+        examples = Documents(self.held_out.labelled_folder, split)
+        segments = example_segments(examples, with_head=True)
+        work = batches(segments, self.config.max_length, self.config.batch_size)
+        with self._progress(len(work), f"{split} examples") as progress:
+            logits = head_logits(self.model, work, self._pad_id, progress)
+            bad = [key for key, values in logits.items() if not np.isfinite(values).all()]
+            again = unpacked(segments, bad, self.config.batch_size)
+            logits |= head_logits(self.model, again, self._pad_id, progress)
+        return from_head(self.held_out.task, self.config.metric, self.held_out.labelled.labels or [], examples, logits)
+
+    def answered(self, split: Split) -> list[dict[str, Any]]:
+        """Generates an answer to each prompt, scores it, and measures the loss of the reference."""
+        examples = Documents(self.held_out.labelled_folder, split)
+        size = self.config.batch_size
+        nats, tokens = self._losses(example_segments(examples, with_head=False), len(examples), f"{split} examples")
+        prompts = [np.asarray(examples.tokens(i))[: int(examples.supervised_from[i])] for i in range(len(examples))]
+        with self._progress(-(-len(prompts) // size), f"{split} answers") as progress:
+            longest = self.config.max_new_tokens or 1
+            answers = generate(self.model, self.tokenizer, prompts, longest, size, progress)
+        rows = []
+        for index, (record, answer) in enumerate(zip(examples.records(), answers, strict=True)):
+            reference = record["completion"].strip()
+            scores = {} if answer is None else self.held_out.overlap.of_example(answer, reference)
+            row = example_row(record, "generation", self.config.metric, reference, answer, scores)
+            rows.append({**row, **scores, "tokens": int(tokens[index]), "nats": _finite(nats[index])})
+        return rows
+
+    def _losses(self, segments: list[Segment], count: int, what: str) -> tuple[np.ndarray, np.ndarray]:
+        work = batches(segments, self.config.max_length, self.config.batch_size)
+        with self._progress(len(work), what) as progress:
+            nats, tokens = losses(self.model, work, count, self._pad_id, progress)
+            bad = np.flatnonzero(~np.isfinite(nats))
+            again = unpacked(segments, bad.tolist(), self.config.batch_size)
+            nats[bad] = losses(self.model, again, count, self._pad_id, progress)[0][bad]
+        return nats, tokens
+
+    def _progress(self, total: int, what: str) -> Progress:
+        name = f"{self.subject.card.id} {what}" if self.subject.alpha is not None else what
+        return self.context.progress(total, "batches", name)
+
+    @property
+    def _pad_id(self) -> int:
+        return int(self.tokenizer.pad_token_id)
+
+
+def _not_finite(
+    subject: Subject, split: Split, what: str, rows: list[dict[str, Any]], *keys: str
+) -> list[dict[str, str]]:
+    """Names the documents or examples of which there is no number."""
+    named = {"candidate": subject.card.id, "split": split, "what": what}
+    return [{**named, "id": row["id"]} for row in rows if any(row[key] is None for key in keys)]
+
+
+def _finite(value: float) -> float | None:
+    return float(value) if math.isfinite(value) else None

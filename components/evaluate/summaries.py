@@ -1,0 +1,44 @@
+"""Summaries of one split: sums over its documents, scores of its examples."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from .held_out import HeldOut
+from .scores import calibration_error, confusion_matrix, split_scores
+
+
+def summarize_documents(documents: list[dict[str, Any]]) -> dict[str, Any]:
+    """Returns ratios of sums over the documents; None where a loss is not finite."""
+    finite = documents and all(row["nats"] is not None for row in documents)
+    nats = sum(row["nats"] for row in documents) if finite else None
+    num_bytes, tokens = (sum(row[name] for row in documents) for name in ("bytes", "tokens"))
+    return {
+        "bpb": nats / (math.log(2) * num_bytes) if nats is not None and num_bytes else None,
+        "nats_per_token": nats / tokens if nats is not None and tokens else None,
+        "documents": len(documents),
+        "tokens": tokens,
+        "bytes": num_bytes,
+    }
+
+
+def summarize_examples(rows: list[dict[str, Any]], held_out: HeldOut, metric: str) -> dict[str, Any]:
+    """Returns the scores of the examples; None where a prediction or a loss is not finite."""
+    references, predictions = ([row[name] for row in rows] for name in ("reference", "prediction"))
+    labels = held_out.labelled.labels or []
+    scores = split_scores(held_out.task, references, predictions, labels)
+    if not held_out.with_head:
+        scores |= held_out.overlap.of_split(rows)
+    summary: dict[str, Any] = {"task_score": scores[metric], "examples": len(rows), **scores}
+    if held_out.task == "classification":
+        known = None not in predictions
+        summary["confusion_matrix"] = confusion_matrix(references, predictions, labels) if known else None
+        right = [row["reference"] == row["prediction"] for row in rows]
+        summary["calibration_error"] = (
+            calibration_error([max(row["probabilities"]) for row in rows], right) if known else None
+        )
+    if not held_out.with_head:
+        nats, tokens = [row["nats"] for row in rows], sum(row["tokens"] for row in rows)
+        summary["completion_nats_per_token"] = sum(nats) / tokens if tokens and None not in nats else None
+    return summary

@@ -1,0 +1,70 @@
+"""Finds the place of a training's checkpoints, by the content of all that its result depends on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Mapping
+from importlib.metadata import version
+from typing import Any
+
+import torch
+
+from ..code_digest import TRAINING, code_digest
+from ..model.mixed_model import MixedModel
+from ..running.context import Context
+from .resume import Work
+from .store import PLACE, Checkpoints, folder_of, is_url
+
+SAME_SIGNAL_SECONDS = 2.0
+FLUSH_SECONDS = 20.0
+_ADAM_STATES = 2  # first and second moment of every trained weight
+
+
+NO_PART_OF_IT = frozenset({"checkpoint_minutes", "checkpoint_steps"})
+
+
+def find_store(
+    work: Work | None, model: MixedModel, others: list[MixedModel], layout: Mapping[str, Any], context: Context
+) -> Checkpoints | None:
+    """Where a training's checkpoints are kept: in MIXTUNE_CHECKPOINT_DIR, a folder or an fsspec URL, by the training's content.
+
+    Args:
+        work: what the training is for; without it nothing is kept.
+        model: as it is before training.
+        others: further models that the training reads.
+        layout: number of processes, device and precision, which rounding depends on.
+    """
+    root = os.environ.get(PLACE, "")
+    if work is None or not root:
+        if work is not None:
+            context.say(f"{work.title}: no checkpoints are kept inside the training, since {PLACE} is not set")
+        return None
+    key = content_key({**work.identity, **layout}, [model, *others])
+    name = f"{re.sub(r'[^A-Za-z0-9.+-]', '_', work.title)}-{key[:16]}"
+    if is_url(root):
+        from .remote import RemoteCheckpoints
+
+        return RemoteCheckpoints(f"{root.rstrip('/')}/{name}", key, context.say)
+    return Checkpoints(folder_of(root) / name, key, context.say)
+
+
+def content_key(identity: Mapping[str, Any], models: list[MixedModel]) -> str:
+    """sha256 of all that a training's result depends on: settings, data, models, code and the libraries under it."""
+    digest = hashlib.sha256(json.dumps(_without(NO_PART_OF_IT, identity), sort_keys=True, default=str).encode())
+    digest.update(code_digest(TRAINING).encode())
+    for package in ("torch", "transformers", "accelerate", "peft", "numpy"):
+        digest.update(f"{package}=={version(package)}".encode())
+    for model in models:
+        for name, tensor in sorted(model.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _without(names: frozenset[str], value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _without(names, inner) for name, inner in value.items() if name not in names}
+    return value

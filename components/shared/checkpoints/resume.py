@@ -1,0 +1,364 @@
+"""Keeps a training's state in checkpoints, and goes on from them: after a kill, in another pod, in another run.
+
+Where they are kept follows from the content of the training (settings, data, start, code), not from the run: whoever trains
+the same again goes on where the last one stopped. All that a step depends on is in a checkpoint or a function of its number,
+so that on a CPU the result is bitwise that of a training that nobody disturbed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import shutil
+import signal
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Any, Protocol, Self
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from ..config import Training
+from ..errors import MixtuneError
+from ..model.mixed_model import MixedModel
+from ..outcome import EXIT_STATUS
+from ..running.context import Context
+from .store import KEPT, PLACE, WAIT_SECONDS, WAITING_LINE_SECONDS, Checkpoints, megabytes
+
+SAME_SIGNAL_SECONDS = 2.0
+FLUSH_SECONDS = 20.0
+_ADAM_STATES = 2  # first and second moment of every trained weight
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a training is for.
+
+    Attributes:
+        title: the candidate.
+        identity: all that its result depends on, besides the model that it starts from and the code.
+        output: folder that the model will be written to.
+    """
+
+    title: str
+    identity: Mapping[str, Any]
+    output: Path
+
+
+class Sigterm:
+    """Holds the first SIGTERM, so that the training can stop where its state is whole; a second one ends it at once."""
+
+    def __init__(self) -> None:
+        self.received = False
+        self._at = 0.0
+        self._before: Any = None
+
+    def __enter__(self) -> Self:
+        with contextlib.suppress(ValueError):  # not in the main thread: whoever owns it handles signals
+            self._before = signal.signal(signal.SIGTERM, self._note)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._before is not None:
+            signal.signal(signal.SIGTERM, self._before)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        # A process group gets the same one twice: from outside, and passed on by torchrun.
+        if self.received and time.monotonic() - self._at > SAME_SIGNAL_SECONDS:
+            raise SystemExit(EXIT_STATUS["terminated"])
+        if not self.received:
+            self.received, self._at = True, time.monotonic()
+
+
+class Numbers(Protocol):
+    """Counters of the loop, which differ between ranks."""
+
+    def copy(self) -> Numbers:
+        """As they are now; waits for no device."""
+
+    def state(self) -> dict[str, Any]:
+        """As JSON."""
+
+
+@dataclass(frozen=True)
+class _Mine:
+    """What a rank has of its own at one point."""
+
+    random: dict[str, Any]
+    numbers: Numbers
+
+    def state(self) -> dict[str, Any]:
+        return {"random": self.random, "numbers": self.numbers.state()}
+
+
+class Stateful(Protocol):
+    """Has a state of its own that belongs into a checkpoint, such as λ where it adapts."""
+
+    def state(self) -> dict[str, Any]: ...
+
+    def restore(self, state: dict[str, Any]) -> None: ...
+
+
+@dataclass
+class Live:
+    """What changes while a training goes on."""
+
+    model: MixedModel
+    optimizer: Optimizer
+    schedule: LRScheduler
+    mix_weight: Stateful
+    result: Any
+
+
+@dataclass
+class Keeper:
+    """Saves and restores one training; without a place it only ends it well.
+
+    Attributes:
+        store: the training's checkpoints; None where none are kept, and in all processes but the first.
+    """
+
+    store: Checkpoints | None
+    live: Live
+    training: Training
+    accelerator: Accelerator
+    context: Context
+    sigterm: Sigterm
+    work: Work | None = None
+    _group: Any = None
+    _kept: bool = False
+    _saved_step: int = -1
+    _saved_at: float = field(default_factory=time.monotonic)
+    _began: tuple[int, _Mine] | None = None
+
+    def __post_init__(self) -> None:
+        if self.accelerator.num_processes > 1:
+            # On the CPU, so that asking does not wait for a GPU.
+            self._group = torch.distributed.new_group(backend="gloo")
+
+    @property
+    def _is_main(self) -> bool:
+        return self.accelerator.is_main_process
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is not None and self.store is not None:
+            self.store.release()
+
+    def claim(self) -> None:
+        """Waits until this training is nobody else's, then makes sure that there is room for what it will write.
+
+        Raises:
+            MixtuneError: where the place cannot be written or has no room.
+        """
+        self._kept = bool(self._from_main(self.store is not None))
+        if not self._kept:
+            return
+        if self.store is not None:
+            self.store.make_place()
+        last_line = 0.0
+        while not self._from_main(self.store.try_claim() if self.store is not None else None):
+            if self.store is not None and time.monotonic() - last_line > WAITING_LINE_SECONDS:
+                last_line = time.monotonic()
+                self.context.say(f"{self.context.title}: waiting for {self.store.waiting_for()}, which trains the same")
+            if self._any(self.sigterm.received):
+                raise SystemExit(EXIT_STATUS["terminated"])
+            time.sleep(WAIT_SECONDS)
+        if self.store is not None and self.work is not None:
+            check_room(self.store, self.live.model, self.work.output)
+
+    def restore(self) -> tuple[int, dict[str, Any]]:
+        """Takes up the newest whole checkpoint.
+
+        Returns:
+            The number of steps that are done, and this rank's counters as of then; nothing of either without a checkpoint.
+        """
+        found = self._from_main(self.store.newest() if self.store is not None else None)
+        if found is None:
+            return 0, {}
+        state = found.state()
+        _restore_weights(self.live.model, found.tensors("weights"))
+        _restore_optimizer(self.live.optimizer, found.tensors("optimizer"))
+        _restore_schedule(self.live.schedule, state["schedule"])
+        self.live.mix_weight.restore(state["mix_weight"])
+        for name, value in state["result"].items():
+            setattr(self.live.result, name, value)
+        mine: dict[str, Any] = state["ranks"][self.accelerator.process_index]
+        set_random_state(mine["random"])
+        self._saved_step, self._saved_at = found.step, time.monotonic()
+        if self._is_main:
+            for entry in self.live.result.curve:
+                values = {name: value for name, value in entry.items() if name != "step"}
+                self.context.tracker.log_metrics(values, entry["step"])
+            self.context.say(f"{self.context.title}: goes on from the checkpoint of step {found.step}")
+        return found.step, mine["numbers"]
+
+    def before_step(self, step: int, numbers: Numbers) -> None:
+        """Notes what a step begins with, for the case that it is given up half-way."""
+        self._began = step, _Mine(random_state(), numbers.copy())
+
+    def end_if_asked(self) -> None:
+        """Between two micro-batches: after a SIGTERM to any rank, saves the state that the step began with and ends."""
+        if self._any(self.sigterm.received) and self._began is not None:
+            self._end(*self._began)
+
+    def after_step(self, done: int, numbers: Numbers) -> None:
+        """Saves where it is time to, and ends after a SIGTERM.
+
+        Args:
+            done: steps that are done.
+            numbers: this rank's counters.
+        """
+        if self._any(self.sigterm.received):
+            self._end(done, _Mine(random_state(), numbers))
+        every = self.training.checkpoint_steps
+        late = time.monotonic() - self._saved_at > 60 * self.training.checkpoint_minutes
+        if self._any(done < self.live.result.steps and ((every is not None and done % every == 0) or late)):
+            self._save(done, _Mine(random_state(), numbers))
+
+    def _end(self, done: int, mine: _Mine) -> None:
+        if done > 0:
+            self._save(done, mine)
+            if self.store is not None:
+                self.store.flush(FLUSH_SECONDS)
+                self.context.say(
+                    f"{self.context.title}: SIGTERM: the state after step {done} is saved, run again to go on"
+                )
+        raise SystemExit(EXIT_STATUS["terminated"])
+
+    def _save(self, done: int, mine: _Mine) -> None:
+        self._saved_at = time.monotonic()
+        if not self._kept or done == self._saved_step:
+            return
+        ranks: list[Any] = [mine.state()]
+        if self._group is not None:
+            ranks = [None] * self.accelerator.num_processes
+            torch.distributed.gather_object(mine.state(), ranks if self._is_main else None, group=self._group)
+        if self.store is not None:
+            live = self.live
+            names = ("curve", "tokens", "realised_mix_weight", "seconds")
+            state = {
+                "step": done,
+                "schedule": {name: value for name, value in live.schedule.state_dict().items() if name != "lr_lambdas"},
+                "mix_weight": live.mix_weight.state(),
+                "result": {name: getattr(live.result, name) for name in names},
+                "ranks": ranks,
+            }
+            tensors = {"weights": _trained_weights(live.model), "optimizer": _optimizer_tensors(live.optimizer)}
+            self.store.save(done, tensors, state)
+        self._saved_step, self._saved_at = done, time.monotonic()
+
+    def _any(self, asked: bool) -> bool:
+        """Whether any rank asks for it; all come to the same answer at the same point."""
+        if self._group is None:
+            return asked
+        flag = torch.tensor(int(asked))
+        torch.distributed.all_reduce(flag, torch.distributed.ReduceOp.MAX, group=self._group)
+        return bool(flag)
+
+    def _from_main(self, value: Any) -> Any:
+        if self._group is None:
+            return value
+        box = [value]
+        torch.distributed.broadcast_object_list(box, src=0, group=self._group)
+        return box[0]
+
+
+def check_room(store: Checkpoints, model: MixedModel, output: Path) -> None:
+    """Refuses a training whose checkpoints and model would not fit on the disk.
+
+    Raises:
+        MixtuneError: with what is needed and what is free.
+    """
+    trained = sum(weight.numel() * weight.element_size() for weight in model.parameters() if weight.requires_grad)
+    whole = sum(weight.numel() * weight.element_size() for weight in model.parameters())
+    # One more than are kept: the oldest goes when the newest is there.
+    needs = {store.place: (1 + _ADAM_STATES) * trained * (KEPT + 1) - store.used_bytes()}
+    target = next(folder for folder in (output, *output.absolute().parents) if folder.exists())
+    same_disk = target.stat().st_dev == store.place.stat().st_dev
+    needs[store.place if same_disk else target] = needs[store.place] * same_disk + whole
+    for place, need in needs.items():
+        free = shutil.disk_usage(place).free
+        if free < need:
+            raise MixtuneError(
+                f"checkpoints: checkpoints and model need about {megabytes(need)} in {place}, where {megabytes(free)} are "
+                f"free; make room, or give {PLACE} another place"
+            )
+
+
+def _trained_weights(model: MixedModel) -> dict[str, Tensor]:
+    return {name: weight.detach().contiguous() for name, weight in model.named_parameters() if weight.requires_grad}
+
+
+@torch.no_grad()
+def _restore_weights(model: MixedModel, saved: Mapping[str, Tensor]) -> None:
+    weights = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+    if weights.keys() != saved.keys():
+        raise MixtuneError("checkpoints: the checkpoint's weights are not those of the model; remove it and run again")
+    for name, weight in weights.items():
+        weight.copy_(saved[name])
+
+
+def _optimizer_tensors(optimizer: Optimizer) -> dict[str, Tensor]:
+    """Flat: `<number of the parameter>.<name of the state>`."""
+    return {
+        f"{number}.{name}": value.detach().contiguous()
+        for number, states in optimizer.state_dict()["state"].items()
+        for name, value in states.items()
+    }
+
+
+def _restore_optimizer(optimizer: Optimizer, saved: Mapping[str, Tensor]) -> None:
+    states: dict[int, dict[str, Tensor]] = {}
+    for key, value in saved.items():
+        number, name = key.split(".", 1)
+        states.setdefault(int(number), {})[name] = value
+    optimizer.load_state_dict({"state": states, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def _restore_schedule(schedule: LRScheduler, saved: Mapping[str, Any]) -> None:
+    # The functions of the step stay as they are.
+    schedule.load_state_dict({**saved, "lr_lambdas": [None] * len(schedule.optimizer.param_groups)})
+    for group, rate in zip(schedule.optimizer.param_groups, schedule.get_last_lr(), strict=True):
+        group["lr"] = rate
+
+
+def random_state() -> dict[str, Any]:
+    """The state of every random generator of this process, as JSON."""
+    kind, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)
+    state = {
+        "torch": torch.get_rng_state().numpy().tobytes().hex(),
+        "python": random.getstate(),
+        "numpy": [kind, np.asarray(keys).tolist(), position, has_gauss, gauss],
+    }
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state().numpy().tobytes().hex()
+    return state
+
+
+def set_random_state(state: Mapping[str, Any]) -> None:
+    """The inverse of `random_state`."""
+    torch.set_rng_state(_bytes(state["torch"]))
+    kind, numbers, gauss = state["python"]
+    random.setstate((kind, tuple(numbers), gauss))
+    kind, keys, position, has_gauss, cached = state["numpy"]
+    np.random.set_state((kind, np.array(keys, dtype=np.uint32), position, has_gauss, cached))
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(_bytes(state["cuda"]))
+
+
+def _bytes(text: str) -> Tensor:
+    return torch.frombuffer(bytearray.fromhex(text), dtype=torch.uint8)

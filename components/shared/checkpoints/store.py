@@ -1,0 +1,306 @@
+"""Checkpoints of one training in one folder: whole or not there at all, whatever happens while they are written.
+
+    <place>/step-00000120-1f0c/    weights.safetensors, optimizer.safetensors, state.json; manifest.json with their hashes
+    <place>/holder.json            who trains this now; <place>/lease.lock is what really keeps others out
+    <place>/finished.json          the run that this training ended in; `finish` removes the place when that run has succeeded
+
+A checkpoint is written aside, every file is synced, the manifest comes last, then the folder is renamed. Tensors are in
+safetensors and the rest is JSON: nothing in a checkpoint can run code.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import shutil
+import socket
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from filelock import FileLock, Timeout
+
+from ..artifacts import write_json
+from ..errors import MixtuneError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+PLACE = "MIXTUNE_CHECKPOINT_DIR"
+FORMAT = "mixtune-checkpoint/1"
+KEPT = 2
+WAIT_SECONDS = 1.0
+WAITING_LINE_SECONDS = 60.0
+TENSORS = ("weights", "optimizer")
+_ASIDE = "aside-"
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A whole checkpoint.
+
+    Attributes:
+        step: optimizer steps that were done.
+        folder: where it is.
+    """
+
+    step: int
+    folder: Path
+
+    def state(self) -> dict[str, Any]:
+        """What is no tensor."""
+        state: dict[str, Any] = json.loads((self.folder / "state.json").read_text(encoding="utf-8"))
+        return state
+
+    def tensors(self, name: str) -> dict[str, Tensor]:
+        """`weights` or `optimizer`."""
+        from safetensors.torch import load_file
+
+        return load_file(self.folder / f"{name}.safetensors")
+
+
+class Checkpoints:
+    """The checkpoints of one training.
+
+    Args:
+        place: its folder, which no other training has.
+        key: identifies the training's content; a checkpoint of another is foreign.
+        say: takes a line for the log.
+    """
+
+    def __init__(self, place: Path, key: str, say: Say) -> None:
+        self.place, self.key, self._say = place, key, say
+        self._lock = FileLock(place / "lease.lock")
+        self.in_use: Path | None = None
+        """A checkpoint that someone else is reading, which is not removed meanwhile."""
+
+    def make_place(self) -> None:
+        """Makes the folder.
+
+        Raises:
+            MixtuneError: where it cannot be written.
+        """
+        try:
+            self.place.mkdir(parents=True, exist_ok=True)
+            probe = self.place / f"{_ASIDE}probe-{os.getpid()}"
+            probe.touch()
+            probe.unlink()
+        except OSError as error:
+            raise MixtuneError(_cannot_write(self.place, error)) from None
+
+    def try_claim(self) -> bool:
+        """Takes the lease if nobody has it; says whose place it takes where a dead one left it."""
+        try:
+            self._lock.acquire(timeout=0)
+        except Timeout:
+            return False
+        before = read_note(self.place / "holder.json")
+        if before is not None:
+            self._say(f"checkpoints: taking over from {describe_holder(before)}, which ended without a word")
+        write_json(self.place / "holder.json", holder())
+        for left in self.place.glob(f"{_ASIDE}*"):
+            remove(left)
+        return True
+
+    def waiting_for(self) -> str:
+        """Who has the lease, in words."""
+        return describe_holder(read_note(self.place / "holder.json") or {})
+
+    def release(self) -> None:
+        """Gives the lease back."""
+        if self._lock.is_locked:
+            (self.place / "holder.json").unlink(missing_ok=True)
+            self._lock.release()
+
+    def save(self, step: int, tensors: Mapping[str, dict[str, Tensor]], state: Mapping[str, Any]) -> Path:
+        """Writes a checkpoint and removes all but the newest ones.
+
+        Raises:
+            MixtuneError: where there is no room for it, in memory or on the disk; those before it are still there.
+        """
+        from safetensors.torch import save_file
+
+        aside = self.place / f"{_ASIDE}{step}-{os.urandom(2).hex()}"
+        target = self.place / f"step-{step:08d}-{os.urandom(2).hex()}"
+        try:
+            aside.mkdir()
+            for name in TENSORS:
+                save_file(tensors[name], aside / f"{name}.safetensors")
+            (aside / "state.json").write_text(json.dumps(state), encoding="utf-8")
+            files = {file.name: {"bytes": file.stat().st_size, "sha256": digest_of(file)} for file in _synced(aside)}
+            write_json(aside / "manifest.json", {"format": FORMAT, "key": self.key, "step": step, "files": files})
+            _sync(aside / "manifest.json")
+            _sync(aside)
+            aside.rename(target)
+            _sync(self.place)
+        except (OSError, MemoryError) as error:
+            remove(aside)
+            raise MixtuneError(self._cannot_save(step, tensors, error)) from None
+        except Exception as error:  # safetensors has an exception of its own for what the file system says
+            remove(aside)
+            if "o space left" in str(error) or "Quota" in str(error) or "I/O error" in str(error):
+                raise MixtuneError(self._cannot_save(step, tensors, error)) from None
+            raise
+        self._remove_older(target)
+        return target
+
+    def _cannot_save(self, step: int, tensors: Mapping[str, dict[str, Tensor]], error: BaseException) -> str:
+        need = sum(tensor.numel() * tensor.element_size() for part in tensors.values() for tensor in part.values())
+        last = next((found for _, found in self._folders()), None)
+        kept = f"the one of step {_step_of(last)} is whole and stays" if last else "there is none before it"
+        with_what = f"it needs {megabytes(need)}, {megabytes(shutil.disk_usage(self.place).free)} are free there"
+        reason = getattr(error, "strerror", None) or str(error).strip() or "no more memory"
+        if isinstance(error, MemoryError):
+            with_what, reason = f"it needs about {megabytes(need)}", "out of memory"
+        return (
+            f"checkpoints: the one of step {step} could not be written to {self.place} ({reason}): {with_what}; {kept}; "
+            "make room and run again"
+        )
+
+    def _remove_older(self, newest: Path) -> None:
+        kept = [newest, *(folder for _, folder in self._folders() if folder != newest)][:KEPT]
+        for _, folder in self._folders():
+            if folder not in kept and folder != self.in_use:
+                remove(folder)
+
+    def _folders(self) -> Iterator[tuple[int, Path]]:
+        """Newest first."""
+        found = [(_step_of(folder), folder) for folder in self.place.glob("step-*") if folder.is_dir()]
+        return iter(sorted(found, reverse=True))
+
+    def newest(self) -> Checkpoint | None:
+        """The newest whole checkpoint; says why it passes over others and removes them."""
+        for step, folder in self._folders():
+            reason = what_is_wrong(folder, self.key)
+            if reason is None:
+                return Checkpoint(step, folder)
+            self._say(f"checkpoints: passing over {folder.name}: {reason}")
+            remove(folder)
+        return None
+
+    def used_bytes(self) -> int:
+        """What the checkpoints that are there take."""
+        return sum(file.stat().st_size for _, folder in self._folders() for file in folder.iterdir())
+
+    def flush(self, seconds: float) -> None:
+        """Waits until what was saved is where it belongs; at once in a local folder."""
+
+    def finish(self) -> None:
+        """Notes that the training has ended; its newest checkpoint stays, in case that what came of it is lost on its way."""
+        write_json(self.place / "finished.json", holder())
+        for _, folder in list(self._folders())[1:]:
+            remove(folder)
+        self.release()
+
+
+def is_url(root: str) -> bool:
+    """Whether checkpoints are kept behind an fsspec URL and not in a folder."""
+    return "://" in root and not root.startswith("file://")
+
+
+def folder_of(root: str) -> Path:
+    """The folder that a place which is no URL names."""
+    return Path(root.removeprefix("file://")).absolute()
+
+
+def what_is_wrong(folder: Path, key: str) -> str | None:
+    """Why a checkpoint cannot be used, in plain words; None where it is whole."""
+    manifest = read_note(folder / "manifest.json")
+    if manifest is None:
+        return "it has no readable manifest.json"
+    if manifest.get("format") != FORMAT:
+        return f"its format is {manifest.get('format')}, this version of mixtune reads {FORMAT}"
+    if manifest.get("key") != key:
+        return "it belongs to a training with other data, another model or other settings"
+    files = manifest.get("files")
+    if not isinstance(files, dict) or not {f"{name}.safetensors" for name in TENSORS} | {"state.json"} <= files.keys():
+        return "its manifest does not name all files"
+    for name, known in files.items():
+        file = folder / name
+        if not file.is_file():
+            return f"{name} is missing"
+        if file.stat().st_size != known["bytes"]:
+            return f"{name} has {file.stat().st_size} bytes instead of {known['bytes']}"
+        if digest_of(file) != known["sha256"]:
+            return f"{name} is corrupt (its content does not have the hash that the manifest names)"
+    return None
+
+
+def digest_of(file: Path) -> str:
+    """sha256 of a file."""
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
+
+
+def holder() -> dict[str, Any]:
+    """Who this process is, for whoever waits for it."""
+    run = os.environ.get("MIXTUNE_RUN_ID", "")
+    return {"run": run, "host": socket.gethostname(), "pid": os.getpid(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
+
+
+def describe_holder(known: Mapping[str, Any]) -> str:
+    if not known:
+        return "another run"
+    run = f"run {known.get('run')}" if known.get("run") else "a run"
+    return f"{run} (process {known.get('pid')} on {known.get('host')}, since {known.get('since')})"
+
+
+def megabytes(count: float) -> str:
+    """A size for people."""
+    return f"{count / 1e6:,.1f} MB" if count < 1e8 else f"{count / 1e9:,.1f} GB"
+
+
+def read_note(path: Path) -> dict[str, Any] | None:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def _step_of(folder: Path) -> int:
+    with contextlib.suppress(IndexError, ValueError):
+        return int(folder.name.split("-")[1])
+    return -1
+
+
+def _synced(folder: Path) -> list[Path]:
+    files = sorted(folder.iterdir())
+    for file in files:
+        _sync(file)
+    return files
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network file systems cannot sync a folder
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def remove(path: Path) -> None:
+    if path.is_dir():
+        # The manifest first: what is left of it by a kill in the middle is no whole checkpoint.
+        with contextlib.suppress(OSError):
+            (path / "manifest.json").unlink(missing_ok=True)
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with contextlib.suppress(OSError):
+            path.unlink(missing_ok=True)
+
+
+def _cannot_write(place: Path, error: OSError) -> str:
+    return (
+        f"checkpoints: {place} cannot be written ({error.strerror or error}); give MIXTUNE_CHECKPOINT_DIR another place, or "
+        "leave it out to train without checkpoints"
+    )

@@ -1,0 +1,69 @@
+"""Opens the files of a source, local or remote, compressed or not, and tells their formats by their names."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import IO, TYPE_CHECKING
+
+from .problems import Problems, UnreadableError
+
+if TYPE_CHECKING:
+    from fsspec import AbstractFileSystem
+
+_FORMATS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".txt")
+_COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst")
+
+
+@dataclass(frozen=True)
+class File:
+    """A file of a source, local or remote."""
+
+    filesystem: AbstractFileSystem
+    path: str
+    shown: str
+    """The name used in messages."""
+
+    @property
+    def format(self) -> str:
+        """Its format, such as `.csv`."""
+        return format_of(self.path)
+
+    def open(self) -> IO[bytes]:
+        """Opens its content, decompressed."""
+        compressed = self.path.lower().split("?")[0].endswith(_COMPRESSIONS)
+        return self.filesystem.open(self.path, "rb", compression="infer" if compressed else None)
+
+
+def known_formats() -> str:
+    """Lists the endings of file names that can be read, for messages."""
+    return f"{', '.join(_FORMATS)} (or these with .gz)"
+
+
+def format_of(path: str) -> str:
+    """Returns the format by a file's name, such as `.csv`; empty where it is not known."""
+    name = PurePosixPath(path.split("?")[0]).name.lower()
+    suffix = PurePosixPath(name).suffix
+    if suffix in _COMPRESSIONS:
+        suffix = PurePosixPath(name.removesuffix(suffix)).suffix
+        return suffix if suffix in _FORMATS and suffix != ".parquet" else ""
+    return suffix if suffix in _FORMATS else ""
+
+
+def numbered_lines(file: File, problems: Problems) -> Iterator[tuple[int, str]]:
+    """Yields numbered lines with their ends. Skips a byte order mark; reports text that is not UTF-8."""
+    with file.open() as opened:
+        for number, line in enumerate(opened, start=1):
+            if number == 1:
+                if line.startswith((b"\xff\xfe", b"\xfe\xff")):
+                    raise UnreadableError(f"{file.shown} is UTF-16; save it as UTF-8")
+                line = line.removeprefix(b"\xef\xbb\xbf")
+            try:
+                yield number, line.decode("utf-8")
+            except UnicodeDecodeError as error:
+                problems.add_detail(
+                    f"{file.shown}, line {number}: is not UTF-8 (byte 0x{line[error.start]:02x} at position "
+                    f"{error.start + 1}); save the file as UTF-8"
+                )
+                yield number, line.decode("utf-8", errors="replace")

@@ -1,0 +1,183 @@
+"""Tokenised documents on disk: how `prepare` writes them and how training and evaluation read them.
+
+A data folder holds `manifest.json` (`DataManifest`) and one folder for each split:
+
+    tokens.npy           int32, (tokens,)         all documents, one after the other
+    offsets.npy          int64, (documents + 1,)  document i is tokens[offsets[i]:offsets[i + 1]]
+    supervised_from.npy  int32, (documents,)      first supervised token of each document (1 for pretraining text)
+    labels.npy           int32, (documents,)      classification: index of the label; -1 otherwise
+    targets.npy          float32, (documents, K)  multi-label: 0 or 1 for each label; regression: the value (K = 1);
+                                                  question answering: first and last token of the answer in the
+                                                  document (K = 2; 0 and 0 where it is not in there); else K = 0
+    second_from.npy      int32, (documents,)      question answering: first token of the second text (the context) in what the
+                                                  tokenizer calls token type 1; -1 otherwise
+    records.jsonl        one object a document: id, source, bytes, and text (or prompt and completion) as read; question
+                         answering: question, context, answers (list of texts), and for each document, which is a window over
+                         the context, `context_from` (its first context token) and `offsets` ([from, to] in the context's
+                         characters for each of its context tokens)
+
+Pretraining text starts with the tokenizer's BOS (or EOS, where it has no BOS) and ends with EOS. Classification examples and
+prompts are what the tokenizer itself makes of the text, since that is what the model is given when it is used; completions
+end with EOS. Arrays are memory-mapped, so memory does not grow with the data set.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
+
+from ..artifacts import read_json, read_jsonl, write_json, write_jsonl
+from ..config import Task
+from ..errors import RefusedError
+
+Split = Literal["train", "dev", "test"]
+
+
+class SplitInfo(BaseModel):
+    """Counts of one split."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    documents: int
+    tokens: int
+    bytes: int
+    """UTF-8 bytes of the text."""
+    digest: str
+    """SHA-256 over all arrays."""
+
+
+class DataManifest(BaseModel):
+    """`manifest.json` of a data folder."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format: Literal["mixtune-data/1"] = "mixtune-data/1"
+    stream: Literal["pretrain", "finetune"]
+    task: Task | None = None
+    labels: list[str] | None = None
+    """Classification and multi-label: names of the labels, in the order of their indices."""
+    max_length: int
+    vocabulary_size: int
+    source: str
+    splits: dict[Split, SplitInfo]
+    ends_with_eos: bool = False
+    """Heads that read one hidden state: whether the tokenizer was made to end every text with EOS (see tokens.py)."""
+    mlflow_run: str | None = None
+    notes: dict[str, Any] = Field(default_factory=dict)
+    """Counts of what `prepare` did: duplicates removed, examples shortened, contamination found."""
+
+    @property
+    def digest(self) -> str:
+        """Identifies the content of all splits."""
+        joined = " ".join(f"{name}:{info.digest}" for name, info in sorted(self.splits.items()))
+        return hashlib.sha256(joined.encode()).hexdigest()
+
+    def save(self, folder: str | Path) -> None:
+        """Writes the manifest; last of all, so that a folder that has one is whole."""
+        write_json(Path(folder) / "manifest.json", self.model_dump(mode="json"))
+
+    @classmethod
+    def load(cls, folder: str | Path) -> DataManifest:
+        """Reads the manifest of a data folder.
+
+        Raises:
+            RefusedError: where the folder holds no prepared data.
+        """
+        return cls.model_validate(read_json(Path(folder) / "manifest.json", "data prepared by mixtune"))
+
+
+@dataclass(frozen=True)
+class Document:
+    """One tokenised document, on its way to disk.
+
+    Attributes:
+        tokens: token ids, special tokens included.
+        record: at least `id`, `source`, `bytes`; `text`, or `prompt` and `completion`; `label` in classification.
+        supervised_from: index of the first supervised token; at least 1, since the first token has no context.
+        label: classification: index of the label, else -1.
+        targets: multi-label, regression and question answering: K numbers, as `targets.npy` has them.
+        second_from: question answering: first token of token type 1.
+    """
+
+    tokens: list[int]
+    record: dict[str, Any]
+    supervised_from: int = 1
+    label: int = -1
+    targets: Sequence[float] = ()
+    second_from: int = -1
+
+
+class Documents:
+    """The documents of one split, memory-mapped.
+
+    Attributes:
+        offsets: (documents + 1,) int64.
+        supervised_from: (documents,) int32.
+        labels: (documents,) int32.
+        targets: (documents, K) float32.
+        second_from: (documents,) int32.
+    """
+
+    def __init__(self, folder: str | Path, split: Split) -> None:
+        self.folder = Path(folder) / split
+        if not (self.folder / "tokens.npy").is_file():
+            raise RefusedError(f"{self.folder}: holds no prepared documents")
+        self.flat: np.ndarray = np.load(self.folder / "tokens.npy", mmap_mode="r", allow_pickle=False)
+        self.offsets: np.ndarray = np.load(self.folder / "offsets.npy", mmap_mode="r", allow_pickle=False)
+        self.supervised_from: np.ndarray = np.load(self.folder / "supervised_from.npy", allow_pickle=False)
+        self.labels: np.ndarray = np.load(self.folder / "labels.npy", allow_pickle=False)
+        self.targets: np.ndarray = np.load(self.folder / "targets.npy", allow_pickle=False)
+        self.second_from: np.ndarray = np.load(self.folder / "second_from.npy", allow_pickle=False)
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def tokens(self, index: int) -> np.ndarray:
+        """Token ids of one document, (length,) int32."""
+        return self.flat[self.offsets[index] : self.offsets[index + 1]]
+
+    def records(self) -> list[dict[str, Any]]:
+        """The records of all documents, in order."""
+        return list(read_jsonl(self.folder / "records.jsonl"))
+
+
+def write_split(folder: str | Path, split: Split, documents: Iterable[Document]) -> SplitInfo:
+    """Writes one split of a data folder and returns its counts."""
+    target = Path(folder) / split
+    target.mkdir(parents=True, exist_ok=True)
+    lengths, supervised_from, labels, targets, second_from, records, pieces = [], [], [], [], [], [], []
+    for document in documents:
+        pieces.append(np.asarray(document.tokens, dtype=np.int32))
+        lengths.append(len(document.tokens))
+        supervised_from.append(document.supervised_from)
+        labels.append(document.label)
+        targets.append(document.targets)
+        second_from.append(document.second_from)
+        records.append(document.record)
+    arrays: dict[str, np.ndarray] = {
+        "tokens": np.concatenate(pieces) if pieces else np.empty(0, np.int32),
+        "offsets": np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+        "supervised_from": np.asarray(supervised_from, np.int32),
+        "labels": np.asarray(labels, np.int32),
+        "targets": np.asarray(targets, np.float32).reshape(len(lengths), -1)
+        if lengths
+        else np.empty((0, 0), np.float32),
+        "second_from": np.asarray(second_from, np.int32),
+    }
+    digest = hashlib.sha256()
+    for name, array in arrays.items():
+        np.save(target / f"{name}.npy", array, allow_pickle=False)
+        digest.update(array.tobytes())
+    write_jsonl(target / "records.jsonl", records)
+    return SplitInfo(
+        documents=len(lengths),
+        tokens=int(sum(lengths)),
+        bytes=sum(record["bytes"] for record in records),
+        digest=digest.hexdigest(),
+    )

@@ -1,0 +1,318 @@
+"""Where data comes from: reading a `source`, checking it in advance, identifying its content.
+
+A source is a file, a glob, a folder, an fsspec URL, a hub data set (`hub:owner/name`) or `embedded`. Whatever is wrong
+with it is collected in `Problems`, with file and line, and reported at once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import PurePosixPath
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+
+from ..config import EMBEDDED
+from ..errors import RefusedError, first_line
+from .files import File, format_of, known_formats
+from .problems import Problems, UnreadableError
+from .readers import read_file
+from .records import Row, missing_columns, rows_of
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from fsspec import AbstractFileSystem
+
+HUB = "hub:"
+EMBEDDED_ROLES = {"text", "label", "prompt", "completion"}
+NOT_EMBEDDED = (
+    "embedded holds examples for classification and generation only; name a file, or choose one of these tasks"
+)
+CHECKED_FILES = 20
+CHECKED_RECORDS = 5
+
+_HUB_NAME = re.compile(
+    r"(?P<name>[\w.-]+/[\w.-]+)(?:/(?P<config>[\w.-]+))?(?:@(?P<revision>[\w./-]+))?(?:#(?P<split>[\w.]+))?"
+)
+
+
+PASSWORD_REFUSED = (
+    "must not carry a password; hand it over in the environment, as fsspec's own configuration reads it "
+    "(FSSPEC_S3_KEY and FSSPEC_S3_SECRET, for example)"
+)
+
+# User, colon, password, @ in any URL of a chain such as simplecache::https://...; github://owner:repository@commit/path
+# has that form and no password.
+_PASSWORD = re.compile(r"(?<!\bgithub)://[^/?#:]*:[^/?#]+@")
+
+# What a store says of a file's content, by the names that file systems have for it.
+_CHECKSUMS = ("ETag", "etag", "md5Hash", "checksum", "content_md5", "Content-MD5", "Digest")
+_TIMES = ("Last-Modified", "LastModified", "last_modified", "mtime", "created", "updated")
+
+
+class StreamOptions(Protocol):
+    """What this file needs of a stream's configuration; `PretrainData` and `FinetuneData` have it."""
+
+    section: ClassVar[str]
+
+    @property
+    def source(self) -> str: ...
+    @property
+    def dev_source(self) -> str | None: ...
+    @property
+    def test_source(self) -> str | None: ...
+    @property
+    def columns(self) -> dict[str, str]: ...
+
+
+def named_sources(stream: StreamOptions) -> list[tuple[str, str]]:
+    """Pairs of the option's full name, such as `data.pretrain.dev_source`, and the source that it names."""
+    named = [("source", stream.source), ("dev_source", stream.dev_source), ("test_source", stream.test_source)]
+    return [(f"{stream.section}.{name}", source) for name, source in named if source is not None]
+
+
+def has_password(source: str) -> bool:
+    """Whether a source is a URL, or a chain of URLs, with a password in it."""
+    return _PASSWORD.search(source) is not None
+
+
+def read(source: str, columns: Mapping[str, str], option: str, problems: Problems) -> Iterator[Row]:
+    """Reads the documents or examples of a source, in a fixed order.
+
+    Args:
+        source: as in the configuration.
+        columns: column of each value, as `StreamOptions.columns`.
+        option: full name of the option that names the source, for messages.
+        problems: receives what is wrong; rows that are wrong are left out.
+    """
+    if source == EMBEDDED:
+        yield from _read_embedded(columns, option, problems)
+    elif source.startswith(HUB):
+        yield from _read_hub(source, columns, option, problems)
+    else:
+        files = _find(source, option, problems)
+        for file in files:
+            rows, before = 0, len(problems)
+            for row in read_file(file, columns, option, problems, single=len(files) == 1):
+                rows += 1
+                yield row
+            if not rows and len(problems) == before:
+                problems.add(f"{option}: {file.shown} holds no records")
+
+
+def check_source(stream: StreamOptions) -> list[str]:
+    """What is wrong with a stream's sources, at a glance: missing files, missing columns, bad first records.
+
+    Only local files are opened, no more than a few records of each.
+    """
+    problems = Problems()
+    for option, source in named_sources(stream):
+        if has_password(source):
+            problems.add(f"{option}: {PASSWORD_REFUSED}")
+        elif source == EMBEDDED:
+            _check_embedded(stream.columns, option, problems)
+        elif source.startswith(HUB):
+            _hub_name(source, option, problems)
+        elif _is_local(source, option, problems):
+            files = _find(source, option, problems)
+            for file in files[:CHECKED_FILES]:
+                before = len(problems)
+                records = read_file(
+                    file, stream.columns, option, problems, single=len(files) == 1, first=CHECKED_RECORDS
+                )
+                if not list(records) and len(problems) == before:
+                    problems.add(f"{option}: {file.shown} holds no records")
+    return problems.sentences()
+
+
+def fingerprint(stream: StreamOptions) -> str:
+    """Identifies the content of a stream's sources, as 64 hexadecimal digits.
+
+    Local files by their content, remote ones by what their store says of them (size, ETag or checksum, time of the last
+    change), hub data sets by the commit (where the hub can be reached), the embedded data by the versions of what it is
+    made from.
+
+    Raises:
+        RefusedError: where a source does not exist.
+    """
+    digest = hashlib.sha256()
+    problems = Problems()
+    for option, source in named_sources(stream):
+        digest.update(f"{option}\n".encode())
+        if source == EMBEDDED:
+            from . import embedded
+
+            digest.update(json.dumps(embedded.versions(), sort_keys=True).encode())
+        elif source.startswith(HUB):
+            digest.update(f"{source} {_hub_commit(source, option, problems)}".encode())
+        else:
+            for file in _find(source, option, problems):
+                digest.update(f"{PurePosixPath(file.path).name} {_content(file)}\n".encode())
+    problems.raise_if_any()
+    return digest.hexdigest()
+
+
+def _content(file: File) -> str:
+    if _protocol(file.filesystem) == "file":
+        with open(file.path, "rb") as opened:  # noqa: PTH123
+            return hashlib.file_digest(opened, "sha256").hexdigest()
+    info = file.filesystem.info(file.path)
+    said = [f"{name}={info[name]}" for name in (*_CHECKSUMS, *_TIMES) if info.get(name)]
+    return " ".join([f"size={info.get('size')}", *(said or [str(file.filesystem.ukey(file.path))])])
+
+
+def _protocol(filesystem: AbstractFileSystem) -> str:
+    protocol = filesystem.protocol
+    return str(protocol if isinstance(protocol, str) else protocol[0])
+
+
+def _is_local(source: str, option: str, problems: Problems) -> bool:
+    found = _filesystem(source, option, problems)
+    return found is not None and _protocol(found[0]) == "file"
+
+
+def _filesystem(source: str, option: str, problems: Problems) -> tuple[AbstractFileSystem, str] | None:
+    from fsspec.core import url_to_fs
+
+    try:
+        filesystem, path = url_to_fs(source)
+    except ImportError as error:
+        problems.add(f"{option}: {source} needs a package that is not installed ({error})")
+    except (ValueError, OSError) as error:
+        problems.add(f"{option}: {source} cannot be opened ({error})")
+    else:
+        return filesystem, path
+    return None
+
+
+def _find(source: str, option: str, problems: Problems) -> list[File]:
+    """The files of a source, sorted by name."""
+    found = _filesystem(source, option, problems)
+    if found is None:
+        return []
+    filesystem, path = found
+    try:
+        if filesystem.isfile(path):
+            paths, shown = [path], {path: source}
+        elif filesystem.isdir(path):
+            hidden = re.compile(r"(^|/)[._]")
+            inside = {name: name[len(path.rstrip("/")) + 1 :] for name in filesystem.find(path)}
+            paths = [name for name, rest in inside.items() if format_of(name) and not hidden.search(rest)]
+            shown = {name: f"{source.rstrip('/')}/{inside[name]}" for name in paths}
+            if not paths:
+                problems.add(f"{option}: the folder {source} holds no file that ends in {known_formats()}")
+        elif any(character in source for character in "*?["):
+            paths = [name for name in filesystem.glob(path) if filesystem.isfile(name)]
+            shown = {name: name for name in paths}
+            if not paths:
+                problems.add(f"{option}: no file matches {source}")
+        else:
+            paths, shown = [], {}
+            problems.add(f"{option}: {source} does not exist; correct the path")
+    except Exception as error:  # every remote file system raises errors of its own
+        problems.add(f"{option}: {source} cannot be reached ({first_line(error)})")
+        return []
+    files = [File(filesystem, name, shown[name]) for name in sorted(paths)]
+    for file in files:
+        if not file.format:
+            problems.add(f"{option}: {file.shown} ends in none of {known_formats()}, so its format is not known")
+    return [file for file in files if file.format]
+
+
+def _read_embedded(columns: Mapping[str, str], option: str, problems: Problems) -> Iterator[Row]:
+    from . import embedded
+
+    if not set(columns) <= EMBEDDED_ROLES:
+        problems.add(f"{option}: {NOT_EMBEDDED}")
+    elif "label" in columns:
+        for text, label, where in embedded.classification():
+            yield Row({"text": text, "label": label}, where)
+    elif "prompt" in columns:
+        for prompt, completion, where in embedded.generation():
+            yield Row({"prompt": prompt, "completion": completion}, where)
+    else:
+        for text, where in embedded.texts():
+            yield Row({"text": text}, where)
+
+
+def _check_embedded(columns: Mapping[str, str], option: str, problems: Problems) -> None:
+    from . import embedded
+
+    if not set(columns) <= EMBEDDED_ROLES:
+        problems.add(f"{option}: {NOT_EMBEDDED}")
+    if not option.endswith(".source"):
+        problems.add(f"{option}: embedded can stand in source only; leave {option} out and a share of it is held out")
+    try:
+        embedded.versions()
+    except RefusedError as error:
+        problems.add(f"{option}: {error.problems[0]}")
+
+
+def _hub_name(source: str, option: str, problems: Problems) -> dict[str, str | None] | None:
+    match = _HUB_NAME.fullmatch(source.removeprefix(HUB))
+    if match is None:
+        problems.add(
+            f"{option}: {source} is no hub data set; write hub:owner/name, or hub:owner/name/config@revision#split"
+        )
+        return None
+    return match.groupdict()
+
+
+def _hub_commit(source: str, option: str, problems: Problems) -> str:
+    name = _hub_name(source, option, problems)
+    if name is None:
+        return ""
+    if name["revision"] and re.fullmatch(r"[0-9a-f]{40}", name["revision"]):
+        return name["revision"]
+    from huggingface_hub import HfApi
+
+    try:
+        return HfApi().dataset_info(str(name["name"]), revision=name["revision"], timeout=5).sha or "unresolved"
+    except Exception:  # whatever is wrong with the hub, `prepare` will say it in full
+        return "unresolved"
+
+
+def _read_hub(source: str, columns: Mapping[str, str], option: str, problems: Problems) -> Iterator[Row]:
+    name = _hub_name(source, option, problems)
+    if name is None:
+        return
+    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+    import datasets
+
+    try:
+        dataset = datasets.load_dataset(
+            str(name["name"]), name["config"], split=name["split"] or "train", revision=name["revision"]
+        )
+    except Exception as error:  # the library raises errors of many kinds; each of them ends the reading
+        problems.add(f"{option}: {source} cannot be loaded ({first_line(error)})")
+        return
+    try:
+        yield from read_dataset(dataset, source, columns, problems)
+    except UnreadableError as error:
+        problems.add(f"{option}: {error}")
+
+
+def read_dataset(dataset: Dataset, shown: str, columns: Mapping[str, str], problems: Problems) -> Iterator[Row]:
+    """Rows of a loaded data set; class numbers, also those in lists, become their names."""
+    missing = [column for column in columns.values() if column not in dataset.column_names]
+    if missing:
+        raise missing_columns(shown, missing, dataset.column_names)
+    wanted = dataset.select_columns(list(dict.fromkeys(columns.values())))
+    column = columns.get("labels", columns.get("label", ""))
+    feature = wanted.features.get(column)
+    names = getattr(getattr(feature, "feature", feature), "names", None)
+
+    def name_of(index: int | None) -> str | None:
+        return names[index] if names is not None and index is not None and 0 <= index < len(names) else None
+
+    def records() -> Iterator[tuple[Mapping[str, Any], str]]:
+        for number, record in enumerate(wanted, start=1):
+            if names is not None:
+                value = record[column]
+                named = [name_of(index) for index in value] if isinstance(value, list) else name_of(value)
+                record = {**record, column: named}
+            yield record, f"{shown}, row {number}"
+
+    yield from rows_of(records(), columns, problems)

@@ -1,0 +1,179 @@
+"""Checks the values of a record and converts each of them to what its role needs."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Any
+
+SHOWN_CHARACTERS = 60
+LARGEST_NUMBER = 3.4e38  # of 32 bits, in which targets are kept
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+@dataclass(frozen=True)
+class Answer:
+    """An answer as it stands in the context.
+
+    Attributes:
+        text: without white space around it.
+        start: index of its first character in the context.
+    """
+
+    text: str
+    start: int
+
+
+class InvalidValueError(Exception):
+    """Says what is wrong with a value; its message follows the name of the column."""
+
+
+def parse_text(value: Any, role: str) -> str:
+    """Returns a text, or a label as text; a label can also be a number or a truth value."""
+    if role == "label" and isinstance(value, int | float) and not isinstance(value, bool):
+        if isinstance(value, float) and math.isnan(value):
+            raise InvalidValueError("is NaN, not a label")
+        if isinstance(value, float) and not value.is_integer():
+            raise InvalidValueError(f"is {value}; a label is text or a whole number")
+        return str(int(value))
+    if role == "label" and isinstance(value, bool):
+        return str(value).lower()
+    if value is None:
+        raise InvalidValueError("is empty")
+    if isinstance(value, float) and math.isnan(value):
+        raise InvalidValueError("is NaN, not text")
+    if not isinstance(value, str):
+        raise InvalidValueError(f"is {kind_of(value)}, not text")
+    if not value.strip():
+        raise InvalidValueError("is empty")
+    if _SURROGATE.search(value):
+        raise InvalidValueError("holds half of a surrogate pair, which is no character")
+    if role == "label":
+        value = value.strip()
+        if value.lower() == "nan":
+            raise InvalidValueError("is NaN, not a label")
+    return value
+
+
+def parse_labels(value: Any) -> tuple[str, ...]:
+    """Returns any number of labels, from a list, text that is a JSON list, or text in which `;` separates them."""
+    if value is None:
+        raise InvalidValueError("is empty; an empty list says that there is no label")
+    if isinstance(value, float) and math.isnan(value):
+        raise InvalidValueError("is NaN, not a list of labels")
+    if isinstance(value, str):
+        parsed = _parse_json(value)
+        value = parsed if isinstance(parsed, list) else [part for part in value.split(";") if part.strip()]
+    if not isinstance(value, list):
+        raise InvalidValueError(f"is {kind_of(value)}, not a list of labels")
+    labels = set()
+    for item in value:
+        try:
+            labels.add(parse_text(item, "label"))
+        except InvalidValueError as problem:
+            raise InvalidValueError(f"holds a label that {problem}") from None
+    return tuple(sorted(labels))
+
+
+def parse_number(value: Any, untyped: bool) -> float:
+    """Returns a number that is finite in 32 bits too."""
+    if value is None or (untyped and not value.strip()):
+        raise InvalidValueError("is empty")
+    allowed = (str,) if untyped else (int, float, Decimal)
+    if isinstance(value, bool) or not isinstance(value, allowed):
+        raise InvalidValueError(f"is {kind_of(value)}, not a number")
+    spelled = value.replace("_", "?") if isinstance(value, str) else value  # Python would take 1_000
+    try:
+        number = float(spelled)
+    except ValueError:
+        raise InvalidValueError(f"is {_quote(str(value))}, not a number") from None
+    except OverflowError:
+        number = math.inf
+    if math.isnan(number):
+        raise InvalidValueError("is NaN, not a number")
+    if abs(number) > LARGEST_NUMBER:
+        raise InvalidValueError(f"is {number:g}; a number must be finite and at most {LARGEST_NUMBER:g}")
+    return number
+
+
+def parse_answers(value: Any, untyped: bool) -> list[tuple[str, int | None]]:
+    """Returns the answers in a text, a list of texts or an object as in SQuAD, with their first characters where given."""
+    if untyped:
+        value = _parse_json(value)
+    if value is None or (isinstance(value, str) and not value.strip()):
+        return []
+    texts, starts = value, None
+    if isinstance(value, dict):
+        texts, starts = value.get("text"), value.get("answer_start")
+        if not isinstance(texts, list):
+            raise InvalidValueError(
+                "is an object without the list text; give text, and with it answer_start if you can"
+            )
+        if starts is not None and not (isinstance(starts, list) and len(starts) == len(texts)):
+            raise InvalidValueError(f"has {len(texts)} in text, and answer_start is not a list of as many")
+    elif isinstance(value, str):
+        texts = [value]
+    elif isinstance(value, float) and math.isnan(value):
+        raise InvalidValueError("is NaN, not an answer")
+    elif not isinstance(value, list):
+        raise InvalidValueError(
+            f"is {kind_of(value)}, not text, a list of texts or an object with text and answer_start"
+        )
+    answers: list[tuple[str, int | None]] = []
+    for text, start in zip(texts, starts if starts is not None else [None] * len(texts), strict=True):
+        try:
+            text = parse_text(text, "answer")
+        except InvalidValueError as problem:
+            raise InvalidValueError(f"holds an answer that {problem}") from None
+        if starts is None:
+            answers.append((text.strip(), None))
+        elif isinstance(start, int) and not isinstance(start, bool):
+            answers.append((text.strip(), start + len(text) - len(text.lstrip())))
+        else:
+            raise InvalidValueError("has an answer_start that is no whole number")
+    return answers
+
+
+def locate_answers(answers: Iterable[tuple[str, int | None]], context: str) -> tuple[Answer, ...]:
+    """Finds each answer in the context; without an index, takes its first occurrence."""
+    located = []
+    for text, given in answers:
+        start = context.find(text) if given is None else given
+        if given is None and start < 0:
+            raise InvalidValueError(f"holds {_quote(text)}, which does not stand in the context")
+        if start < 0 or not context.startswith(text, start):
+            there = _quote(context[start : start + len(text)]) if 0 <= start < len(context) else "nothing"
+            raise InvalidValueError(f"holds {_quote(text)} at character {start} of the context, where {there} stands")
+        located.append(Answer(text, start))
+    return tuple(dict.fromkeys(located))
+
+
+def _parse_json(text: str) -> Any:
+    """Parses a text that is a JSON list or object; returns any other text as it is."""
+    if text.lstrip().startswith(("[", "{")):
+        with contextlib.suppress(ValueError, RecursionError):
+            return json.loads(text)
+    return text
+
+
+def _quote(text: str) -> str:
+    return repr(text if len(text) <= SHOWN_CHARACTERS else text[: SHOWN_CHARACTERS - 1] + "…")
+
+
+def kind_of(value: Any) -> str:
+    """Names the kind of a value, for messages."""
+    kinds = {
+        bool: "a truth value",
+        int: "a number",
+        float: "a number",
+        str: "text",
+        list: "a list",
+        dict: "an object",
+    }
+    return kinds.get(type(value), f"of type {type(value).__name__}")

@@ -1,0 +1,198 @@
+"""Makes a `MixedModel`: loads one, draws one at random, interpolates two, puts a head on."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..artifacts import read_json
+from ..config import Objective, Scratch, Task
+from ..errors import RefusedError
+
+# Steps log to files and pods; the hub's bars and advice would bury what matters.
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+
+from safetensors import safe_open
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    BertConfig,
+    BertForMaskedLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerBase,
+    set_seed,
+)
+from transformers.utils import logging as transformers_logging
+
+from .checks import check_model, check_task_head
+from .heads import PROBLEM_TYPES, make_head
+from .mixed_model import MixedModel, objective_of
+
+transformers_logging.set_verbosity_error()
+transformers_logging.disable_progress_bar()
+
+
+def add_task_head(model: MixedModel, kind: Task, labels: list[str] | None, seed: int) -> None:
+    """Puts a task head on a model, unless it has one for this task and these labels, and checks it.
+
+    Raises:
+        RefusedError: where models of this type have no such head, or one that cannot be run on packed rows.
+    """
+    before = model.task
+    model.add_head(kind, labels, seed)
+    if model.task is not None and model.task is not before:
+        check_task_head(model)
+
+
+def from_scratch(
+    scratch: Scratch,
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+    seed: int,
+    objective: Objective = "causal_lm",
+    attention: str = "auto",
+) -> MixedModel:
+    """Makes a new Llama, or for masked LM a new BERT, with random weights drawn by the seed."""
+    set_seed(seed)
+    sizes: dict[str, Any] = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": scratch.hidden_size,
+        "num_hidden_layers": scratch.layers,
+        "num_attention_heads": scratch.heads,
+        "max_position_embeddings": max(max_length, 512),
+        "tie_word_embeddings": True,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    if objective == "masked_lm":
+        # Dropout is for many passes over little data; pretraining is not that.
+        sizes |= {"intermediate_size": 4 * scratch.hidden_size, "hidden_dropout_prob": 0.0}
+        model = MixedModel(BertForMaskedLM(BertConfig(attention_probs_dropout_prob=0.0, **sizes)))
+    else:
+        intermediate_size = -(-scratch.hidden_size * 8 // 3 // 16) * 16
+        config = LlamaConfig(intermediate_size=intermediate_size, num_key_value_heads=scratch.heads, **sizes)
+        model = MixedModel(LlamaForCausalLM(config))
+    model.set_attention(attention)
+    check_model(model, "scratch")
+    return model
+
+
+def load_model(
+    folder: str | Path,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    revision: str | None = None,
+    attention: str = "auto",
+) -> MixedModel:
+    """Loads a model folder (or a hub model) with its head, where it has one.
+
+    A folder whose card names other weights (a base model that is used as it is) stands for those.
+
+    Raises:
+        RefusedError: where it is no language model in safetensors, or does more than mixtune reproduces.
+    """
+    given = str(folder)
+    folder, revision = _where_the_weights_are(given, revision)
+    try:
+        config = AutoConfig.from_pretrained(folder, revision=revision, trust_remote_code=False)
+        auto: Any = AutoModelForMaskedLM if objective_of(config) == "masked_lm" else AutoModelForCausalLM
+        lm, found = auto.from_pretrained(
+            folder,
+            revision=revision,
+            dtype=dtype,
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise RefusedError(f"model.base: {folder} cannot be loaded as a language model ({reason})") from None
+    try:
+        model = MixedModel(lm)
+    except Exception as error:  # models of other kinds can fail in any way
+        raise RefusedError(
+            f"model.base: {folder} is of type {config.model_type}, which cannot be run on plain token ids "
+            f"({type(error).__name__}); use another architecture"
+        ) from None
+    model.new_weights = sorted(
+        name for name in found["missing_keys"] if not name.startswith(f"{lm.base_model_prefix}.")
+    )
+    broken = sorted(name for name in found["missing_keys"] if name.startswith(f"{lm.base_model_prefix}."))
+    if broken:
+        raise RefusedError(f"model.base: {folder} lacks the weights {', '.join(broken[:3])}, so it is not whole")
+    if folder == given:  # a head that a base model brings belongs to some other task
+        _load_head(model, folder)
+    model.to(device)
+    model.set_attention(attention)
+    check_model(model, folder)
+    return model
+
+
+def _where_the_weights_are(folder: str | Path, revision: str | None) -> tuple[str, str | None]:
+    card = Path(folder) / "mixtune.json"
+    if card.is_file():
+        noted = read_json(card, "a model made by mixtune")
+        if noted.get("weights"):
+            return _where_the_weights_are(noted["weights"], noted.get("revision"))
+    return str(folder), revision
+
+
+def _load_head(model: MixedModel, folder: str) -> None:
+    """Puts on the head that a model folder brings: its kind stands in the configuration, its weights beside the rest."""
+    config: Any = model.config
+    name = (config.architectures or [""])[0]
+    kind: Task | None = None
+    if name.endswith("ForQuestionAnswering"):
+        kind = "question_answering"
+    elif name.endswith("ForSequenceClassification"):
+        kinds = {problem: task for task, problem in PROBLEM_TYPES.items()}
+        kind = kinds.get(config.problem_type or "")
+    stored = _stored_in(folder)
+    if kind is None or not stored:
+        return
+    named = kind in ("classification", "multi_label")
+    labels = [config.id2label[index] for index in range(config.num_labels)] if named else None
+    try:
+        task = make_head(model.lm, kind, labels, seed=0)
+    except RefusedError:
+        return  # a base model's own, which nothing here is trained for
+    wanted = task.state_dict() | {name: value for name, value in model.lm.state_dict().items() if ".pooler." in name}
+    if not wanted.keys() <= stored.keys():
+        return
+    for key, weight in wanted.items():
+        with safe_open(stored[key], framework="pt") as tensors:
+            weight.copy_(tensors.get_tensor(key))
+    model.task, model.kind, model.labels = task, kind, labels
+
+
+def _stored_in(folder: str) -> dict[str, Path]:
+    """Name of each tensor in a local folder -> the file that holds it."""
+    stored = {}
+    for file in sorted(Path(folder).glob("*.safetensors")) if Path(folder).is_dir() else []:
+        with safe_open(file, framework="pt") as tensors:
+            stored.update(dict.fromkeys(tensors.keys(), file))
+    return stored
+
+
+@torch.no_grad()
+def interpolate(
+    pretrained: str | Path, finetuned: str | Path, alpha: float, device: torch.device | str = "cpu"
+) -> MixedModel:
+    """Weight interpolation, (1 - α) · pretrained + α · finetuned (WiSE-FT, arXiv:2109.01903).
+
+    The task head is the fine-tuned model's, since the pretrained one has none.
+    """
+    model, start = load_model(finetuned, device), load_model(pretrained, device)
+    # Parameters, not the state dict: that names tied weights twice, and they would be moved twice.
+    theirs = dict(start.lm.named_parameters())
+    for name, weight in model.lm.named_parameters():
+        if name in theirs:  # an encoder's pooler belongs to the task head
+            weight.lerp_(theirs[name].to(weight.dtype), 1 - alpha)
+    return model

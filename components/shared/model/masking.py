@@ -1,0 +1,76 @@
+"""Dynamic masking for masked LMs (BERT, arXiv:1810.04805), drawn anew at every reading (RoBERTa, arXiv:1907.11692)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..errors import RefusedError
+from .packing import Segment
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+MASKED, RANDOM = 0.8, 0.1  # shares of the chosen tokens; the rest stays as it is
+
+
+@dataclass(frozen=True)
+class Masking:
+    """Chooses the tokens of a text that are to be predicted.
+
+    Attributes:
+        mask_id: token id of the mask.
+        special_ids: token ids that are never chosen.
+        vocabulary_size: random tokens are drawn from all ids below.
+        probability: share of a segment's ordinary tokens that are chosen; at least one is.
+    """
+
+    mask_id: int
+    special_ids: tuple[int, ...]
+    vocabulary_size: int
+    probability: float
+
+    @classmethod
+    def of(cls, tokenizer: PreTrainedTokenizerBase, probability: float) -> Masking:
+        """Masking with a tokenizer's mask token.
+
+        Raises:
+            RefusedError: where it has none.
+        """
+        if tokenizer.mask_token_id is None:
+            raise RefusedError(
+                "model.objective: is masked_lm, but the tokenizer has no mask token; choose another base model"
+            )
+        return cls(int(tokenizer.mask_token_id), special_ids(tokenizer), len(tokenizer), probability)
+
+    def __call__(self, segment: Segment, draw: np.random.Generator) -> Segment | None:
+        """The segment as the model gets to see it; None where it holds nothing to predict."""
+        tokens = np.array(segment.tokens)
+        ordinary = np.flatnonzero(~np.isin(tokens, self.special_ids))
+        if not len(ordinary):
+            return None
+        count = max(1, round(self.probability * len(ordinary)))
+        chosen = np.sort(draw.choice(ordinary, count, replace=False))
+        originals = tokens[chosen]
+        fate = draw.random(count)
+        tokens[chosen[fate < MASKED]] = self.mask_id
+        by_chance = chosen[(fate >= MASKED) & (fate < MASKED + RANDOM)]
+        tokens[by_chance] = self._words(draw, len(by_chance))
+        return replace(segment, tokens=tokens, masked=chosen, originals=originals)
+
+    def _words(self, draw: np.random.Generator, count: int) -> np.ndarray:
+        """Any words. Not special tokens: a RoBERTa, for one, would take a padding token in the text for the text's end."""
+        special = sorted(number for number in self.special_ids if number < self.vocabulary_size)
+        words = draw.integers(0, self.vocabulary_size - len(special), count)
+        for number in special:  # step over each, from the lowest on
+            words += words >= number
+        return words
+
+
+def special_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    """Token ids that are never predicted. The one for unknown words stands for text and is not among them."""
+    ends = (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.cls_token_id, tokenizer.sep_token_id)
+    spare = tokenizer.unk_token_id if tokenizer.unk_token_id not in (*ends, tokenizer.pad_token_id) else None
+    return tuple(number for number in tokenizer.all_special_ids if number != spare)

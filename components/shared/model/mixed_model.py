@@ -1,0 +1,274 @@
+"""One model for both losses: a language model and, where the task has one, a head on the same backbone.
+
+Saved models are in Hugging Face format. A folder with a task head holds backbone, LM head and task head together, so that
+`AutoModelForSequenceClassification` (or `...QuestionAnswering`) and `AutoModelForCausalLM` (or `...MaskedLM`) both load from
+it what is theirs. Shapes: B rows, L tokens in a row, H hidden size, V vocabulary, C classes, N and M selected positions, T
+tokens of the fine-tuning stream.
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..config import Objective, Task
+from ..errors import RefusedError
+from .device import pick_device, require_compiler
+from .packing import Batch
+
+# Steps log to files and pods; the hub's bars and advice would bury what matters.
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+
+from transformers import (
+    MODEL_FOR_MASKED_LM_MAPPING,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils import logging as transformers_logging
+
+from .heads import HiddenStates, describe_head, make_head, on_hidden, task_logits, task_losses
+from .lm_loss import can_be_chunked, chunked_losses, plain_head
+from .probing import position_offset
+
+transformers_logging.set_verbosity_error()
+transformers_logging.disable_progress_bar()
+
+
+class MixedModel(nn.Module):
+    """A language model and an optional task head.
+
+    Attributes:
+        lm: the language model, causal or masked.
+        task: a task class of transformers without its backbone; None for generation and before a task is known.
+        kind: what the head is for.
+        labels: names of the classes.
+        objective: what the language model is trained for.
+        new_weights: names of LM head weights that the loaded files did not have, and that are random therefore.
+        precision: number format of the matrix products where the model is measured.
+    """
+
+    precision: Literal["auto", "float32", "bf16"] = "auto"
+
+    def __init__(self, lm: PreTrainedModel) -> None:
+        super().__init__()
+        self.lm = lm
+        # A padding token that is also EOS would have no gradient; where it is only padding it has none anyway.
+        embeddings: Any = lm.get_input_embeddings()
+        embeddings.padding_idx = None
+        self.task: PreTrainedModel | None = None
+        self.kind: Task | None = None
+        self.labels: list[str] | None = None
+        self.objective = objective_of(lm.config)
+        self.new_weights: list[str] = []
+        self._takes_token_types = "token_type_ids" in inspect.signature(type(lm.base_model).forward).parameters
+        self.position_offset = position_offset(lm) if self.objective == "masked_lm" else 0
+        # Under a name that is no module's, so that the weights are not listed twice.
+        self._plain = (plain_head(lm),)
+
+    @property
+    def config(self) -> PretrainedConfig:
+        """The language model's configuration."""
+        return self.lm.config
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.parameters()).device
+
+    @property
+    def vocabulary_size(self) -> int:
+        """Entries of the embedding."""
+        return int(self.config.get_text_config().vocab_size)
+
+    def add_head(self, kind: Task, labels: list[str] | None, seed: int) -> None:
+        """Puts a fresh task head on the backbone, unless it has one for this task and these labels.
+
+        `add_task_head` in `loading.py` also checks that the head can be run on packed rows.
+
+        Raises:
+            RefusedError: where models of this type have no such head.
+        """
+        if kind == "generation":
+            if self.objective == "masked_lm":
+                raise RefusedError(
+                    f"data.finetune.task: is generation, for which a masked language model ({self.config.model_type}) is of no "
+                    "use; choose a causal one, or another task"
+                )
+            self.task, self.kind, self.labels = None, None, None
+            return
+        if self.kind == kind and self.labels == labels:
+            return
+        self.task = make_head(self.lm, kind, labels, seed)
+        self.kind, self.labels = kind, labels
+
+    def set_attention(self, attention: str) -> None:
+        """Chooses the implementation of attention; `auto` leaves it as it is.
+
+        Raises:
+            RefusedError: where it is not to be had, or cannot keep the documents of a packed row apart.
+        """
+        if attention == "auto":
+            return
+        if self.objective == "masked_lm" and attention not in ("sdpa", "eager"):
+            raise RefusedError(
+                f"attention: is {attention}, which keeps packed documents apart in causal models only; use sdpa or eager for "
+                f"{self.config.model_type}"
+            )
+        if attention == "flex_attention":
+            if pick_device().type == "cpu":
+                raise RefusedError(
+                    "attention: flex_attention has no backward pass on the CPU, and torch finds no GPU here; use sdpa"
+                )
+            require_compiler("attention: flex_attention")
+        try:
+            self.lm.set_attn_implementation(attention)
+        except (ImportError, ValueError) as error:
+            # What follows the first sentence is advice to transformers' own developers.
+            reason = str(error).splitlines()[0].split(". ")[0].rstrip(".")
+            raise RefusedError(f"attention: {attention} cannot be used here ({reason}); use sdpa") from None
+
+    def hidden(self, batch: Batch) -> Tensor:
+        """Last hidden states of packed rows, (B·L, H)."""
+        given: dict[str, Any] = {
+            "input_ids": batch.input_ids,
+            "position_ids": batch.position_ids + self.position_offset,
+        }
+        if self.objective == "masked_lm":
+            given["attention_mask"] = self._mask(batch)
+            if self._takes_token_types:
+                given["token_type_ids"] = batch.token_type_ids
+        else:
+            given["use_cache"] = False
+        return self.lm.base_model(**given).last_hidden_state.flatten(0, 1)
+
+    def lm_logits(self, hidden_NH: Tensor) -> Tensor:
+        """(N, V) logits of tokens: the LM head alone, on the positions that are asked for."""
+        return on_hidden(self.lm, HiddenStates(hidden_NH[None])).logits[0]
+
+    def task_logits(self, hidden: Tensor, batch: Batch) -> Tensor:
+        """What the task head says of each labelled segment.
+
+        Args:
+            hidden: (B·L, H), of the whole batch.
+
+        Returns:
+            (M, C) logits; (M, 1) for regression; (M, longest segment, 2) logits of start and end for question answering, -inf
+            beyond a segment's end.
+        """
+        assert self.task is not None
+        assert self.kind is not None
+        return task_logits(self.task, self.kind, self.lm.base_model, hidden, batch, self.objective == "masked_lm")
+
+    def forward(
+        self,
+        batch: Batch,
+        pretrain_weight: float,
+        finetune_weight: float,
+        kl_weight: float = 0.0,
+        start_logits: Tensor | None = None,
+    ) -> dict[str, Tensor]:
+        """The mixed loss of one micro-batch, Σ w_i · ce_i, in one pass over both streams.
+
+        Args:
+            batch: rows of both streams.
+            pretrain_weight: λ / N_pt, for every supervised token of the pretraining stream.
+            finetune_weight: (1 - λ) / N_ft, for every supervised token (with a task head: example) of the other.
+            kl_weight: for every token of the fine-tuning stream, of the divergence from the start model.
+            start_logits: (T, V) what the start model says there; not needed where `kl_weight` is 0.
+
+        Returns:
+            `weighted`, scalar, what is differentiated; `pretrain` and `finetune`, scalars, Σ ce_i of each stream in nats (of
+            regression, squared errors); `kl`, scalar, Σ KL(start || model) in nats.
+        """
+        hidden = self.hidden(batch)
+        weighted, pretrain, finetune = self._lm_losses(hidden[batch.lm_at], batch, pretrain_weight, finetune_weight)
+        if self.kind is not None:
+            finetune = task_losses(self.kind, _at_least_float32(self.task_logits(hidden, batch)), batch).sum()
+            weighted = weighted + finetune_weight * finetune
+        kl = torch.zeros_like(pretrain)
+        if kl_weight and start_logits is not None:
+            ours = _at_least_float32(self.lm_logits(hidden[batch.finetune_at])).log_softmax(-1)
+            theirs = _at_least_float32(start_logits).log_softmax(-1)
+            kl = F.kl_div(ours, theirs, reduction="sum", log_target=True)
+            weighted = weighted + kl_weight * kl
+        return {
+            "weighted": weighted,
+            "pretrain": pretrain.detach(),
+            "finetune": finetune.detach(),
+            "kl": kl.detach(),
+        }
+
+    def _lm_losses(
+        self, hidden_NH: Tensor, batch: Batch, pretrain_weight: float, finetune_weight: float
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Σ w_i · ce_i of the supervised tokens, and Σ ce_i of each stream's."""
+        (head,) = self._plain
+        if head is not None and can_be_chunked(self.lm, head):
+            of_stream = torch.tensor([finetune_weight, pretrain_weight], dtype=torch.float64, device=hidden_NH.device)
+            weight_N = of_stream[batch.lm_pretrain.long()]
+            return chunked_losses(head, hidden_NH, batch.lm_target, weight_N, batch.lm_pretrain)
+        ce = F.cross_entropy(_at_least_float32(self.lm_logits(hidden_NH)), batch.lm_target, reduction="none")
+        pretrain, finetune = ce[batch.lm_pretrain].sum(), ce[~batch.lm_pretrain].sum()
+        return pretrain_weight * pretrain + finetune_weight * finetune, pretrain, finetune
+
+    @torch.no_grad()
+    def generate(self, **given: Any) -> Tensor:
+        """As transformers' `generate`, on the language model."""
+        lm: Any = self.lm
+        return lm.generate(**given)
+
+    def save(self, folder: str | Path, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Writes the model in Hugging Face format, in safetensors, with its tokenizer."""
+        config = self.lm.config
+        state = self.lm.state_dict()
+        architectures = [type(self.lm).__name__]
+        if config.pad_token_id is None and tokenizer.pad_token_id is not None:
+            config.pad_token_id = tokenizer.pad_token_id
+        if self.task is not None and self.kind is not None:
+            state |= self.task.state_dict()
+            architectures = [type(self.task).__name__]
+            describe_head(config, self.kind, self.labels)
+        self.lm.save_pretrained(folder, state_dict={name: value.contiguous() for name, value in state.items()})
+        # save_pretrained notes the class of `lm`; the head decides what the folder is for.
+        config.architectures = architectures
+        config.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+
+    def _mask(self, batch: Batch) -> Any:
+        """Who sees whom in an encoder: (B, 1, L, L), tokens of one segment each other."""
+        segment = (batch.position_ids == 0).cumsum(1)
+        full = segment[:, None, :, None] == segment[:, None, None, :]
+        text_config: Any = self.config.get_text_config()
+        types = set(getattr(text_config, "layer_types", None) or ())
+        if "sliding_attention" not in types:
+            return self._as_attention_takes_it(full)
+        at = torch.arange(segment.shape[1], device=segment.device)
+        near = (at[:, None] - at[None]).abs() <= text_config.sliding_window
+        return {
+            "full_attention": self._as_attention_takes_it(full),
+            "sliding_attention": self._as_attention_takes_it(full & near),
+        }
+
+    def _as_attention_takes_it(self, mask: Tensor) -> Tensor:
+        if self.config._attn_implementation != "eager":
+            return mask
+        dtype = next(self.lm.base_model.parameters()).dtype
+        return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, torch.finfo(dtype).min)
+
+
+def _at_least_float32(logits: Tensor) -> Tensor:
+    return logits if logits.dtype == torch.float64 else logits.float()
+
+
+def objective_of(config: PretrainedConfig) -> Objective:
+    """What a model of this configuration is trained for: encoders for masked tokens, all others for the next one."""
+    masked = type(config) in MODEL_FOR_MASKED_LM_MAPPING and not getattr(config, "is_decoder", False)
+    return "masked_lm" if masked else "causal_lm"

@@ -1,0 +1,52 @@
+"""Runs a model on a few tokens, to find out how it behaves."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+MPNET_OFFSET = 2
+
+
+@contextlib.contextmanager
+def measuring(model: nn.Module) -> Iterator[None]:
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.train(was_training)
+
+
+def probe_ids(model: PreTrainedModel, start: int, count: int = 6) -> np.ndarray:
+    """A few tokens, none of them the padding token."""
+    config = model.config.get_text_config()
+    allowed = [i for i in range(1, min(config.vocab_size, 60)) if i != config.pad_token_id]
+    return np.array([allowed[(start + i) % len(allowed)] for i in range(count)])
+
+
+def differ(ours: Tensor, theirs: Tensor) -> bool:
+    ours, theirs = ours.float(), theirs.float()
+    if not theirs.isfinite().all():
+        return False  # such weights are found, and named, where a loss is computed
+    return not torch.allclose(ours, theirs, rtol=1e-2, atol=1e-3 * float(theirs.abs().max()) + 1e-6)
+
+
+def position_offset(lm: PreTrainedModel) -> int:
+    """Number of the first position: 0, but `padding_idx + 1` in models of the RoBERTa family."""
+    ids = torch.from_numpy(probe_ids(lm, 1))[None].to(lm.device)
+    pad = lm.config.get_text_config().pad_token_id
+    with measuring(lm):
+        theirs = lm.base_model(input_ids=ids).last_hidden_state
+        for offset in (0, *([] if pad is None else [pad + 1]), MPNET_OFFSET):
+            places = torch.arange(ids.shape[1], device=ids.device)[None] + offset
+            with contextlib.suppress(TypeError):  # it takes no position ids
+                if not differ(lm.base_model(input_ids=ids, position_ids=places).last_hidden_state, theirs):
+                    return offset
+    return 0  # whatever it is, `check_model` will not let it pass

@@ -1,0 +1,35 @@
+"""Loads tokenizers, and lets one end a text for a task head with EOS."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from ..errors import RefusedError
+
+
+def append_eos(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    """Makes the tokenizer itself put EOS behind a text, in place, so that a model in use is given what it was trained on.
+
+    The head of classification, multi-label and regression then reads the hidden state of EOS. A base model's tokenizer is
+    left as it is, and one trained here for masked LM ends a text so anyway.
+    """
+    from tokenizers import processors
+
+    ends = [(str(tokenizer.bos_token), tokenizer.bos_token_id), (str(tokenizer.eos_token), tokenizer.eos_token_id)]
+    template = processors.TemplateProcessing(single=f"{ends[0][0]} $A {ends[1][0]}", special_tokens=ends)
+    tokenizer.backend_tokenizer.post_processor = template
+    return tokenizer
+
+
+def load_tokenizer(folder: str | Path, revision: str | None = None) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model or tokenizer folder; one without a padding token pads with EOS."""
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str(folder), revision=revision, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise RefusedError(f"{folder}: has no tokenizer that can be loaded ({reason})") from None
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer

@@ -1,0 +1,159 @@
+"""Several processes for one training step: one for each GPU of the pod, or as many as MIXTUNE_PROCESSES says.
+
+A step that trains is started anew under torchrun, every process with the same arguments; the first one writes what comes out.
+Where torchrun started the step itself (RANK is set), nothing is started.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import traceback
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ..artifacts import Artifact, ArtifactLike, write_json
+from ..config import Section
+from ..errors import MixtuneError, RefusedError
+from ..model.device import requested_gpus
+from ..startup import quick_imports
+from ..tracking.tracker import Tracker
+from .context import Context
+
+TRAINING_STEPS = ("pretrain", "finetune", "mixed")
+TORCHRUN = """
+import sys
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.run import main
+try:
+    main(sys.argv[1:])
+except ChildFailedError:
+    sys.exit(1)
+"""
+"""torchrun without its own traceback: what a process raised is told by the step."""
+
+
+def is_main() -> bool:
+    """Whether this process is the one that writes what comes out."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+def num_processes(step: str, config: Section) -> int:
+    """Processes that a step is to be run in."""
+    training = getattr(config, step, None)
+    if step not in TRAINING_STEPS or "RANK" in os.environ or not getattr(training, "trains", False):
+        return 1
+    given = os.environ.get("MIXTUNE_PROCESSES")
+    if given is not None:
+        if not given.isdecimal() or int(given) < 1:
+            raise RefusedError(f"MIXTUNE_PROCESSES: must be a whole number above 0, found {given}")
+        return int(given)
+    import torch
+
+    # A container can see more GPUs than its task was given.
+    return requested_gpus() or max(1, torch.cuda.device_count())
+
+
+def run_in_processes(
+    count: int,
+    step: str,
+    config: Section,
+    context: Context,
+    artifacts: Mapping[str, ArtifactLike | list[ArtifactLike] | None],
+    parameters: Mapping[str, Any],
+) -> None:
+    """Runs a step's `run` in several processes and takes over what the first one notes on the artifacts.
+
+    Raises:
+        MixtuneError: what a process raised, or that one died.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        order = {
+            "step": step,
+            "config": config.to_json(),
+            "title": context.title,
+            "run_id": context.run_id,
+            "mlflow_run": context.tracker.run_id,
+            "mlflow_parent": context.tracker.parent_id,
+            "journal": str(context.tracker.journal_folder or ""),
+            "artifacts": {
+                name: {"path": one.path, "uri": one.uri, "metadata": one.metadata}
+                for name, one in artifacts.items()
+                if one is not None and not isinstance(one, list)
+            },
+            "parameters": dict(parameters),
+        }
+        write_json(Path(folder) / "order.json", order)
+        command = [sys.executable, "-c", TORCHRUN, "--standalone", f"--nproc-per-node={count}"]
+        context.say(f"{context.title}: {count} processes")
+        with subprocess.Popen([*command, "-m", __name__, folder]) as processes:
+            try:
+                status = processes.wait()
+            except BaseException:
+                processes.terminate()
+                raise
+        _raise_what_was_raised(Path(folder))
+        if status != 0:
+            raise MixtuneError(f"a process of the training ended with status {status}; its output stands above")
+        done = json.loads((Path(folder) / "done.json").read_text(encoding="utf-8"))
+        for name, metadata in done["metadata"].items():
+            one: Any = artifacts[name]
+            one.metadata.update(metadata)
+        context.facts.update(done["facts"])
+
+
+def _raise_what_was_raised(folder: Path) -> None:
+    for file in sorted(folder.glob("raised-*.json")):
+        raised = json.loads(file.read_text(encoding="utf-8"))
+        raise (RefusedError if raised["kind"] == "refused" else MixtuneError)(*raised["problems"])
+
+
+def work(folder: Path) -> int:
+    """One of the processes.
+
+    Args:
+        folder: holds the order, receives what happened.
+
+    Returns:
+        Exit status.
+    """
+    order = json.loads((folder / "order.json").read_text(encoding="utf-8"))
+    package = __package__.rsplit(".", 2)[0]  # __name__ is __main__ here
+    section: type[Section] = getattr(
+        importlib.import_module(f"{package}.{order['step']}.config"), f"{order['step'].capitalize()}Step"
+    )
+    artifacts = {name: Artifact(**one) for name, one in order["artifacts"].items()}
+    tracker = Tracker.off()
+    if is_main():
+        journal = Path(order["journal"]) if order["journal"] else None
+        tracker = Tracker.attach(order["mlflow_run"], order["mlflow_parent"], journal, order["title"])
+    context = Context(title=order["title"], tracker=tracker, run_id=order["run_id"], quiet=not is_main())
+    try:
+        with quick_imports():
+            module = importlib.import_module(f"{package}.{order['step']}.step")
+        module.run(section.from_json(order["config"]), context=context, **artifacts, **order["parameters"])
+    except MixtuneError as error:
+        raised = {"kind": error.kind, "problems": error.problems}
+        write_json(folder / f"raised-{os.environ['RANK']}.json", raised)
+        return 1
+    except Exception as error:
+        traceback.print_exc()
+        if "out of memory" in str(error).lower():
+            advice = "out of memory; lower micro_batch_size or give the step more memory"
+            write_json(folder / f"raised-{os.environ['RANK']}.json", {"kind": "failed", "problems": [advice]})
+        return 1
+    finally:
+        tracker.detach()
+    if is_main():
+        metadata = {name: one.metadata for name, one in artifacts.items()}
+        write_json(folder / "done.json", {"metadata": metadata, "facts": context.facts})
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(work(Path(sys.argv[1])))

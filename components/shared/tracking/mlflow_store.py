@@ -1,0 +1,340 @@
+"""MLflow's tracking store: connects to it and delivers what journals hold.
+
+Everything goes through `MlflowClient` with explicit run ids: no global state, and a lone `MLFLOW_RUN_ID` in the environment
+cannot redirect a nested run.
+
+Every delivery may be made twice (the process can die before it notes that it delivered), so each is harmless the second
+time: MLflow's store drops a metric value that it has, equal settings are accepted, tags and ends say the same again, and
+a run that began without MLflow is found again by a tag.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import Counter
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..artifacts import write_json
+from ..errors import first_line, without_credentials
+from .connection import connect, experiment_id, to_deliver, to_look, unreachable
+from .journal import LOCAL, Journal, NotSentYetError, Operation, count_of, journals, known_runs, locked
+from .mlflow_runs import (
+    PARENT,
+    RUN_ID,
+    STEP,
+    close_pipeline_run,
+    create_run,
+    injected_run,
+    parent_run,
+    replace_earlier,
+    set_tag,
+    step_runs_of,
+)
+from .mlflow_text import in_ascii, is_refused, is_rejected, send_text
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+
+LOCAL_ID = "mixtune.local_id"
+METRICS_AT_ONCE = 1000
+ENTRIES_AT_ONCE = 100
+
+
+class Store:
+    """A tracking address, and what is delivered there. Connects when it is first needed.
+
+    Attributes:
+        uri: the address, with what credentials it carries.
+        experiment: name of the experiment.
+    """
+
+    def __init__(self, uri: str, experiment: str, client: MlflowClient | None = None) -> None:
+        self.uri, self.experiment = uri, experiment
+        self._client = client
+
+    @property
+    def address(self) -> str:
+        """The address as it may be shown and kept."""
+        return without_credentials(self.uri)
+
+    @property
+    def client(self) -> MlflowClient:
+        """A client.
+
+        Raises:
+            UnreachableError: where nothing answers.
+        """
+        if self._client is None:
+            self._client = connect(self.uri)
+        return self._client
+
+    def look(self) -> None:
+        """Finds out in a few seconds whether the server answers.
+
+        Raises:
+            UnreachableError: where it does not.
+        """
+        client = self.client
+        try:
+            with to_look():
+                client.search_experiments(max_results=1)
+        except Exception as error:
+            raise unreachable(self.uri, error) from None
+
+    def experiment_id(self) -> str:
+        """Returns the experiment's id: that of KFP's plugin, or by name; makes it where there is none."""
+        if injected_run():
+            return os.environ["MLFLOW_EXPERIMENT_ID"]
+        return experiment_id(self.client, self.experiment, self.uri)
+
+    def deliver(self, journal: Journal) -> Counter[str]:
+        """Delivers what is pending in a journal, oldest first.
+
+        Returns:
+            What was delivered.
+
+        Raises:
+            Exception: where something could not be delivered; it and what came after it are still pending.
+        """
+        done: Counter[str] = Counter()
+        # Of a batch that is refused each operation is tried by itself, so that only the wrong one is left out.
+        alone = 0
+        with to_deliver():
+            while journal.pending:
+                count = 1 if alone else _how_many_at_once(journal.pending)
+                operations = journal.pending[:count]
+                try:
+                    self._carry_out(operations, journal.path.parent)
+                    done += count_of(operations)
+                except Exception as error:
+                    if not is_rejected(error):
+                        raise
+                    if count > 1:
+                        alone = count
+                        continue
+                    if not is_refused(error):
+                        self.look()  # a server that is away rejects no text
+                    if not self._sent_in_ascii(operations[0], journal.path.parent):
+                        if not is_refused(error):
+                            raise
+                        what = operations[0]["op"]
+                        print(f"tracking: MLflow refuses {what} ({first_line(error)}); left out")  # noqa: T201
+                journal.advance(count)
+                alone = max(0, alone - count)
+        return done
+
+    def deliver_leftovers(self, folder: Path) -> Counter[str]:
+        """Delivers what steps left behind that ended or were killed; what another process is at is left to it.
+
+        Raises:
+            Exception: where something could not be delivered; it is still there.
+        """
+        done: Counter[str] = Counter()
+        problem: Exception | None = None
+        for path in journals(folder):
+            journal = Journal.take(path)
+            if journal is None:
+                continue
+            if journal.owner.address != self.address:
+                journal.release()
+                continue
+            try:
+                store = Store(self.uri, journal.owner.experiment, self.client)
+                done += store.deliver(journal)
+                store._end_killed(journal)
+            except BaseException as error:
+                journal.release()
+                if not isinstance(error, Exception):
+                    raise
+                self.look()  # where the server is away, the others need not be tried
+                problem = problem or error
+            else:
+                journal.close()
+        if problem is not None:
+            raise problem
+        return done
+
+    def _end_killed(self, journal: Journal) -> None:
+        """Ends the run of a step that died without a word."""
+        own = journal.owner.run
+        if own is None or journal.ended:
+            return
+        run_id = known_runs(journal.path.parent).get(own, own)
+        if not run_id.startswith(LOCAL) and self.client.get_run(run_id).info.status == "RUNNING":
+            self.client.set_terminated(run_id, "KILLED", end_time=journal.last_time)
+
+    def _carry_out(self, operations: list[Operation], folder: Path) -> None:
+        """Delivers one operation, or several with metrics of one run."""
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        one = operations[0]
+        if one["op"] in ("parent", "run"):
+            self._make_run(one, folder)
+            return
+        client, run = self.client, self._real(one["run"], folder)
+        match one["op"]:
+            case "metrics":
+                self._log_metrics(run, operations)
+            case "params":
+                known = client.get_run(run).data.params if one["new_only"] else {}
+                self._log(run, "params", {name: text for name, text in one["values"].items() if name not in known})
+            case "tags":
+                self._log(run, "tags", one["values"])
+            case "artifact":
+                client.log_artifact(run, str(folder / one["file"]), one["folder"])
+            case "input":
+                data = Dataset(one["name"], one["digest"], source_type="mixtune", source=one["source"])
+                client.log_inputs(run, [DatasetInput(data, [InputTag("mlflow.data.context", one["context"])])])
+            case "link":
+                self._link(run, one["runs"], folder)
+            case "end":
+                client.set_terminated(run, one["status"], end_time=one["time"])
+            case "close":
+                close_pipeline_run(client, run, one["status"], one["verdict"], one["own"], one["time"])
+
+    def _sent_in_ascii(self, one: Operation, folder: Path) -> bool:
+        """Sends the texts of a rejected operation one by one, in ASCII where they are rejected again; else leaves them out.
+
+        Returns:
+            Whether the operation is one with texts, and so is done with.
+        """
+        match one["op"]:
+            case "tags":
+                run = self._real(one["run"], folder)
+                for name, value in one["values"].items():
+                    set_tag(self.client, run, name, value)
+            case "params":
+                run = self._real(one["run"], folder)
+                known = self.client.get_run(run).data.params if one["new_only"] else {}
+                for name in one["values"].keys() - known.keys():
+                    log = partial(self.client.log_param, run, name)
+                    send_text(log, one["values"][name], f"the parameter {name}")
+            case "input":
+                try:
+                    self._carry_out([in_ascii(one)], folder)
+                except Exception as error:
+                    if not is_rejected(error):
+                        raise
+                    print(f"tracking: MLflow does not take the input {one['name']} ({first_line(error)}); left out")  # noqa: T201
+            case _:
+                return False
+        return True
+
+    def _log_metrics(self, run: str, operations: list[Operation]) -> None:
+        from mlflow.entities import Metric
+
+        metrics = [
+            Metric(name, value, one["time"], one["step"]) for one in operations for name, value in one["values"].items()
+        ]
+        for start in range(0, len(metrics), METRICS_AT_ONCE):
+            self.client.log_batch(run, metrics=metrics[start : start + METRICS_AT_ONCE])
+
+    def _log(self, run: str, what: str, values: Mapping[str, str]) -> None:
+        from mlflow.entities import Param, RunTag
+
+        entries = [(RunTag if what == "tags" else Param)(name, value) for name, value in values.items()]
+        for start in range(0, len(entries), ENTRIES_AT_ONCE):
+            self.client.log_batch(run, **{what: entries[start : start + ENTRIES_AT_ONCE]})
+
+    def _link(self, parent: str, runs: Mapping[str, str], folder: Path) -> None:
+        """Notes on a parent run which earlier runs made what came from the cache."""
+        from mlflow.exceptions import MlflowException
+
+        known = known_runs(folder)
+        for title, first_id in runs.items():
+            run_id = known.get(first_id, first_id)
+            try:
+                made_by = self.client.get_run(run_id).data.tags.get(PARENT)
+            except MlflowException as error:
+                if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+                    raise
+                made_by = None  # made under another tracking store; the id alone still says which run it was
+            if made_by != parent:
+                self.client.set_tag(parent, f"mixtune.cached.{_tag_name(title)}", run_id)
+
+    def _make_run(self, one: Operation, folder: Path) -> None:
+        """Makes the run that a step or a pipeline run began without MLflow, or finds the one that was made of it."""
+        with locked(folder):
+            known = known_runs(folder)
+            if one["run"] in known:
+                return
+            experiment = self.experiment_id()
+            if one["op"] == "parent":
+                made = parent_run(
+                    self.client,
+                    experiment,
+                    one["pipeline_run"],
+                    one["name"],
+                    one["tags"],
+                    time=one["time"],
+                    child=one.get("child"),
+                )
+            else:
+                made = self._make_nested(one, experiment, folder)
+            write_json(folder / "runs.json", {**known, one["run"]: made.info.run_id})
+
+    def _make_nested(self, one: Operation, experiment: str, folder: Path) -> Run:
+        found = self.client.search_runs([experiment], f"tags.`{LOCAL_ID}` = '{one['run']}'", max_results=1)
+        if found:
+            return found[0]
+        tags = {**one["tags"], LOCAL_ID: one["run"]}
+        if one["parent"] is None:
+            return create_run(self.client, experiment, one["name"], tags, one["time"])
+        tags[PARENT] = self._real(one["parent"], folder)
+        run = create_run(self.client, experiment, one["name"], tags, one["time"])
+        replace_earlier(self.client, run, step_runs_of(self.client, experiment, tags[RUN_ID], one["name"]))
+        return run
+
+    @staticmethod
+    def _real(run: str, folder: Path) -> str:
+        """The id that MLflow knows a run by."""
+        if not run.startswith(LOCAL):
+            return run
+        known = known_runs(folder)
+        if run not in known:
+            raise NotSentYetError("the run that this belongs to is not in MLflow yet")
+        return known[run]
+
+
+def _how_many_at_once(pending: list[Operation]) -> int:
+    """Metrics of one run go together, as many as MLflow takes at once; anything else goes alone."""
+    first, values = pending[0], 0
+    for count, one in enumerate(pending):
+        values += len(one.get("values", ()))
+        if count and (one["op"] != "metrics" or one["run"] != first["run"] or values > METRICS_AT_ONCE):
+            return count
+        if one["op"] != "metrics":
+            return 1
+    return len(pending)
+
+
+def _tag_name(title: str) -> str:
+    return re.sub(r"[^A-Za-z0-9_. /-]", "_", title).replace(" ", ".")
+
+
+def store_from_environment() -> Store | None:
+    """The tracking store that the environment names."""
+    uri = os.environ.get("MLFLOW_TRACKING_URI")
+    return Store(uri, os.environ.get("MLFLOW_EXPERIMENT_NAME", "mixtune")) if uri else None
+
+
+def store_at(address: str, experiment: str = "mixtune") -> Store:
+    """The store at an address that a journal names, with the credentials of the environment, if it is the same."""
+    given = os.environ.get("MLFLOW_TRACKING_URI", "")
+    return Store(given if without_credentials(given) == address else address, experiment)
+
+
+def step_tags(step: str) -> dict[str, Any]:
+    """Tags of a step's run."""
+    return {STEP: step, **git_tags()}
+
+
+def git_tags() -> dict[str, str]:
+    """The commit, where the environment names it."""
+    commit = os.environ.get("MIXTUNE_GIT_COMMIT")
+    return {"mlflow.source.git.commit": commit, "mixtune.git_commit": commit} if commit else {}

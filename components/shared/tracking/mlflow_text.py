@@ -1,0 +1,94 @@
+"""Text that a tracking server does not take, such as λ where its database is not in UTF-8. It never fails a step."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Callable
+from typing import Any
+
+from ..errors import first_line
+
+_NAMES = {
+    "λ": "lambda",
+    "Λ": "Lambda",
+    "α": "alpha",
+    "Δ": "Delta",
+    "δ": "delta",
+    "–": "-",
+    "—": "-",
+    "−": "-",
+    "·": "*",
+}
+
+
+def to_ascii(text: str) -> str:
+    """Spells a text in ASCII: Greek letters by name, accents dropped, other characters as escape sequences.
+
+    >>> to_ascii("λ = 0.3, café")
+    'lambda = 0.3, cafe'
+    """
+    spelled = "".join(_NAMES.get(character, character) for character in text)
+    plain = "".join(c for c in unicodedata.normalize("NFKD", spelled) if not unicodedata.combining(c))
+    return plain.encode("ascii", "backslashreplace").decode("ascii")
+
+
+def is_refused(error: Exception) -> bool:
+    """Tells whether MLflow said no to this very operation, so that to repeat it is of no use."""
+    from mlflow.exceptions import MlflowException
+
+    if isinstance(error, FileNotFoundError):
+        return True
+    if not isinstance(error, MlflowException) or error.error_code not in ("INVALID_PARAMETER_VALUE", "BAD_REQUEST"):
+        return False
+    return not str(error).startswith("API request")  # a 400 without MLflow's words comes from something in between
+
+
+def is_rejected(error: Exception) -> bool:
+    """Tells whether an error may be about the text in an operation.
+
+    A server whose database cannot store a character answers 500, as it does for errors of other kinds.
+    """
+    from mlflow.exceptions import MlflowException
+
+    if is_refused(error):
+        return True
+    if not isinstance(error, MlflowException):
+        return False
+    message = str(error)
+    if "too many 500 error responses" in message or "error code 500" in message:
+        return True
+    return error.error_code == "INTERNAL_ERROR" and not message.startswith("API request")
+
+
+def in_ascii(value: Any) -> Any:
+    """Spells all text in nested dicts and lists in ASCII; keys too."""
+    if isinstance(value, str):
+        return to_ascii(value)
+    if isinstance(value, dict):
+        return {to_ascii(name): in_ascii(entry) for name, entry in value.items()}
+    return value
+
+
+def send_text(send: Callable[[str], object], text: str, what: str) -> bool:
+    """Sends a text as it is, then in ASCII; a text that is rejected both times is left out.
+
+    Args:
+        send: sends one text to MLflow.
+        what: names the text in the log line, such as `the tag mixtune.headline`.
+
+    Returns:
+        Whether the text was sent in some form.
+
+    Raises:
+        Exception: where the failure is not about the text, such as a server that does not answer.
+    """
+    for form in dict.fromkeys((text, to_ascii(text))):
+        try:
+            send(form)
+            return True
+        except Exception as error:
+            if not is_rejected(error):
+                raise
+            problem = error
+    print(f"tracking: MLflow does not take {what} ({first_line(problem)}); left out", flush=True)  # noqa: T201
+    return False

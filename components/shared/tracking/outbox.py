@@ -1,0 +1,190 @@
+"""Delivers to MLflow what a step logs: into a journal on disk first, from there to the server, again while that is away."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from pathlib import Path
+
+from ..errors import first_line
+from .journal import (
+    Journal,
+    Operation,
+    Owner,
+    folder_from_environment,
+    in_words,
+    known_runs,
+    operations_of,
+    sync_command,
+    undelivered,
+)
+from .mlflow_store import Store
+
+FIRST_PAUSE_SECONDS = 5.0
+LONGEST_PAUSE_SECONDS = 300.0
+
+
+class Outbox:
+    """The journal of one attempt at a step, and its delivery.
+
+    Args:
+        store: the tracking server.
+        title: the step and what it works on.
+        pipeline_run: id of the pipeline run, if the step is part of one.
+        run_id: the step's MLflow run, if the journal is that of a step.
+        folder: where journals are kept; by default the folder that the environment names.
+        owns: whether this process opened the run; another one leaves it to that process to say what is not delivered.
+
+    Attributes:
+        last_delivery: when something was last delivered, by `time.monotonic`.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        title: str,
+        pipeline_run: str | None,
+        run_id: str | None,
+        folder: Path | None,
+        owns: bool = True,
+    ) -> None:
+        self.store, self._owns = store, owns
+        self.last_delivery = time.monotonic()
+        self._owner = Owner(store.address, store.experiment, title, pipeline_run, run_id if owns else None)
+        self._folder = folder or folder_from_environment()
+        self._temporary: tempfile.TemporaryDirectory[str] | None = None
+        self._journal: Journal | None = None
+        self._pause = self._paused_until = 0.0
+        self._disk_full = False
+
+    @property
+    def folder(self) -> Path:
+        """Where journals are kept; without a folder in the environment one that is deleted with the process."""
+        if self._folder is None:
+            self._temporary = tempfile.TemporaryDirectory(prefix="mixtune-undelivered-", ignore_cleanup_errors=True)
+            self._folder = Path(self._temporary.name)
+        return self._folder
+
+    @property
+    def num_pending(self) -> int:
+        """How many operations are not delivered."""
+        return len(self._journal.pending) if self._journal else 0
+
+    @property
+    def is_paused(self) -> bool:
+        """Whether the last attempt to deliver has failed."""
+        return self._pause > 0
+
+    def add(self, operation: Operation) -> None:
+        """Writes an operation to the journal."""
+        try:
+            self._open_journal().append(operation)
+        except OSError as error:
+            if not self._disk_full:
+                say(f"what MLflow has not got cannot be written down ({error.strerror or error}); going on")
+            self._disk_full = True
+
+    def keep(self, path: Path) -> str:
+        """Copies a file or folder into the journal; the name that an operation calls the copy by.
+
+        Raises:
+            OSError: where it cannot be written.
+        """
+        return self._open_journal().keep(path)
+
+    def _open_journal(self) -> Journal:
+        if self._journal is None:
+            folder = self.folder
+            try:
+                self._journal = Journal.start(folder, self._owner)
+            except OSError as error:
+                say(f"{folder} cannot be written ({error.strerror}); a temporary folder takes its place")
+                self._folder = None
+                self._journal = Journal.start(self.folder, self._owner)
+        return self._journal
+
+    def deliver(self, last: bool = False) -> bool:
+        """Delivers all operations, unless the server did not answer a moment ago.
+
+        Args:
+            last: tries in any case.
+
+        Returns:
+            Whether nothing is pending.
+        """
+        if time.monotonic() < self._paused_until and not last:
+            return False
+        self.last_delivery = time.monotonic()
+        try:
+            if self._pause:
+                self.store.look()
+            self.deliver_now()
+        except Exception as error:
+            self.failed(error)
+            return False
+        if self._pause:
+            say("MLflow answers again")
+        self._pause = self._paused_until = 0.0
+        return True
+
+    def deliver_now(self) -> None:
+        """Delivers all operations.
+
+        Raises:
+            Exception: where something could not be delivered.
+        """
+        if self._journal:
+            self.store.deliver(self._journal)
+
+    def failed(self, error: Exception) -> None:
+        """Notes that the server did not take something."""
+        if not self._pause:
+            say(f"something could not be delivered ({first_line(error)}); going on, it is kept and tried again")
+        self.pause()
+
+    def pause(self) -> None:
+        """Leaves the server alone for a while, longer each time: waiting for it costs the time of the training."""
+        self._pause = min(max(2 * self._pause, FIRST_PAUSE_SECONDS), LONGEST_PAUSE_SECONDS)
+        self._paused_until = time.monotonic() + self._pause
+
+    def deliver_leftovers(self) -> None:
+        """Delivers the journals of other steps that have ended."""
+        if self._folder is None:
+            return
+        try:
+            self.store.deliver_leftovers(self._folder)
+        except Exception as error:
+            self.failed(error)
+
+    def close(self) -> None:
+        """Makes the last attempt to deliver, and says what is left."""
+        if self._journal is None:
+            return
+        if self.deliver(last=True):
+            self.deliver_leftovers()
+        folder = self._journal.path.parent
+        self._journal.close()
+        self._journal = None
+        if not self._owns:
+            return
+        kept = undelivered(folder).counts
+        left = f"not delivered to MLflow at {self.store.address}: {in_words(kept)}"
+        if self._temporary is not None:
+            if kept:
+                say(f"{left}; it is lost with this process, since MIXTUNE_JOURNAL_DIR names no folder to keep it in")
+            self._temporary.cleanup()
+        elif kept:
+            say(f"{left}; it is kept in {folder}; deliver it with `{sync_command(folder)}`")
+
+    def id_in_mlflow(self, run_id: str) -> str | None:
+        """Returns the id that MLflow gave to a run that began without it; None where MLflow does not know the run yet."""
+        return known_runs(self.folder).get(run_id)
+
+    def operations(self) -> list[Operation]:
+        """Returns all that the journals of this pipeline run hold, delivered or not."""
+        return list(operations_of(self.folder, self._owner.pipeline_run))
+
+
+def say(line: str) -> None:
+    """Prints a line of tracking in the step's log."""
+    print(f"tracking: {line}", flush=True)  # noqa: T201

@@ -1,0 +1,369 @@
+"""The training loop. One engine for three stages: λ = 1 pretrains, λ = 0 fine-tunes, in between it does both.
+
+For each optimizer step, with N_pt and N_ft the counts of supervised tokens over all micro-batches and ranks,
+
+    L = Σ_i w_i · ce_i,   w_i = λ / N_pt  for pretraining tokens,   (1 - λ) / N_ft  for fine-tuning tokens
+
+times the number of ranks before backward, since DDP averages gradients. Every rank computes which rows all ranks read, so
+the counts need no communication.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from accelerate.utils import set_seed
+from torch import Tensor
+
+from ..checkpoints.keys import find_store
+from ..checkpoints.resume import Keeper, Live, Sigterm, Work
+from ..checkpoints.store import Checkpoints
+from ..config import Training
+from ..errors import RefusedError
+from ..model.bf16_on_cpu import fast_bf16
+from ..model.device import pick_device, require_compiler
+from ..model.mixed_model import MixedModel
+from ..model.packing import Batch, Segment, collate
+from ..model.precision import pick_precision
+from ..running.context import Context
+from ..running.processes import is_main
+from .lora import add_adapters, merge_adapters
+from .mix_weight import MixWeight, Weights, realised
+from .not_finite import explain_not_finite
+from .optimizer import is_task_head, learning_rates, make_optimizer, make_schedule
+from .reference_models import Anchor
+from .streams import Mix, StepData
+
+Entry = dict[str, float | int | None]
+
+
+@dataclass
+class Result:
+    """What a training run leaves.
+
+    Attributes:
+        curve: one object for each logged step.
+        steps: optimizer steps.
+        tokens: tokens seen, by stream.
+        realised_mix_weight: share of the gradient weights that pretraining tokens had, averaged over the steps.
+        seconds: wall-clock time of the loop, over all attempts.
+        main: whether this is the process that writes what comes out.
+        checkpoints: where the training's state is kept, to be finished when the model is written.
+    """
+
+    curve: list[Entry] = field(default_factory=list)
+    steps: int = 0
+    tokens: dict[str, int] = field(default_factory=lambda: {"pretrain": 0, "finetune": 0})
+    realised_mix_weight: float = 0.0
+    seconds: float = 0.0
+    device: str = "cpu"
+    precision: str = "float32"
+    processes: int = 1
+    main: bool = field(default_factory=is_main)
+    checkpoints: Checkpoints | None = None
+
+
+@dataclass(frozen=True)
+class Extras:
+    """What a training has beside the mixed loss; nothing by default.
+
+    Attributes:
+        reference: what forgetting is measured against, for a budget.
+        start: what the penalties pull to.
+        kl_weight: penalty on KL(start || model), a mean over the tokens of the fine-tuning stream.
+        l2sp_weight: penalty on the squared distance from the start's weights.
+        lora_rank: train low-rank adapters of this rank instead of the backbone.
+    """
+
+    reference: Anchor | None = None
+    start: Anchor | None = None
+    kl_weight: float = 0.0
+    l2sp_weight: float = 0.0
+    lora_rank: int | None = None
+
+
+@dataclass
+class _Interval:
+    """Sums since the last logged step; those over this rank's rows are added up over all ranks when they are logged."""
+
+    sums: dict[str, Tensor]
+    steps: int = 0
+    asked: float | None = None
+    realised: float = 0.0
+    num_pretrain: int = 0
+    num_finetune: int = 0
+    tokens_pretrain: int = 0
+    tokens_finetune: int = 0
+    l2sp: float = 0.0
+    started: float = field(default_factory=time.monotonic)
+
+    def copy(self) -> _Interval:
+        """As it is now."""
+        return replace(self, sums={name: value.clone() for name, value in self.sums.items()})
+
+    def state(self) -> dict[str, Any]:
+        """As JSON; a time that another process understands in place of the clock's."""
+        numbers = {name: value for name, value in vars(self).items() if name not in ("sums", "started")}
+        sums = {name: float(value) for name, value in self.sums.items()}
+        return {**numbers, "sums": sums, "seconds": time.monotonic() - self.started}
+
+    @classmethod
+    def restored(cls, state: dict[str, Any], device: torch.device) -> _Interval:
+        """The inverse of `state`."""
+        numbers = dict(state)
+        sums = {
+            name: torch.tensor(value, device=device, dtype=torch.float64) for name, value in numbers.pop("sums").items()
+        }
+        return cls(sums, started=time.monotonic() - numbers.pop("seconds"), **numbers)
+
+
+def train(
+    model: MixedModel,
+    mix: Mix,
+    training: Training,
+    mix_weight: MixWeight,
+    pad_id: int,
+    seed: int,
+    context: Context,
+    extras: Extras | None = None,
+    work: Work | None = None,
+) -> Result:
+    """Trains in place, from the newest checkpoint of the same training where there is one.
+
+    Args:
+        model: on the CPU; the accelerator moves it.
+        mix: what each optimizer step reads; a stream that it leaves out has no part in the loss.
+        mix_weight: λ.
+        pad_id: token id for padding.
+        extras: anchors, penalties, adapters.
+        work: what the training is for; without it no checkpoints are kept.
+
+    Raises:
+        RefusedError: where warm-up would take longer than the training, or nothing can be compiled here.
+        MixtuneError: where a loss or a gradient is not finite; the weights are then those before that step. Where there is no
+            room for a checkpoint.
+        SystemExit: with status 143 after a SIGTERM; the state is saved.
+    """
+    extras = extras or Extras()
+    kl_weight = extras.kl_weight
+    steps = mix.steps(training)
+    if steps and training.warmup_steps >= steps:
+        raise RefusedError(
+            f"warmup_steps: must be below the {steps} steps of the training, found {training.warmup_steps}"
+        )
+    if training.compile:
+        require_compiler("compile")
+    precision = pick_precision(training.precision)
+    # Libraries for bf16 compile or choose their kernels shape by shape: few shapes, then.
+    width_multiple = 8 if precision == "bf16" else 1
+    AcceleratorState._reset_state()  # a training before this one in the same process may have had another precision
+    accelerator = Accelerator(mixed_precision="bf16" if precision == "bf16" else "no", cpu=pick_device().type == "cpu")
+    set_seed(seed, device_specific=True)  # dropout differs between ranks
+    device = accelerator.device
+    world, rank = accelerator.num_processes, accelerator.process_index
+    result = Result(
+        steps=steps,
+        device=_device_name(device),
+        precision=precision,
+        processes=world,
+        main=accelerator.is_main_process,
+    )
+    anchors = [anchor.model for anchor in (extras.reference, extras.start) if anchor is not None]
+    if result.main:
+        layout = {"processes": world, "device": result.device, "precision": precision}
+        result.checkpoints = find_store(work, model, anchors, layout, context)
+    model.to(device)
+    if extras.lora_rank is not None:
+        add_adapters(model, extras.lora_rank)
+    _freeze_what_has_no_loss(model, mix)
+    if training.gradient_checkpointing:
+        model.lm.gradient_checkpointing_enable({"use_reentrant": False})
+    if training.compile:
+        model.lm.base_model.compile(dynamic=True)
+    optimizer = make_optimizer(model, training)
+    schedule = make_schedule(optimizer, training, steps)
+    live = Live(model, optimizer, schedule, mix_weight, result)
+    wrapped, optimizer = accelerator.prepare(model, optimizer)
+    wrapped.train()
+    for anchor in (extras.reference, extras.start):
+        if anchor is not None:
+            anchor.to(device)
+
+    with (
+        fast_bf16([one.lm for one in (model, *anchors)], device, precision),
+        Sigterm() as sigterm,
+        Keeper(result.checkpoints, live, training, accelerator, context, sigterm, work) as keeper,
+    ):
+        keeper.claim()
+        first, numbers = keeper.restore()
+        interval = _Interval.restored(numbers, device) if numbers else _new_interval(device)
+        started = time.monotonic() - result.seconds
+        with context.progress(steps, "steps", done=first) as progress:
+            for step in range(first, steps):
+                keeper.before_step(step, interval)
+                data = mix.step(step)
+                asked = mix_weight.asked(step)
+                weights = mix_weight.weights(step, data.num_pretrain, data.num_finetune)
+                before = interval.sums["pretrain"] - interval.sums["reference"]
+                micro_batches = list(data.share(rank, world, training.micro_batch_size))
+                for number, rows in enumerate(micro_batches):
+                    batch = collate(rows, pad_id, width_multiple=width_multiple).to(device)
+                    # Gradients are summed over micro-batches and exchanged between ranks with the last one only.
+                    with accelerator.no_sync(wrapped) if number + 1 < len(micro_batches) else contextlib.nullcontext():
+                        start_logits, reference = _anchored(extras, rows, pad_id, width_multiple, accelerator)
+                        losses = wrapped(batch, *weights, kl_weight / max(data.tokens_finetune, 1), start_logits)
+                        accelerator.backward(losses.pop("weighted") * world)
+                    for name, loss in losses.items():
+                        interval.sums[name] += loss
+                    if reference is not None:
+                        interval.sums["reference"] += reference
+                    interval.sums["positions"] += batch.input_ids.numel()
+                    if number + 1 < len(micro_batches):
+                        keeper.end_if_asked()
+                if extras.start is not None and extras.l2sp_weight:
+                    interval.l2sp += extras.start.pull(accelerator.unwrap_model(wrapped), extras.l2sp_weight)
+                norm = accelerator.clip_grad_norm_(wrapped.parameters(), training.max_grad_norm)
+                if not torch.isfinite(norm):
+                    optimizer.zero_grad(set_to_none=True)
+                    raise explain_not_finite(accelerator.unwrap_model(wrapped), mix, data, step, pad_id)
+                rates = learning_rates(optimizer)
+                optimizer.step()
+                schedule.step()
+                optimizer.zero_grad(set_to_none=True)
+
+                if mix_weight.adapts:
+                    excess = accelerator.reduce(interval.sums["pretrain"] - interval.sums["reference"] - before, "sum")
+                    share = rates.get("learning_rate", 0.0) / training.learning_rate
+                    mix_weight.observe(float(excess) / max(data.num_pretrain, 1), share)
+                _count(interval, result, data, asked, weights)
+                progress.advance(tokens=data.tokens_pretrain + data.tokens_finetune)
+                if (step + 1) % training.log_every_steps == 0 or step + 1 == steps:
+                    entry = _log_entry(accelerator, interval, step + 1, float(norm), rates, mix_weight)
+                    result.curve.append(entry)
+                    context.tracker.log_metrics(
+                        {name: value for name, value in entry.items() if name != "step"}, step + 1
+                    )
+                    interval = _new_interval(device)
+                result.seconds = time.monotonic() - started
+                keeper.after_step(step + 1, interval)
+    result.realised_mix_weight /= max(steps, 1)
+    _undo(accelerator, wrapped, model, training, extras)
+    return result
+
+
+def _anchored(
+    extras: Extras, rows: list[list[Segment]], pad_id: int, width_multiple: int, accelerator: Accelerator
+) -> tuple[Tensor | None, Tensor | None]:
+    """What the anchors say of one micro-batch: the start's logits at its labelled rows, the reference's loss on its text."""
+    start_logits = reference = None
+
+    def only(pretrain: bool) -> Batch | None:
+        parts = [[segment for segment in row if segment.pretrain is pretrain] for row in rows]
+        kept = [row for row in parts if row]
+        return collate(kept, pad_id, width_multiple=width_multiple).to(accelerator.device) if kept else None
+
+    with accelerator.autocast():
+        if extras.start is not None and extras.kl_weight and (labelled := only(pretrain=False)):
+            start_logits = extras.start.finetune_logits(labelled)
+        if extras.reference is not None and (text := only(pretrain=True)):
+            reference = extras.reference.pretrain_loss(text)
+    return start_logits, reference
+
+
+def _freeze_what_has_no_loss(model: MixedModel, mix: Mix) -> None:
+    """λ = 0 and λ = 1 are plain fine-tuning and plain pretraining: weight decay must not touch the other loss's head."""
+    backbone = model.lm.base_model
+    if mix.finetune is None:
+        # By name: what the task head shares with the LM head goes by the name of the latter.
+        for name, parameter in model.named_parameters():
+            if is_task_head(name):
+                parameter.requires_grad_(False)
+    if mix.pretrain is None and model.task is not None:
+        # What is tied to the embeddings is part of the backbone; what the task head shares is its own.
+        kept = {id(parameter) for parameter in (*backbone.parameters(), *model.task.parameters())}
+        for parameter in model.lm.parameters():
+            if id(parameter) not in kept:
+                parameter.requires_grad_(False)
+
+
+def _count(interval: _Interval, result: Result, data: StepData, asked: float | None, weights: Weights) -> None:
+    share = realised(weights, data.num_pretrain, data.num_finetune)
+    interval.steps += 1
+    interval.asked, interval.realised = asked, interval.realised + share
+    result.realised_mix_weight += share
+    result.tokens["pretrain"] += data.tokens_pretrain
+    result.tokens["finetune"] += data.tokens_finetune
+    interval.num_pretrain += data.num_pretrain
+    interval.num_finetune += data.num_finetune
+    interval.tokens_pretrain += data.tokens_pretrain
+    interval.tokens_finetune += data.tokens_finetune
+
+
+def _new_interval(device: torch.device) -> _Interval:
+    names = ("pretrain", "finetune", "kl", "reference", "positions")
+    return _Interval({name: torch.zeros((), device=device, dtype=torch.float64) for name in names})
+
+
+def _log_entry(
+    accelerator: Accelerator,
+    interval: _Interval,
+    step: int,
+    norm: float,
+    rates: dict[str, float],
+    mix_weight: MixWeight,
+) -> Entry:
+    """Means over the interval, a count for each stream; sums are gathered from all ranks first."""
+    gathered = accelerator.reduce(torch.stack(list(interval.sums.values())), "sum")
+    sums = dict(zip(interval.sums, gathered.tolist(), strict=True))
+    pretrain = sums["pretrain"] / interval.num_pretrain if interval.num_pretrain else None
+    finetune = sums["finetune"] / interval.num_finetune if interval.num_finetune else None
+    share = interval.realised / interval.steps
+    tokens = interval.tokens_pretrain + interval.tokens_finetune
+    seconds = max(time.monotonic() - interval.started, 1e-9)
+    entry: Entry = {
+        "step": step,
+        "loss": share * (pretrain or 0.0) + (1 - share) * (finetune or 0.0),
+        "loss_pretrain": pretrain,
+        "loss_finetune": finetune,
+        "mix_weight": interval.asked,
+        "realised_mix_weight": share,
+        "replay_share": interval.tokens_pretrain / max(tokens, 1),
+        **rates,
+        "grad_norm": norm,
+        "supervised_pretrain": interval.num_pretrain,
+        "supervised_finetune": interval.num_finetune,
+        "tokens_pretrain": interval.tokens_pretrain,
+        "tokens_finetune": interval.tokens_finetune,
+        "tokens_per_second": tokens / seconds,
+        "padding_share": max(0.0, 1 - tokens / max(sums["positions"], 1)),
+    }
+    if sums["kl"]:
+        entry["kl"] = sums["kl"] / max(interval.tokens_finetune, 1)
+    if interval.l2sp:
+        entry["l2sp"] = interval.l2sp / interval.steps
+    return entry | mix_weight.metrics()
+
+
+def _undo(
+    accelerator: Accelerator, wrapped: torch.nn.Module, model: MixedModel, training: Training, extras: Extras
+) -> None:
+    """Gives back the model as it came, but trained: unwrapped, with plain weights, on the CPU."""
+    # accelerate wraps `forward` as well, which a caller would otherwise keep.
+    accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False).to("cpu")
+    if extras.lora_rank is not None:
+        merge_adapters(model)
+    model.lm.base_model._compiled_call_impl = None
+    if training.gradient_checkpointing:
+        model.lm.gradient_checkpointing_disable()
+    for parameter in model.parameters():
+        parameter.requires_grad_(True)
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"

@@ -1,0 +1,28 @@
+"""Low-rank adapters (LoRA, arXiv:2106.09685) by peft, merged into the weights at the end: what is saved is a plain model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..model.mixed_model import MixedModel
+from .optimizer import is_task_head
+
+
+def add_adapters(model: MixedModel, rank: int) -> None:
+    """Puts adapters on all linear layers of the backbone and freezes everything but them and the task head."""
+    from peft import LoraConfig, get_peft_model
+
+    prefix = model.lm.base_model_prefix
+    backbone: Any = model.lm.base_model
+    pooler = r".*pooler.*" if getattr(backbone, "pooler", None) is not None else None
+    settings = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", exclude_modules=pooler)
+    model.lm._modules[prefix] = get_peft_model(backbone, settings)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_("lora_" in name or is_task_head(name))
+
+
+def merge_adapters(model: MixedModel) -> None:
+    """Adds the adapters to the weights that they stand on and takes them away."""
+    prefix = model.lm.base_model_prefix
+    adapted: Any = model.lm._modules[prefix]
+    model.lm._modules[prefix] = adapted.merge_and_unload()

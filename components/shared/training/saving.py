@@ -1,0 +1,112 @@
+"""What the three training stages do alike when the loop has ended: write the model, its card, its curves and metrics."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from transformers import PreTrainedTokenizerBase
+
+from ..artifacts import ArtifactLike, ModelCard, write_jsonl
+from ..checkpoints.store import megabytes
+from ..errors import MixtuneError
+from ..model.mixed_model import MixedModel
+from ..running.context import Context
+from .loop import Result
+
+
+def save_trained(
+    network: MixedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    card: ModelCard,
+    result: Result,
+    context: Context,
+    model: ArtifactLike,
+    metrics: ArtifactLike,
+) -> None:
+    """Writes a model folder, the card last, so that a folder that has one is whole. One of several processes does.
+
+    Args:
+        card: what is known before training; counts and times are filled in from `result`.
+        model: output artifact.
+        metrics: output artifact, the numbers to see in the KFP UI.
+    """
+    if not result.main:
+        return
+    if not card.has_task_head:
+        # λ = 1 never trained it, and plain transformers would load it without a word.
+        network.task, network.kind, network.labels = None, None, None
+    Path(model.path).mkdir(parents=True, exist_ok=True)
+    try:
+        network.save(model.path, tokenizer)
+    except Exception as error:
+        if "o space left" not in str(error):  # safetensors has an exception of its own for what the file system says
+            raise
+        raise MixtuneError(_no_room(network, Path(model.path))) from None
+    save_card(tokenizer, card, result, context, model, metrics)
+    if result.checkpoints is not None:
+        result.checkpoints.finish()
+
+
+def _no_room(network: MixedModel, folder: Path) -> str:
+    need = sum(weight.numel() * weight.element_size() for weight in network.parameters())
+    free = shutil.disk_usage(folder).free
+    return (
+        f"model: {folder} has no room for the trained model, which needs {megabytes(need)} where {megabytes(free)} are free; "
+        "make room and run again"
+    )
+
+
+def save_card(
+    tokenizer: PreTrainedTokenizerBase,
+    card: ModelCard,
+    result: Result,
+    context: Context,
+    model: ArtifactLike,
+    metrics: ArtifactLike,
+) -> None:
+    """All of it but the weights, which the card may say are elsewhere. Arguments as of `save_trained`."""
+    if not result.main:
+        return
+    trained = result.steps > 0
+    card = card.model_copy(
+        update={
+            "tokens": result.tokens,
+            "steps": result.steps,
+            "realised_mix_weight": result.realised_mix_weight if trained else None,
+            "seconds": round(result.seconds, 2),
+            "device": result.device,
+            "precision": result.precision,
+            "mlflow_runs": {
+                **{step: run for step, run in card.mlflow_runs.items() if run},
+                **({context.title: context.tracker.run_id} if context.tracker.run_id else {}),
+            },
+        }
+    )
+    folder = Path(model.path)
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer.save_pretrained(folder)
+    write_jsonl(folder / "training.jsonl", result.curve)
+    card.save(folder)
+
+    last = result.curve[-1] if result.curve else {}
+    numbers = {
+        name: last[name]
+        for name in ("loss", "loss_pretrain", "loss_finetune", "replay_share", "forgetting")
+        if last.get(name) is not None
+    }
+    numbers |= {f"tokens_{stream}": count for stream, count in result.tokens.items()}
+    numbers["seconds"] = card.seconds
+    if card.realised_mix_weight is not None:
+        numbers["realised_mix_weight"] = card.realised_mix_weight
+    metrics.metadata.update({name: float(value or 0) for name, value in numbers.items()})
+    model.metadata.update({"candidate": card.id, "kind": card.kind, "mlflow_run": context.tracker.run_id or ""})
+    if card.mix_weight is not None:
+        model.metadata["lambda"] = card.mix_weight
+    context.tracker.log_metrics({f"final_{name}": value for name, value in numbers.items()})
+    for stream, digest in card.data.items():
+        context.tracker.log_input(f"{stream} stream", digest, "prepare", "training")
+    context.tracker.set_tags({"mixtune.candidate": card.id, "mixtune.kind": card.kind, "mixtune.base": card.base})
+    context.say(
+        f"{card.id}: saved after {card.steps} steps, {sum(result.tokens.values()):,} tokens, {card.seconds:.0f} s"
+    )

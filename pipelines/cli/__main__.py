@@ -1,0 +1,5 @@
+"""`python -m mixtune.pipelines.cli` is the command `mixtune`."""
+
+from .main import main
+
+main()

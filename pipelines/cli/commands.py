@@ -1,0 +1,211 @@
+"""What the command does once it has parsed its arguments."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from mixtune.components.shared.errors import RefusedError
+
+from ..configuration import read_config
+
+WHOLE_RUN_STEPS = ("plan", "finish")
+
+
+def check_and_show(config_file: Path | None, overrides: Sequence[str]) -> None:
+    """Checks a configuration and what it names.
+
+    Raises:
+        RefusedError: naming every problem at once.
+    """
+    from mixtune.components.checks import find_problems, missing_here
+    from mixtune.components.mixed.config import candidates
+
+    parsed = read_config(config_file, overrides)
+    problems = find_problems(parsed)
+    if problems:
+        raise RefusedError(*problems)
+    names = ", ".join(candidate.id for candidate in candidates(parsed.mixed))
+    print(f"{parsed.name}: the configuration is good; base model {parsed.model.base}, candidates {names}")  # noqa: T201
+    for sentence in missing_here(parsed):  # no matter where the steps run in images
+        print(f"a run on this machine would be refused: {sentence}")  # noqa: T201
+
+
+def run_and_show(
+    config_file: Path | None,
+    overrides: Sequence[str],
+    output: Path | None,
+    runner: str,
+    use_cache: bool,
+    **containers: str | None,
+) -> int:
+    """Runs the DAG on this machine, prints the candidates, and returns the exit status.
+
+    Args:
+        runner: `subprocess` or `docker`.
+        containers: what `Containers` takes, for `docker` alone.
+    """
+    from rich.console import Console
+    from rich.text import Text
+
+    from mixtune.components.checks import find_problems, missing_here
+
+    from ..display import Display, candidates_table
+    from ..local.run import run_local, tracking_uri
+
+    if runner not in ("subprocess", "docker"):
+        raise RefusedError(f"--runner: must be subprocess or docker, found {runner}")
+    given = {name: value for name, value in containers.items() if value is not None}
+    if given and runner != "docker":
+        options = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+        raise RefusedError(f"{options}: means something with --runner docker only")
+    config = read_config(config_file, overrides)
+    problems = find_problems(config)
+    if runner == "subprocess":  # the images have all that steps need
+        problems += missing_here(config)
+    if problems:
+        raise RefusedError(*problems)
+    folder = output or Path("runs") / config.name
+    console = Console(soft_wrap=True)
+    console.print(Text(f"{config.name}: running in {folder}"))
+    in_containers = None
+    if runner == "docker":
+        from ..local.containers import Containers
+
+        in_containers = Containers(**given)
+    ended = run_local(config, folder, use_cache, Display(console), in_containers)
+
+    if ended.report is not None:
+        console.print()
+        Console(width=max(console.width, 120) if not console.is_terminal else None).print(
+            candidates_table(ended.report)
+        )
+        _print_verdict(console, ended.report)
+        console.print(Text(f"\nreport  {folder / 'report' / 'report.html'}"))
+        console.print(Text(f"models  {folder / 'models'}"))
+        console.print(Text(f"MLflow  {_mlflow_hint(tracking_uri(config, folder), folder)}"))
+    for failure in ended.failures:
+        for sentence in failure.sentences:
+            print(f"mixtune: {failure.title}: {sentence}", file=sys.stderr)  # noqa: T201
+        if failure.log:
+            print(f"mixtune: {failure.title}: its log is {failure.log}", file=sys.stderr)  # noqa: T201
+    for note in ended.notes:
+        print(f"mixtune: {note}", file=sys.stderr)  # noqa: T201
+    if ended.status in (1, 130):
+        print("mixtune: what was finished is kept; the same command goes on from there", file=sys.stderr)  # noqa: T201
+    return ended.status
+
+
+def _print_verdict(console: Any, report: dict[str, Any]) -> None:
+    from rich.text import Text
+
+    gate = report["gate"]
+    verdict, words = ("gate passed", "is selected") if gate["passed"] else ("gate not met", "comes nearest")
+    colour = "green" if gate["passed"] else "yellow"
+    console.print(Text.assemble("\n", (verdict, colour), f": {report['selected']} {words}; on the dev split"))
+    for reason in gate["reasons"]:
+        console.print(Text(f"  {reason}"))
+
+
+def _mlflow_hint(uri: str, folder: Path) -> str:
+    from mixtune.components.shared.errors import without_credentials
+
+    if uri.endswith(str(folder / "mlflow" / "mlflow.db")):
+        # Relative, as the folder was given: short enough to copy.
+        return f"mlflow ui --backend-store-uri sqlite:///{folder / 'mlflow' / 'mlflow.db'}"
+    return without_credentials(uri)
+
+
+def run_step(name: str, config: str, artifacts: Sequence[str], parameters: Sequence[str]) -> None:
+    """Runs one step on local paths; exits as the step does.
+
+    Args:
+        config: JSON, or the name of a file that holds it.
+        artifacts: `NAME=PATH` of each input and output; a name given twice is a list.
+        parameters: `NAME=VALUE` of what else the step takes.
+    """
+    import inspect
+    from importlib import import_module
+
+    from mixtune.components.shared.artifacts import Artifact
+    from mixtune.components.shared.runtime import STEPS, launch
+
+    if name in WHOLE_RUN_STEPS:
+        raise RefusedError("plan and finish only mean something inside a whole run; use `mixtune check`/`mixtune run`")
+    if name not in STEPS:
+        steps = [one for one in STEPS if one not in WHOLE_RUN_STEPS]
+        raise RefusedError(f"there is no step {name}; the steps are {', '.join(steps)}")
+    text = config if config.lstrip().startswith("{") else _read_text(Path(config))
+    given: dict[str, Any] = {}
+    for item in artifacts:
+        key, path = _pair("--artifact", item)
+        given.setdefault(key, []).append(Artifact(path))
+    values = dict(_pair("--parameter", item) for item in parameters)
+
+    wanted = inspect.signature(import_module(f"mixtune.components.{name}.step").run).parameters
+    names = [one for one in wanted if one not in ("config", "context")]
+    unknown = [one for one in (*given, *values) if one not in names]
+    missing = [
+        one for one in names if one not in given and one not in values and "None" not in str(wanted[one].annotation)
+    ]
+    problems = [f"{one}: the step {name} takes no such argument; it takes {', '.join(names)}" for one in unknown]
+    problems += [f"{one}: the step {name} needs it; give it as --artifact {one}=PATH" for one in missing]
+    if problems:
+        raise RefusedError(*problems)
+    lists = {one for one in names if "list[" in str(wanted[one].annotation)}
+    inputs = {one: given.get(one) if one in lists else (given[one][0] if one in given else None) for one in names}
+    launch(name, text, {one: value for one, value in inputs.items() if one not in values}, **values)
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise RefusedError(f"--config: {path} cannot be read ({getattr(error, 'strerror', None) or error})") from None
+
+
+def _pair(option: str, item: str) -> tuple[str, str]:
+    key, separator, value = item.partition("=")
+    if not separator or not key or not value:
+        raise RefusedError(f"{option} {item}: must look like NAME=VALUE")
+    return key, value
+
+
+def compile_pipeline(
+    config_file: Path | None,
+    overrides: Sequence[str],
+    output: Path,
+    step: str | None,
+    format: str,
+    image_prefix: str | None = None,
+    tag: str | None = None,
+) -> None:
+    """Writes the compiled pipeline, whole or of one step."""
+    from kfp import compiler
+
+    from ..images import images
+    from ..pipeline import NAME, make_pipeline
+    from ..placement import Placer
+    from ..step_pipelines import make_step_pipeline
+
+    if format not in ("ir", "kubernetes"):
+        raise RefusedError(f"--format: must be ir or kubernetes, found {format}")
+    if output.suffix not in (".yaml", ".yml"):
+        raise RefusedError(f"--output: must end in .yaml, found {output}")
+    config = read_config(config_file, overrides)
+    place = Placer.cluster(config, images(image_prefix, tag))
+    pipeline = make_step_pipeline(step, config, place) if step else make_pipeline(config, place)
+    name = f"{NAME}-{step}" if step else NAME
+    manifests = {}
+    if format == "kubernetes":
+        options = compiler.KubernetesManifestOptions(
+            pipeline_name=name, pipeline_display_name=name, include_pipeline_manifest=True
+        )
+        manifests = {"kubernetes_manifest_options": options, "kubernetes_manifest_format": True}
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        compiler.Compiler().compile(pipeline, str(output), **manifests)
+    except OSError as error:
+        raise RefusedError(f"--output: {output} cannot be written ({error.strerror or error})") from None

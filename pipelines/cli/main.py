@@ -1,0 +1,168 @@
+"""The `mixtune` command: parses, calls the library, prints. Imports what a command needs when it runs."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from . import cluster as cluster_cli
+from .errors import plain_errors
+from .options import ConfigFile, ImagePrefix, ImageTag, Overrides
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Fine-tune a language model on a labelled task without letting it forget what it knew.",
+    epilog="Exit status: 0 done; 1 a step failed; 2 bad configuration, data or usage; 3 the gate was not met; "
+    "4 the cluster or the tracking server could not be reached; 5 a task was pending for too long; 6 the time to wait was up; "
+    "130 interrupted.",
+)
+
+
+@app.command()
+def init(
+    task: Annotated[str, typer.Option(help="classification or generation.")] = "classification",
+    config: Annotated[str, typer.Option("--from", help="Ready-made configuration to start from.")] = "start",
+) -> None:
+    """Print an annotated configuration: mixtune init > mixtune.yaml."""
+    from ..configuration import annotated, init_values
+
+    with plain_errors():
+        typer.echo(annotated(init_values(config, task)), nl=False)
+
+
+@app.command()
+def check(
+    config: ConfigFile = None,
+    overrides: Overrides = [],  # noqa: B006 - typer's way
+    cluster: Annotated[bool, typer.Option("--cluster", help="Look at what the cluster lacks, too.")] = False,
+    host: cluster_cli.Host = None,
+    namespace: cluster_cli.Namespace = None,
+    token_file: cluster_cli.TokenFile = None,
+    ca: cluster_cli.Authority = None,
+) -> None:
+    """Check a configuration and what it names, in a second; nothing is trained."""
+    from .commands import check_and_show
+
+    with plain_errors():
+        if not cluster:
+            check_and_show(config, overrides)
+            return
+        from .cluster_commands import check_cluster_and_show
+
+        raise typer.Exit(check_cluster_and_show((host, namespace, token_file, ca), config, overrides))
+
+
+@app.command()
+def run(
+    config: ConfigFile = None,
+    overrides: Overrides = [],  # noqa: B006
+    output: Annotated[Optional[Path], typer.Option(help="Output folder. [default: runs/<name>]")] = None,  # noqa: UP045
+    runner: Annotated[str, typer.Option(help="subprocess, or docker: each step in its image.")] = "subprocess",
+    no_cache: Annotated[bool, typer.Option("--no-cache", help="Run every step anew.")] = False,
+    memory: Annotated[Optional[str], typer.Option(help="Limit of each container, such as 4g.")] = None,  # noqa: UP045
+    network: Annotated[Optional[str], typer.Option(help="Docker network; host without it.")] = None,  # noqa: UP045
+    image_prefix: ImagePrefix = None,
+    tag: ImageTag = None,
+) -> None:
+    """Run the whole pipeline on this machine, without a cluster."""
+    from .commands import run_and_show
+
+    with plain_errors():
+        containers = {"memory": memory, "network": network, "image_prefix": image_prefix, "tag": tag}
+        raise typer.Exit(run_and_show(config, overrides, output, runner, use_cache=not no_cache, **containers))
+
+
+@app.command()
+def step(
+    name: Annotated[str, typer.Argument(help="prepare, pretrain, finetune, mixed, evaluate, compare or register.")],
+    config: Annotated[str, typer.Option(help="The step's part of the configuration: a JSON file, or JSON.")] = "{}",
+    artifacts: Annotated[
+        list[str], typer.Option("--artifact", metavar="NAME=PATH", help="An input or output; repeat a name for a list.")
+    ] = [],  # noqa: B006
+    parameters: Annotated[
+        list[str], typer.Option("--parameter", metavar="NAME=VALUE", help="A further argument of the step.")
+    ] = [],  # noqa: B006
+) -> None:
+    """Run one step, from a shell or a container."""
+    from .commands import run_step
+
+    with plain_errors():
+        run_step(name, config, artifacts, parameters)
+
+
+@app.command("compile")
+def compile_(
+    output: Annotated[Path, typer.Option(help="File to write.")],
+    config: ConfigFile = None,
+    overrides: Overrides = [],  # noqa: B006
+    step: Annotated[Optional[str], typer.Option(help="One step as a pipeline of its own.")] = None,  # noqa: UP045
+    format: Annotated[str, typer.Option(help="ir: a pipeline package. kubernetes: manifests for GitOps.")] = "ir",
+    image_prefix: ImagePrefix = None,
+    tag: ImageTag = None,
+) -> None:
+    """Compile the pipeline for a cluster; the configuration gives the parameters' defaults."""
+    from .commands import compile_pipeline
+
+    with plain_errors():
+        compile_pipeline(config, overrides, output, step, format, image_prefix, tag)
+        typer.echo(f"wrote {output}")
+
+
+@app.command()
+def sync(
+    folder: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Argument(metavar="[FOLDER]", help="Output folder of a run; every run below ./runs without one."),
+    ] = None,
+) -> None:
+    """Deliver what MLflow has not got yet."""
+    from ..local.sync import sync_and_show
+
+    with plain_errors():
+        raise typer.Exit(sync_and_show(folder))
+
+
+@app.command()
+def report(
+    runs: Annotated[
+        list[str],
+        typer.Argument(metavar="RUN...", help="Output folders, folders with a report.json, or MLflow run ids."),
+    ],
+    output: Annotated[Path, typer.Option(help="Folder to write the report to.")] = Path("runs/report"),
+) -> None:
+    """Put several runs into one report: which base model, which λ, which version of the data."""
+    from .report import report_and_show
+
+    with plain_errors():
+        report_and_show(runs, output)
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON Schema of the configuration, for editors."""
+    from mixtune.components.config import Config
+
+    typer.echo(json.dumps(Config.model_json_schema(), indent=2, ensure_ascii=False))
+
+
+cluster_cli.add_to(app)
+
+
+def main() -> None:
+    """Entry point."""
+    if os.getpid() == 1:
+        # The first process of a container is deaf to SIGTERM unless it says what to do.
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    app(prog_name="mixtune")
+
+
+if __name__ == "__main__":
+    main()

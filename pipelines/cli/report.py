@@ -1,0 +1,125 @@
+"""`mixtune report`: several runs in one report, from output folders on this machine or from MLflow."""
+
+from __future__ import annotations
+
+import os
+import re
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mixtune.components.compare.names import metric_name
+from mixtune.components.compare.report.several import Run, gate_words, name_runs, read_report, write
+from mixtune.components.shared.errors import RefusedError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+WIDTH = 150
+"""Characters that a table has at least where the output is no terminal."""
+_MLFLOW_RUN = re.compile(r"[0-9a-f]{32}")
+
+
+def report_and_show(places: Sequence[str], output: Path) -> None:
+    """Writes one report over several runs, prints its table, what cannot be compared, and where the report is.
+
+    Args:
+        places: output folders, folders that hold a report.json, or ids of MLflow runs.
+        output: folder to write to.
+
+    Raises:
+        RefusedError: naming every place without a report.
+        UnreachableError: where MLflow does not answer.
+    """
+    from rich.console import Console
+    from rich.text import Text
+
+    runs = read_runs(places)
+    try:
+        joined = write(runs, output)
+    except OSError as error:
+        raise RefusedError(f"--output: {output} cannot be written ({error.strerror or error})") from None
+    console = Console(soft_wrap=True)
+    Console(width=max(console.width, WIDTH) if not console.is_terminal else None).print(_table(joined))
+    for run in joined["runs"]:
+        gate = f"{run['selected']} selected" if run["gate"]["passed"] else "gate not met"
+        console.print(Text(f"\n{run['name']}: base model {run['base']}; {gate}", end=""))
+    console.print()
+    for sentence in (*joined["not_comparable"], *joined["notes"]):
+        console.print(Text(f"\n{sentence}"))
+    console.print(Text(f"\nreport  {output / 'report.html'}"))
+
+
+def read_runs(places: Sequence[str]) -> list[Run]:
+    """The reports of runs.
+
+    Raises:
+        RefusedError: naming every place without a report.
+        UnreachableError: where MLflow does not answer.
+    """
+    problems: list[str] = []
+    reports: list[tuple[str, dict[str, Any]]] = []
+    for place in dict.fromkeys(_plain(place) for place in places):
+        try:
+            reports.append((place, _read(place)))
+        except RefusedError as error:
+            problems += error.problems
+    if problems:
+        raise RefusedError(*problems)
+    return name_runs(reports)
+
+
+def _plain(place: str) -> str:
+    return place.rstrip("/") or place
+
+
+def _read(place: str) -> dict[str, Any]:
+    path = Path(place)
+    if not path.exists() and _MLFLOW_RUN.fullmatch(place):
+        return _from_mlflow(place)
+    for file in (path / "report" / "report.json", path / "report.json", path):
+        if file.is_file() and file.name == "report.json":
+            return read_report(file, place)
+    raise RefusedError(
+        f"{place}: holds no report; give the output folder of a finished run, such as runs/<name>, a folder with a "
+        "report.json, or the id of a run in MLflow"
+    )
+
+
+def _from_mlflow(run: str) -> dict[str, Any]:
+    """The report that the run has on record."""
+    uri = os.environ.get("MLFLOW_TRACKING_URI")
+    if not uri:
+        raise RefusedError(
+            f"{run}: is no folder here, and to look it up as a run in MLflow, MLFLOW_TRACKING_URI has to be set"
+        )
+    from mixtune.components.shared.tracking.connection import download_artifact
+
+    with tempfile.TemporaryDirectory() as folder:
+        return read_report(download_artifact(uri, run, "report/report.json", Path(folder)), run)
+
+
+def _table(joined: dict[str, Any]) -> Table:
+    from rich.table import Table
+    from rich.text import Text
+
+    from ..display import shown_value
+
+    title = Text("all candidates, on their test splits", style="table.title")
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    values = ("task score", "forgetting, bits per byte", "gate")
+    for heading in ("run", "candidate", "λ", *values):
+        table.add_column(heading, no_wrap=heading in values)
+    for row in joined["candidates"]:
+        score = shown_value(row["task_score"], signed=False)
+        table.add_row(
+            Text(row["run"]),
+            Text(row["id"]),
+            "" if row["lambda"] is None else f"{row['lambda']:g}",
+            Text(f"{metric_name(row['metric'])} {score}" if row["task_score"] else score),
+            Text("0" if row["kind"] == "pretrained" else shown_value(row["delta_bpb"])),
+            Text(gate_words(row)),
+            style="bold" if row["selected"] else None,
+        )
+    return table

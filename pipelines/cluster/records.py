@@ -1,0 +1,224 @@
+"""Reads what MLflow has on record about a run on a cluster, and decides the exit status: KFP passes on none.
+
+`finish` writes the verdict of a run. KFP does not run `finish` again where a retry mends what had failed, nor at all where a
+run is stopped, so the verdict on record can be out of date; whoever waits for the run corrects it.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mixtune.components.shared.artifacts import read_json
+from mixtune.components.shared.errors import MixtuneError, UnreachableError, first_line, without_credentials
+from mixtune.components.shared.tracking.mlflow_runs import RUN_ID, STEP, close_pipeline_run, step_runs_of
+from mixtune.components.shared.tracking.verdict import STOPPED_STATES, StepRun, exit_status, judge
+
+
+@dataclass
+class StepRecord(StepRun):
+    """The last attempt at a step, with its MLflow run.
+
+    Attributes:
+        step: the step without what it works on.
+        run_id: id of the MLflow run.
+    """
+
+    step: str = ""
+    run_id: str = ""
+
+
+@dataclass
+class Record:
+    """The parent run of a pipeline run, with its steps.
+
+    Attributes:
+        experiment: id of the MLflow experiment.
+        status: MLflow's status of the parent run.
+        tags: the parent run's, with verdict and gate.
+        steps: by title, the last attempt of each.
+        report: `report.json`, where the run got that far.
+    """
+
+    run_id: str
+    experiment: str
+    status: str
+    tags: dict[str, str]
+    steps: dict[str, StepRecord]
+    report: dict[str, Any] | None = None
+    address: str = ""
+
+    @property
+    def link(self) -> str | None:
+        """The run in MLflow's user interface, where its address is one that a browser opens."""
+        if not self.address.startswith("http"):
+            return None
+        return f"{without_credentials(self.address).rstrip('/')}/#/experiments/{self.experiment}/runs/{self.run_id}"
+
+
+def read_record(run_id: str, with_report: bool = True) -> Record | None:
+    """What MLflow knows of a pipeline run; None where it knows nothing, or MLFLOW_TRACKING_URI is not set.
+
+    Raises:
+        UnreachableError: where MLflow does not answer.
+    """
+    uri = os.environ.get("MLFLOW_TRACKING_URI")
+    if not uri:
+        return None
+    from mixtune.components.shared.tracking.connection import connect
+
+    client = connect(uri)
+    try:
+        experiments = [one.experiment_id for one in client.search_experiments()]
+        ask = f"tags.`{RUN_ID}` = '{run_id}' and tags.`{STEP}` = 'pipeline'"
+        found = client.search_runs(experiments, ask, order_by=["attributes.start_time ASC"], max_results=1)
+        if not found:
+            return None
+        parent = found[0]
+        experiment = parent.info.experiment_id
+        record = Record(parent.info.run_id, experiment, parent.info.status, dict(parent.data.tags), {}, address=uri)
+        steps = (_as_step(run) for run in step_runs_of(client, experiment, run_id))
+        record.steps = {step.title: step for step in steps}
+        if with_report and "compare" in record.steps:
+            record.report = _report(client, parent.info.run_id)
+        return record
+    except MixtuneError:
+        raise
+    except Exception as error:
+        raise UnreachableError(
+            f"MLFLOW_TRACKING_URI: what MLflow at {without_credentials(uri)} has on record of the run cannot be read "
+            f"({first_line(error)})"
+        ) from None
+
+
+def _as_step(run: Any) -> StepRecord:
+    tags = dict(run.data.tags)
+    return StepRecord(run.info.run_name, run.info.status, tags, tags.get(STEP, ""), run.info.run_id)
+
+
+def _report(client: Any, run_id: str) -> dict[str, Any] | None:
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            file = Path(client.download_artifacts(run_id, "report/report.json", folder))
+        except Exception:  # the verdict stands on the tags; the table is missing then
+            return None
+        return dict(read_json(file, "a report of a mixtune run"))
+
+
+def steps_behind(record: Record) -> dict[str, StepRecord]:
+    """The steps of a run, also those that it took from the cache: these ran in an earlier run, which is linked.
+
+    Raises:
+        UnreachableError: where MLflow does not answer.
+    """
+    from mixtune.components.shared.tracking.connection import connect
+
+    client = connect(record.address)
+    steps: dict[str, StepRecord] = {}
+    for name, run_id in record.tags.items():
+        if name.startswith("mixtune.cached."):
+            try:
+                step = _as_step(client.get_run(run_id))
+            except Exception:  # deleted since; then its artifacts are not on record
+                continue
+            steps[step.title] = step
+    return steps | record.steps
+
+
+@dataclass
+class Ended:
+    """How a run on a cluster ended, for people and for programs.
+
+    Attributes:
+        status: exit status of design.
+        outcome: its name: `done`, `failed`, `refused`, `gate_not_met`, `unreachable`, `interrupted`, `unknown`.
+        verdict: one sentence.
+        problems: a sentence for each step that did not end well.
+    """
+
+    run_id: str
+    state: str
+    outcome: str
+    verdict: str
+    problems: list[str] = field(default_factory=list)
+    report: dict[str, Any] | None = None
+    links: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def status(self) -> int:
+        return exit_status(self.outcome)
+
+    def to_json(self) -> dict[str, Any]:
+        """What `--json` prints."""
+        return {
+            "run_id": self.run_id, "state": self.state, "exit_status": self.status, "outcome": self.outcome,
+            "verdict": self.verdict, "problems": self.problems, "links": self.links, "report": self.report,
+        }  # fmt: skip
+
+
+def conclude(
+    run_id: str,
+    state: str,
+    record: Record | None,
+    failed_tasks: list[str],
+    why_no_record: str = "",
+    alone: bool = False,
+) -> Ended:
+    """What came of a run that has ended.
+
+    Args:
+        state: KFP's: SUCCEEDED, FAILED, CANCELED, SKIPPED.
+        record: MLflow's, where there is one.
+        failed_tasks: a sentence for each task that KFP says failed.
+        why_no_record: why there is none, in words.
+        alone: whether it was one step alone, which has no verdict, except `compare`.
+    """
+    verdict = judge(record.steps.values(), record.tags, state) if record else None
+    report = record.report if record else None
+    if state in STOPPED_STATES:
+        return Ended(run_id, state, "interrupted", "stopped", report=report)
+    if alone and state == "SUCCEEDED" and (verdict is None or verdict.kind == "unknown"):
+        return Ended(run_id, state, "done", "the step has ended well")
+    if verdict is None:
+        if state == "SUCCEEDED":
+            problem = (
+                f"KFP says that the run has ended well, but whether the gate was met is not known: {why_no_record}"
+            )
+            return Ended(run_id, state, "unknown", "not known", [problem])
+        return Ended(run_id, state, "failed", "failed", failed_tasks or ["KFP names no task that failed"])
+    if verdict.kind == "unknown":
+        problem = "the run has ended well, but MLflow has no verdict of it on record"
+        return Ended(run_id, state, verdict.kind, verdict.sentence, [problem], report)
+    problems = list(verdict.problems)
+    recorded = record.steps.values() if record else ()
+    if verdict.kind == "failed" and all(step.kind in ("done", "running") for step in recorded):
+        problems = failed_tasks or problems  # no step has recorded a failure, so KFP knows more
+    return Ended(run_id, state, verdict.kind, verdict.sentence, problems, report)
+
+
+def correct_verdict(record: Record, state: str) -> None:
+    """Writes the verdict of a run that has ended into MLflow, where the one on record is another or none.
+
+    Args:
+        state: KFP's state of the run.
+
+    Raises:
+        UnreachableError: where MLflow does not answer or does not let this user write.
+    """
+    from mixtune.components.shared.tracking.connection import connect
+
+    verdict = judge(record.steps.values(), record.tags, state)
+    left_open = any(step.status == "RUNNING" for step in record.steps.values())
+    if (record.tags.get("mixtune.verdict"), record.status, left_open) == (verdict.sentence, verdict.status, False):
+        return
+    client = connect(record.address)
+    try:
+        close_pipeline_run(client, record.run_id, verdict.status, verdict.sentence)
+    except Exception as error:
+        raise UnreachableError(
+            f"MLFLOW_TRACKING_URI: the verdict of the run could not be written to MLflow at "
+            f"{without_credentials(record.address)} ({first_line(error)}); run `mixtune wait` again"
+        ) from None

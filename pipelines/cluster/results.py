@@ -1,0 +1,124 @@
+"""What came of a run on a cluster, for people, for programs and for job summaries."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import kfp_server_api as kfp_api
+
+from mixtune.components.shared.errors import RefusedError, UnreachableError, without_credentials
+from mixtune.components.shared.tracking.verdict import ENDED_WITHOUT_RECORD
+
+from .api import Api
+from .progress import is_alone
+from .records import Ended, conclude, correct_verdict, read_record
+from .slow import told_when_slow
+from .tasks import stopped_at
+
+
+def result_of(api: Api, run: kfp_api.V2beta1Run, failed: list[str]) -> Ended:
+    """What came of a run that has ended: KFP's state, MLflow's records.
+
+    Args:
+        failed: a sentence for each task that failed.
+    """
+    why, record = "MLFLOW_TRACKING_URI is not set here", None
+    try:
+        address = without_credentials(os.environ.get("MLFLOW_TRACKING_URI", ""))
+        with told_when_slow(api.say, lambda: f"MLflow at {address} has not answered yet", "MLflow answers again"):
+            record = read_record(run.run_id)
+        if record is None and os.environ.get("MLFLOW_TRACKING_URI"):
+            why = "MLflow at MLFLOW_TRACKING_URI has no record of it; is that the one that its steps write to?"
+    except UnreachableError as error:
+        why = error.problems[0]
+    # KFP calls a run that was stopped FAILED.
+    state = "CANCELED" if run.state == "FAILED" and stopped_at(run) else str(run.state)
+    alone = is_alone(run)
+    ended = conclude(run.run_id, state, record, failed, why, alone)
+    # A step alone ends its own record, unless it is killed.
+    if record is not None and (not alone or record.status == "RUNNING"):
+        try:
+            correct_verdict(record, state)
+        except UnreachableError as error:
+            ended.problems += error.problems
+    ended.problems = [_with_reason(problem, failed) for problem in ended.problems]
+    ended.links = {"run": api.connection.link(f"runs/details/{run.run_id}")}
+    if record and record.link:
+        ended.links["mlflow"] = record.link
+    return ended
+
+
+def _with_reason(problem: str, failed: list[str]) -> str:
+    """A step that was killed left no words of its own; the platform knows why."""
+    title, _, rest = problem.partition(": ")
+    return (
+        next((one for one in failed if one.startswith(f"{title}: ")), problem)
+        if rest == ENDED_WITHOUT_RECORD
+        else problem
+    )
+
+
+def summary(ended: Ended, name: str = "mixtune") -> str:
+    """The result as Markdown, for the summary page of a CI job."""
+    words = {"done": "gate passed" if ended.report else "done", "interrupted": "stopped"}
+    lines = [f"## {name}: {words.get(ended.outcome, ended.outcome.replace('_', ' '))}", ""]
+    lines += [f"- {problem}" for problem in ended.problems]
+    if ended.report:
+        lines += ["", *_candidates(ended.report)]
+    places = {"run": "Run in Kubeflow", "mlflow": "Run in MLflow"}
+    lines += ["", " · ".join(f"[{places[kind]}]({address})" for kind, address in ended.links.items())]
+    lines += ["", f"Run `{ended.run_id}`, exit status {ended.status}."]
+    return "\n".join(lines) + "\n"
+
+
+def _candidates(report: dict[str, Any]) -> list[str]:
+    from ..display import shown_value
+
+    task = report["task"]["metric"]
+    lines = [f"| candidate | λ | {task} | forgetting, bits per byte | |", "|---|---|---|---|---|"]
+    for one in report["candidates"]:
+        weight = "" if one.get("lambda") is None else f"{one['lambda']:g}"
+        score = shown_value(one["task_score"], signed=False)
+        lost = "0" if one["kind"] == "pretrained" else shown_value(one["delta_bpb"])
+        chosen = "**selected**" if one["id"] == report["selected"] else ""
+        lines.append(f"| {one['id']} | {weight} | {score} | {lost} | {chosen} |")
+    return lines
+
+
+def append_summary(file: Path, text: str) -> None:
+    """Adds to the file: GitHub's summary file is shared by the steps of a job.
+
+    Raises:
+        RefusedError: where it cannot be written.
+    """
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with file.open("a", encoding="utf-8") as out:
+            out.write(text)
+    except OSError as error:
+        raise RefusedError(f"--summary: {file} cannot be written ({error.strerror or error})") from None
+
+
+def show(ended: Ended, as_json: bool) -> None:
+    """Prints the result: a table for people, one JSON object for programs."""
+    if as_json:
+        print(json.dumps(ended.to_json(), ensure_ascii=False))  # noqa: T201
+        return
+    from rich.console import Console
+    from rich.text import Text
+
+    from ..display import candidates_table
+
+    console = Console(soft_wrap=True)
+    if ended.report:
+        console.print()
+        Console(width=max(console.width, 120) if not console.is_terminal else None).print(
+            candidates_table(ended.report)
+        )
+    colour = {"done": "green", "gate_not_met": "yellow"}.get(ended.outcome, "red")
+    console.print(Text.assemble("\n", (ended.outcome.replace("_", " "), colour), f": {ended.verdict}"))
+    for kind, address in ended.links.items():
+        console.print(Text(f"{'MLflow' if kind == 'mlflow' else kind:<7} {address}"))

@@ -1,0 +1,314 @@
+"""Pipelines and runs on a cluster: upload a version, submit a run, retry, stop.
+
+Everything runs as a version of the uploaded pipeline `mixtune`, never from a package sent along with the run: KFP's
+backend names an uploaded pipeline anew (`pipeline/mixtune`), and its cache goes by that name.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import tempfile
+import time
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import kfp_server_api as kfp_api
+
+from mixtune.components.config import Config, load, parameters
+from mixtune.components.shared.errors import MixtuneError, RefusedError
+
+from ..configuration import EMBEDDED_DEFAULT, ready_made
+from ..images import Images
+from .api import Api, is_missing
+
+DEFAULT_EXPERIMENT = "mixtune"
+# Whoever starts a job tells it the commit in one of these.
+_COMMIT_VARIABLES = ("MIXTUNE_GIT_COMMIT", "GITHUB_SHA", "CI_COMMIT_SHA", "GIT_COMMIT")
+
+
+@dataclass(frozen=True)
+class Package:
+    """A compiled pipeline.
+
+    Attributes:
+        pipeline: name of the pipeline that it is a version of.
+        text: the package, YAML.
+        note: what is special about it, for its description.
+    """
+
+    pipeline: str
+    text: str
+    note: str = ""
+
+    @property
+    def digest(self) -> str:
+        return hashlib.sha256(self.text.encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class Version:
+    """A version that KFP has."""
+
+    pipeline_id: str
+    id: str
+    name: str
+    new: bool
+
+
+@dataclass(frozen=True)
+class Submitted:
+    """A run that KFP has.
+
+    Attributes:
+        id: its id.
+        name: what KFP shows.
+        found: whether an earlier submission with the same key made it.
+    """
+
+    id: str
+    name: str
+    found: bool
+
+
+def neutral(config: Config) -> Config:
+    """What of a configuration is compiled into the package: where tasks run, and the shape of the DAG.
+
+    Everything else travels as parameters of the run, so that runs with other values share one version of the pipeline.
+    """
+    values = ready_made(EMBEDDED_DEFAULT)
+    whole = config.model_dump(mode="json")
+    values["placement"] = whole["placement"]
+    values.setdefault("mixed", {})["start"] = whole["mixed"]["start"]
+    values.setdefault("tracking", {})["offline_when_unreachable"] = whole["tracking"]["offline_when_unreachable"]
+    return load(values)
+
+
+def package_of(
+    config: Config, step: str | None = None, optional: Collection[str] = (), in_images: Images | None = None
+) -> Package:
+    """Compiles the pipeline, whole or of one step.
+
+    Args:
+        step: one step as a pipeline of its own.
+        optional: what the step is to be given of what it can do without.
+        in_images: which images the steps run in; those of `images.json` without it.
+    """
+    from kfp import compiler
+
+    from ..pipeline import NAME, make_pipeline
+    from ..placement import Placer
+    from ..step_pipelines import make_step_pipeline
+
+    base = neutral(config)
+    place = Placer.cluster(base, in_images)
+    pipeline = make_step_pipeline(step, base, place, optional) if step else make_pipeline(base, place)
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "package.yaml"
+        compiler.Compiler().compile(pipeline, str(file))
+        return Package(f"{NAME}-{step}" if step else NAME, file.read_text(encoding="utf-8"))
+
+
+def run_parameters(config: Config) -> dict[str, Any]:
+    """The parameters of a run of the whole pipeline: the configuration's values and its placement."""
+    from ..placement import Placer
+
+    place = {name: default for name, (_, default, _) in Placer.cluster(config).parameters().items()}
+    return parameters(config) | place
+
+
+def git_commit() -> str:
+    """The commit that this is started from, as the environment or git says; `no-commit` without one."""
+    for name in _COMMIT_VARIABLES:
+        if os.environ.get(name):
+            return os.environ[name][:12]
+    try:
+        done = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return "no-commit"
+    return done.stdout.strip()[:12] if done.returncode == 0 and done.stdout.strip() else "no-commit"
+
+
+def upload(api: Api, package: Package) -> Version:
+    """Uploads a version, unless KFP has one with the same content.
+
+    Returns:
+        The version, named by the commit that first brought it and by its content.
+    """
+    pipeline_id = _pipeline(api, package.pipeline)
+
+    def same_content() -> kfp_api.V2beta1PipelineVersion | None:
+        found = api.call(
+            "list the versions of the pipeline",
+            api.pipelines.pipeline_service_list_pipeline_versions,
+            pipeline_id,
+            page_size=10,
+            filter=_where("display_name", package.digest, "IS_SUBSTRING"),
+        )
+        return next(iter(found.pipeline_versions or []), None)
+
+    found = same_content()
+    if found is not None:
+        return Version(pipeline_id, found.pipeline_version_id, found.display_name, new=False)
+    name = f"{git_commit()}-{package.digest}"
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / f"{package.pipeline}.yaml"
+        file.write_text(package.text, encoding="utf-8")
+        made = api.call(
+            "upload a version of the pipeline",
+            api.uploads.upload_pipeline_version,
+            str(file),
+            name=name,
+            display_name=name,
+            pipelineid=pipeline_id,
+            description=package.note or "uploaded by mixtune",
+            made_already=same_content,
+        )
+    return Version(pipeline_id, made.pipeline_version_id, made.display_name or name, new=True)
+
+
+def _pipeline(api: Api, name: str) -> str:
+    """Finds or makes the pipeline, without a version of its own."""
+
+    def named() -> kfp_api.V2beta1Pipeline | None:
+        found = api.call(
+            "list the pipelines",
+            api.pipelines.pipeline_service_list_pipelines,
+            filter=_where("display_name", name),
+            **_namespace(api),
+        )
+        return next(iter(found.pipelines or []), None)
+
+    found = named()
+    if found is None:
+        wanted = kfp_api.V2beta1Pipeline(
+            name=name,
+            display_name=name,
+            namespace=api.namespace,
+            description="Fine-tune a language model on a labelled task without letting it forget what it knew.",
+        )
+        create = api.pipelines.pipeline_service_create_pipeline
+        found = api.call("make the pipeline", create, wanted, made_already=named)
+    return str(found.pipeline_id)
+
+
+def submit(
+    api: Api,
+    version: Version,
+    name: str,
+    values: Mapping[str, Any],
+    experiment: str = DEFAULT_EXPERIMENT,
+    run_key: str | None = None,
+    description: str = "",
+    experiment_id: str | None = None,
+    service_account: str | None = None,
+) -> Submitted:
+    """Makes a run, or finds the one that an earlier try or job made with the same key.
+
+    Args:
+        name: name of the run; the key is put behind it.
+        values: parameters of the run.
+        run_key: what a job and its repetition have in common; without it every submission is a run of its own.
+        experiment_id: experiment that is there, in place of one by name.
+        service_account: what the run's pods run as; KFP's own choice without it.
+    """
+    experiment_id = experiment_id or _experiment(api, experiment)
+    key = run_key or f"{time.strftime('%Y%m%d-%H%M%S')}-{os.urandom(3).hex()}"
+    shown = f"{name} {key}"
+
+    def same_key() -> kfp_api.V2beta1Run | None:
+        found = api.call(
+            "list the runs",
+            api.runs.run_service_list_runs,
+            experiment_id=experiment_id,
+            filter=_where("display_name", shown),
+            sort_by="created_at desc",
+            page_size=1,
+            **_namespace(api),
+        )
+        return next(iter(found.runs or []), None)
+
+    if run_key and (found := same_key()) is not None:
+        return Submitted(found.run_id, shown, found=True)
+    reference = kfp_api.V2beta1PipelineVersionReference(pipeline_id=version.pipeline_id, pipeline_version_id=version.id)
+    wanted = kfp_api.V2beta1Run(
+        experiment_id=experiment_id,
+        display_name=shown,
+        description=description or None,
+        pipeline_version_reference=reference,
+        service_account=service_account,
+        runtime_config=kfp_api.V2beta1RuntimeConfig(parameters=dict(values)),
+    )
+    made = api.call("make a run", api.runs.run_service_create_run, wanted, made_already=same_key)
+    if not made.run_id:
+        raise MixtuneError(f"KFP at {api.connection.host} made a run and gave it no id; look for {shown} in its list")
+    return Submitted(made.run_id, shown, found=False)
+
+
+def _experiment(api: Api, name: str) -> str:
+    def named() -> kfp_api.V2beta1Experiment | None:
+        found = api.call(
+            "list the experiments",
+            api.experiments.experiment_service_list_experiments,
+            filter=_where("display_name", name),
+            **_namespace(api),
+        )
+        return next(iter(found.experiments or []), None)
+
+    found = named()
+    if found is None:
+        wanted = kfp_api.V2beta1Experiment(display_name=name, namespace=api.namespace)
+        create = api.experiments.experiment_service_create_experiment
+        found = api.call("make the experiment", create, wanted, made_already=named)
+    return str(found.experiment_id)
+
+
+def _namespace(api: Api) -> dict[str, Any]:
+    return {"namespace": api.namespace} if api.namespace else {}
+
+
+def _where(key: str, value: str, operation: str = "EQUALS") -> str:
+    """KFP's filter, as the text that it takes in an address."""
+    return json.dumps({"predicates": [{"operation": operation, "key": key, "stringValue": value}]})
+
+
+def get_run(api: Api, run_id: str, seconds: float | None = None) -> kfp_api.V2beta1Run:
+    """A run, as KFP knows it now.
+
+    Raises:
+        RefusedError: where there is no such run.
+    """
+    try:
+        return api.call("show the run", api.runs.run_service_get_run, run_id, seconds=seconds)
+    except RefusedError as error:
+        if is_missing(error):
+            raise RefusedError(
+                f"{run_id}: KFP at {api.connection.host} has no such run; give the id that `mixtune submit` printed"
+            ) from None
+        raise
+
+
+def retry(api: Api, run_id: str) -> None:
+    """KFP's own retry: what failed runs again, in the same run.
+
+    Raises:
+        RefusedError: where the run did not fail.
+    """
+    state = get_run(api, run_id).state
+    if state not in ("FAILED", "CANCELED"):
+        raise RefusedError(f"{run_id}: is {str(state).lower()}, and KFP retries only runs that failed or were stopped")
+
+    def under_way() -> dict[str, Any] | None:
+        return {} if get_run(api, run_id).state in ("PENDING", "RUNNING") else None
+
+    api.call("retry the run", api.runs.run_service_retry_run, run_id, made_already=under_way)
+
+
+def stop(api: Api, run_id: str) -> None:
+    """Ends a run."""
+    get_run(api, run_id)
+    api.call("stop the run", api.runs.run_service_terminate_run, run_id)

@@ -1,0 +1,117 @@
+"""Waits for a run on a cluster and shows its progress."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterable
+
+from mixtune.components.shared.errors import MixtuneError, RefusedError
+
+from .api import Api
+from .failures import sentences
+from .kubernetes_api import SINGLE_USER_NAMESPACE
+from .pods import RunOnCluster
+from .progress import Progress, tree_of
+from .records import Ended
+from .results import result_of
+from .runs import get_run
+from .slow import Say
+from .tasks import Task
+
+ENDED = frozenset({"SUCCEEDED", "FAILED", "SKIPPED", "CANCELED"})
+POLL_SECONDS = 10.0
+# A control plane that is being updated is away for minutes, and a run of hours should not be given up for that.
+OUTAGE_SECONDS = 900.0
+
+
+class PendingTooLongError(MixtuneError):
+    """A task has been pending for the time that was given; the run goes on."""
+
+    kind = "pending"
+
+
+class TimedOutError(MixtuneError):
+    """The run has not ended in the time that was given; it goes on."""
+
+    kind = "timed_out"
+
+
+def seconds_of(text: str, option: str = "--timeout") -> float:
+    """A time such as `90s`, `30m`, `6h` or `1d`.
+
+    Args:
+        option: what it was given to.
+
+    Raises:
+        RefusedError: where it is none.
+    """
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smhd]?)", text.strip())
+    if not found or float(found.group(1)) <= 0:
+        raise RefusedError(f"{option}: must be a time such as 90s, 30m, 6h or 1d, found {text}")
+    return float(found.group(1)) * {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}[found.group(2)]
+
+
+def wait_for(
+    api: Api,
+    run_id: str,
+    timeout: float | None,
+    tell: Say,
+    pending_timeout: float | None = None,
+) -> Ended:
+    """Follows a run to its end.
+
+    Args:
+        timeout: seconds; None waits as long as it takes.
+        tell: shows one line.
+        pending_timeout: seconds that a task may be pending.
+
+    Raises:
+        TimedOutError: where it has not ended by then.
+        PendingTooLongError: where a task has been pending for so long.
+        UnreachableError: where KFP or MLflow is away for long.
+        RefusedError: where there is no such run.
+    """
+    progress = Progress(run_id, tell)
+    cluster = RunOnCluster(
+        api.connection.namespace or api.connection.pod_namespace or SINGLE_USER_NAMESPACE, run_id, tell
+    )
+    started = time.monotonic()
+    answered = False
+    while True:
+        run = get_run(api, run_id, OUTAGE_SECONDS if answered else None)
+        answered = True
+        ended = str(run.state) if run.state in ENDED else ""
+        tree = tree_of(run, cluster.nodes())
+        pods = cluster.pods()
+        tasks = progress.show(tree, pods, "" if cluster.readable else cluster.command, ended)
+        if ended:
+            failed = [] if ended == "SUCCEEDED" else sentences(tree, api, run_id, cluster)
+            if not failed and run.error and str(run.error.message or "").strip():
+                failed = [f"KFP: {run.error.message.strip().splitlines()[0][:300]}"]
+            return result_of(api, run, failed)
+        if pending_timeout is not None:
+            _refuse_pending(tasks.values(), pending_timeout, api, run_id, cluster)
+        left = None if timeout is None else timeout - (time.monotonic() - started)
+        if left is not None and left <= 0:
+            raise TimedOutError(
+                f"{run_id}: is {str(run.state or 'pending').lower()} after {timeout:.0f} s and goes on; {hint(api, run_id)}"
+            )
+        time.sleep(POLL_SECONDS if left is None else min(POLL_SECONDS, max(left, 0.05)))
+
+
+def _refuse_pending(tasks: Iterable[Task], limit: float, api: Api, run_id: str, cluster: RunOnCluster) -> None:
+    for task in tasks:
+        seconds = task.pending_seconds
+        if seconds is not None and seconds >= limit:
+            why = task.message or f"see why: {cluster.command}"
+            raise PendingTooLongError(
+                f"{task.title}: has been pending for {seconds:.0f} s: {why}; the run goes on; {hint(api, run_id)}"
+            )
+
+
+def hint(api: Api, run_id: str) -> str:
+    """How to wait for the run again, or stop it."""
+    host = f" --host {api.connection.host}"
+    space = f" --namespace {api.connection.namespace}" if api.connection.namespace else ""
+    return f"wait for it with `mixtune wait {run_id}{host}{space}`, stop it with `mixtune stop {run_id}{host}{space}`"

@@ -1,0 +1,61 @@
+"""The process in which KFP's local runner runs the DAG; `local.py` starts it as a module, with a file that says what to run."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from kfp import local
+
+from mixtune.components.config import load
+from mixtune.components.shared.errors import MixtuneError
+
+from ..pipeline import make_pipeline
+from ..placement import Placer
+
+
+def run(spec_file: Path) -> None:
+    """Runs the DAG as the file says, until it ends or the process that wrote the file does."""
+    spec = json.loads(spec_file.read_text(encoding="utf-8"))
+    threading.Thread(target=_end_with_parent, args=(spec["parent"],), daemon=True).start()
+    # Without this the runner does not tell what it takes from its cache.
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    runner: Any = local.SubprocessRunner(use_venv=False)
+    in_images = None
+    if spec["containers"]:
+        from ..images import images
+        from .containers import docker_runner
+
+        asked = spec["containers"]
+        progress, outcomes = Path(os.environ["MIXTUNE_PROGRESS_FILE"]), Path(os.environ["MIXTUNE_OUTCOME_DIR"])
+        runner = docker_runner(asked, os.environ["MIXTUNE_RUN_ID"], progress, outcomes)
+        in_images = images(asked["image_prefix"], asked["tag"])
+    local.init(
+        runner,
+        pipeline_root=spec["pipeline_root"],
+        raise_on_error=False,
+        enable_caching=spec["cache_root"] is not None,
+        cache_root=spec["cache_root"],
+    )
+    make_pipeline(load(spec["config"]), Placer.local(in_images))()
+
+
+def _end_with_parent(parent: int) -> None:
+    """Ends this process and the steps when the command is gone (kill -9): the folder is free then for another run."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os.killpg(0, signal.SIGTERM)
+
+
+if __name__ == "__main__":
+    try:
+        run(Path(sys.argv[1]))
+    except MixtuneError as error:
+        raise SystemExit("; ".join(error.problems)) from None

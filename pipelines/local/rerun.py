@@ -1,0 +1,148 @@
+"""Running a local run again, in the words of `rerun.py`: from a step on, or one step alone.
+
+`--from` forgets what the folder's cache has of the steps that are to run, and runs as `mixtune run` does. `--only` runs one
+step on the artifacts that it had, beside the run: what it puts out is in `<folder>/only/<task>-<time>/`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Collection, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from google.protobuf import json_format
+
+from mixtune.components.config import Config
+from mixtune.components.shared.errors import RefusedError
+from mixtune.components.shared.outcome import Outcome, load_outcomes
+from mixtune.components.shared.runtime import OUTPUTS
+
+from ..cluster.records import StepRecord
+from ..cluster.rerun import choose, given_to, step_of, tasks_from, with_overrides
+from ..configuration import read_config
+from ..pipeline import make_pipeline
+from ..placement import ORDER, Placer
+from .folder import Run, claim
+from .run import tracking_uri
+
+
+def forget_from(folder: Path, step: str, overrides: Sequence[str]) -> Path:
+    """Removes what an output folder's cache has of a step and of the tasks that depend on it.
+
+    Args:
+        folder: output folder of an earlier run.
+        step: name of the step.
+        overrides: `section.option=value` for the run to come, which is checked here.
+
+    Returns:
+        The configuration of the earlier run, to run again.
+
+    Raises:
+        RefusedError: where the folder holds no run, there is no such step, or an override is wrong.
+    """
+    file = _config_of(folder)
+    if step not in ORDER:
+        raise RefusedError(f"--from: must be one of {', '.join(ORDER)}, found {step}")
+    config = read_config(file, overrides)
+    pipeline = make_pipeline(config, Placer.local())
+    tasks = tasks_from(json_format.MessageToDict(pipeline.pipeline_spec), step)
+    lock = claim(folder.absolute(), config.name)
+    try:
+        forget(Run("", folder.absolute()), tasks)
+    finally:
+        lock.release()
+    return file
+
+
+def _config_of(folder: Path) -> Path:
+    file = folder / "config.yaml"
+    if not file.is_file() or not (folder / ".mixtune").is_dir():
+        raise RefusedError(f"{folder}: holds no run; give the output folder of `mixtune run`, or the id of a KFP run")
+    return file
+
+
+def forget(run: Run, tasks: Collection[str]) -> int:
+    """Removes the cache entries of some tasks, and all checkpoints; returns how many entries.
+
+    An entry does not name its task, but its artifacts lie in the task's folder.
+    """
+    count = 0
+    for entry in (run.state / "cache").glob("*/*.json"):
+        try:
+            outputs = json.loads(entry.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            continue
+        if any(Path(uri).parent.name in tasks for uri in _uris(outputs)):
+            entry.unlink(missing_ok=True)
+            count += 1
+    shutil.rmtree(run.checkpoints, ignore_errors=True)
+    return count
+
+
+def _uris(value: Any) -> Iterator[str]:
+    if isinstance(value, dict):
+        if isinstance(value.get("uri"), str):
+            yield value["uri"]
+        for one in value.values():
+            yield from _uris(one)
+    elif isinstance(value, list):
+        for one in value:
+            yield from _uris(one)
+
+
+def run_only(folder: Path, only: str, overrides: Sequence[str]) -> int:
+    """Runs one step of the run in an output folder alone, and returns the exit status.
+
+    Args:
+        only: a step, such as `evaluate`, or one task of it, such as `evaluate mixed-0.3`.
+
+    Raises:
+        RefusedError: where the folder holds no run, or the step's inputs are not on record.
+    """
+    file = _config_of(folder)
+    step = step_of(only)
+    before, after = read_config(file), read_config(file, overrides)
+    records = {title: StepRecord(title, "FINISHED", step=_step_of_task(title)) for title in _newest(folder)}
+    status = 0
+    for one in choose(only, records, str(folder)):
+        outcome = _newest(folder)[one.title]
+        status = max(status, _run_task(folder, step, outcome, before, after))
+    return status
+
+
+def _newest(folder: Path) -> dict[str, Outcome]:
+    """Of each task the newest record; one that the last run took from the cache was made by a run before."""
+    runs = sorted((folder / ".mixtune" / "outcomes").glob("*"), key=lambda one: one.stat().st_mtime_ns)
+    return {outcome.title: outcome for run in runs for outcome in load_outcomes(run) if outcome.kind == "done"}
+
+
+def _step_of_task(title: str) -> str:
+    return "mixed" if title.startswith("mixed-") else title.split(" ")[0]
+
+
+def _run_task(folder: Path, step: str, outcome: Outcome, before: Config, after: Config) -> int:
+    config, uris, candidate = given_to(outcome.title, outcome.given)
+    config = with_overrides(outcome.title, step, config, before, after)
+    place = folder.absolute() / "only" / f"{outcome.title.replace(' ', '-')}-{time.strftime('%Y%m%d-%H%M%S')}"
+    place.mkdir(parents=True, exist_ok=True)
+    (place / "config.json").write_text(config, encoding="utf-8")
+    artifacts = {name: [uri] if isinstance(uri, str) else uri for name, uri in uris.items()}
+    artifacts |= {name: [str(place / name)] for name in OUTPUTS[step]}
+    command = [sys.executable, "-m", "mixtune.pipelines.cli", "step", step, "--config", str(place / "config.json")]
+    for name, paths in artifacts.items():
+        command += [part for path in paths for part in ("--artifact", f"{name}={path}")]
+    for name, value in candidate.items():
+        command += ["--parameter", f"{name}={value}"]
+    if step == "compare":
+        command += [
+            part for name in ("selected_uri", "other_uri") for part in ("--parameter", f"{name}={place / name}")
+        ]
+    print(f"{outcome.title}: running alone into {place}", flush=True)  # noqa: T201
+    tracking = {"MLFLOW_TRACKING_URI": tracking_uri(after, folder), "MLFLOW_EXPERIMENT_NAME": after.tracking.experiment}
+    return subprocess.run(command, env={**os.environ, **tracking}, check=False).returncode

@@ -1,0 +1,285 @@
+"""Runs the DAG on this machine by KFP's local runner, and shows it.
+
+The runner works in a child process, whose output goes to a file: KFP's log is long, and the steps' lines would interleave
+in it. Steps write logs, progress and outcome records of their own, which this process turns into a few lines for a
+person.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from mixtune.components.config import Config
+from mixtune.components.shared.artifacts import write_json
+from mixtune.components.shared.code_digest import CACHED_STEPS, code_digest
+from mixtune.components.shared.outcome import EXIT_STATUS, Outcome, load_outcomes
+from mixtune.components.shared.running.context import started_titles
+from mixtune.components.shared.startup import MALLOC_TUNABLES
+from mixtune.components.shared.tracking.journal import in_words, sync_command, undelivered
+
+from ..configuration import to_yaml
+from ..display import Display
+from .folder import Run, claim
+from .publishing import keep_history, publish
+
+if TYPE_CHECKING:
+    from .containers import Containers
+
+GATE_NOT_MET = "gate_not_met"
+# What changes a step's results besides its inputs: a new version must not take results from an old one's cache.
+_RESULT_PACKAGES = ("torch", "transformers", "tokenizers", "accelerate", "numpy", "scipy", "scikit-learn")
+
+
+@dataclass
+class Ended:
+    """How a local run ended.
+
+    Attributes:
+        status: exit status of design: 0, 1, 2, 3, 4 or 130.
+        failures: outcome records of the steps that did not end well.
+        report: what `report.json` holds, where the run got that far.
+        cached: tasks that came from the cache.
+        notes: what else the user should read.
+    """
+
+    status: int
+    failures: list[Outcome] = field(default_factory=list)
+    report: dict[str, Any] | None = None
+    cached: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def run_local(
+    config: Config, output: Path, use_cache: bool, display: Display, containers: Containers | None = None
+) -> Ended:
+    """Runs the whole DAG, publishes its results in the output folder, and says how it ended.
+
+    Args:
+        containers: runs the steps in their images; None runs them as processes.
+
+    Raises:
+        RefusedError: where the output folder cannot be used.
+    """
+    output = output.absolute()
+    code = f"docker-{containers.check()}" if containers else cache_key()
+    lock = claim(output, config.name)
+    try:
+        run = Run(time.strftime("%Y%m%d-%H%M%S-") + os.urandom(2).hex(), output)
+        for folder in (run.logs, run.outcomes, run.progress.parent):
+            folder.mkdir(parents=True, exist_ok=True)
+        run.progress.touch()
+        keep_history(output)
+        (output / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
+        write_json(run.state / "last_run.json", {"id": run.id})
+        if not use_cache:
+            shutil.rmtree(run.checkpoints, ignore_errors=True)
+        with tempfile.TemporaryDirectory(prefix="mixtune-", ignore_cleanup_errors=True) as scratch:
+            child = _start(config, run, code if use_cache else None, containers, Path(scratch))
+            interrupted = _watch(child, run, config, display)
+        ended = _conclude(run, config, interrupted, display)
+        if not ended.failures and not interrupted:
+            # Also those of trainings that were killed and never asked for again.
+            shutil.rmtree(run.checkpoints, ignore_errors=True)
+        ended.notes += _notes(run)
+        return ended
+    except OSError as error:
+        error.filename = error.filename or str(output)  # a write that fails does not say where
+        raise
+    finally:
+        lock.release()
+
+
+def environment_of_steps(config: Config, run: Run) -> dict[str, str]:
+    """What the steps of a local run find in their environment, on top of the caller's."""
+    environment = {
+        **os.environ,
+        "MIXTUNE_RUN_ID": run.id,
+        "MIXTUNE_RUN_NAME": f"{config.name} {run.id}",
+        "MIXTUNE_LOG_DIR": str(run.logs),
+        "MIXTUNE_OUTCOME_DIR": str(run.outcomes),
+        "MIXTUNE_PROGRESS_FILE": str(run.progress),
+        "MIXTUNE_CHECKPOINT_DIR": os.environ.get("MIXTUNE_CHECKPOINT_DIR") or str(run.checkpoints),
+        "MLFLOW_TRACKING_URI": tracking_uri(config, run.output),
+        "MLFLOW_EXPERIMENT_NAME": config.tracking.experiment,
+        "MIXTUNE_JOURNAL_DIR": str(run.journal),
+        "TOKENIZERS_PARALLELISM": "false",
+        "PYTHONUNBUFFERED": "1",
+    }
+    environment.setdefault("MIXTUNE_GIT_COMMIT", _git_commit())
+    environment.setdefault("GLIBC_TUNABLES", MALLOC_TUNABLES)
+    if config.tracking.offline_when_unreachable:
+        environment["MIXTUNE_TRACKING_OFFLINE"] = "1"
+    return environment
+
+
+def _start(
+    config: Config, run: Run, code: str | None, containers: Containers | None, scratch: Path
+) -> subprocess.Popen[bytes]:
+    environment = environment_of_steps(config, run)
+    # KFP makes a temporary folder for each task, and torch for each launch, and leave them.
+    environment["TMPDIR"] = str(scratch)
+    environment.setdefault("TORCHINDUCTOR_CACHE_DIR", str(run.state / "compiled"))
+    spec = {
+        "parent": os.getpid(),
+        "config": config.model_dump(mode="json"),
+        "pipeline_root": str(run.state / "artifacts"),
+        "cache_root": str(run.state / "cache" / code) if code else None,
+        "containers": containers.spec(config, run.output, environment) if containers else None,
+    }
+    spec_file = run.state / "spec.json"
+    write_json(spec_file, spec)
+    with (run.logs / "kfp.log").open("wb") as log:
+        return subprocess.Popen(
+            [sys.executable, "-m", "mixtune.pipelines.local.run.child", str(spec_file)],
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,  # Ctrl-C reaches this process, which then ends the child's whole group
+        )
+
+
+def tracking_uri(config: Config, output: Path) -> str:
+    """The configuration's tracking address, the environment's, or the store in the output folder."""
+    return (
+        config.tracking.uri
+        or os.environ.get("MLFLOW_TRACKING_URI")
+        or f"sqlite:///{output.absolute() / 'mlflow' / 'mlflow.db'}"
+    )
+
+
+def _watch(child: subprocess.Popen[bytes], run: Run, config: Config, display: Display) -> bool:
+    """Shows progress until the child ends; True where the user interrupted it."""
+    try:
+        with display.following(run.progress, run.outcomes, run.logs / "kfp.log"):
+            while child.poll() is None:
+                display.refresh()
+                time.sleep(0.2)
+            display.refresh()
+    except KeyboardInterrupt:
+        _stop(child)
+        return True
+    except BaseException:
+        _signal_group(child, signal.SIGKILL)
+        raise
+    return False
+
+
+def _stop(child: subprocess.Popen[bytes]) -> None:
+    """Ends the runner and its steps: politely, so that they leave their records, then for sure."""
+    for number, seconds in ((signal.SIGTERM, 30.0), (signal.SIGKILL, 5.0)):
+        _signal_group(child, number)
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            child.poll()
+            try:
+                os.killpg(child.pid, 0)
+            except ProcessLookupError:
+                return
+            time.sleep(0.1)
+
+
+def _signal_group(child: subprocess.Popen[bytes], number: int) -> None:
+    try:
+        os.killpg(child.pid, number)
+    except ProcessLookupError:
+        return
+
+
+def _conclude(run: Run, config: Config, interrupted: bool, display: Display) -> Ended:
+    outcomes = load_outcomes(run.outcomes)
+    # A gate that is not met is no failure, also where it ends the run as failed.
+    failures = [outcome for outcome in outcomes if outcome.kind not in ("done", GATE_NOT_MET)]
+    cached = list(display.cached)
+    if interrupted:
+        _close_on_record(config, run, "KILLED", "interrupted")
+        return Ended(EXIT_STATUS["interrupted"], failures, cached=cached)
+    done = {outcome.title: outcome for outcome in outcomes if outcome.kind in ("done", GATE_NOT_MET)}
+    report: dict[str, Any] | None = None
+    taken: list[str] = []
+    if "compare" in done:
+        report, taken = publish(run, config, done["compare"], done.get("register"))
+    silent = _silent(run, outcomes, gate_passed=report is not None and report["gate"]["passed"])
+    if silent:
+        failures.append(Outcome(title="pipeline", kind="failed", sentences=silent, log=str(run.logs / "kfp.log")))
+    if taken:
+        failures.append(Outcome(title="models", kind="refused", sentences=taken))
+    if "finish" not in done and any(outcome.mlflow_run for outcome in outcomes):
+        told = "; ".join(f"{one.title}: {'; '.join(one.sentences)}" for one in failures)
+        _close_on_record(config, run, "FAILED", f"failed: {told or 'finish did not run'}")
+    if failures:
+        first = failures[0]
+        return Ended(first.exit_status if first.kind in ("refused", "unreachable") else 1, failures, report, cached)
+    if "finish" not in done or report is None:
+        problem = f"the pipeline ended early without a word; see {run.logs / 'kfp.log'}"
+        return Ended(1, [Outcome(title="pipeline", kind="failed", sentences=[problem])], report, cached)
+    return Ended(0 if report["gate"]["passed"] else EXIT_STATUS[GATE_NOT_MET], [], report, cached)
+
+
+def _notes(run: Run) -> list[str]:
+    """What did not come to MLflow, and how it will."""
+    recorded = load_outcomes(run.outcomes)
+    notes = [outcome.facts["not_registered"] for outcome in recorded if "not_registered" in outcome.facts]
+    notes += [f"{one.title}: {'; '.join(one.sentences)}" for one in recorded if one.kind == GATE_NOT_MET]
+    left = undelivered(run.journal)
+    if left.counts:
+        where = " and ".join(left.addresses)
+        notes.append(
+            f"not delivered to MLflow at {where}: {in_words(left.counts)}; deliver it with `{sync_command(run.journal)}`"
+        )
+    return notes
+
+
+def _silent(run: Run, outcomes: list[Outcome], gate_passed: bool) -> list[str]:
+    """A sentence for each step that left no record of how it ended: killed, for example for want of memory."""
+    started = started_titles(run.progress)
+    if gate_passed:
+        started.append("register")
+    recorded = {outcome.title for outcome in outcomes}
+    consequence = {"register": ", so nothing was registered"}
+    return [
+        f"{title} ended without a word (killed?){consequence.get(title, '')}"
+        for title in dict.fromkeys(started)
+        if title not in recorded
+    ]
+
+
+def _close_on_record(config: Config, run: Run, status: Literal["FAILED", "KILLED"], verdict: str) -> None:
+    """Ends the MLflow parent run where `finish` never came to it; while MLflow is away that is left to `mixtune sync`."""
+    from mixtune.components.shared.tracking.tracker import close_unfinished
+
+    uri, experiment = tracking_uri(config, run.output), config.tracking.experiment
+    with contextlib.redirect_stdout(io.StringIO()):  # what is not delivered is said at the end of the run
+        close_unfinished(uri, experiment, run.id, status, verdict, run.journal)
+
+
+def cache_key() -> str:
+    """Identifies what the results of cached steps depend on besides their inputs: their code and the packages below it."""
+    digest = hashlib.sha256(code_digest(CACHED_STEPS).encode())
+    for package in _RESULT_PACKAGES:
+        try:
+            digest.update(f"{package}=={version(package)}".encode())
+        except PackageNotFoundError:
+            continue
+    return digest.hexdigest()[:16]
+
+
+def _git_commit() -> str:
+    try:
+        done = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""

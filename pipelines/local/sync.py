@@ -1,0 +1,77 @@
+"""`mixtune sync`: delivers what runs on this machine could not tell MLflow."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from mixtune.components.shared.errors import RefusedError, UnreachableError
+from mixtune.components.shared.outcome import EXIT_STATUS
+from mixtune.components.shared.tracking.journal import in_words, undelivered
+
+from .folder import journal_folder
+
+RUNS = Path("runs")
+
+
+def sync_and_show(folder: Path | None) -> int:
+    """Delivers what one run, or every run below `runs`, has kept, and says what was delivered and what is not.
+
+    Returns:
+        Exit status: 0, or 4 where a server still does not answer, or 1 where one answers and does not take it.
+
+    Raises:
+        RefusedError: where the folder holds no mixtune run.
+    """
+    if folder is not None and not _marker(folder).is_file():
+        raise RefusedError(f"{folder}: is no output folder of a mixtune run; give one, such as runs/<name>")
+    folders = (
+        [folder] if folder is not None else sorted(one.parent.parent for one in RUNS.glob("*/.mixtune/folder.json"))
+    )
+    left = [one for one in folders if undelivered(journal_folder(one)).counts]
+    if not left:
+        where = str(folder) if folder else f"the runs below {RUNS}" if folders else f"{RUNS} (there is no run)"
+        print(f"nothing is undelivered in {where}")  # noqa: T201
+    return max((_sync_one(one) for one in left), default=0)
+
+
+def _marker(folder: Path) -> Path:
+    return folder / ".mixtune" / "folder.json"
+
+
+def _sync_one(folder: Path) -> int:
+    lock = FileLock(folder / ".mixtune" / "lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        print(f"{folder}: a run is using it, which delivers by itself; sync again when it has ended")  # noqa: T201
+        return 0
+    try:
+        return _deliver(folder)
+    finally:
+        lock.release()
+
+
+def _deliver(folder: Path) -> int:
+    from mixtune.components.shared.errors import first_line
+    from mixtune.components.shared.tracking.mlflow_store import store_at
+
+    journal = journal_folder(folder)
+    status = 0
+    for address in undelivered(journal).addresses:
+        before = undelivered(journal, address).counts
+        problem = ""
+        try:
+            store_at(address).deliver_leftovers(journal)
+        except UnreachableError:
+            status, problem = EXIT_STATUS["unreachable"], f"{folder}: no MLflow server answers at {address}"
+        except Exception as error:
+            status = max(status, EXIT_STATUS["failed"])
+            problem = f"{folder}: MLflow at {address} does not take it ({first_line(error)})"
+        after = undelivered(journal, address).counts
+        if before - after:
+            print(f"{folder}: delivered to MLflow at {address}: {in_words(before - after)}")  # noqa: T201
+        if problem:
+            print(f"{problem}; still undelivered: {in_words(after)}")  # noqa: T201
+    return status
