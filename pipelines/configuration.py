@@ -76,7 +76,7 @@ def lay_over(values: dict[str, Any], override: str) -> None:
     """Sets one option, as `--set` gives it: `section.option=value`.
 
     Raises:
-        RefusedError: where it does not look like that.
+        RefusedError: if it does not look like that.
     """
     path, separator, text = override.partition("=")
     if not separator or not path:
@@ -145,7 +145,7 @@ def init_values(name: str, task: str) -> dict[str, Any]:
     """What `mixtune init` writes: a ready-made configuration, for a task.
 
     Raises:
-        RefusedError: where there is no such configuration or task.
+        RefusedError: if there is no such configuration or task.
     """
     known = sorted(
         file.name.removesuffix(".yaml") for file in resources.files(__package__).joinpath("configs").iterdir()

@@ -71,7 +71,7 @@ def images(prefix: str | None = None, tag: str | None = None) -> Images:
         tag: None is that of the file.
 
     Raises:
-        RefusedError: where what was given is no name, or one that moves.
+        RefusedError: if what was given is no name, or one that moves.
     """
     built = Images.model_validate_json(resources.files(__package__).joinpath("images.json").read_text(encoding="utf-8"))
     if prefix is None and tag is None:
@@ -88,7 +88,7 @@ def images_named(names: Mapping[str, str]) -> Images:
         names: full name of each step's image, as `Images.of` gives it.
 
     Raises:
-        RefusedError: where one is named otherwise.
+        RefusedError: if one is named otherwise.
     """
     prefix, tag, digests = "", "unknown", {}
     for step, name in names.items():

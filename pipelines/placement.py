@@ -70,7 +70,7 @@ def profiles(own: str | Path | None = None) -> dict[str, Profile]:
         own: file with profiles of the user's.
 
     Raises:
-        RefusedError: where the file cannot be used, naming every problem.
+        RefusedError: if the file cannot be used, naming every problem.
     """
     text = resources.files(__package__).joinpath("node_pools.yaml").read_text(encoding="utf-8")
     known = {name: Profile.model_validate(values) for name, values in yaml.safe_load(text).items()}
@@ -126,7 +126,7 @@ class Placer:
         """For a cluster, as the configuration's profile says.
 
         Raises:
-            RefusedError: where there is no such profile.
+            RefusedError: if there is no such profile.
         """
         where = config.placement
         known = profiles(where.profiles_file)

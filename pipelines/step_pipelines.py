@@ -49,7 +49,7 @@ def make_step_pipeline(step: str, config: Config, place: Placer, optional: Colle
         optional: artifacts that the step can do without and is to be given.
 
     Raises:
-        RefusedError: where the step cannot run alone.
+        RefusedError: if the step cannot run alone.
     """
     if step not in STEPS:
         raise RefusedError(f"--step: must be one of {', '.join(STEPS)}, found {step}")

@@ -58,7 +58,7 @@ class Measurements:
         nats: (N,) loss of each document, summed over its tokens.
         tokens: (N,) scored tokens.
         num_bytes: (N,) UTF-8 bytes.
-        examples: rows as `evaluate` wrote them; None where the model has no trained head.
+        examples: rows as `evaluate` wrote them; None if the model has no trained head.
         sources: where each document comes from: file, data set or package, without the line.
     """
 

@@ -17,7 +17,7 @@ PAIRS = 15
 def samples(evaluations: Evaluations, selected: Candidate) -> list[dict[str, Any]]:
     """Test examples side by side, those first on which the selected candidate and fine-tuning alone disagree.
 
-    In regression, those on which they disagree most. `pretrained` is None where that model has no score.
+    In regression, those on which they disagree most. `pretrained` is None if that model has no score.
     """
     task, rows = evaluations.task, {"selected": _rows(selected)}
     for kind in ("finetuned", "pretrained"):
@@ -43,7 +43,7 @@ def samples(evaluations: Evaluations, selected: Candidate) -> list[dict[str, Any
 
 
 def confusion(task: Task, selected: Candidate) -> dict[str, Any] | None:
-    """How often a class (row) was taken for a class (column) on test; None where the task has no classes.
+    """How often a class (row) was taken for a class (column) on test; None if the task has no classes.
 
     Returns:
         `{candidate, labels, counts}`, or with many labels `{candidate, labels, pairs, others}`: the most frequent confusions,

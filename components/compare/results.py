@@ -208,7 +208,7 @@ def _stage(entry: Entry) -> str:
 
 
 def _budget(entry: Entry, forgets: Value) -> dict[str, Any] | None:
-    """Whether a candidate kept to the forgetting that it was allowed, on dev; None where it had no budget."""
+    """Tells whether a candidate kept to the forgetting that it was allowed, on dev; None if it had no budget."""
     budget = entry.forgetting_budget
     if budget is None:
         return None

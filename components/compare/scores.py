@@ -108,7 +108,7 @@ def _task_difference(
 
 
 def _split_metric(task: Task, examples: Sequence[dict[str, Any]]) -> Statistic | None:
-    """Returns the task's metric; None where it is a mean over examples."""
+    """Returns the task's metric; None if it is a mean over examples."""
     truth, given = ([row[name] for row in examples] for name in ("reference", "prediction"))
     if task.metric in ("pearson", "spearman"):
         correlation = {"pearson": pearson, "spearman": spearman}[task.metric]
@@ -130,7 +130,7 @@ def _per_example(examples: Sequence[dict[str, Any]]) -> np.ndarray:
 
 
 def forgetting_share(ours: Scores, finetuned: Scores) -> float | None:
-    """Returns forgetting as a share of what fine-tuning alone forgets; None where that does not measurably forget."""
+    """Returns forgetting as a share of what fine-tuning alone forgets; None if that does not measurably forget."""
     if not measurably_forgets(finetuned.delta_bpb):
         return None
     return ours.delta_bpb.value / finetuned.delta_bpb.value

@@ -12,7 +12,7 @@ from .statistics import Value
 
 
 def replicate_of(entry: Entry) -> str | None:
-    """Id of the candidate that this one is again, with a further seed; None where it is none."""
+    """Id of the candidate that this one is again, with a further seed; None if it is none."""
     seed = entry.params.get("candidate", {}).get("seed")
     return None if seed is None else entry.id.removesuffix(f"-seed-{seed}")
 
@@ -23,7 +23,7 @@ def over_seeds(
     """Mean and standard deviation over the seeds of every candidate that has several.
 
     Args:
-        measured: by candidate, its values by name, such as `task_score`; None where it has none.
+        measured: by candidate, its values by name, such as `task_score`; None if it has none.
 
     Returns:
         For each such candidate `{"id", "seeds": n, <name>: {"mean", "sd"} | null}`, the standard deviation of a sample (n - 1).

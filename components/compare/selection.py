@@ -17,7 +17,7 @@ class Measured:
     """What selection knows of a candidate.
 
     Attributes:
-        task_score: None where the model has no trained head.
+        task_score: None if the model has no trained head.
         task_score_vs_finetuned: paired difference, None likewise.
         delta_bpb: forgetting.
         task_score_vs_champion: paired difference; None also where there is no champion with a task score.
@@ -109,7 +109,7 @@ def hypervolume(candidates: Sequence[Measured], of: Sequence[Measured] | None = 
         of: those whose front it is; all of them without it.
 
     Returns:
-        None where no candidate has a task score.
+        None if no candidate has a task score.
     """
     scored = [(one.task_score.value, one.delta_bpb.value) for one in candidates if one.task_score is not None]
     if not scored:
@@ -178,7 +178,7 @@ def check(one: Measured, finetuned: Measured, gate: Gate, metric: str, champion:
 
 
 def measurably_forgets(delta_bpb: Value) -> bool:
-    """Whether the interval of the forgetting lies above zero."""
+    """Tells whether the interval of the forgetting lies above zero."""
     return delta_bpb.low > 0
 
 

@@ -67,7 +67,7 @@ def forgetting_by_source(
 
     Returns:
         By source `{value, low, high, documents}`, where `low` and `high` are None without an interval: a single document
-        cannot be resampled. And the same of all documents of the sources that a table does not show; None where it shows all.
+        cannot be resampled. And the same of all documents of the sources that a table does not show; None if it shows all.
         A source without a byte of text has no value and is left out.
     """
 
@@ -93,7 +93,7 @@ def shown(names: Sequence[str]) -> Sequence[str]:
 
 
 def worst(by_source: dict[str, dict[str, Any]]) -> str | None:
-    """The source that is forgotten most, of those with an interval where there are such; None where there is only one."""
+    """The source that is forgotten most, of those with an interval where there are such; None if there is only one."""
     if len(by_source) < 2:
         return None
     measured = {name: one for name, one in by_source.items() if one["low"] is not None} or by_source

@@ -50,9 +50,9 @@ def run(
         Whether the selected candidate meets the gate.
 
     Raises:
-        RefusedError: where the evaluations cannot be compared.
-        MixtuneError: where a loss is not finite.
-        GateNotMetError: where no candidate meets the gate and `gate.on_miss` is `fail`; all outputs are written then.
+        RefusedError: if the evaluations cannot be compared.
+        MixtuneError: if a loss is not finite.
+        GateNotMetError: if no candidate meets the gate and `gate.on_miss` is `fail`; all outputs are written then.
     """
     evaluations = load_evaluations([pretrained, finetuned, *mixed, interpolated])
     context.say(f"comparing {len(evaluations.candidates)} candidates")

@@ -33,9 +33,9 @@ class Answer:
     """What a model answers.
 
     Attributes:
-        text: empty where it says that the context holds no answer; None where a score is not finite.
-        span_score: start plus end logit of the best span; None where there is none, or it is not finite.
-        null_score: the same of the first token, which stands for no answer; None where it is not finite.
+        text: empty where it says that the context holds no answer; None if a score is not finite.
+        span_score: start plus end logit of the best span; None if there is none, or it is not finite.
+        null_score: the same of the first token, which stands for no answer; None if it is not finite.
     """
 
     text: str | None

@@ -35,7 +35,7 @@ def generate(
 
     Returns:
         The decoded answers, in the order of the prompts, up to the first stop token, without special tokens and outer blanks;
-        None where a logit on the way is not finite.
+        None if a logit on the way is not finite.
     """
     answers: list[str | None] = [""] * len(prompts)
     stops = _stops(model, tokenizer)

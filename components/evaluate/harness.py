@@ -44,7 +44,7 @@ class Harness:
         batch_size: requests in one forward pass.
 
     Raises:
-        RefusedError: where the harness is not installed or does not know a task.
+        RefusedError: if the harness is not installed or does not know a task.
     """
 
     def __init__(self, settings: LmEvalStep, batch_size: int) -> None:
@@ -58,8 +58,8 @@ class Harness:
             title: the work, as progress names it.
 
         Raises:
-            RefusedError: where a task cannot be loaded, or wants what mixtune does not do.
-            UnreachableError: where a task's data cannot be fetched.
+            RefusedError: if a task cannot be loaded, or wants what mixtune does not do.
+            UnreachableError: if a task's data cannot be fetched.
         """
         from lm_eval.models.huggingface import HFLM
 

@@ -22,7 +22,7 @@ SHOWN_NAMES = 3
 
 
 def installed() -> bool:
-    """Whether lm-evaluation-harness is there; imports nothing."""
+    """Tells whether lm-evaluation-harness is there; imports nothing."""
     return importlib.util.find_spec("lm_eval") is not None
 
 
@@ -30,7 +30,7 @@ def known_tasks(settings: LmEval) -> TaskManager:
     """The tasks that come with the harness and those of the user's own folder, which go first.
 
     Raises:
-        RefusedError: where the harness is not installed, and naming every task that it does not know.
+        RefusedError: if the harness is not installed, and naming every task that it does not know.
     """
     if not installed():
         raise RefusedError(NOT_INSTALLED)

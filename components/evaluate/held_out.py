@@ -30,7 +30,7 @@ class HeldOut:
 
     @property
     def with_head(self) -> bool:
-        """Whether the task has a head of its own."""
+        """Tells whether the task has a head of its own."""
         return self.task != "generation"
 
     @cached_property

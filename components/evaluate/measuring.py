@@ -50,7 +50,7 @@ def measure(
     """Measures one candidate.
 
     Returns:
-        Its entry in evaluation.json, the documents whose loss is not finite, and what the model was pretrained for; None where
+        Its entry in evaluation.json, the documents whose loss is not finite, and what the model was pretrained for; None if
         it is a base model without a trained language-model head, of which there is no loss.
     """
     started = time.monotonic()
@@ -111,7 +111,7 @@ class LoadedCandidate:
     context: Context
 
     def documents(self, split: Split) -> list[dict[str, Any]]:
-        """Measures the loss of each held-out document; None where it is not finite."""
+        """Measures the loss of each held-out document; None if it is not finite."""
         documents = Documents(self.held_out.text_folder, split)
         count = min(len(documents), self.config.max_documents or len(documents))
         if self.model.objective == "masked_lm":

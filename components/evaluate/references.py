@@ -22,8 +22,8 @@ def references(config: References, pretrained: ArtifactLike, context: Context) -
         pretrained: whose tokenizer the held-out data was made with.
 
     Raises:
-        RefusedError: where the model in use cannot be measured on this run's data.
-        UnreachableError: where it is in the registry and MLflow does not answer.
+        RefusedError: if the model in use cannot be measured on this run's data.
+        UnreachableError: if it is in the registry and MLflow does not answer.
     """
     if config.base is not None:
         card = ModelCard(id="base", kind="base", base=ModelCard.load(pretrained.path).base)

@@ -69,7 +69,7 @@ def example_score(kind: str, metric: str, prediction: Label, reference: Label) -
 def split_scores(
     kind: str, references: Sequence[Label], predictions: Sequence[Label | None], labels: Sequence[str] = ()
 ) -> dict[str, float | None]:
-    """All metrics of a task kind over a split; None where a prediction is not known, since a logit is not finite.
+    """All metrics of a task kind over a split; None if a prediction is not known, since a logit is not finite.
 
     Those of generation that count n-grams are apart, in `Overlap`.
 

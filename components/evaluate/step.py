@@ -51,8 +51,8 @@ def run(
         classification: output, the confusion matrix to see there, on test; of several candidates that of the first.
 
     Raises:
-        RefusedError: where model and data do not fit together.
-        MixtuneError: where the loss of a document is not finite; names the documents.
+        RefusedError: if model and data do not fit together.
+        MixtuneError: if the loss of a document is not finite; names the documents.
     """
     held_out = HeldOut(
         DataManifest.load(pretrain_heldout.path),

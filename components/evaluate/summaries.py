@@ -10,7 +10,7 @@ from .scores import calibration_error, confusion_matrix, split_scores
 
 
 def summarize_documents(documents: list[dict[str, Any]]) -> dict[str, Any]:
-    """Returns ratios of sums over the documents; None where a loss is not finite."""
+    """Returns ratios of sums over the documents; None if a loss is not finite."""
     finite = documents and all(row["nats"] is not None for row in documents)
     nats = sum(row["nats"] for row in documents) if finite else None
     num_bytes, tokens = (sum(row[name] for row in documents) for name in ("bytes", "tokens"))
@@ -24,7 +24,7 @@ def summarize_documents(documents: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def summarize_examples(rows: list[dict[str, Any]], held_out: HeldOut, metric: str) -> dict[str, Any]:
-    """Returns the scores of the examples; None where a prediction or a loss is not finite."""
+    """Returns the scores of the examples; None if a prediction or a loss is not finite."""
     references, predictions = ([row[name] for row in rows] for name in ("reference", "prediction"))
     labels = held_out.labelled.labels or []
     scores = split_scores(held_out.task, references, predictions, labels)

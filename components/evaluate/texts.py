@@ -119,7 +119,7 @@ class Overlap:
         }
 
     def of_split(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
-        """All scores of a split from the rows of its examples; None where an answer is not known.
+        """All scores of a split from the rows of its examples; None if an answer is not known.
 
         Args:
             rows: as `of_example` gives them, at least one.

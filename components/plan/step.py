@@ -68,8 +68,8 @@ def _champion(given: str | None, context: Context) -> str | None:
     """The model in use; of an alias the version that it points to now, which is then on record and part of the cache key.
 
     Raises:
-        RefusedError: where the registry holds no such version.
-        UnreachableError: where MLflow does not answer.
+        RefusedError: if the registry holds no such version.
+        UnreachableError: if MLflow does not answer.
     """
     if given is None or not given.startswith("models:"):
         return None if given is None else str(Path(given).absolute())

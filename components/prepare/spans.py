@@ -17,7 +17,7 @@ class Question:
     """What is asked of a context.
 
     Attributes:
-        answer: from and to, in characters of the context; None where there is no answer in it.
+        answer: from and to, in characters of the context; None if there is no answer in it.
     """
 
     question: str
@@ -34,7 +34,7 @@ class Window:
         context_from: the first token of the context.
         offsets: from and to, in characters of the context, of each of its tokens.
         second_from: the first token of token type 1; -1 where there is none.
-        answer: first and last token of the answer; None where it is not in here from end to end.
+        answer: first and last token of the answer; None if it is not in here from end to end.
     """
 
     tokens: list[int]

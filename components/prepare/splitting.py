@@ -45,7 +45,7 @@ def cut(
         seed: another seed gives other splits.
 
     Returns:
-        The split of each key, or None where there are too few keys for every split to get one.
+        The split of each key, or None if there are too few keys for every split to get one.
     """
     members: dict[str, list[str]] = defaultdict(list)
     for key, group in zip(keys, groups, strict=True):

@@ -150,7 +150,7 @@ def _known_tokenizer(
 
 
 def _to_end_with_eos(config: PrepareStep) -> bool:
-    """Whether the tokenizer is to end every text with EOS, whose hidden state the task's head then reads.
+    """Tells whether the tokenizer is to end every text with EOS, whose hidden state the task's head then reads.
 
     Where it was trained here it can be shaped for the task; a base model's is left as its makers use it. One for masked LM
     ends a text so anyway.

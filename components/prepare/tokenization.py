@@ -75,7 +75,7 @@ def load_tokenizer(config: Tokenizer) -> PreTrainedTokenizerBase:
     """Loads the base model's tokenizer; code from the hub is never run.
 
     Raises:
-        RefusedError: where there is none, or it has more entries than the model.
+        RefusedError: if there is none, or it has more entries than the model.
     """
     from transformers import AutoConfig, AutoTokenizer
 
@@ -98,7 +98,7 @@ def load_saved_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
     """Loads a tokenizer folder that `prepare` wrote.
 
     Raises:
-        RefusedError: where it is none.
+        RefusedError: if it is none.
     """
     from transformers import PreTrainedTokenizerFast
 
@@ -113,7 +113,7 @@ def load_saved_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
 
 
 def _is_plain(folder: Path) -> bool:
-    """Whether the folder says all about its tokenizer, so that the Auto class, which imports torch, is not needed."""
+    """Tells whether the folder says all about its tokenizer, so that the Auto class, which imports torch, is not needed."""
     settings = folder / "tokenizer_config.json"
     return (folder / "tokenizer.json").is_file() and json.loads(settings.read_text(encoding="utf-8")).get(
         "tokenizer_class"
@@ -198,7 +198,7 @@ class Encoder:
 
         Returns:
             The tokens, the index of the completion's first token, which is at least 1, and whether the prompt was cut;
-            None where not even the completion fits.
+            None if not even the completion fits.
         """
         first, text = prompt[: self._before], prompt[self._before : len(prompt) - self._after]
         if not first and not text:

@@ -1,9 +1,9 @@
-"""What the steps hand to each other: folders with a manifest, at a path and a URI.
+"""The artifacts that steps pass to each other: folders with a manifest, each with a local path and a URI.
 
-A step's `run` takes and fills objects with `path`, `uri` and `metadata`: KFP's own artifacts in a pipeline, `Artifact`
+A step's `run` reads and fills objects with `path`, `uri` and `metadata`: KFP's own artifacts in a pipeline, `Artifact`
 in a shell and in tests.
 
-    data folder         manifest.json and, for each split, tokens.npy, offsets.npy, records.jsonl (see data.py)
+    data folder         manifest.json and, for each split, tokens.npy, offsets.npy, records.jsonl (see data/prepared.py)
     model folder        Hugging Face format with its tokenizer; mixtune.json (`ModelCard`), training.jsonl (the curves)
     evaluation folder   evaluation.json; for each candidate <id>/<split>.documents.jsonl, <id>/<split>.examples.jsonl
 """
@@ -24,7 +24,7 @@ Kind = Literal["base", "pretrained", "finetuned", "mixed", "interpolated", "cham
 
 
 class ArtifactLike(Protocol):
-    """What a step needs of an artifact; KFP's artifacts have it."""
+    """The attributes of an artifact that a step uses. KFP's artifacts have them."""
 
     uri: str
     metadata: dict[str, Any]
@@ -35,7 +35,7 @@ class ArtifactLike(Protocol):
 
 @dataclass
 class Artifact:
-    """An artifact outside KFP: a local folder or file."""
+    """An artifact outside of KFP: a local folder or file."""
 
     path: str
     uri: str = ""
@@ -47,7 +47,7 @@ class Artifact:
 
 
 class ModelCard(BaseModel):
-    """`mixtune.json` in a model folder: which candidate it is and where it comes from."""
+    """The contents of `mixtune.json` in a model folder: the candidate, its settings and its origin."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -57,24 +57,24 @@ class ModelCard(BaseModel):
     start: str | None = None
     """Id of the model that training started from."""
     name: str = ""
-    """The candidate in plain words, such as `mixed, λ = 0.3`; empty where its kind says all."""
+    """The candidate's name for people, such as `mixed, λ = 0.3`; empty if the kind alone identifies it."""
     mix_weight: float | None = None
-    """λ asked for; None where it is not one number (a schedule, a forgetting budget, pooled mixing)."""
+    """The configured λ; None if it is not a constant (a schedule, a forgetting budget, pooled mixing)."""
     forgetting_budget: float | None = None
-    """Forgetting that λ was adapted to, in bits per byte."""
+    """The forgetting budget that λ was adapted to, in bits per byte."""
     realised_mix_weight: float | None = None
-    """λ that the gradients really had, averaged over the optimizer steps."""
+    """The λ that the gradients had in effect, averaged over the optimizer steps."""
     weights: str | None = None
-    """Where the weights are, if not in this folder: the folder or the hub name of a base model that is used as it is."""
+    """The location of the weights if they are not in this folder: folder or hub name of a base model that is used unchanged."""
     revision: str | None = None
     """Hub revision of `weights`."""
     has_task_head: bool = False
-    """Whether the model was trained on the task, so that a task score says something."""
+    """Whether the model was trained on the task. Task scores are only meaningful if it was."""
     labels: list[str] | None = None
     params: dict[str, Any] = Field(default_factory=dict)
-    """Settings of the stage that made it."""
+    """Settings of the stage that trained the model."""
     tokens: dict[Literal["pretrain", "finetune"], int] = Field(default_factory=dict)
-    """Tokens seen in training in this stage, by stream."""
+    """Tokens processed in this stage's training, by stream."""
     steps: int = 0
     seconds: float = 0.0
     """Wall-clock time of the training."""
@@ -85,23 +85,23 @@ class ModelCard(BaseModel):
     base: str = ""
     """Base model and its revision, or `scratch`."""
     mlflow_runs: dict[str, str] = Field(default_factory=dict)
-    """MLflow run of each step that led to this model: `{"prepare-pretrain": id, "pretrain": id, ...}`."""
+    """MLflow run of each step that contributed to this model: `{"prepare-pretrain": id, "pretrain": id, ...}`."""
 
     def save(self, folder: str | Path) -> None:
         write_json(Path(folder) / "mixtune.json", self.model_dump(mode="json"))
 
     @classmethod
     def load(cls, folder: str | Path) -> ModelCard:
-        """Reads a model folder's card.
+        """Reads the card of a model folder.
 
         Raises:
-            RefusedError: where the folder holds no model made by mixtune.
+            RefusedError: if the folder holds no model made by mixtune.
         """
         return cls.model_validate(read_json(Path(folder) / "mixtune.json", "a model made by mixtune"))
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes aside, then renames: a reader never sees half a file."""
+    """Writes a JSON file atomically (temporary file, then rename), so that readers never see a partial file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(path.name + ".part")
     aside.write_text(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
@@ -112,7 +112,7 @@ def read_json(path: Path, what: str) -> Any:
     """Reads a manifest.
 
     Raises:
-        RefusedError: where the file is missing or no JSON.
+        RefusedError: if the file is missing or is not valid JSON.
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
@@ -123,7 +123,7 @@ def read_json(path: Path, what: str) -> Any:
 
 
 def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    """One JSON object a line."""
+    """Writes one JSON object per line."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", encoding="utf-8") as file:
         for row in rows:
@@ -131,7 +131,7 @@ def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:
 
 
 def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
-    """Yields what `write_jsonl` wrote."""
+    """Yields the rows of a file written by `write_jsonl`."""
     with path.open(encoding="utf-8") as file:
         for line in file:
             yield json.loads(line)

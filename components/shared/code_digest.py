@@ -1,4 +1,4 @@
-"""Digests of mixtune's own code: results of other code are not taken from a cache or a checkpoint."""
+"""Digests of mixtune's own code. They invalidate cached results and checkpoints that other code produced."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ TRAINING = (
     "shared/model",
     "shared/training",
 )
-"""What the result of a training depends on: files and packages below `components/`. Part of a checkpoint's key."""
+"""Files and packages below `components/` that the result of a training depends on. Part of a checkpoint's key."""
 CACHED_STEPS = ("prepare", "pretrain", "finetune", "mixed", "evaluate", "shared")
-"""What a cached step executes. Part of the key of the local cache; a change of `compare` retrains nothing."""
+"""Packages that a cached step executes. Part of the local cache's key. A change in `compare` retrains nothing."""
 _SUFFIXES = frozenset({".py", ".j2"})
 
 
 def code_files(parts: Iterable[str], root: Path = ROOT) -> list[Path]:
-    """Returns all source files and templates in some files and packages, packages inside packages too.
+    """Returns all source files and templates of the given files and packages, including subpackages.
 
     Raises:
-        FileNotFoundError: where a part does not exist, such as one that was renamed.
+        FileNotFoundError: if a part does not exist, for example because it was renamed.
     """
     files: set[Path] = set()
     for part in parts:

@@ -1,4 +1,4 @@
-"""Errors that carry plain sentences for users, and what a step leaves behind when it ends."""
+"""Errors with messages for users, and helpers that format them."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import shutil
 
 
 class MixtuneError(Exception):
-    """Ends the step or the command with plain sentences instead of a traceback.
+    """Ends the step or the command with messages for the user instead of a traceback.
 
     Args:
-        problems: one plain sentence each: which field or file, what was found, what to do.
+        problems: one sentence for each problem: the field or file, the invalid value, what to do.
     """
 
     kind = "failed"
@@ -22,7 +22,7 @@ class MixtuneError(Exception):
 
 
 class RefusedError(MixtuneError):
-    """The configuration, the data or the usage is wrong; trying again without a change is of no use."""
+    """The configuration, the data or the usage is wrong. A retry without a change cannot succeed."""
 
     kind = "refused"
 
@@ -34,34 +34,34 @@ class UnreachableError(MixtuneError):
 
 
 class TurnedAwayError(UnreachableError):
-    """A server answers, but not to these credentials; to wait for it is of no use."""
+    """A server answers but rejects the credentials. Waiting does not help."""
 
 
 class GateNotMetError(MixtuneError):
-    """No candidate meets the gate, and the configuration wants that to end the run as failed.
+    """No candidate meets the gate, and the configuration asks for the run to fail in that case.
 
-    Raised when all is written: what the step puts out is kept as if it had ended well.
+    Raised after all outputs are written. They are kept as if the step had succeeded.
     """
 
     kind = "gate_not_met"
 
 
 def without_credentials(address: str) -> str:
-    """An address that may be shown: user and password removed."""
+    """Returns the address without user name and password, so that it can be shown."""
     return re.sub(r"//[^/@]*@", "//", address)
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says, short enough for a sentence, without credentials."""
+    """Returns the first line of an error's message, shortened and without credentials."""
     lines = without_credentials(str(error)).strip().splitlines()
     return lines[0][:200] if lines else type(error).__name__
 
 
 def cannot_be_written(error: OSError) -> str | None:
-    """A sentence for a disk that is full or read-only; None for any other error."""
+    """Returns a message if the disk is full or read-only; None for any other error."""
     number, what, where = error.errno, error.strerror or "", error.filename
     if isinstance(error, shutil.Error) and isinstance(error.args[0], list):
-        _, where, text = error.args[0][0]  # of a folder's copy: one text for each file
+        _, where, text = error.args[0][0]  # shutil.copytree raises one tuple for each file
         found = re.match(r"\[Errno (\d+)\] ([^:]*)", str(text))
         number, what = (int(found[1]), found[2]) if found else (None, "")
     if number not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):

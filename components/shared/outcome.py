@@ -1,4 +1,4 @@
-"""What a step leaves behind when it ends: one record, since KFP passes on no exit status of a step."""
+"""The outcome record that a step writes when it ends. KFP does not pass on a step's exit status."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ class Outcome(BaseModel):
     """How one step ended.
 
     Attributes:
-        title: step and what it worked on.
-        kind: how it ended; `refused` will be refused again unless something changes, `gate_not_met` has put out everything.
-        sentences: what the user should read.
-        log: file with the step's whole output, where it has one of its own.
-        facts: what the step wants others to know, such as the gate's verdict.
+        title: the step and its subject, such as a candidate.
+        kind: how it ended. `refused` is refused again unless something changes; with `gate_not_met` all outputs are written.
+        sentences: messages for the user.
+        log: file with the step's whole output, if the step has its own log file.
+        facts: results that other steps and the command read, such as the gate's verdict.
         artifacts: URI of each input and output.
-        given: what the step was given, so that it can be run again alone: `config`, `artifacts` (URIs, as JSON), `candidate`.
+        given: what a rerun of this step alone needs: `config`, `artifacts` (URIs, as JSON), `candidate`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -42,11 +42,11 @@ class Outcome(BaseModel):
 
     @property
     def exit_status(self) -> int:
-        """Exit status of design: 0 done, 1 failed, 2 refused, 3 gate not met, 4 unreachable, 130/143 interrupted."""
+        """Returns the exit status: 0 done, 1 failed, 2 refused, 3 gate not met, 4 unreachable, 130/143 interrupted."""
         return EXIT_STATUS[self.kind]
 
     def save(self, folder: str | Path) -> None:
-        """One file for each step of the run."""
+        """Writes the record into the folder, one file for each step of the run."""
         write_json(_file(folder, self.title), self.model_dump(mode="json"))
 
 
@@ -55,12 +55,12 @@ def _file(folder: str | Path, title: str) -> Path:
 
 
 def load_outcome(folder: str | Path, title: str) -> Outcome | None:
-    """The record that a step left, if it left one."""
+    """Reads the record of a step; None if the step wrote none."""
     file = _file(folder, title)
     return Outcome.model_validate(read_json(file, "an outcome record")) if file.is_file() else None
 
 
 def load_outcomes(folder: str | Path) -> list[Outcome]:
-    """The records of a run, in the order in which the steps ended."""
+    """Reads the records of a run, in the order in which the steps ended."""
     files = sorted(Path(folder).glob("*.json"), key=lambda file: file.stat().st_mtime_ns)
     return [Outcome.model_validate(read_json(file, "an outcome record")) for file in files]

@@ -1,4 +1,4 @@
-"""Runs one step: in a KFP task, in a container, from a shell. The same for all, so that the steps hold only their work."""
+"""Runs one step in a KFP task, in a container or in a shell. Steps contain only their own work."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ OUTPUTS: Mapping[str, tuple[str, ...]] = {
     "compare": ("report", "summary", "metrics", "comparison"),
     "register": ("model",),
 }
-"""What each step puts out; anything else is read only."""
+"""Outputs of each step. All other artifacts are read only."""
 AGAIN_SECONDS = 5.0
 TAG_LENGTH = 5000
 TERMINATION_LOG = Path("/dev/termination-log")
@@ -51,7 +51,7 @@ def launch(
     artifacts: Mapping[str, ArtifactLike | list[ArtifactLike] | None],
     **parameters: Any,
 ) -> Any:
-    """Runs a step and leaves its outcome record; what a KFP component's body calls.
+    """Runs a step and writes its outcome record. The body of every KFP component calls this function.
 
     Args:
         step: name of the step.
@@ -60,10 +60,10 @@ def launch(
         parameters: further arguments of `run`.
 
     Returns:
-        What the step's `run` returns.
+        The return value of the step's `run`.
 
     Raises:
-        SystemExit: where the step failed; its plain sentences have been printed and recorded.
+        SystemExit: if the step failed. Its messages have been printed and recorded.
     """
     package = __package__.rsplit(".", 1)[0]
     started = time.monotonic()
@@ -85,7 +85,7 @@ def launch(
                     _refuse_again(title, run_id)
                     tracker = Tracker.open(step, title, run_id)
                 if requested_gpus():
-                    pick_device()  # a task that asked for GPUs and has none is not to load anything
+                    pick_device()  # fail before loading anything if the requested GPUs are missing
                 tracker.log_params(parsed.model_dump(mode="json"))
                 context = Context(title=title, tracker=tracker, run_id=run_id, quiet=not is_main())
                 asides = Asides(step, artifacts, clean=is_main())
@@ -106,9 +106,9 @@ def launch(
             if missed:
                 raise missed
         except BaseException as error:
-            signal.setitimer(signal.ITIMER_REAL, 0)  # heard; what follows is to be done in peace
+            signal.setitimer(signal.ITIMER_REAL, 0)  # SIGTERM was handled; do not interrupt the cleanup
             if asides and is_main():
-                asides.discard()  # on a full disk that makes room for the record
+                asides.discard()  # frees space for the record if the disk is full
             outcome = _outcome_of(error, title, log, time.monotonic() - started, tracker.run_id)
             outcome = outcome.model_copy(update={"given": given})
             if isinstance(error, GateNotMetError):
@@ -135,14 +135,14 @@ def launch(
 
 
 class Asides:
-    """Lets a step write its outputs aside and puts them in their places when it has ended well.
+    """Redirects a step's outputs to temporary paths and moves them to their final paths when the step succeeds.
 
-    So a place holds what a whole step left or nothing, whenever the step is killed, and what was there before stays till then.
+    An output is therefore complete or does not exist, whenever the step is killed. An earlier output stays until then.
 
     Args:
         step: name of the step.
-        artifacts: its inputs and outputs.
-        clean: removes what an earlier attempt left half-written.
+        artifacts: inputs and outputs of the step.
+        clean: whether to remove partial outputs of an earlier attempt.
     """
 
     def __init__(
@@ -150,7 +150,7 @@ class Asides:
     ) -> None:
         self._pairs: list[tuple[Path, Path]] = []
         self.artifacts = dict(artifacts)
-        """As they were given, but outputs with the path aside."""
+        """The given artifacts; outputs have temporary paths."""
         for name in OUTPUTS.get(step, ()):
             output: Any = artifacts.get(name)
             if output is None:
@@ -163,7 +163,7 @@ class Asides:
                 _remove(aside)
 
     def publish(self) -> None:
-        """Renames all outputs into their places."""
+        """Moves all outputs to their final paths."""
         for aside, target in self._pairs:
             if not aside.exists():
                 continue
@@ -175,7 +175,7 @@ class Asides:
             _remove(before)
 
     def discard(self) -> None:
-        """Removes what was not published, so far as that can be done."""
+        """Removes unpublished outputs. Errors of the file system are ignored."""
         for aside, _ in self._pairs:
             with contextlib.suppress(OSError):
                 _remove(aside)
@@ -189,7 +189,7 @@ def _remove(path: Path) -> None:
 
 
 def _refuse_again(title: str, run_id: str | None) -> None:
-    """Ends a retry of a step that was refused in this pipeline run: its inputs are the same, and so is the answer."""
+    """Fails a retry of a step that was refused in this pipeline run: with the same inputs it would be refused again."""
     folder = os.environ.get("MIXTUNE_OUTCOME_DIR")
     earlier = load_outcome(folder, title) if folder and run_id else None
     if earlier is not None and earlier.kind == "refused":
@@ -197,7 +197,7 @@ def _refuse_again(title: str, run_id: str | None) -> None:
 
 
 def _write_metrics(metrics: Any) -> None:
-    """Metrics live in the metadata, but KFP's local cache takes an artifact without a file for a lost one."""
+    """Writes the metrics to a file too: KFP's local cache treats an artifact without a file as missing."""
     if metrics is not None:
         write_json(Path(metrics.path), metrics.metadata)
 
@@ -207,7 +207,7 @@ def _uris(artifacts: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _given(step: str, config: str, artifacts: Mapping[str, Any], parameters: Mapping[str, Any]) -> dict[str, str]:
-    """What a step needs to be run again alone; no paths of outputs, which are new each time."""
+    """Returns what a rerun of this step alone needs. Output paths are left out, since they are new in each run."""
     if step not in OUTPUTS:
         return {}
     inputs = {name: one for name, one in artifacts.items() if one is not None and name not in OUTPUTS[step]}
@@ -240,18 +240,18 @@ def _leave(outcome: Outcome, tracker: Tracker) -> None:
     folder = os.environ.get("MIXTUNE_OUTCOME_DIR")
     if folder and is_main():
         outcome.save(folder)
-    # What does not fit into a tag is left out, since half of it is of no use.
+    # Values that exceed the length limit of a tag are omitted: a truncated value would be useless.
     given = {f"given.{name}": text for name, text in outcome.given.items() if len(text) <= TAG_LENGTH}
     told = {"kind": outcome.kind, "sentence": "; ".join(outcome.sentences), **outcome.facts}
     if os.environ.get(ALONE):
-        # A step that is a pipeline of its own has no `finish` behind it.
+        # A step that runs as its own pipeline has no `finish` step, so it ends the parent run itself.
         ended = "ended well" if outcome.kind == "done" else "; ".join(outcome.sentences)
         tracker.close_parent(status_of(outcome.kind), f"{outcome.title} alone: {ended}")
     tracker.close(status_of(outcome.kind), told | given)
 
 
 def _tell_kubernetes(outcome: Outcome) -> None:
-    """Leaves the sentences as the container's termination message, which Kubernetes and Argo show as the pod's reason."""
+    """Writes the messages to the container's termination log, which Kubernetes and Argo show as the reason of the failure."""
     if not os.environ.get("KUBERNETES_SERVICE_HOST") or not os.access(TERMINATION_LOG, os.W_OK):
         return
     text = "; ".join(outcome.sentences).encode()[:TERMINATION_BYTES]
@@ -260,19 +260,19 @@ def _tell_kubernetes(outcome: Outcome) -> None:
 
 
 def _raise_on_sigterm() -> None:
-    """Ends the step on SIGTERM; again after some seconds, since what is raised in the middle of an import can get lost."""
+    """Ends the step on SIGTERM. Raises again after some seconds, since an exception raised during an import can get lost."""
 
     def stop(number: int, frame: FrameType | None) -> None:
         signal.setitimer(signal.ITIMER_REAL, AGAIN_SECONDS)
         raise SystemExit(EXIT_STATUS["terminated"])
 
-    with contextlib.suppress(ValueError):  # not in the main thread: whoever owns it handles signals
+    with contextlib.suppress(ValueError):  # only the main thread can install signal handlers
         signal.signal(signal.SIGTERM, stop)
         signal.signal(signal.SIGALRM, stop)
 
 
 def _title(step: str, config: str, artifacts: Mapping[str, Any], parameters: Mapping[str, Any]) -> str:
-    """Step and what it works on, such as `prepare finetune`, `mixed-0.3`, `evaluate pretrained`."""
+    """Returns the title of the task (step and subject), such as `prepare finetune`, `mixed-0.3` or `evaluate pretrained`."""
     if step == "prepare":
         stream = re.search(r'"stream":\s*"(\w+)"', config)
         return f"prepare {stream.group(1)}" if stream else step
@@ -291,7 +291,7 @@ def _title(step: str, config: str, artifacts: Mapping[str, Any], parameters: Map
 def _own_log(
     step: str, config: str, artifacts: Mapping[str, Any], parameters: Mapping[str, Any]
 ) -> Iterator[tuple[str, str | None]]:
-    """Sends all output to a file of the step's own where the environment names a folder: parallel steps do not interleave."""
+    """Redirects all output to a log file per step if the environment names a folder. Parallel steps then do not interleave."""
     title = _title(step, config, artifacts, parameters)
     folder = os.environ.get("MIXTUNE_LOG_DIR")
     if not folder:
@@ -307,7 +307,7 @@ def _own_log(
         contextlib.redirect_stdout(file),
         contextlib.redirect_stderr(file),
     ):
-        # The descriptors too, for what libraries write without asking Python.
+        # Redirect the file descriptors too: native libraries write to them directly.
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
         try:

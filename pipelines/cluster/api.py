@@ -75,7 +75,7 @@ class Connection:
         """From options, else from the environment, else from the pod that this runs in.
 
         Raises:
-            RefusedError: where no address is given, or a file is not there.
+            RefusedError: if no address is given, or a file is not there.
         """
         in_cluster = bool(os.environ.get("KUBERNETES_SERVICE_HOST"))
         host = host or os.environ.get(HOST) or (IN_CLUSTER_HOST if in_cluster else None)
@@ -235,8 +235,8 @@ class Api:
             seconds: how long to try, in place of the usual time.
 
         Raises:
-            UnreachableError: where there was no good answer in all the time, or not to these credentials.
-            RefusedError: where KFP refuses what is asked for.
+            UnreachableError: if there was no good answer in all the time, or not to these credentials.
+            RefusedError: if KFP refuses what is asked for.
         """
         tries: list[str] = []
         started = time.monotonic()
@@ -269,11 +269,11 @@ class Api:
             raise self._plain(what, error, tries, time.monotonic() - started) from None
 
     def log_of(self, run_id: str, pod: str) -> str | None:
-        """What a pod of a run wrote; None where KFP has no such pod or log.
+        """What a pod of a run wrote; None if KFP has no such pod or log.
 
         Raises:
-            UnreachableError: where KFP does not answer.
-            RefusedError: where it has no logs at all.
+            UnreachableError: if KFP does not answer.
+            RefusedError: if it has no logs at all.
         """
 
         def ask(**named: Any) -> Any:
@@ -339,7 +339,7 @@ def _for_people(seconds: float) -> str:
 
 
 def is_missing(error: RefusedError) -> bool:
-    """Whether KFP said that there is no such thing."""
+    """Tells whether KFP said that there is no such thing."""
     return "(404:" in str(error)
 
 

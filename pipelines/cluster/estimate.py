@@ -25,8 +25,8 @@ class Estimate:
     """Upper ends, since rows are taken to be full.
 
     Attributes:
-        parameters: of the model; None where they cannot be counted from here.
-        tokens: trained on, over all stages and candidates; None where epochs decide.
+        parameters: of the model; None if they cannot be counted from here.
+        tokens: trained on, over all stages and candidates; None if epochs decide.
         trainings: pretrain if it trains, finetune, and one for each candidate.
         models: that are kept.
     """

@@ -22,7 +22,7 @@ def connect() -> ApiClient:
     """A client for the cluster that KUBECONFIG names, or that this runs in.
 
     Raises:
-        UnreachableError: where no cluster is named.
+        UnreachableError: if no cluster is named.
     """
     from kubernetes import client, config
 

@@ -94,7 +94,7 @@ class RunOnCluster:
         return states
 
     def pod_of(self, node_ids: tuple[str, ...]) -> Any:
-        """The pod of the first of these nodes that has one left; None where none has, or pods cannot be seen."""
+        """The pod of the first of these nodes that has one left; None if none has, or pods cannot be seen."""
         pods = {pod.metadata.name.rpartition("-")[2]: pod for pod in self._list_pods() or []}
         return next((pods[one] for node in node_ids if (one := node.rpartition("-")[2]) in pods), None)
 

@@ -39,11 +39,11 @@ def check_cluster(config: Config, connection: Connection | None, why_no_connecti
     """Looks at everything that a run of a configuration needs, and names all that is missing at once.
 
     Args:
-        connection: where KFP is; None where nobody said.
+        connection: where KFP is; None if nobody said.
         why_no_connection: what the user should read then.
 
     Raises:
-        RefusedError: where the configuration names no profile.
+        RefusedError: if the configuration names no profile.
     """
     place = Placer.cluster(config)
     own = (connection.namespace or connection.pod_namespace) if connection else None
@@ -209,7 +209,7 @@ class _Wanted:
 
 
 def _fits(what: str, nodes: list[Any], wanted: _Wanted) -> Finding:
-    """Whether some node could take the pod if it were empty; else the reason of the nodes that come nearest."""
+    """Tells whether some node could take the pod if it were empty; else the reason of the nodes that come nearest."""
     from kubernetes.utils.quantity import parse_quantity
 
     scaled = "; a pool that is scaled up from zero has none until it is asked for"
@@ -274,7 +274,7 @@ def _tolerates(toleration: dict[str, str], taint: Any) -> bool:
 
 
 def _affine(node: Any, affinity: dict[str, Any]) -> bool:
-    """Whether a node meets a required node affinity."""
+    """Tells whether a node meets a required node affinity."""
     required = affinity.get("requiredDuringSchedulingIgnoredDuringExecution")
     if not required:
         return True

@@ -44,7 +44,7 @@ def tree_of(run: kfp_api.V2beta1Run, nodes: list[Node] | None = None) -> Run:
 
 
 def is_alone(run: kfp_api.V2beta1Run) -> bool:
-    """Whether a run is one step alone: that takes its part of the configuration; the whole one has none of that name."""
+    """Tells whether a run is one step alone: that takes its part of the configuration; the whole one has none of that name."""
     return "config" in ((run.runtime_config.parameters if run.runtime_config else None) or {})
 
 

@@ -60,10 +60,10 @@ class Record:
 
 
 def read_record(run_id: str, with_report: bool = True) -> Record | None:
-    """What MLflow knows of a pipeline run; None where it knows nothing, or MLFLOW_TRACKING_URI is not set.
+    """What MLflow knows of a pipeline run; None if it knows nothing, or MLFLOW_TRACKING_URI is not set.
 
     Raises:
-        UnreachableError: where MLflow does not answer.
+        UnreachableError: if MLflow does not answer.
     """
     uri = os.environ.get("MLFLOW_TRACKING_URI")
     if not uri:
@@ -112,7 +112,7 @@ def steps_behind(record: Record) -> dict[str, StepRecord]:
     """The steps of a run, also those that it took from the cache: these ran in an earlier run, which is linked.
 
     Raises:
-        UnreachableError: where MLflow does not answer.
+        UnreachableError: if MLflow does not answer.
     """
     from mixtune.components.shared.tracking.connection import connect
 
@@ -206,7 +206,7 @@ def correct_verdict(record: Record, state: str) -> None:
         state: KFP's state of the run.
 
     Raises:
-        UnreachableError: where MLflow does not answer or does not let this user write.
+        UnreachableError: if MLflow does not answer or does not let this user write.
     """
     from mixtune.components.shared.tracking.connection import connect
 

@@ -38,7 +38,7 @@ def rerun_from(api: Api, run_id: str, step: str, overrides: Sequence[str], run_k
     """Makes a new run with an earlier one's parameters and overrides. The step and what depends on it run for sure.
 
     Raises:
-        RefusedError: where there is no such step, or an override is fixed in the package.
+        RefusedError: if there is no such step, or an override is fixed in the package.
     """
     if step not in ORDER:
         raise RefusedError(f"--from: must be one of {', '.join(ORDER)}, found {step}")
@@ -194,7 +194,7 @@ def rerun_only(
         only: a step, such as `evaluate`, or one task of it, such as `evaluate mixed-0.3`.
 
     Raises:
-        RefusedError: where it is not on record what the step was given.
+        RefusedError: if it is not on record what the step was given.
     """
     step = step_of(only)
     _refuse_fixed(overrides, _FIXED_IN_STEP)
@@ -251,7 +251,7 @@ def step_of(only: str) -> str:
     """The step that `--only` names, by itself or by the title of a task.
 
     Raises:
-        RefusedError: where there is no such step.
+        RefusedError: if there is no such step.
     """
     step = only.split(" ")[0]
     step = "mixed" if step.startswith("mixed-") else step
@@ -266,7 +266,7 @@ def choose(only: str, steps: Mapping[str, StepRecord], run: str) -> list[StepRec
     """The tasks that `--only` means.
 
     Raises:
-        RefusedError: where the run has none on record.
+        RefusedError: if the run has none on record.
     """
     step = step_of(only)
     found = [one for one in steps.values() if one.title == only or (only == step and one.step == step)]
@@ -280,7 +280,7 @@ def given_to(title: str, given: Mapping[str, str]) -> tuple[str, dict[str, str |
     """Configuration, artifact URIs and further parameters that a task was given.
 
     Raises:
-        RefusedError: where they are not on record.
+        RefusedError: if they are not on record.
     """
     if not given.get("config") or not given.get("artifacts"):
         raise RefusedError(

@@ -92,7 +92,7 @@ def append_summary(file: Path, text: str) -> None:
     """Adds to the file: GitHub's summary file is shared by the steps of a job.
 
     Raises:
-        RefusedError: where it cannot be written.
+        RefusedError: if it cannot be written.
     """
     try:
         file.parent.mkdir(parents=True, exist_ok=True)

@@ -280,7 +280,7 @@ def get_run(api: Api, run_id: str, seconds: float | None = None) -> kfp_api.V2be
     """A run, as KFP knows it now.
 
     Raises:
-        RefusedError: where there is no such run.
+        RefusedError: if there is no such run.
     """
     try:
         return api.call("show the run", api.runs.run_service_get_run, run_id, seconds=seconds)
@@ -296,7 +296,7 @@ def retry(api: Api, run_id: str) -> None:
     """KFP's own retry: what failed runs again, in the same run.
 
     Raises:
-        RefusedError: where the run did not fail.
+        RefusedError: if the run did not fail.
     """
     state = get_run(api, run_id).state
     if state not in ("FAILED", "CANCELED"):

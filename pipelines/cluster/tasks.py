@@ -70,14 +70,14 @@ class Task:
 
     @property
     def pending_seconds(self) -> float | None:
-        """How long it has been pending; None where it is not."""
+        """How long it has been pending; None if it is not."""
         if self.state != "pending" or self.since is None:
             return None
         return (datetime.datetime.now(datetime.UTC) - self.since).total_seconds()
 
     @property
     def seconds(self) -> float | None:
-        """How long it took; None where it has not ended."""
+        """How long it took; None if it has not ended."""
         return (self.ended - self.started).total_seconds() if self.started and self.ended else None
 
 
@@ -219,7 +219,7 @@ def _is_task(node: Node) -> bool:
 
 
 def _is_leaf(node: Node) -> bool:
-    """Whether a node stands for pods of its own, all attempts together."""
+    """Tells whether a node stands for pods of its own, all attempts together."""
     return _is_task(node) or bool(re.fullmatch(r".*-driver|importer(-\d+)?", node.display))
 
 

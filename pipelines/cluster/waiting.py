@@ -44,7 +44,7 @@ def seconds_of(text: str, option: str = "--timeout") -> float:
         option: what it was given to.
 
     Raises:
-        RefusedError: where it is none.
+        RefusedError: if it is none.
     """
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smhd]?)", text.strip())
     if not found or float(found.group(1)) <= 0:
@@ -67,10 +67,10 @@ def wait_for(
         pending_timeout: seconds that a task may be pending.
 
     Raises:
-        TimedOutError: where it has not ended by then.
-        PendingTooLongError: where a task has been pending for so long.
-        UnreachableError: where KFP or MLflow is away for long.
-        RefusedError: where there is no such run.
+        TimedOutError: if it has not ended by then.
+        PendingTooLongError: if a task has been pending for so long.
+        UnreachableError: if KFP or MLflow is away for long.
+        RefusedError: if there is no such run.
     """
     progress = Progress(run_id, tell)
     cluster = RunOnCluster(

@@ -78,8 +78,8 @@ class Containers:
             What identifies the content of the images, for the cache.
 
         Raises:
-            UnreachableError: where no Docker engine answers.
-            RefusedError: where an image is missing, or holds other code than this.
+            UnreachableError: if no Docker engine answers.
+            RefusedError: if an image is missing, or holds other code than this.
         """
         from docker.errors import ImageNotFound
 
@@ -143,7 +143,7 @@ def engine() -> Iterator[DockerClient]:
     """The Docker engine.
 
     Raises:
-        UnreachableError: where it does not answer.
+        UnreachableError: if it does not answer.
     """
     from docker.errors import DockerException
 

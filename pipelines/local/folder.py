@@ -58,7 +58,7 @@ def claim(output: Path, name: str) -> FileLock:
     """Takes an output folder for one run.
 
     Raises:
-        RefusedError: where it cannot be used, holds something that is no mixtune run, or another run is using it.
+        RefusedError: if it cannot be used, holds something that is no mixtune run, or another run is using it.
     """
     for character in "%?":
         if character in str(output.absolute()):

@@ -84,7 +84,7 @@ def _link_weights(folder: Path) -> None:
 
 
 def _is_published(folder: Path) -> bool:
-    """Whether an earlier run put a candidate there. A copy under another name is the user's."""
+    """Tells whether an earlier run put a candidate there. A copy under another name is the user's."""
     if folder.is_symlink() or not (folder / "mixtune.json").is_file():
         return False
     try:

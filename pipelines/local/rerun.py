@@ -44,7 +44,7 @@ def forget_from(folder: Path, step: str, overrides: Sequence[str]) -> Path:
         The configuration of the earlier run, to run again.
 
     Raises:
-        RefusedError: where the folder holds no run, there is no such step, or an override is wrong.
+        RefusedError: if the folder holds no run, there is no such step, or an override is wrong.
     """
     file = _config_of(folder)
     if step not in ORDER:
@@ -103,7 +103,7 @@ def run_only(folder: Path, only: str, overrides: Sequence[str]) -> int:
         only: a step, such as `evaluate`, or one task of it, such as `evaluate mixed-0.3`.
 
     Raises:
-        RefusedError: where the folder holds no run, or the step's inputs are not on record.
+        RefusedError: if the folder holds no run, or the step's inputs are not on record.
     """
     file = _config_of(folder)
     step = step_of(only)

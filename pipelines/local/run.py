@@ -71,7 +71,7 @@ def run_local(
         containers: runs the steps in their images; None runs them as processes.
 
     Raises:
-        RefusedError: where the output folder cannot be used.
+        RefusedError: if the output folder cannot be used.
     """
     output = output.absolute()
     code = f"docker-{containers.check()}" if containers else cache_key()

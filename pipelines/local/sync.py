@@ -22,7 +22,7 @@ def sync_and_show(folder: Path | None) -> int:
         Exit status: 0, or 4 where a server still does not answer, or 1 where one answers and does not take it.
 
     Raises:
-        RefusedError: where the folder holds no mixtune run.
+        RefusedError: if the folder holds no mixtune run.
     """
     if folder is not None and not _marker(folder).is_file():
         raise RefusedError(f"{folder}: is no output folder of a mixtune run; give one, such as runs/<name>")

@@ -20,7 +20,7 @@ def by_candidate(measures: Mapping[str, Sequence[Measure]], pretrained: str) -> 
         pretrained: the candidate to compare with.
 
     Raises:
-        RefusedError: where candidates were not measured on the same tasks and examples.
+        RefusedError: if candidates were not measured on the same tasks and examples.
     """
     before = {one.words: one for one in measures[pretrained]}
     problems: list[str] = []

@@ -194,7 +194,7 @@ def answer(given: Any, kind: str) -> str:
 
 
 def budget_sentence(row: Mapping[str, Any]) -> str:
-    """Whether a candidate kept to its forgetting budget."""
+    """Tells whether a candidate kept to its forgetting budget."""
     found = row["forgetting_budget"]
     budget, measured = found["budget"], found["measured"]["value"]
     verdict = "not kept" if not found["kept"] else "kept" if measured <= budget else "kept, within the tolerance"

@@ -68,7 +68,7 @@ def read_report(file: Path, place: str) -> dict[str, Any]:
     """Reads the report.json of one run.
 
     Raises:
-        RefusedError: where it is none.
+        RefusedError: if it is none.
     """
     report = read_json(file, "the report of a mixtune run")
     if isinstance(report, dict) and report.get("kind") == KIND:
@@ -90,7 +90,7 @@ def name_runs(reports: Sequence[tuple[str, dict[str, Any]]]) -> list[Run]:
         reports: place and content of each.
 
     Raises:
-        RefusedError: where a run was given twice.
+        RefusedError: if a run was given twice.
     """
     places = [place for place, _ in reports]
     twice = sorted({place for place in places if places.count(place) > 1})
@@ -252,6 +252,6 @@ def write(runs: Sequence[Run], folder: Path) -> dict[str, Any]:
 
 
 def gate_words(row: Mapping[str, Any]) -> str:
-    """Whether a candidate meets its own run's gate, and whether it is the one selected there."""
+    """Tells whether a candidate meets its own run's gate, and whether it is the one selected there."""
     met = {None: "", True: "met", False: "not met"}[row["gate"]]
     return f"{met}, selected" if row["selected"] and row["gate"] else f"{met}, nearest" if row["selected"] else met

@@ -1,4 +1,4 @@
-"""Deletes the checkpoints of finished trainings. Without torch, since `finish` does it."""
+"""Deletes the checkpoints of finished trainings. Does not import torch, since `finish` uses it."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from .store import folder_of, is_url, read_note, remove
 
 
 def clear_finished(place: str, run_id: str) -> int:
-    """Removes the checkpoints of the trainings that ended in a run, whose results are now safe.
+    """Deletes the checkpoints of all trainings that a run finished. Their results are stored elsewhere by then.
 
     Args:
-        place: as MIXTUNE_CHECKPOINT_DIR names it.
+        place: value of MIXTUNE_CHECKPOINT_DIR, a folder or an fsspec URL.
 
     Returns:
-        How many trainings they were of.
+        The number of trainings whose checkpoints were deleted.
     """
     if is_url(place):
         from .remote import clear_finished_at
@@ -23,7 +23,7 @@ def clear_finished(place: str, run_id: str) -> int:
     root = folder_of(place)
     found = [file.parent for file in root.glob("*/finished.json") if (read_note(file) or {}).get("run") == run_id]
     for left in found:
-        # The note last, so that a kill in the middle leaves a place that the next one clears.
+        # Delete finished.json last: if this is interrupted, the next call finds the folder again.
         for path in sorted(left.iterdir(), key=lambda path: path.name == "finished.json"):
             remove(path)
         with contextlib.suppress(OSError):

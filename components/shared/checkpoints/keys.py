@@ -1,4 +1,4 @@
-"""Finds the place of a training's checkpoints, by the content of all that its result depends on."""
+"""Selects the checkpoint store of a training by a hash of everything that the result depends on."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ NO_PART_OF_IT = frozenset({"checkpoint_minutes", "checkpoint_steps"})
 def find_store(
     work: Work | None, model: MixedModel, others: list[MixedModel], layout: Mapping[str, Any], context: Context
 ) -> Checkpoints | None:
-    """Where a training's checkpoints are kept: in MIXTUNE_CHECKPOINT_DIR, a folder or an fsspec URL, by the training's content.
+    """Returns the checkpoint store of a training, in MIXTUNE_CHECKPOINT_DIR (a folder or an fsspec URL).
 
     Args:
-        work: what the training is for; without it nothing is kept.
-        model: as it is before training.
+        work: the training's title and identity; None disables checkpoints.
+        model: the model before training.
         others: further models that the training reads.
-        layout: number of processes, device and precision, which rounding depends on.
+        layout: number of processes, device and precision, which affect rounding.
     """
     root = os.environ.get(PLACE, "")
     if work is None or not root:
@@ -52,7 +52,7 @@ def find_store(
 
 
 def content_key(identity: Mapping[str, Any], models: list[MixedModel]) -> str:
-    """sha256 of all that a training's result depends on: settings, data, models, code and the libraries under it."""
+    """Returns the SHA-256 of everything that a training's result depends on: settings, data, models, code and libraries."""
     digest = hashlib.sha256(json.dumps(_without(NO_PART_OF_IT, identity), sort_keys=True, default=str).encode())
     digest.update(code_digest(TRAINING).encode())
     for package in ("torch", "transformers", "accelerate", "peft", "numpy"):

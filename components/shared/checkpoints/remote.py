@@ -1,12 +1,13 @@
-"""Checkpoints behind an fsspec URL such as s3://: written to a local folder, sent in the background, the pointer swapped last.
+"""Checkpoints behind an fsspec URL such as s3://. They are written to a local folder and uploaded in the background.
 
-    <url>/newest.json             names of whole checkpoints, newest first
+    <url>/newest.json             names of the complete checkpoints, newest first; updated after each upload
     <url>/step-00000120-1f0c/     as in a local folder
-    <url>/lease-3.json            who trains this now: the one with the highest number
+    <url>/lease-3.json            the current holder: the lease with the highest number
     <url>/finished.json           as in a local folder
 
-An object store has no locks, so the lease is an object with a number that is created only where there is none yet. Its holder
-rewrites it every few seconds; who waits takes the next number when nothing has changed for a minute of his own clock.
+An object store has no locks, so a lease is an object with a number that is only created if it does not exist. Its holder
+rewrites it every few seconds (heartbeat). A waiting process creates the next number if the lease has not changed for a
+minute of its own clock.
 """
 
 from __future__ import annotations
@@ -37,10 +38,10 @@ JOIN_SECONDS = 5.0
 
 
 def open_url(url: str) -> tuple[Any, str]:
-    """The file system behind a URL and the path in it; what others write is seen at once.
+    """Returns the file system of a URL, without listings caches, and the path in it.
 
     Raises:
-        MixtuneError: where the protocol is unknown or its package is not installed.
+        MixtuneError: if the protocol is unknown or its package is not installed.
     """
     try:
         files, path = fsspec.url_to_fs(url, use_listings_cache=False, skip_instance_cache=True)
@@ -50,12 +51,12 @@ def open_url(url: str) -> tuple[Any, str]:
 
 
 class RemoteCheckpoints(Checkpoints):
-    """As `Checkpoints`, with a copy behind a URL, which is what a later attempt goes on from.
+    """Checkpoints with a copy behind a URL. A later attempt resumes from that copy.
 
     Args:
-        url: of this training's folder.
-        key: as of `Checkpoints`.
-        say: as of `Checkpoints`.
+        url: URL of this training's folder.
+        key: see `Checkpoints`.
+        say: see `Checkpoints`.
     """
 
     def __init__(self, url: str, key: str, say: Say) -> None:
@@ -74,16 +75,16 @@ class RemoteCheckpoints(Checkpoints):
         self._changed = threading.Condition()
 
     def make_place(self) -> None:
-        """Makes sure that the URL can be written.
+        """Checks that the URL is writable.
 
         Raises:
-            MixtuneError: where it cannot.
+            MixtuneError: if it is not.
         """
         probe = f"{self._root}/probe-{self._token}"
         try:
             bucket = self._root.split("/", 1)[0]
             if bucket and not self._files.exists(bucket):
-                raise FileNotFoundError(f"there is no {bucket}")  # to make buckets is nobody's wish who mistyped one
+                raise FileNotFoundError(f"there is no {bucket}")  # a mistyped bucket must not be created
             self._files.makedirs(self._root, exist_ok=True)
             self._files.pipe_file(probe, b"")
             self._files.rm_file(probe)
@@ -94,7 +95,7 @@ class RemoteCheckpoints(Checkpoints):
             ) from None
 
     def try_claim(self) -> bool:
-        """Takes the lease where nobody has it or its holder has not stirred for a minute."""
+        """Takes the lease if it is free or its holder has sent no heartbeat for a minute."""
         number, known = self._last_lease()
         now = time.monotonic()
         if number and not known.get("released"):
@@ -103,7 +104,7 @@ class RemoteCheckpoints(Checkpoints):
             self._waited_for = known
             if now - self._seen[2] < DEAD_SECONDS:
                 return False
-        with contextlib.suppress(Exception):  # another one was faster; what stands there now decides
+        with contextlib.suppress(Exception):  # another process created it first; the next read decides
             self._files.pipe_file(self._lease_path(number + 1), self._lease_text(), mode="create")
         taken, record = self._last_lease()
         if taken != number + 1 or record.get("token") != self._token:
@@ -120,38 +121,38 @@ class RemoteCheckpoints(Checkpoints):
         return True
 
     def waiting_for(self) -> str:
-        """Who has the lease, in words."""
+        """Describes the holder of the lease."""
         return describe_holder(self._waited_for)
 
     def release(self) -> None:
-        """Gives the lease back and stops sending."""
+        """Releases the lease and stops uploading."""
         self._ending.set()
         with self._changed:
             self._changed.notify_all()
         for thread in self._threads:
             thread.join(JOIN_SECONDS)
         if self._lease and self._lost is None:
-            with contextlib.suppress(Exception):  # then it runs out
+            with contextlib.suppress(Exception):  # the lease then expires
                 self._files.pipe_file(self._lease_path(self._lease), self._lease_text(released=True))
         self._lease = 0
         shutil.rmtree(self.place, ignore_errors=True)
 
     def save(self, step: int, tensors: Mapping[str, dict[str, Tensor]], state: Mapping[str, Any]) -> Path:
-        """As in a local folder; on its way to the URL when this returns.
+        """Saves a checkpoint locally and schedules its upload.
 
         Raises:
-            MixtuneError: also where another run has taken over.
+            MixtuneError: see `Checkpoints.save`; also if another run has taken over the training.
         """
         if self._lost is not None:
             raise MixtuneError(f"checkpoints: {self._lost} has taken over this training; this one ends")
         target = super().save(step, tensors, state)
         with self._changed:
-            self._pending = target  # where one is still waiting, the newer takes its place
+            self._pending = target  # replaces a checkpoint that still waits for its upload
             self._changed.notify_all()
         return target
 
     def newest(self) -> Checkpoint | None:
-        """The newest whole checkpoint behind the URL, brought here."""
+        """Downloads the newest complete checkpoint."""
         for name in self._pointer():
             folder = self.place / name
             folder.mkdir(parents=True, exist_ok=True)
@@ -173,20 +174,20 @@ class RemoteCheckpoints(Checkpoints):
         return None
 
     def flush(self, seconds: float) -> None:
-        """Waits until what was saved has been sent, and says where it has not."""
+        """Waits up to `seconds` for pending uploads and logs a checkpoint that was not uploaded."""
         with self._changed:
             sent = self._changed.wait_for(lambda: self._pending is None and self.in_use is None, seconds)
         if not sent:
             self._say(f"checkpoints: the last one could not be sent to {self.url} within {seconds:.0f} s")
 
     def finish(self) -> None:
-        """As in a local folder."""
-        with contextlib.suppress(Exception):  # it only saves room
+        """See `Checkpoints.finish`."""
+        with contextlib.suppress(Exception):  # only saves space
             self._files.pipe_file(f"{self._root}/finished.json", json.dumps(holder()).encode())
         self.release()
 
     def _send(self) -> None:
-        """Works in the background: sends what is pending, one at a time."""
+        """Uploads pending checkpoints, one at a time. Runs in a background thread."""
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._pending is not None or self._ending.is_set())
@@ -220,9 +221,9 @@ class RemoteCheckpoints(Checkpoints):
                 self._files.rm(path, recursive=True)
 
     def _keep_lease(self) -> None:
-        """Works in the background: shows that the holder lives, and notices where another took over."""
+        """Sends heartbeats and detects that another process took over. Runs in a background thread."""
         while not self._ending.wait(BEAT_SECONDS):
-            with contextlib.suppress(Exception):  # the next beat may get through
+            with contextlib.suppress(Exception):  # the next heartbeat may succeed
                 number, record = self._last_lease()
                 if number > self._lease:
                     self._lost = describe_holder(record)
@@ -231,7 +232,7 @@ class RemoteCheckpoints(Checkpoints):
                 self._files.pipe_file(self._lease_path(self._lease), self._lease_text())
 
     def _last_lease(self) -> tuple[int, dict[str, Any]]:
-        """The highest number, 0 where there is none, and what stands in it."""
+        """Returns the highest lease number and its content; 0 and {} if there is no lease."""
         numbers = [0]
         with contextlib.suppress(FileNotFoundError):
             for path in self._files.ls(self._root, detail=False):
@@ -258,7 +259,7 @@ class RemoteCheckpoints(Checkpoints):
 
 
 def clear_finished_at(root: str, run_id: str) -> int:
-    """As `clear_finished`, behind a URL."""
+    """Deletes the checkpoints of all trainings that a run finished, behind a URL."""
     files, path = open_url(root)
     count = 0
     for note in files.glob(f"{path}/*/finished.json"):

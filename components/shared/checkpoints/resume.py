@@ -1,8 +1,8 @@
-"""Keeps a training's state in checkpoints, and goes on from them: after a kill, in another pod, in another run.
+"""Saves a training's state in checkpoints and resumes from them: after a kill, in another pod, in another run.
 
-Where they are kept follows from the content of the training (settings, data, start, code), not from the run: whoever trains
-the same again goes on where the last one stopped. All that a step depends on is in a checkpoint or a function of its number,
-so that on a CPU the result is bitwise that of a training that nobody disturbed.
+The checkpoint folder follows from the content of the training (settings, data, start model, code), not from the run: a run
+that trains the same again resumes from the last checkpoint. A step depends only on the checkpoint and on functions of the
+step number. On a CPU the result is therefore bitwise identical to that of an uninterrupted training.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ _ADAM_STATES = 2  # first and second moment of every trained weight
 
 @dataclass(frozen=True)
 class Work:
-    """What a training is for.
+    """Identifies a training.
 
     Attributes:
         title: the candidate.
-        identity: all that its result depends on, besides the model that it starts from and the code.
+        identity: everything that the result depends on, besides the start model and the code.
         output: folder that the model will be written to.
     """
 
@@ -53,7 +53,7 @@ class Work:
 
 
 class Sigterm:
-    """Holds the first SIGTERM, so that the training can stop where its state is whole; a second one ends it at once."""
+    """Defers the first SIGTERM until the training's state is consistent. A second SIGTERM ends the training at once."""
 
     def __init__(self) -> None:
         self.received = False
@@ -61,7 +61,7 @@ class Sigterm:
         self._before: Any = None
 
     def __enter__(self) -> Self:
-        with contextlib.suppress(ValueError):  # not in the main thread: whoever owns it handles signals
+        with contextlib.suppress(ValueError):  # only the main thread can install signal handlers
             self._before = signal.signal(signal.SIGTERM, self._note)
         return self
 
@@ -72,7 +72,7 @@ class Sigterm:
             signal.signal(signal.SIGTERM, self._before)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        # A process group gets the same one twice: from outside, and passed on by torchrun.
+        # A process group receives the same signal twice: from outside, and forwarded by torchrun.
         if self.received and time.monotonic() - self._at > SAME_SIGNAL_SECONDS:
             raise SystemExit(EXIT_STATUS["terminated"])
         if not self.received:
@@ -80,18 +80,18 @@ class Sigterm:
 
 
 class Numbers(Protocol):
-    """Counters of the loop, which differ between ranks."""
+    """Counters of the training loop. They differ between ranks."""
 
     def copy(self) -> Numbers:
-        """As they are now; waits for no device."""
+        """Returns a snapshot without waiting for a device."""
 
     def state(self) -> dict[str, Any]:
-        """As JSON."""
+        """Returns the counters as JSON."""
 
 
 @dataclass(frozen=True)
 class _Mine:
-    """What a rank has of its own at one point."""
+    """A rank's own state at one point of the training."""
 
     random: dict[str, Any]
     numbers: Numbers
@@ -101,7 +101,7 @@ class _Mine:
 
 
 class Stateful(Protocol):
-    """Has a state of its own that belongs into a checkpoint, such as λ where it adapts."""
+    """An object whose state belongs in a checkpoint, such as an adaptive λ."""
 
     def state(self) -> dict[str, Any]: ...
 
@@ -110,7 +110,7 @@ class Stateful(Protocol):
 
 @dataclass
 class Live:
-    """What changes while a training goes on."""
+    """The objects that change during a training."""
 
     model: MixedModel
     optimizer: Optimizer
@@ -121,10 +121,10 @@ class Live:
 
 @dataclass
 class Keeper:
-    """Saves and restores one training; without a place it only ends it well.
+    """Saves and restores the state of one training. Without a store it only handles SIGTERM.
 
     Attributes:
-        store: the training's checkpoints; None where none are kept, and in all processes but the first.
+        store: the training's checkpoints; None if checkpoints are disabled, and in all processes but the first.
     """
 
     store: Checkpoints | None
@@ -142,7 +142,7 @@ class Keeper:
 
     def __post_init__(self) -> None:
         if self.accelerator.num_processes > 1:
-            # On the CPU, so that asking does not wait for a GPU.
+            # gloo runs on the CPU, so that the exchange does not wait for a GPU.
             self._group = torch.distributed.new_group(backend="gloo")
 
     @property
@@ -159,10 +159,10 @@ class Keeper:
             self.store.release()
 
     def claim(self) -> None:
-        """Waits until this training is nobody else's, then makes sure that there is room for what it will write.
+        """Waits until no other process trains the same, then checks that there is enough disk space.
 
         Raises:
-            MixtuneError: where the place cannot be written or has no room.
+            MixtuneError: if the folder cannot be written or has too little space.
         """
         self._kept = bool(self._from_main(self.store is not None))
         if not self._kept:
@@ -181,10 +181,10 @@ class Keeper:
             check_room(self.store, self.live.model, self.work.output)
 
     def restore(self) -> tuple[int, dict[str, Any]]:
-        """Takes up the newest whole checkpoint.
+        """Restores the newest complete checkpoint.
 
         Returns:
-            The number of steps that are done, and this rank's counters as of then; nothing of either without a checkpoint.
+            The number of completed steps and this rank's counters at that step; 0 and {} without a checkpoint.
         """
         found = self._from_main(self.store.newest() if self.store is not None else None)
         if found is None:
@@ -207,19 +207,19 @@ class Keeper:
         return found.step, mine["numbers"]
 
     def before_step(self, step: int, numbers: Numbers) -> None:
-        """Notes what a step begins with, for the case that it is given up half-way."""
+        """Records the state at the beginning of a step, in case the step is interrupted."""
         self._began = step, _Mine(random_state(), numbers.copy())
 
     def end_if_asked(self) -> None:
-        """Between two micro-batches: after a SIGTERM to any rank, saves the state that the step began with and ends."""
+        """Between micro-batches: if any rank received SIGTERM, saves the state from the beginning of the step and ends."""
         if self._any(self.sigterm.received) and self._began is not None:
             self._end(*self._began)
 
     def after_step(self, done: int, numbers: Numbers) -> None:
-        """Saves where it is time to, and ends after a SIGTERM.
+        """Saves a checkpoint if it is due, and ends the training after a SIGTERM.
 
         Args:
-            done: steps that are done.
+            done: number of completed steps.
             numbers: this rank's counters.
         """
         if self._any(self.sigterm.received):
@@ -262,7 +262,7 @@ class Keeper:
         self._saved_step, self._saved_at = done, time.monotonic()
 
     def _any(self, asked: bool) -> bool:
-        """Whether any rank asks for it; all come to the same answer at the same point."""
+        """Returns whether `asked` is true on any rank. All ranks get the same result."""
         if self._group is None:
             return asked
         flag = torch.tensor(int(asked))
@@ -278,14 +278,14 @@ class Keeper:
 
 
 def check_room(store: Checkpoints, model: MixedModel, output: Path) -> None:
-    """Refuses a training whose checkpoints and model would not fit on the disk.
+    """Checks that the checkpoints and the model will fit on the disk.
 
     Raises:
-        MixtuneError: with what is needed and what is free.
+        MixtuneError: if they will not, with the required and the free space.
     """
     trained = sum(weight.numel() * weight.element_size() for weight in model.parameters() if weight.requires_grad)
     whole = sum(weight.numel() * weight.element_size() for weight in model.parameters())
-    # One more than are kept: the oldest goes when the newest is there.
+    # One more than are kept: the oldest checkpoint is deleted after the newest is written.
     needs = {store.place: (1 + _ADAM_STATES) * trained * (KEPT + 1) - store.used_bytes()}
     target = next(folder for folder in (output, *output.absolute().parents) if folder.exists())
     same_disk = target.stat().st_dev == store.place.stat().st_dev
@@ -313,7 +313,7 @@ def _restore_weights(model: MixedModel, saved: Mapping[str, Tensor]) -> None:
 
 
 def _optimizer_tensors(optimizer: Optimizer) -> dict[str, Tensor]:
-    """Flat: `<number of the parameter>.<name of the state>`."""
+    """Returns the optimizer's tensors in a flat dict: `<parameter number>.<state name>`."""
     return {
         f"{number}.{name}": value.detach().contiguous()
         for number, states in optimizer.state_dict()["state"].items()
@@ -330,14 +330,14 @@ def _restore_optimizer(optimizer: Optimizer, saved: Mapping[str, Tensor]) -> Non
 
 
 def _restore_schedule(schedule: LRScheduler, saved: Mapping[str, Any]) -> None:
-    # The functions of the step stay as they are.
+    # Keep the schedule's own lambdas: they are functions and are not saved.
     schedule.load_state_dict({**saved, "lr_lambdas": [None] * len(schedule.optimizer.param_groups)})
     for group, rate in zip(schedule.optimizer.param_groups, schedule.get_last_lr(), strict=True):
         group["lr"] = rate
 
 
 def random_state() -> dict[str, Any]:
-    """The state of every random generator of this process, as JSON."""
+    """Returns the state of all random generators of this process, as JSON."""
     kind, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)
     state = {
         "torch": torch.get_rng_state().numpy().tobytes().hex(),
@@ -350,7 +350,7 @@ def random_state() -> dict[str, Any]:
 
 
 def set_random_state(state: Mapping[str, Any]) -> None:
-    """The inverse of `random_state`."""
+    """Restores the state that `random_state` returned."""
     torch.set_rng_state(_bytes(state["torch"]))
     kind, numbers, gauss = state["python"]
     random.setstate((kind, tuple(numbers), gauss))

@@ -1,11 +1,11 @@
-"""Checkpoints of one training in one folder: whole or not there at all, whatever happens while they are written.
+"""Checkpoints of one training in one folder. A checkpoint is complete or does not exist, even if writing it is interrupted.
 
     <place>/step-00000120-1f0c/    weights.safetensors, optimizer.safetensors, state.json; manifest.json with their hashes
-    <place>/holder.json            who trains this now; <place>/lease.lock is what really keeps others out
-    <place>/finished.json          the run that this training ended in; `finish` removes the place when that run has succeeded
+    <place>/holder.json            the process that trains now; <place>/lease.lock is the actual lock
+    <place>/finished.json          the run that finished this training; `finish` deletes the folder when that run has succeeded
 
-A checkpoint is written aside, every file is synced, the manifest comes last, then the folder is renamed. Tensors are in
-safetensors and the rest is JSON: nothing in a checkpoint can run code.
+A checkpoint is written to a temporary folder. Every file is synced, the manifest last; then the folder is renamed. Tensors are
+stored as safetensors and the rest as JSON, so loading a checkpoint cannot execute code.
 """
 
 from __future__ import annotations
@@ -43,23 +43,23 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A whole checkpoint.
+    """A complete checkpoint.
 
     Attributes:
-        step: optimizer steps that were done.
-        folder: where it is.
+        step: number of completed optimizer steps.
+        folder: its folder.
     """
 
     step: int
     folder: Path
 
     def state(self) -> dict[str, Any]:
-        """What is no tensor."""
+        """Returns the state that is not tensors."""
         state: dict[str, Any] = json.loads((self.folder / "state.json").read_text(encoding="utf-8"))
         return state
 
     def tensors(self, name: str) -> dict[str, Tensor]:
-        """`weights` or `optimizer`."""
+        """Returns the tensors of a file: `weights` or `optimizer`."""
         from safetensors.torch import load_file
 
         return load_file(self.folder / f"{name}.safetensors")
@@ -69,22 +69,22 @@ class Checkpoints:
     """The checkpoints of one training.
 
     Args:
-        place: its folder, which no other training has.
-        key: identifies the training's content; a checkpoint of another is foreign.
-        say: takes a line for the log.
+        place: the training's folder. No other training uses it.
+        key: hash of the training's content. Checkpoints with another key are not used.
+        say: writes a line to the log.
     """
 
     def __init__(self, place: Path, key: str, say: Say) -> None:
         self.place, self.key, self._say = place, key, say
         self._lock = FileLock(place / "lease.lock")
         self.in_use: Path | None = None
-        """A checkpoint that someone else is reading, which is not removed meanwhile."""
+        """A checkpoint that another thread is reading. It is not deleted meanwhile."""
 
     def make_place(self) -> None:
-        """Makes the folder.
+        """Creates the folder.
 
         Raises:
-            MixtuneError: where it cannot be written.
+            MixtuneError: if it cannot be written.
         """
         try:
             self.place.mkdir(parents=True, exist_ok=True)
@@ -95,7 +95,7 @@ class Checkpoints:
             raise MixtuneError(_cannot_write(self.place, error)) from None
 
     def try_claim(self) -> bool:
-        """Takes the lease if nobody has it; says whose place it takes where a dead one left it."""
+        """Takes the lease if it is free. Logs whose lease it takes over if the previous holder was killed."""
         try:
             self._lock.acquire(timeout=0)
         except Timeout:
@@ -109,20 +109,20 @@ class Checkpoints:
         return True
 
     def waiting_for(self) -> str:
-        """Who has the lease, in words."""
+        """Describes the holder of the lease."""
         return describe_holder(read_note(self.place / "holder.json") or {})
 
     def release(self) -> None:
-        """Gives the lease back."""
+        """Releases the lease."""
         if self._lock.is_locked:
             (self.place / "holder.json").unlink(missing_ok=True)
             self._lock.release()
 
     def save(self, step: int, tensors: Mapping[str, dict[str, Tensor]], state: Mapping[str, Any]) -> Path:
-        """Writes a checkpoint and removes all but the newest ones.
+        """Writes a checkpoint and deletes all but the newest ones.
 
         Raises:
-            MixtuneError: where there is no room for it, in memory or on the disk; those before it are still there.
+            MixtuneError: if there is not enough memory or disk space. Earlier checkpoints remain.
         """
         from safetensors.torch import save_file
 
@@ -142,7 +142,7 @@ class Checkpoints:
         except (OSError, MemoryError) as error:
             remove(aside)
             raise MixtuneError(self._cannot_save(step, tensors, error)) from None
-        except Exception as error:  # safetensors has an exception of its own for what the file system says
+        except Exception as error:  # safetensors wraps errors of the file system in its own exception
             remove(aside)
             if "o space left" in str(error) or "Quota" in str(error) or "I/O error" in str(error):
                 raise MixtuneError(self._cannot_save(step, tensors, error)) from None
@@ -170,12 +170,12 @@ class Checkpoints:
                 remove(folder)
 
     def _folders(self) -> Iterator[tuple[int, Path]]:
-        """Newest first."""
+        """Yields the steps and folders of the checkpoints, newest first."""
         found = [(_step_of(folder), folder) for folder in self.place.glob("step-*") if folder.is_dir()]
         return iter(sorted(found, reverse=True))
 
     def newest(self) -> Checkpoint | None:
-        """The newest whole checkpoint; says why it passes over others and removes them."""
+        """Returns the newest complete checkpoint. Logs why it skips and deletes unusable ones."""
         for step, folder in self._folders():
             reason = what_is_wrong(folder, self.key)
             if reason is None:
@@ -185,14 +185,14 @@ class Checkpoints:
         return None
 
     def used_bytes(self) -> int:
-        """What the checkpoints that are there take."""
+        """Returns the total size of the existing checkpoints."""
         return sum(file.stat().st_size for _, folder in self._folders() for file in folder.iterdir())
 
     def flush(self, seconds: float) -> None:
-        """Waits until what was saved is where it belongs; at once in a local folder."""
+        """Waits for pending uploads. Checkpoints in a local folder have none."""
 
     def finish(self) -> None:
-        """Notes that the training has ended; its newest checkpoint stays, in case that what came of it is lost on its way."""
+        """Marks the training as finished. Keeps the newest checkpoint, in case the run loses the training's outputs."""
         write_json(self.place / "finished.json", holder())
         for _, folder in list(self._folders())[1:]:
             remove(folder)
@@ -200,17 +200,17 @@ class Checkpoints:
 
 
 def is_url(root: str) -> bool:
-    """Whether checkpoints are kept behind an fsspec URL and not in a folder."""
+    """Tells whether checkpoints are stored behind an fsspec URL instead of in a folder."""
     return "://" in root and not root.startswith("file://")
 
 
 def folder_of(root: str) -> Path:
-    """The folder that a place which is no URL names."""
+    """Returns the folder of a root that is not a remote URL."""
     return Path(root.removeprefix("file://")).absolute()
 
 
 def what_is_wrong(folder: Path, key: str) -> str | None:
-    """Why a checkpoint cannot be used, in plain words; None where it is whole."""
+    """Returns why a checkpoint cannot be used; None if it is complete."""
     manifest = read_note(folder / "manifest.json")
     if manifest is None:
         return "it has no readable manifest.json"
@@ -233,13 +233,13 @@ def what_is_wrong(folder: Path, key: str) -> str | None:
 
 
 def digest_of(file: Path) -> str:
-    """sha256 of a file."""
+    """Returns the SHA-256 of a file."""
     with file.open("rb") as content:
         return hashlib.file_digest(content, "sha256").hexdigest()
 
 
 def holder() -> dict[str, Any]:
-    """Who this process is, for whoever waits for it."""
+    """Describes this process for other processes that wait for the lease."""
     run = os.environ.get("MIXTUNE_RUN_ID", "")
     return {"run": run, "host": socket.gethostname(), "pid": os.getpid(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
 
@@ -252,7 +252,7 @@ def describe_holder(known: Mapping[str, Any]) -> str:
 
 
 def megabytes(count: float) -> str:
-    """A size for people."""
+    """Formats a size for messages."""
     return f"{count / 1e6:,.1f} MB" if count < 1e8 else f"{count / 1e9:,.1f} GB"
 
 
@@ -290,7 +290,7 @@ def _sync(path: Path) -> None:
 
 def remove(path: Path) -> None:
     if path.is_dir():
-        # The manifest first: what is left of it by a kill in the middle is no whole checkpoint.
+        # Delete the manifest first: without it, a partially deleted checkpoint counts as incomplete.
         with contextlib.suppress(OSError):
             (path / "manifest.json").unlink(missing_ok=True)
         shutil.rmtree(path, ignore_errors=True)

@@ -1,14 +1,14 @@
-"""The embedded data: real text and a labelled task that need no network.
+"""The embedded data: real text and a labelled task, available offline.
 
-Both come from documentation that is on the machine already: Python's own reference (`pydoc_data.topics`) and the
-docstrings of the standard library and of packages that mixtune depends on. Docstrings are read from the source files by
-`ast`; no package is imported.
+Both are made of documentation that is installed already: Python's own reference (`pydoc_data.topics`) and the docstrings
+of the standard library and of packages that mixtune depends on. `ast` reads the docstrings from the source files; no
+package is imported.
 
     pretraining stream           Python's reference, docstrings of the standard library and of `TEXT_PACKAGES`
-    fine-tuning, classification  which of `LABELLED_PACKAGES` does this docstring belong to? (names blotted out)
+    fine-tuning, classification  which of `LABELLED_PACKAGES` a docstring belongs to (package names are hidden)
     fine-tuning, generation      the first line of a docstring of `LABELLED_PACKAGES`, from its body
 
-The two sets of packages have nothing in common, so that the task's text is new to a pretrained model.
+The two sets of packages are disjoint, so that the task's text is new to a pretrained model.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from pathlib import Path
 from ..errors import RefusedError
 
 VERSION = 1
-"""Raise it whenever the code below gives other text for the same packages."""
+"""Increase it whenever a change of the code below changes the text for the same packages."""
 
 # Name on import -> name of the distribution.
 TEXT_PACKAGES = {
@@ -57,7 +57,7 @@ EXAMPLES_PER_LABEL = 600
 EXAMPLE_CHARACTERS = 400
 
 _SKIPPED_FOLDERS = {"tests", "test", "testing", "_vendor", "site-packages", "dist-packages", "idlelib", "lib2to3"}
-# Words that hold a package's name, and its usual import aliases, each with the path of modules that follows.
+# Identifiers that contain a package's name, and its usual import aliases, each with the module path that follows.
 _NAMES = r"hugging[ _-]?face|the hub\b|matplotlib|pyplot|pylab|mlflow|numpy|pandas|scipy|scikit|sklearn|sqlalchemy|sqla"
 _ALIASES = r"hf(?:_\w+)?|mpl|plt|np|npt|npy|pd|sp|spy|sa"
 _PATH = r"(?:[./-][A-Za-z_][\w./-]*)*"
@@ -69,10 +69,10 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def versions() -> dict[str, str]:
-    """What the embedded data depends on: Python, this code and every package that is read.
+    """Returns the versions that the embedded data depends on: of Python, of this code and of every package that is read.
 
     Raises:
-        RefusedError: naming the packages that are not installed.
+        RefusedError: if packages are not installed; names them.
     """
     found = {"python": platform.python_version(), "embedded": str(VERSION)}
     missing = []
@@ -87,7 +87,7 @@ def versions() -> dict[str, str]:
 
 
 def texts() -> Iterator[tuple[str, str]]:
-    """The pretraining stream: pairs of a passage of documentation and where it stands, in a fixed order."""
+    """Yields the pretraining stream: pairs of a passage of documentation and its location, in a fixed order."""
     from pydoc_data.topics import topics
 
     for name, topic in sorted(topics.items()):
@@ -106,7 +106,7 @@ def texts() -> Iterator[tuple[str, str]]:
 
 
 def classification() -> Iterator[tuple[str, str, str]]:
-    """The labelled task: triples of a docstring's beginning, its package and where it stands, in a fixed order."""
+    """Yields the labelled task: triples of the beginning of a docstring, its package and its location, in a fixed order."""
     for name, label in LABELLED_PACKAGES.items():
         seen: set[str] = set()
         for docstring, where in _docstrings(_folder(name), name):
@@ -120,7 +120,7 @@ def classification() -> Iterator[tuple[str, str, str]]:
 
 
 def generation() -> Iterator[tuple[str, str, str]]:
-    """The other task: triples of a docstring's body, its first line and where it stands, in a fixed order."""
+    """Yields the generation task: triples of a docstring's body, its first line and its location, in a fixed order."""
     for name in LABELLED_PACKAGES:
         seen: set[tuple[str, str]] = set()
         for docstring, where in _docstrings(_folder(name), name):
@@ -135,7 +135,7 @@ def generation() -> Iterator[tuple[str, str, str]]:
 
 
 def blotted(text: str) -> str:
-    """Hides the names and import aliases of the labelled packages, with the paths of modules that follow them.
+    """Hides names and import aliases of the labelled packages, including module paths that follow them.
 
     >>> blotted("Uses np.linalg.norm of NumPy.")
     'Uses ___ of ___.'
@@ -149,7 +149,7 @@ def blotted(text: str) -> str:
 
 
 def shortened(text: str, characters: int = EXAMPLE_CHARACTERS) -> str:
-    """The beginning of a text, cut between words."""
+    """Returns the beginning of a text, cut between words."""
     if len(text) <= characters:
         return text
     beginning = text[:characters]
@@ -159,7 +159,7 @@ def shortened(text: str, characters: int = EXAMPLE_CHARACTERS) -> str:
 
 
 def passages(text: str, characters: int = PASSAGE_CHARACTERS) -> Iterator[str]:
-    """Cuts a long text between paragraphs into passages of about `characters` characters."""
+    """Splits a long text at paragraph breaks into passages of about `characters` characters."""
     passage: list[str] = []
     for paragraph in re.split(r"\n\s*\n", text.strip("\n")):
         if passage and sum(map(len, passage)) + len(paragraph) > characters:
@@ -178,7 +178,7 @@ def _folder(name: str) -> Path:
 
 
 def _docstrings(root: Path, name: str) -> Iterator[tuple[str, str]]:
-    """Docstrings of a source tree, each once. Files come in an order that mixes the subpackages and never changes."""
+    """Yields the docstrings of a source tree without duplicates. A fixed order mixes the files of the subpackages."""
     files: list[str] = []
     for folder, subfolders, names in os.walk(root):
         subfolders[:] = [name for name in subfolders if name not in _SKIPPED_FOLDERS]

@@ -1,4 +1,4 @@
-"""Opens the files of a source, local or remote, compressed or not, and tells their formats by their names."""
+"""Opens the files of a source, local or remote, compressed or not, and determines their formats from their names."""
 
 from __future__ import annotations
 
@@ -23,26 +23,26 @@ class File:
     filesystem: AbstractFileSystem
     path: str
     shown: str
-    """The name used in messages."""
+    """Name for messages."""
 
     @property
     def format(self) -> str:
-        """Its format, such as `.csv`."""
+        """Returns the format, such as `.csv`."""
         return format_of(self.path)
 
     def open(self) -> IO[bytes]:
-        """Opens its content, decompressed."""
+        """Opens the file and decompresses it."""
         compressed = self.path.lower().split("?")[0].endswith(_COMPRESSIONS)
         return self.filesystem.open(self.path, "rb", compression="infer" if compressed else None)
 
 
 def known_formats() -> str:
-    """Lists the endings of file names that can be read, for messages."""
+    """Lists the supported file name endings, for messages."""
     return f"{', '.join(_FORMATS)} (or these with .gz)"
 
 
 def format_of(path: str) -> str:
-    """Returns the format by a file's name, such as `.csv`; empty where it is not known."""
+    """Returns the format that a file's name indicates, such as `.csv`; empty if it is unknown."""
     name = PurePosixPath(path.split("?")[0]).name.lower()
     suffix = PurePosixPath(name).suffix
     if suffix in _COMPRESSIONS:
@@ -52,7 +52,7 @@ def format_of(path: str) -> str:
 
 
 def numbered_lines(file: File, problems: Problems) -> Iterator[tuple[int, str]]:
-    """Yields numbered lines with their ends. Skips a byte order mark; reports text that is not UTF-8."""
+    """Yields numbered lines, including line ends. Skips a byte order mark and reports text that is not UTF-8."""
     with file.open() as opened:
         for number, line in enumerate(opened, start=1):
             if number == 1:

@@ -1,4 +1,4 @@
-"""Tokenised documents on disk: how `prepare` writes them and how training and evaluation read them.
+"""Tokenised documents on disk. `prepare` writes them; training and evaluation read them.
 
 A data folder holds `manifest.json` (`DataManifest`) and one folder for each split:
 
@@ -8,17 +8,17 @@ A data folder holds `manifest.json` (`DataManifest`) and one folder for each spl
     labels.npy           int32, (documents,)      classification: index of the label; -1 otherwise
     targets.npy          float32, (documents, K)  multi-label: 0 or 1 for each label; regression: the value (K = 1);
                                                   question answering: first and last token of the answer in the
-                                                  document (K = 2; 0 and 0 where it is not in there); else K = 0
-    second_from.npy      int32, (documents,)      question answering: first token of the second text (the context) in what the
-                                                  tokenizer calls token type 1; -1 otherwise
-    records.jsonl        one object a document: id, source, bytes, and text (or prompt and completion) as read; question
-                         answering: question, context, answers (list of texts), and for each document, which is a window over
-                         the context, `context_from` (its first context token) and `offsets` ([from, to] in the context's
+                                                  document (K = 2; 0 and 0 if it is not in the document); else K = 0
+    second_from.npy      int32, (documents,)      question answering: first token of the second text (the context), which has
+                                                  token type 1; -1 otherwise
+    records.jsonl        one object per document: id, source, bytes, and text (or prompt and completion) as read; question
+                         answering: question, context, answers (list of texts). Each document is a window over the
+                         context: `context_from` (its first context token) and `offsets` ([from, to] in the context's
                          characters for each of its context tokens)
 
-Pretraining text starts with the tokenizer's BOS (or EOS, where it has no BOS) and ends with EOS. Classification examples and
-prompts are what the tokenizer itself makes of the text, since that is what the model is given when it is used; completions
-end with EOS. Arrays are memory-mapped, so memory does not grow with the data set.
+Pretraining text starts with the tokenizer's BOS (or EOS, if it has no BOS) and ends with EOS. For classification examples and
+prompts, the tokenizer itself adds special tokens, as it does for the deployed model; completions end with EOS. Arrays are
+memory-mapped, so memory use does not grow with the data set.
 """
 
 from __future__ import annotations
@@ -61,25 +61,25 @@ class DataManifest(BaseModel):
     stream: Literal["pretrain", "finetune"]
     task: Task | None = None
     labels: list[str] | None = None
-    """Classification and multi-label: names of the labels, in the order of their indices."""
+    """Classification and multi-label: label names, in the order of their indices."""
     max_length: int
     vocabulary_size: int
     source: str
     splits: dict[Split, SplitInfo]
     ends_with_eos: bool = False
-    """Heads that read one hidden state: whether the tokenizer was made to end every text with EOS (see tokens.py)."""
+    """Heads that read one hidden state: whether the tokenizer appends EOS to every text (see model/tokenizer.py)."""
     mlflow_run: str | None = None
     notes: dict[str, Any] = Field(default_factory=dict)
-    """Counts of what `prepare` did: duplicates removed, examples shortened, contamination found."""
+    """Statistics of `prepare`: removed duplicates, shortened examples, contamination."""
 
     @property
     def digest(self) -> str:
-        """Identifies the content of all splits."""
+        """Returns a digest of all splits."""
         joined = " ".join(f"{name}:{info.digest}" for name, info in sorted(self.splits.items()))
         return hashlib.sha256(joined.encode()).hexdigest()
 
     def save(self, folder: str | Path) -> None:
-        """Writes the manifest; last of all, so that a folder that has one is whole."""
+        """Writes the manifest. Called last, so that a folder with a manifest is complete."""
         write_json(Path(folder) / "manifest.json", self.model_dump(mode="json"))
 
     @classmethod
@@ -87,14 +87,14 @@ class DataManifest(BaseModel):
         """Reads the manifest of a data folder.
 
         Raises:
-            RefusedError: where the folder holds no prepared data.
+            RefusedError: if the folder contains no prepared data.
         """
         return cls.model_validate(read_json(Path(folder) / "manifest.json", "data prepared by mixtune"))
 
 
 @dataclass(frozen=True)
 class Document:
-    """One tokenised document, on its way to disk.
+    """One tokenised document before it is written.
 
     Attributes:
         tokens: token ids, special tokens included.
@@ -139,11 +139,11 @@ class Documents:
         return len(self.offsets) - 1
 
     def tokens(self, index: int) -> np.ndarray:
-        """Token ids of one document, (length,) int32."""
+        """Returns the token ids of one document, (length,) int32."""
         return self.flat[self.offsets[index] : self.offsets[index + 1]]
 
     def records(self) -> list[dict[str, Any]]:
-        """The records of all documents, in order."""
+        """Returns the records of all documents, in order."""
         return list(read_jsonl(self.folder / "records.jsonl"))
 
 

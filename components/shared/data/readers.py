@@ -1,4 +1,4 @@
-"""Reads the records of a file: one reader for each format."""
+"""Reads the records of a file. Each format has its own reader."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from .values import kind_of
 def read_file(
     file: File, columns: Mapping[str, str], option: str, problems: Problems, single: bool, first: int | None = None
 ) -> Iterator[Row]:
-    """Reads one file; `first` stops after that many records, good or bad."""
+    """Reads one file. `first` limits the number of records, valid or not."""
     if file.format == ".txt" and set(columns) != {"text"}:
         problems.add(f"{option}: {file.shown} is plain text and has no columns {', '.join(columns.values())}")
         return
     try:
         if file.format == ".txt":
-            # What the columns are called is of no matter here.
+            # Plain text has no columns, so their names do not matter.
             yield from islice(_read_text(file, problems, single), first)
             return
         reader = {".csv": _read_csv, ".tsv": _read_csv, ".parquet": _read_parquet}.get(file.format, _read_json)
@@ -37,7 +37,7 @@ def read_file(
 
 
 def _read_json(file: File, columns: Mapping[str, str], problems: Problems) -> Iterator[Record]:
-    """JSON lines; a file ending in .json can also be one list."""
+    """Reads JSON lines; a .json file can also contain a single list."""
     lines = numbered_lines(file, problems)
     for number, line in lines:
         if not line.strip():
@@ -72,7 +72,7 @@ def _read_json_list(file: File, text: str, problems: Problems) -> Iterator[Recor
 
 
 def _read_csv(file: File, columns: Mapping[str, str], problems: Problems) -> Iterator[Record]:
-    """Comma- or tab-separated records with a header; quoted fields can hold line ends."""
+    """Reads comma- or tab-separated records with a header. Quoted fields can contain line breaks."""
     csv.field_size_limit(2**31 - 1)
     delimiter = "\t" if file.format == ".tsv" else ","
     reader = csv.reader((line for _, line in numbered_lines(file, problems)), delimiter=delimiter, strict=True)
@@ -120,7 +120,7 @@ def _read_parquet(file: File, columns: Mapping[str, str], problems: Problems) ->
 
 
 def _read_text(file: File, problems: Problems, single: bool) -> Iterator[Row]:
-    """A document for each paragraph of a single file; each of several files is one document."""
+    """Yields one document per paragraph of a single file; of several files, each file is one document."""
     block: list[str] = []
     start = 1
     for number, line in numbered_lines(file, problems):

@@ -1,4 +1,4 @@
-"""Takes the wanted columns out of records, whatever they were read from."""
+"""Selects the configured columns of records, independent of the file format."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from .problems import Problems, UnreadableError
 from .values import Answer, InvalidValueError, locate_answers, parse_answers, parse_labels, parse_number, parse_text
 
 Record = tuple[Mapping[str, Any], str]
-"""The columns of one record, and where it stands."""
+"""The columns of one record, and its location for messages."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One document or example as read.
+    """One document or example.
 
     Attributes:
         values: its texts: `text`; `text` and `label`; `prompt` and `completion`; or `question` and `context`.
         where: file and line, for messages and records.
-        labels: multi-label: its labels, sorted; there can be none.
-        number: regression: what is to be predicted.
-        answers: question answering: each once, in the order of the data; none where the context holds no answer.
+        labels: multi-label: its labels, sorted; can be empty.
+        number: regression: the target.
+        answers: question answering: answers without duplicates, in the order of the data; empty if unanswerable.
     """
 
     values: dict[str, str]
@@ -35,13 +35,13 @@ class Row:
 def rows_of(
     records: Iterable[Record], columns: Mapping[str, str], problems: Problems, untyped: bool = False
 ) -> Iterator[Row]:
-    """Takes the wanted columns out of the records and checks them.
+    """Selects and checks the configured columns of the records.
 
     Args:
-        records: what was read.
-        columns: column of each role; the role says what its value must be.
-        problems: receives what is wrong; rows that are wrong are left out.
-        untyped: whether every value is text, as in CSV, so that text can stand for a number or hold JSON.
+        records: records of a file.
+        columns: column name for each role. The role determines the type of the value.
+        problems: collects invalid rows, which are skipped.
+        untyped: whether all values are text, as in CSV. Text can then represent a number or contain JSON.
     """
     for number, (record, where) in enumerate(records):
         missing = [column for column in columns.values() if column not in record]
@@ -61,7 +61,7 @@ def rows_of(
                     others[role] = parse_number(value, untyped)
                 elif role == "answers":
                     answers = parse_answers(value, untyped)
-                    # Where the context is wrong, that is the problem to name.
+                    # Without a valid context, only the context is reported.
                     others[role] = locate_answers(answers, texts["context"]) if "context" in texts else ()
                 else:
                     texts[role] = parse_text(value, role)
@@ -74,6 +74,6 @@ def rows_of(
 
 
 def missing_columns(where: str, missing: Iterable[str], there: Iterable[Any]) -> UnreadableError:
-    """Makes the error that says which columns are missing and which there are."""
+    """Returns the error that lists the missing and the existing columns."""
     have = ", ".join(str(name) for name in there) or "none"
     return UnreadableError(f"{where} has no column {', '.join(missing)}; its columns are {have}")

@@ -1,7 +1,7 @@
-"""Where data comes from: reading a `source`, checking it in advance, identifying its content.
+"""Data sources: reads a `source`, checks it in advance and identifies its content.
 
-A source is a file, a glob, a folder, an fsspec URL, a hub data set (`hub:owner/name`) or `embedded`. Whatever is wrong
-with it is collected in `Problems`, with file and line, and reported at once.
+A source is a file, a glob, a folder, an fsspec URL, a hub data set (`hub:owner/name`) or `embedded`. Problems are collected
+in `Problems`, with file and line, and reported at once.
 """
 
 from __future__ import annotations
@@ -43,17 +43,17 @@ PASSWORD_REFUSED = (
     "(FSSPEC_S3_KEY and FSSPEC_S3_SECRET, for example)"
 )
 
-# User, colon, password, @ in any URL of a chain such as simplecache::https://...; github://owner:repository@commit/path
-# has that form and no password.
+# User, colon, password, @ in any URL of a chain such as simplecache::https://... GitHub URLs, github://owner:repository@path,
+# look the same but contain no password.
 _PASSWORD = re.compile(r"(?<!\bgithub)://[^/?#:]*:[^/?#]+@")
 
-# What a store says of a file's content, by the names that file systems have for it.
+# Attributes in which file systems report a checksum or version of a file's content.
 _CHECKSUMS = ("ETag", "etag", "md5Hash", "checksum", "content_md5", "Content-MD5", "Digest")
 _TIMES = ("Last-Modified", "LastModified", "last_modified", "mtime", "created", "updated")
 
 
 class StreamOptions(Protocol):
-    """What this file needs of a stream's configuration; `PretrainData` and `FinetuneData` have it."""
+    """The options of a stream that this module uses. `PretrainData` and `FinetuneData` have them."""
 
     section: ClassVar[str]
 
@@ -68,13 +68,13 @@ class StreamOptions(Protocol):
 
 
 def named_sources(stream: StreamOptions) -> list[tuple[str, str]]:
-    """Pairs of the option's full name, such as `data.pretrain.dev_source`, and the source that it names."""
+    """Returns pairs of a source option's full name, such as `data.pretrain.dev_source`, and its value."""
     named = [("source", stream.source), ("dev_source", stream.dev_source), ("test_source", stream.test_source)]
     return [(f"{stream.section}.{name}", source) for name, source in named if source is not None]
 
 
 def has_password(source: str) -> bool:
-    """Whether a source is a URL, or a chain of URLs, with a password in it."""
+    """Tells whether a source is a URL, or a chain of URLs, that contains a password."""
     return _PASSWORD.search(source) is not None
 
 
@@ -82,10 +82,10 @@ def read(source: str, columns: Mapping[str, str], option: str, problems: Problem
     """Reads the documents or examples of a source, in a fixed order.
 
     Args:
-        source: as in the configuration.
-        columns: column of each value, as `StreamOptions.columns`.
-        option: full name of the option that names the source, for messages.
-        problems: receives what is wrong; rows that are wrong are left out.
+        source: value of the option.
+        columns: column name for each role, see `StreamOptions.columns`.
+        option: full name of the option, for messages.
+        problems: collects invalid rows, which are skipped.
     """
     if source == EMBEDDED:
         yield from _read_embedded(columns, option, problems)
@@ -103,9 +103,9 @@ def read(source: str, columns: Mapping[str, str], option: str, problems: Problem
 
 
 def check_source(stream: StreamOptions) -> list[str]:
-    """What is wrong with a stream's sources, at a glance: missing files, missing columns, bad first records.
+    """Returns problems of a stream's sources that a quick check finds: missing files, missing columns, invalid first records.
 
-    Only local files are opened, no more than a few records of each.
+    Reads only local files, and only the first records of each.
     """
     problems = Problems()
     for option, source in named_sources(stream):
@@ -128,14 +128,13 @@ def check_source(stream: StreamOptions) -> list[str]:
 
 
 def fingerprint(stream: StreamOptions) -> str:
-    """Identifies the content of a stream's sources, as 64 hexadecimal digits.
+    """Returns 64 hexadecimal digits that identify the content of a stream's sources.
 
-    Local files by their content, remote ones by what their store says of them (size, ETag or checksum, time of the last
-    change), hub data sets by the commit (where the hub can be reached), the embedded data by the versions of what it is
-    made from.
+    Local files are identified by their content, remote files by metadata of their store (size, ETag or checksum, modification
+    time), hub data sets by their commit (if the hub is reachable), the embedded data by the versions of Python and packages.
 
     Raises:
-        RefusedError: where a source does not exist.
+        RefusedError: if a source does not exist.
     """
     digest = hashlib.sha256()
     problems = Problems()
@@ -188,7 +187,7 @@ def _filesystem(source: str, option: str, problems: Problems) -> tuple[AbstractF
 
 
 def _find(source: str, option: str, problems: Problems) -> list[File]:
-    """The files of a source, sorted by name."""
+    """Returns the files of a source, sorted by name."""
     found = _filesystem(source, option, problems)
     if found is None:
         return []
@@ -211,7 +210,7 @@ def _find(source: str, option: str, problems: Problems) -> list[File]:
         else:
             paths, shown = [], {}
             problems.add(f"{option}: {source} does not exist; correct the path")
-    except Exception as error:  # every remote file system raises errors of its own
+    except Exception as error:  # remote file systems raise various errors
         problems.add(f"{option}: {source} cannot be reached ({first_line(error)})")
         return []
     files = [File(filesystem, name, shown[name]) for name in sorted(paths)]
@@ -270,7 +269,7 @@ def _hub_commit(source: str, option: str, problems: Problems) -> str:
 
     try:
         return HfApi().dataset_info(str(name["name"]), revision=name["revision"], timeout=5).sha or "unresolved"
-    except Exception:  # whatever is wrong with the hub, `prepare` will say it in full
+    except Exception:  # `prepare` reports errors of the hub in full
         return "unresolved"
 
 
@@ -285,7 +284,7 @@ def _read_hub(source: str, columns: Mapping[str, str], option: str, problems: Pr
         dataset = datasets.load_dataset(
             str(name["name"]), name["config"], split=name["split"] or "train", revision=name["revision"]
         )
-    except Exception as error:  # the library raises errors of many kinds; each of them ends the reading
+    except Exception as error:  # the library raises errors of many types; all of them stop reading
         problems.add(f"{option}: {source} cannot be loaded ({first_line(error)})")
         return
     try:
@@ -295,7 +294,7 @@ def _read_hub(source: str, columns: Mapping[str, str], option: str, problems: Pr
 
 
 def read_dataset(dataset: Dataset, shown: str, columns: Mapping[str, str], problems: Problems) -> Iterator[Row]:
-    """Rows of a loaded data set; class numbers, also those in lists, become their names."""
+    """Yields the rows of a loaded data set. Class indices, also in lists, are replaced by their names."""
     missing = [column for column in columns.values() if column not in dataset.column_names]
     if missing:
         raise missing_columns(shown, missing, dataset.column_names)

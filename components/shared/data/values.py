@@ -1,4 +1,4 @@
-"""Checks the values of a record and converts each of them to what its role needs."""
+"""Checks the values of a record and converts them to the types that their roles need."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from decimal import Decimal
 from typing import Any
 
 SHOWN_CHARACTERS = 60
-LARGEST_NUMBER = 3.4e38  # of 32 bits, in which targets are kept
+LARGEST_NUMBER = 3.4e38  # approximate maximum of float32, the type of stored targets
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
 class Answer:
-    """An answer as it stands in the context.
+    """An answer and its position in the context.
 
     Attributes:
-        text: without white space around it.
+        text: the answer without surrounding white space.
         start: index of its first character in the context.
     """
 
@@ -31,11 +31,11 @@ class Answer:
 
 
 class InvalidValueError(Exception):
-    """Says what is wrong with a value; its message follows the name of the column."""
+    """An invalid value. The message continues a sentence that starts with the column's name."""
 
 
 def parse_text(value: Any, role: str) -> str:
-    """Returns a text, or a label as text; a label can also be a number or a truth value."""
+    """Returns a text, or a label as text. A label can also be a number or a boolean."""
     if role == "label" and isinstance(value, int | float) and not isinstance(value, bool):
         if isinstance(value, float) and math.isnan(value):
             raise InvalidValueError("is NaN, not a label")
@@ -62,7 +62,7 @@ def parse_text(value: Any, role: str) -> str:
 
 
 def parse_labels(value: Any) -> tuple[str, ...]:
-    """Returns any number of labels, from a list, text that is a JSON list, or text in which `;` separates them."""
+    """Returns a list of labels from a list, from text that contains a JSON list, or from text separated by `;`."""
     if value is None:
         raise InvalidValueError("is empty; an empty list says that there is no label")
     if isinstance(value, float) and math.isnan(value):
@@ -82,13 +82,13 @@ def parse_labels(value: Any) -> tuple[str, ...]:
 
 
 def parse_number(value: Any, untyped: bool) -> float:
-    """Returns a number that is finite in 32 bits too."""
+    """Returns a number that is finite in float32."""
     if value is None or (untyped and not value.strip()):
         raise InvalidValueError("is empty")
     allowed = (str,) if untyped else (int, float, Decimal)
     if isinstance(value, bool) or not isinstance(value, allowed):
         raise InvalidValueError(f"is {kind_of(value)}, not a number")
-    spelled = value.replace("_", "?") if isinstance(value, str) else value  # Python would take 1_000
+    spelled = value.replace("_", "?") if isinstance(value, str) else value  # float() would accept 1_000
     try:
         number = float(spelled)
     except ValueError:
@@ -103,7 +103,7 @@ def parse_number(value: Any, untyped: bool) -> float:
 
 
 def parse_answers(value: Any, untyped: bool) -> list[tuple[str, int | None]]:
-    """Returns the answers in a text, a list of texts or an object as in SQuAD, with their first characters where given."""
+    """Returns answers from text, a list of texts or a SQuAD-style object, each with its start index if it is given."""
     if untyped:
         value = _parse_json(value)
     if value is None or (isinstance(value, str) and not value.strip()):
@@ -141,7 +141,7 @@ def parse_answers(value: Any, untyped: bool) -> list[tuple[str, int | None]]:
 
 
 def locate_answers(answers: Iterable[tuple[str, int | None]], context: str) -> tuple[Answer, ...]:
-    """Finds each answer in the context; without an index, takes its first occurrence."""
+    """Locates each answer in the context. Without a start index, the first occurrence is used."""
     located = []
     for text, given in answers:
         start = context.find(text) if given is None else given
@@ -155,7 +155,7 @@ def locate_answers(answers: Iterable[tuple[str, int | None]], context: str) -> t
 
 
 def _parse_json(text: str) -> Any:
-    """Parses a text that is a JSON list or object; returns any other text as it is."""
+    """Parses text that is a JSON list or object; returns other text unchanged."""
     if text.lstrip().startswith(("[", "{")):
         with contextlib.suppress(ValueError, RecursionError):
             return json.loads(text)
@@ -167,7 +167,7 @@ def _quote(text: str) -> str:
 
 
 def kind_of(value: Any) -> str:
-    """Names the kind of a value, for messages."""
+    """Returns the name of a value's type, for messages."""
     kinds = {
         bool: "a truth value",
         int: "a number",

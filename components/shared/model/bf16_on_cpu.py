@@ -28,7 +28,7 @@ _NAME = "sdpa_in_float32"
 
 
 def has_bf16_products() -> bool:
-    """Whether matrices are multiplied in bf16 by instructions made for it.
+    """Tells whether matrices are multiplied in bf16 by instructions made for it.
 
     The processor must have them, and oneDNN must be allowed to use them (`ONEDNN_MAX_CPU_ISA`).
     """

@@ -20,7 +20,7 @@ def requested_gpus() -> int:
     """How many GPUs the task was placed with, as its environment says; 0 where it says nothing.
 
     Raises:
-        RefusedError: where the variable holds no number.
+        RefusedError: if the variable holds no number.
     """
     given = os.environ.get(GPUS, "0")
     if not given.isdecimal():
@@ -32,7 +32,7 @@ def pick_device() -> torch.device:
     """The GPU where there is one, else the CPU.
 
     Raises:
-        MixtuneError: where the task was placed with more GPUs than torch finds. Another node may have them.
+        MixtuneError: if the task was placed with more GPUs than torch finds. Another node may have them.
     """
     import torch
 
@@ -52,7 +52,7 @@ def require_compiler(option: str) -> None:
     """Makes sure that torch can compile what the option needs.
 
     Raises:
-        RefusedError: where there is no compiler, or no headers of Python.
+        RefusedError: if there is no compiler, or no headers of Python.
     """
     on_gpu = pick_device().type == "cuda"
     # triton, which compiles for the GPU, and torch, which compiles for the CPU, look for these and no others.

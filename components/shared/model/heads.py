@@ -86,7 +86,7 @@ def task_class(config: PretrainedConfig, kind: Task) -> Any:
     """The class of transformers for a task on a model of this type.
 
     Raises:
-        RefusedError: where there is none.
+        RefusedError: if there is none.
     """
     mapping = (
         MODEL_FOR_QUESTION_ANSWERING_MAPPING
@@ -112,7 +112,7 @@ def make_head(lm: PreTrainedModel, kind: Task, labels: list[str] | None, seed: i
         seed: of the initial weights.
 
     Raises:
-        RefusedError: where models of this type have no such head, or one whose saved model would not load as both.
+        RefusedError: if models of this type have no such head, or one whose saved model would not load as both.
     """
     chosen = task_class(lm.config, kind)
     if chosen.base_model_prefix != lm.base_model_prefix:

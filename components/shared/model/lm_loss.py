@@ -50,7 +50,7 @@ def plain_head(lm: PreTrainedModel) -> nn.Linear | None:
 
 
 def can_be_chunked(lm: PreTrainedModel, head: nn.Linear) -> bool:
-    """Whether it still is that layer: adapters replace it, and weights that are spread over ranks cannot be read here."""
+    """Tells whether it still is that layer: adapters replace it, and weights that are spread over ranks cannot be read here."""
     return lm.get_output_embeddings() is head and type(head.weight) is nn.Parameter
 
 

@@ -42,7 +42,7 @@ def add_task_head(model: MixedModel, kind: Task, labels: list[str] | None, seed:
     """Puts a task head on a model, unless it has one for this task and these labels, and checks it.
 
     Raises:
-        RefusedError: where models of this type have no such head, or one that cannot be run on packed rows.
+        RefusedError: if models of this type have no such head, or one that cannot be run on packed rows.
     """
     before = model.task
     model.add_head(kind, labels, seed)
@@ -96,7 +96,7 @@ def load_model(
     A folder whose card names other weights (a base model that is used as it is) stands for those.
 
     Raises:
-        RefusedError: where it is no language model in safetensors, or does more than mixtune reproduces.
+        RefusedError: if it is no language model in safetensors, or does more than mixtune reproduces.
     """
     given = str(folder)
     folder, revision = _where_the_weights_are(given, revision)

@@ -37,7 +37,7 @@ class Masking:
         """Masking with a tokenizer's mask token.
 
         Raises:
-            RefusedError: where it has none.
+            RefusedError: if it has none.
         """
         if tokenizer.mask_token_id is None:
             raise RefusedError(
@@ -46,7 +46,7 @@ class Masking:
         return cls(int(tokenizer.mask_token_id), special_ids(tokenizer), len(tokenizer), probability)
 
     def __call__(self, segment: Segment, draw: np.random.Generator) -> Segment | None:
-        """The segment as the model gets to see it; None where it holds nothing to predict."""
+        """The segment as the model gets to see it; None if it holds nothing to predict."""
         tokens = np.array(segment.tokens)
         ordinary = np.flatnonzero(~np.isin(tokens, self.special_ids))
         if not len(ordinary):

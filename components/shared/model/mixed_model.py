@@ -94,7 +94,7 @@ class MixedModel(nn.Module):
         `add_task_head` in `loading.py` also checks that the head can be run on packed rows.
 
         Raises:
-            RefusedError: where models of this type have no such head.
+            RefusedError: if models of this type have no such head.
         """
         if kind == "generation":
             if self.objective == "masked_lm":
@@ -113,7 +113,7 @@ class MixedModel(nn.Module):
         """Chooses the implementation of attention; `auto` leaves it as it is.
 
         Raises:
-            RefusedError: where it is not to be had, or cannot keep the documents of a packed row apart.
+            RefusedError: if it is not to be had, or cannot keep the documents of a packed row apart.
         """
         if attention == "auto":
             return

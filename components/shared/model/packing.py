@@ -56,7 +56,7 @@ class Segment:
 
     @property
     def labelled(self) -> bool:
-        """Whether the loss is on the segment as a whole, by a task head."""
+        """Tells whether the loss is on the segment as a whole, by a task head."""
         return self.label >= 0 or bool(self.targets)
 
 

@@ -39,7 +39,7 @@ except ChildFailedError:
 
 
 def is_main() -> bool:
-    """Whether this process is the one that writes what comes out."""
+    """Tells whether this process is the one that writes what comes out."""
     return int(os.environ.get("RANK", "0")) == 0
 
 

@@ -56,7 +56,7 @@ def connect(uri: str) -> MlflowClient:
     """A client for a tracking address whose server answers.
 
     Raises:
-        UnreachableError: where nothing answers, also where an address swallows what is sent to it.
+        UnreachableError: if nothing answers, also where an address swallows what is sent to it.
     """
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
@@ -84,8 +84,8 @@ def download_artifact(uri: str, run: str, path: str, folder: Path) -> Path:
     """Downloads a file that a run has on record.
 
     Raises:
-        UnreachableError: where nothing answers.
-        RefusedError: where there is no such run, or it has no such file.
+        UnreachableError: if nothing answers.
+        RefusedError: if there is no such run, or it has no such file.
     """
     client = connect(uri)
     from mlflow.exceptions import MlflowException
@@ -136,12 +136,12 @@ def experiment_id(client: MlflowClient, name: str, uri: str) -> str:
 
 
 def came_from_server(error: Exception) -> bool:
-    """Whether an error is of MLflow's or of the way to it, and not of this program's making."""
+    """Tells whether an error is of MLflow's or of the way to it, and not of this program's making."""
     from mlflow.exceptions import MlflowException
 
     return isinstance(error, MlflowException | OSError)
 
 
 def offline_allowed() -> bool:
-    """Whether a step may go on without a tracking server that does not answer."""
+    """Tells whether a step may go on without a tracking server that does not answer."""
     return os.environ.get(OFFLINE) == "1"

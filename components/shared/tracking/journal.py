@@ -45,7 +45,7 @@ class Owner:
         experiment: MLflow experiment.
         title: the step, and what it works on.
         pipeline_run: id of the pipeline run.
-        run: the step's MLflow run; None where the journal ends no run of its own.
+        run: the step's MLflow run; None if the journal ends no run of its own.
     """
 
     address: str
@@ -88,7 +88,7 @@ class Journal:
 
     @classmethod
     def take(cls, path: Path) -> Journal | None:
-        """Takes up a journal that its step left behind; None where a process is still at it, or another was faster."""
+        """Takes up a journal that its step left behind; None if a process is still at it, or another was faster."""
         try:
             file = path.open("r+", encoding="utf-8")
         except OSError:
@@ -159,7 +159,7 @@ def _files(path: Path) -> Path:
 
 
 def read(path: Path) -> tuple[Owner, list[Operation], int] | None:
-    """Reads a journal: whose it is, its operations, and how many of them are delivered. None where there is nothing in it."""
+    """Reads a journal: whose it is, its operations, and how many of them are delivered. None if there is nothing in it."""
     lines: list[dict[str, Any]] = []
     # A process that was killed can have left half a last line.
     with contextlib.suppress(OSError, ValueError), path.open(encoding="utf-8") as file:

@@ -113,7 +113,7 @@ def open_step_run(
         The run's id: of a new run, or of the one that KFP's plugin made for this task.
 
     Raises:
-        RefusedError: where this step of this pipeline run was refused before.
+        RefusedError: if this step of this pipeline run was refused before.
     """
     attempts = step_runs_of(client, experiment, pipeline_run, title)
     refuse_again(attempts)

@@ -67,7 +67,7 @@ class Store:
         """A client.
 
         Raises:
-            UnreachableError: where nothing answers.
+            UnreachableError: if nothing answers.
         """
         if self._client is None:
             self._client = connect(self.uri)
@@ -77,7 +77,7 @@ class Store:
         """Finds out in a few seconds whether the server answers.
 
         Raises:
-            UnreachableError: where it does not.
+            UnreachableError: if it does not.
         """
         client = self.client
         try:

@@ -72,7 +72,7 @@ class Outbox:
 
     @property
     def is_paused(self) -> bool:
-        """Whether the last attempt to deliver has failed."""
+        """Tells whether the last attempt to deliver has failed."""
         return self._pause > 0
 
     def add(self, operation: Operation) -> None:
@@ -88,7 +88,7 @@ class Outbox:
         """Copies a file or folder into the journal; the name that an operation calls the copy by.
 
         Raises:
-            OSError: where it cannot be written.
+            OSError: if it cannot be written.
         """
         return self._open_journal().keep(path)
 
@@ -177,7 +177,7 @@ class Outbox:
             say(f"{left}; it is kept in {folder}; deliver it with `{sync_command(folder)}`")
 
     def id_in_mlflow(self, run_id: str) -> str | None:
-        """Returns the id that MLflow gave to a run that began without it; None where MLflow does not know the run yet."""
+        """Returns the id that MLflow gave to a run that began without it; None if MLflow does not know the run yet."""
         return known_runs(self.folder).get(run_id)
 
     def operations(self) -> list[Operation]:

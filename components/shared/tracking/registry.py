@@ -78,10 +78,10 @@ def version_behind(client: MlflowClient, uri: str) -> str | None:
     """`models:/name/version` for a `models:/name@alias` or a `models:/name/version`.
 
     Returns:
-        None where there is no such alias (yet).
+        None if there is no such alias (yet).
 
     Raises:
-        RefusedError: where there is no such version.
+        RefusedError: if there is no such version.
     """
     from mlflow.exceptions import MlflowException
 
@@ -108,7 +108,7 @@ def fetch(client: MlflowClient, uri: str, folder: Path) -> Path:
         The model folder.
 
     Raises:
-        RefusedError: where mixtune did not make it.
+        RefusedError: if mixtune did not make it.
     """
     import mlflow
 

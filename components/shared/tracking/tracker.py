@@ -47,7 +47,7 @@ class Tracker:
     """One MLflow run. With no store it does nothing, so that steps need not ask.
 
     Attributes:
-        run_id: the nested run of this step; None where nothing is tracked.
+        run_id: the nested run of this step; None if nothing is tracked.
         parent_id: the parent run of the pipeline run, where there is one.
     """
 
@@ -76,8 +76,8 @@ class Tracker:
         """Starts the nested run of one step, as the environment says, and ends those of its killed attempts.
 
         Raises:
-            UnreachableError: where the tracking server does not answer and the environment does not let it go on without.
-            RefusedError: where this step of this pipeline run was refused before.
+            UnreachableError: if the tracking server does not answer and the environment does not let it go on without.
+            RefusedError: if this step of this pipeline run was refused before.
         """
         store = store_from_environment()
         if store is None:
@@ -148,7 +148,7 @@ class Tracker:
 
     @property
     def journal_folder(self) -> Path | None:
-        """Where journals are kept; None where nothing is tracked."""
+        """Where journals are kept; None if nothing is tracked."""
         return self._outbox.folder if self._outbox else None
 
     def detach(self) -> None:
@@ -283,10 +283,10 @@ class Tracker:
         return tags
 
     def reach(self) -> MlflowClient | None:
-        """A client whose server answers, for what cannot wait until later; None where nothing is tracked.
+        """A client whose server answers, for what cannot wait until later; None if nothing is tracked.
 
         Raises:
-            UnreachableError: where it does not answer.
+            UnreachableError: if it does not answer.
         """
         if self._outbox is None:
             return None
@@ -308,10 +308,10 @@ class Tracker:
             card: the model card, Markdown.
 
         Returns:
-            The version, or None where nothing is tracked.
+            The version, or None if nothing is tracked.
 
         Raises:
-            UnreachableError: where the tracking server does not answer.
+            UnreachableError: if the tracking server does not answer.
         """
         if self._outbox is None or self.run_id is None:
             return None

@@ -145,8 +145,8 @@ def train(
         work: what the training is for; without it no checkpoints are kept.
 
     Raises:
-        RefusedError: where warm-up would take longer than the training, or nothing can be compiled here.
-        MixtuneError: where a loss or a gradient is not finite; the weights are then those before that step. Where there is no
+        RefusedError: if warm-up would take longer than the training, or nothing can be compiled here.
+        MixtuneError: if a loss or a gradient is not finite; the weights are then those before that step. Where there is no
             room for a checkpoint.
         SystemExit: with status 143 after a SIGTERM; the state is saved.
     """

@@ -23,7 +23,7 @@ class MixWeight:
     """Whether `observe` is to be called, for which the loop computes the forgetting of each step."""
 
     def asked(self, step: int) -> float | None:
-        """Returns the λ of a step; None where none is asked for."""
+        """Returns the λ of a step; None if none is asked for."""
         raise NotImplementedError
 
     def weights(self, step: int, num_pretrain: int, num_finetune: int) -> Weights:

@@ -69,7 +69,7 @@ def learning_rates(optimizer: Optimizer) -> dict[str, float]:
 
 
 def is_task_head(name: str) -> bool:
-    """Whether a parameter of a `MixedModel` belongs to the task head, an encoder's pooler included."""
+    """Tells whether a parameter of a `MixedModel` belongs to the task head, an encoder's pooler included."""
     return name.startswith("task.") or ".pooler." in name
 
 

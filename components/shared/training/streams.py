@@ -209,8 +209,8 @@ class Mix:
     """How many items of each stream an optimizer step takes.
 
     Attributes:
-        pretrain: the pretraining stream, or None where it is not read.
-        finetune: the fine-tuning stream, or None where it is not read.
+        pretrain: the pretraining stream, or None if it is not read.
+        finetune: the fine-tuning stream, or None if it is not read.
         num_windows: windows of pretraining text in a step.
         num_examples: labelled examples in a step.
         epoch_steps: optimizer steps that an epoch takes; a fraction.
