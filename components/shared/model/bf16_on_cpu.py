@@ -1,12 +1,12 @@
-"""What a bf16 model computes in float32 on a CPU, since that is faster there and no less exact.
+"""Runs some operations of a bf16 model in float32 on a CPU, where that is faster and equally exact.
 
 Attention: PyTorch's kernel for CPUs takes up to four times as long for a backward pass in bf16 as in float32 (measured with
 2.13 at rows of some hundred tokens; at 512 the two are even), as long as all matrix products of a small model together.
-So queries, keys and values are widened for the kernel alone.
+Queries, keys and values are therefore converted to float32 for the kernel only.
 
-Matrix products, where the processor has no instructions for bf16: made up of others they run at a fifth of float32's rate.
-Their operands are rounded to bf16 as ever, multiplied in float32, and the result is rounded again, which is what such
-instructions do.
+Matrix products, if the processor has no bf16 instructions: emulated with other instructions, they reach a fifth of the rate of
+float32. Their operands are rounded to bf16 as before, multiplied in float32, and the result is rounded again. Native bf16
+instructions compute the same.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _NAME = "sdpa_in_float32"
 
 
 def has_bf16_products() -> bool:
-    """Tells whether matrices are multiplied in bf16 by instructions made for it.
+    """Tells whether this process multiplies bf16 matrices with native instructions.
 
     The processor must have them, and oneDNN must be allowed to use them (`ONEDNN_MAX_CPU_ISA`).
     """
@@ -60,11 +60,11 @@ def _multiply(layer: nn.Linear, x: Tensor) -> Tensor:
 def fast_bf16(
     lms: Sequence[PreTrainedModel], device: torch.device, precision: str, backward: bool = True
 ) -> Iterator[None]:
-    """Has models that run in bf16 on a CPU compute in float32 what is slow there otherwise.
+    """Runs operations of bf16 models in float32 on a CPU if they are slow in bf16.
 
     Args:
-        lms: the model that is trained, and those that it is compared with meanwhile: what they differ by must not be rounding.
-        backward: whether gradients are taken. Without them a processor with instructions for bf16 has nothing slow to do.
+        lms: the trained model and its reference models. All are treated alike, so that they do not differ by rounding.
+        backward: whether gradients are computed. Without them, nothing is slow on a processor with bf16 instructions.
     """
     if device.type != "cpu" or precision != "bf16" or (not backward and has_bf16_products()):
         yield
@@ -72,13 +72,13 @@ def fast_bf16(
     attending = [lm for lm in lms if lm.config._attn_implementation == "sdpa"]
     layers: list[nn.Linear] = []
     if not has_bf16_products():
-        layers = [one for one in nn.ModuleList(lms).modules() if type(one) is nn.Linear]  # each once
+        layers = [one for one in nn.ModuleList(lms).modules() if type(one) is nn.Linear]  # without duplicates
     for lm in attending:
         lm.set_attn_implementation(_NAME)
     for layer in layers:
         layer.forward = MethodType(_multiply, layer)  # type: ignore[method-assign]
     try:
-        # A compiled backward pass would be cast to bf16 as the forward pass is; otherwise PyTorch runs it outside of autocast.
+        # A compiled backward pass would be cast to bf16 like the forward pass; otherwise PyTorch runs it outside of autocast.
         with functorch_config.patch(backward_pass_autocast="off") if layers else contextlib.nullcontext():
             yield
     finally:

@@ -1,8 +1,8 @@
-"""What a loaded model is tried for before anything is trained: that packed rows and heads give what transformers gives.
+"""Checks of a loaded model before training: packed rows and separate heads must give the same results as transformers.
 
-The backbone is run on packed rows, the heads on selected positions only, both outside the model's own `forward`. Here the
-two are held together on a few tokens, so that an architecture that does more than mixtune reproduces is refused, not
-trained wrongly.
+mixtune runs the backbone on packed rows and the heads on selected positions only, both outside of the model's own `forward`.
+The checks compare the two on a few tokens. An architecture that mixtune does not reproduce is refused instead of being
+trained incorrectly.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from .probing import differ, measuring, probe_ids
 
 
 def check_model(model: MixedModel, name: str) -> None:
-    """Refuses an architecture in which packed documents see each other, or whose logits are not reproduced."""
+    """Refuses an architecture in which packed documents attend to each other or whose logits mixtune does not reproduce."""
     kind = model.config.model_type
     first, second = (probe_ids(model.lm, start) for start in (1, 3))
     with measuring(model):
@@ -46,7 +46,7 @@ def check_model(model: MixedModel, name: str) -> None:
 
 
 def check_task_head(model: MixedModel) -> None:
-    """Refuses a head that does more with a text than read its first token (encoders), its last, or every one by itself."""
+    """Refuses a head that does not read the first token only (encoders), the last token only, or every token on its own."""
     assert model.task is not None
     kind = model.config.model_type
     tokens = probe_ids(model.lm, 2)
@@ -56,7 +56,7 @@ def check_task_head(model: MixedModel) -> None:
             ours = model.task_logits(model.hidden(batch), batch)[1]
             with instead_of_backbone(model.task, model.lm.base_model):
                 found: Any = model.task(input_ids=torch.from_numpy(tokens)[None].to(model.device))
-        except Exception as error:  # heads of some types ask for what one token's state cannot give
+        except Exception as error:  # some heads need more than the hidden state of one token
             raise RefusedError(
                 f"data.finetune.task: is {model.kind}, whose head on models of type {kind} cannot be run by itself "
                 f"({type(error).__name__}); use another architecture"

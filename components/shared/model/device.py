@@ -1,4 +1,4 @@
-"""Where a step computes: on the GPU or on the CPU, and whether what is compiled at run time can be compiled there."""
+"""Selects the device of a step and checks whether code can be compiled for it."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ GPUS = "MIXTUNE_GPUS"
 
 
 def requested_gpus() -> int:
-    """How many GPUs the task was placed with, as its environment says; 0 where it says nothing.
+    """Returns the number of GPUs that the task requested, from the environment; 0 if the variable is not set.
 
     Raises:
-        RefusedError: if the variable holds no number.
+        RefusedError: if the variable is not a number.
     """
     given = os.environ.get(GPUS, "0")
     if not given.isdecimal():
@@ -29,10 +29,10 @@ def requested_gpus() -> int:
 
 
 def pick_device() -> torch.device:
-    """The GPU where there is one, else the CPU.
+    """Returns the GPU if there is one, else the CPU.
 
     Raises:
-        MixtuneError: if the task was placed with more GPUs than torch finds. Another node may have them.
+        MixtuneError: if torch finds fewer GPUs than the task requested. A retry on another node can succeed.
     """
     import torch
 
@@ -49,13 +49,13 @@ def pick_device() -> torch.device:
 
 
 def require_compiler(option: str) -> None:
-    """Makes sure that torch can compile what the option needs.
+    """Checks that torch can compile the code that the option needs.
 
     Raises:
-        RefusedError: if there is no compiler, or no headers of Python.
+        RefusedError: if there is no compiler, or if Python's headers are missing.
     """
     on_gpu = pick_device().type == "cuda"
-    # triton, which compiles for the GPU, and torch, which compiles for the CPU, look for these and no others.
+    # Only these compilers are searched by triton, which compiles for the GPU, and by torch, which compiles for the CPU.
     names = [os.environ.get("CC", ""), "gcc", "clang"] if on_gpu else [os.environ.get("CXX", "g++")]
     headers = Path(sysconfig.get_path("include"), "Python.h")
     if any(shutil.which(name) for name in names if name) and headers.exists():

@@ -1,7 +1,8 @@
-"""Task heads: the modules that transformers itself puts on a backbone, run on hidden states that were computed before.
+"""Task heads: transformers' own head modules, run on precomputed hidden states.
 
-A head is a whole task class of transformers (`BertForSequenceClassification`, ...) without its backbone, so that what is saved
-loads with plain `AutoModelFor...`. Shapes: M labelled segments, L tokens in the longest of them, H hidden size, C classes.
+A head is a complete task class of transformers (`BertForSequenceClassification`, ...) without its backbone, so that a saved
+model loads with plain `AutoModelFor...`. Shapes: M labelled segments, L tokens in the longest of them, H hidden size, C
+classes.
 """
 
 from __future__ import annotations
@@ -30,11 +31,11 @@ PROBLEM_TYPES: dict[Task, str] = {
     "multi_label": "multi_label_classification",
     "regression": "regression",
 }
-"""Kinds of heads that read one hidden state -> what transformers calls them."""
+"""Maps tasks whose heads read one hidden state to the `problem_type` of transformers."""
 
 
 class HiddenStates:
-    """What a head reads of a backbone's output, by name or by index. Whatever else it asks for is not there."""
+    """Stands in for a backbone's output in a head, by attribute or by index. All other attributes are None."""
 
     def __init__(self, last_hidden_state: Tensor, pooler_output: Tensor | None = None) -> None:
         self.last_hidden_state, self.pooler_output = last_hidden_state, pooler_output
@@ -47,7 +48,7 @@ class HiddenStates:
 
 
 class _Given(nn.Module):
-    """Stands where the backbone would."""
+    """Stands in for the backbone and returns given hidden states."""
 
     def __init__(self, states: HiddenStates | None = None) -> None:
         super().__init__()
@@ -59,7 +60,7 @@ class _Given(nn.Module):
 
 @contextlib.contextmanager
 def instead_of_backbone(model: PreTrainedModel, module: nn.Module) -> Iterator[None]:
-    """Puts something else in the place of a model's backbone."""
+    """Temporarily replaces a model's backbone with another module."""
     prefix = model.base_model_prefix
     backbone = model._modules[prefix]
     model._modules[prefix] = module
@@ -70,20 +71,20 @@ def instead_of_backbone(model: PreTrainedModel, module: nn.Module) -> Iterator[N
 
 
 def on_hidden(model: PreTrainedModel, states: HiddenStates) -> Any:
-    """The output of a model's head alone.
+    """Runs only the head of a model and returns its output.
 
     Args:
         model: any model class with a head.
         states: `last_hidden_state` of shape (rows, tokens, H).
     """
-    # Some heads look for padding in the token ids; in rows of one token they find that one whatever it is.
+    # Some heads look for padding in the token ids. With one token per row they select that token whatever its id is.
     ids = torch.zeros(states.last_hidden_state.shape[:2], dtype=torch.int64, device=states.last_hidden_state.device)
     with instead_of_backbone(model, _Given(states)):
         return model(input_ids=ids)
 
 
 def task_class(config: PretrainedConfig, kind: Task) -> Any:
-    """The class of transformers for a task on a model of this type.
+    """Returns the transformers class for a task on a model of this type.
 
     Raises:
         RefusedError: if there is none.
@@ -103,16 +104,16 @@ def task_class(config: PretrainedConfig, kind: Task) -> Any:
 
 
 def make_head(lm: PreTrainedModel, kind: Task, labels: list[str] | None, seed: int) -> PreTrainedModel:
-    """A fresh head. What the task's backbone has and the language model's has not (a pooler) is put on the latter.
+    """Creates a new head. Adds a pooler to the language model if the task's backbone has one and the language model has none.
 
     Args:
-        lm: the language model whose backbone it stands on.
+        lm: the language model whose backbone the head uses.
         kind: the task.
         labels: names of the classes; None for regression and question answering.
-        seed: of the initial weights.
+        seed: seed of the initial weights.
 
     Raises:
-        RefusedError: if models of this type have no such head, or one whose saved model would not load as both.
+        RefusedError: if models of this type have no such head, or if the saved model would not load as both classes.
     """
     chosen = task_class(lm.config, kind)
     if chosen.base_model_prefix != lm.base_model_prefix:
@@ -123,7 +124,7 @@ def make_head(lm: PreTrainedModel, kind: Task, labels: list[str] | None, seed: i
     config = copy.deepcopy(lm.config)
     describe_head(config, kind, labels)
     if config.get_text_config().pad_token_id is None:
-        config.get_text_config().pad_token_id = 0  # heads that look for padding insist on one
+        config.get_text_config().pad_token_id = 0  # heads that look for padding require a padding token
     with torch.device("meta"):
         task: PreTrainedModel = chosen(config)
     theirs, ours = task.base_model, lm.base_model
@@ -134,7 +135,7 @@ def make_head(lm: PreTrainedModel, kind: Task, labels: list[str] | None, seed: i
     for name, module in task.named_children():
         if name == task.base_model_prefix:
             continue
-        if name in shared:  # ModernBERT's task classes start from the LM head's projection, by its name
+        if name in shared:  # ModernBERT's task classes share the LM head's projection by name
             task._modules[name] = shared[name]
         else:
             fresh.append(module)
@@ -152,29 +153,29 @@ def make_head(lm: PreTrainedModel, kind: Task, labels: list[str] | None, seed: i
 
 
 def describe_head(config: Any, kind: Task, labels: list[str] | None) -> None:
-    """Notes in a model's configuration what its head is for."""
+    """Records the head's task and labels in a model's configuration."""
     if kind == "question_answering":
-        config.num_labels = 2  # logits of start and end, however many classes a head before it had
+        config.num_labels = 2  # logits of start and end, regardless of the classes of an earlier head
         return
     names = labels or ["value"]
     config.id2label = dict(enumerate(names))
     config.label2id = {label: index for index, label in enumerate(names)}
     config.problem_type = PROBLEM_TYPES[kind]
     if hasattr(config, "classifier_pooling"):
-        config.classifier_pooling = "cls"  # one token's state, which is what a packed row can give
+        config.classifier_pooling = "cls"  # one token's state; mean pooling would mix a row's documents
 
 
 def task_logits(
     task: PreTrainedModel, kind: Task, backbone: nn.Module, hidden: Tensor, batch: Batch, first: bool
 ) -> Tensor:
-    """What the head says of each labelled segment.
+    """Returns the head's output for each labelled segment.
 
     Args:
         hidden: (B·L, H).
-        first: whether it reads a segment's first token (encoders) or its last.
+        first: whether the head reads a segment's first token (encoders) instead of its last.
 
     Returns:
-        (M, C) logits; (M, 1) for regression; (M, L, 2) logits of start and end for question answering, -inf beyond a
+        (M, C) logits; (M, 1) for regression; (M, L, 2) logits of start and end for question answering, -inf after a
         segment's end.
     """
     if kind == "question_answering":
@@ -192,8 +193,8 @@ def task_logits(
 
 
 def task_losses(kind: Task, logits: Tensor, batch: Batch) -> Tensor:
-    """(M,) loss of each labelled segment, as the task classes of transformers define it for one example."""
-    if not len(logits):  # a micro-batch of text alone; the head still takes part in the backward pass
+    """Returns the (M,) loss of each labelled segment, as transformers' task classes define it for one example."""
+    if not len(logits):  # a micro-batch of text only; the head still takes part in the backward pass
         return logits.flatten(1).sum(1)
     if kind == "classification":
         return F.cross_entropy(logits, batch.label, reduction="none")

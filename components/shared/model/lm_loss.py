@@ -1,13 +1,14 @@
-"""The mixed loss behind the LM head: loss and gradients of a few hundred tokens at a time.
+"""The mixed loss of the LM head: computes loss and gradients for a few hundred tokens at a time.
 
 The weight of every token in the loss is known before the forward pass, and so is the gradient of its logits,
-w_i · (softmax(z_i) - onehot(y_i)). So the gradients are computed at once, logits of all supervised tokens together never exist,
-and the backward pass has nothing left to do. The idea is that of Liger's fused linear cross-entropy (arXiv:2410.10989).
+w_i · (softmax(z_i) - onehot(y_i)). The forward pass therefore computes the gradients too, the logits of all supervised tokens
+never exist at once, and the backward pass only returns the gradients. The idea is that of Liger's fused linear cross-entropy
+(arXiv:2410.10989).
 
-The vocabulary is taken in tiles that fit a processor's last cache. A tile has a softmax of its own, σ_k with log-sum s_k; over
-the whole vocabulary it is e^(s_k - s) · σ_k with s = log Σ_k e^(s_k), as in FlashAttention (arXiv:2205.14135), and the
-factor goes to the narrow side of both products, so that no pass over the logits is needed for it. PyTorch's own
-`linear_cross_entropy` gives a bf16 model's sum in bf16, three digits, too coarse to log or to steer λ by.
+The vocabulary is processed in tiles that fit a processor's last-level cache. A tile has its own softmax σ_k with log-sum s_k;
+over the whole vocabulary it is e^(s_k - s) · σ_k with s = log Σ_k e^(s_k), as in FlashAttention (arXiv:2205.14135). The factor
+is applied to the smaller operand of both products, which saves a pass over the logits. PyTorch's own `linear_cross_entropy`
+returns a bf16 model's sum in bf16, with three digits: too coarse to log or to control λ.
 
 Shapes: N tokens, H hidden size, V vocabulary, n tokens of a chunk.
 """
@@ -28,41 +29,41 @@ from .bf16_on_cpu import has_bf16_products
 from .heads import HiddenStates, on_hidden
 
 _CPU_CHUNK_TOKENS, _CPU_TILE_WORDS = 640, 3200  # tests/benchmarks/README.md
-# oneDNN compiles its bf16 products for every new shape: few shapes, then.
+# oneDNN compiles its bf16 products for every new shape, so chunk sizes are rounded to a multiple.
 _LOW_PRECISION_MULTIPLE = 64
-_GPU_CHUNK_LOGITS = 2**26  # as many as keep the launches few; one tile
+_GPU_CHUNK_LOGITS = 2**26  # few kernel launches; one tile
 
 
 @torch.no_grad()
 def plain_head(lm: PreTrainedModel) -> nn.Linear | None:
-    """The LM head, where it is one matrix and nothing else: no bias, no transform before it, no cap or scale behind it."""
+    """Returns the LM head if it is a single matrix: no bias, no transform before it, no cap or scale after it."""
     head = lm.get_output_embeddings()
     if type(head) is not nn.Linear or head.bias is not None or head.weight.is_meta:
         return None
-    # Large values, so that a cap on the logits shows.
+    # Large values reveal a cap on the logits.
     some = 100 * torch.linspace(-1, 1, 2 * head.in_features, dtype=head.weight.dtype, device=head.weight.device)
     hidden = some.view(2, head.in_features)
     try:
         logits = on_hidden(lm, HiddenStates(hidden[None])).logits[0]
-    except Exception:  # a head that wants more than hidden states is none of these
+    except Exception:  # the head needs more than hidden states
         return None
     return head if torch.equal(logits, head(hidden)) else None
 
 
 def can_be_chunked(lm: PreTrainedModel, head: nn.Linear) -> bool:
-    """Tells whether it still is that layer: adapters replace it, and weights that are spread over ranks cannot be read here."""
+    """Tells whether the head is still that layer. Adapters replace it; weights sharded over ranks cannot be read here."""
     return lm.get_output_embeddings() is head and type(head.weight) is nn.Parameter
 
 
 def chunked_losses(
     head: nn.Linear, hidden_NH: Tensor, target_N: Tensor, weight_N: Tensor, is_pretrain_N: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Σ w_i · ce_i, and Σ ce_i of each stream, in nats.
+    """Returns Σ w_i · ce_i, and Σ ce_i of each stream, in nats.
 
     Args:
-        head: the LM head, as `plain_head` found it.
-        hidden_NH: hidden states that predict.
-        target_N: what they predict.
+        head: the LM head, as `plain_head` returned it.
+        hidden_NH: hidden states that predict the targets.
+        target_N: token ids to predict.
         weight_N: w_i.
         is_pretrain_N: whether a token belongs to the pretraining stream.
 
@@ -94,7 +95,7 @@ class _ChunkedLoss(torch.autograd.Function):
         ce_N = torch.empty(len(target_N), dtype=wide, device=hidden.device)
         grad_hidden = hidden_NH.new_empty(hidden.shape) if with_hidden else None
         grad_head: Tensor | None = None
-        if with_head:  # zeros where nothing else will be written
+        if with_head:  # zeros if no chunk will write to it
             grad_head = (torch.empty if num_tokens else torch.zeros)(head.shape, dtype=wide, device=head.device)
         scratch = _Scratch.of(chunk_tokens, tile_words, head, wide)
         for start in range(0, len(target_N), chunk_tokens):
@@ -102,8 +103,8 @@ class _ChunkedLoss(torch.autograd.Function):
             h, target, weight = hidden[at], target_N[at], weight_N[at, None]
             tiles, z_target, log_sum, at_target = scratch.tiles(h, head, target)
             ce_N[at] = (log_sum - z_target)[:, 0]
-            # softmax - 1 of the target itself: near certainty a small difference of large numbers. Of one tile, whose factor
-            # is 1, it is an entry; of several, the tiles leave it out.
+            # The gradient of the target's own logit is softmax - 1, near certainty a small difference of large numbers, hence
+            # expm1. With one tile (factor 1) it replaces the entry; with several it is added separately.
             missing, single = torch.expm1(z_target - log_sum), len(tiles) == 1
             scratch.softmax[at_target] = missing[:, 0].to(dtype) if single else 0
             if grad_hidden is not None:
@@ -112,7 +113,7 @@ class _ChunkedLoss(torch.autograd.Function):
                     g.addcmul_(softmax @ head[words], (log_sum_k - log_sum).exp())
                 grad_hidden[at] = g * weight
             if grad_head is not None:
-                # w_i in the wide format, since the same rounding of all of a stream's weights would be another λ.
+                # w_i stays in the wide format: rounding all weights of a stream alike would change λ.
                 weighted = h.to(wide) * weight
                 for words, softmax, log_sum_k in tiles:
                     narrow = (weighted * (log_sum_k - log_sum).exp()).to(dtype)
@@ -129,7 +130,7 @@ class _ChunkedLoss(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         grads = ctx.saved_tensors
-        # Almost always 1; on a GPU asking would mean to wait for it.
+        # Almost always 1. On a GPU the comparison would synchronise.
         unit = upstream.device.type == "cpu" and bool(upstream == 1)
         scaled = [one if one is None or unit else one * upstream.to(one.dtype) for one in grads]
         return (*scaled, None, None, None)
@@ -137,13 +138,13 @@ class _ChunkedLoss(torch.autograd.Function):
 
 @dataclass(frozen=True)
 class _Scratch:
-    """Memory for one chunk after another: fresh memory of this size costs as much as a matrix product.
+    """Buffers that all chunks share: allocating memory of this size costs as much as a matrix product.
 
     Attributes:
-        logits: of a tile, in the format of the matrix products.
-        wide: their softmax, where that is another format.
-        softmax: of all tiles, in the format of the matrix products.
-        tile_words: words in a tile; fewer in the last one.
+        logits: logits of a tile, in the format of the matrix products.
+        wide: softmax of a tile, if it is computed in another format.
+        softmax: softmax of all tiles, in the format of the matrix products.
+        tile_words: vocabulary entries in a tile; fewer in the last tile.
     """
 
     logits: Tensor
@@ -153,18 +154,18 @@ class _Scratch:
 
     @classmethod
     def of(cls, chunk_tokens: int, tile_words: int, head_VH: Tensor, wide: torch.dtype) -> _Scratch:
-        """For chunks of at most so many tokens."""
+        """Allocates buffers for chunks of at most `chunk_tokens` tokens."""
         logits, every = (head_VH.new_empty(chunk_tokens * words) for words in (tile_words, len(head_VH)))
         return cls(logits, None if wide == head_VH.dtype else torch.empty_like(logits, dtype=wide), every, tile_words)
 
     def tiles(
         self, hidden_nH: Tensor, head_VH: Tensor, target_n: Tensor
     ) -> tuple[list[tuple[slice, Tensor, Tensor]], Tensor, Tensor, Tensor]:
-        """The softmax of every tile by itself.
+        """Computes the softmax of each tile separately.
 
         Returns:
-            For each tile its words, its softmax, (n, words), and its log-sum, (n, 1); then, (n, 1) each, the target's logit and
-            the log-sum over all words; and (n,) where the targets stand in `softmax`.
+            For each tile its slice of the vocabulary, its softmax, (n, words), and its log-sum, (n, 1). Then the target's logit
+            and the log-sum over the whole vocabulary, (n, 1) each, and the flat indices of the targets in `softmax`, (n,).
         """
         n, vocabulary = len(hidden_nH), len(head_VH)
         found: list[tuple[slice, Tensor, Tensor]] = []
@@ -177,7 +178,7 @@ class _Scratch:
             torch.mm(hidden_nH, head_VH[words].t(), out=z)
             p = softmax if self.wide is None else self.wide[: n * width].view(n, width)
             torch.softmax(z, 1, dtype=p.dtype, out=p)
-            # From the largest logit alone: its probability is at least 1/width, so that the logarithm is exact.
+            # Computed from the largest logit: its probability is at least 1/width, so that its logarithm is exact.
             log_sum = z.amax(1, keepdim=True).to(p.dtype) - p.amax(1, keepdim=True).log()
             if p is not softmax:
                 softmax.copy_(p)
@@ -194,7 +195,7 @@ class _Scratch:
 
 
 def _add_product(total: Tensor, a: Tensor, b: Tensor, first: bool) -> None:
-    """total += a @ b, or total = a @ b for the first one; in one go where the formats are the same."""
+    """Computes total += a @ b, or total = a @ b if `first`. Uses one operation if the formats are equal."""
     if total.dtype != a.dtype:
         product = a @ b
         _ = total.copy_(product) if first else total.add_(product)
@@ -205,7 +206,7 @@ def _add_product(total: Tensor, a: Tensor, b: Tensor, first: bool) -> None:
 
 
 def _sizes(num_tokens: int, head_VH: Tensor) -> tuple[int, int]:
-    """Tokens of a chunk, where all have about as many, and words of a tile."""
+    """Returns the tokens of a chunk, so that all chunks are about equal, and the vocabulary entries of a tile."""
     cpu = head_VH.device.type == "cpu"
     most = _CPU_CHUNK_TOKENS if cpu else max(1, _GPU_CHUNK_LOGITS // len(head_VH))
     chunks = max(1, math.ceil(num_tokens / most))

@@ -1,4 +1,4 @@
-"""Makes a `MixedModel`: loads one, draws one at random, interpolates two, puts a head on."""
+"""Creates a `MixedModel`: loads it, initialises it randomly, interpolates two models, adds a head."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..artifacts import read_json
 from ..config import Objective, Scratch, Task
 from ..errors import RefusedError
 
-# Steps log to files and pods; the hub's bars and advice would bury what matters.
+# Logs of steps end up in files and pods, where progress bars and advice of the hub would hide important lines.
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
@@ -39,10 +39,10 @@ transformers_logging.disable_progress_bar()
 
 
 def add_task_head(model: MixedModel, kind: Task, labels: list[str] | None, seed: int) -> None:
-    """Puts a task head on a model, unless it has one for this task and these labels, and checks it.
+    """Adds a task head to a model, unless it has one for this task and these labels, and checks the head.
 
     Raises:
-        RefusedError: if models of this type have no such head, or one that cannot be run on packed rows.
+        RefusedError: if models of this type have no such head, or if the head cannot be run on packed rows.
     """
     before = model.task
     model.add_head(kind, labels, seed)
@@ -58,7 +58,7 @@ def from_scratch(
     objective: Objective = "causal_lm",
     attention: str = "auto",
 ) -> MixedModel:
-    """Makes a new Llama, or for masked LM a new BERT, with random weights drawn by the seed."""
+    """Creates a new Llama, or for masked LM a new BERT, with random weights determined by the seed."""
     set_seed(seed)
     sizes: dict[str, Any] = {
         "vocab_size": len(tokenizer),
@@ -72,7 +72,7 @@ def from_scratch(
         "pad_token_id": tokenizer.pad_token_id,
     }
     if objective == "masked_lm":
-        # Dropout is for many passes over little data; pretraining is not that.
+        # No dropout: it helps in many passes over little data, and pretraining makes few passes.
         sizes |= {"intermediate_size": 4 * scratch.hidden_size, "hidden_dropout_prob": 0.0}
         model = MixedModel(BertForMaskedLM(BertConfig(attention_probs_dropout_prob=0.0, **sizes)))
     else:
@@ -91,12 +91,12 @@ def load_model(
     revision: str | None = None,
     attention: str = "auto",
 ) -> MixedModel:
-    """Loads a model folder (or a hub model) with its head, where it has one.
+    """Loads a model folder (or a hub model), including its head if it has one.
 
-    A folder whose card names other weights (a base model that is used as it is) stands for those.
+    If the folder's card names other weights (a base model that is used unchanged), those are loaded.
 
     Raises:
-        RefusedError: if it is no language model in safetensors, or does more than mixtune reproduces.
+        RefusedError: if it is no language model in safetensors, or if mixtune does not reproduce its architecture.
     """
     given = str(folder)
     folder, revision = _where_the_weights_are(given, revision)
@@ -127,7 +127,7 @@ def load_model(
     broken = sorted(name for name in found["missing_keys"] if name.startswith(f"{lm.base_model_prefix}."))
     if broken:
         raise RefusedError(f"model.base: {folder} lacks the weights {', '.join(broken[:3])}, so it is not whole")
-    if folder == given:  # a head that a base model brings belongs to some other task
+    if folder == given:  # the head of a base model belongs to another task
         _load_head(model, folder)
     model.to(device)
     model.set_attention(attention)
@@ -145,7 +145,7 @@ def _where_the_weights_are(folder: str | Path, revision: str | None) -> tuple[st
 
 
 def _load_head(model: MixedModel, folder: str) -> None:
-    """Puts on the head that a model folder brings: its kind stands in the configuration, its weights beside the rest."""
+    """Loads the head of a model folder. The configuration names its task; its weights are stored with the others."""
     config: Any = model.config
     name = (config.architectures or [""])[0]
     kind: Task | None = None
@@ -162,7 +162,7 @@ def _load_head(model: MixedModel, folder: str) -> None:
     try:
         task = make_head(model.lm, kind, labels, seed=0)
     except RefusedError:
-        return  # a base model's own, which nothing here is trained for
+        return  # a base model's own head, which is not trained here
     wanted = task.state_dict() | {name: value for name, value in model.lm.state_dict().items() if ".pooler." in name}
     if not wanted.keys() <= stored.keys():
         return
@@ -173,7 +173,7 @@ def _load_head(model: MixedModel, folder: str) -> None:
 
 
 def _stored_in(folder: str) -> dict[str, Path]:
-    """Name of each tensor in a local folder -> the file that holds it."""
+    """Maps the name of each tensor in a local folder to its file."""
     stored = {}
     for file in sorted(Path(folder).glob("*.safetensors")) if Path(folder).is_dir() else []:
         with safe_open(file, framework="pt") as tensors:
@@ -185,12 +185,12 @@ def _stored_in(folder: str) -> dict[str, Path]:
 def interpolate(
     pretrained: str | Path, finetuned: str | Path, alpha: float, device: torch.device | str = "cpu"
 ) -> MixedModel:
-    """Weight interpolation, (1 - α) · pretrained + α · finetuned (WiSE-FT, arXiv:2109.01903).
+    """Interpolates weights, (1 - α) · pretrained + α · finetuned (WiSE-FT, arXiv:2109.01903).
 
-    The task head is the fine-tuned model's, since the pretrained one has none.
+    The task head is that of the fine-tuned model, since the pretrained model has none.
     """
     model, start = load_model(finetuned, device), load_model(pretrained, device)
-    # Parameters, not the state dict: that names tied weights twice, and they would be moved twice.
+    # Parameters instead of the state dict, which lists tied weights twice: they would be interpolated twice.
     theirs = dict(start.lm.named_parameters())
     for name, weight in model.lm.named_parameters():
         if name in theirs:  # an encoder's pooler belongs to the task head

@@ -1,4 +1,4 @@
-"""Dynamic masking for masked LMs (BERT, arXiv:1810.04805), drawn anew at every reading (RoBERTa, arXiv:1907.11692)."""
+"""Dynamic masking for masked LMs (BERT, arXiv:1810.04805), drawn anew at each pass (RoBERTa, arXiv:1907.11692)."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from .packing import Segment
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-MASKED, RANDOM = 0.8, 0.1  # shares of the chosen tokens; the rest stays as it is
+MASKED, RANDOM = 0.8, 0.1  # fractions of the selected tokens; the rest stay unchanged
 
 
 @dataclass(frozen=True)
 class Masking:
-    """Chooses the tokens of a text that are to be predicted.
+    """Selects the tokens of a text to predict.
 
     Attributes:
         mask_id: token id of the mask.
-        special_ids: token ids that are never chosen.
-        vocabulary_size: random tokens are drawn from all ids below.
-        probability: share of a segment's ordinary tokens that are chosen; at least one is.
+        special_ids: token ids that are never selected.
+        vocabulary_size: random tokens are drawn from the ids below this number.
+        probability: fraction of a segment's ordinary tokens that is selected; at least one token is.
     """
 
     mask_id: int
@@ -34,10 +34,10 @@ class Masking:
 
     @classmethod
     def of(cls, tokenizer: PreTrainedTokenizerBase, probability: float) -> Masking:
-        """Masking with a tokenizer's mask token.
+        """Creates the masking with a tokenizer's mask token.
 
         Raises:
-            RefusedError: if it has none.
+            RefusedError: if the tokenizer has none.
         """
         if tokenizer.mask_token_id is None:
             raise RefusedError(
@@ -46,7 +46,7 @@ class Masking:
         return cls(int(tokenizer.mask_token_id), special_ids(tokenizer), len(tokenizer), probability)
 
     def __call__(self, segment: Segment, draw: np.random.Generator) -> Segment | None:
-        """The segment as the model gets to see it; None if it holds nothing to predict."""
+        """Returns the segment with masked tokens; None if it contains nothing to predict."""
         tokens = np.array(segment.tokens)
         ordinary = np.flatnonzero(~np.isin(tokens, self.special_ids))
         if not len(ordinary):
@@ -61,16 +61,16 @@ class Masking:
         return replace(segment, tokens=tokens, masked=chosen, originals=originals)
 
     def _words(self, draw: np.random.Generator, count: int) -> np.ndarray:
-        """Any words. Not special tokens: a RoBERTa, for one, would take a padding token in the text for the text's end."""
+        """Draws random ordinary tokens. RoBERTa, for example, would treat a random padding token as the end of the text."""
         special = sorted(number for number in self.special_ids if number < self.vocabulary_size)
         words = draw.integers(0, self.vocabulary_size - len(special), count)
-        for number in special:  # step over each, from the lowest on
+        for number in special:  # skip each special id, from the lowest on
             words += words >= number
         return words
 
 
 def special_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
-    """Token ids that are never predicted. The one for unknown words stands for text and is not among them."""
+    """Returns the token ids that are never predicted. The unknown token represents text and is not among them."""
     ends = (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.cls_token_id, tokenizer.sep_token_id)
     spare = tokenizer.unk_token_id if tokenizer.unk_token_id not in (*ends, tokenizer.pad_token_id) else None
     return tuple(number for number in tokenizer.all_special_ids if number != spare)

@@ -1,8 +1,8 @@
-"""One model for both losses: a language model and, where the task has one, a head on the same backbone.
+"""One model for both losses: a language model and, if the task has one, a head on the same backbone.
 
-Saved models are in Hugging Face format. A folder with a task head holds backbone, LM head and task head together, so that
-`AutoModelForSequenceClassification` (or `...QuestionAnswering`) and `AutoModelForCausalLM` (or `...MaskedLM`) both load from
-it what is theirs. Shapes: B rows, L tokens in a row, H hidden size, V vocabulary, C classes, N and M selected positions, T
+Saved models are in Hugging Face format. A folder with a task head contains backbone, LM head and task head, so that both
+`AutoModelForSequenceClassification` (or `...QuestionAnswering`) and `AutoModelForCausalLM` (or `...MaskedLM`) load their
+parts from it. Shapes: B rows, L tokens in a row, H hidden size, V vocabulary, C classes, N and M selected positions, T
 tokens of the fine-tuning stream.
 """
 
@@ -22,7 +22,7 @@ from ..errors import RefusedError
 from .device import pick_device, require_compiler
 from .packing import Batch
 
-# Steps log to files and pods; the hub's bars and advice would bury what matters.
+# Logs of steps end up in files and pods, where progress bars and advice of the hub would hide important lines.
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
@@ -47,12 +47,12 @@ class MixedModel(nn.Module):
 
     Attributes:
         lm: the language model, causal or masked.
-        task: a task class of transformers without its backbone; None for generation and before a task is known.
-        kind: what the head is for.
+        task: a task class of transformers without its backbone; None for generation and before the task is known.
+        kind: the head's task.
         labels: names of the classes.
-        objective: what the language model is trained for.
-        new_weights: names of LM head weights that the loaded files did not have, and that are random therefore.
-        precision: number format of the matrix products where the model is measured.
+        objective: the language model's training objective.
+        new_weights: names of LM head weights that are missing in the loaded files and are therefore random.
+        precision: number format of the matrix products when the model is evaluated.
     """
 
     precision: Literal["auto", "float32", "bf16"] = "auto"
@@ -60,7 +60,7 @@ class MixedModel(nn.Module):
     def __init__(self, lm: PreTrainedModel) -> None:
         super().__init__()
         self.lm = lm
-        # A padding token that is also EOS would have no gradient; where it is only padding it has none anyway.
+        # With a padding index, a padding token that is also EOS would get no gradient. Pure padding gets none anyway.
         embeddings: Any = lm.get_input_embeddings()
         embeddings.padding_idx = None
         self.task: PreTrainedModel | None = None
@@ -70,26 +70,26 @@ class MixedModel(nn.Module):
         self.new_weights: list[str] = []
         self._takes_token_types = "token_type_ids" in inspect.signature(type(lm.base_model).forward).parameters
         self.position_offset = position_offset(lm) if self.objective == "masked_lm" else 0
-        # Under a name that is no module's, so that the weights are not listed twice.
+        # Wrapped in a tuple, so that it is not registered as a module and its weights are not listed twice.
         self._plain = (plain_head(lm),)
 
     @property
     def config(self) -> PretrainedConfig:
-        """The language model's configuration."""
+        """Returns the language model's configuration."""
         return self.lm.config
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """Returns the device of the weights."""
         return next(self.parameters()).device
 
     @property
     def vocabulary_size(self) -> int:
-        """Entries of the embedding."""
+        """Returns the number of embeddings."""
         return int(self.config.get_text_config().vocab_size)
 
     def add_head(self, kind: Task, labels: list[str] | None, seed: int) -> None:
-        """Puts a fresh task head on the backbone, unless it has one for this task and these labels.
+        """Adds a new task head to the backbone, unless it has one for this task and these labels.
 
         `add_task_head` in `loading.py` also checks that the head can be run on packed rows.
 
@@ -110,10 +110,10 @@ class MixedModel(nn.Module):
         self.kind, self.labels = kind, labels
 
     def set_attention(self, attention: str) -> None:
-        """Chooses the implementation of attention; `auto` leaves it as it is.
+        """Sets the attention implementation; `auto` leaves it unchanged.
 
         Raises:
-            RefusedError: if it is not to be had, or cannot keep the documents of a packed row apart.
+            RefusedError: if it is not available, or cannot separate the documents of a packed row.
         """
         if attention == "auto":
             return
@@ -131,12 +131,12 @@ class MixedModel(nn.Module):
         try:
             self.lm.set_attn_implementation(attention)
         except (ImportError, ValueError) as error:
-            # What follows the first sentence is advice to transformers' own developers.
+            # The sentences after the first are advice for developers of transformers.
             reason = str(error).splitlines()[0].split(". ")[0].rstrip(".")
             raise RefusedError(f"attention: {attention} cannot be used here ({reason}); use sdpa") from None
 
     def hidden(self, batch: Batch) -> Tensor:
-        """Last hidden states of packed rows, (B·L, H)."""
+        """Returns the last hidden states of packed rows, (B·L, H)."""
         given: dict[str, Any] = {
             "input_ids": batch.input_ids,
             "position_ids": batch.position_ids + self.position_offset,
@@ -150,18 +150,18 @@ class MixedModel(nn.Module):
         return self.lm.base_model(**given).last_hidden_state.flatten(0, 1)
 
     def lm_logits(self, hidden_NH: Tensor) -> Tensor:
-        """(N, V) logits of tokens: the LM head alone, on the positions that are asked for."""
+        """Returns the (N, V) logits of the given hidden states: runs only the LM head."""
         return on_hidden(self.lm, HiddenStates(hidden_NH[None])).logits[0]
 
     def task_logits(self, hidden: Tensor, batch: Batch) -> Tensor:
-        """What the task head says of each labelled segment.
+        """Runs the task head on each labelled segment.
 
         Args:
             hidden: (B·L, H), of the whole batch.
 
         Returns:
             (M, C) logits; (M, 1) for regression; (M, longest segment, 2) logits of start and end for question answering, -inf
-            beyond a segment's end.
+            after a segment's end.
         """
         assert self.task is not None
         assert self.kind is not None
@@ -175,18 +175,18 @@ class MixedModel(nn.Module):
         kl_weight: float = 0.0,
         start_logits: Tensor | None = None,
     ) -> dict[str, Tensor]:
-        """The mixed loss of one micro-batch, Σ w_i · ce_i, in one pass over both streams.
+        """Computes the mixed loss of one micro-batch, Σ w_i · ce_i, in one pass over both streams.
 
         Args:
             batch: rows of both streams.
-            pretrain_weight: λ / N_pt, for every supervised token of the pretraining stream.
-            finetune_weight: (1 - λ) / N_ft, for every supervised token (with a task head: example) of the other.
-            kl_weight: for every token of the fine-tuning stream, of the divergence from the start model.
-            start_logits: (T, V) what the start model says there; not needed where `kl_weight` is 0.
+            pretrain_weight: λ / N_pt, the weight of each supervised token of the pretraining stream.
+            finetune_weight: (1 - λ) / N_ft, the weight of each supervised token (with a task head: example) of the other.
+            kl_weight: weight of the divergence from the start model at each token of the fine-tuning stream.
+            start_logits: (T, V) logits of the start model at these tokens; not needed if `kl_weight` is 0.
 
-        Returns:
-            `weighted`, scalar, what is differentiated; `pretrain` and `finetune`, scalars, Σ ce_i of each stream in nats (of
-            regression, squared errors); `kl`, scalar, Σ KL(start || model) in nats.
+            Returns:
+            `weighted`, scalar, the loss to differentiate; `pretrain` and `finetune`, scalars, Σ ce_i of each stream in nats
+            (for regression, squared errors); `kl`, scalar, Σ KL(start || model) in nats.
         """
         hidden = self.hidden(batch)
         weighted, pretrain, finetune = self._lm_losses(hidden[batch.lm_at], batch, pretrain_weight, finetune_weight)
@@ -209,7 +209,7 @@ class MixedModel(nn.Module):
     def _lm_losses(
         self, hidden_NH: Tensor, batch: Batch, pretrain_weight: float, finetune_weight: float
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Σ w_i · ce_i of the supervised tokens, and Σ ce_i of each stream's."""
+        """Returns Σ w_i · ce_i of the supervised tokens, and Σ ce_i of each stream."""
         (head,) = self._plain
         if head is not None and can_be_chunked(self.lm, head):
             of_stream = torch.tensor([finetune_weight, pretrain_weight], dtype=torch.float64, device=hidden_NH.device)
@@ -221,12 +221,12 @@ class MixedModel(nn.Module):
 
     @torch.no_grad()
     def generate(self, **given: Any) -> Tensor:
-        """As transformers' `generate`, on the language model."""
+        """Calls transformers' `generate` on the language model."""
         lm: Any = self.lm
         return lm.generate(**given)
 
     def save(self, folder: str | Path, tokenizer: PreTrainedTokenizerBase) -> None:
-        """Writes the model in Hugging Face format, in safetensors, with its tokenizer."""
+        """Writes the model and its tokenizer in Hugging Face format, with safetensors."""
         config = self.lm.config
         state = self.lm.state_dict()
         architectures = [type(self.lm).__name__]
@@ -237,13 +237,13 @@ class MixedModel(nn.Module):
             architectures = [type(self.task).__name__]
             describe_head(config, self.kind, self.labels)
         self.lm.save_pretrained(folder, state_dict={name: value.contiguous() for name, value in state.items()})
-        # save_pretrained notes the class of `lm`; the head decides what the folder is for.
+        # save_pretrained records the class of `lm`, but the folder is for the head's task.
         config.architectures = architectures
         config.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
 
     def _mask(self, batch: Batch) -> Any:
-        """Who sees whom in an encoder: (B, 1, L, L), tokens of one segment each other."""
+        """Returns an encoder's attention mask, (B, 1, L, L): tokens attend within their segment."""
         segment = (batch.position_ids == 0).cumsum(1)
         full = segment[:, None, :, None] == segment[:, None, None, :]
         text_config: Any = self.config.get_text_config()
@@ -269,6 +269,6 @@ def _at_least_float32(logits: Tensor) -> Tensor:
 
 
 def objective_of(config: PretrainedConfig) -> Objective:
-    """What a model of this configuration is trained for: encoders for masked tokens, all others for the next one."""
+    """Returns the training objective of a model: masked tokens for encoders, the next token for all others."""
     masked = type(config) in MODEL_FOR_MASKED_LM_MAPPING and not getattr(config, "is_decoder", False)
     return "masked_lm" if masked else "causal_lm"

@@ -1,8 +1,8 @@
-"""Packed rows: several documents in one row, none of which sees another.
+"""Packed rows: several documents in one row that do not attend to each other.
 
-Position ids start again at every segment. With no attention mask given, transformers reads the segments of a causal model
-off the position ids and lets attention stay inside each (block-diagonal under SDPA and eager, variable-length kernels under
-FlashAttention); an encoder is given the block-diagonal mask. Shapes: B rows, L tokens in a row, N supervised tokens, M
+Position ids restart at every segment. Without an attention mask, transformers derives the segments of a causal model from the
+position ids and restricts attention to each segment (block-diagonal under SDPA and eager, variable-length kernels under
+FlashAttention); an encoder gets an explicit block-diagonal mask. Shapes: B rows, L tokens in a row, N supervised tokens, M
 labelled segments, K numbers of a target, T tokens of the fine-tuning stream.
 """
 
@@ -18,23 +18,23 @@ import numpy as np
 import torch
 from torch import Tensor
 
-_WIDTHS = 16  # numbers of rows that are tried for a step
+_WIDTHS = 16  # how many row counts are tried for a step
 
 
 @dataclass(frozen=True)
 class Segment:
-    """One attention-isolated piece of a row.
+    """One piece of a row. Attention stays within it.
 
     Attributes:
-        tokens: (length,) token ids, as the model gets to see them.
+        tokens: (length,) token ids, as the model reads them.
         supervised_from: causal LM: index of the first supervised token; at least 1, `len(tokens)` for none.
         label: index of the class; -1 for none.
-        key: whatever the caller wants to recognise the segment by.
+        key: any identifier that the caller chooses for the segment.
         pretrain: whether it comes from the pretraining stream.
         targets: multi-label, regression and question answering: (K,) numbers.
         second_from: first token of token type 1; -1 for none.
-        masked: masked LM: indices of the tokens that are predicted; then no other token is supervised.
-        originals: masked LM: the token ids that stood there.
+        masked: masked LM: indices of the predicted tokens. No other token is supervised.
+        originals: masked LM: the original token ids at these indices.
     """
 
     tokens: np.ndarray
@@ -49,14 +49,14 @@ class Segment:
 
     @property
     def num_supervised(self) -> int:
-        """Tokens that are predicted; for a causal LM after the label shift."""
+        """Returns the number of predicted tokens; for a causal LM after the label shift."""
         if self.masked is not None:
             return len(self.masked)
         return len(self.tokens) - max(self.supervised_from, 1)
 
     @property
     def labelled(self) -> bool:
-        """Tells whether the loss is on the segment as a whole, by a task head."""
+        """Tells whether a task head computes one loss for the whole segment."""
         return self.label >= 0 or bool(self.targets)
 
 
@@ -66,19 +66,19 @@ class Batch:
 
     Attributes:
         input_ids: (B, L) int64.
-        position_ids: (B, L) int64, starting again at every segment; every padding token is a segment of its own.
+        position_ids: (B, L) int64, restarting at every segment; every padding token is its own segment.
         token_type_ids: (B, L) int64.
-        lm_at: (N,) int64, the hidden state that predicts each supervised token.
+        lm_at: (N,) int64, index of the hidden state that predicts each supervised token.
         lm_target: (N,) int64, the supervised token.
         lm_key: (N,) int64, its segment's key.
         lm_pretrain: (N,) bool, whether it belongs to the pretraining stream.
-        first_at: (M,) int64, the first token of each labelled segment.
-        last_at: (M,) int64, its last token.
+        first_at: (M,) int64, index of the first token of each labelled segment.
+        last_at: (M,) int64, index of its last token.
         label: (M,) int64, its class; -1 for none.
-        targets: (M, K) float32, its numbers.
+        targets: (M, K) float32, its target.
         label_key: (M,) int64, its key.
-        finetune_at: (T,) int64, every token of the fine-tuning stream.
-        num_tokens: tokens in the rows without padding.
+        finetune_at: (T,) int64, index of every token of the fine-tuning stream.
+        num_tokens: tokens in the rows, without padding.
     """
 
     input_ids: Tensor
@@ -97,18 +97,18 @@ class Batch:
     num_tokens: int
 
     def to(self, device: torch.device | str) -> Self:
-        """The batch on another device."""
+        """Returns the batch on another device."""
         values: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
         moved: dict[str, Any] = {n: v.to(device) if isinstance(v, Tensor) else v for n, v in values.items()}
         return type(self)(**moved)
 
 
 def pack(lengths: Sequence[int], capacity: int) -> list[list[int]]:
-    """Puts items into rows, best-fit decreasing: at most 11/9 of the fewest rows possible, in practice nearly the fewest.
+    """Assigns items to rows with best-fit decreasing: at most 11/9 of the minimum number of rows, usually close to the minimum.
 
     Args:
-        lengths: length of each item, in tokens; none above `capacity`.
-        capacity: tokens a row can hold.
+        lengths: length of each item, in tokens; at most `capacity`.
+        capacity: maximum tokens per row.
 
     Returns:
         Indices of the items in each row; every index once.
@@ -131,14 +131,14 @@ def pack(lengths: Sequence[int], capacity: int) -> list[list[int]]:
 
 
 def pack_narrow(lengths: Sequence[int], capacity: int) -> list[list[int]]:
-    """Puts items into rows that are no wider than they need to be, since all rows of a step are padded to the widest.
+    """Assigns items to rows that are as narrow as possible, since all rows of a step are padded to the widest row.
 
-    Of some widths up to `capacity`, that one is taken whose rows have the fewest tokens with their padding, or the narrowest
-    one that has at most 1 % more: attention costs more in a wider row.
+    Tries several widths up to `capacity` and takes the narrowest whose rows need at most 1 % more tokens, with padding, than
+    those of the best width: attention costs more in wider rows.
 
     Args:
-        lengths: length of each item, in tokens; none above `capacity`.
-        capacity: tokens that a row can hold.
+        lengths: length of each item, in tokens; at most `capacity`.
+        capacity: maximum tokens per row.
 
     Returns:
         Indices of the items in each row; every index once.
@@ -148,7 +148,7 @@ def pack_narrow(lengths: Sequence[int], capacity: int) -> list[list[int]]:
     total, narrowest = sum(lengths), max(lengths)
     fewest, most = -(-total // capacity), -(-total // narrowest) + 1
     numbers = sorted({round(fewest + (most - fewest) * i / (_WIDTHS - 1)) for i in range(_WIDTHS)})
-    # Items never fill rows altogether: some room for what is left over.
+    # Items never fill rows completely, so allow some slack.
     wanted = [math.ceil(total / number * room) for number in numbers for room in (1.01, 1.03)]
     widths = {min(capacity, max(narrowest, width)) for width in wanted} | {capacity}
     found = []
@@ -161,18 +161,18 @@ def pack_narrow(lengths: Sequence[int], capacity: int) -> list[list[int]]:
 
 
 def width_of(row: Sequence[Segment]) -> int:
-    """Tokens in a row."""
+    """Returns the tokens in a row."""
     return sum(len(segment.tokens) for segment in row)
 
 
 def collate(rows: Sequence[Sequence[Segment]], pad_id: int, label_all: bool = False, width_multiple: int = 1) -> Batch:
-    """Makes tensors of rows, padded to the longest.
+    """Converts rows to tensors, padded to the longest row.
 
     Args:
         rows: segments of each row.
-        pad_id: token id for padding; never attended to by a segment, never supervised.
-        label_all: take every segment for a labelled one, also where its label is not known.
-        width_multiple: pad on, to a multiple of this.
+        pad_id: token id for padding. Segments never attend to it, and it is never supervised.
+        label_all: treat every segment as labelled, even if its label is unknown.
+        width_multiple: pad to a multiple of this width.
     """
     width = -(-max(width_of(row) for row in rows) // width_multiple) * width_multiple
     input_ids = np.full((len(rows), width), pad_id, np.int64)
@@ -228,7 +228,7 @@ def collate(rows: Sequence[Sequence[Segment]], pad_id: int, label_all: bool = Fa
 
 
 def _supervised(segment: Segment) -> tuple[np.ndarray, np.ndarray]:
-    """Positions in the segment whose hidden state predicts, and what they predict."""
+    """Returns the positions in the segment whose hidden states predict, and the predicted token ids."""
     if segment.masked is not None:
         assert segment.originals is not None
         return np.asarray(segment.masked, np.int64), np.asarray(segment.originals, np.int64)

@@ -13,7 +13,7 @@ from .device import pick_device
 
 
 def pick_precision(precision: Literal["auto", "float32", "bf16"]) -> Literal["float32", "bf16"]:
-    """Turns `auto` into bf16 where the device computes it natively, else into float32."""
+    """Resolves `auto` to bf16 if the device supports it natively, else to float32."""
     if precision != "auto":
         return precision
     if pick_device().type == "cuda":
@@ -23,6 +23,6 @@ def pick_precision(precision: Literal["auto", "float32", "bf16"]) -> Literal["fl
 
 @contextlib.contextmanager
 def autocast(device: torch.device, precision: Literal["auto", "float32", "bf16"]) -> Iterator[None]:
-    """Computes matrix products in the given precision."""
+    """Runs matrix products in the given precision."""
     with torch.autocast(device.type, torch.bfloat16, enabled=pick_precision(precision) == "bf16"):
         yield

@@ -1,4 +1,4 @@
-"""Runs a model on a few tokens, to find out how it behaves."""
+"""Runs a model on a few tokens to determine its behaviour."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def measuring(model: nn.Module) -> Iterator[None]:
 
 
 def probe_ids(model: PreTrainedModel, start: int, count: int = 6) -> np.ndarray:
-    """A few tokens, none of them the padding token."""
+    """Returns a few token ids without the padding token."""
     config = model.config.get_text_config()
     allowed = [i for i in range(1, min(config.vocab_size, 60)) if i != config.pad_token_id]
     return np.array([allowed[(start + i) % len(allowed)] for i in range(count)])
@@ -34,19 +34,19 @@ def probe_ids(model: PreTrainedModel, start: int, count: int = 6) -> np.ndarray:
 def differ(ours: Tensor, theirs: Tensor) -> bool:
     ours, theirs = ours.float(), theirs.float()
     if not theirs.isfinite().all():
-        return False  # such weights are found, and named, where a loss is computed
+        return False  # the loss computation detects and reports such weights
     return not torch.allclose(ours, theirs, rtol=1e-2, atol=1e-3 * float(theirs.abs().max()) + 1e-6)
 
 
 def position_offset(lm: PreTrainedModel) -> int:
-    """Number of the first position: 0, but `padding_idx + 1` in models of the RoBERTa family."""
+    """Returns the number of the first position: 0, but `padding_idx + 1` in models of the RoBERTa family."""
     ids = torch.from_numpy(probe_ids(lm, 1))[None].to(lm.device)
     pad = lm.config.get_text_config().pad_token_id
     with measuring(lm):
         theirs = lm.base_model(input_ids=ids).last_hidden_state
         for offset in (0, *([] if pad is None else [pad + 1]), MPNET_OFFSET):
             places = torch.arange(ids.shape[1], device=ids.device)[None] + offset
-            with contextlib.suppress(TypeError):  # it takes no position ids
+            with contextlib.suppress(TypeError):  # the model takes no position ids
                 if not differ(lm.base_model(input_ids=ids, position_ids=places).last_hidden_state, theirs):
                     return offset
-    return 0  # whatever it is, `check_model` will not let it pass
+    return 0  # `check_model` refuses such a model

@@ -1,4 +1,4 @@
-"""Loads tokenizers, and lets one end a text for a task head with EOS."""
+"""Loads tokenizers, and configures them to append EOS for a task head."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from ..errors import RefusedError
 
 
 def append_eos(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
-    """Makes the tokenizer itself put EOS behind a text, in place, so that a model in use is given what it was trained on.
+    """Configures the tokenizer, in place, to append EOS to a text, so that a deployed model gets the same input as in training.
 
     The head of classification, multi-label and regression then reads the hidden state of EOS. A base model's tokenizer is
-    left as it is, and one trained here for masked LM ends a text so anyway.
+    not changed. A tokenizer that mixtune trains for masked LM appends EOS in any case.
     """
     from tokenizers import processors
 
@@ -24,7 +24,7 @@ def append_eos(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
 
 
 def load_tokenizer(folder: str | Path, revision: str | None = None) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model or tokenizer folder; one without a padding token pads with EOS."""
+    """Loads the tokenizer of a model or tokenizer folder. Without a padding token it pads with EOS."""
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(folder), revision=revision, trust_remote_code=False)
     except (OSError, ValueError) as error:

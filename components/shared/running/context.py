@@ -1,28 +1,28 @@
-"""What a running step is given: a place to log to, a way to show progress, and the run that it belongs to.
+"""The context of a running step: log, progress and the pipeline run that it belongs to.
 
-A step learns from its environment which run it is in, so that nothing that differs from run to run is an input:
+A step reads run-specific values from its environment, so that they are not inputs, which would defeat caching:
 
     MIXTUNE_RUN_ID         id of the pipeline run (on a cluster from the pod's label, locally from the runner)
-    MLFLOW_TRACKING_URI    where metrics go; without it nothing is tracked
-    MLFLOW_EXPERIMENT_NAME experiment, `mixtune` without it
-    MIXTUNE_MLFLOW_...     both, and MLflow's credentials, from a cluster's secret; used where MLFLOW_TRACKING_URI is not set.
-                           Their names differ from MLflow's: Kubernetes refuses a pod that has one variable from the secret
-                           and from KFP's MLflow plugin
-    MLFLOW_RUN_ID          with MLFLOW_EXPERIMENT_ID: the run that KFP's MLflow plugin made for this task; the step writes to it
-    MIXTUNE_ALONE          1: the step is a pipeline of its own, so it ends the parent run too
-    MIXTUNE_COMPILED       what the package was compiled with, for `plan` and for `mixtune rerun`
-    MIXTUNE_RUN_NAME       name of the parent run in MLflow; the id without it
-    MIXTUNE_GIT_COMMIT     commit that goes on record as a tag
-    MIXTUNE_IMAGE          image that the step runs in, with its digest where one is known; a registered version names it
-    MIXTUNE_LOG_DIR        folder for this step's log (locally; a pod's log is its output)
+    MLFLOW_TRACKING_URI    tracking server; if unset, nothing is tracked
+    MLFLOW_EXPERIMENT_NAME experiment; `mixtune` by default
+    MIXTUNE_MLFLOW_...     both, and MLflow's credentials, from a cluster's secret; used if MLFLOW_TRACKING_URI is not set.
+                           The names differ from MLflow's, since Kubernetes refuses a pod that gets the same variable from
+                           the secret and from KFP's MLflow plugin
+    MLFLOW_RUN_ID          with MLFLOW_EXPERIMENT_ID: the run that KFP's MLflow plugin made for this task; the step logs to it
+    MIXTUNE_ALONE          1: the step runs as its own pipeline, so it also ends the parent run
+    MIXTUNE_COMPILED       options that the package was compiled with, for `plan` and for `mixtune rerun`
+    MIXTUNE_RUN_NAME       name of the parent run in MLflow; the run id by default
+    MIXTUNE_GIT_COMMIT     commit, recorded as a tag
+    MIXTUNE_IMAGE          image that the step runs in, with its digest if known; recorded with registered versions
+    MIXTUNE_LOG_DIR        folder for this step's log (locally; a pod logs to its output)
     MIXTUNE_OUTCOME_DIR    folder for the step's outcome record
-    MIXTUNE_JOURNAL_DIR    folder for what MLflow has not got yet; without it that is lost when the step ends
-    MIXTUNE_TRACKING_OFFLINE  1: go on without an MLflow server that does not answer
-    MIXTUNE_PROGRESS_FILE  file that progress is appended to, for whoever draws it
-    MIXTUNE_CHECKPOINT_DIR folder or fsspec URL that checkpoints of a training are kept in; without it there are none
-    MIXTUNE_GPUS           GPUs that the task was placed with; a step that finds fewer ends at once. 0 or unset: a GPU is used
-                           where there is one
-    MIXTUNE_PROCESSES      processes of a training step; one for each GPU without it
+    MIXTUNE_JOURNAL_DIR    folder for records that MLflow has not received; if unset, they are lost when the step ends
+    MIXTUNE_TRACKING_OFFLINE  1: continue if the MLflow server does not answer
+    MIXTUNE_PROGRESS_FILE  file that progress is appended to, for display
+    MIXTUNE_CHECKPOINT_DIR folder or fsspec URL for checkpoints of a training; if unset, no checkpoints are saved
+    MIXTUNE_GPUS           GPUs that the task requested; a step that finds fewer fails at once. If 0 or unset, a GPU is used
+                           if there is one
+    MIXTUNE_PROCESSES      processes of a training step; by default one for each GPU
 """
 
 from __future__ import annotations
@@ -52,12 +52,12 @@ DRAW_SECONDS = 0.3
 
 
 def from_secret(key: str) -> str:
-    """Returns the name under which a key of the tracking secret reaches a pod."""
+    """Returns the environment variable through which a pod receives a key of the tracking secret."""
     return f"MIXTUNE_{key}"
 
 
 def take_tracking_secret() -> None:
-    """Gives the tracking secret's variables MLflow's own names, unless somebody else has named a tracking server."""
+    """Copies the tracking secret's variables to MLflow's own names, unless a tracking server is already set."""
     if not os.environ.get(TRACKING_KEYS[0]):
         os.environ |= {key: value for key in TRACKING_KEYS if (value := os.environ.get(from_secret(key)))}
 
@@ -70,9 +70,9 @@ def note_progress(
     tokens_per_second: int | None = None,
     seconds_left: float = 0.0,
 ) -> None:
-    """Appends to the progress file, where the environment names one. A total of 0 says that the task has started."""
+    """Appends to the progress file if the environment names one. A total of 0 means that the task has started."""
     path = os.environ.get("MIXTUNE_PROGRESS_FILE")
-    if path and os.environ.get("RANK", "0") == "0":  # of several processes one tells it
+    if path and os.environ.get("RANK", "0") == "0":  # only the first process reports
         note = {"title": title, "done": done, "total": total, "unit": unit}
         note |= {"tokens_per_second": tokens_per_second, "seconds_left": seconds_left}
         with Path(path).open("a", encoding="utf-8") as file:
@@ -80,25 +80,25 @@ def note_progress(
 
 
 def started_titles(progress: Path) -> list[str]:
-    """The tasks that a progress file tells of, in the order in which they started."""
+    """Returns the tasks in a progress file, in the order in which they started."""
     titles = []
     for line in progress.read_text(encoding="utf-8", errors="replace").splitlines():
-        with contextlib.suppress(ValueError):  # a step that was killed can have left half a line
+        with contextlib.suppress(ValueError):  # a killed step can leave a partial line
             note = json.loads(line)
-            # A total and a unit belong to work within a step; a step's own first line has neither.
+            # Only work within a step has a total and a unit; a step's own first line has neither.
             if not note["total"] and not note["unit"]:
                 titles.append(str(note["title"]))
     return titles
 
 
 class Progress:
-    """Counts done work and tells it: plain lines in the log, finer ones in the progress file.
+    """Counts completed work and reports it: lines in the log, and more often in the progress file.
 
     Args:
         title: the task, such as `mixed-0.3`.
-        total: units of work.
+        total: number of units.
         unit: name of the units, such as `steps`.
-        done: units that were done before, by another attempt.
+        done: units that an earlier attempt completed.
     """
 
     def __init__(self, title: str, total: int, unit: str, quiet: bool = False, done: int = 0) -> None:
@@ -120,7 +120,7 @@ class Progress:
             self._tell(time.monotonic(), last=True)
 
     def advance(self, n: int = 1, tokens: int = 0) -> None:
-        """Notes `n` more units, in which `tokens` tokens were processed."""
+        """Adds `n` completed units, in which `tokens` tokens were processed."""
         self._done += n
         self._tokens += tokens
         now = time.monotonic()
@@ -129,7 +129,7 @@ class Progress:
 
     @property
     def tokens_per_second(self) -> float:
-        """Mean rate so far."""
+        """Returns the mean rate so far."""
         return self._tokens / max(time.monotonic() - self._started, 1e-9)
 
     def _tell(self, now: float, last: bool) -> None:
@@ -151,13 +151,13 @@ class Progress:
 
 @dataclass
 class Context:
-    """Handed to every step's `run`.
+    """The context of a step, passed to its `run`.
 
     Attributes:
-        title: step and what it works on, such as `evaluate mixed-0.3`.
+        title: the step and its subject, such as `evaluate mixed-0.3`.
         tracker: the step's MLflow run.
-        run_id: id of the pipeline run, None outside of one.
-        facts: what the step wants others to know of its outcome, such as the gate's verdict.
+        run_id: id of the pipeline run; None outside of one.
+        facts: results for the outcome record, such as the gate's verdict.
     """
 
     title: str
@@ -167,15 +167,15 @@ class Context:
     facts: dict[str, str] = field(default_factory=dict)
 
     def say(self, line: str) -> None:
-        """One plain line in the log."""
+        """Prints a line to the log."""
         if not self.quiet:
             print(line, flush=True)  # noqa: T201
 
     def progress(self, total: int, unit: str, what: str = "", done: int = 0) -> Progress:
-        """A count of work to come, shown as it goes on; `done` of it was done before."""
+        """Returns a progress counter. `done` units were completed before."""
         return Progress(f"{self.title} {what}".strip(), total, unit, quiet=self.quiet, done=done)
 
     @classmethod
     def for_tests(cls) -> Context:
-        """No tracking, no output."""
+        """Returns a context without tracking and output."""
         return cls(title="test", tracker=Tracker.off(), quiet=True)

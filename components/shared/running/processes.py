@@ -1,7 +1,7 @@
-"""Several processes for one training step: one for each GPU of the pod, or as many as MIXTUNE_PROCESSES says.
+"""Runs a training step in several processes: one for each GPU of the pod, or as many as MIXTUNE_PROCESSES says.
 
-A step that trains is started anew under torchrun, every process with the same arguments; the first one writes what comes out.
-Where torchrun started the step itself (RANK is set), nothing is started.
+A training step is restarted under torchrun, every process with the same arguments. The first process writes the outputs. If
+torchrun already started this process (RANK is set), no processes are started.
 """
 
 from __future__ import annotations
@@ -35,16 +35,16 @@ try:
 except ChildFailedError:
     sys.exit(1)
 """
-"""torchrun without its own traceback: what a process raised is told by the step."""
+"""torchrun without its own traceback: the step reports the errors of its processes."""
 
 
 def is_main() -> bool:
-    """Tells whether this process is the one that writes what comes out."""
+    """Tells whether this is the process that writes the outputs."""
     return int(os.environ.get("RANK", "0")) == 0
 
 
 def num_processes(step: str, config: Section) -> int:
-    """Processes that a step is to be run in."""
+    """Returns the number of processes for a step."""
     training = getattr(config, step, None)
     if step not in TRAINING_STEPS or "RANK" in os.environ or not getattr(training, "trains", False):
         return 1
@@ -55,7 +55,7 @@ def num_processes(step: str, config: Section) -> int:
         return int(given)
     import torch
 
-    # A container can see more GPUs than its task was given.
+    # A container can see more GPUs than its task requested.
     return requested_gpus() or max(1, torch.cuda.device_count())
 
 
@@ -67,10 +67,10 @@ def run_in_processes(
     artifacts: Mapping[str, ArtifactLike | list[ArtifactLike] | None],
     parameters: Mapping[str, Any],
 ) -> None:
-    """Runs a step's `run` in several processes and takes over what the first one notes on the artifacts.
+    """Runs a step's `run` in several processes and copies the artifacts' metadata from the first one.
 
     Raises:
-        MixtuneError: what a process raised, or that one died.
+        MixtuneError: if a process raised it or died.
     """
     with tempfile.TemporaryDirectory() as folder:
         order = {
@@ -114,10 +114,10 @@ def _raise_what_was_raised(folder: Path) -> None:
 
 
 def work(folder: Path) -> int:
-    """One of the processes.
+    """Runs the step in one of the processes.
 
     Args:
-        folder: holds the order, receives what happened.
+        folder: contains order.json; the process writes its result or error there.
 
     Returns:
         Exit status.

@@ -1,11 +1,11 @@
-"""The training loop. One engine for three stages: λ = 1 pretrains, λ = 0 fine-tunes, in between it does both.
+"""The training loop of all three stages: λ = 1 pretrains, λ = 0 fine-tunes, and values in between do both.
 
 For each optimizer step, with N_pt and N_ft the counts of supervised tokens over all micro-batches and ranks,
 
     L = Σ_i w_i · ce_i,   w_i = λ / N_pt  for pretraining tokens,   (1 - λ) / N_ft  for fine-tuning tokens
 
-times the number of ranks before backward, since DDP averages gradients. Every rank computes which rows all ranks read, so
-the counts need no communication.
+times the number of ranks before backward, since DDP averages gradients. Every rank computes the rows of all ranks, so the
+counts need no communication.
 """
 
 from __future__ import annotations
@@ -45,16 +45,16 @@ Entry = dict[str, float | int | None]
 
 @dataclass
 class Result:
-    """What a training run leaves.
+    """The result of a training.
 
     Attributes:
         curve: one object for each logged step.
         steps: optimizer steps.
-        tokens: tokens seen, by stream.
-        realised_mix_weight: share of the gradient weights that pretraining tokens had, averaged over the steps.
-        seconds: wall-clock time of the loop, over all attempts.
-        main: whether this is the process that writes what comes out.
-        checkpoints: where the training's state is kept, to be finished when the model is written.
+        tokens: tokens processed, by stream.
+        realised_mix_weight: pretraining tokens' share of the gradient weights, averaged over the steps.
+        seconds: wall-clock time of the loop, summed over all attempts.
+        main: whether this is the process that writes the outputs.
+        checkpoints: the checkpoint store; to be marked as finished after the model is written.
     """
 
     curve: list[Entry] = field(default_factory=list)
@@ -71,13 +71,13 @@ class Result:
 
 @dataclass(frozen=True)
 class Extras:
-    """What a training has beside the mixed loss; nothing by default.
+    """Optional parts of a training besides the mixed loss.
 
     Attributes:
-        reference: what forgetting is measured against, for a budget.
-        start: what the penalties pull to.
+        reference: model that forgetting is measured against, for a forgetting budget.
+        start: model that the penalties pull towards.
         kl_weight: penalty on KL(start || model), a mean over the tokens of the fine-tuning stream.
-        l2sp_weight: penalty on the squared distance from the start's weights.
+        l2sp_weight: penalty on the squared distance from the start model's weights.
         lora_rank: train low-rank adapters of this rank instead of the backbone.
     """
 
@@ -90,7 +90,7 @@ class Extras:
 
 @dataclass
 class _Interval:
-    """Sums since the last logged step; those over this rank's rows are added up over all ranks when they are logged."""
+    """Sums since the last logged step. Sums over this rank's rows are reduced over all ranks when they are logged."""
 
     sums: dict[str, Tensor]
     steps: int = 0
@@ -104,18 +104,18 @@ class _Interval:
     started: float = field(default_factory=time.monotonic)
 
     def copy(self) -> _Interval:
-        """As it is now."""
+        """Returns a snapshot."""
         return replace(self, sums={name: value.clone() for name, value in self.sums.items()})
 
     def state(self) -> dict[str, Any]:
-        """As JSON; a time that another process understands in place of the clock's."""
+        """Returns the state as JSON, with the elapsed time instead of the process's clock."""
         numbers = {name: value for name, value in vars(self).items() if name not in ("sums", "started")}
         sums = {name: float(value) for name, value in self.sums.items()}
         return {**numbers, "sums": sums, "seconds": time.monotonic() - self.started}
 
     @classmethod
     def restored(cls, state: dict[str, Any], device: torch.device) -> _Interval:
-        """The inverse of `state`."""
+        """Creates an interval from the state that `state` returned."""
         numbers = dict(state)
         sums = {
             name: torch.tensor(value, device=device, dtype=torch.float64) for name, value in numbers.pop("sums").items()
@@ -134,20 +134,20 @@ def train(
     extras: Extras | None = None,
     work: Work | None = None,
 ) -> Result:
-    """Trains in place, from the newest checkpoint of the same training where there is one.
+    """Trains the model in place. Resumes from the newest checkpoint of the same training if there is one.
 
     Args:
         model: on the CPU; the accelerator moves it.
-        mix: what each optimizer step reads; a stream that it leaves out has no part in the loss.
+        mix: the data of each optimizer step. A stream that is None is not part of the loss.
         mix_weight: λ.
         pad_id: token id for padding.
-        extras: anchors, penalties, adapters.
-        work: what the training is for; without it no checkpoints are kept.
+        extras: reference models, penalties, adapters.
+        work: identity of the training; None disables checkpoints.
 
     Raises:
-        RefusedError: if warm-up would take longer than the training, or nothing can be compiled here.
-        MixtuneError: if a loss or a gradient is not finite; the weights are then those before that step. Where there is no
-            room for a checkpoint.
+        RefusedError: if warm-up would take longer than the training, or if code cannot be compiled here.
+        MixtuneError: if a loss or a gradient is not finite (the weights are then those before that step), or if there is no
+            space for a checkpoint.
         SystemExit: with status 143 after a SIGTERM; the state is saved.
     """
     extras = extras or Extras()
@@ -160,9 +160,9 @@ def train(
     if training.compile:
         require_compiler("compile")
     precision = pick_precision(training.precision)
-    # Libraries for bf16 compile or choose their kernels shape by shape: few shapes, then.
+    # bf16 libraries compile or select kernels for each shape, so widths are rounded to reduce the number of shapes.
     width_multiple = 8 if precision == "bf16" else 1
-    AcceleratorState._reset_state()  # a training before this one in the same process may have had another precision
+    AcceleratorState._reset_state()  # an earlier training in this process may have used another precision
     accelerator = Accelerator(mixed_precision="bf16" if precision == "bf16" else "no", cpu=pick_device().type == "cpu")
     set_seed(seed, device_specific=True)  # dropout differs between ranks
     device = accelerator.device
@@ -214,7 +214,7 @@ def train(
                 micro_batches = list(data.share(rank, world, training.micro_batch_size))
                 for number, rows in enumerate(micro_batches):
                     batch = collate(rows, pad_id, width_multiple=width_multiple).to(device)
-                    # Gradients are summed over micro-batches and exchanged between ranks with the last one only.
+                    # Gradients are summed over micro-batches; ranks exchange them with the last micro-batch only.
                     with accelerator.no_sync(wrapped) if number + 1 < len(micro_batches) else contextlib.nullcontext():
                         start_logits, reference = _anchored(extras, rows, pad_id, width_multiple, accelerator)
                         losses = wrapped(batch, *weights, kl_weight / max(data.tokens_finetune, 1), start_logits)
@@ -260,7 +260,7 @@ def train(
 def _anchored(
     extras: Extras, rows: list[list[Segment]], pad_id: int, width_multiple: int, accelerator: Accelerator
 ) -> tuple[Tensor | None, Tensor | None]:
-    """What the anchors say of one micro-batch: the start's logits at its labelled rows, the reference's loss on its text."""
+    """Returns the start model's logits for a micro-batch's examples, and the reference model's loss on its text."""
     start_logits = reference = None
 
     def only(pretrain: bool) -> Batch | None:
@@ -277,15 +277,15 @@ def _anchored(
 
 
 def _freeze_what_has_no_loss(model: MixedModel, mix: Mix) -> None:
-    """λ = 0 and λ = 1 are plain fine-tuning and plain pretraining: weight decay must not touch the other loss's head."""
+    """Freezes the head that has no loss at λ = 0 or λ = 1, so that weight decay does not change it."""
     backbone = model.lm.base_model
     if mix.finetune is None:
-        # By name: what the task head shares with the LM head goes by the name of the latter.
+        # Selected by name: a weight that both heads share is listed under its name in the LM head.
         for name, parameter in model.named_parameters():
             if is_task_head(name):
                 parameter.requires_grad_(False)
     if mix.pretrain is None and model.task is not None:
-        # What is tied to the embeddings is part of the backbone; what the task head shares is its own.
+        # Keep weights tied to the embeddings, which belong to the backbone, and weights that the task head shares.
         kept = {id(parameter) for parameter in (*backbone.parameters(), *model.task.parameters())}
         for parameter in model.lm.parameters():
             if id(parameter) not in kept:
@@ -318,7 +318,7 @@ def _log_entry(
     rates: dict[str, float],
     mix_weight: MixWeight,
 ) -> Entry:
-    """Means over the interval, a count for each stream; sums are gathered from all ranks first."""
+    """Returns means over the interval and counts for each stream, from sums over all ranks."""
     gathered = accelerator.reduce(torch.stack(list(interval.sums.values())), "sum")
     sums = dict(zip(interval.sums, gathered.tolist(), strict=True))
     pretrain = sums["pretrain"] / interval.num_pretrain if interval.num_pretrain else None
@@ -353,8 +353,8 @@ def _log_entry(
 def _undo(
     accelerator: Accelerator, wrapped: torch.nn.Module, model: MixedModel, training: Training, extras: Extras
 ) -> None:
-    """Gives back the model as it came, but trained: unwrapped, with plain weights, on the CPU."""
-    # accelerate wraps `forward` as well, which a caller would otherwise keep.
+    """Returns the model to its original form: unwrapped, with plain weights, on the CPU."""
+    # accelerate also wraps `forward`; unwrap it too.
     accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False).to("cpu")
     if extras.lora_rank is not None:
         merge_adapters(model)

@@ -1,4 +1,4 @@
-"""Low-rank adapters (LoRA, arXiv:2106.09685) by peft, merged into the weights at the end: what is saved is a plain model."""
+"""Low-rank adapters (LoRA, arXiv:2106.09685) with peft. They are merged into the weights, so that the saved model is plain."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from .optimizer import is_task_head
 
 
 def add_adapters(model: MixedModel, rank: int) -> None:
-    """Puts adapters on all linear layers of the backbone and freezes everything but them and the task head."""
+    """Adds adapters to all linear layers of the backbone. Freezes everything except adapters and task head."""
     from peft import LoraConfig, get_peft_model
 
     prefix = model.lm.base_model_prefix
@@ -22,7 +22,7 @@ def add_adapters(model: MixedModel, rank: int) -> None:
 
 
 def merge_adapters(model: MixedModel) -> None:
-    """Adds the adapters to the weights that they stand on and takes them away."""
+    """Merges the adapters into the base weights and removes them."""
     prefix = model.lm.base_model_prefix
     adapted: Any = model.lm._modules[prefix]
     model.lm._modules[prefix] = adapted.merge_and_unload()

@@ -1,4 +1,4 @@
-"""Finds out what a loss or a gradient that is not finite comes from: stream, step and documents."""
+"""Determines which stream and documents cause a loss or gradient that is not finite."""
 
 from __future__ import annotations
 
@@ -13,12 +13,14 @@ SHOWN = 5
 
 
 def explain_not_finite(model: MixedModel, mix: Mix, data: StepData, step: int, pad_id: int) -> MixtuneError:
-    """Reads the step's segments one by one: in a packed row, what is not finite reaches the segments beside it.
+    """Returns an error that names the stream and the documents whose loss or gradient is not finite.
+
+    Evaluates the step's segments one by one, since values that are not finite spread to other segments of a packed row.
 
     Args:
-        model: with the weights from before the step.
-        mix: to name the documents.
-        data: what the step read.
+        model: with the weights before the step.
+        mix: used to name the documents.
+        data: the data of the step.
     """
     segments = [segment for row in data.rows for segment in row]
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""The optimizer and its learning rates: for the backbone, layer by layer where asked, and for the task head."""
+"""Creates the optimizer and its learning rates: for the backbone, optionally layer by layer, and for the task head."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from ..model.mixed_model import MixedModel
 
 BACKBONE, HEAD = "backbone", "head"
 _LAYER = re.compile(r"\.(?:layers?|h|blocks?|block)\.(\d+)\.")
-_DECAY_SHARE = 0.2  # of all steps, at the end of warmup_stable_decay
+_DECAY_SHARE = 0.2  # fraction of all steps that warmup_stable_decay spends on the decay
 
 
 def make_optimizer(model: MixedModel, training: Training) -> Optimizer:
-    """AdamW over all parameters that are trained; weight decay on matrices only (not on norms and biases).
+    """Creates AdamW over all trainable parameters, with weight decay on matrices only (not on norms and biases).
 
-    Its groups have a `name`: `backbone`, `backbone-<levels below the top>` or `head`.
+    The parameter groups have a `name`: `backbone`, `backbone-<levels below the top>` or `head`.
     """
     head_rate = training.head_learning_rate or training.learning_rate
     layers = 1 + max((_layer(name) for name, _ in model.named_parameters()), default=-1)
@@ -45,17 +45,17 @@ def make_optimizer(model: MixedModel, training: Training) -> Optimizer:
 
 
 def make_schedule(optimizer: Optimizer, training: Training, steps: int) -> LRScheduler:
-    """The learning rates' course over `steps` optimizer steps, a pure function of the step."""
+    """Creates the learning rate schedule over `steps` optimizer steps, a pure function of the step."""
     special: dict[str, Any] = {}
     if training.schedule == "warmup_stable_decay":
         special["num_decay_steps"] = max(1, round(_DECAY_SHARE * steps))
-    # transformers' `constant` takes no notice of a warm-up.
+    # The `constant` schedule of transformers ignores warm-up.
     name = "constant_with_warmup" if training.schedule == "constant" else training.schedule
     return get_scheduler(name, optimizer, training.warmup_steps, steps, scheduler_specific_kwargs=special)
 
 
 def learning_rates(optimizer: Optimizer) -> dict[str, float]:
-    """What goes on record: the backbone's peak, its lowest layer's where they differ, and the head's."""
+    """Returns the learning rates to log: the backbone's highest, its lowest if different, and the head's."""
     rates = {str(group["name"]): float(group["lr"]) for group in optimizer.param_groups}
     backbone = [rate for name, rate in rates.items() if name.startswith(BACKBONE)]
     found = {}
@@ -69,14 +69,14 @@ def learning_rates(optimizer: Optimizer) -> dict[str, float]:
 
 
 def is_task_head(name: str) -> bool:
-    """Tells whether a parameter of a `MixedModel` belongs to the task head, an encoder's pooler included."""
+    """Tells whether a parameter of a `MixedModel` belongs to the task head. An encoder's pooler does."""
     return name.startswith("task.") or ".pooler." in name
 
 
 def levels_below_the_top(name: str, layers: int) -> int:
-    """0 for the top layer and what stands above it, `layers` for the embeddings.
+    """Returns 0 for the top layer and the weights above it, `layers` for the embeddings.
 
-    The same for the weights of low-rank adapters, which stand inside their layer.
+    Weights of low-rank adapters have the level of their layer.
     """
     layer = _layer(name)
     if layer >= 0:

@@ -1,4 +1,4 @@
-"""What ties a training to a model from before it: a measure of forgetting, or a penalty for moving away."""
+"""Frozen reference models of a training: to measure forgetting, or to penalise distance from the start."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ class Anchor:
     """A frozen copy of a model.
 
     Args:
-        model: left as it is.
-        dropout: whether the copy drops out as the trained model does. A measure of forgetting must, or dropout alone would look
-            like forgetting; what a penalty pulls to is better without.
+        model: copied, not changed.
+        dropout: whether the copy uses dropout like the trained model. A measure of forgetting needs it, since dropout alone
+            would otherwise look like forgetting. A target of penalties is better without.
     """
 
     def __init__(self, model: MixedModel, dropout: bool = False) -> None:
         self.model = copy.deepcopy(model).train(dropout).requires_grad_(False)
 
     def to(self, device: torch.device) -> Anchor:
-        """Moves the copy."""
+        """Moves the copy to a device."""
         self.model.to(device)
         return self
 
     @torch.no_grad()
     def pretrain_loss(self, batch: Batch) -> Tensor:
-        """Σ ce of the batch's pretraining tokens, in nats."""
+        """Returns Σ ce of the batch's pretraining tokens, in nats."""
         of_text = batch.lm_pretrain
         hidden = self.model.hidden(batch)
         logits = self.model.lm_logits(hidden[batch.lm_at[of_text]])
@@ -40,7 +40,7 @@ class Anchor:
 
     @torch.no_grad()
     def finetune_logits(self, batch: Batch) -> Tensor:
-        """(T, V) what the copy's language model says at every token of the fine-tuning stream."""
+        """Returns the (T, V) logits of the copy's language model at every token of the fine-tuning stream."""
         return self.model.lm_logits(self.model.hidden(batch)[batch.finetune_at])
 
     @torch.no_grad()
@@ -48,7 +48,7 @@ class Anchor:
         """Adds the gradient of weight / 2 · ||w - w_start||² over the backbone and the LM head (L2-SP, arXiv:1802.01483).
 
         Returns:
-            The penalty itself.
+            The penalty.
         """
         total = 0.0
         before = dict(self.model.named_parameters())

@@ -1,4 +1,4 @@
-"""What the three training stages do alike when the loop has ended: write the model, its card, its curves and metrics."""
+"""Writes a trained model with its card, curves and metrics. All three training stages use it."""
 
 from __future__ import annotations
 
@@ -24,23 +24,23 @@ def save_trained(
     model: ArtifactLike,
     metrics: ArtifactLike,
 ) -> None:
-    """Writes a model folder, the card last, so that a folder that has one is whole. One of several processes does.
+    """Writes a model folder. The card is written last, so that a folder with a card is complete. Only the main process writes.
 
     Args:
-        card: what is known before training; counts and times are filled in from `result`.
+        card: fields that are known before training; counts and times are filled in from `result`.
         model: output artifact.
-        metrics: output artifact, the numbers to see in the KFP UI.
+        metrics: output artifact, metrics for the KFP UI.
     """
     if not result.main:
         return
     if not card.has_task_head:
-        # λ = 1 never trained it, and plain transformers would load it without a word.
+        # λ = 1 never trained the task head, and plain transformers would load it without a warning.
         network.task, network.kind, network.labels = None, None, None
     Path(model.path).mkdir(parents=True, exist_ok=True)
     try:
         network.save(model.path, tokenizer)
     except Exception as error:
-        if "o space left" not in str(error):  # safetensors has an exception of its own for what the file system says
+        if "o space left" not in str(error):  # safetensors wraps errors of the file system in its own exception
             raise
         raise MixtuneError(_no_room(network, Path(model.path))) from None
     save_card(tokenizer, card, result, context, model, metrics)
@@ -65,7 +65,7 @@ def save_card(
     model: ArtifactLike,
     metrics: ArtifactLike,
 ) -> None:
-    """All of it but the weights, which the card may say are elsewhere. Arguments as of `save_trained`."""
+    """Writes everything except the weights, which the card can locate elsewhere. See `save_trained` for the arguments."""
     if not result.main:
         return
     trained = result.steps > 0

@@ -1,4 +1,4 @@
-"""What an optimizer step reads: a pure function of (seed, step, stream), so that a position in the data is just a number."""
+"""The data of an optimizer step: a pure function of (seed, step, stream), so that a position in the data is a single number."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from ..model.masking import Masking
 from ..model.packing import Segment, pack_narrow, width_of
 
 PRETRAIN_ID, FINETUNE_ID, MASKING_ID = 0, 1, 2
-SHORTEST_WINDOW = 8  # shorter ones would hardly give a token any context
+SHORTEST_WINDOW = 8  # in shorter windows, tokens would have hardly any context
 
 
 class _Order:
-    """A new permutation for every epoch, found without replaying the ones before."""
+    """A new permutation for every epoch, computed without replaying earlier epochs."""
 
     def __init__(self, size: int, seed: int, stream_id: int) -> None:
         self.size = size
@@ -35,15 +35,15 @@ class _Order:
 
 
 class PretrainStream:
-    """Windows of `max_length` tokens over all documents, laid end to end; no segment crosses a document.
+    """Windows of `max_length` tokens over all concatenated documents. Segments do not cross document boundaries.
 
-    A document that a window's end cuts goes on in another window as a segment of its own.
+    A document that is cut at a window's end continues in another window as a separate segment.
 
     Args:
         documents: the text.
-        max_length: of a window, in tokens.
-        seed: of the order and of the masks.
-        masking: masked LM: chooses what is predicted, anew at every position of the stream.
+        max_length: tokens per window.
+        seed: seed of the order and of the masks.
+        masking: masked LM: selects the tokens to predict, anew at every position of the stream.
     """
 
     def __init__(self, documents: Documents, max_length: int, seed: int, masking: Masking | None = None) -> None:
@@ -54,16 +54,16 @@ class PretrainStream:
         return self._order.size
 
     def with_windows_of(self, length: int) -> PretrainStream:
-        """The same text in windows of another length, in tokens."""
+        """Returns a stream of the same text with windows of another length, in tokens."""
         return PretrainStream(self._documents, length, self._seed, self._masking)
 
     @property
     def mean_length(self) -> float:
-        """Tokens in a window, on average."""
+        """Returns the average number of tokens in a window."""
         return len(self._documents.flat) / len(self)
 
     def name_of(self, index: int) -> str:
-        """Where a document comes from, for messages."""
+        """Returns the origin of a document, for messages."""
         return _name_of(self._documents, index)
 
     def item(self, position: int) -> list[Segment]:
@@ -77,7 +77,7 @@ class PretrainStream:
             if offsets[index] >= end:
                 break
             piece = self._documents.flat[max(start, offsets[index]) : min(end, offsets[index + 1])]
-            if len(piece) > 1:  # a single token has nothing before it to be predicted from
+            if len(piece) > 1:  # the first token has no context and is never predicted
                 segments.append(Segment(np.asarray(piece), 1, -1, index, pretrain=True))
         if self._masking is None:
             return segments
@@ -87,12 +87,12 @@ class PretrainStream:
 
 
 class FinetuneStream:
-    """Labelled examples, one an item.
+    """Labelled examples; each item is one example.
 
     Args:
         documents: the examples.
-        seed: of the order.
-        task: in generation the loss is on tokens, else on the example as a whole.
+        seed: seed of the order.
+        task: for generation the loss is on tokens, otherwise on the example as a whole.
     """
 
     def __init__(self, documents: Documents, seed: int, task: Task) -> None:
@@ -104,11 +104,11 @@ class FinetuneStream:
 
     @property
     def mean_length(self) -> float:
-        """Tokens in an example, on average."""
+        """Returns the average number of tokens in an example."""
         return float(self._documents.offsets[-1]) / max(len(self._documents), 1)
 
     def name_of(self, index: int) -> str:
-        """Where an example comes from, for messages."""
+        """Returns the origin of an example, for messages."""
         return _name_of(self._documents, index)
 
     def item(self, position: int) -> list[Segment]:
@@ -128,11 +128,11 @@ def _name_of(documents: Documents, index: int) -> str:
 
 @dataclass(frozen=True)
 class Unread:
-    """Labelled examples of which only number and length are known.
+    """Number and average length of labelled examples that are not read.
 
     Attributes:
-        count: how many there are.
-        mean_length: tokens in one, on average.
+        count: number of examples.
+        mean_length: average tokens per example.
     """
 
     count: int
@@ -144,15 +144,15 @@ class Unread:
 
 @dataclass(frozen=True)
 class StepData:
-    """All rows of one optimizer step, over all ranks, and what their losses are divided by.
+    """All rows of one optimizer step, over all ranks, and the counts that normalise their losses.
 
     Attributes:
         rows: packed rows, of one stream or both.
         num_pretrain: N_pt, supervised tokens of the pretraining stream.
         num_finetune: N_ft, supervised tokens (with a task head: examples) of the fine-tuning stream.
-        tokens_pretrain: all its tokens, without padding.
-        tokens_finetune: likewise.
-        max_length: tokens that a row can hold; these may be narrower.
+        tokens_pretrain: all tokens of the pretraining stream, without padding.
+        tokens_finetune: all tokens of the fine-tuning stream, without padding.
+        max_length: maximum tokens per row; these rows can be narrower.
     """
 
     rows: list[list[Segment]]
@@ -164,12 +164,12 @@ class StepData:
 
     @classmethod
     def packed(cls, windows: list[list[Segment]], examples: list[list[Segment]], max_length: int) -> StepData:
-        """Puts both streams' items into common rows.
+        """Packs the items of both streams into common rows.
 
         Args:
             windows: segments of each window of pretraining text.
             examples: segments of each labelled example.
-            max_length: tokens that a row can hold.
+            max_length: maximum tokens per row.
         """
         items = windows + examples
         rows = pack_narrow([width_of(item) for item in items], max_length)
@@ -184,10 +184,10 @@ class StepData:
         )
 
     def share(self, rank: int, world_size: int, micro_batch_size: int) -> Iterator[list[list[Segment]]]:
-        """The micro-batches of one rank; as many for every rank, since each takes part in every backward pass.
+        """Yields the micro-batches of one rank. Every rank gets the same number, since each takes part in every backward pass.
 
         Args:
-            micro_batch_size: rows of `max_length` tokens that fit; of narrower ones as many as come to the same.
+            micro_batch_size: number of rows of `max_length` tokens; for narrower rows the number is higher, for equal tokens.
         """
         if not self.rows:
             raise RefusedError(
@@ -195,9 +195,9 @@ class StepData:
                 "look at the data report"
             )
         per_rank = -(-len(self.rows) // world_size)
-        blank = [Segment(self.rows[0][0].tokens[:2], 2, pretrain=True)]  # nothing supervised
+        blank = [Segment(self.rows[0][0].tokens[:2], 2, pretrain=True)]  # without supervised tokens
         mine = [self.rows[i] if i < len(self.rows) else blank for i in range(rank, per_rank * world_size, world_size)]
-        # As many micro-batches as needed, of even size, each with a fair part of both streams.
+        # As few micro-batches as fit, of even size, each with a fair share of both streams.
         fit = max(1, micro_batch_size * self.max_length // max(width_of(row) for row in self.rows))
         count = -(-len(mine) // fit)
         for number in range(count):
@@ -206,15 +206,15 @@ class StepData:
 
 @dataclass(frozen=True)
 class Mix:
-    """How many items of each stream an optimizer step takes.
+    """The number of items of each stream in an optimizer step.
 
     Attributes:
         pretrain: the pretraining stream, or None if it is not read.
         finetune: the fine-tuning stream, or None if it is not read.
         num_windows: windows of pretraining text in a step.
         num_examples: labelled examples in a step.
-        epoch_steps: optimizer steps that an epoch takes; a fraction.
-        unread_tokens: of the pretraining stream, that a step would have read beside its examples where λ is above 0.
+        epoch_steps: optimizer steps per epoch; can be fractional.
+        unread_tokens: pretraining tokens that a step with λ above 0 would have read besides its examples.
     """
 
     pretrain: PretrainStream | None
@@ -227,12 +227,12 @@ class Mix:
 
     @property
     def mean_tokens(self) -> float:
-        """Tokens of a step, on average; of all candidates alike, so that `max_tokens` gives them the same number of steps."""
+        """Returns a step's average tokens. All candidates have the same, so that `max_tokens` gives equal numbers of steps."""
         text = self.num_windows * self.pretrain.mean_length if self.pretrain is not None else self.unread_tokens
         return text + (self.num_examples * self.finetune.mean_length if self.finetune is not None else 0.0)
 
     def steps(self, training: Training) -> int:
-        """Optimizer steps that a stage's `steps`, `epochs` or `max_tokens` come to; at least one of the latter two."""
+        """Returns the optimizer steps of a stage, from `steps`, `epochs` or `max_tokens`; at least 1 for the latter two."""
         if training.max_tokens is not None:
             return max(1, round(training.max_tokens / self.mean_tokens))
         if training.epochs is not None:
@@ -240,12 +240,12 @@ class Mix:
         return training.steps
 
     def name_of(self, segment: Segment) -> str:
-        """Where a segment comes from, for messages."""
+        """Returns the origin of a segment, for messages."""
         stream = self.pretrain if segment.pretrain else self.finetune
         return stream.name_of(segment.key) if stream is not None else "padding"
 
     def step(self, step: int) -> StepData:
-        """The data of one optimizer step."""
+        """Returns the data of one optimizer step."""
         windows: list[list[Segment]] = []
         examples: list[list[Segment]] = []
         if self.pretrain is not None:
@@ -268,10 +268,10 @@ def mix(
     """Chooses number and length of the windows so that the pretraining stream has its share of an average step's tokens.
 
     Args:
-        batch_size: labelled examples in a step; windows where the fine-tuning stream is not read.
-        replay_share: fraction of the tokens from the pretraining stream, where both streams are at hand.
-        unread: the labelled examples, where only the pretraining stream is read but steps and epochs are to have as many tokens
-            as those of both.
+        batch_size: labelled examples in a step; windows if the fine-tuning stream is not read.
+        replay_share: fraction of the tokens from the pretraining stream, if both streams are given.
+        unread: the labelled examples, if only the pretraining stream is read but steps and epochs should have as many tokens
+            as with both streams.
     """
     if pretrain is None:
         assert finetune is not None
@@ -281,7 +281,7 @@ def mix(
         return Mix(pretrain, None, batch_size, 0, max_length, len(pretrain) / batch_size)
     examples = finetune if finetune is not None else unread
     assert examples is not None
-    # With no labelled rows beside it, the text has their tokens too.
+    # Without labelled rows, the text also takes their tokens.
     share = replay_share / (1 - replay_share) + (finetune is None)
     tokens = share * examples.mean_length * batch_size
     num_windows = max(1, math.ceil(tokens / max_length))
