@@ -1,4 +1,4 @@
-"""Connects to MLflow's tracking server, and tells what its errors mean."""
+"""Connects to MLflow's tracking server and interprets its errors."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ _OURS: set[str] = set()
 
 @contextlib.contextmanager
 def patience(seconds: int, retries: int) -> Iterator[None]:
-    """How long MLflow's client waits for an answer, and how often it asks again; what the user set in the environment holds."""
+    """Sets the request timeout and the retries of MLflow's client, except where the user set them in the environment."""
     wanted = {
         "MLFLOW_HTTP_REQUEST_TIMEOUT": str(seconds),
         "MLFLOW_HTTP_REQUEST_MAX_RETRIES": str(retries),
-        # Or a server that says "come back in an hour" would hold up the step for that hour.
+        # Otherwise a server that answers with a Retry-After of one hour would block the step for an hour.
         "MLFLOW_HTTP_RESPECT_RETRY_AFTER_HEADER": "false",
     }
     ours = {name: value for name, value in wanted.items() if name not in os.environ or name in _OURS}
@@ -43,27 +43,27 @@ def patience(seconds: int, retries: int) -> Iterator[None]:
 
 
 def to_look() -> contextlib.AbstractContextManager[None]:
-    """Patience for finding out whether a server answers."""
+    """Returns the timeout settings for checking whether a server answers."""
     return patience(4, 1)
 
 
 def to_deliver() -> contextlib.AbstractContextManager[None]:
-    """Patience for a server that answered before."""
+    """Returns the timeout settings for a server that answered before."""
     return patience(10, 1)
 
 
 def connect(uri: str) -> MlflowClient:
-    """A client for a tracking address whose server answers.
+    """Connects to a tracking server and checks that it answers.
 
     Raises:
-        UnreachableError: if nothing answers, also where an address swallows what is sent to it.
+        UnreachableError: if it does not answer, also if a firewall drops the requests.
     """
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     import logging
 
-    # urllib3 warns of every try of its own, and MLflow prints what it raises as well; what matters is said once, in words.
+    # urllib3 warns of each retry, and MLflow logs the errors that it raises. The step reports a problem once.
     levels = {"mlflow.store": logging.WARNING, "mlflow.store.db.utils": logging.CRITICAL, "alembic": logging.WARNING}
     for name, level in {**levels, "urllib3.connectionpool": logging.ERROR}.items():
         logging.getLogger(name).setLevel(level)
@@ -81,11 +81,11 @@ def connect(uri: str) -> MlflowClient:
 
 
 def download_artifact(uri: str, run: str, path: str, folder: Path) -> Path:
-    """Downloads a file that a run has on record.
+    """Downloads an artifact of a run.
 
     Raises:
-        UnreachableError: if nothing answers.
-        RefusedError: if there is no such run, or it has no such file.
+        UnreachableError: if the server does not answer.
+        RefusedError: if the run or the artifact does not exist.
     """
     client = connect(uri)
     from mlflow.exceptions import MlflowException
@@ -99,7 +99,7 @@ def download_artifact(uri: str, run: str, path: str, folder: Path) -> Path:
 
 
 def unreachable(uri: str, error: Exception) -> UnreachableError:
-    """The sentence for a server that does not answer, or not to these credentials."""
+    """Returns the error for a server that does not answer or that rejects the credentials."""
     if re.search(r"error code 40[13]\b", str(error)):
         return TurnedAwayError(
             f"MLFLOW_TRACKING_URI: the server at {without_credentials(uri)} turns these credentials away; correct "
@@ -116,7 +116,7 @@ def unreachable(uri: str, error: Exception) -> UnreachableError:
 
 
 def experiment_id(client: MlflowClient, name: str, uri: str) -> str:
-    """Finds or makes the experiment; a SQLite store keeps its artifacts next to the database."""
+    """Returns the experiment's id. Creates the experiment if needed; a SQLite store keeps artifacts next to its database."""
     found = client.get_experiment_by_name(name)
     if found is not None:
         if found.lifecycle_stage == "deleted":
@@ -128,7 +128,7 @@ def experiment_id(client: MlflowClient, name: str, uri: str) -> str:
     try:
         return client.create_experiment(name, artifact_location=location)
     except Exception:
-        # Another step of the same run can have been faster.
+        # Another step of the same run may have created it.
         found = client.get_experiment_by_name(name)
         if found is None:
             raise
@@ -136,12 +136,12 @@ def experiment_id(client: MlflowClient, name: str, uri: str) -> str:
 
 
 def came_from_server(error: Exception) -> bool:
-    """Tells whether an error is of MLflow's or of the way to it, and not of this program's making."""
+    """Tells whether an error comes from MLflow or the connection to it, rather than from this program."""
     from mlflow.exceptions import MlflowException
 
     return isinstance(error, MlflowException | OSError)
 
 
 def offline_allowed() -> bool:
-    """Tells whether a step may go on without a tracking server that does not answer."""
+    """Tells whether a step may continue if the tracking server does not answer."""
     return os.environ.get(OFFLINE) == "1"

@@ -1,13 +1,13 @@
-"""What MLflow has not got yet, on disk. Knows nothing of MLflow, so that the command reads it in no time.
+"""Journals on disk of records that MLflow has not received. Does not import MLflow, so that the command reads them quickly.
 
-A step writes every operation down before it is delivered, so that neither a server that goes away nor a kill loses one.
+A step writes every operation to a journal before it is delivered, so that neither an unavailable server nor a kill loses it.
 
-    <folder>/<time>-<title>-<hex>.jsonl    one attempt of a step: a first line that says whose it is, then its operations
-    <folder>/<the same>.delivered          how many of them are delivered
-    <folder>/<the same>.files/             copies of the files that could not be delivered
-    <folder>/runs.json                     id of a run that began without MLflow -> id that MLflow gave it
+    <folder>/<time>-<title>-<hex>.jsonl    one attempt at a step: the first line identifies it, its operations follow
+    <folder>/<the same>.delivered          number of delivered operations
+    <folder>/<the same>.files/             copies of files that could not be delivered
+    <folder>/runs.json                     maps the id of a run that started without MLflow to its id in MLflow
 
-A journal goes when all of it is delivered and its step has ended. While a process writes or delivers one, it is locked.
+A journal is deleted after all of it is delivered and its step has ended. A process that writes or delivers it holds a lock.
 """
 
 from __future__ import annotations
@@ -31,21 +31,21 @@ from .verdict import StepRun
 
 FOLDER = "MIXTUNE_JOURNAL_DIR"
 LOCAL = "local-"
-"""How the id of a run begins that MLflow does not know yet."""
+"""Prefix of the ids of runs that MLflow does not know yet."""
 
 Operation = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Owner:
-    """Whose operations a journal holds.
+    """Identifies the step that a journal belongs to.
 
     Attributes:
         address: tracking address, without credentials.
         experiment: MLflow experiment.
-        title: the step, and what it works on.
+        title: the step and its subject.
         pipeline_run: id of the pipeline run.
-        run: the step's MLflow run; None if the journal ends no run of its own.
+        run: the step's MLflow run; None if the journal does not end a run of its own.
     """
 
     address: str
@@ -56,14 +56,14 @@ class Owner:
 
 
 class Journal:
-    """The operations of one attempt of a step, in a file that only grows.
+    """The operations of one attempt at a step, in an append-only file.
 
     Attributes:
         path: the file.
-        owner: whose operations they are.
-        pending: what is not delivered, oldest first.
-        ended: whether the end of the step's run is among the operations, delivered or not.
-        last_time: when the last operation was made, in milliseconds; known for a journal that was left behind.
+        owner: the step that the operations belong to.
+        pending: undelivered operations, oldest first.
+        ended: whether the operations, delivered or not, include the end of the step's run.
+        last_time: time of the last operation, in milliseconds; None in a new journal.
     """
 
     def __init__(self, path: Path, owner: Owner, operations: Iterable[Operation], delivered: int, file: TextIO) -> None:
@@ -76,7 +76,7 @@ class Journal:
 
     @classmethod
     def start(cls, folder: Path, owner: Owner) -> Journal:
-        """Begins a journal."""
+        """Creates a journal."""
         folder.mkdir(parents=True, exist_ok=True)
         words = re.sub(r"[^A-Za-z0-9._-]", "-", owner.title)
         path = folder / f"{time.time_ns():019d}-{words}-{os.urandom(3).hex()}.jsonl"
@@ -88,7 +88,7 @@ class Journal:
 
     @classmethod
     def take(cls, path: Path) -> Journal | None:
-        """Takes up a journal that its step left behind; None if a process is still at it, or another was faster."""
+        """Opens the journal of a step that has ended; None if another process holds its lock."""
         try:
             file = path.open("r+", encoding="utf-8")
         except OSError:
@@ -106,7 +106,7 @@ class Journal:
         return cls(path, owner, operations, delivered, file)
 
     def append(self, operation: Operation) -> None:
-        """Writes an operation down; with the system when this returns, so that killing the process does not lose it."""
+        """Appends an operation. It is flushed to the operating system, so that a kill of the process does not lose it."""
         self.pending.append(operation)
         if operation["op"] == "end" and operation["run"] == self.owner.run:
             self.ended = True
@@ -117,7 +117,7 @@ class Journal:
         self._file.flush()
 
     def advance(self, count: int) -> None:
-        """Notes that the oldest `count` operations are delivered."""
+        """Marks the oldest `count` operations as delivered."""
         del self.pending[:count]
         self._delivered += count
         write_json(_delivered(self.path), self._delivered)
@@ -126,7 +126,7 @@ class Journal:
         """Copies a file or folder into the journal.
 
         Returns:
-            Where the copy is, for an operation to name.
+            The path of the copy, relative to the folder of journals.
         """
         place = _files(self.path) / str(len(list(_files(self.path).glob("*"))))
         place.mkdir(parents=True)
@@ -138,7 +138,7 @@ class Journal:
         return str(copy.relative_to(self.path.parent))
 
     def close(self) -> None:
-        """Lets go of the journal, and removes it where nothing is left to deliver."""
+        """Releases the journal and deletes it if nothing is pending."""
         if not self.pending:
             shutil.rmtree(_files(self.path), ignore_errors=True)
             _delivered(self.path).unlink(missing_ok=True)
@@ -146,7 +146,7 @@ class Journal:
         self.release()
 
     def release(self) -> None:
-        """Lets go of the journal and leaves it as it is."""
+        """Releases the journal without deleting it."""
         self._file.close()
 
 
@@ -159,9 +159,9 @@ def _files(path: Path) -> Path:
 
 
 def read(path: Path) -> tuple[Owner, list[Operation], int] | None:
-    """Reads a journal: whose it is, its operations, and how many of them are delivered. None if there is nothing in it."""
+    """Reads a journal: its owner, its operations, and the number of delivered ones. None if it is empty."""
     lines: list[dict[str, Any]] = []
-    # A process that was killed can have left half a last line.
+    # A killed process can leave a partial last line.
     with contextlib.suppress(OSError, ValueError), path.open(encoding="utf-8") as file:
         lines.extend(json.loads(line) for line in file if line.endswith("\n"))
     if not lines:
@@ -173,12 +173,12 @@ def read(path: Path) -> tuple[Owner, list[Operation], int] | None:
 
 
 def journals(folder: Path) -> list[Path]:
-    """The journals of a folder, oldest first."""
+    """Returns the journals of a folder, oldest first."""
     return sorted(folder.glob("*.jsonl"))
 
 
 def operations_of(folder: Path, pipeline_run: str | None) -> Iterator[Operation]:
-    """All that the journals hold of one pipeline run, delivered or not, in the order in which the steps began."""
+    """Yields all operations of one pipeline run, delivered or not, in the order in which the steps started."""
     for path in journals(folder):
         found = read(path)
         if found and found[0].pipeline_run == pipeline_run:
@@ -186,7 +186,7 @@ def operations_of(folder: Path, pipeline_run: str | None) -> Iterator[Operation]
 
 
 def step_runs(operations: Iterable[Operation]) -> list[StepRun]:
-    """The runs that began without MLflow, as operations tell of them, oldest first."""
+    """Returns the runs that started without MLflow, oldest first, as the operations describe them."""
     known: dict[str, StepRun] = {}
     for one in operations:
         if one["op"] == "run":
@@ -198,7 +198,7 @@ def step_runs(operations: Iterable[Operation]) -> list[StepRun]:
 
 
 def known_runs(folder: Path) -> dict[str, str]:
-    """For each run that began without MLflow and is there by now: its first id -> the one that MLflow gave it."""
+    """Returns a dict from the ids of runs that started without MLflow to their ids in MLflow, if they are delivered."""
     try:
         return dict(json.loads((folder / "runs.json").read_text(encoding="utf-8")))
     except (OSError, ValueError):
@@ -207,7 +207,7 @@ def known_runs(folder: Path) -> dict[str, str]:
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Holds a folder while runs are made for what began without MLflow, so that no run is made twice."""
+    """Locks a folder while runs that started without MLflow are created, so that no run is created twice."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "lock").open("a") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
@@ -215,7 +215,7 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def count_of(operations: Iterable[Operation]) -> Counter[str]:
-    """How much there is of each kind, in words."""
+    """Counts the operations' values by kind."""
     counts: Counter[str] = Counter()
     for one in operations:
         match one["op"]:
@@ -237,18 +237,18 @@ def count_of(operations: Iterable[Operation]) -> Counter[str]:
 
 
 def in_words(counts: Counter[str]) -> str:
-    """Counts as a person reads them: `1,200 metric values, 2 files`."""
+    """Formats counts for messages: `1,200 metric values, 2 files`."""
     plural = {"end of a run": "ends of runs"}
     return ", ".join(f"{n:,} {what if n == 1 else plural.get(what, what + 's')}" for what, n in counts.items() if n)
 
 
 @dataclass(frozen=True)
 class Undelivered:
-    """What a folder of journals still holds.
+    """The undelivered content of a folder of journals.
 
     Attributes:
-        counts: how much of each kind.
-        addresses: where it is to go.
+        counts: number of undelivered values by kind.
+        addresses: tracking addresses that they belong to.
     """
 
     counts: Counter[str]
@@ -256,7 +256,7 @@ class Undelivered:
 
 
 def undelivered(folder: Path, address: str | None = None) -> Undelivered:
-    """What steps left behind in a folder, for one address or for all. What a running step is at is not counted."""
+    """Counts undelivered records in a folder, for one address or for all. Journals of running steps are not counted."""
     counts: Counter[str] = Counter()
     addresses: dict[str, None] = {}
     for path in journals(folder):
@@ -282,18 +282,18 @@ def _in_use(path: Path) -> bool:
 
 
 def sync_command(folder: Path) -> str:
-    """The command that delivers a journal folder."""
+    """Returns the command that delivers a folder of journals."""
     inside_a_run = folder.parent.name == ".mixtune"
     return f"mixtune sync {folder.parent.parent}" if inside_a_run else "mixtune sync"
 
 
 def folder_from_environment() -> Path | None:
-    """Where journals are kept, as the environment says."""
+    """Returns the folder for journals that the environment names."""
     given = os.environ.get(FOLDER)
     return Path(given) if given else None
 
 
 class NotSentYetError(MixtuneError):
-    """An operation needs a run that another journal makes, and that one is not delivered yet."""
+    """An operation needs a run from another journal that is not delivered yet."""
 
     kind = "unreachable"

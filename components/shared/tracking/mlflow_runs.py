@@ -1,7 +1,7 @@
-"""The runs of one pipeline run in MLflow: a parent run, and one nested run for each step. Finds, makes and ends them.
+"""The MLflow runs of a pipeline run: a parent run and one nested run for each step. Finds, creates and ends them.
 
-KFP's own MLflow plugin, where it is switched on and injects its variables into tasks, has made these runs before a step
-starts: a run for the pipeline run, and nested runs for its tasks and DAG nodes. Then they are used, and none is made.
+KFP's own MLflow plugin, if it is enabled and injects its variables into tasks, creates these runs before a step starts: a run
+for the pipeline run, and nested runs for its tasks and DAG nodes. These runs are then used instead of new ones.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ RUN_ID = "mixtune.run_id"
 STEP = "mixtune.step"
 REPLACED_BY = "mixtune.replaced_by"
 _DEEPEST = 20
-"""KFP nests the runs of DAG nodes; a chain of parents that is longer than this is a loop."""
+"""Maximum depth of parents. KFP nests the runs of DAG nodes; a longer chain is a cycle."""
 
 
 def injected_run() -> str | None:
     """Returns the id of the run that KFP's MLflow plugin made for this task.
 
-    A lone MLFLOW_RUN_ID, as a user may have set it in a shell, is not enough: the plugin names the experiment too.
+    MLFLOW_RUN_ID alone, which a user can set in a shell, is not sufficient: the plugin sets the experiment too.
     """
     run, experiment = os.environ.get("MLFLOW_RUN_ID"), os.environ.get("MLFLOW_EXPERIMENT_ID")
     return run if run and experiment and os.environ.get("MIXTUNE_RUN_ID") else None
 
 
 def pipeline_tags(pipeline_run: str) -> dict[str, str]:
-    """Returns the tags that the parent run of a pipeline run is found by."""
+    """Returns the tags that identify the parent run of a pipeline run."""
     return {RUN_ID: pipeline_run, STEP: "pipeline", "mixtune.kfp_run": pipeline_run}
 
 
@@ -49,13 +49,13 @@ def parent_run(
     time: int | None = None,
     child: str | None = None,
 ) -> Run:
-    """Gets or makes the parent run of a pipeline run, by the pipeline run's id.
+    """Returns the parent run of a pipeline run, which it finds by the pipeline run's id. Creates it if needed.
 
     Args:
-        name: name of the run, if it has to be made.
-        tags: its further tags, if it has to be made.
-        time: when it began, in milliseconds; now without it.
-        child: a run that KFP's plugin made; the root of its tree then is the parent run.
+        name: name for a new run.
+        tags: further tags for a new run.
+        time: start time for a new run, in milliseconds; by default now.
+        child: a run that KFP's plugin created; the root of its tree becomes the parent run.
     """
     found = client.search_runs(
         [experiment],
@@ -87,7 +87,7 @@ def _root_of(client: MlflowClient, run_id: str) -> Run:
 def create_run(
     client: MlflowClient, experiment: str, name: str, tags: Mapping[str, Any], time: int | None = None
 ) -> Run:
-    """Makes a run, with a name and tags in ASCII where MLflow does not take them as they are."""
+    """Creates a run. If MLflow rejects its name or tags, they are converted to ASCII."""
     try:
         return client.create_run(experiment, start_time=time, run_name=name, tags=dict(tags))
     except Exception as error:
@@ -98,7 +98,7 @@ def create_run(
 
 
 def adopt_run(client: MlflowClient, run_id: str, title: str, tags: Mapping[str, str]) -> None:
-    """Takes the run that KFP's plugin made for this task: names it and marks it as the run of a step."""
+    """Uses the run that KFP's plugin created for this task: sets its name and its step tags."""
     client.update_run(run_id, status="RUNNING", name=title)
     for tag, value in tags.items():
         client.set_tag(run_id, tag, value)
@@ -107,10 +107,10 @@ def adopt_run(client: MlflowClient, run_id: str, title: str, tags: Mapping[str, 
 def open_step_run(
     client: MlflowClient, experiment: str, pipeline_run: str, parent: str, title: str, tags: Mapping[str, str]
 ) -> str:
-    """Opens the run of a step of a pipeline run, and ends the runs that killed attempts at the step left open.
+    """Opens the run of a step, and ends runs that killed attempts at the step left open.
 
     Returns:
-        The run's id: of a new run, or of the one that KFP's plugin made for this task.
+        The id of a new run, or of the run that KFP's plugin created for this task.
 
     Raises:
         RefusedError: if this step of this pipeline run was refused before.
@@ -128,17 +128,17 @@ def open_step_run(
 
 
 def step_runs_of(client: MlflowClient, experiment: str, pipeline_run: str, title: str | None = None) -> list[Run]:
-    """Returns the runs of a pipeline run's steps, oldest first; only the attempts at one step where a title is given."""
+    """Returns the runs of a pipeline run's steps, oldest first. With a title, returns only the attempts at that step."""
     query = f"tags.`{RUN_ID}` = '{pipeline_run}' and tags.`{STEP}` != 'pipeline'"
     query += f" and attributes.run_name = '{title}'" if title else ""
     return list(client.search_runs([experiment], query, order_by=["attributes.start_time ASC"], max_results=1000))
 
 
 def refuse_again(attempts: list[Run]) -> None:
-    """Ends a retry of a step that was refused, before it does anything: its inputs are the same, and so is the answer.
+    """Fails a retry of a step that was refused before: with the same inputs it would be refused again.
 
     Raises:
-        RefusedError: with the sentence of the refusal on record.
+        RefusedError: with the recorded message of the refusal.
     """
     for attempt in reversed(attempts):
         if attempt.data.tags.get(f"{OUTCOME}kind") == "refused":
@@ -157,14 +157,14 @@ def replace_earlier(client: MlflowClient, run: Run, attempts: list[Run]) -> None
 def close_pipeline_run(
     client: MlflowClient, parent: str, status: str, verdict: str, own: str | None = None, time: int | None = None
 ) -> None:
-    """Ends the parent run of a pipeline run with its verdict, and every run that a step of it left open.
+    """Ends the parent run of a pipeline run with its verdict, and all runs that its steps left open.
 
-    A step leaves its run open where it was killed, or where MLflow did not take its last batch.
+    A step leaves its run open if it was killed or if MLflow did not receive its last batch.
 
     Args:
-        status: of the parent run. Where it is FINISHED, so is a step that left no record of its end; else it was killed.
-        own: run of the step that does this, which goes on.
-        time: when the pipeline run ended, in milliseconds; now without it.
+        status: status of the parent run. If it is FINISHED, open runs without an outcome are FINISHED too, else KILLED.
+        own: run of the calling step, which stays open.
+        time: end time of the pipeline run, in milliseconds; by default now.
     """
     of_parent = client.get_run(parent)
     pipeline_run = of_parent.data.tags.get(RUN_ID, "")
@@ -178,6 +178,6 @@ def close_pipeline_run(
 
 
 def set_tag(client: MlflowClient, run_id: str, name: str, value: str) -> None:
-    """Sets a tag, in ASCII or not at all where MLflow does not take it."""
+    """Sets a tag. If MLflow rejects it, it is converted to ASCII; if that is rejected too, the tag is omitted."""
     send: Callable[[str], object] = lambda text: client.set_tag(run_id, name, text[:5000])  # noqa: E731
     send_text(send, value, f"the tag {name}")

@@ -1,11 +1,11 @@
-"""MLflow's tracking store: connects to it and delivers what journals hold.
+"""MLflow's tracking store: connects to it and delivers the content of journals.
 
-Everything goes through `MlflowClient` with explicit run ids: no global state, and a lone `MLFLOW_RUN_ID` in the environment
+Everything goes through `MlflowClient` with explicit run ids: there is no global state, and MLFLOW_RUN_ID in the environment
 cannot redirect a nested run.
 
-Every delivery may be made twice (the process can die before it notes that it delivered), so each is harmless the second
-time: MLflow's store drops a metric value that it has, equal settings are accepted, tags and ends say the same again, and
-a run that began without MLflow is found again by a tag.
+Operations can be delivered twice, since the process can die before it records a delivery. Every operation is therefore
+idempotent: MLflow's store drops duplicate metric values, equal settings are accepted, tags and ends are overwritten with the
+same values, and a run that started without MLflow is found again by a tag.
 """
 
 from __future__ import annotations
@@ -46,10 +46,10 @@ ENTRIES_AT_ONCE = 100
 
 
 class Store:
-    """A tracking address, and what is delivered there. Connects when it is first needed.
+    """A tracking address and the delivery to it. Connects at first use.
 
     Attributes:
-        uri: the address, with what credentials it carries.
+        uri: the address, including credentials if it contains any.
         experiment: name of the experiment.
     """
 
@@ -59,22 +59,22 @@ class Store:
 
     @property
     def address(self) -> str:
-        """The address as it may be shown and kept."""
+        """Returns the address without credentials, to be shown and stored."""
         return without_credentials(self.uri)
 
     @property
     def client(self) -> MlflowClient:
-        """A client.
+        """Returns a connected client.
 
         Raises:
-            UnreachableError: if nothing answers.
+            UnreachableError: if the server does not answer.
         """
         if self._client is None:
             self._client = connect(self.uri)
         return self._client
 
     def look(self) -> None:
-        """Finds out in a few seconds whether the server answers.
+        """Checks within a few seconds whether the server answers.
 
         Raises:
             UnreachableError: if it does not.
@@ -87,22 +87,22 @@ class Store:
             raise unreachable(self.uri, error) from None
 
     def experiment_id(self) -> str:
-        """Returns the experiment's id: that of KFP's plugin, or by name; makes it where there is none."""
+        """Returns the id of the experiment, from KFP's plugin or else by name. Creates the experiment if needed."""
         if injected_run():
             return os.environ["MLFLOW_EXPERIMENT_ID"]
         return experiment_id(self.client, self.experiment, self.uri)
 
     def deliver(self, journal: Journal) -> Counter[str]:
-        """Delivers what is pending in a journal, oldest first.
+        """Delivers the pending operations of a journal, oldest first.
 
         Returns:
-            What was delivered.
+            Counts of what was delivered, by kind.
 
         Raises:
-            Exception: where something could not be delivered; it and what came after it are still pending.
+            Exception: if a delivery failed. The failed operation and those after it stay pending.
         """
         done: Counter[str] = Counter()
-        # Of a batch that is refused each operation is tried by itself, so that only the wrong one is left out.
+        # The operations of a rejected batch are sent individually, so that only the invalid one is omitted.
         alone = 0
         with to_deliver():
             while journal.pending:
@@ -118,7 +118,7 @@ class Store:
                         alone = count
                         continue
                     if not is_refused(error):
-                        self.look()  # a server that is away rejects no text
+                        self.look()  # raises if the server is down: then the text was not the problem
                     if not self._sent_in_ascii(operations[0], journal.path.parent):
                         if not is_refused(error):
                             raise
@@ -129,10 +129,10 @@ class Store:
         return done
 
     def deliver_leftovers(self, folder: Path) -> Counter[str]:
-        """Delivers what steps left behind that ended or were killed; what another process is at is left to it.
+        """Delivers the journals of steps that ended or were killed. Skips journals that other processes use.
 
         Raises:
-            Exception: where something could not be delivered; it is still there.
+            Exception: if a delivery failed. The undelivered operations stay in their journals.
         """
         done: Counter[str] = Counter()
         problem: Exception | None = None
@@ -151,7 +151,7 @@ class Store:
                 journal.release()
                 if not isinstance(error, Exception):
                     raise
-                self.look()  # where the server is away, the others need not be tried
+                self.look()  # if the server is down, skip the other journals
                 problem = problem or error
             else:
                 journal.close()
@@ -160,7 +160,7 @@ class Store:
         return done
 
     def _end_killed(self, journal: Journal) -> None:
-        """Ends the run of a step that died without a word."""
+        """Ends the run of a step that was killed before it could end it."""
         own = journal.owner.run
         if own is None or journal.ended:
             return
@@ -169,7 +169,7 @@ class Store:
             self.client.set_terminated(run_id, "KILLED", end_time=journal.last_time)
 
     def _carry_out(self, operations: list[Operation], folder: Path) -> None:
-        """Delivers one operation, or several with metrics of one run."""
+        """Delivers one operation, or several metrics operations of one run."""
         from mlflow.entities import Dataset, DatasetInput, InputTag
 
         one = operations[0]
@@ -198,10 +198,10 @@ class Store:
                 close_pipeline_run(client, run, one["status"], one["verdict"], one["own"], one["time"])
 
     def _sent_in_ascii(self, one: Operation, folder: Path) -> bool:
-        """Sends the texts of a rejected operation one by one, in ASCII where they are rejected again; else leaves them out.
+        """Sends the texts of a rejected operation individually, then in ASCII, and omits those that are still rejected.
 
         Returns:
-            Whether the operation is one with texts, and so is done with.
+            False if the operation contains no such texts, else True: it is completed.
         """
         match one["op"]:
             case "tags":
@@ -242,7 +242,7 @@ class Store:
             self.client.log_batch(run, **{what: entries[start : start + ENTRIES_AT_ONCE]})
 
     def _link(self, parent: str, runs: Mapping[str, str], folder: Path) -> None:
-        """Notes on a parent run which earlier runs made what came from the cache."""
+        """Records on a parent run which earlier runs produced the cached results."""
         from mlflow.exceptions import MlflowException
 
         known = known_runs(folder)
@@ -253,12 +253,12 @@ class Store:
             except MlflowException as error:
                 if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
                     raise
-                made_by = None  # made under another tracking store; the id alone still says which run it was
+                made_by = None  # unknown to this tracking store; the id still identifies the run
             if made_by != parent:
                 self.client.set_tag(parent, f"mixtune.cached.{_tag_name(title)}", run_id)
 
     def _make_run(self, one: Operation, folder: Path) -> None:
-        """Makes the run that a step or a pipeline run began without MLflow, or finds the one that was made of it."""
+        """Creates the MLflow run for a step or pipeline run that started without MLflow, unless it exists already."""
         with locked(folder):
             known = known_runs(folder)
             if one["run"] in known:
@@ -292,7 +292,7 @@ class Store:
 
     @staticmethod
     def _real(run: str, folder: Path) -> str:
-        """The id that MLflow knows a run by."""
+        """Returns the id of a run in MLflow."""
         if not run.startswith(LOCAL):
             return run
         known = known_runs(folder)
@@ -302,7 +302,7 @@ class Store:
 
 
 def _how_many_at_once(pending: list[Operation]) -> int:
-    """Metrics of one run go together, as many as MLflow takes at once; anything else goes alone."""
+    """Returns how many operations to send together: metrics of one run up to MLflow's limit, else one."""
     first, values = pending[0], 0
     for count, one in enumerate(pending):
         values += len(one.get("values", ()))
@@ -318,23 +318,23 @@ def _tag_name(title: str) -> str:
 
 
 def store_from_environment() -> Store | None:
-    """The tracking store that the environment names."""
+    """Returns the tracking store that the environment names; None if it names none."""
     uri = os.environ.get("MLFLOW_TRACKING_URI")
     return Store(uri, os.environ.get("MLFLOW_EXPERIMENT_NAME", "mixtune")) if uri else None
 
 
 def store_at(address: str, experiment: str = "mixtune") -> Store:
-    """The store at an address that a journal names, with the credentials of the environment, if it is the same."""
+    """Returns the store at a journal's address. Uses the credentials in the environment if they are for the same address."""
     given = os.environ.get("MLFLOW_TRACKING_URI", "")
     return Store(given if without_credentials(given) == address else address, experiment)
 
 
 def step_tags(step: str) -> dict[str, Any]:
-    """Tags of a step's run."""
+    """Returns the tags of a step's run."""
     return {STEP: step, **git_tags()}
 
 
 def git_tags() -> dict[str, str]:
-    """The commit, where the environment names it."""
+    """Returns tags for the git commit, if the environment names it."""
     commit = os.environ.get("MIXTUNE_GIT_COMMIT")
     return {"mlflow.source.git.commit": commit, "mixtune.git_commit": commit} if commit else {}

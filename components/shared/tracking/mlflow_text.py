@@ -1,4 +1,4 @@
-"""Text that a tracking server does not take, such as λ where its database is not in UTF-8. It never fails a step."""
+"""Handles text that a tracking server rejects, such as λ if its database does not use UTF-8. This never fails a step."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _NAMES = {
 
 
 def to_ascii(text: str) -> str:
-    """Spells a text in ASCII: Greek letters by name, accents dropped, other characters as escape sequences.
+    """Converts text to ASCII: Greek letters by name, accents dropped, other characters as escape sequences.
 
     >>> to_ascii("λ = 0.3, café")
     'lambda = 0.3, cafe'
@@ -33,14 +33,14 @@ def to_ascii(text: str) -> str:
 
 
 def is_refused(error: Exception) -> bool:
-    """Tells whether MLflow said no to this very operation, so that to repeat it is of no use."""
+    """Tells whether MLflow rejected this particular operation, so that a retry cannot succeed."""
     from mlflow.exceptions import MlflowException
 
     if isinstance(error, FileNotFoundError):
         return True
     if not isinstance(error, MlflowException) or error.error_code not in ("INVALID_PARAMETER_VALUE", "BAD_REQUEST"):
         return False
-    return not str(error).startswith("API request")  # a 400 without MLflow's words comes from something in between
+    return not str(error).startswith("API request")  # a 400 without MLflow's message comes from a proxy
 
 
 def is_rejected(error: Exception) -> bool:
@@ -61,7 +61,7 @@ def is_rejected(error: Exception) -> bool:
 
 
 def in_ascii(value: Any) -> Any:
-    """Spells all text in nested dicts and lists in ASCII; keys too."""
+    """Converts all text in nested dicts and lists to ASCII, including keys."""
     if isinstance(value, str):
         return to_ascii(value)
     if isinstance(value, dict):
@@ -70,7 +70,7 @@ def in_ascii(value: Any) -> Any:
 
 
 def send_text(send: Callable[[str], object], text: str, what: str) -> bool:
-    """Sends a text as it is, then in ASCII; a text that is rejected both times is left out.
+    """Sends a text as it is, then in ASCII. A text that is rejected both times is omitted.
 
     Args:
         send: sends one text to MLflow.
@@ -80,7 +80,7 @@ def send_text(send: Callable[[str], object], text: str, what: str) -> bool:
         Whether the text was sent in some form.
 
     Raises:
-        Exception: where the failure is not about the text, such as a server that does not answer.
+        Exception: if the failure is not due to the text, for example because the server does not answer.
     """
     for form in dict.fromkeys((text, to_ascii(text))):
         try:

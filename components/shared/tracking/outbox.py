@@ -1,4 +1,4 @@
-"""Delivers to MLflow what a step logs: into a journal on disk first, from there to the server, again while that is away."""
+"""Delivers a step's tracking records to MLflow: first to a journal on disk, then to the server, with retries."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ class Outbox:
 
     Args:
         store: the tracking server.
-        title: the step and what it works on.
+        title: the step and its subject.
         pipeline_run: id of the pipeline run, if the step is part of one.
-        run_id: the step's MLflow run, if the journal is that of a step.
-        folder: where journals are kept; by default the folder that the environment names.
-        owns: whether this process opened the run; another one leaves it to that process to say what is not delivered.
+        run_id: the step's MLflow run, if the journal belongs to a step.
+        folder: folder for journals; by default the folder that the environment names.
+        owns: whether this process opened the run. Only the owner reports undelivered records.
 
     Attributes:
-        last_delivery: when something was last delivered, by `time.monotonic`.
+        last_delivery: time of the last delivery, from `time.monotonic`.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class Outbox:
 
     @property
     def folder(self) -> Path:
-        """Where journals are kept; without a folder in the environment one that is deleted with the process."""
+        """Returns the folder for journals. If none is configured, it is temporary and deleted with the process."""
         if self._folder is None:
             self._temporary = tempfile.TemporaryDirectory(prefix="mixtune-undelivered-", ignore_cleanup_errors=True)
             self._folder = Path(self._temporary.name)
@@ -67,12 +67,12 @@ class Outbox:
 
     @property
     def num_pending(self) -> int:
-        """How many operations are not delivered."""
+        """Returns the number of undelivered operations."""
         return len(self._journal.pending) if self._journal else 0
 
     @property
     def is_paused(self) -> bool:
-        """Tells whether the last attempt to deliver has failed."""
+        """Tells whether the last delivery failed."""
         return self._pause > 0
 
     def add(self, operation: Operation) -> None:
@@ -85,7 +85,7 @@ class Outbox:
             self._disk_full = True
 
     def keep(self, path: Path) -> str:
-        """Copies a file or folder into the journal; the name that an operation calls the copy by.
+        """Copies a file or folder into the journal and returns the path by which an operation refers to the copy.
 
         Raises:
             OSError: if it cannot be written.
@@ -104,10 +104,10 @@ class Outbox:
         return self._journal
 
     def deliver(self, last: bool = False) -> bool:
-        """Delivers all operations, unless the server did not answer a moment ago.
+        """Delivers all pending operations, unless delivery is paused after a failure.
 
         Args:
-            last: tries in any case.
+            last: delivers even during a pause.
 
         Returns:
             Whether nothing is pending.
@@ -128,27 +128,27 @@ class Outbox:
         return True
 
     def deliver_now(self) -> None:
-        """Delivers all operations.
+        """Delivers all pending operations.
 
         Raises:
-            Exception: where something could not be delivered.
+            Exception: if a delivery failed.
         """
         if self._journal:
             self.store.deliver(self._journal)
 
     def failed(self, error: Exception) -> None:
-        """Notes that the server did not take something."""
+        """Logs that a delivery failed and pauses deliveries."""
         if not self._pause:
             say(f"something could not be delivered ({first_line(error)}); going on, it is kept and tried again")
         self.pause()
 
     def pause(self) -> None:
-        """Leaves the server alone for a while, longer each time: waiting for it costs the time of the training."""
+        """Pauses deliveries, longer each time: waiting for the server would slow down the training."""
         self._pause = min(max(2 * self._pause, FIRST_PAUSE_SECONDS), LONGEST_PAUSE_SECONDS)
         self._paused_until = time.monotonic() + self._pause
 
     def deliver_leftovers(self) -> None:
-        """Delivers the journals of other steps that have ended."""
+        """Delivers journals of other steps that have ended."""
         if self._folder is None:
             return
         try:
@@ -157,7 +157,7 @@ class Outbox:
             self.failed(error)
 
     def close(self) -> None:
-        """Makes the last attempt to deliver, and says what is left."""
+        """Delivers a last time, closes the journal and reports undelivered records."""
         if self._journal is None:
             return
         if self.deliver(last=True):
@@ -177,14 +177,14 @@ class Outbox:
             say(f"{left}; it is kept in {folder}; deliver it with `{sync_command(folder)}`")
 
     def id_in_mlflow(self, run_id: str) -> str | None:
-        """Returns the id that MLflow gave to a run that began without it; None if MLflow does not know the run yet."""
+        """Returns the MLflow id of a run that started without MLflow; None if it is not delivered yet."""
         return known_runs(self.folder).get(run_id)
 
     def operations(self) -> list[Operation]:
-        """Returns all that the journals of this pipeline run hold, delivered or not."""
+        """Returns all operations in the journals of this pipeline run, delivered or not."""
         return list(operations_of(self.folder, self._owner.pipeline_run))
 
 
 def say(line: str) -> None:
-    """Prints a line of tracking in the step's log."""
+    """Prints a line about tracking to the step's log."""
     print(f"tracking: {line}", flush=True)  # noqa: T201

@@ -1,4 +1,4 @@
-"""The MLflow model registry: one version for one model."""
+"""The MLflow model registry. The same model is registered once."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 DIGEST = "mixtune.digest"
 MODEL = "model"
-"""Where MLflow's flavor keeps the weights in a logged model."""
+"""Subfolder of a logged model in which MLflow's flavor stores the weights."""
 PIPELINES: dict[Task, tuple[str | None, str]] = {
     "classification": ("text-classification", "AutoModelForSequenceClassification"),
     "multi_label": ("text-classification", "AutoModelForSequenceClassification"),
@@ -28,7 +28,7 @@ PIPELINES: dict[Task, tuple[str | None, str]] = {
     "question_answering": (None, "AutoModelForQuestionAnswering"),
     "generation": ("text-generation", "AutoModelForCausalLM"),
 }
-"""Pipeline and class of transformers for each task; there is no pipeline for question answering any more."""
+"""The transformers pipeline and class of each task. transformers has no pipeline for question answering any more."""
 
 
 def register(
@@ -41,19 +41,19 @@ def register(
     tags: Mapping[str, str],
     card: str,
 ) -> str:
-    """Makes a version of a registered model, unless the same weights, labels and tokenizer made one; sets the alias.
+    """Registers a version of a model, unless one with the same weights, labels and tokenizer exists. Then sets the alias.
 
-    The version carries the model's digest from the moment it is there, so that a kill at any point leaves either no
-    version or one that the next attempt finds.
+    The model's digest is set when the version is created, so that an interrupted attempt leaves either no version or one that
+    the next attempt finds.
 
     Args:
-        run_id: the MLflow run that the model is logged with.
+        run_id: MLflow run that the model is logged to.
         folder: model folder in Hugging Face format.
-        name: registered model.
-        alias: alias that will point to the version.
-        kind: what the model is for.
+        name: name of the registered model.
+        alias: alias to set on the version.
+        kind: the model's task.
         tags: lineage of the version.
-        card: its model card, Markdown, for people.
+        card: model card in Markdown.
 
     Returns:
         The version.
@@ -64,7 +64,7 @@ def register(
         if version is None:
             model_id, uri = _log_model(client, run_id, folder, kind, card)
             version = _make_version(client, run_id, name, model_id, uri, digest)
-        # Apart from the version, since a text that MLflow does not take must not cost a model.
+        # Set separately from the version: a text that MLflow rejects must not prevent the registration.
         for tag, value in tags.items():
             set_tag = partial(client.set_model_version_tag, name, version, tag)
             send_text(set_tag, value, f"the tag {tag} of the version")
@@ -75,10 +75,10 @@ def register(
 
 
 def version_behind(client: MlflowClient, uri: str) -> str | None:
-    """`models:/name/version` for a `models:/name@alias` or a `models:/name/version`.
+    """Resolves a `models:/name@alias` or `models:/name/version` URI to `models:/name/version`.
 
     Returns:
-        None if there is no such alias (yet).
+        The resolved URI; None if there is no such alias (yet).
 
     Raises:
         RefusedError: if there is no such version.
@@ -98,17 +98,17 @@ def version_behind(client: MlflowClient, uri: str) -> str | None:
 
 
 def fetch(client: MlflowClient, uri: str, folder: Path) -> Path:
-    """Brings a registered model here, in the form in which mixtune made it.
+    """Downloads a registered model in the format that mixtune writes.
 
     Args:
         uri: `models:/name/version`.
-        folder: where to; must be empty.
+        folder: destination; must be empty.
 
     Returns:
         The model folder.
 
     Raises:
-        RefusedError: if mixtune did not make it.
+        RefusedError: if mixtune did not register the model.
     """
     import mlflow
 
@@ -122,7 +122,7 @@ def fetch(client: MlflowClient, uri: str, folder: Path) -> Path:
 
 
 def parse(uri: str) -> tuple[str, str | None, str]:
-    """Name, alias and version of a `models:/` URI; either an alias or a version."""
+    """Splits a `models:/` URI into name, alias and version. Either the alias or the version is set."""
     name, _, alias = uri.removeprefix("models:/").partition("@")
     if alias:
         return name, alias, ""
@@ -143,14 +143,14 @@ def _make_version(client: MlflowClient, run_id: str, name: str, model_id: str, u
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
-    # Asked once: of a request that was lost on its way back, a second one would make a second version.
+    # Without retries: if only the response was lost, a second request would create a second version.
     with patience(120, 0):
         made = client.create_model_version(name, source=uri, run_id=run_id, tags={DIGEST: digest}, model_id=model_id)
     return str(made.version)
 
 
 def _log_model(client: MlflowClient, run_id: str, folder: Path, kind: Task, card: str) -> tuple[str, str]:
-    """Logs the model with the run; its id and URI."""
+    """Logs the model to the run and returns its id and URI."""
     with quick_imports():
         import mlflow
         import torch
@@ -160,7 +160,7 @@ def _log_model(client: MlflowClient, run_id: str, folder: Path, kind: Task, card
     auto = getattr(transformers, class_name)
     model = auto.from_pretrained(folder, dtype=torch.float32, use_safetensors=True, trust_remote_code=False)
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    # log_model knows no client; a step is a process of its own, so this global is nobody else's.
+    # log_model takes no client. The tracking URI is global, but a step runs in its own process.
     mlflow.set_tracking_uri(client.tracking_uri)
     with mlflow.start_run(run_id=run_id):
         info = mlflow.models.Model.log(
@@ -175,24 +175,24 @@ def _log_model(client: MlflowClient, run_id: str, folder: Path, kind: Task, card
 
 
 class _Whole:
-    """MLflow's flavor for transformers, with the model folder as mixtune made it.
+    """MLflow's flavor for transformers, but with mixtune's complete model folder.
 
-    MLflow would keep the class that its pipeline uses alone, and so lose the language model's head, without which nobody could
-    measure later what the model still knows; and the card that says what the model is.
+    MLflow would store only the class that its pipeline uses. It would drop the model card and the LM head, which is needed to
+    measure forgetting.
 
     Args:
         folder: the model folder.
-        card: its model card, Markdown.
-        predicts: whether transformers has a pipeline for the task. MLflow wants one all the same, so it is given one that takes
-            any model; what that would predict by itself means nothing, so MLflow must not offer it. Model and tokenizer are
-            then loaded as they are, with `return_type="components"`.
+        card: model card in Markdown.
+        predicts: whether transformers has a pipeline for the task. MLflow requires one in any case, so it gets a generic one.
+            Its predictions are meaningless, so the python_function flavor is removed. Load model and tokenizer with
+            `return_type="components"` instead.
     """
 
     def __init__(self, folder: Path, card: str, predicts: bool) -> None:
         self._folder, self._card, self._predicts = folder, card, predicts
 
     def save_model(self, path: str, mlflow_model: Any, **options: Any) -> None:
-        """As MLflow's flavors do."""
+        """Saves the model. Called by MLflow."""
         import mlflow
 
         mlflow.transformers.save_model(path=path, mlflow_model=mlflow_model, **options)

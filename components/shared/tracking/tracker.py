@@ -1,8 +1,8 @@
-"""What a step tells MLflow: one parent run for each pipeline run, one nested run for each step that ran.
+"""Logs a step to MLflow: one parent run for each pipeline run, one nested run for each executed step.
 
-The parent is found by the pipeline run's id or made, by whichever step comes first, so that retries and single steps
-need no order. MLflow has to answer when a step begins (or MIXTUNE_TRACKING_OFFLINE=1 lets it go on without); from then on
-everything is written into a journal first and delivered from there, so that a server that goes away costs nothing.
+The first step creates the parent run and the others find it by the pipeline run's id, so retries and single steps work in any
+order. MLflow must answer when a step starts, unless MIXTUNE_TRACKING_OFFLINE=1. After that, everything is written to a
+journal first and delivered from there, so that an outage of the server loses nothing.
 """
 
 from __future__ import annotations
@@ -44,11 +44,11 @@ DELIVER_SECONDS = 15.0
 
 
 class Tracker:
-    """One MLflow run. With no store it does nothing, so that steps need not ask.
+    """One MLflow run. Without a store, all methods do nothing.
 
     Attributes:
         run_id: the nested run of this step; None if nothing is tracked.
-        parent_id: the parent run of the pipeline run, where there is one.
+        parent_id: the parent run of the pipeline run, if there is one.
     """
 
     def __init__(
@@ -68,15 +68,15 @@ class Tracker:
 
     @classmethod
     def off(cls) -> Tracker:
-        """Tracks nothing."""
+        """Returns a tracker that tracks nothing."""
         return cls(None, None)
 
     @classmethod
     def open(cls, step: str, title: str, pipeline_run_id: str | None) -> Tracker:
-        """Starts the nested run of one step, as the environment says, and ends those of its killed attempts.
+        """Opens the nested run of a step on the configured server, and ends the runs of killed attempts.
 
         Raises:
-            UnreachableError: if the tracking server does not answer and the environment does not let it go on without.
+            UnreachableError: if the tracking server does not answer and offline tracking is not enabled.
             RefusedError: if this step of this pipeline run was refused before.
         """
         store = store_from_environment()
@@ -115,7 +115,7 @@ class Tracker:
 
     @classmethod
     def _open_offline(cls, store: Store, step: str, title: str, pipeline_run: str | None) -> Tracker:
-        """Begins a run that MLflow does not know yet, under an id that is exchanged when it is delivered."""
+        """Starts a run with a local id. The id is replaced when the run is delivered to MLflow."""
         run = LOCAL + os.urandom(16).hex()
         tags = step_tags(step)
         parent = None
@@ -135,10 +135,10 @@ class Tracker:
 
     @classmethod
     def attach(cls, run_id: str | None, parent_id: str | None, folder: Path | None = None, title: str = "") -> Tracker:
-        """Goes on with a run that another process of the same step opened and will close.
+        """Continues a run that another process of the same step opened and will close.
 
         Args:
-            folder: where that process keeps its journal.
+            folder: folder of that process's journal.
         """
         store = store_from_environment()
         if store is None or run_id is None:
@@ -148,19 +148,19 @@ class Tracker:
 
     @property
     def journal_folder(self) -> Path | None:
-        """Where journals are kept; None if nothing is tracked."""
+        """Returns the folder for journals; None if nothing is tracked."""
         return self._outbox.folder if self._outbox else None
 
     def detach(self) -> None:
-        """Delivers what is left, without ending the run."""
+        """Delivers pending records without ending the run."""
         self._close_outbox()
 
     def log_params(self, params: Mapping[str, Any]) -> None:
-        """Settings; nested mappings become dotted names, long values are cut."""
+        """Logs settings. Nested mappings become dotted names; long values are truncated."""
         self._log_params(self.run_id, params, new_only=False)
 
     def log_parent_params(self, params: Mapping[str, Any]) -> None:
-        """Settings of the whole pipeline run. A retry finds them there already and leaves them."""
+        """Logs settings of the whole pipeline run. Settings that a previous attempt logged are kept."""
         self._log_params(self.parent_id, params, new_only=True)
 
     def _log_params(self, target: str | None, params: Mapping[str, Any], new_only: bool) -> None:
@@ -170,7 +170,7 @@ class Tracker:
             self._deliver()
 
     def log_metrics(self, metrics: Mapping[str, float | None], step: int | None = None) -> None:
-        """Numbers: written down at once, delivered in batches."""
+        """Logs metrics. They are written to the journal at once and delivered in batches."""
         self._log_metrics(self.run_id, metrics, step)
         box = self._outbox
         if box is None:
@@ -180,7 +180,7 @@ class Tracker:
             box.deliver()
 
     def log_parent_metrics(self, metrics: Mapping[str, float]) -> None:
-        """Numbers of the whole pipeline run."""
+        """Logs metrics of the whole pipeline run."""
         self._log_metrics(self.parent_id, metrics, None)
         self._deliver()
 
@@ -190,7 +190,7 @@ class Tracker:
             self._add({"op": "metrics", "run": target, "values": values, "step": step or 0, "time": _now()})
 
     def set_tags(self, tags: Mapping[str, str], parent: bool = False) -> None:
-        """Labels of this run, or of the pipeline's parent run."""
+        """Sets tags on this run or on the parent run."""
         target = self.parent_id if parent else self.run_id
         if target and tags:
             values = {name: value[:5000] for name, value in tags.items()}
@@ -198,7 +198,7 @@ class Tracker:
             self._deliver()
 
     def log_artifact(self, path: str | Path, folder: str | None = None, parent: bool = False) -> None:
-        """A file, kept with this run or with the pipeline's parent run. It is copied only where it cannot be delivered."""
+        """Logs a file to this run or to the parent run. It is copied only if it cannot be delivered."""
         target = self.parent_id if parent else self.run_id
         if self._outbox is None or target is None:
             return
@@ -217,24 +217,24 @@ class Tracker:
         self._add({"op": "artifact", "run": target, "file": kept, "folder": folder})
 
     def log_input(self, name: str, digest: str, source: str, context: str) -> None:
-        """A data set that this run read, by its digest."""
+        """Logs a data set that this run read, with its digest."""
         if self.run_id:
             what = {"name": name, "digest": digest[:36], "source": source, "context": context}
             self._add({"op": "input", "run": self.run_id, **what})
             self._deliver()
 
     def link(self, runs: Mapping[str, str]) -> None:
-        """Notes on the parent run which earlier runs made what came from the cache.
+        """Records on the parent run which earlier runs produced the cached results.
 
         Args:
-            runs: title of a step -> MLflow run that made its outputs.
+            runs: maps the title of a step to the MLflow run that produced its outputs.
         """
         if self.parent_id and runs:
             self._add({"op": "link", "run": self.parent_id, "runs": dict(runs)})
             self._deliver()
 
     def close(self, status: RunStatus, outcome: Mapping[str, str] | None = None) -> None:
-        """Ends the step's run with its outcome, delivers what is left and says what could not be delivered."""
+        """Ends the step's run with its outcome, delivers pending records and reports undelivered ones."""
         if self.run_id is None:
             return
         if outcome:
@@ -244,14 +244,14 @@ class Tracker:
         self._close_outbox()
 
     def close_parent(self, status: RunStatus, verdict: str) -> None:
-        """Ends the pipeline's parent run with its verdict, and the runs that other steps left open."""
+        """Ends the parent run with its verdict, and all runs that other steps left open."""
         if self.parent_id:
             own = {"own": self.run_id, "time": _now()}
             self._add({"op": "close", "run": self.parent_id, "status": status, "verdict": verdict, **own})
             self._deliver()
 
     def children(self) -> list[StepRun]:
-        """The nested runs of this pipeline run, oldest first; while MLflow is away those that are known here."""
+        """Returns the nested runs of this pipeline run, oldest first. While MLflow is down, only the local ones."""
         if self._outbox is None or self.parent_id is None:
             return []
         if self._deliver() and (parent := self._known_parent()):
@@ -266,7 +266,7 @@ class Tracker:
         return step_runs(self._outbox.operations())
 
     def parent_tags(self) -> dict[str, str]:
-        """Tags of the pipeline's parent run; while MLflow is away those that are known here."""
+        """Returns the parent run's tags. While MLflow is down, only the local ones."""
         if self._outbox is None or self.parent_id is None:
             return {}
         tags: dict[str, str] = {}
@@ -283,7 +283,7 @@ class Tracker:
         return tags
 
     def reach(self) -> MlflowClient | None:
-        """A client whose server answers, for what cannot wait until later; None if nothing is tracked.
+        """Returns a client after a check that the server answers; None if nothing is tracked.
 
         Raises:
             UnreachableError: if it does not answer.
@@ -296,16 +296,16 @@ class Tracker:
     def register_model(
         self, folder: Path, name: str, alias: str, kind: Task, tags: Mapping[str, str], files: Iterable[Path], card: str
     ) -> str | None:
-        """Makes a version of a registered model, unless the same weights, labels and tokenizer made one; sets the alias.
+        """Registers a version of a model, unless one with the same weights, labels and tokenizer exists. Then sets the alias.
 
         Args:
             folder: model folder in Hugging Face format.
-            name: registered model.
-            alias: alias that will point to the version.
-            kind: what the model is for.
+            name: name of the registered model.
+            alias: alias to set on the version.
+            kind: the model's task.
             tags: lineage of the version.
-            files: what goes along with the model on this run, such as the report.
-            card: the model card, Markdown.
+            files: files to log with the model, such as the report.
+            card: model card in Markdown.
 
         Returns:
             The version, or None if nothing is tracked.
@@ -328,7 +328,7 @@ class Tracker:
         except MixtuneError:
             raise
         except Exception:
-            store.look()  # raises where the server is away, which is then what went wrong
+            store.look()  # raises UnreachableError if the server is down, the actual cause
             raise
 
     def _add(self, operation: Operation) -> None:
@@ -353,7 +353,7 @@ class Tracker:
             self._add({"op": "parent", **parent, "tags": git_tags(), "time": _now()})
 
     def _known_parent(self) -> str | None:
-        """Returns the id that MLflow knows the parent run by, if it does."""
+        """Returns the parent run's id in MLflow; None if it is not delivered yet."""
         if self.parent_id is None or self._outbox is None or not self.parent_id.startswith(LOCAL):
             return self.parent_id
         return self._outbox.id_in_mlflow(self.parent_id)
@@ -362,10 +362,10 @@ class Tracker:
 def close_unfinished(
     uri: str, experiment: str, pipeline_run: str, status: RunStatus, verdict: str, folder: Path | None = None
 ) -> None:
-    """Ends the parent run of a pipeline run that `finish` did not end, and the steps that could not do so themselves.
+    """Ends the parent run of a pipeline run if `finish` did not, and all runs that its steps left open.
 
     Args:
-        folder: where that is written down for `mixtune sync`, should the tracking server not answer.
+        folder: folder for the journal, which `mixtune sync` delivers later if the tracking server does not answer.
     """
     tracker = Tracker(
         Store(uri, experiment),

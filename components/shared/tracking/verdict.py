@@ -1,4 +1,4 @@
-"""The verdict of a pipeline run, from what its steps left on record. One rule for `finish` and for the command."""
+"""Derives the verdict of a pipeline run from the recorded outcomes of its steps. `finish` and the command share it."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Literal
 from ..outcome import EXIT_STATUS, Outcome
 
 OUTCOME = "mixtune.outcome."
-"""How the tags begin that hold a step's outcome record."""
+"""Prefix of the tags that store a step's outcome record."""
 GATE_NOT_MET = "gate_not_met"
 FAILED_STATES = frozenset({"FAILED", "ERROR"})
 STOPPED_STATES = frozenset({"CANCELLED", "CANCELED", "CANCELING"})
-"""KFP spells it differently for a run and for the exit task."""
+"""KFP uses different spellings for a run and for the exit task."""
 ENDED_WITHOUT_RECORD = "ended without a record of why (killed?)"
 
 RunStatus = Literal["FINISHED", "FAILED", "KILLED"]
@@ -21,10 +21,10 @@ RunStatus = Literal["FINISHED", "FAILED", "KILLED"]
 
 @dataclass
 class StepRun:
-    """One attempt at a step, as MLflow or a journal has it on record.
+    """One attempt at a step, as recorded by MLflow or a journal.
 
     Attributes:
-        title: the step and what it works on.
+        title: the step and its subject.
         status: MLflow's status of the run: RUNNING, FINISHED, FAILED, KILLED.
         tags: the tags of the run.
     """
@@ -35,18 +35,18 @@ class StepRun:
 
     @property
     def kind(self) -> str:
-        """The kind of the outcome record; without one `done`, `running` or `failed`, after the status."""
+        """Returns the kind of the outcome record; without a record, `done`, `running` or `failed`, derived from the status."""
         without_record = {"FINISHED": "done", "RUNNING": "running"}.get(self.status, "failed")
         return self.tags.get(f"{OUTCOME}kind", without_record)
 
     @property
     def sentence(self) -> str:
-        """What a user should read about the end of the step."""
+        """Returns the message about the end of the step."""
         return self.tags.get(f"{OUTCOME}sentence") or ENDED_WITHOUT_RECORD
 
     @classmethod
     def from_outcome(cls, outcome: Outcome) -> StepRun:
-        """Reads the record that a step left on disk, which may know what MLflow, if it is away, does not."""
+        """Converts an outcome record from disk. While MLflow is down, it can be more recent than MLflow's record."""
         tags = {"kind": outcome.kind, "sentence": "; ".join(outcome.sentences), **outcome.facts}
         status = status_of(outcome.kind)
         return cls(outcome.title, status, {f"{OUTCOME}{name}": text for name, text in tags.items()})
@@ -54,11 +54,11 @@ class StepRun:
 
 @dataclass(frozen=True)
 class Verdict:
-    """How a pipeline run ended.
+    """The result of a pipeline run.
 
     Attributes:
-        kind: the kind of an outcome (`outcome.py`), or `unknown` where nothing says whether the gate was met.
-        sentence: for people; the tag `mixtune.verdict`.
+        kind: the kind of an outcome (`outcome.py`), or `unknown` if it is not known whether the gate was met.
+        sentence: the verdict for people; the tag `mixtune.verdict`.
         problems: a sentence for each step that failed, or for the gate.
         status: MLflow's status for the parent run.
     """
@@ -70,7 +70,7 @@ class Verdict:
 
 
 def status_of(kind: str) -> RunStatus:
-    """MLflow's status for the run of a step with an outcome of this kind."""
+    """Returns MLflow's status for a step's run with an outcome of this kind."""
     known: dict[str, RunStatus] = {"done": "FINISHED", "interrupted": "KILLED", "terminated": "KILLED"}
     return known.get(kind, "FAILED")
 
@@ -78,14 +78,14 @@ def status_of(kind: str) -> RunStatus:
 def judge(steps: Iterable[StepRun], parent_tags: Mapping[str, str], state: str, error: str = "") -> Verdict:
     """Decides how a pipeline run ended.
 
-    The recorded outcomes decide. Of KFP's states only a failure or a stop counts: the exit task is told COMPLETE or even
-    RUNNING for a run that went well.
+    The recorded outcomes decide. KFP's state only counts if it is a failure or a stop: the exit task gets COMPLETE or even
+    RUNNING for a successful run.
 
     Args:
         steps: all attempts at all steps, oldest first. Of several attempts at a step the last one counts.
         parent_tags: tags of the MLflow parent run, where `compare` puts the gate's decision.
         state: KFP's state of the run or of the exit task's `PipelineTaskFinalStatus`.
-        error: KFP's message, where it has one.
+        error: KFP's message, if there is one.
     """
     last = {step.title: step for step in steps if step.title != "finish"}
     state = state.upper()
@@ -95,7 +95,7 @@ def judge(steps: Iterable[StepRun], parent_tags: Mapping[str, str], state: str, 
     failed = [step for step in last.values() if step.kind not in ("done", "running", GATE_NOT_MET)]
     ended_by_the_gate = any(step.kind == GATE_NOT_MET for step in last.values())
     if not failed and state in FAILED_STATES and not ended_by_the_gate:
-        # A step whose run is still open in a run that failed was killed before it could record why.
+        # An open run of a step in a failed pipeline run means that the step was killed before it could record why.
         failed = [step for step in last.values() if step.kind == "running"]
         if not failed:
             problem = error or f"KFP says {state}"
@@ -113,11 +113,11 @@ def judge(steps: Iterable[StepRun], parent_tags: Mapping[str, str], state: str, 
 
 
 def _from_compare(name: str, last: Mapping[str, StepRun], parent_tags: Mapping[str, str]) -> str:
-    """What `compare` decided: from the parent run, or from its own run, or from its outcome record."""
+    """Returns a decision of `compare`, from the parent run, from its own run or from its outcome record."""
     own = last["compare"].tags if "compare" in last else {}
     return parent_tags.get(f"mixtune.{name}") or own.get(f"mixtune.{name}") or own.get(f"{OUTCOME}{name}") or ""
 
 
 def exit_status(kind: str) -> int:
-    """The exit status of the command; a verdict that nobody knows counts as a server that was not reached."""
+    """Returns the exit status of the command. An unknown verdict counts as an unreachable server."""
     return EXIT_STATUS["unreachable" if kind == "unknown" else kind]
