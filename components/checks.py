@@ -1,4 +1,4 @@
-"""What can be found wrong before anything heavy starts: the base model's folder, the sources. In a second, without torch."""
+"""Checks before any heavy work: the base model's folder and the sources. They take about a second and need no torch."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt
 
 
 def find_problems(config: Config) -> list[str]:
-    """Every problem of a valid configuration that its surroundings show, one plain sentence each."""
+    """Returns the problems of a valid configuration with its files, models and sources, one sentence for each."""
     problems = _model_problems(config.model.base, config.model.max_length)
     problems += check_source(config.data.pretrain)
     problems += check_source(config.data.finetune)
@@ -27,12 +27,12 @@ def find_problems(config: Config) -> list[str]:
 
 
 def missing_here(config: Config) -> list[str]:
-    """What the steps need that is not installed on this machine. No matter for `plan`, which runs elsewhere on a cluster."""
+    """Returns required packages that are missing on this machine. On a cluster this does not matter: steps run in images."""
     return [NOT_INSTALLED] if config.evaluate.lm_eval.tasks and not installed() else []
 
 
 def fingerprints(config: Config) -> Fingerprints:
-    """Identifies the content behind the names in the configuration."""
+    """Identifies the content of the sources and models that the configuration names."""
     return Fingerprints(
         pretrain=fingerprint(config.data.pretrain),
         finetune=fingerprint(config.data.finetune),
@@ -43,7 +43,7 @@ def fingerprints(config: Config) -> Fingerprints:
 
 
 REGISTRY = re.compile(r"models:/([^/@]+)(?:@([^/@]+)|/(\d+))")
-"""A model in the MLflow registry: by alias or by version."""
+"""A model in the MLflow registry, by alias or by version."""
 
 
 def _champion_problems(champion: str | None) -> list[str]:
@@ -57,14 +57,14 @@ def _champion_problems(champion: str | None) -> list[str]:
 
 
 def _champion_fingerprint(champion: str | None) -> str:
-    """Of a folder; a version in the registry never changes, so its name is enough."""
+    """Returns the digest of a folder. For a version in the registry the name suffices, since versions never change."""
     if champion is None or champion.startswith("models:"):
         return champion or ""
     return _folder_digest(Path(champion))
 
 
 def _lm_eval_problems(config: Config) -> list[str]:
-    """Which tasks there are only the harness knows; where it is not installed, `evaluate` asks it."""
+    """Only the harness knows its tasks; if it is not installed here, `evaluate` checks them."""
     asked = config.evaluate.lm_eval
     if not asked.tasks:
         return []
@@ -85,7 +85,7 @@ def _lm_eval_problems(config: Config) -> list[str]:
 
 
 def _is_masked(config: Config) -> bool:
-    """As far as it can be seen without loading the model."""
+    """Returns whether the objective is masked LM, as far as this can be determined without loading the model."""
     if config.model.objective is not None:
         return config.model.objective == "masked_lm"
     try:
@@ -96,7 +96,7 @@ def _is_masked(config: Config) -> bool:
 
 
 def _tasks_fingerprint(config: Config) -> str:
-    """Of the user's own task files, and of the data beside them."""
+    """Returns the digest of the user's own task files and the data files next to them."""
     asked = config.evaluate.lm_eval
     if not asked.tasks or asked.tasks_folder is None:
         return ""
@@ -154,14 +154,14 @@ def _model_problems(base: str, max_length: int) -> list[str]:
 
 
 def _hub_commit(base: str, revision: str | None) -> str:
-    """The commit behind a branch or tag, which can move; the name itself where the hub cannot be reached."""
+    """Returns the commit of a branch or tag, which can change; the name itself if the hub cannot be reached."""
     if revision and len(revision) == 40:
         return revision
     from huggingface_hub import HfApi
 
     try:
         return HfApi().model_info(base, revision=revision, timeout=5).sha or "main"
-    except Exception:  # whatever is wrong with the hub, the steps that load from it will say in full
+    except Exception:  # the steps that load from the hub report its errors in full
         return revision or "main"
 
 

@@ -1,4 +1,4 @@
-"""Reads evaluation folders and makes sure that what they hold can be compared."""
+"""Reads evaluation folders and checks that their contents are comparable."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SHOWN_IDS = 3
 
 
 class Task(BaseModel):
-    """The task that all candidates were measured on."""
+    """The task on which all candidates were evaluated."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -32,17 +32,17 @@ class Task(BaseModel):
     higher_is_better: bool = True
     labels: list[str] | None = None
     signatures: dict[str, str] | None = None
-    """Generation: how exactly ROUGE, BLEU and chrF were computed."""
+    """Generation: the exact settings of ROUGE, BLEU and chrF."""
 
 
 class Entry(ModelCard):
-    """A candidate in `evaluation.json`: its model card, where its weights are, and who measured it."""
+    """A candidate in `evaluation.json`: its model card, the location of its weights, and the run that evaluated it."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     model_uri: str
     other_uri: str | None = None
-    """Interpolated candidates: the fine-tuned end; `model_uri` is then the pretrained one."""
+    """Interpolated candidates: URI of the fine-tuned model; `model_uri` is that of the pretrained model."""
     alpha: float | None = None
     splits: dict[str, dict[str, Any]]
     evaluate_seconds: float = 0.0
@@ -51,15 +51,15 @@ class Entry(ModelCard):
 
 @dataclass(frozen=True)
 class Measurements:
-    """What was measured of a candidate on one split: N documents, M examples, all candidates in the same order.
+    """The measurements of a candidate on one split: N documents, M examples, in the same order for all candidates.
 
     Attributes:
-        documents: ids.
+        documents: document ids.
         nats: (N,) loss of each document, summed over its tokens.
         tokens: (N,) scored tokens.
         num_bytes: (N,) UTF-8 bytes.
-        examples: rows as `evaluate` wrote them; None if the model has no trained head.
-        sources: where each document comes from: file, data set or package, without the line.
+        examples: rows written by `evaluate`; None if the model has no trained head.
+        sources: origin of each document: file, data set or package, without the line number.
     """
 
     documents: list[str]
@@ -72,17 +72,17 @@ class Measurements:
 
 @dataclass(frozen=True)
 class Candidate:
-    """One candidate with everything that was measured of it."""
+    """A candidate with all its measurements."""
 
     entry: Entry
     splits: dict[str, Measurements]
     curve: list[dict[str, Any]]
     harness: list[Measure] = field(default_factory=list)
-    """Tasks of lm-evaluation-harness, where they were asked for."""
+    """Results on tasks of lm-evaluation-harness, if any are configured."""
 
     @property
     def id(self) -> str:
-        """Its name in the report."""
+        """Returns the id of the candidate, its name in the report."""
         return self.entry.id
 
 
@@ -94,14 +94,14 @@ class Evaluations:
     data: dict[str, Any]
     candidates: list[Candidate]
     likelihood: str
-    """What the loss on text is: `causal`, or for masked language models a pseudo-likelihood."""
+    """The type of the loss on text: `causal`, or a pseudo-likelihood for masked language models."""
 
     def of_kind(self, kind: str) -> Candidate:
-        """The one candidate of a kind that there is one of."""
+        """Returns the candidate of a kind that occurs once."""
         return next(one for one in self.candidates if one.entry.kind == kind)
 
     def champion(self) -> Candidate | None:
-        """The registered model in use, where it was evaluated."""
+        """Returns the registered model in use, if it was evaluated."""
         return next((one for one in self.candidates if one.entry.kind == "champion"), None)
 
 
@@ -109,8 +109,8 @@ def load_evaluations(artifacts: Sequence[ArtifactLike]) -> Evaluations:
     """Reads all evaluations of a run.
 
     Raises:
-        RefusedError: naming every folder that is no evaluation and every candidate that was measured on something else.
-        MixtuneError: naming every document whose loss is not finite.
+        RefusedError: if folders are no evaluations, or if candidates were measured on different data; names all of them.
+        MixtuneError: if losses are not finite; names all such documents.
     """
     problems: list[str] = []
     read: list[tuple[Path, dict[str, Any]]] = []
@@ -129,7 +129,7 @@ def load_evaluations(artifacts: Sequence[ArtifactLike]) -> Evaluations:
             for what in ("task", "data")
             if manifest[what] != first[what]
         ]
-    # An evaluation of no candidate, where there is no α, has none.
+    # An evaluation without candidates (no α is configured) has no likelihood.
     likelihoods = {manifest["likelihood"]: folder for folder, manifest in reversed(read) if manifest["likelihood"]}
     if len(likelihoods) > 1:
         named = "; ".join(f"{likelihood} in {folder}" for likelihood, folder in sorted(likelihoods.items()))
@@ -199,7 +199,7 @@ def _measurements(folder: Path, split: str, embedded: bool) -> Measurements:
 
 
 def _place(one: Candidate) -> tuple[int, float, float, str]:
-    """Kinds in their order; mixed ones by λ, the realised one where none was asked for; interpolated ones by α."""
+    """Returns the sort key: by kind; mixed candidates by λ, configured or else realised; interpolated candidates by α."""
     entry = one.entry
     weight = entry.mix_weight if entry.mix_weight is not None else entry.realised_mix_weight
     return KINDS.index(entry.kind), weight or 0.0, entry.alpha or 0.0, one.id
@@ -235,7 +235,7 @@ def _nothing_there(reference: Candidate, split: str) -> list[str]:
 
 
 def _align(one: Candidate, documents_of: Candidate, examples_of: Candidate, problems: list[str]) -> Candidate:
-    """The candidate with documents and examples in the reference's order; says what cannot be paired."""
+    """Returns the candidate with documents and examples in the reference's order. Reports what cannot be paired."""
     splits = {}
     for split, measured in one.splits.items():
         truth = documents_of.splits[split]
@@ -267,7 +267,7 @@ def _align(one: Candidate, documents_of: Candidate, examples_of: Candidate, prob
 def _order(
     who: str, what: str, ids: list[str], wanted: list[str], reference: str, problems: list[str]
 ) -> list[int] | None:
-    """Where each wanted id stands in `ids`; None, and a problem, where they are not the same ones."""
+    """Returns the index of each wanted id in `ids`. If the ids differ, reports a problem and returns None."""
     if ids == wanted:
         return list(range(len(ids)))
     there, asked = set(ids), set(wanted)

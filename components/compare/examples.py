@@ -1,4 +1,4 @@
-"""What the report shows of single test examples: answers side by side, and which classes are taken for which."""
+"""Test examples for the report: predictions side by side, and confusions between classes."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from .evaluations import Candidate, Evaluations, Task
 
 SAMPLES = 6
 MATRIX_LABELS = 20
-"""Labels up to which the confusion is a matrix; with more, the most frequent confusions."""
+"""Maximum number of labels for a confusion matrix. With more labels the report lists the most frequent confusions."""
 PAIRS = 15
 
 
 def samples(evaluations: Evaluations, selected: Candidate) -> list[dict[str, Any]]:
-    """Test examples side by side, those first on which the selected candidate and fine-tuning alone disagree.
+    """Returns test examples with predictions side by side. Disagreements of the selected candidate and `finetuned` come first.
 
-    In regression, those on which they disagree most. `pretrained` is None if that model has no score.
+    In regression, examples with the largest disagreement come first. `pretrained` is None if that model has no score.
     """
     task, rows = evaluations.task, {"selected": _rows(selected)}
     for kind in ("finetuned", "pretrained"):
@@ -43,11 +43,11 @@ def samples(evaluations: Evaluations, selected: Candidate) -> list[dict[str, Any
 
 
 def confusion(task: Task, selected: Candidate) -> dict[str, Any] | None:
-    """How often a class (row) was taken for a class (column) on test; None if the task has no classes.
+    """Counts how often a class (row) was predicted as a class (column) on test; None if the task has no classes.
 
     Returns:
         `{candidate, labels, counts}`, or with many labels `{candidate, labels, pairs, others}`: the most frequent confusions,
-        and how many examples were confused beside those.
+        and the number of all other confusions.
     """
     rows = _rows(selected)
     if task.kind != "classification" or not rows:

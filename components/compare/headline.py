@@ -1,4 +1,4 @@
-"""The result of a comparison in one sentence."""
+"""Summarises a comparison in one sentence."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def headline(
     decision: Decision,
     gate: Gate,
 ) -> str:
-    """Describes the selected candidate on test, and says so where the gate is not met."""
+    """Describes the selected candidate's results on test. Says so if the gate is not met."""
     ours, finetuned = scores[selected.id]["test"], scores[evaluations.of_kind("finetuned").id]["test"]
     parts = []
     if ours.task_score is not None:

@@ -1,4 +1,4 @@
-"""Names of metrics and candidates in plain English, for the report and the command."""
+"""Names of metrics and candidates for people, for the report and the command."""
 
 from __future__ import annotations
 

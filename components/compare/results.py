@@ -1,4 +1,4 @@
-"""From measurements to `report.json`: every candidate's values with their intervals, the decision, and where all came from."""
+"""Computes `report.json` from measurements: values with intervals for every candidate, the decision, and the provenance."""
 
 from __future__ import annotations
 
@@ -23,8 +23,9 @@ from .statistics import Bootstrap, Value
 
 SCHEMA_VERSION = 1
 BUDGET_SHARE = 0.1
-"""A forgetting budget is kept where it is not exceeded by more than this share of it, since it is held to by measuring, on
-other text, while the model is trained; or, where the budget is small, by more than `BUDGET_LEAST`."""
+"""A forgetting budget counts as kept if it is exceeded by at most this fraction, since training controls forgetting on other
+text than the evaluation; for small budgets, if it is exceeded by at most `BUDGET_LEAST`.
+"""
 BUDGET_LEAST = 0.005
 """Bits per byte; see `BUDGET_SHARE`."""
 GROUPS = {
@@ -34,17 +35,17 @@ GROUPS = {
     "pooled": "pooled mixing",
     "budget": "forgetting budgets",
 }
-"""Kinds of controls, by the word in the id."""
+"""Kinds of controls, by the keyword in their ids."""
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """All that the report shows.
+    """The content of a report.
 
     Attributes:
-        report: the content of `report.json`.
-        scores: by candidate and split.
-        decision: made on dev.
+        report: content of `report.json`.
+        scores: scores by candidate and split.
+        decision: the decision, made on dev.
     """
 
     evaluations: Evaluations
@@ -54,12 +55,12 @@ class Comparison:
 
     @property
     def selected(self) -> Candidate:
-        """The selected candidate."""
+        """Returns the selected candidate."""
         return next(one for one in self.evaluations.candidates if one.id == self.decision.selected)
 
 
 def compare(config: CompareStep, evaluations: Evaluations, context: Context) -> Comparison:
-    """Measures every candidate against `pretrained` and `finetuned`, decides on dev, reports test."""
+    """Compares every candidate with `pretrained` and `finetuned`, decides on dev and reports test."""
     gate = config.gate
     draw = Bootstrap(config.seed, gate.resamples, gate.interval)
     scores: dict[str, dict[str, Scores]] = {}
@@ -79,7 +80,7 @@ def _measured(one: Candidate, scores: Scores) -> Measured:
 
 
 def _varying(scores: Scores) -> dict[str, Value | None]:
-    """What chance in training moves."""
+    """Returns the values that vary with the training seed."""
     names = ("task_score", "task_score_vs_finetuned", "delta_bpb")
     return {name: getattr(scores, name) for name in names}
 
@@ -208,7 +209,7 @@ def _stage(entry: Entry) -> str:
 
 
 def _budget(entry: Entry, forgets: Value) -> dict[str, Any] | None:
-    """Tells whether a candidate kept to the forgetting that it was allowed, on dev; None if it had no budget."""
+    """Returns whether a candidate kept to its forgetting budget on dev; None if it had no budget."""
     budget = entry.forgetting_budget
     if budget is None:
         return None
@@ -222,7 +223,7 @@ def _contamination(measured: Measurements) -> dict[str, int]:
 
 
 def _hypervolume(measured: Sequence[Measured]) -> dict[str, Any] | None:
-    """Of the front of all, and of each kind of control where there are several to tell apart."""
+    """Returns the hypervolume of all candidates, and of each kind of control if there are several."""
     whole = hypervolume(measured)
     if whole is None:
         return None
@@ -249,7 +250,7 @@ def _control(one: Measured) -> str:
 
 
 def _costs(evaluations: Evaluations) -> dict[str, Any]:
-    """What the whole run took. Base and champion were made elsewhere; of them only the evaluation is counted."""
+    """Returns the costs of the whole run. For base and champion, which were trained elsewhere, only the evaluation counts."""
     made = [one.entry for one in evaluations.candidates if one.entry.kind not in ("base", "champion")]
     tokens = {stream: sum(int(entry.tokens.get(stream, 0)) for entry in made) for stream in ("pretrain", "finetune")}
     return {
@@ -262,11 +263,11 @@ def _costs(evaluations: Evaluations) -> dict[str, Any]:
 
 
 def _same_text(measured: Measurements) -> str:
-    """Identifies held-out text whatever the tokenizer: an id is a digest of the text."""
+    """Returns a digest of the held-out text, independent of the tokenizer: document ids are digests of the text."""
     rows = sorted(zip(measured.documents, measured.num_bytes.tolist(), strict=True))
     return hashlib.sha256(repr(rows).encode()).hexdigest()
 
 
 def _same_examples(rows: Sequence[dict[str, Any]]) -> str:
-    """Identifies held-out examples with their references."""
+    """Returns a digest of the held-out examples with their references."""
     return hashlib.sha256(repr(sorted((row["id"], repr(row["reference"])) for row in rows)).encode()).hexdigest()

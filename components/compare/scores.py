@@ -1,4 +1,4 @@
-"""Values of a candidate on one split, with their intervals, alone and against other candidates."""
+"""Values of a candidate on one split with intervals, both absolute and relative to other candidates."""
 
 from __future__ import annotations
 
@@ -21,28 +21,28 @@ PAIRED_BY = {
     "task_score_vs_champion": "examples",
     "delta_bpb_vs_champion": "documents",
 }
-"""Differences that say by how many of what they are paired."""
+"""Differences whose results include the number of pairs, and the unit of the pairs."""
 
 
 @dataclass(frozen=True)
 class Scores:
-    """Values of one candidate on one split."""
+    """The values of one candidate on one split."""
 
     bpb: Value
     delta_bpb: Value
     task_score: Value | None
     task_score_vs_finetuned: Value | None
     task_score_clean: Value | None
-    """Without contaminated examples."""
+    """Task score without contaminated examples."""
     task_score_vs_pretrained: Value | None
     task_score_vs_champion: Value | None
     delta_bpb_vs_champion: Value | None
     counts: dict[str, int]
-    """Documents and examples that a difference is paired by."""
+    """Numbers of documents and examples that differences are paired by."""
     extra: dict[str, float]
 
     def to_json(self) -> dict[str, Any]:
-        """As `report.json` has it."""
+        """Returns the values in the format of `report.json`."""
         values: dict[str, Any] = {
             name: value.to_json() if isinstance(value, Value) else None
             for name, value in vars(self).items()
@@ -55,7 +55,7 @@ class Scores:
 
 
 def score_candidate(candidate: Candidate, evaluations: Evaluations, split: str, draw: Bootstrap) -> Scores:
-    """Measures a candidate on one split, alone and against the others."""
+    """Scores a candidate on one split, both absolute and relative to the others."""
     ours = candidate.splits[split]
     before = evaluations.of_kind("pretrained").splits[split]
     champion = evaluations.champion()
@@ -100,7 +100,7 @@ def _task_difference(
     task: Task, examples: Sequence[dict[str, Any]], baseline: Sequence[dict[str, Any]], draw: Bootstrap
 ) -> Value:
     if all(mine["prediction"] == other["prediction"] for mine, other in zip(examples, baseline, strict=True)):
-        return Value(0.0, 0.0, 0.0)  # exactly, whatever the rounding
+        return Value(0.0, 0.0, 0.0)  # exact, without rounding errors
     ours, theirs = _split_metric(task, examples), _split_metric(task, baseline)
     if ours is None or theirs is None:
         return draw.mean_difference(_per_example(examples), _per_example(baseline))
@@ -108,7 +108,7 @@ def _task_difference(
 
 
 def _split_metric(task: Task, examples: Sequence[dict[str, Any]]) -> Statistic | None:
-    """Returns the task's metric; None if it is a mean over examples."""
+    """Returns the task's metric if it is computed over a whole split; None if it is a mean over examples."""
     truth, given = ([row[name] for row in examples] for name in ("reference", "prediction"))
     if task.metric in ("pearson", "spearman"):
         correlation = {"pearson": pearson, "spearman": spearman}[task.metric]
@@ -130,7 +130,7 @@ def _per_example(examples: Sequence[dict[str, Any]]) -> np.ndarray:
 
 
 def forgetting_share(ours: Scores, finetuned: Scores) -> float | None:
-    """Returns forgetting as a share of what fine-tuning alone forgets; None if that does not measurably forget."""
+    """Returns forgetting as a share of the forgetting of `finetuned`; None if `finetuned` does not measurably forget."""
     if not measurably_forgets(finetuned.delta_bpb):
         return None
     return ours.delta_bpb.value / finetuned.delta_bpb.value

@@ -1,4 +1,4 @@
-"""Candidates that were trained again with further seeds: the chance in training, which no interval over held-out data holds."""
+"""Candidates trained again with other seeds. They show the variance of training, which intervals over held-out data do not."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .statistics import Value
 
 
 def replicate_of(entry: Entry) -> str | None:
-    """Id of the candidate that this one is again, with a further seed; None if it is none."""
+    """Returns the id of the candidate that this one repeats with another seed; None if it is not a repetition."""
     seed = entry.params.get("candidate", {}).get("seed")
     return None if seed is None else entry.id.removesuffix(f"-seed-{seed}")
 
@@ -20,13 +20,13 @@ def replicate_of(entry: Entry) -> str | None:
 def over_seeds(
     candidates: Sequence[Candidate], measured: Mapping[str, Mapping[str, Value | None]]
 ) -> list[dict[str, Any]]:
-    """Mean and standard deviation over the seeds of every candidate that has several.
+    """Returns mean and standard deviation over the seeds, for each candidate that was trained with several seeds.
 
     Args:
-        measured: by candidate, its values by name, such as `task_score`; None if it has none.
+        measured: values of each candidate by name, such as `task_score`; None for missing values.
 
     Returns:
-        For each such candidate `{"id", "seeds": n, <name>: {"mean", "sd"} | null}`, the standard deviation of a sample (n - 1).
+        For each such candidate `{"id", "seeds": n, <name>: {"mean", "sd"} | null}`, with the sample standard deviation (n - 1).
     """
     groups: dict[str, list[str]] = {one.id: [one.id] for one in candidates if replicate_of(one.entry) is None}
     for one in candidates:

@@ -1,4 +1,4 @@
-"""The gate, the choice among the candidates that meet it, and the Pareto front. Pure functions of measured values."""
+"""The gate, the selection among candidates that meet it, and the Pareto front. Pure functions of measured values."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ ELIGIBLE = ("finetuned", "mixed", "interpolated")
 
 @dataclass(frozen=True)
 class Measured:
-    """What selection knows of a candidate.
+    """The measurements of a candidate that selection uses.
 
     Attributes:
         task_score: None if the model has no trained head.
-        task_score_vs_finetuned: paired difference, None likewise.
+        task_score_vs_finetuned: paired difference; None if the model has no trained head.
         delta_bpb: forgetting.
-        task_score_vs_champion: paired difference; None also where there is no champion with a task score.
-        replicate: whether it is another candidate again, with a further seed; such a one is not selected, since the best of
-            several seeds is the luckiest.
+        task_score_vs_champion: paired difference; None also if there is no champion with a task score.
+        replicate: whether the candidate repeats another with a different seed. Such candidates are not selected, since the best
+            of several seeds is biased upwards.
     """
 
     id: str
@@ -36,12 +36,12 @@ class Measured:
 
 @dataclass(frozen=True)
 class Hypervolume:
-    """How much a set of candidates reaches.
+    """The area that a set of candidates dominates.
 
     Attributes:
-        value: area, score times bits per byte, that at least one of them is no worse in than the reference point is.
-        task_score: the reference point's score.
-        forgetting: the reference point's forgetting, in bits per byte.
+        value: area between the candidates' front and the reference point, in score times bits per byte.
+        task_score: score of the reference point.
+        forgetting: forgetting of the reference point, in bits per byte.
     """
 
     value: float
@@ -51,13 +51,13 @@ class Hypervolume:
 
 @dataclass(frozen=True)
 class Check:
-    """One condition of the gate, held against one candidate.
+    """One condition of the gate, applied to one candidate.
 
     Attributes:
-        name: the option that asks for it.
+        name: option that sets the condition.
         passed: whether the candidate meets it.
-        miss: by how much it does not, in the measured quantity's unit; 0 where it does.
-        sentence: what was measured and what is asked for, in plain words.
+        miss: how far the candidate is from meeting it, in the unit of the measured quantity; 0 if it meets it.
+        sentence: the measured value and the limit, for people.
     """
 
     name: str
@@ -68,13 +68,13 @@ class Check:
 
 @dataclass(frozen=True)
 class Decision:
-    """What was selected and why.
+    """The selected candidate and the reasons.
 
     Attributes:
-        selected: id of the candidate; where none meets the gate, of the one that comes nearest.
-        passed: whether it meets the gate.
-        reasons: plain sentences.
-        why: the rule that led to it, in one sentence.
+        selected: id of the selected candidate; if no candidate meets the gate, of the one that misses it least.
+        passed: whether the selected candidate meets the gate.
+        reasons: sentences about the gate's conditions.
+        why: the selection rule, in one sentence.
         checks: the gate's conditions for each eligible candidate.
     """
 
@@ -86,9 +86,9 @@ class Decision:
 
 
 def pareto(candidates: Sequence[Measured]) -> set[str]:
-    """Ids of the candidates that no other one beats, in score or in forgetting without being worse in the other.
+    """Returns the ids of the candidates on the Pareto front of task score and forgetting.
 
-    Equal candidates do not beat each other. A candidate with no task score is never on the front.
+    Equal candidates do not dominate each other. A candidate without a task score is never on the front.
     """
     points = {one.id: (one.task_score.value, -one.delta_bpb.value) for one in candidates if one.task_score is not None}
     return {
@@ -99,17 +99,17 @@ def pareto(candidates: Sequence[Measured]) -> set[str]:
 
 
 def hypervolume(candidates: Sequence[Measured], of: Sequence[Measured] | None = None) -> Hypervolume | None:
-    """Area between the Pareto front and the worst of both, exact in two dimensions.
+    """Returns the area between the Pareto front and the reference point, exact in two dimensions.
 
-    E. Zitzler and L. Thiele, Multiobjective optimization using evolutionary algorithms (1998). One front with more area than
-    another reaches more; areas compare only with the same reference point.
+    E. Zitzler and L. Thiele, Multiobjective optimization using evolutionary algorithms (1998). A larger area means a better
+    front; areas are only comparable with the same reference point.
 
     Args:
-        candidates: give the reference point: the lowest task score and the highest forgetting of those with a task score.
-        of: those whose front it is; all of them without it.
+        candidates: define the reference point: the lowest task score and the highest forgetting of those with a task score.
+        of: candidates whose front is measured; by default all.
 
     Returns:
-        None if no candidate has a task score.
+        The hypervolume; None if no candidate has a task score.
     """
     scored = [(one.task_score.value, one.delta_bpb.value) for one in candidates if one.task_score is not None]
     if not scored:
@@ -125,12 +125,12 @@ def hypervolume(candidates: Sequence[Measured], of: Sequence[Measured] | None = 
 
 
 def decide(candidates: Sequence[Measured], gate: Gate, metric: str) -> Decision:
-    """Holds every candidate against the gate and selects one by the gate's rule.
+    """Applies the gate to every candidate and selects one by the gate's rule.
 
-    Ties go to the better one in the other quantity, then to the one that stands first.
+    Ties are resolved by the other quantity, then by the order of the candidates.
 
     Args:
-        candidates: measured on the dev split, `finetuned` among them.
+        candidates: measurements on the dev split; must include `finetuned`.
         gate: conditions and rule.
         metric: name of the task's main metric, for the sentences.
     """
@@ -154,10 +154,10 @@ def decide(candidates: Sequence[Measured], gate: Gate, metric: str) -> Decision:
 
 
 def check(one: Measured, finetuned: Measured, gate: Gate, metric: str, champion: bool = False) -> list[Check]:
-    """The gate's conditions for one candidate, in the order of the options.
+    """Returns the gate's conditions for one candidate, in the order of the options.
 
     Args:
-        champion: whether there is a champion with a task score to hold it against.
+        champion: whether there is a champion with a task score to compare with.
     """
     checks = [_score_drop(one, gate.max_score_drop, metric)]
     if champion:
@@ -178,16 +178,15 @@ def check(one: Measured, finetuned: Measured, gate: Gate, metric: str, champion:
 
 
 def measurably_forgets(delta_bpb: Value) -> bool:
-    """Tells whether the interval of the forgetting lies above zero."""
+    """Tells whether the interval of the forgetting is above zero."""
     return delta_bpb.low > 0
 
 
 def share_limit(finetuned: Value, share: float) -> float:
-    """Most forgetting that `max_forgetting_share` accepts, in bits per byte.
+    """Returns the maximum forgetting that `max_forgetting_share` accepts, in bits per byte.
 
-    Where fine-tuning alone does not measurably forget, a share of it means nothing (of a negative number it would even ask
-    for improvement). A candidate may then forget as much as fine-tuning alone still might: the upper end of its interval,
-    and in any case nothing, 0.
+    If `finetuned` does not measurably forget, a share of its forgetting is meaningless (a negative value would even demand an
+    improvement). A candidate may then forget as much as the upper end of the interval of `finetuned`, and at least 0.
     """
     return share * finetuned.value if measurably_forgets(finetuned) else max(0.0, finetuned.high)
 
@@ -201,7 +200,7 @@ def _score_drop(one: Measured, max_drop: float, metric: str) -> Check:
 def _no_worse(name: str, difference: Value | None, other: str, max_drop: float, metric: str) -> Check:
     if difference is None:
         return Check(name, False, 1.0, f"it has no {metric}, since it was not trained on the task")
-    # What predicts exactly the same is no worse, also where no drop at all is accepted.
+    # Identical predictions pass even if no drop is accepted.
     passed = difference.low > -max_drop or difference == Value(0.0, 0.0, 0.0)
     verb = "is" if passed else "is not"
     limit = f"{-max_drop:g}" if max_drop else "0"
@@ -236,12 +235,12 @@ def _share_sentence(forgets: float, finetuned: Value, share: float, limit: float
 
 
 def signed(value: Value) -> str:
-    """A difference with its interval."""
+    """Formats a difference with its sign and interval."""
     return f"{value.value:+.3f} [{value.low:+.3f}, {value.high:+.3f}]"
 
 
 def _preference(one: Measured, rule: str) -> tuple[float, float]:
-    """Smaller is better."""
+    """Returns the sort key of the rule; smaller is better."""
     score = one.task_score.value if one.task_score is not None else float("-inf")
     forgets = one.delta_bpb.value
     return (forgets, -score) if rule == "least_forgetting" else (-score, forgets)
@@ -257,7 +256,7 @@ def _why(meeting: int, eligible: int, rule: str, metric: str) -> str:
 
 
 def _distance(one: Measured, eligible: Sequence[Measured], checks: dict[str, list[Check]]) -> float:
-    """Sum of a candidate's misses; a score's and a forgetting's miss are made comparable by the candidates' ranges."""
+    """Returns the sum of a candidate's misses. The candidates' ranges normalise misses of score and forgetting."""
     total = 0.0
     for number, item in enumerate(checks[one.id]):
         if item.passed:

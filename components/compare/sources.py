@@ -1,4 +1,4 @@
-"""Forgetting by source: what each file, data set or package of the pretraining text lost."""
+"""Forgetting by source: by file, data set or package of the pretraining text."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ import numpy as np
 from .statistics import Bootstrap
 
 NO_NAME = "(no name)"
-"""Source of the documents that name none."""
+"""Source of documents without a source name."""
 SHOWN = 12
-"""Sources in a table or a picture; of more, the largest and all others together."""
+"""Maximum number of sources in a table or a figure. With more, the rest are combined."""
 WITH_INTERVAL = 100
-"""Sources, the largest first, that an interval is drawn for; of more there are values only."""
+"""Maximum number of sources, largest first, with an interval. The others have values only."""
 _PLACE = re.compile(r", (?:line|item|row|passage) \d+$")
 _PACKAGE = re.compile(r"[/,]")
 
@@ -26,8 +26,8 @@ class Source:
     """A source of held-out documents.
 
     Attributes:
-        places: (n,) which documents are its own.
-        num_bytes: of all of them.
+        places: (n,) indices of its documents.
+        num_bytes: total bytes of its documents.
     """
 
     name: str
@@ -36,17 +36,17 @@ class Source:
 
 
 def source_of(where: str | None, embedded: bool) -> str:
-    """The source in what a document row calls its `source`: file and line, data set and row.
+    """Returns the source in the `source` field of a document row, which also names a line or row.
 
     Args:
-        embedded: the embedded text, which names packages, modules and passages; of these the package counts.
+        embedded: whether the text is the embedded one, whose fields name packages, modules and passages. Returns the package.
     """
     named = (where or "").strip()
     return (_PACKAGE.split(named)[0] if embedded else _PLACE.sub("", named)) or NO_NAME
 
 
 def group(names: Sequence[str], num_bytes: np.ndarray) -> list[Source]:
-    """The sources of (N,) documents, by bytes, the largest first, then by name."""
+    """Groups (N,) documents by source, sorted by bytes, largest first, then by name."""
     places: dict[str, list[int]] = {}
     for number, name in enumerate(names):
         places.setdefault(name, []).append(number)
@@ -57,18 +57,18 @@ def group(names: Sequence[str], num_bytes: np.ndarray) -> list[Source]:
 def forgetting_by_source(
     sources: Sequence[Source], nats: np.ndarray, nats_before: np.ndarray, num_bytes: np.ndarray, draw: Bootstrap
 ) -> tuple[dict[str, dict[str, Any]], dict[str, Any] | None]:
-    """ΔBPB of each source, paired by document, as `Bootstrap.forgetting` has it for all documents.
+    """Returns the ΔBPB of each source, paired by document, as `Bootstrap.forgetting` computes it for all documents.
 
     Args:
-        sources: as `group` gives them.
+        sources: result of `group`.
         nats: (N,) loss of each document under the candidate.
-        nats_before: (N,) under the pretrained model.
+        nats_before: (N,) loss of each document under the pretrained model.
         num_bytes: (N,) UTF-8 bytes.
 
     Returns:
         By source `{value, low, high, documents}`, where `low` and `high` are None without an interval: a single document
-        cannot be resampled. And the same of all documents of the sources that a table does not show; None if it shows all.
-        A source without a byte of text has no value and is left out.
+        cannot be resampled. Also the same for all documents of the sources that tables do not show; None if they show all.
+        Sources with 0 bytes of text are left out.
     """
 
     def measured(places: np.ndarray, with_interval: bool) -> dict[str, Any]:
@@ -88,12 +88,12 @@ def forgetting_by_source(
 
 
 def shown(names: Sequence[str]) -> Sequence[str]:
-    """Those that a table or a picture shows one by one."""
+    """Returns the sources that tables and figures show individually."""
     return names if len(names) <= SHOWN else names[: SHOWN - 1]
 
 
 def worst(by_source: dict[str, dict[str, Any]]) -> str | None:
-    """The source that is forgotten most, of those with an interval where there are such; None if there is only one."""
+    """Returns the source with the most forgetting, preferably one with an interval; None if there is only one source."""
     if len(by_source) < 2:
         return None
     measured = {name: one for name, one in by_source.items() if one["low"] is not None} or by_source
@@ -101,7 +101,7 @@ def worst(by_source: dict[str, dict[str, Any]]) -> str | None:
 
 
 def worst_sentence(candidate: str, by_source: dict[str, dict[str, Any]]) -> str | None:
-    """Names the source that a candidate forgets most on."""
+    """Names the source with the most forgetting of a candidate."""
     name = worst(by_source)
     if name is None:
         return None

@@ -1,9 +1,9 @@
-"""Intervals by the paired percentile bootstrap: documents or examples are resampled, candidates stay paired.
+"""Intervals from the paired percentile bootstrap, which resamples documents or examples and keeps candidates paired.
 
-Every interval is drawn with the same seed, so that equal inputs give equal intervals and differences of samples of
-one size see the same resamples. B. Efron and R. Tibshirani, An Introduction to the Bootstrap (1993), chapter 13.
-Means are drawn from the values themselves; metrics that only a whole split has (F1, correlations, BLEU) from sums over the
-resampled examples, by `Statistic`. Shapes: S resamples, N documents or examples, C classes or labels.
+All intervals use the same seed, so that equal inputs give equal intervals and differences of samples of one size use the same
+resamples. B. Efron and R. Tibshirani, An Introduction to the Bootstrap (1993), chapter 13. Means are resampled directly;
+metrics of a whole split (F1, correlations, BLEU) from sums over the resampled examples, with `Statistic`. Shapes: S resamples,
+N documents or examples, C classes or labels.
 """
 
 from __future__ import annotations
@@ -20,33 +20,33 @@ if TYPE_CHECKING:
 
 CELLS_AT_ONCE = 1 << 22  # resampled values held in memory at a time
 NEARLY_CONSTANT = float(np.finfo(np.float64).eps ** 0.75)
-"""Spread, relative to the mean, below which values are taken for constant, as in scipy: what is left is rounding."""
+"""Relative spread below which values count as constant, as in scipy: smaller spreads are rounding errors."""
 
 Statistic: TypeAlias = Callable[[np.ndarray], np.ndarray]
-"""(S, N) how often each example stands in each resample -> (S,) the metric of each resample."""
+"""Maps (S, N) counts of each example in each resample to the (S,) metric of each resample."""
 
 
 @dataclass(frozen=True)
 class Value:
-    """A measured value and the ends of its interval."""
+    """A measured value with its interval."""
 
     value: float
     low: float
     high: float
 
     def to_json(self) -> dict[str, float]:
-        """As `report.json` has it."""
+        """Returns the value in the format of `report.json`."""
         return {"value": self.value, "low": self.low, "high": self.high}
 
 
 @dataclass(frozen=True)
 class Bootstrap:
-    """Draws intervals.
+    """Computes bootstrap intervals.
 
     Attributes:
-        seed: of the resamples.
-        resamples: how many.
-        coverage: of the interval, such as 0.95.
+        seed: seed of the resamples.
+        resamples: number of resamples.
+        coverage: coverage of the intervals, such as 0.95.
     """
 
     seed: int
@@ -54,7 +54,7 @@ class Bootstrap:
     coverage: float
 
     def bits_per_byte(self, nats: np.ndarray, num_bytes: np.ndarray) -> Value:
-        """Σ nats / (ln 2 · Σ bytes), a ratio of sums over documents.
+        """Computes Σ nats / (ln 2 · Σ bytes), a ratio of sums over documents.
 
         Args:
             nats: (N,) loss of each document, summed over its tokens.
@@ -63,34 +63,34 @@ class Bootstrap:
         return self._interval(_bits_per_byte, nats, num_bytes)
 
     def forgetting(self, nats: np.ndarray, nats_before: np.ndarray, num_bytes: np.ndarray) -> Value:
-        """ΔBPB, paired by document: Σ (nats - nats before) / (ln 2 · Σ bytes).
+        """Computes ΔBPB, paired by document: Σ (nats - nats before) / (ln 2 · Σ bytes).
 
         Args:
             nats: (N,) loss of each document under the candidate.
-            nats_before: (N,) under the pretrained model.
+            nats_before: (N,) loss of each document under the pretrained model.
             num_bytes: (N,) UTF-8 bytes of each document.
         """
         return self._interval(_bits_per_byte, np.asarray(nats) - np.asarray(nats_before), num_bytes)
 
     def mean(self, scores: np.ndarray) -> Value:
-        """Mean of (N,) scores of examples."""
+        """Computes the mean of (N,) scores of examples."""
         return self._interval(_mean, scores)
 
     def mean_difference(self, scores: np.ndarray, baseline: np.ndarray) -> Value:
-        """Mean of the differences of (N,) scores, paired by example."""
+        """Computes the mean of the differences of (N,) scores, paired by example."""
         return self._interval(_mean, np.asarray(scores) - np.asarray(baseline))
 
     def of_split(self, metric: Statistic, size: int) -> Value:
-        """A metric that only a whole split has.
+        """Computes a metric that is defined for a whole split.
 
         Args:
-            metric: as the functions below make it.
+            metric: a statistic of one of the functions below.
             size: N.
         """
         return self._interval(_of_indices(metric, size), np.arange(size))
 
     def difference(self, metric: Statistic, baseline: Statistic, size: int) -> Value:
-        """Difference of two candidates' metrics, paired by example: both see the same resamples."""
+        """Computes the difference of two candidates' metrics, paired by example: both use the same resamples."""
 
         def between(counts: np.ndarray) -> np.ndarray:
             return metric(counts) - baseline(counts)
@@ -98,7 +98,7 @@ class Bootstrap:
         return self.of_split(between, size)
 
     def _interval(self, statistic: Callable[..., np.ndarray], *samples: np.ndarray) -> Value:
-        """Percentile interval; a single observation, which cannot be resampled, is its own interval."""
+        """Computes the percentile interval. A single observation cannot be resampled; its interval is the value itself."""
         from scipy.stats import bootstrap
 
         data = tuple(np.asarray(sample) for sample in samples)
@@ -132,7 +132,7 @@ def _mean(scores: np.ndarray, axis: int = -1) -> np.ndarray:
 
 
 def _of_indices(metric: Statistic, size: int) -> Callable[..., np.ndarray]:
-    """The metric as a function of resampled indices, which is what scipy draws."""
+    """Converts a metric to a function of resampled indices, as scipy draws them."""
 
     def of_indices(indices: np.ndarray, axis: int = -1) -> np.ndarray:
         rows = np.moveaxis(np.atleast_2d(indices), axis, -1)
@@ -145,9 +145,9 @@ def _of_indices(metric: Statistic, size: int) -> Callable[..., np.ndarray]:
 
 
 def micro_f1(truth: np.ndarray, given: np.ndarray) -> Statistic:
-    """Micro-F1 of (N, C) indicators: 2 Σ true positives / Σ (labels that are there + labels that are given).
+    """Creates the micro-F1 of (N, C) indicators: 2 Σ true positives / Σ (labels in the reference + predicted labels).
 
-    0 where there is no label at all, as in scikit-learn.
+    0 if there are no labels at all, as in scikit-learn.
     """
     both, either = (truth & given).sum(1).astype(np.float64), (truth.astype(np.float64) + given).sum(1)
 
@@ -158,9 +158,9 @@ def micro_f1(truth: np.ndarray, given: np.ndarray) -> Statistic:
 
 
 def macro_f1(truth: np.ndarray, given: np.ndarray) -> Statistic:
-    """Macro-F1 of (N, C) indicators, over the classes that occur in the references or the predictions of a resample.
+    """Creates the macro-F1 of (N, C) indicators, over the classes in the references or the predictions of a resample.
 
-    For classes that is scikit-learn's default; for labels, with `zero_division=nan`. 0 where there is no label at all.
+    For classes this is scikit-learn's default; for labels, `zero_division=nan`. 0 if there are no labels at all.
     """
     both, either = (truth & given).astype(np.float64), truth.astype(np.float64) + given
 
@@ -173,9 +173,9 @@ def macro_f1(truth: np.ndarray, given: np.ndarray) -> Statistic:
 
 
 def bleu(counts_of_each: Sequence[Sequence[int]]) -> Statistic:
-    """BLEU in 0..1, by sacrebleu, from the (N, 10) counts of the examples summed over a resample.
+    """Creates BLEU in 0..1 with sacrebleu, from (N, 10) counts per example that are summed over a resample.
 
-    As in sacrebleu's own paired bootstrap (P. Koehn 2004, Statistical Significance Tests for Machine Translation Evaluation).
+    As sacrebleu's own paired bootstrap (P. Koehn 2004, Statistical Significance Tests for Machine Translation Evaluation).
     """
     from sacrebleu.metrics.bleu import BLEU
 
@@ -183,7 +183,7 @@ def bleu(counts_of_each: Sequence[Sequence[int]]) -> Statistic:
 
 
 def chrf(counts_of_each: Sequence[Sequence[int]]) -> Statistic:
-    """chrF in 0..1, by sacrebleu, from the (N, 18) counts of the examples summed over a resample."""
+    """Creates chrF in 0..1 with sacrebleu, from (N, 18) counts per example that are summed over a resample."""
     from sacrebleu.metrics.chrf import CHRF
 
     return _of_sums(CHRF(), counts_of_each)
@@ -200,9 +200,9 @@ def _of_sums(score: Metric, counts_of_each: Sequence[Sequence[int]]) -> Statisti
 
 
 def pearson(truth: np.ndarray, given: np.ndarray) -> Statistic:
-    """Pearson correlation of (N,) values.
+    """Creates the Pearson correlation of (N,) values.
 
-    Constant values, of a whole split or of a resample, correlate with nothing: 0 by definition here, never NaN.
+    For constant values, of a split or of a resample, the correlation is defined as 0, never NaN.
     """
     x, y = _centred(truth), _centred(given)
     columns = np.stack([x, y, x * x, y * y, x * y], 1)
@@ -211,7 +211,7 @@ def pearson(truth: np.ndarray, given: np.ndarray) -> Statistic:
         sizes = counts.sum(1)
         x, y, xx, yy, xy = (counts @ columns).T / sizes
         spread_x, spread_y = xx - x * x, yy - y * y
-        # Relative to the second moment: what is below is the rounding of a constant resample.
+        # Relative to the second moment: smaller spreads are the rounding errors of a constant resample.
         varies = (spread_x > 1e-12 * xx) & (spread_y > 1e-12 * yy)
         scale = np.sqrt(np.where(varies, spread_x * spread_y, 1.0))
         return np.where(varies, np.clip((xy - x * y) / scale, -1, 1), 0.0)
@@ -220,10 +220,10 @@ def pearson(truth: np.ndarray, given: np.ndarray) -> Statistic:
 
 
 def spearman(truth: np.ndarray, given: np.ndarray) -> Statistic:
-    """Spearman correlation of (N,) values: the Pearson correlation of their ranks, equal values sharing their mean rank.
+    """Creates the Spearman correlation of (N,) values: the Pearson correlation of their ranks, with mean ranks for ties.
 
-    Ranks are taken once, over the whole split, and resampled with the examples: exact for the split, and for the interval a
-    close approximation that spares ranking every resample anew.
+    Ranks are computed once, over the whole split, and resampled with the examples. This is exact for the split and a close
+    approximation for the interval, which saves ranking every resample.
     """
     from scipy.stats import rankdata
 
@@ -231,7 +231,7 @@ def spearman(truth: np.ndarray, given: np.ndarray) -> Statistic:
 
 
 def indicators(rows: Sequence[Sequence[str]], labels: Sequence[str]) -> np.ndarray:
-    """(N, C) whether the row has the label."""
+    """Returns (N, C) indicators of the labels of each row."""
     place = {label: number for number, label in enumerate(labels)}
     found = np.zeros((len(rows), len(labels)), bool)
     for number, row in enumerate(rows):
@@ -240,7 +240,7 @@ def indicators(rows: Sequence[Sequence[str]], labels: Sequence[str]) -> np.ndarr
 
 
 def _centred(values: np.ndarray) -> np.ndarray:
-    """Minus their mean, so that sums of squares lose nothing to rounding; zeros where all are nearly the same."""
+    """Subtracts the mean, so that sums of squares lose no precision; returns zeros if all values are nearly equal."""
     mean = values.mean()
     centred = np.asarray(values, np.float64) - mean
     nearly_constant = np.linalg.norm(centred) <= NEARLY_CONSTANT * abs(mean)

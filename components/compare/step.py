@@ -1,4 +1,4 @@
-"""Compares all candidates: values with intervals, the choice, the gate's verdict, the report. No torch."""
+"""Compares all candidates: values with intervals, selection, gate verdict, report. Does not import torch."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .results import Comparison, compare
 from .scores import Scores
 
 TRAINED_HERE = ("pretrained", "finetuned", "mixed")
-"""Kinds whose model folders this run made; an interpolated candidate has none, the others are someone else's."""
+"""Kinds with model folders from this run. Interpolated candidates have none; base and champion were made elsewhere."""
 
 
 def run(
@@ -33,18 +33,18 @@ def run(
     selected_uri: str,
     other_uri: str,
 ) -> bool:
-    """Selects a candidate and holds it against the gate, both on dev; reports test.
+    """Selects a candidate and applies the gate, both on dev, and reports results on test.
 
     Args:
-        pretrained: evaluation folder, as are `finetuned`, `interpolated` and each of `mixed`.
+        pretrained: evaluation folder; likewise `finetuned`, `interpolated` and each of `mixed`.
         report: output, the HTML page.
-        summary: output, its Markdown twin.
-        metrics: output, the selected candidate's numbers.
-        comparison: output, folder with report.html, report.md, report.json, the pictures as SVG and PNG, and models.json
-            (where each candidate's model is).
-        selected_uri: file for the URI of the selected model; of the pretrained one for an interpolated candidate.
-        other_uri: file for the URI of the fine-tuned model where an interpolated candidate is selected. Else of the
-            comparison itself, which is small: an importer cannot import nothing.
+        summary: output, the Markdown summary.
+        metrics: output, the selected candidate's metrics.
+        comparison: output, folder with report.html, report.md, report.json, the figures as SVG and PNG, and models.json
+            (location of each candidate's model).
+        selected_uri: file for the URI of the selected model; for an interpolated candidate, of the pretrained model.
+        other_uri: file for the URI of the fine-tuned model if an interpolated candidate is selected. Otherwise it contains the
+            URI of the small comparison folder, since an importer must import something.
 
     Returns:
         Whether the selected candidate meets the gate.
@@ -101,10 +101,10 @@ def _write(
 
 
 def _point_to_selected(result: Comparison, comparison: ArtifactLike, selected_uri: str, other_uri: str) -> None:
-    """Puts out URIs only: `register` fetches the one model (for an interpolated candidate, the two) and no other.
+    """Writes only URIs, so that `register` fetches the selected model only (two models for an interpolated candidate).
 
-    They are parameters, for an importer: KFP's launcher fails on an output artifact whose URI lies in another run's
-    folder, and that is where a model from the cache is.
+    The URIs are parameters for an importer: KFP's launcher fails on an output artifact with a URI in another run's folder,
+    which is the case for cached models.
     """
     entry = result.selected.entry
     for file, uri in ((selected_uri, entry.model_uri), (other_uri, entry.other_uri or comparison.uri)):
@@ -117,7 +117,7 @@ def _verdict(result: Comparison) -> str:
 
 
 def _numbers(result: Comparison) -> dict[str, float]:
-    """The selected candidate's numbers, on test."""
+    """Returns the selected candidate's metrics on test."""
     scores: Scores = result.scores[result.selected.id]["test"]
     values = {
         "task_score": scores.task_score,

@@ -1,4 +1,4 @@
-"""Extractive answers: the best span over all windows of an example, against there being none. Shapes: L tokens."""
+"""Extractive answers: finds the best span over all windows of an example, unless no answer scores higher. Shapes: L tokens."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 
 LONGEST = 90
-"""Tokens that an answer may go on after its first: three times as many as in transformers' example, since a byte-level
-tokenizer can take three for a character of Chinese."""
+"""Maximum number of tokens after the first token of an answer: three times the value in transformers' example, since a
+byte-level tokenizer can need three tokens for a Chinese character.
+"""
 
 
 @dataclass(frozen=True)
@@ -19,8 +20,8 @@ class Window:
 
     Attributes:
         logits: (L, 2) start and end logit of each token.
-        context_from: its first token of the context.
-        offsets: from and to, in characters of the context, of each of its context tokens.
+        context_from: index of the first context token.
+        offsets: start and end of each context token, in characters of the context.
     """
 
     logits: np.ndarray
@@ -30,12 +31,12 @@ class Window:
 
 @dataclass(frozen=True)
 class Answer:
-    """What a model answers.
+    """The answer of a model.
 
     Attributes:
-        text: empty where it says that the context holds no answer; None if a score is not finite.
-        span_score: start plus end logit of the best span; None if there is none, or it is not finite.
-        null_score: the same of the first token, which stands for no answer; None if it is not finite.
+        text: empty if the model predicts that there is no answer; None if a score is not finite.
+        span_score: start plus end logit of the best span; None if there is no span, or if it is not finite.
+        null_score: the same for the first token, which represents no answer; None if it is not finite.
     """
 
     text: str | None
@@ -44,14 +45,14 @@ class Answer:
 
 
 def answer(windows: Sequence[Window], context: str) -> Answer:
-    """Puts together what a model says of all windows of one example.
+    """Determines the answer from a model's logits for all windows of one example.
 
-    As in the question-answering example of transformers (run_qa.py): the best span of all windows, unless the lowest score
-    of the first token in any window is higher. Every span up to `LONGEST` is looked at, not only the likeliest ends.
+    Follows the question-answering example of transformers (run_qa.py): returns the best span of all windows, unless the lowest
+    score of the first token in any window is higher. Searches every span up to `LONGEST`, not only the most likely ends.
 
     Args:
-        windows: in the order of the context; of equal spans the shortest in the first window is taken.
-        context: what the offsets count the characters of.
+        windows: in the order of the context. Of equal spans, the shortest in the first window is chosen.
+        context: text that the offsets refer to.
     """
     null_score = min(float(window.logits[0].sum()) for window in windows)
     if not all(np.isfinite(window.logits).all() for window in windows):
@@ -67,14 +68,14 @@ def answer(windows: Sequence[Window], context: str) -> Answer:
 
 
 def _best_span(window: Window) -> tuple[float, int, int]:
-    """Highest score with first and last token, counted from the first of the context; -inf where that is empty."""
+    """Returns the highest score with first and last token, relative to the context's start; -inf if the context is empty."""
     size = len(window.offsets)
     starts, ends = window.logits[window.context_from : window.context_from + size].astype(np.float64).T
     best, first, last = -math.inf, 0, 0
     for length in range(min(LONGEST + 1, size)):
         scores = starts[: size - length] + ends[length:]
         at = int(np.argmax(scores))
-        # Shorter spans come first, so that of equal ones the shortest is taken.
+        # Shorter spans are checked first, so that the shortest of equal spans is chosen.
         if scores[at] > best:
             best, first, last = float(scores[at]), at, at + length
     return best, first, last

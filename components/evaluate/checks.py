@@ -1,4 +1,4 @@
-"""Refuses models and held-out data that do not fit together."""
+"""Refuses models and held-out data that are incompatible."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def check_data(card: ModelCard, held_out: HeldOut) -> None:
-    """Refuses data that the model was not made for."""
+    """Refuses data that the model was not trained for."""
     problems = []
     if card.has_task_head and held_out.with_head and card.labels != held_out.labelled.labels:
         problems.append(
@@ -32,7 +32,7 @@ def check_data(card: ModelCard, held_out: HeldOut) -> None:
 def check_model(
     card: ModelCard, model: MixedModel, tokenizer: PreTrainedTokenizerBase, held_out: HeldOut, with_harness: bool
 ) -> None:
-    """Refuses a model that cannot be measured on this data."""
+    """Refuses a model that cannot be evaluated on this data."""
     problems = []
     size = model.config.get_text_config().vocab_size
     if max(held_out.text.vocabulary_size, held_out.labelled.vocabulary_size) > size:

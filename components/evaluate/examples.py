@@ -1,4 +1,4 @@
-"""From what a model says of the labelled examples to one row for each of them."""
+"""Converts model outputs for labelled examples to result rows, one for each example."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ def example_row(
     prediction: Label | None,
     scores: Mapping[str, float] | None = None,
 ) -> dict[str, Any]:
-    """A row of <split>.examples.jsonl; a prediction of None has no score.
+    """Returns a row of <split>.examples.jsonl. A prediction of None has no score.
 
     Args:
-        scores: of this example, by metric, where they are known already.
+        scores: scores of this example by metric, if they are already computed.
     """
     score = None
     if prediction is not None:
@@ -48,12 +48,12 @@ def example_row(
 def from_head(
     kind: Task, metric: str, labels: Sequence[str], examples: Documents, logits: Mapping[int, np.ndarray]
 ) -> list[dict[str, Any]]:
-    """What the task head predicts; where a logit is not finite, None.
+    """Returns rows with the task head's predictions; a prediction is None if a logit is not finite.
 
     Args:
-        labels: their names, in the order of the logits.
-        examples: with their references.
-        logits: by index in `examples`, as `head_logits` gives them.
+        labels: label names, in the order of the logits.
+        examples: examples with their references.
+        logits: logits by index in `examples`, as `head_logits` returns them.
     """
     records = examples.records()
     if kind == "question_answering":
@@ -77,7 +77,7 @@ def _reference(kind: Task, labels: Sequence[str], examples: Documents, index: in
 
 
 def _prediction(kind: Task, labels: Sequence[str], logits: np.ndarray) -> tuple[Label, list[float]]:
-    """What the logits say, and the probability of each label."""
+    """Returns the prediction and the probability of each label."""
     if kind == "regression":
         return float(logits[0]), []
     if kind == "classification":
@@ -85,13 +85,13 @@ def _prediction(kind: Task, labels: Sequence[str], logits: np.ndarray) -> tuple[
         shares /= shares.sum()
         given: Label = labels[int(np.argmax(shares))]
     else:
-        shares = np.exp(-np.logaddexp(0, -logits))  # the logistic function, without overflow
+        shares = np.exp(-np.logaddexp(0, -logits))  # logistic function without overflow
         given = [label for label, share in zip(labels, shares, strict=True) if share > 0.5]
     return given, [round(float(share), 6) for share in shares]
 
 
 def _answers(metric: str, records: Sequence[dict[str, Any]], logits: Mapping[int, np.ndarray]) -> list[dict[str, Any]]:
-    """One row for an example, whatever the number of windows over its context."""
+    """Returns one row for each example, combining the windows over its context."""
     windows: dict[str, list[int]] = {}
     for index, record in enumerate(records):
         windows.setdefault(record["id"], []).append(index)

@@ -1,4 +1,4 @@
-"""Greedy answers to prompts, in batches of like length."""
+"""Generates greedy answers to prompts, in batches of similar length."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ def generate(
     batch_size: int,
     progress: Progress,
 ) -> list[str | None]:
-    """Answers every prompt by the likeliest next token, until EOS, a stop token of the model's own, or `max_new_tokens`.
+    """Answers each prompt greedily, until EOS, a stop token of the model, or `max_new_tokens`.
 
-    Prompts are padded on the left, so that all of a batch go on at the same place. Nothing else that the model's own
-    settings ask for (a penalty on repetition, a least length) is done.
+    Prompts are padded on the left, so that all answers of a batch start at the same position. Other generation settings of the
+    model (repetition penalty, minimum length) are ignored.
 
     Args:
-        prompts: token ids of each.
+        prompts: token ids of each prompt.
         progress: counts batches.
 
     Returns:
-        The decoded answers, in the order of the prompts, up to the first stop token, without special tokens and outer blanks;
-        None if a logit on the way is not finite.
+        The decoded answers, in the order of the prompts, up to the first stop token, stripped and without special tokens; None
+        if a logit before the end is not finite.
     """
     answers: list[str | None] = [""] * len(prompts)
     stops = _stops(model, tokenizer)
@@ -76,11 +76,11 @@ def generate(
 
 
 class _NotFinite(LogitsProcessor):
-    """Notes which rows had a logit that is not finite before their answer ended; -inf forbids a token and is none.
+    """Records which rows had a logit that is not finite before their answer ended. -inf, which forbids a token, is allowed.
 
     Args:
-        width: of the prompts.
-        size: B, rows.
+        width: tokens in the padded prompts.
+        size: B, number of rows.
     """
 
     def __init__(self, width: int, stops: Sequence[int], size: int, device: torch.device) -> None:
@@ -89,7 +89,7 @@ class _NotFinite(LogitsProcessor):
         self.rows_B = torch.zeros(size, dtype=torch.bool, device=device)
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        """(B, length) tokens so far, (B, V) logits of the next one, which come back as they are."""
+        """Checks the (B, V) next-token logits after (B, length) tokens. Returns the logits unchanged."""
         ended_B = torch.isin(input_ids[:, self._width :], self._stops).any(1)
         self.rows_B |= ~ended_B & ~scores.amax(1).isfinite()
         return scores
@@ -97,7 +97,7 @@ class _NotFinite(LogitsProcessor):
 
 @contextmanager
 def _own_settings_aside(model: MixedModel) -> Iterator[None]:
-    """Takes away the model's own settings, with which transformers fills up whatever is not set."""
+    """Temporarily removes the model's own generation settings, from which transformers takes unset values."""
     lm: Any = model.lm
     own, lm.generation_config = lm.generation_config, GenerationConfig()
     try:
@@ -107,7 +107,7 @@ def _own_settings_aside(model: MixedModel) -> Iterator[None]:
 
 
 def _stops(model: MixedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The tokenizer's EOS and whatever else the model itself stops at."""
+    """Returns the tokenizer's EOS and the model's own stop tokens."""
     own = model.lm.generation_config.eos_token_id if model.lm.generation_config is not None else None
     listed = own if isinstance(own, list) else [own]
     return sorted({stop for stop in (tokenizer.eos_token_id, *listed) if stop is not None})

@@ -1,7 +1,7 @@
-"""Tasks of lm-evaluation-harness on a loaded candidate: its value of every metric, and what each example adds to it.
+"""Runs tasks of lm-evaluation-harness on a loaded candidate: values of all metrics, and the contribution of each example.
 
-The harness words the prompts, asks for log-likelihoods or text, and computes the metrics; the model is the one at hand. What
-it draws (solved examples for the prompt) it draws with its own fixed seeds, so all candidates see the same.
+The harness writes the prompts, requests log-likelihoods or generated text, and computes the metrics. It samples few-shot
+examples with its own fixed seeds, so that all candidates get the same prompts.
 """
 
 from __future__ import annotations
@@ -30,18 +30,18 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 SEEDS = {"python": 0, "numpy": 1234, "torch": 1234, "few_shot": 1234}
-"""The harness's own defaults, which published numbers were made with."""
+"""The harness's defaults, with which published results were computed."""
 REQUESTS = ("loglikelihood", "loglikelihood_rolling", "generate_until")
 NETWORK = ("aiohttp", "httpcore", "httpcore2", "httpx", "httpx2", "huggingface_hub", "requests", "urllib3")
-"""Packages whose errors mean that data could not be fetched, and not that something is wrong with the configuration."""
+"""Packages whose errors mean that data could not be downloaded, not that the configuration is wrong."""
 
 
 class Harness:
-    """The tasks that were asked for, known to exist.
+    """The configured tasks, all known to the harness.
 
     Args:
-        settings: which tasks, and how.
-        batch_size: requests in one forward pass.
+        settings: tasks and their options.
+        batch_size: requests per forward pass.
 
     Raises:
         RefusedError: if the harness is not installed or does not know a task.
@@ -52,14 +52,14 @@ class Harness:
         self._tasks: TaskManager = known_tasks(settings)
 
     def measure(self, model: MixedModel, words: PreTrainedTokenizerBase, context: Context, title: str) -> list[Measure]:
-        """Measures a candidate on every task.
+        """Evaluates a candidate on every task.
 
         Args:
-            title: the work, as progress names it.
+            title: name of the work in progress lines.
 
         Raises:
-            RefusedError: if a task cannot be loaded, or wants what mixtune does not do.
-            UnreachableError: if a task's data cannot be fetched.
+            RefusedError: if a task cannot be loaded or needs an unsupported feature.
+            UnreachableError: if a task's data cannot be downloaded.
         """
         from lm_eval.models.huggingface import HFLM
 
@@ -85,7 +85,7 @@ class Harness:
         from lm_eval.evaluator import evaluate
 
         settings = self._settings
-        # Data files stand in a task file relative to it, and to nothing that mixtune could know.
+        # Paths of data files in a task file are relative to the task's folder.
         with contextlib.chdir(settings.tasks_folder or "."), _quiet_and_on_its_own():
             loaded = self._load(name)
             for task in loaded["tasks"].values():
@@ -97,9 +97,9 @@ class Harness:
         return list(_rows(loaded, found))
 
     def _load(self, name: str) -> Any:
-        """Reads task files and fetches the data.
+        """Reads the task files and downloads the data.
 
-        Any error can come out of that, from the user's own files as well as from the hub.
+        Both the user's files and the hub can cause any kind of error.
         """
         try:
             loaded = self._tasks.load([name])
@@ -108,7 +108,7 @@ class Harness:
                 raise UnreachableError(
                     f"evaluate.lm_eval.tasks: the data of {name} cannot be fetched ({first_line(error)})"
                 ) from None
-            if isinstance(error, KeyError) and error.args == (None,):  # of a function that was not found
+            if isinstance(error, KeyError) and error.args == (None,):  # the harness did not find a function
                 raise RefusedError(_other_metric(name, "a metric")) from None
             kind = "" if isinstance(error, RefusedError) else f"{type(error).__name__}: "
             raise RefusedError(f"evaluate.lm_eval.tasks: {name} cannot be loaded ({kind}{first_line(error)})") from None
@@ -120,9 +120,9 @@ class Harness:
 
 @contextlib.contextmanager
 def _quiet_and_on_its_own() -> Iterator[None]:
-    """The harness without bars, which would be a line for each of their steps in a pod's log, and without code from the hub.
+    """Disables the harness's progress bars, which would add a log line for each update in a pod, and code from the hub.
 
-    The latter is what the package `evaluate` loads, also from its cache, where a task wants a metric that is not the harness's.
+    The package `evaluate` loads such code, also from its cache, if a task uses a metric that the harness does not have.
     """
     import evaluate as hub_metrics
     import lm_eval.api.task
@@ -145,7 +145,7 @@ def _refuse_metric(path: str, *_: Any, **__: Any) -> Any:
 
 
 def _set_few_shot(task: Any, few_shot: int | None) -> None:
-    """As `lm_eval.simple_evaluate` does it: a task that says 0 means it, since its prompt has no room for examples."""
+    """Sets the few-shot count like `lm_eval.simple_evaluate`. A task's own 0 is kept: its prompt has no room for examples."""
     said = task.get_config("num_fewshot")
     if few_shot is None or said == 0:
         task.set_config(key="num_fewshot", value=said or 0)
@@ -205,7 +205,7 @@ def _rows(loaded: Any, found: Any) -> Iterator[Measure]:
 
 
 def _shown(loaded: Any) -> Iterator[tuple[str, list[str]]]:
-    """What gets a row, with the tasks that it is made of: a group that has a value of its own, and else its tasks."""
+    """Yields the rows to report with their tasks: groups that have a value of their own, and tasks outside of such groups."""
     groups = {name: group for name, group in loaded.get("groups", {}).items() if group.has_aggregation}
     inside = {task.task_name for group in groups.values() for task in group.get_all_tasks()}
     inside |= {inner.name for group in groups.values() for inner in group.get_all_groups()}
@@ -218,7 +218,7 @@ def _shown(loaded: Any) -> Iterator[tuple[str, list[str]]]:
 
 
 def _of_examples(values: Iterable[Any], whole: float) -> list[float] | None:
-    """What each example adds, where the whole is their mean; of a perplexity, an F1, or BLEU it is not."""
+    """Returns the values of the examples if their mean is the whole value; else None, as for perplexity, F1 or BLEU."""
     values = list(values)
     if not values or not all(_is_number(value) and math.isfinite(value) for value in values):
         return None
@@ -227,7 +227,7 @@ def _of_examples(values: Iterable[Any], whole: float) -> list[float] | None:
 
 
 def _standard_error(values: list[float] | None) -> float | None:
-    """Of the mean, with Bessel's correction, as the harness has it."""
+    """Returns the standard error of the mean with Bessel's correction, as the harness does."""
     if values is None or len(values) < 2:
         return None
     return float(np.std(values, ddof=1) / math.sqrt(len(values)))

@@ -1,4 +1,4 @@
-"""Which tasks lm-evaluation-harness knows. No torch: `mixtune check` and `plan` ask it before anything heavy starts."""
+"""The known tasks of lm-evaluation-harness. Does not import torch: `mixtune check` and `plan` use it before any heavy work."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ SHOWN_NAMES = 3
 
 
 def installed() -> bool:
-    """Tells whether lm-evaluation-harness is there; imports nothing."""
+    """Tells whether lm-evaluation-harness is installed, without importing it."""
     return importlib.util.find_spec("lm_eval") is not None
 
 
 def known_tasks(settings: LmEval) -> TaskManager:
-    """The tasks that come with the harness and those of the user's own folder, which go first.
+    """Returns the tasks of the user's own folder and those of the harness. The user's tasks take precedence.
 
     Raises:
-        RefusedError: if the harness is not installed, and naming every task that it does not know.
+        RefusedError: if the harness is not installed, or if tasks are unknown; names all of them.
     """
     if not installed():
         raise RefusedError(NOT_INSTALLED)
@@ -40,7 +40,7 @@ def known_tasks(settings: LmEval) -> TaskManager:
         raise RefusedError(
             f"evaluate.lm_eval.tasks: lm_eval is installed but cannot be imported ({first_line(error)})"
         ) from None
-    logging.getLogger("lm_eval").setLevel(logging.CRITICAL)  # what is wrong is raised
+    logging.getLogger("lm_eval").setLevel(logging.CRITICAL)  # problems are raised instead
 
     folder, path = settings.tasks_folder, None
     own: list[str] = []
@@ -50,7 +50,7 @@ def known_tasks(settings: LmEval) -> TaskManager:
         path = Path(folder).absolute()
         manager = TaskManager(include_path=path, include_defaults=False)
         own = manager.all_tasks
-        # To read the thousands of files that come with the harness takes seconds; without them, none.
+        # Reading the harness's thousands of files takes seconds and is skipped if the user's files suffice.
         if set(settings.tasks) | _members_of_groups(manager) <= set(own):
             return manager
     manager = TaskManager(include_path=path)
@@ -63,7 +63,7 @@ def known_tasks(settings: LmEval) -> TaskManager:
 
 
 def _members_of_groups(manager: TaskManager) -> set[str]:
-    """What the groups in the user's folder are made of, which can be tasks that come with the harness."""
+    """Returns the members of the groups in the user's folder, which can include the harness's tasks."""
     groups = (manager.task_index[name].cfg or {} for name in manager.all_groups)
     members = [member for group in groups for member in group.get("task") or []]
     return {

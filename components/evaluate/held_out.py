@@ -1,4 +1,4 @@
-"""The held-out data of both streams that models are measured on."""
+"""The held-out data of both streams, on which models are evaluated."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ class HeldOut:
 
     @property
     def task(self) -> Task:
-        """What the labelled examples are for."""
+        """Returns the task of the labelled examples."""
         assert self.labelled.task is not None
         return self.labelled.task
 
     @property
     def with_head(self) -> bool:
-        """Tells whether the task has a head of its own."""
+        """Tells whether the task uses a task head."""
         return self.task != "generation"
 
     @cached_property
     def overlap(self) -> Overlap:
-        """Measures written answers against the references of both splits."""
+        """Returns the scorer of generated answers, with the references of both splits."""
         splits = (Documents(self.labelled_folder, split).records() for split in SPLITS)
         return Overlap(record["completion"].strip() for records in splits for record in records)
 
@@ -44,6 +44,6 @@ def describe_stream(manifest: DataManifest, folder: str) -> dict[str, Any]:
     """Describes the held-out data of one stream for the report."""
     splits = {split: manifest.splits[split].model_dump(mode="json") for split in SPLITS}
     if manifest.task == "question_answering":
-        for split in SPLITS:  # of the windows over a long context, each is a document
+        for split in SPLITS:  # each window over a long context is a document
             splits[split]["examples"] = len({record["id"] for record in Documents(folder, split).records()})
     return {"digest": manifest.digest, "source": manifest.source, "splits": splits}

@@ -1,8 +1,8 @@
-"""Forward passes over packed rows: losses of texts in nats, and what a task head puts out.
+"""Forward passes over packed rows: losses of texts in nats, and outputs of a task head.
 
-The loss of a causal language model is that of each token given those before it. A masked one has no such thing; its loss
-is a pseudo-likelihood (J. Salazar et al., arXiv:1910.14659) with fixed masks: every text is read in k passes, in each of
-which another k-th of its tokens is replaced by the mask token and predicted.
+The loss of a causal language model is that of each token given the tokens before it. For a masked language model the loss is a
+pseudo-likelihood (J. Salazar et al., arXiv:1910.14659) with fixed masks: every text is read in k passes, and each pass masks
+and predicts another k-th of its tokens.
 Shapes: N scored tokens, V vocabulary, K keys, M labelled segments.
 """
 
@@ -21,11 +21,11 @@ from ..shared.model.precision import autocast
 from ..shared.running.context import Progress
 from .windows import masks, windows
 
-LOGITS_AT_ONCE = 1 << 26  # values of N·V logits held in memory at a time
+LOGITS_AT_ONCE = 1 << 26  # maximum N·V logits in memory
 
 
 def document_segments(documents: Documents, count: int, max_length: int) -> list[Segment]:
-    """Windows over the first `count` documents; a segment's key is its document's index."""
+    """Returns the windows over the first `count` documents. A segment's key is the index of its document."""
     segments = []
     for index in range(count):
         tokens = documents.tokens(index)
@@ -38,10 +38,9 @@ def document_segments(documents: Documents, count: int, max_length: int) -> list
 def masked_segments(
     documents: Documents, count: int, max_length: int, passes: int, mask_id: int, special_ids: Collection[int]
 ) -> list[Segment]:
-    """The same windows once for each pass, with that pass's tokens masked; special tokens are neither masked nor scored.
+    """Returns the same windows once for each pass, with that pass's tokens masked. Special tokens are not masked or scored.
 
-    Always the mask token stands in for what is predicted; training, which also leaves some tokens and draws others, is
-    another matter.
+    The mask token replaces all predicted tokens. (Training leaves some unchanged and replaces others with random tokens.)
     """
     segments = []
     special = np.asarray(sorted(special_ids))
@@ -59,9 +58,9 @@ def masked_segments(
 
 
 def example_segments(documents: Documents, with_head: bool) -> list[Segment]:
-    """Labelled examples, whole (question answering: each window over them); their key is their index.
+    """Returns the labelled examples (question answering: each window over them). A segment's key is the index of its example.
 
-    Where a head answers no token is scored.
+    With a task head, no tokens are scored.
     """
     segments = []
     for index in range(len(documents)):
@@ -74,7 +73,7 @@ def example_segments(documents: Documents, with_head: bool) -> list[Segment]:
 def batches(segments: Sequence[Segment], max_length: int, batch_size: int) -> list[list[list[Segment]]]:
     """Packs segments into rows and rows into batches.
 
-    A row holds `max_length` tokens, or the longest segment where that is longer.
+    A row holds `max_length` tokens, or the longest segment if that is longer.
     """
     lengths = [len(segment.tokens) for segment in segments]
     rows = [[segments[i] for i in row] for row in pack(lengths, max([max_length, *lengths]))]
@@ -82,10 +81,10 @@ def batches(segments: Sequence[Segment], max_length: int, batch_size: int) -> li
 
 
 def unpacked(segments: Sequence[Segment], keys: Sequence[int], batch_size: int) -> list[list[list[Segment]]]:
-    """The segments of some keys, each in a row of its own.
+    """Returns the segments of the given keys, each in its own row.
 
-    In a packed row a value that is not finite reaches the segments beside it: attention weighs it by zero, and that is
-    not a number.
+    In a packed row, values that are not finite spread to other segments: attention multiplies them by zero, which gives
+    NaN.
     """
     chosen = set(keys)
     rows = [[segment] for segment in segments if segment.key in chosen]
@@ -100,7 +99,7 @@ def losses(
     pad_id: int,
     progress: Progress,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Sums of the losses and counts of the scored tokens by key.
+    """Computes the sums of the losses and the counts of the scored tokens, by key.
 
     Returns:
         (K,) float64, nats; (K,) int64, tokens.
@@ -124,11 +123,11 @@ def losses(
 def head_logits(
     model: MixedModel, work: Sequence[list[list[Segment]]], pad_id: int, progress: Progress
 ) -> dict[int, np.ndarray]:
-    """What the task head says of each example, by key.
+    """Computes the task head's logits for each example, by key.
 
     Returns:
-        (C,) logit of each label; (1,) the value, in regression; (length, 2) logits of start and end at each token, in
-        question answering.
+        (C,) logit of each label; for regression the (1,) value; for question answering (length, 2) logits of start and end at
+        each token.
     """
     found: dict[int, np.ndarray] = {}
     for batch, hidden in _forward(model, work, pad_id, progress):
@@ -145,7 +144,7 @@ def head_logits(
 def _forward(
     model: MixedModel, work: Sequence[list[list[Segment]]], pad_id: int, progress: Progress
 ) -> Iterator[tuple[Batch, torch.Tensor]]:
-    """Each batch with its (B·L, H) hidden states. Runs in the inference mode of whoever asks for the next one."""
+    """Yields each batch with its (B·L, H) hidden states. Runs in the inference mode of the consumer."""
     for rows in work:
         batch = collate(rows, pad_id, label_all=True).to(model.device)
         with autocast(model.device, model.precision):

@@ -1,4 +1,4 @@
-"""Measures one candidate on both splits of the held-out data."""
+"""Evaluates one candidate on both splits of the held-out data."""
 
 from __future__ import annotations
 
@@ -47,11 +47,11 @@ if TYPE_CHECKING:
 def measure(
     subject: Subject, config: EvaluateStep, held_out: HeldOut, folder: Path, context: Context, harness: Harness | None
 ) -> tuple[dict[str, Any], list[dict[str, str]], Objective] | None:
-    """Measures one candidate.
+    """Evaluates one candidate.
 
     Returns:
-        Its entry in evaluation.json, the documents whose loss is not finite, and what the model was pretrained for; None if
-        it is a base model without a trained language-model head, of which there is no loss.
+        Its entry in evaluation.json, the documents whose loss is not finite, and the model's training objective; None for a
+        base model without a trained LM head, which has no loss.
     """
     started = time.monotonic()
     model, tokenizer = subject.load(config.precision), subject.words()
@@ -63,7 +63,7 @@ def measure(
     shutil.rmtree(folder, ignore_errors=True)
     splits: dict[str, dict[str, Any]] = {}
     not_finite: list[dict[str, str]] = []
-    # A generation task needs no head of its own, so that the pretrained model can be scored on it.
+    # Generation needs no task head, so the pretrained model can be scored on it, too.
     with_task = subject.card.has_task_head or not held_out.with_head
     with fast_bf16([model.lm], model.device, pick_precision(config.precision), backward=False):
         for split in SPLITS:
@@ -101,7 +101,7 @@ def measure(
 
 @dataclass(frozen=True)
 class LoadedCandidate:
-    """A candidate whose model is loaded, and what it is measured on."""
+    """A loaded candidate and its evaluation data."""
 
     subject: Subject
     model: MixedModel
@@ -111,7 +111,7 @@ class LoadedCandidate:
     context: Context
 
     def documents(self, split: Split) -> list[dict[str, Any]]:
-        """Measures the loss of each held-out document; None if it is not finite."""
+        """Computes the loss of each held-out document; None if it is not finite."""
         documents = Documents(self.held_out.text_folder, split)
         count = min(len(documents), self.config.max_documents or len(documents))
         if self.model.objective == "masked_lm":
@@ -145,7 +145,7 @@ class LoadedCandidate:
         return from_head(self.held_out.task, self.config.metric, self.held_out.labelled.labels or [], examples, logits)
 
     def answered(self, split: Split) -> list[dict[str, Any]]:
-        """Generates an answer to each prompt, scores it, and measures the loss of the reference."""
+        """Generates an answer to each prompt, scores it, and computes the loss of the reference."""
         examples = Documents(self.held_out.labelled_folder, split)
         size = self.config.batch_size
         nats, tokens = self._losses(example_segments(examples, with_head=False), len(examples), f"{split} examples")
@@ -182,7 +182,7 @@ class LoadedCandidate:
 def _not_finite(
     subject: Subject, split: Split, what: str, rows: list[dict[str, Any]], *keys: str
 ) -> list[dict[str, str]]:
-    """Names the documents or examples of which there is no number."""
+    """Lists the documents or examples with missing values."""
     named = {"candidate": subject.card.id, "split": split, "what": what}
     return [{**named, "id": row["id"]} for row in rows if any(row[key] is None for key in keys)]
 

@@ -1,4 +1,4 @@
-"""Models that are measured beside `pretrained`: the base model before it was pretrained further, and the model in use."""
+"""Models that are evaluated besides `pretrained`: the base model before further pretraining, and the champion."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from .subject import Subject
 
 
 def references(config: References, pretrained: ArtifactLike, context: Context) -> Iterator[Subject]:
-    """Whatever of the two there is.
+    """Yields the configured reference models.
 
     Args:
-        config: their names; with neither there is nothing.
-        pretrained: whose tokenizer the held-out data was made with.
+        config: names of the base model and the champion; both can be unset.
+        pretrained: model folder with the tokenizer that prepared the held-out data.
 
     Raises:
-        RefusedError: if the model in use cannot be measured on this run's data.
-        UnreachableError: if it is in the registry and MLflow does not answer.
+        RefusedError: if the champion cannot be evaluated on this run's data.
+        UnreachableError: if the champion is in the registry and MLflow does not answer.
     """
     if config.base is not None:
         card = ModelCard(id="base", kind="base", base=ModelCard.load(pretrained.path).base)
@@ -53,7 +53,7 @@ def _brought_here(champion: str, folder: Path, context: Context) -> Path:
 
 
 def _refuse_other_words(champion: str, place: Path, pretrained: ArtifactLike) -> None:
-    """Held-out data is token ids, which mean nothing to a model with other words."""
+    """Refuses a champion with another vocabulary: the held-out data consists of token ids."""
     if load_tokenizer(place).get_vocab() != load_tokenizer(pretrained.path).get_vocab():
         raise RefusedError(
             f"evaluate.champion: {champion} has another tokenizer than this run's base model, so the two cannot be measured on "

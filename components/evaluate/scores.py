@@ -1,4 +1,4 @@
-"""Scores of predictions: of one example, and of a split."""
+"""Scores of predictions, for single examples and for splits."""
 
 from __future__ import annotations
 
@@ -14,29 +14,29 @@ import numpy as np
 from .config import METRICS
 
 Label: TypeAlias = str | float | list[str]
-"""What is asked for or given: a label or a text; a number (regression); labels, or the texts that answer a question."""
+"""A reference or a prediction: a label or text; a number (regression); labels, or the accepted answers to a question."""
 
 CALIBRATION_BINS = 15
 
-# A word, or one character of a script that is written without spaces.
+# Matches a word, or one character of a script that is written without spaces.
 _UNSPACED = "぀-ヿ㐀-䶿一-鿿豈-﫿฀-๿"
 _WORDS = re.compile(f"[{_UNSPACED}]|[^\\W{_UNSPACED}]+")
 
 
 def word_list(text: str) -> list[str]:
-    """The words of a text, case aside; in scripts without spaces every character is one."""
+    """Returns the words of a text, case-folded. In scripts without spaces every character is a word."""
     return _WORDS.findall(_plain(text).casefold())
 
 
 def exact_match(prediction: str, reference: str) -> float:
-    """1 where both are the same text, blanks aside."""
+    """Returns 1 if both texts are equal except for white space, else 0."""
     return float(_plain(prediction) == _plain(reference))
 
 
 def token_f1(prediction: str, reference: str) -> float:
-    """Harmonic mean of the precision and recall of words, case aside (P. Rajpurkar et al., SQuAD, arXiv:1606.05250).
+    """Returns the harmonic mean of precision and recall of words, ignoring case (P. Rajpurkar et al., SQuAD, arXiv:1606.05250).
 
-    In scripts without spaces every character is a word. Texts without any word are compared as they are.
+    In scripts without spaces every character is a word. Texts without words are compared as they are.
     """
     ours, theirs = word_list(prediction), word_list(reference)
     if not ours and not theirs:
@@ -46,10 +46,10 @@ def token_f1(prediction: str, reference: str) -> float:
 
 
 def example_score(kind: str, metric: str, prediction: Label, reference: Label) -> float:
-    """Score of one example; more is better.
+    """Returns the score of one example; higher is better.
 
-    Where the task's metric is a mean over examples, it is the mean of these. F1 over labels and correlations only a whole
-    split has: there it is 1 where all labels are right, and in regression the negative of the absolute error.
+    If the task's metric is a mean over examples, it is the mean of these scores. F1 over labels and correlations are defined
+    for a whole split only: the score is then 1 if all labels are right, and in regression the negative absolute error.
     """
     if kind == "regression":
         assert isinstance(prediction, float)
@@ -60,7 +60,7 @@ def example_score(kind: str, metric: str, prediction: Label, reference: Label) -
         assert isinstance(reference, list)
         return float(set(prediction) == set(reference))
     assert isinstance(prediction, str)
-    # No answer in the context is right where none is given.
+    # If the reference has no answer, the empty answer is right.
     accepted = (reference or [""]) if isinstance(reference, list) else [str(reference)]
     score = token_f1 if metric == "token_f1" else exact_match
     return max(score(prediction, text) for text in accepted)
@@ -69,12 +69,12 @@ def example_score(kind: str, metric: str, prediction: Label, reference: Label) -
 def split_scores(
     kind: str, references: Sequence[Label], predictions: Sequence[Label | None], labels: Sequence[str] = ()
 ) -> dict[str, float | None]:
-    """All metrics of a task kind over a split; None if a prediction is not known, since a logit is not finite.
+    """Computes all metrics of a task over a split; None if predictions are missing because a logit is not finite.
 
-    Those of generation that count n-grams are apart, in `Overlap`.
+    n-gram metrics of generation are in `Overlap`.
 
     Args:
-        labels: multi-label: names of all labels.
+        labels: multi-label: all label names.
     """
     known = [prediction for prediction in predictions if prediction is not None]
     names = [*METRICS[kind], *{"multi_label": ["exact_match"], "regression": ["mae", "rmse"]}.get(kind, [])]
@@ -102,7 +102,7 @@ def split_scores(
 
 
 def confusion_matrix(references: Sequence[str], predictions: Sequence[str], labels: Sequence[str]) -> list[list[int]]:
-    """How often each label (row) was given each label (column), both in the order of `labels`."""
+    """Counts how often each label (row) was predicted as each label (column), both in the order of `labels`."""
     place = {label: number for number, label in enumerate(labels)}
     counts = np.zeros((len(labels), len(labels)), np.int64)
     np.add.at(counts, ([place[one] for one in references], [place[one] for one in predictions]), 1)
@@ -110,26 +110,27 @@ def confusion_matrix(references: Sequence[str], predictions: Sequence[str], labe
 
 
 def calibration_error(confidence: Sequence[float], right: Sequence[bool]) -> float:
-    """Expected calibration error: Σ_b n_b / N · |accuracy of b - mean confidence of b| over `CALIBRATION_BINS` even bins.
+    """Returns the expected calibration error over `CALIBRATION_BINS` even bins.
 
-    C. Guo et al. 2017, On Calibration of Modern Neural Networks, equation 3 (arXiv:1706.04599); a bin has its upper end.
+    Σ_b n_b / N · |accuracy of b - mean confidence of b| (C. Guo et al. 2017, On Calibration of Modern Neural Networks,
+    equation 3, arXiv:1706.04599). A bin includes its upper end.
 
     Args:
         confidence: (N,) probability of the predicted label.
-        right: (N,) whether that is the true one.
+        right: (N,) whether the predicted label is correct.
     """
     edges = np.linspace(0, 1, CALIBRATION_BINS + 1)[1:-1]
     place = np.digitize(confidence, edges, right=True)
-    # n_b · (accuracy - confidence) is a plain sum, so that empty bins need no care.
+    # n_b · (accuracy - confidence) is a plain sum, so that empty bins are no special case.
     gaps = np.bincount(place, np.asarray(right, np.float64) - np.asarray(confidence, np.float64), CALIBRATION_BINS)
     return float(np.abs(gaps).sum() / len(place))
 
 
 def _label_f1(truth: np.ndarray, given: np.ndarray) -> dict[str, float | None]:
-    """Micro- and macro-F1 of (N, C) indicators; the latter over the labels that occur, 0 where none does at all."""
+    """Returns micro- and macro-F1 of (N, C) indicators. Macro-F1 covers the labels that occur and is 0 if none do."""
     from sklearn.metrics import f1_score
 
-    # A single column would be read as a yes-or-no answer, whose noes count as well.
+    # scikit-learn would treat a single column as binary labels and count negatives too, so a column is added.
     truth, given = (np.pad(one, ((0, 0), (0, 1))) for one in (truth, given))
     if not (truth.any() or given.any()):
         return {"micro_f1": 0.0, "macro_f1": 0.0}
@@ -140,7 +141,7 @@ def _label_f1(truth: np.ndarray, given: np.ndarray) -> dict[str, float | None]:
 
 
 def _regression(truth: np.ndarray, given: np.ndarray) -> dict[str, float | None]:
-    """Correlations, and errors in the label's unit. What is constant correlates with nothing: 0 by definition here."""
+    """Returns correlations, and errors in the label's unit. Correlations of constant values are defined as 0."""
     from scipy.stats import DegenerateDataWarning, pearsonr, spearmanr
 
     def correlation(of: Callable[..., Any]) -> float:
@@ -162,7 +163,7 @@ def _regression(truth: np.ndarray, given: np.ndarray) -> dict[str, float | None]
 
 
 def _indicators(rows: Sequence[Label], labels: Sequence[str]) -> np.ndarray:
-    """(N, C) 1 where the row has the label."""
+    """Returns (N, C) indicators: 1 if the row has the label."""
     place = {label: number for number, label in enumerate(labels)}
     found = np.zeros((len(rows), len(labels)), np.int64)
     for number, row in enumerate(rows):

@@ -1,4 +1,4 @@
-"""Measures models on the held-out splits of both streams: loss per document, prediction per example."""
+"""Evaluates models on the held-out splits of both streams: loss per document, prediction per example."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from .subject import Subject
 
 FORMAT = "mixtune-evaluation/1"
 LIKELIHOODS: dict[Objective, str] = {"causal_lm": "causal", "masked_lm": "fixed-mask pseudo-likelihood"}
-"""What the loss on text is, by what the model was pretrained for."""
+"""The type of the loss on text, by the model's training objective."""
 
 
 def run(
@@ -38,21 +38,21 @@ def run(
     metrics: ArtifactLike,
     classification: ArtifactLike,
 ) -> None:
-    """Measures one model or, with `other`, each interpolation of two.
+    """Evaluates one model or, with `other`, each interpolation of two models.
 
     Args:
         model: the model; with `other`, the pretrained end of the interpolation.
-        other: the fine-tuned end; without any α nothing is measured, and the evaluation holds no candidate.
-        pretrained: the pretrained end, where α is given without `other`: the model and its interpolations are measured.
+        other: the fine-tuned end. Without any α, nothing is evaluated and the evaluation contains no candidate.
+        pretrained: the pretrained end, if α is given without `other`: the model and its interpolations are evaluated.
         pretrain_heldout: data folder with dev and test of the pretraining stream.
-        finetune_heldout: likewise of the fine-tuning stream.
+        finetune_heldout: data folder with dev and test of the fine-tuning stream.
         evaluation: output, evaluation folder.
-        metrics: output, the numbers to see in the KFP UI.
-        classification: output, the confusion matrix to see there, on test; of several candidates that of the first.
+        metrics: output, metrics for the KFP UI.
+        classification: output, confusion matrix on test for the KFP UI; of several candidates, that of the first.
 
     Raises:
-        RefusedError: if model and data do not fit together.
-        MixtuneError: if the loss of a document is not finite; names the documents.
+        RefusedError: if model and data are incompatible.
+        MixtuneError: if the loss of documents is not finite; names the documents.
     """
     held_out = HeldOut(
         DataManifest.load(pretrain_heldout.path),
@@ -113,7 +113,7 @@ def run(
 def _subjects(
     config: EvaluateStep, model: ArtifactLike, other: ArtifactLike | None, pretrained: ArtifactLike | None
 ) -> Iterator[Subject]:
-    """The model and its interpolations with the pretrained one; where `other` is given, the interpolations of the two alone."""
+    """Yields the model and its interpolations with the pretrained model; with `other`, only the interpolations of the two."""
     start, end = (model, other) if other is not None else (pretrained, model)
     if other is None:
         yield Subject(ModelCard.load(model.path), model.path, model.uri)
@@ -150,7 +150,7 @@ def _words(entry: dict[str, Any]) -> str:
 
 
 def _show_confusion(entries: list[dict[str, Any]], labels: list[str], classification: ArtifactLike) -> None:
-    """What KFP's `ClassificationMetrics.log_confusion_matrix` writes; the artifact at hand need not be one of KFP's."""
+    """Writes what KFP's `ClassificationMetrics.log_confusion_matrix` writes, since the artifact may not be one of KFP's."""
     matrix = entries[0]["splits"]["test"].get("confusion_matrix") if entries else None
     if matrix is not None:
         classification.metadata["confusionMatrix"] = {
@@ -162,7 +162,7 @@ def _show_confusion(entries: list[dict[str, Any]], labels: list[str], classifica
 def _track(
     entries: list[dict[str, Any]], held_out: HeldOut, evaluation: ArtifactLike, metrics: ArtifactLike, context: Context
 ) -> None:
-    """Numbers beside the artifacts and in MLflow."""
+    """Writes metrics to the artifacts and to MLflow."""
     numbers: dict[str, float] = {}
     for entry in entries:
         prefix = f"{entry['id']}." if entry["kind"] in ("interpolated", "base", "champion") else ""

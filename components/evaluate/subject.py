@@ -1,4 +1,4 @@
-"""A model to measure: one folder, or two and what lies between them."""
+"""A model to evaluate: one model folder, or an interpolation of two."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Subject:
-    """A model to measure.
+    """A model to evaluate.
 
     Attributes:
-        card: which candidate it is.
-        folder: its model folder; for an interpolated one the pretrained end.
-        other: the fine-tuned end.
+        card: card of the candidate.
+        folder: model folder; for an interpolation, that of the pretrained end.
+        other: model folder of the fine-tuned end.
         alpha: weight of the fine-tuned end.
-        revision: hub revision of `folder`, where that is a name on the hub.
-        tokenizer: folder of the tokenizer, where it is not the model's own.
+        revision: hub revision of `folder`, if that is a hub name.
+        tokenizer: folder of the tokenizer, if it is not the model's own.
     """
 
     card: ModelCard
@@ -38,7 +38,7 @@ class Subject:
     tokenizer: str | None = None
 
     def load(self, precision: Literal["auto", "float32", "bf16"]) -> MixedModel:
-        """The model, ready to measure."""
+        """Loads the model for evaluation."""
         device = pick_device()
         if self.alpha is None or self.other is None:
             model = load_model(self.folder, device, revision=self.revision)
@@ -48,5 +48,5 @@ class Subject:
         return model.eval()
 
     def words(self) -> PreTrainedTokenizerBase:
-        """Its tokenizer."""
+        """Loads the tokenizer."""
         return load_tokenizer(self.tokenizer or self.other or self.folder)

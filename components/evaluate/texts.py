@@ -1,8 +1,8 @@
-"""How far answers overlap with their references: ROUGE by rouge-score, BLEU and chrF by sacrebleu, all in 0..1.
+"""Overlap of generated answers with references: ROUGE with rouge-score, BLEU and chrF with sacrebleu, all in 0..1.
 
-ROUGE (C.-Y. Lin 2004) is a mean over examples. BLEU (K. Papineni et al. 2002) and chrF (M. Popović 2015) are of a whole
-split, from n-gram counts that are summed over its examples first; an example carries its counts, so that `compare` can
-resample them without any tokenizer.
+ROUGE (C.-Y. Lin 2004) is a mean over examples. BLEU (K. Papineni et al. 2002) and chrF (M. Popović 2015) are defined for a
+whole split, from n-gram counts summed over its examples. Each example stores its counts, so that `compare` can resample them
+without a tokenizer.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ if TYPE_CHECKING:
     from sacrebleu.metrics.chrf import CHRF
 
 ROUGE = {"rouge_1": "rouge1", "rouge_2": "rouge2", "rouge_l": "rougeL"}
-"""Our names and those of rouge-score; of each the F-measure."""
+"""Maps mixtune's names to those of rouge-score. The F-measure is used."""
 LEAST_SHARE = 0.1
-"""Of the letters: what makes a text one of a script. A Chinese character says as much as several Latin letters."""
+"""Minimum share of letters for a text to count as one of a script. A Chinese character says as much as several Latin letters."""
 
 
 def bleu_tokenizer(references: Iterable[str]) -> str:
-    """Name of sacrebleu's tokenizer for the script of the references.
+    """Returns the name of sacrebleu's tokenizer for the script of the references.
 
-    `zh` takes each Chinese character as a word, `char` every character: Japanese has words of kana, and what would cut
-    them (MeCab) is not installed everywhere, so that scores would not compare.
+    `zh` treats each Chinese character as a word, `char` every character. `char` is used for Japanese: MeCab, which would split
+    its words, is not installed everywhere, so that scores would not be comparable.
     """
     kana = han = letters = 0
     for text in references:
@@ -45,18 +45,18 @@ def bleu_tokenizer(references: Iterable[str]) -> str:
 
 
 class RougeWords:
-    """Cuts texts for rouge-score: on ASCII as its own tokenizer does, which takes all other letters for blanks."""
+    """Tokenizer for rouge-score. Its own tokenizer does the same on ASCII but ignores all other letters."""
 
     def tokenize(self, text: str) -> list[str]:
-        """Words of letters and digits, case aside; in scripts without spaces every character."""
+        """Returns case-folded words of letters and digits; in scripts without spaces, every character."""
         return [part for word in word_list(text) for part in word.split("_") if part]
 
 
 class Overlap:
-    """Measures answers against references.
+    """Scores generated answers against references.
 
     Args:
-        references: all that are measured against, of both splits: their script decides on BLEU's tokenizer.
+        references: the references of both splits. Their script determines BLEU's tokenizer.
     """
 
     def __init__(self, references: Iterable[str]) -> None:
@@ -76,7 +76,7 @@ class Overlap:
 
     @cached_property
     def _bleu_of_one(self) -> BLEU:
-        """With the effective order, as sacrebleu recommends for a single sentence: a short one has no four words in a row."""
+        """Returns BLEU with effective order, which sacrebleu recommends for sentences: short ones have no 4-grams."""
         from sacrebleu.metrics.bleu import BLEU
 
         return BLEU(tokenize=self.tokenizer, effective_order=True)
@@ -88,9 +88,9 @@ class Overlap:
         return CHRF()
 
     def signatures(self) -> dict[str, str]:
-        """What exactly was measured, by metric; of BLEU and chrF as sacrebleu writes it."""
+        """Returns the exact settings of each metric; for BLEU and chrF the signatures of sacrebleu."""
         for metric in (self._bleu, self._chrf):
-            metric.corpus_score(["a"], [["a"]])  # only then does it know the number of references
+            metric.corpus_score(["a"], [["a"]])  # determines the number of references
         rouge = f"stemmer:no|tok:letters and digits, unspaced scripts by character|version:{version('rouge-score')}"
         return {
             "rouge": rouge,
@@ -99,15 +99,15 @@ class Overlap:
         }
 
     def of_example(self, answer: str, reference: str) -> dict[str, Any]:
-        """Scores of one example, and the counts from which BLEU and chrF of a split are made.
+        """Computes the scores of one example, and the counts for BLEU and chrF over a split.
 
         Returns:
-            `rouge_1`, `rouge_2`, `rouge_l`, `bleu` and `chrf` of this example alone; `bleu_counts` (10: lengths of answer
-            and reference, matching n-grams and n-grams of the answer for n = 1..4) and `chrf_counts` (18: for n = 1..6
-            n-grams of characters of the answer, of the reference, and matching).
+            `rouge_1`, `rouge_2`, `rouge_l`, `bleu` and `chrf` of this example; `bleu_counts` (10: lengths of answer and
+            reference, matching n-grams and n-grams of the answer for n = 1..4) and `chrf_counts` (18: for n = 1..6 character
+            n-grams of the answer, of the reference, and matching).
         """
         rouge = self._rouge.score(reference, answer)
-        # The statistics that sacrebleu's own significance tests resample.
+        # sacrebleu's own significance tests resample these statistics.
         (bleu,) = self._bleu._extract_corpus_statistics([answer], [[reference]])
         (chrf,) = self._chrf._extract_corpus_statistics([answer], [[reference]])
         return {
@@ -119,10 +119,10 @@ class Overlap:
         }
 
     def of_split(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
-        """All scores of a split from the rows of its examples; None if an answer is not known.
+        """Computes all scores of a split from the rows of its examples; None if answers are missing.
 
         Args:
-            rows: as `of_example` gives them, at least one.
+            rows: results of `of_example`, at least one.
         """
         if any(row["prediction"] is None for row in rows):
             return dict.fromkeys((*ROUGE, "bleu", "chrf"))

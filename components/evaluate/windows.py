@@ -1,6 +1,6 @@
-"""Windows over long documents, so that every token is scored once: with context before it, or masked.
+"""Splits long documents into windows, so that every token is scored once: with context before it, or masked.
 
-A causal model cannot predict the first token, which has no context; a masked one predicts every token from both sides.
+A causal model cannot predict the first token, which has no context. A masked model predicts every token from both sides.
 """
 
 from __future__ import annotations
@@ -11,15 +11,15 @@ from dataclasses import dataclass
 import numpy as np
 
 MASK_SEED = 0
-"""Of the fixed masks: part of the measure, not of a run, so that all runs and candidates are measured alike."""
+"""Seed of the fixed masks. It is part of the metric and not configurable, so that results of all runs are comparable."""
 
 
 @dataclass(frozen=True)
 class Window:
-    """Tokens `start` to `end` of a document, of which those from `scored_from` on are scored.
+    """Tokens `start` to `end` of a document. Those from `scored_from` on are scored.
 
     Attributes:
-        scored_from: position in the document; above `start`, unless the document's first token is scored, too.
+        scored_from: position in the document; above `start`, unless the document's first token is scored too.
     """
 
     start: int
@@ -28,15 +28,15 @@ class Window:
 
 
 def windows(length: int, max_length: int, scored_from: int = 1) -> Iterator[Window]:
-    """Cuts a document into overlapping windows with a stride of half a window.
+    """Splits a document into overlapping windows with a stride of half a window.
 
-    Every window after the first scores what those before it did not reach, so its scored tokens have at least half a
-    window before them.
+    Every window after the first scores the tokens that earlier windows did not cover, so its scored tokens have at least half a
+    window of context.
 
     Args:
-        length: of the document, in tokens.
-        max_length: of a window; at least 2.
-        scored_from: first scored token of the document: 1 where the first has no context, 0 where it needs none.
+        length: tokens in the document.
+        max_length: tokens per window; at least 2.
+        scored_from: first scored token of the document: 1 if the first token has no context, 0 if it needs none.
     """
     stride = max_length // 2
     start = 0
@@ -47,23 +47,23 @@ def windows(length: int, max_length: int, scored_from: int = 1) -> Iterator[Wind
 
 
 def mask_passes(mask_probability: float) -> int:
-    """In how many passes a text is read, so that about `mask_probability` of its tokens are masked in each."""
+    """Returns the number of passes over a text, so that each masks about `mask_probability` of its tokens."""
     return max(2, round(1 / mask_probability))
 
 
 def masks(ordinary: np.ndarray, passes: int, document: int, start: int) -> Iterator[np.ndarray]:
-    """What is masked in each pass over a window: every ordinary token in one pass, and no two passes share one.
+    """Yields the masked positions of each pass over a window. Every ordinary token is masked in exactly one pass.
 
-    A pure function of its arguments, so that all candidates are asked for the same tokens in the same surroundings.
+    A pure function of its arguments, so that all candidates predict the same tokens in the same context.
 
     Args:
         ordinary: (n,) positions of the tokens to score.
-        passes: k; fewer come back where there are fewer tokens.
+        passes: k; fewer are yielded if there are fewer tokens.
         document: index of the document in its split.
-        start: of the window in the document.
+        start: start of the window in the document.
 
     Yields:
-        Positions, sorted; at least one.
+        Sorted positions; at least one.
     """
     turn = np.random.default_rng([MASK_SEED, document, start]).permutation(len(ordinary)) % passes
     for number in range(min(passes, len(ordinary))):

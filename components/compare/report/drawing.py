@@ -1,7 +1,7 @@
-"""How a picture is drawn: colours, figure, and its output as SVG and PNG.
+"""Drawing of the report's figures: colours, fonts, and output as SVG and PNG.
 
-matplotlib draws with placeholder colours. In a page they become CSS variables, so that one picture serves light and dark; in
-files of their own they become the colours themselves, which any program shows.
+matplotlib draws with placeholder colours. In a page they are replaced by CSS variables, so that one figure works in light and
+dark mode; in separate files they are replaced by fixed colours, which any program displays.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Placeholder -> (name of the variable, light, dark). Contrast to the ground is at least 4.5 for text and 3 for lines.
+# Placeholder -> (name of the variable, light, dark). Contrast to the background is at least 4.5 for text and 3 for lines.
 COLOURS = {
     "#0000a0": ("ink", "#1c2430", "#e4e8ee"),
     "#0000a1": ("faint", "#5b6675", "#9aa5b4"),
@@ -42,7 +42,7 @@ INK, FAINT, GRID, ACCEPTED, PRETRAINED, FINETUNED, INTERPOLATED, BASE, CHAMPION 
 MIXED = list(COLOURS)[9:]
 GROUND = "#ffffff"
 FONT_SIZE = 9
-LETTER_WIDTH = 0.56  # of the font size, about, in a sans-serif face; of a Chinese character, 1
+LETTER_WIDTH = 0.56  # approximate share of the font size in a sans-serif font; 1 for a Chinese character
 PIXELS_PER_INCH = 200
 FONTS = (
     "DejaVu Sans",
@@ -53,19 +53,19 @@ FONTS = (
     "PingFang SC",
     "SimHei",
 )
-"""For pictures as pixels: the first of these that there are, the later ones for what the first has no letters of."""
+"""Fonts for raster images. The first installed font is used; the others provide missing glyphs."""
 
 _FONT = "svg.mixtune text{font-family:system-ui,-apple-system,'Segoe UI','Noto Sans','Noto Sans CJK SC',sans-serif}"
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A drawn picture.
+    """A rendered figure.
 
     Attributes:
-        inline: SVG element for a page, in the colours of its scheme.
-        svg: SVG file of its own.
-        png: the same as pixels.
+        inline: SVG element for a page, with CSS variables as colours.
+        svg: standalone SVG file.
+        png: raster image.
     """
 
     inline: str
@@ -74,12 +74,12 @@ class Picture:
 
 
 def text_width(text: str) -> float:
-    """Width of a text in units of the font size, about."""
+    """Estimates the width of a text, in units of the font size."""
     return sum(1.0 if unicodedata.east_asian_width(letter) in "WF" else LETTER_WIDTH for letter in text)
 
 
 def cut(text: str, width: float) -> str:
-    """A text that is no wider; what is cut out of the middle is marked."""
+    """Shortens a text to the width by replacing its middle with an ellipsis."""
     if text_width(text) <= width:
         return text
     half = len(text) // 2
@@ -90,7 +90,7 @@ def cut(text: str, width: float) -> str:
 
 
 def new_figure(width: float, height: float) -> tuple[Figure, Axes]:
-    """A figure outside pyplot, so that no state is shared."""
+    """Creates a figure outside of pyplot, so that no state is shared."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained")
@@ -109,7 +109,7 @@ def new_figure(width: float, height: float) -> tuple[Figure, Axes]:
 
 @contextlib.contextmanager
 def letters() -> Iterator[None]:
-    """Fonts for what is laid out or drawn inside. A letter that none has is a box in pixels; an SVG keeps it as text."""
+    """Sets the fonts for layout and drawing. Glyphs that no font has become boxes in raster images; an SVG keeps the text."""
     import matplotlib
     from matplotlib import font_manager
 
@@ -123,11 +123,11 @@ def letters() -> Iterator[None]:
 
 
 def picture(figure: Figure, name: str, title: str, description: str) -> Picture:
-    """The figure in all its forms. The same figure gives the same bytes.
+    """Renders the figure in all formats. Rendering is deterministic.
 
     Args:
-        name: of the picture, unique on a page.
-        description: the picture in words, for those who cannot see it.
+        name: name of the figure, unique on a page.
+        description: alternative text for people who cannot see the figure.
     """
     import matplotlib
 
@@ -145,7 +145,7 @@ def picture(figure: Figure, name: str, title: str, description: str) -> Picture:
 
 
 def _paint(figure: Figure) -> None:
-    """Puts the colours themselves in place of the placeholders."""
+    """Replaces the placeholders with fixed colours."""
     from matplotlib.colors import to_hex, to_rgba, to_rgba_array
 
     for artist in figure.findobj():
@@ -163,7 +163,7 @@ def _paint(figure: Figure) -> None:
 
 
 def _standing_alone(inline: str) -> str:
-    """For programs that know no CSS variables: in light colours, on white."""
+    """Converts an inline SVG for programs without CSS variables: light colours on a white background."""
     text = re.sub(r"<style>.*?</style>", f"<style>{_FONT}</style>", inline, count=1, flags=re.DOTALL)
     for variable, light, _ in COLOURS.values():
         text = text.replace(f"var(--mt-{variable})", light)
@@ -176,7 +176,7 @@ def _svg(text: str, name: str, title: str, description: str) -> str:
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     for placeholder, (variable, _, _) in COLOURS.items():
         text = text.replace(placeholder, f"var(--mt-{variable})")
-    # Several pictures stand on one page: ids must not meet.
+    # A page contains several figures, so their ids must not collide.
     text = re.sub(r'\bid="([^"]+)"', rf'id="{name}-\1"', text)
     text = re.sub(r"url\(#([^)]+)\)", rf"url(#{name}-\1)", text)
     text = re.sub(r'href="#([^"]+)"', rf'href="#{name}-\1"', text)

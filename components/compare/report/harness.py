@@ -1,4 +1,4 @@
-"""Tasks of lm-evaluation-harness in the report: every candidate's values, and what they differ from the pretrained model's."""
+"""Results of lm-evaluation-harness in the report: values of every candidate and differences from the pretrained model."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from ...shared.measures import Measure
 
 
 def by_candidate(measures: Mapping[str, Sequence[Measure]], pretrained: str) -> dict[str, list[dict[str, Any]]]:
-    """What `report.json` has of each candidate: the same columns for all, in the order of the pretrained model's.
+    """Returns the rows of `report.json` by candidate. All candidates have the pretrained model's columns, in its order.
 
     Args:
-        measures: by candidate; all empty where no task was asked for.
-        pretrained: the candidate to compare with.
+        measures: measures by candidate; empty lists if no task is configured.
+        pretrained: id of the pretrained model, the baseline.
 
     Raises:
-        RefusedError: if candidates were not measured on the same tasks and examples.
+        RefusedError: if candidates were measured on different tasks or examples.
     """
     before = {one.words: one for one in measures[pretrained]}
     problems: list[str] = []
@@ -46,7 +46,7 @@ def by_candidate(measures: Mapping[str, Sequence[Measure]], pretrained: str) -> 
 
 
 def described(measures: Sequence[Measure]) -> list[dict[str, Any]]:
-    """The columns: what is measured, and on how many examples."""
+    """Describes the columns: what each measures, and on how many examples."""
     return [
         {
             "name": one.words,
@@ -59,7 +59,7 @@ def described(measures: Sequence[Measure]) -> list[dict[str, Any]]:
 
 
 def differences(report: Mapping[str, Any]) -> dict[str, float | None]:
-    """To the pretrained model, of every candidate, under names that MLflow accepts."""
+    """Returns differences from the pretrained model by candidate, under names that MLflow accepts."""
     columns = (report["lm_eval"] or {"columns": []})["columns"]
     return {
         f"{row['id']}.{column['metric_name']}.vs_pretrained": one["vs_pretrained"]["value"]
@@ -70,7 +70,7 @@ def differences(report: Mapping[str, Any]) -> dict[str, float | None]:
 
 
 def harness_sentence(columns: Sequence[Mapping[str, Any]]) -> str:
-    """On what the columns were measured, task by task."""
+    """Describes the data behind the columns, task by task."""
     tasks: dict[str, str] = {}
     for column in columns:
         shots = f", {column['few_shot']} solved before each" if column["few_shot"] else ""
@@ -82,7 +82,7 @@ def harness_sentence(columns: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _difference(ours: Measure, before: Measure) -> dict[str, float | None] | None:
-    """Paired by example, where the values are means over examples; else of the values, without a standard error."""
+    """Returns the difference paired by example if the values are means over examples; else without a standard error."""
     if ours.value is None or before.value is None:
         return None
     if ours.values is None or before.values is None:

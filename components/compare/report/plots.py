@@ -1,4 +1,4 @@
-"""The report's pictures: readable in light and dark, on a phone and in print, with text that can be selected."""
+"""The report's figures. They work in light and dark mode, on a phone and in print; their text can be selected."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ if TYPE_CHECKING:
     from matplotlib.text import Text
 
 MOST_LABELS = 14
-"""Points that are labelled one by one; of more, those on the front, the selected ones and fine-tuning alone."""
+"""Maximum number of labelled points. With more, only the front, the selected candidates and `finetuned` are labelled."""
 NAME_WIDTH = 18.0
-"""Of a source's name in a picture, in units of the font size."""
+"""Maximum width of a source's name in a figure, in units of the font size."""
 DASHES = ("solid", (0, (5, 1.5)), (0, (2, 1.2)), (0, (6, 1.5, 1.5, 1.5)))
 
 
 @dataclass(frozen=True)
 class Look:
-    """How a candidate is drawn in every picture."""
+    """The style of a candidate in all figures."""
 
     colour: str
     marker: str
@@ -48,7 +48,7 @@ class Look:
 
 
 def looks(candidates: Sequence[Mapping[str, Any]]) -> dict[str, Look]:
-    """The same colour, marker and dash for a candidate in all pictures, by id."""
+    """Returns the style of each candidate by id: colour, marker and dash, equal in all figures."""
     found, mixed = {}, 0
     for one in candidates:
         if one["kind"] == "mixed":
@@ -76,18 +76,18 @@ def pareto_picture(
     groups: Mapping[str, str] | None = None,
     labels: Mapping[str, str] | None = None,
 ) -> Picture:
-    """Task score against forgetting, with intervals, the Pareto front and what the gate accepts.
+    """Draws task score against forgetting, with intervals, the Pareto front and the region that the gate accepts.
 
     Args:
-        candidates: rows of `report.json`; those with no task score are left out, but for `base`, marked on the axis.
-        selected: ids of the candidates to point out.
-        metric: label of the score's axis.
-        limits: `forgetting`, the most that the gate accepts, and `score`, the least; None for no limit.
-        description: the picture in words, for those who cannot see it.
-        name: of the picture, unique on a page.
-        style: how each candidate is drawn, by id; by its kind without it.
-        groups: a legend, colours by name.
-        labels: what stands at a point, by id; the id without it.
+        candidates: rows of `report.json`. Rows without a task score are left out, except for `base`, marked on the axis.
+        selected: ids of the candidates to highlight.
+        metric: label of the score axis.
+        limits: `forgetting`, the maximum that the gate accepts, and `score`, the minimum; None for no limit.
+        description: alternative text for people who cannot see the figure.
+        name: name of the figure, unique on a page.
+        style: style of each candidate, by id; by default it depends on the kind.
+        groups: colours by name, for the legend.
+        labels: label of each point, by id; by default the id.
     """
     style = style or looks(candidates)
     shown = [one for one in candidates if one["task_score"] is not None]
@@ -124,11 +124,11 @@ def pareto_picture(
 def sources_picture(
     rows: Sequence[Mapping[str, Any]], names: Sequence[str], style: Mapping[str, Look], description: str
 ) -> Picture:
-    """Forgetting of a few candidates on each source, with intervals: a line for each source, a mark for each candidate.
+    """Draws the forgetting of a few candidates by source, with intervals: a row for each source, a marker for each candidate.
 
     Args:
-        rows: of `report.json`, those to show.
-        names: sources, in their order from top to bottom.
+        rows: rows of `report.json` to show.
+        names: sources, from top to bottom.
     """
     figure, axes = new_figure(4.7, 1.2 + 0.34 * len(names))
     apart = 0.6 / max(len(rows), 1)
@@ -172,7 +172,7 @@ def _legend(figure: Figure, count: int) -> None:
 def _mark_base(
     axes: Axes, candidates: Sequence[Mapping[str, Any]], style: Mapping[str, Look], labels: Mapping[str, str]
 ) -> None:
-    """What the user brought has no score, but it stands somewhere in forgetting."""
+    """Marks the forgetting of candidates without a task score, such as `base`, on the axis."""
     for one in candidates:
         if one["kind"] == "base" and one["task_score"] is None:
             look: dict[str, Any] = {"transform": axes.get_xaxis_transform(), "color": style[one["id"]].colour}
@@ -185,12 +185,12 @@ def _mark_base(
 def training_curves(
     name: str, title: str, unit: str, curves: Mapping[str, Sequence[tuple[int, float]]], style: Mapping[str, Look]
 ) -> Picture:
-    """The loss of one stream over the optimizer steps, a line for each candidate.
+    """Draws the loss of one stream over the optimizer steps, with a line for each candidate.
 
     Args:
-        name: of the picture, unique on a page.
+        name: name of the figure, unique on a page.
         unit: label of the loss axis.
-        curves: by candidate, pairs of step and loss.
+        curves: pairs of step and loss, by candidate.
     """
     figure, axes = new_figure(4.7, 3.1)
     for candidate, points in curves.items():
@@ -207,12 +207,12 @@ def training_curves(
 
 
 def _arms(value: Mapping[str, float]) -> list[list[float]]:
-    """Lengths of the error bars; an interval need not hold its value, a bar cannot be negative."""
+    """Returns the lengths of the error bars. They are clipped at 0, since a bootstrap interval need not contain its value."""
     return [[max(0.0, value["value"] - value["low"])], [max(0.0, value["high"] - value["value"])]]
 
 
 def _draw_limits(axes: Axes, limits: Mapping[str, float | None]) -> Text | None:
-    """What the gate accepts: up to a forgetting, from a score on."""
+    """Draws the gate's limits: a maximum forgetting and a minimum score."""
     most, least = limits.get("forgetting"), limits.get("score")
     (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
     right = right if most is None else max(right, most + 0.03 * (right - left))
@@ -246,11 +246,11 @@ def _label_points(
     note: Text | None,
     labels: Mapping[str, str],
 ) -> None:
-    """Puts each id where it covers the least: other labels, points, error bars and the front."""
+    """Places each id where it overlaps least with other labels, points, error bars and the front."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     with letters():
-        FigureCanvasAgg(figure).draw()  # lays the figure out, so that positions are known
+        FigureCanvasAgg(figure).draw()  # the layout determines the positions
     scale = figure.dpi / 72
     frame = axes.get_window_extent()
     centres = [axes.transData.transform((one["delta_bpb"]["value"], one["task_score"]["value"])) for one in shown]
@@ -294,7 +294,7 @@ def _label_points(
 
 
 def _gap(box: tuple[float, ...], point: Any) -> float:
-    """Distance of a point from a box."""
+    """Returns the distance of a point from a box."""
     dx = max(box[0] - point[0], 0.0, point[0] - box[2])
     dy = max(box[1] - point[1], 0.0, point[1] - box[3])
     return float((dx * dx + dy * dy) ** 0.5)

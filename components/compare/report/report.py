@@ -1,4 +1,4 @@
-"""Renders a comparison: one self-contained HTML page, its Markdown twin, and the pictures."""
+"""Renders a comparison as a self-contained HTML page, as Markdown, and as figures."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ TITLES = {
     **{f"training-{stream}": f"Loss on the {title}" for stream, title in STREAMS.items()},
     "mix-weight": "λ over the training",
 }
-"""Of the training curves, in their order."""
+"""Titles of the training curves, in their order."""
 UNITS = {"multi_label": "nats per label", "regression": "squared error", "generation": "nats per token"}
-"""Of the loss on the fine-tuning stream; `nats per example` for the other tasks."""
+"""Units of the loss on the fine-tuning stream; `nats per example` for all other tasks."""
 LIKELIHOODS = {
     "causal": "The loss is that of every token given those before it.",
     "fixed-mask pseudo-likelihood": "The models are masked language models, which give a text as a whole no probability: the "
     "loss is a pseudo-likelihood, for which every token is masked and predicted once, with the same masks for all candidates.",
 }
-LEAST_CHANGE = 1e-6  # of a λ that varies; less is rounding
+LEAST_CHANGE = 1e-6  # smaller changes of λ are rounding
 
 
 def pictures(comparison: Comparison, gate: Gate) -> dict[str, Picture]:
-    """The report's pictures by name: `pareto`, `sources` where there are several, and the training curves that there are."""
+    """Returns the report's figures by name: `pareto`, `sources` if there are several, and the available training curves."""
     report = comparison.report
     rows = report["candidates"]
     metric = metric_name(report["task"]["metric"])
@@ -52,7 +52,7 @@ def pictures(comparison: Comparison, gate: Gate) -> dict[str, Picture]:
         )
     unit = {"pretrain": "nats per token", "finetune": UNITS.get(report["task"]["kind"], "nats per example")}
     for stage, stream in (("pretraining", "pretrain"), *(("training", stream) for stream in STREAMS)):
-        # The pretraining stage is another training, of other length: beside the others its curve would only dwarf them.
+        # The pretraining stage is a separate, longer training. Its curve would compress the others.
         candidates = [
             one
             for one in comparison.evaluations.candidates
@@ -75,12 +75,12 @@ def pictures(comparison: Comparison, gate: Gate) -> dict[str, Picture]:
 
 
 def render_html(comparison: Comparison, drawn: Mapping[str, Picture], context: Context) -> str:
-    """The page: nothing in it comes from elsewhere, and no script runs."""
+    """Renders the HTML page. It loads no external resources and contains no scripts."""
     return _render("report.html.j2", comparison, drawn, context)
 
 
 def render_markdown(comparison: Comparison, context: Context) -> str:
-    """What the KFP UI shows: headline, gate, table."""
+    """Renders the Markdown summary for the KFP UI: headline, gate, table."""
     return _render("report.md.j2", comparison, {}, context)
 
 
@@ -128,7 +128,7 @@ def _render(template: str, comparison: Comparison, drawn: Mapping[str, Picture],
 
 
 def environment(template: str) -> jinja2.Environment:
-    """Where templates are rendered, with what any report shows values by; HTML is escaped."""
+    """Creates the Jinja environment of a template, with the filters that reports share. HTML is escaped."""
     import jinja2
 
     made = jinja2.Environment(
@@ -153,7 +153,7 @@ def environment(template: str) -> jinja2.Environment:
 
 
 def value(one: Mapping[str, Any] | None, sign: str = "", digits: int = 3) -> str:
-    """A value with its interval, where it has one; a dash where there is none."""
+    """Formats a value with its interval, if it has one; a dash for None."""
     if one is None:
         return "–"
     if one["low"] is None:
@@ -163,26 +163,26 @@ def value(one: Mapping[str, Any] | None, sign: str = "", digits: int = 3) -> str
 
 
 def spread(one: Mapping[str, float] | None, sign: str = "") -> str:
-    """A mean with its standard deviation; a dash where there is none."""
+    """Formats a mean with its standard deviation; a dash for None."""
     return "–" if one is None else f"{one['mean']:{sign}.3f} ± {one['sd']:.3f}"
 
 
 def with_error(one: Mapping[str, Any], sign: str = "") -> str:
-    """A value with its standard error, where it has one; a dash where there is none."""
+    """Formats a value with its standard error, if it has one; a dash if the value is missing."""
     if one["value"] is None:
         return "–"
-    digits = 3 if abs(one["value"]) < 100 else 1  # a perplexity can be large
+    digits = 3 if abs(one["value"]) < 100 else 1  # perplexities can be large
     error = "" if one["stderr"] is None else f" ±\N{NO-BREAK SPACE}{one['stderr']:.{digits}f}"
     return f"{one['value']:{sign}.{digits}f}{error}"
 
 
 def percent(share: float | None) -> str:
-    """A share as a percentage; a dash where there is none."""
+    """Formats a share as a percentage; a dash for None."""
     return "–" if share is None else f"{100 * share:.0f} %"
 
 
 def answer(given: Any, kind: str) -> str:
-    """A reference or a prediction as a person reads it."""
+    """Formats a reference or a prediction."""
     if isinstance(given, int | float):
         return f"{given:.4g}"
     if kind == "multi_label":
@@ -194,7 +194,7 @@ def answer(given: Any, kind: str) -> str:
 
 
 def budget_sentence(row: Mapping[str, Any]) -> str:
-    """Tells whether a candidate kept to its forgetting budget."""
+    """States whether a candidate kept to its forgetting budget."""
     found = row["forgetting_budget"]
     budget, measured = found["budget"], found["measured"]["value"]
     verdict = "not kept" if not found["kept"] else "kept" if measured <= budget else "kept, within the tolerance"
@@ -202,7 +202,7 @@ def budget_sentence(row: Mapping[str, Any]) -> str:
 
 
 def costs_sentence(costs: Mapping[str, Any]) -> str:
-    """What a run took, in one sentence."""
+    """Summarises the costs of a run in one sentence."""
     tokens, total = costs["tokens"]["total"], costs["seconds"] + costs["evaluate_seconds"]
     return (
         f"{duration(total)} in all ({duration(costs['seconds'])} of training, {duration(costs['evaluate_seconds'])} of "
@@ -211,14 +211,14 @@ def costs_sentence(costs: Mapping[str, Any]) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Seconds, minutes or hours, as a person would say it."""
+    """Formats a duration in seconds, minutes or hours."""
     if seconds < 120:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 def cell(text: Any) -> str:
-    """Text that leaves a Markdown table whole, and cannot become markup."""
+    """Escapes text for a Markdown table cell, so that it is not interpreted as markup."""
     plain = str(text).replace("&", "&amp;").replace("<", "&lt;").replace("|", "\\|")
     return " ".join(plain.split())
 
@@ -233,7 +233,7 @@ def _varies(points: list[tuple[int, float]]) -> bool:
 
 
 def _limits(comparison: Comparison, gate: Gate) -> dict[str, float | None]:
-    """What the gate accepts, from dev, on which it decides."""
+    """Returns the gate's limits from dev, the split on which it decides."""
     finetuned = comparison.scores[comparison.evaluations.of_kind("finetuned").id]["dev"]
     most = [limit for limit in (gate.max_forgetting,) if limit is not None]
     if gate.max_forgetting_share is not None:
@@ -267,13 +267,13 @@ def _sources_in_words(rows: list[dict[str, Any]], names: Sequence[str]) -> str:
 
 
 def _rows_of_sources(report: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Candidates in a table of sources, which can be too wide for a phone: the selected one first, then fine-tuning alone."""
+    """Orders candidates for a table of sources, which phones show partly: the selected candidate first, then `finetuned`."""
     rows = [row for row in report["candidates"] if row["kind"] != "pretrained"]
     return sorted(rows, key=lambda row: (row["id"] != report["selected"], row["kind"] != "finetuned"))
 
 
 def _source_rows(report: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The table of forgetting by source, with a value for each candidate but `pretrained`; nothing of one source."""
+    """Returns the table of forgetting by source, for each candidate but `pretrained`; empty if there is only one source."""
     sources = [one for one in report["forgetting"]["sources"] if one["bytes"]]
     if len(sources) < 2:
         return []
@@ -302,5 +302,5 @@ def _source_rows(report: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _runs(rows: list[dict[str, Any]]) -> dict[str, str]:
-    """MLflow run of each step, all candidates together."""
+    """Returns the MLflow run of each step, for all candidates together."""
     return {step: run for row in rows for step, run in row["mlflow_runs"].items()}

@@ -1,7 +1,7 @@
-"""Several runs in one report: which base model, which λ list, which version of the data. Reads their report.json alone.
+"""One report over several runs, for example with other base models, λ or data versions. Reads only their report.json files.
 
-What was measured on the same thing stands side by side, and what was not is said in plain sentences. Two runs' candidates were
-measured one by one, so there is no paired difference between them: intervals are unpaired.
+Results on the same data are shown side by side; differences in the data are stated. Candidates of different runs were evaluated
+separately, so there are no paired differences between them and intervals are unpaired.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ UNPAIRED = (
 
 @dataclass(frozen=True)
 class Run:
-    """One run's report.
+    """The report of one run.
 
     Attributes:
-        name: unlike any other run's here.
-        place: folder or MLflow run that it came from.
-        report: the content of its report.json.
+        name: name of the run, unique among the given runs.
+        place: folder or MLflow run that the report comes from.
+        report: content of its report.json.
     """
 
     name: str
@@ -47,19 +47,19 @@ class Run:
 
     @property
     def text(self) -> tuple[str, str]:
-        """What bits per byte were measured on, and how: equal ones can be compared."""
+        """Returns the data and method behind bits per byte. Runs with equal tuples are comparable."""
         told = self.report["forgetting"]
         return told.get("digest") or self.report["data"]["pretrain"]["digest"], told.get("likelihood", "causal")
 
     @property
     def examples(self) -> tuple[str, str, str]:
-        """What task scores were measured on, and how."""
+        """Returns the data and method behind task scores."""
         task = self.report["task"]
         return task["kind"], task["metric"], task.get("digest") or self.report["data"]["finetune"]["digest"]
 
     @property
     def base(self) -> str:
-        """The model that it began with."""
+        """Returns the base model."""
         rows = self.report["candidates"]
         return next((row.get("base") or "–" for row in rows if row["kind"] == "pretrained"), "–")
 
@@ -68,7 +68,7 @@ def read_report(file: Path, place: str) -> dict[str, Any]:
     """Reads the report.json of one run.
 
     Raises:
-        RefusedError: if it is none.
+        RefusedError: if the file is not a report.
     """
     report = read_json(file, "the report of a mixtune run")
     if isinstance(report, dict) and report.get("kind") == KIND:
@@ -84,10 +84,10 @@ def read_report(file: Path, place: str) -> dict[str, Any]:
 
 
 def name_runs(reports: Sequence[tuple[str, dict[str, Any]]]) -> list[Run]:
-    """Runs by their name; where two have the same, by place; where that is the same too, it was given twice.
+    """Names runs by their own name, or by place if names are not unique. Two runs from one place are the same run.
 
     Args:
-        reports: place and content of each.
+        reports: place and content of each report.
 
     Raises:
         RefusedError: if a run was given twice.
@@ -104,7 +104,7 @@ def name_runs(reports: Sequence[tuple[str, dict[str, Any]]]) -> list[Run]:
 
 
 def not_comparable(runs: Sequence[Run]) -> list[str]:
-    """A plain sentence for each pair of runs of which something cannot be compared."""
+    """Returns a sentence for each pair of runs that is not fully comparable."""
     sentences = []
     for one, other in combinations(runs, 2):
         both = f"{one.name} and {other.name}"
@@ -136,9 +136,9 @@ def not_comparable(runs: Sequence[Run]) -> list[str]:
 
 
 def join(runs: Sequence[Run]) -> dict[str, Any]:
-    """The content of report.json over several runs.
+    """Returns the content of report.json over several runs.
 
-    Runs that were measured on the same text and the same examples are a group, which has a Pareto front of its own.
+    Runs that were evaluated on the same text and the same examples form a group, which has its own Pareto front.
     """
     groups: dict[Any, list[Run]] = {}
     for run in runs:
@@ -207,7 +207,7 @@ def _measured(row: Mapping[str, Any]) -> Measured:
 
 
 def pictures(joined: Mapping[str, Any]) -> dict[str, tuple[list[str], Picture]]:
-    """For each group of runs that can be compared, their names and a Pareto picture: colours by run, marks by kind."""
+    """Returns a Pareto figure and the run names for each group of comparable runs. Colours show runs, markers show kinds."""
     colours = {run["name"]: MIXED[number % len(MIXED)] for number, run in enumerate(joined["runs"])}
     found = {}
     for number, group in enumerate(joined["groups"], start=1):
@@ -218,7 +218,7 @@ def pictures(joined: Mapping[str, Any]) -> dict[str, tuple[list[str], Picture]]:
         metric = metric_name(rows[0]["metric"])
         name = "pareto" if len(joined["groups"]) == 1 else f"pareto-{number}"
         drawn = pareto_picture(
-            # The name of the run is told by the colour.
+            # The colour identifies the run.
             rows, [row["id"] for row in rows if row["selected"]], metric, {}, in_words(rows, metric),
             name=name, style=style, groups={run: colours[run] for run in group},
             labels={row["label"]: row["label"].partition(" · ")[0] for row in rows},
@@ -228,7 +228,7 @@ def pictures(joined: Mapping[str, Any]) -> dict[str, tuple[list[str], Picture]]:
 
 
 def write(runs: Sequence[Run], folder: Path) -> dict[str, Any]:
-    """Writes report.html, report.md, the pictures and, last, report.json.
+    """Writes report.html, report.md, the figures and, last, report.json.
 
     Returns:
         The content of report.json.
@@ -252,6 +252,6 @@ def write(runs: Sequence[Run], folder: Path) -> dict[str, Any]:
 
 
 def gate_words(row: Mapping[str, Any]) -> str:
-    """Tells whether a candidate meets its own run's gate, and whether it is the one selected there."""
+    """States whether a candidate meets the gate of its run, and whether it was selected there."""
     met = {None: "", True: "met", False: "not met"}[row["gate"]]
     return f"{met}, selected" if row["selected"] and row["gate"] else f"{met}, nearest" if row["selected"] else met
