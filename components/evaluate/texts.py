@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 ROUGE = {"rouge_1": "rouge1", "rouge_2": "rouge2", "rouge_l": "rougeL"}
 """Maps mixtune's names to those of rouge-score. The F-measure is used."""
 LEAST_SHARE = 0.1
-"""Minimum share of letters for a text to count as one of a script. A Chinese character says as much as several Latin letters."""
+"""Minimum share of letters for a text to count as one of a script. A Chinese character says as much as several letters."""
 
 
 def bleu_tokenizer(references: Iterable[str]) -> str:

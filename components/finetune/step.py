@@ -1,4 +1,4 @@
-"""Supervised fine-tuning (λ = 0): the baseline. Reads the labelled data alone."""
+"""Supervised fine-tuning (λ = 0): the baseline. Reads the labelled data only."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def run(
     model: ArtifactLike,
     metrics: ArtifactLike,
 ) -> None:
-    """Makes the `finetuned` candidate.
+    """Trains the `finetuned` candidate.
 
     Args:
         start: the pretrained model.

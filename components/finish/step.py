@@ -1,4 +1,4 @@
-"""Closes the run: verdict and end of the MLflow parent run, also after a failure. Never cached."""
+"""Ends the run: determines the verdict and ends the MLflow parent run, also after a failure. Never cached."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from .config import FinishStep
 
 
 def run(config: FinishStep, *, context: Context, state: str, error: str) -> None:
-    """Ends the parent run, and the runs that other steps left open.
+    """Ends the parent run, and all runs that other steps left open.
 
     Args:
-        state: KFP's state of the other tasks. A run that went well is COMPLETE or RUNNING on a cluster, SUCCEEDED locally.
+        state: KFP's state of the other tasks: COMPLETE or RUNNING for a successful run on a cluster, SUCCEEDED locally.
         error: KFP's message about the failure.
     """
     steps = _on_disk()
     for step in context.tracker.children():
-        # Where a step could not reach MLflow, its own record on disk knows more.
+        # If a step could not reach MLflow, its record on disk is more complete.
         steps[step.title] = StepRun(step.title, step.status, step.tags | steps.get(step.title, step).tags)
     verdict = judge(steps.values(), context.tracker.parent_tags(), state, error)
     context.tracker.close_parent(verdict.status, verdict.sentence)
@@ -32,7 +32,7 @@ def run(config: FinishStep, *, context: Context, state: str, error: str) -> None
 
 
 def _clear_checkpoints(context: Context) -> None:
-    """The models are safe now; until here a training that was lost on its way would have gone on from its last checkpoint."""
+    """Deletes the run's checkpoints. They are kept until the models are safe, so that a lost training can resume."""
     place = os.environ.get(PLACE)
     if not place:
         return
@@ -42,6 +42,6 @@ def _clear_checkpoints(context: Context) -> None:
 
 
 def _on_disk() -> dict[str, StepRun]:
-    """Reads the other steps' outcome records, where this process can see them, by title."""
+    """Reads the outcome records of the other steps by title, if this process can access them."""
     folder = os.environ.get("MIXTUNE_OUTCOME_DIR")
     return {outcome.title: StepRun.from_outcome(outcome) for outcome in load_outcomes(folder)} if folder else {}

@@ -35,15 +35,15 @@ def run(
     model: ArtifactLike,
     metrics: ArtifactLike,
 ) -> None:
-    """Makes one `mixed` candidate.
+    """Trains one `mixed` candidate.
 
     Args:
         candidate: the candidate, as `plan` lists it (JSON).
         start: the model to start from.
-        pretrain_data: the pretraining stream's training split; not read where λ = 0.
-        finetune_data: the fine-tuning stream's training split; not read where λ = 1.
-        pretrained: the pretrained model, which a forgetting budget is measured against; needed where training starts from
-            another.
+        pretrain_data: training split of the pretraining stream; not read if λ = 0.
+        finetune_data: training split of the fine-tuning stream; not read if λ = 1.
+        pretrained: the pretrained model, the reference of a forgetting budget; required if training starts from another
+            model.
         model: output, a model folder.
         metrics: output, final losses and counts.
     """
@@ -117,9 +117,9 @@ def _mix_weight(chosen: Candidate, steps: int, text: DataManifest, masked: bool)
     if chosen.pooled:
         return Pooled()
     if chosen.forgetting_budget is not None:
-        # Training measures in nats per token, people think in bits per byte.
+        # Training measures nats per token; users configure bits per byte.
         of_text = text.splits["train"]
-        # A masked LM never predicts the special tokens at a document's ends; a causal one has no loss on the first.
+        # A masked LM never predicts the special tokens at a document's ends; a causal LM has no loss on the first token.
         predicted = of_text.tokens - of_text.documents * (2 if masked else 1)
         nats = chosen.forgetting_budget * math.log(2) * of_text.bytes / max(predicted, 1)
         return BudgetController(nats, chosen.budget or Budget(), steps)
@@ -130,7 +130,7 @@ def _mix_weight(chosen: Candidate, steps: int, text: DataManifest, masked: bool)
 def _extras(
     chosen: Candidate, network: MixedModel, start: ArtifactLike, pretrained: ArtifactLike | None, attention: str
 ) -> Extras:
-    """Frozen copies of models from before, where the candidate asks for any."""
+    """Creates the reference models that the candidate needs."""
     reference = None
     if chosen.forgetting_budget is not None:
         if ModelCard.load(start.path).kind == "pretrained":

@@ -1,4 +1,4 @@
-"""Checks the whole configuration and cuts it into the steps' parts; fails early, naming every problem at once."""
+"""Checks the whole configuration and splits it into the steps' parts. Fails early and reports all problems at once."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ def run(
 ) -> list[dict[str, str]]:
     """Writes each step's part of the configuration and returns the candidates to train.
 
-    Never cached: it looks at the sources each time, and their fingerprints, as part of what it hands on, decide
-    whether the later steps' results are still good.
+    Never cached: it reads the sources each time, and their fingerprints are part of the steps' configurations, so that they
+    invalidate cached results of later steps.
 
     Args:
-        outputs: name of a part -> file to write it to.
-        gpu: where GPU tasks go: `gpus` (a count, as text), `gpu_node_selector`, `gpu_tolerations` and `gpu_affinity`, with
-            the `cpu_affinity` of the other tasks; nothing in a local run.
+        outputs: maps the name of a part to the file to write.
+        gpu: placement of GPU tasks: `gpus` (a count, as text), `gpu_node_selector`, `gpu_tolerations` and `gpu_affinity`, with
+            the `cpu_affinity` of the other tasks; None in a local run.
 
     Returns:
-        For each λ what its tasks read, each as JSON: `candidate`, `mixed` and `evaluate`. The loop carries all of it, since
-        KFP's local runner puts the loop's item in place of any other parameter that comes from a task.
+        For each candidate the inputs of its tasks, each as JSON: `candidate`, `mixed` and `evaluate`. The loop item carries all
+        of them, since KFP's local runner replaces any other parameter from a task with the loop item.
 
     Raises:
-        RefusedError: naming every problem of the configuration, of the base model's folder and of the sources.
+        RefusedError: if the configuration, the base model's folder or the sources have problems; names all of them.
     """
     whole = load(assemble(config.configuration, os.environ.get(COMPILED, "{}")))
     problems = find_problems(whole)
@@ -65,10 +65,10 @@ def run(
 
 
 def _champion(given: str | None, context: Context) -> str | None:
-    """The model in use; of an alias the version that it points to now, which is then on record and part of the cache key.
+    """Resolves the champion's alias to its current version, which is recorded and becomes part of the cache key.
 
     Raises:
-        RefusedError: if the registry holds no such version.
+        RefusedError: if the registry has no such version.
         UnreachableError: if MLflow does not answer.
     """
     if given is None or not given.startswith("models:"):
@@ -87,7 +87,7 @@ def _champion(given: str | None, context: Context) -> str | None:
 
 
 def _place_of_pretrain(whole: Config, gpu: dict[str, Any] | None) -> dict[str, str]:
-    """Where `pretrain` goes: with nothing to train it asks for no GPU and stays off the nodes that have one."""
+    """Returns the placement of `pretrain`. If it trains nothing, it requests no GPU and avoids GPU nodes."""
     wanted = gpu if gpu and whole.pretrain.trains else {}
     return {
         "pretrain_gpus": str(wanted.get("gpus", "0")),
@@ -103,7 +103,7 @@ def launch_with(given: dict[str, Any]) -> Any:
     """Runs the step in a KFP task.
 
     Args:
-        given: the task's arguments, by name: parameters of the run, where GPU tasks go, and a file for each output.
+        given: arguments of the task, by name: parameters of the run, placement of GPU tasks, and a file for each output.
     """
     gpu = {name: given.pop(name) for name in PLACE_INPUTS}
     parts_of = {field.name for field in fields(Parts)}

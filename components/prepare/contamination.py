@@ -1,7 +1,7 @@
-"""Finding held-out examples whose text occurs in training text, of either stream.
+"""Detects held-out examples whose text occurs in training text of either stream.
 
-The measure of Brown et al. 2020 (GPT-3, appendix C): a held-out text is contaminated where it shares 13 words in a row
-with a training text. A shorter one is where it is, as a whole, the same as a training text.
+The measure of Brown et al. 2020 (GPT-3, appendix C): a held-out text is contaminated if it shares 13 consecutive words with a
+training text. A text with fewer words is contaminated if it equals a whole training text.
 """
 
 from __future__ import annotations
@@ -12,20 +12,20 @@ from collections.abc import Iterable, Iterator, Sequence
 
 WORDS = 13
 
-# Scripts without spaces between words: every character counts as a word.
+# In scripts without spaces between words, every character counts as a word.
 _UNSPACED = r"\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003134f"
 _WORD = re.compile(rf"[{_UNSPACED}]|[^\W{_UNSPACED}]+")
 
 
 def words(text: str) -> list[str]:
-    """The words of a text, case and punctuation aside; Chinese and Japanese characters are words of their own."""
+    """Returns the words of a text, without case and punctuation. Each Chinese or Japanese character is a word."""
     return _WORD.findall(unicodedata.normalize("NFKC", text).casefold())
 
 
 def contaminated(held_out: Sequence[str], training: Iterable[str]) -> list[bool]:
-    """Says for each held-out text whether it shares a passage with any training text.
+    """Returns for each held-out text whether it shares a passage with any training text.
 
-    Memory grows with the held-out texts only; training texts are gone through once.
+    Memory use depends on the held-out texts only; training texts are read once.
     """
     marks = [set(_marks(text)) for text in held_out]
     wanted = set().union(*marks)
@@ -36,7 +36,7 @@ def contaminated(held_out: Sequence[str], training: Iterable[str]) -> list[bool]
 
 
 def _marks(text: str) -> Iterator[str]:
-    """Every 13 words in a row; of a shorter text, the whole of it, told apart from passages by a line end."""
+    """Yields every 13 consecutive words; for a shorter text the whole text, with a line end to distinguish it from passages."""
     found = words(text)
     if len(found) < WORDS:
         yield " ".join(found or text.split()) + "\n"

@@ -1,4 +1,4 @@
-"""From the examples of a split to its documents: the tokens and targets of each task, and counts of what was done to them."""
+"""Converts the examples of a split to documents with the tokens and targets of the task, and counts changed examples."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ ROOM: dict[Task, str] = {
     "generation": "a completion that fits into",
     "question_answering": "a question that leaves its context room in",
 }
-"""What an example must have, lest it is dropped; of the other tasks none is."""
+"""Requirement that an example must meet to be kept, by task. Other tasks drop no examples."""
 
 
 def split_documents(
     gathered: Gathered, split: Split, task: Task | None, encoder: Encoder, found_in: list[list[str]] | None
 ) -> list[Document]:
-    """The documents of one split.
+    """Returns the documents of one split.
 
     Args:
-        gathered: all splits; its notes receive how many examples were shortened or dropped.
-        split: which of them.
-        task: None for the pretraining stream.
-        encoder: makes the tokens.
-        found_in: of each held-out example the streams whose training text holds its text.
+        gathered: all splits; counts of shortened and dropped examples are added to its notes.
+        split: the split to convert.
+        task: the task; None for the pretraining stream.
+        encoder: encoder that tokenises the texts.
+        found_in: for each held-out example, the streams whose training text contains its text.
     """
     items, counts = gathered.splits[split], Counter[str]()
     records = [_record(item) for item in items]
@@ -64,7 +64,7 @@ def _labelled(
     labels: list[str],
     counts: Counter[str],
 ) -> Iterator[Document]:
-    """Texts with a label, with labels or with a number."""
+    """Yields texts with a label, with labels or with a number."""
     counts["shortened"] = 0
     place = {label: index for index, label in enumerate(labels)}
     ids = encoder.ids([item.text for item in items], split, special=True)
@@ -85,7 +85,7 @@ def _labelled(
 def _prompted(
     items: list[Item], records: list[dict[str, Any]], encoder: Encoder, split: Split, counts: Counter[str]
 ) -> Iterator[Document]:
-    """Prompts with their completions; those that do not fit are dropped."""
+    """Yields prompts with their completions. Examples that do not fit are dropped."""
     counts.update(shortened=0, dropped=0)
     prompts = encoder.ids([item.row.values["prompt"] for item in items], f"{split} prompts", special=True)
     completions = encoder.ids([item.row.values["completion"] for item in items], f"{split} completions")
@@ -102,7 +102,7 @@ def _prompted(
 def _questions(
     items: list[Item], records: list[dict[str, Any]], encoder: Encoder, split: Split, counts: Counter[str]
 ) -> Iterator[Document]:
-    """Windows over the contexts. Where a window does not hold the first answer whole, its target is the first token."""
+    """Yields windows over contexts. If a window does not contain the whole first answer, its target is the first token."""
     counts.update(examples=0, dropped=0, windows=0, windows_with_answer=0, answers_in_no_window=0)
     asked = []
     for item in items:

@@ -1,4 +1,4 @@
-"""From a stream's sources to its three splits: reading, removing duplicates, cutting, and all checks on the way."""
+"""Creates the three splits of a stream from its sources: reads, removes duplicates, splits, and checks the data."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class Item:
     """A document or an example.
 
     Attributes:
-        key: digest of its text, case and white space aside; each stands once in a stream.
-        row: what was read.
+        key: digest of its text, ignoring case and white space; unique in a stream.
+        row: the row as read.
     """
 
     key: str
@@ -33,23 +33,23 @@ class Item:
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """Its label, or its labels in multi-label."""
+        """Returns its label, or its labels in multi-label."""
         values = self.row.values
         return (values["label"],) if "label" in values else self.row.labels
 
     @property
     def target(self) -> Any:
-        """Whatever is to be predicted of its text, to be compared."""
+        """Returns its target, to be compared with another's."""
         return self.labels, self.row.number, self.row.answers
 
     @property
     def text(self) -> str:
-        """All text of a document or an example: where there are two, such as prompt and completion, both of them."""
+        """Returns the whole text; of two texts, such as prompt and completion, both."""
         return "\n".join(text for role, text in self.row.values.items() if role != "label")
 
     @property
     def unit(self) -> str:
-        """What stands in one split as a whole: all questions on a context, or the item alone."""
+        """Returns the unit that must not be divided between splits: all questions on a context, or the item alone."""
         values = self.row.values
         return fold(values["context"]) if "context" in values else self.key
 
@@ -59,9 +59,9 @@ class Gathered:
     """A stream's splits.
 
     Attributes:
-        splits: its documents or examples, in an order drawn by the seed.
-        labels: classification and multi-label: names of all labels, sorted.
-        notes: counts of what was read and removed.
+        splits: documents or examples of each split, in an order that depends on the seed.
+        labels: classification and multi-label: all label names, sorted.
+        notes: numbers of rows that were read and removed.
     """
 
     splits: dict[Split, list[Item]]
@@ -70,14 +70,14 @@ class Gathered:
 
 
 def gather(stream: PretrainData | FinetuneData, seed: int, problems: Problems) -> Gathered:
-    """Reads all sources of a stream, removes duplicates and cuts the splits.
+    """Reads all sources of a stream, removes duplicates and creates the splits.
 
-    What stands in several sources is kept where it is measured: in test before dev, in dev before train.
+    A text in several sources is kept in the split where it is evaluated: test before dev, dev before train.
 
     Args:
-        stream: the stream's configuration.
-        seed: of the splits and of `max_documents`.
-        problems: receives all that is wrong; the result is of use only where there is nothing.
+        stream: configuration of the stream.
+        seed: seed of the splits and of `max_documents`.
+        problems: collects all problems. The result is only valid if there are none.
     """
     counts: Counter[str] = Counter(read=0, duplicates_removed=0)
     by_option: dict[str, list[Item]] = {}
@@ -118,7 +118,7 @@ def gather(stream: PretrainData | FinetuneData, seed: int, problems: Problems) -
 
 
 def _unique(rows: list[Row], counts: Counter[str]) -> list[Item]:
-    """Keeps the first of each text. One text with two labels says nothing, so the second is removed as well."""
+    """Keeps the first row of each text. A second label for the same text is contradictory, so it is removed too."""
     kept: dict[str, Item] = {}
     for row in rows:
         key = fold(*(text for role, text in row.values.items() if role != "label"))
@@ -167,9 +167,9 @@ def _cut(
 
 
 def _groups(items: list[Item]) -> list[str]:
-    """Group in which each item is spread over the splits, such that every label gets a group whose last is kept for training.
+    """Assigns each item to a group for splitting, so that every label has a group, of which one item is kept for training.
 
-    That is its label, of several the rarest. A label that is the rarest nowhere gets an item that is a group of its own.
+    An item's group is its label, or the rarest of its labels. If a label is nowhere the rarest, one item gets its own group.
     """
     counts = Counter(label for item in items for label in item.labels)
     groups = {item.key: min(item.labels, key=lambda label: (counts[label], label), default="") for item in items}
@@ -180,7 +180,7 @@ def _groups(items: list[Item]) -> list[str]:
 
 
 def _check_task(stream: FinetuneData, gathered: Gathered, problems: Problems) -> None:
-    """Finds what makes training or measuring pointless, and counts what is to be predicted."""
+    """Reports data that makes training or evaluation meaningless, and counts the targets."""
     splits, notes, column = gathered.splits, gathered.notes, f"{stream.section}.label_column ({stream.label_column})"
     train = splits["train"]
     if stream.task in ("classification", "multi_label"):
@@ -193,7 +193,7 @@ def _check_task(stream: FinetuneData, gathered: Gathered, problems: Problems) ->
         notes["unlabelled"] = {name: sum(not item.labels for item in inside) for name, inside in splits.items()}
     elif stream.task == "regression":
         numbers = {name: np.array([item.row.number for item in inside], float) for name, inside in splits.items()}
-        if train and len(np.unique(numbers["train"].astype(np.float32))) == 1:  # as training reads them
+        if train and len(np.unique(numbers["train"].astype(np.float32))) == 1:  # float32, as in training
             problems.add(
                 f"{column}: every training example has the number {numbers['train'][0]:g}; at least two numbers are needed"
             )
@@ -208,10 +208,10 @@ def _check_task(stream: FinetuneData, gathered: Gathered, problems: Problems) ->
 
 
 def _checked_labels(column: str, splits: dict[Split, list[Item]], single: bool, problems: Problems) -> list[str]:
-    """All labels, sorted.
+    """Returns all labels, sorted.
 
     Args:
-        column: names the column in messages.
+        column: name of the column, for messages.
         single: whether each example has exactly one label.
     """
     counts = Counter(label for inside in splits.values() for item in inside for label in item.labels)

@@ -1,4 +1,4 @@
-"""The data report: one HTML file that needs nothing else, to be looked at before any training."""
+"""The data report: one self-contained HTML file to inspect the data before training."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ class Bar:
     """One bar of a chart.
 
     Attributes:
-        share: length, in percent of the longest.
-        counts: one number for each column that stands beside it.
+        share: length, in percent of the longest bar.
+        counts: one number for each column next to the bar.
     """
 
     name: str
@@ -38,12 +38,12 @@ class Bar:
 def render(
     manifest: DataManifest, documents: Mapping[Split, Sequence[Document]], decode: Callable[[list[int]], str]
 ) -> str:
-    """The report as HTML.
+    """Renders the report as HTML.
 
     Args:
-        manifest: a manifest that holds all splits.
-        documents: what is in them.
-        decode: from token ids to text, to show what the model gets to see.
+        manifest: manifest with all splits.
+        documents: documents of the splits.
+        decode: converts token ids to text, to show the model's input.
     """
     environment = Environment(
         loader=PackageLoader(__package__, "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True
@@ -72,7 +72,7 @@ def render(
 
 
 def _labels(manifest: DataManifest, splits: Sequence[Split]) -> list[Bar]:
-    """How often each label occurs; in multi-label also how many examples have none."""
+    """Returns the frequency of each label; in multi-label also the number of examples without a label."""
     counts: Mapping[str, Mapping[str, int]] = manifest.notes.get("labels", {})
     rows = [(label, [counts[split].get(label, 0) for split in splits]) for label in manifest.labels or []]
     if "unlabelled" in manifest.notes:
@@ -81,7 +81,7 @@ def _labels(manifest: DataManifest, splits: Sequence[Split]) -> list[Bar]:
 
 
 def _numbers(numbers: Mapping[Split, Sequence[float]]) -> list[Bar]:
-    """Histogram of the numbers to predict, in even bins."""
+    """Returns a histogram of the target numbers, with even bins."""
     edges = np.histogram_bin_edges(np.concatenate([np.asarray(inside) for inside in numbers.values()]), BINS)
     rows = np.array([np.histogram(inside, edges)[0] for inside in numbers.values()]).T
     names = [f"{low:.4g} to {high:.4g}" for low, high in pairwise(edges)]
@@ -93,7 +93,7 @@ def _quantiles(numbers: Sequence[float]) -> list[float]:
 
 
 def _answers(notes: Mapping[str, Any], splits: Sequence[Split]) -> list[tuple[str, int, int, str]]:
-    """Of each split: examples, those without an answer, and the windows that hold one whole."""
+    """Returns for each split the numbers of examples, of unanswerable ones, and of windows that contain a whole answer."""
     rows: list[tuple[str, int, int, str]] = []
     for split in splits:
         windows, having = notes["windows"][split], notes["windows_with_answer"][split]
@@ -103,7 +103,7 @@ def _answers(notes: Mapping[str, Any], splits: Sequence[Split]) -> list[tuple[st
 
 
 def _lengths(lengths: Mapping[Split, Sequence[int]], longest: int | None) -> list[Bar]:
-    """Histogram of the lengths in tokens: even bins up to `longest`, or bins that double where there is no such end."""
+    """Returns a histogram of the lengths in tokens: even bins up to `longest`, or doubling bins if there is no maximum."""
     found = [length for inside in lengths.values() for length in inside]
     if longest is not None:
         edges = sorted({round(longest * part / 8) for part in range(1, 9)})
@@ -151,7 +151,7 @@ def _changes(notes: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def _shown(documents: Sequence[Document]) -> list[Document]:
-    """The first documents; of several windows over a context, one that holds the answer where there is one."""
+    """Returns the first documents; of several windows over a context, one with the answer if there is one."""
     shown: dict[str, Document] = {}
     for document in documents:
         first = shown.setdefault(document.record["id"], document)

@@ -1,4 +1,4 @@
-"""Windows over contexts in which questions are answered, and where the answers stand in their tokens."""
+"""Windows over the contexts of questions, and the token positions of the answers."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Question:
-    """What is asked of a context.
+    """A question on a context.
 
     Attributes:
-        answer: from and to, in characters of the context; None if there is no answer in it.
+        answer: start and end, in characters of the context; None if the context contains no answer.
     """
 
     question: str
@@ -27,14 +27,14 @@ class Question:
 
 @dataclass(frozen=True)
 class Window:
-    """A question with a piece of its context.
+    """A question with a part of its context.
 
     Attributes:
         tokens: token ids, the tokenizer's own special tokens included.
-        context_from: the first token of the context.
-        offsets: from and to, in characters of the context, of each of its tokens.
-        second_from: the first token of token type 1; -1 where there is none.
-        answer: first and last token of the answer; None if it is not in here from end to end.
+        context_from: index of the first context token.
+        offsets: start and end of each context token, in characters of the context.
+        second_from: index of the first token of token type 1; -1 if there is none.
+        answer: first and last token of the answer; None if the window does not contain the whole answer.
     """
 
     tokens: list[int]
@@ -45,15 +45,15 @@ class Window:
 
 
 def windows(encoder: Encoder, questions: Sequence[Question], what: str) -> Iterator[list[Window]]:
-    """The windows of each question in the order of its context; none where the question leaves the context no room.
+    """Yields the windows of each question, in the order of its context; none if the question leaves no space for the context.
 
-    The tokenizer is called as in the question-answering example of transformers (run_qa.py): the context alone is cut, into
-    windows of `max_length` tokens that overlap by a quarter of that.
+    Calls the tokenizer as the question-answering example of transformers does (run_qa.py): only the context is split, into
+    windows of `max_length` tokens that overlap by a quarter.
 
     Args:
         encoder: tokenizer, lengths and progress.
-        questions: what to encode.
-        what: what the questions are, for the progress.
+        questions: questions to encode.
+        what: name of the questions in progress lines.
     """
     with encoder.context.progress(len(questions), "questions", f"tokenizing {what}") as progress:
         for start in range(0, len(questions), BATCH):
@@ -69,7 +69,7 @@ def _windows(encoder: Encoder, questions: Sequence[Question]) -> list[list[Windo
     asked, contexts = [one.question for one in questions], [one.context for one in questions]
     whole = tokenizer(asked, contexts, return_offsets_mapping=True, verbose=False)
     offsets = [_second(whole, index)[1] for index in range(len(questions))]
-    # Tokens of the answer; a window that holds as many holds it from end to end.
+    # Number of answer tokens in the whole context. A window with as many contains the whole answer.
     wanted = [len(_touching(inside, one.answer)) for inside, one in zip(offsets, questions, strict=True)]
     found: list[list[Window]] = [[] for _ in questions]
     long = []
@@ -78,7 +78,7 @@ def _windows(encoder: Encoder, questions: Sequence[Question]) -> list[list[Windo
             found[index].append(_window(encoder, whole, index, questions[index], wanted[index]))
         elif max_length - (len(ids) - len(offsets[index])) > stride:
             long.append(index)
-        # Else a window would be all overlap, which the tokenizer answers with a crash.
+        # Other questions are skipped: their windows would consist of overlap only, on which the tokenizer crashes.
     if long:
         cut = tokenizer(
             [asked[index] for index in long],
@@ -93,7 +93,7 @@ def _windows(encoder: Encoder, questions: Sequence[Question]) -> list[list[Windo
         for place, sample in enumerate(cut["overflow_to_sample_mapping"]):
             index = long[sample]
             found[index].append(_window(encoder, cut, place, questions[index], wanted[index]))
-    # A tokenizer that truncates at the left gives the last window first.
+    # Tokenizers that truncate on the left return the last window first.
     return [sorted(inside, key=lambda window: window.offsets[:1]) for inside in found]
 
 
@@ -113,14 +113,14 @@ def _window(encoder: Encoder, encoded: BatchEncoding, index: int, question: Ques
 
 
 def _second(encoded: BatchEncoding, index: int) -> tuple[int, list[tuple[int, int]]]:
-    """The first token of the second text, and from and to of its tokens, in characters."""
+    """Returns the index of the first token of the second text, and start and end of its tokens, in characters."""
     sequences = encoded.sequence_ids(index)
     offsets = [tuple(pair) for pair, text in zip(encoded["offset_mapping"][index], sequences, strict=True) if text == 1]
     return (sequences.index(1) if offsets else 0), offsets
 
 
 def _touching(offsets: Sequence[tuple[int, int]], span: tuple[int, int] | None) -> list[int]:
-    """The tokens that hold any character of the span."""
+    """Returns the tokens that contain any character of the span."""
     if span is None:
         return []
     return [index for index, (low, high) in enumerate(offsets) if low < span[1] and high > span[0] and low < high]

@@ -1,4 +1,4 @@
-"""Removing duplicates and cutting splits: pure functions of the content and the seed."""
+"""Removes duplicates and creates splits: pure functions of the content and the seed."""
 
 from __future__ import annotations
 
@@ -14,38 +14,38 @@ T = TypeVar("T")
 
 
 def fold(*texts: str) -> str:
-    """Digest under which texts that differ only in case and white space are the same."""
+    """Returns a digest that is equal for texts that differ only in case and white space."""
     folded = "\0".join(" ".join(text.casefold().split()) for text in texts)
     return hashlib.sha256(folded.encode()).hexdigest()
 
 
 def draw(keys: Sequence[str], count: int, seed: int) -> set[str]:
-    """Draws `count` of the keys; each key's chance depends on nothing but itself and the seed."""
+    """Draws `count` of the keys. Whether a key is drawn depends on its rank, a function of the key and the seed only."""
     return set(sorted(keys, key=lambda key: _rank(seed, "draw", key))[:count])
 
 
 def shuffled(items: Iterable[T], seed: int, key: Callable[[T], str]) -> list[T]:
-    """An order that depends on the contents and the seed alone: the first hundred are as good a sample as any."""
+    """Shuffles items in an order that depends on contents and seed only. Every prefix is a random sample."""
     return sorted(items, key=lambda item: _rank(seed, "order", key(item)))
 
 
 def cut(
     keys: Sequence[str], groups: Sequence[str], fractions: Mapping[HeldOut, float], seed: int
 ) -> dict[str, Split] | None:
-    """Says for each key which split it falls into.
+    """Assigns each key to a split.
 
-    Every split gets its fraction of the keys, rounded, and at least one. Groups (labels) are spread over the splits in
-    proportion (systematic sampling with a random start in each group), and the last of each group is kept for training,
-    so that no label is held out altogether.
+    Every split gets its fraction of the keys, rounded, and at least one key. Groups (labels) are distributed over the splits in
+    proportion (systematic sampling with a random start in each group). The last key of each group is kept for training, so that
+    no label is only in held-out data.
 
     Args:
-        keys: digests of the contents, each once.
+        keys: digests of the contents, without duplicates.
         groups: group of each key.
-        fractions: share of each split that is to be cut off; what is not named is not cut.
-        seed: another seed gives other splits.
+        fractions: fraction of each split to create; other splits are not created.
+        seed: seed of the splits.
 
     Returns:
-        The split of each key, or None if there are too few keys for every split to get one.
+        The split of each key, or None if there are too few keys for all splits.
     """
     members: dict[str, list[str]] = defaultdict(list)
     for key, group in zip(keys, groups, strict=True):

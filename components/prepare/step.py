@@ -1,4 +1,4 @@
-"""The `prepare` step: one stream, from its sources to tokens, splits, tokenizer and data report."""
+"""The `prepare` step: converts the sources of one stream to tokens, splits, tokenizer and data report."""
 
 from __future__ import annotations
 
@@ -37,20 +37,20 @@ def run(
     tokenizer: ArtifactLike,
     report: ArtifactLike,
 ) -> None:
-    """Prepares one stream. Nothing is written before all of the data is found to be right.
+    """Prepares one stream. Writes outputs only after all data has passed the checks.
 
     Args:
         config: the stream and the tokenizer.
         context: log, progress and tracking.
-        tokenizer_in: fine-tuning stream: the tokenizer folder of the pretraining stream.
-        pretraining_data: fine-tuning stream: the `train` output of the pretraining stream, for the contamination check.
-        train: data folder with the split train.
-        heldout: data folder with the splits dev and test.
-        tokenizer: tokenizer folder in Hugging Face format.
-        report: HTML file that tells what the data is like.
+        tokenizer_in: fine-tuning stream: tokenizer folder of the pretraining stream.
+        pretraining_data: fine-tuning stream: `train` output of the pretraining stream, for the contamination check.
+        train: output, data folder with the split train.
+        heldout: output, data folder with the splits dev and test.
+        tokenizer: output, tokenizer folder in Hugging Face format.
+        report: output, HTML file that describes the data.
 
     Raises:
-        RefusedError: naming all problems of the stream's data at once.
+        RefusedError: if the stream's data has problems; names all of them.
     """
     stream = _stream(config)
     task = stream.task if isinstance(stream, FinetuneData) else None
@@ -125,7 +125,7 @@ def _stream(config: PrepareStep) -> PretrainData | FinetuneData:
 def _known_tokenizer(
     config: PrepareStep, tokenizer_in: ArtifactLike | None, problems: Problems
 ) -> PreTrainedTokenizerBase | None:
-    """The tokenizer that need not be trained: the pretraining stream's or the base model's."""
+    """Returns the existing tokenizer, of the pretraining stream or the base model; None if it must be trained."""
     known = None
     try:
         if tokenizer_in is not None:
@@ -150,10 +150,10 @@ def _known_tokenizer(
 
 
 def _to_end_with_eos(config: PrepareStep) -> bool:
-    """Tells whether the tokenizer is to end every text with EOS, whose hidden state the task's head then reads.
+    """Tells whether the tokenizer should append EOS to every text, whose hidden state the task head then reads.
 
-    Where it was trained here it can be shaped for the task; a base model's is left as its makers use it. One for masked LM
-    ends a text so anyway.
+    Only a tokenizer trained here is changed for the task; that of a base model is not changed. A tokenizer for masked LM
+    appends EOS in any case.
     """
     trained_here = config.tokenizer.vocabulary_size is not None and config.tokenizer.objective == "causal_lm"
     task = config.finetune.task if config.stream == "finetune" and config.finetune is not None else None
@@ -161,10 +161,10 @@ def _to_end_with_eos(config: PrepareStep) -> bool:
 
 
 def _contamination(gathered: Gathered, pretraining_data: ArtifactLike | None) -> dict[Split, list[list[str]]]:
-    """Finds the held-out examples whose text occurs in training text.
+    """Detects the held-out examples whose text occurs in training text.
 
     Returns:
-        Of each held-out example the streams, `pretrain` and `finetune`, whose train split holds its text.
+        For each held-out example the streams, `pretrain` and `finetune`, whose train split contains its text.
     """
     held_out = [item.text for split in HELD_OUT for item in gathered.splits[split]]
     found = {"finetune": contaminated(held_out, (item.text for item in gathered.splits["train"]))}
@@ -184,7 +184,7 @@ def _contamination(gathered: Gathered, pretraining_data: ArtifactLike | None) ->
 
 
 def _describe(artifact: ArtifactLike, manifest: DataManifest) -> None:
-    """The few numbers that a person wants to see beside the artifact."""
+    """Writes key numbers to the artifact's metadata, for display."""
     artifact.metadata.update({"source": manifest.source, "digest": manifest.digest})
     artifact.metadata["mlflow_run"] = manifest.mlflow_run or ""
     for split, info in manifest.splits.items():

@@ -1,4 +1,4 @@
-"""The tokenizer, trained here or brought by the base model, and the token sequences of documents and examples."""
+"""The tokenizer, trained here or loaded from the base model, and the token sequences of documents and examples."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ BATCH = 500
 def train_tokenizer(
     texts: Iterable[str], vocabulary_size: int, max_length: int, objective: Objective = "causal_lm"
 ) -> PreTrainedTokenizerBase:
-    """Trains a byte-level BPE tokenizer, which can encode any text; tokens for BOS, EOS and padding included.
+    """Trains a byte-level BPE tokenizer, which can encode any text, with tokens for BOS, EOS and padding.
 
-    One for masked LM has a mask token too, and puts texts between BOS, also called CLS, and EOS, also called SEP, as BERT's
-    does: BOS a EOS, and of two texts BOS a EOS b EOS, where b EOS are of token type 1.
+    For masked LM it also has a mask token and encloses texts in BOS (also called CLS) and EOS (also called SEP), like BERT's:
+    BOS a EOS, and for two texts BOS a EOS b EOS, where b EOS has token type 1.
 
-    Names of special tokens that stand in a text are encoded as ordinary text, except for masked LM, where a text holds the mask
-    by its name. A small text gives fewer entries than `vocabulary_size`.
+    Names of special tokens in a text are encoded as ordinary text, except for masked LM, where a text can contain the mask by
+    name. Small texts give fewer entries than `vocabulary_size`.
     """
     from tokenizers import Tokenizer as Backend
     from tokenizers import decoders, models, pre_tokenizers, processors, trainers
@@ -57,7 +57,7 @@ def train_tokenizer(
         options["model_input_names"] = ["input_ids", "token_type_ids", "attention_mask"]
     else:
         backend.post_processor = processors.TemplateProcessing(single=f"{bos} $A", special_tokens=ids[:1])
-    wrap: Any = PreTrainedTokenizerFast  # its constructor has no types
+    wrap: Any = PreTrainedTokenizerFast  # its constructor is untyped
     return wrap(
         tokenizer_object=backend,
         bos_token=bos,
@@ -65,17 +65,17 @@ def train_tokenizer(
         pad_token=pad,
         model_max_length=max_length,
         clean_up_tokenization_spaces=False,
-        # A mask is written into a text by its name, where a masked LM is used; no other special token has any use there.
+        # Users of a masked LM write the mask into a text by name. Other special tokens are not needed in texts.
         split_special_tokens=objective != "masked_lm",
         **options,
     )
 
 
 def load_tokenizer(config: Tokenizer) -> PreTrainedTokenizerBase:
-    """Loads the base model's tokenizer; code from the hub is never run.
+    """Loads the base model's tokenizer, without running code from the hub.
 
     Raises:
-        RefusedError: if there is none, or it has more entries than the model.
+        RefusedError: if there is none, or if it has more entries than the model.
     """
     from transformers import AutoConfig, AutoTokenizer
 
@@ -83,7 +83,7 @@ def load_tokenizer(config: Tokenizer) -> PreTrainedTokenizerBase:
     try:
         tokenizer = AutoTokenizer.from_pretrained(config.base, revision=config.revision, trust_remote_code=False)
         model = AutoConfig.from_pretrained(config.base, revision=config.revision, trust_remote_code=False)
-    except Exception as error:  # a broken file can raise anything; the message says what the library found
+    except Exception as error:  # a broken file can raise anything; the message contains the library's error
         raise RefusedError(f"{shown} has no tokenizer that can be loaded ({first_line(error)})") from None
     size = getattr(model.get_text_config(), "vocab_size", None)
     if size is not None and len(tokenizer) > size:
@@ -98,7 +98,7 @@ def load_saved_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
     """Loads a tokenizer folder that `prepare` wrote.
 
     Raises:
-        RefusedError: if it is none.
+        RefusedError: if the folder contains no tokenizer.
     """
     from transformers import PreTrainedTokenizerFast
 
@@ -113,7 +113,7 @@ def load_saved_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
 
 
 def _is_plain(folder: Path) -> bool:
-    """Tells whether the folder says all about its tokenizer, so that the Auto class, which imports torch, is not needed."""
+    """Tells whether the folder fully describes its tokenizer. The Auto class, which imports torch, is then not needed."""
     settings = folder / "tokenizer_config.json"
     return (folder / "tokenizer.json").is_file() and json.loads(settings.read_text(encoding="utf-8")).get(
         "tokenizer_class"
@@ -121,7 +121,7 @@ def _is_plain(folder: Path) -> bool:
 
 
 def _ends(tokenizer: PreTrainedTokenizerBase, shown: str = "the tokenizer") -> tuple[int, int]:
-    """Ids of the first and the last token of a pretraining document."""
+    """Returns the ids of the first and the last token of a pretraining document."""
     eos = _first_known(tokenizer.eos_token_id, tokenizer.sep_token_id, tokenizer.bos_token_id)
     bos = _first_known(tokenizer.bos_token_id, tokenizer.cls_token_id, eos)
     if eos is None or bos is None:
@@ -134,16 +134,16 @@ def _first_known(*ids: int | None) -> int | None:
 
 
 class Encoder:
-    """Turns documents and examples into token sequences.
+    """Converts documents and examples to token sequences.
 
-    A pretraining document stands between BOS (EOS, where the tokenizer has no BOS) and EOS; CLS and SEP stand in where they
-    are missing. Everything else (a text with its labels or its number, a prompt, a question with its context) is what a
-    plain call of the tokenizer gives, since that is what the finished model is fed with elsewhere.
+    A pretraining document is enclosed in BOS (EOS, if the tokenizer has no BOS) and EOS; CLS and SEP replace missing ones. All
+    other texts (a text with its labels or its number, a prompt, a question with its context) are encoded by a plain call of
+    the tokenizer, since users of the model do the same.
 
     Args:
-        tokenizer: left as it is; a call that truncates would change what it saves.
-        max_length: longest example, in tokens.
-        context: shows the progress.
+        tokenizer: not modified; a call with truncation would change its saved state.
+        max_length: maximum length of an example, in tokens.
+        context: used to show the progress.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, max_length: int, context: Context) -> None:
@@ -152,11 +152,11 @@ class Encoder:
         self._before, self._after = self._added()
 
     def ids(self, texts: Sequence[str], what: str, special: bool = False) -> list[list[int]]:
-        """Token ids of each text, whole; `what` names the texts in the progress.
+        """Returns the token ids of each text, without truncation.
 
         Args:
-            texts: what to encode.
-            what: what the texts are.
+            texts: texts to encode.
+            what: name of the texts in progress lines.
             special: whether the tokenizer adds its own special tokens.
         """
         found: list[list[int]] = []
@@ -169,19 +169,19 @@ class Encoder:
         return found
 
     def decode(self, ids: list[int]) -> str:
-        """What the model gets to see, special tokens included."""
+        """Decodes the model's input, including special tokens."""
         return str(self.tokenizer.decode(ids))
 
     def document(self, ids: list[int]) -> list[int]:
-        """Pretraining text, whole: training cuts windows out of it."""
+        """Encloses pretraining text in BOS and EOS, without truncation: training splits it into windows."""
         return [self.bos, *ids, self.eos]
 
     def text(self, text: str, ids: list[int]) -> tuple[list[int], bool]:
-        """A text for a task head, cut to `max_length` by the tokenizer itself, and whether it was cut.
+        """Encodes a text for a task head, truncated to `max_length` by the tokenizer. Also returns whether it was truncated.
 
         Args:
-            text: as read.
-            ids: its token ids, whole, the tokenizer's own special tokens included.
+            text: the text as read.
+            ids: its token ids without truncation, including the tokenizer's special tokens.
         """
         cut = len(ids) > self.max_length
         if cut:
@@ -189,16 +189,16 @@ class Encoder:
         return ids or [self.bos], cut
 
     def prompted(self, prompt: list[int], completion: list[int]) -> tuple[list[int], int, bool] | None:
-        """A prompt, its text cut at its left to `max_length`, with its completion and EOS.
+        """Joins a prompt, truncated on the left to fit `max_length`, with its completion and EOS.
 
         Args:
-            prompt: token ids, whole, the tokenizer's own special tokens included; an EOS or SEP that the tokenizer adds
-                at the end is left out.
-            completion: token ids alone.
+            prompt: token ids without truncation, including the tokenizer's special tokens; an EOS or SEP that the tokenizer
+                appends is removed.
+            completion: token ids without special tokens.
 
         Returns:
-            The tokens, the index of the completion's first token, which is at least 1, and whether the prompt was cut;
-            None if not even the completion fits.
+            The tokens, the index of the completion's first token, which is at least 1, and whether the prompt was truncated;
+            None if the completion does not fit.
         """
         first, text = prompt[: self._before], prompt[self._before : len(prompt) - self._after]
         if not first and not text:
@@ -210,7 +210,7 @@ class Encoder:
         return [*first, *kept, *completion, self.eos], len(first) + len(kept), len(kept) < len(text)
 
     def _added(self) -> tuple[int, int]:
-        """How many special tokens the tokenizer adds before a text, and how many EOS or SEP after it."""
+        """Returns how many special tokens the tokenizer adds before a text, and how many EOS or SEP after it."""
         (alone,), (whole,) = (self.tokenizer(["a"], add_special_tokens=add)["input_ids"] for add in (False, True))
         spare = len(whole) - len(alone)
         before = next((start for start in range(spare + 1) if whole[start : start + len(alone)] == alone), 0)

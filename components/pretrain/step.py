@@ -1,4 +1,4 @@
-"""Pretraining on unlabelled text (λ = 1): brings in the base model and, where asked, trains it on."""
+"""Pretraining on unlabelled text (λ = 1): loads the base model and, if configured, trains it further."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ def run(
     model: ArtifactLike,
     metrics: ArtifactLike,
 ) -> None:
-    """Makes the `pretrained` candidate.
+    """Creates the `pretrained` candidate.
 
     Args:
-        data: the pretraining stream's training split.
-        tokenizer: the tokenizer that the data was prepared with.
-        model: output, a model folder. Where nothing is trained it holds no weights: its card says where they are.
+        data: training split of the pretraining stream.
+        tokenizer: tokenizer that the data was prepared with.
+        model: output, a model folder. Without training it contains no weights: its card names their location.
         metrics: output, final losses and counts.
     """
     manifest = DataManifest.load(data.path)
@@ -84,13 +84,13 @@ def _base_model(config: PretrainStep, tokenizer: str) -> MixedModel:
         raise RefusedError(
             f"model.max_length: is {config.model.max_length}, but {base} has only {positions - network.position_offset}"
         )
-    # Pretraining is on text alone; a head that the base model brings belongs to some other task.
+    # Pretraining uses text only; a head of the base model belongs to another task.
     network.task, network.kind, network.labels = None, None, None
     return network
 
 
 def _refuse_new_weights(network: MixedModel, base: str) -> None:
-    """A model without an LM head has nothing to forget with."""
+    """Refuses a model without a trained LM head: its forgetting cannot be measured."""
     if network.new_weights:
         raise RefusedError(
             f"pretrain.steps: is 0, but {base} has no trained language-model head ({network.new_weights[0]} is missing), so "
@@ -99,7 +99,7 @@ def _refuse_new_weights(network: MixedModel, base: str) -> None:
 
 
 def _whole(base: str) -> str:
-    """A name of the base model that later steps find it by."""
+    """Returns a name of the base model that later steps can resolve."""
     return str(Path(base).absolute()) if Path(base).is_dir() else base
 
 

@@ -1,4 +1,4 @@
-"""The model card of a registered model, from the report: what it is, how good, what it forgot, what it was made of."""
+"""The model card of a registered model, from the report: description, scores, forgetting, data and settings."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from typing import Any
 
 
 def model_card(report: dict[str, Any], candidate: dict[str, Any], name: str) -> str:
-    """The card.
+    """Renders the model card.
 
     Args:
-        report: as in report.json.
-        candidate: the registered one's row in it.
-        name: of the registered model.
+        report: content of report.json.
+        candidate: row of the registered candidate in the report.
+        name: name of the registered model.
     """
     task, forgetting, tokens = report["task"], report["forgetting"], candidate["tokens"]
     weight = "" if candidate["lambda"] is None else f", λ = {candidate['lambda']:g}"
@@ -50,5 +50,5 @@ def _value(one: dict[str, float] | None, sign: str = "") -> str:
 
 
 def _cell(text: str) -> str:
-    """Text that leaves the table whole."""
+    """Escapes text for a table cell."""
     return " ".join(text.replace("|", "\\|").split())

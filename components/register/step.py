@@ -1,4 +1,4 @@
-"""Registers the selected model in the MLflow model registry. Runs only behind the gate, and fetches only that model."""
+"""Registers the selected model in the MLflow model registry. Runs only if the gate is met, and fetches only that model."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ def run(
     comparison: ArtifactLike,
     model: ArtifactLike,
 ) -> None:
-    """Makes one version of the registered model, or finds the one that was made of the same weights before.
+    """Registers one version of the model, or finds the version with the same weights.
 
     Args:
         selected: the selected candidate's model; for an interpolated candidate the pretrained model.
         other: for an interpolated candidate the fine-tuned model; not read otherwise.
-        comparison: the comparison, whose report goes along.
-        model: output. An interpolated winner is written out here; any other stays where it is.
+        comparison: the comparison, whose report is logged with the model.
+        model: output. An interpolated model is written here; other models stay in their folders.
     """
     report = read_json(Path(comparison.path) / "report.json", "a comparison made by mixtune")
     candidate = next(one for one in report["candidates"] if one["id"] == report["selected"])
@@ -96,7 +96,7 @@ def _write_interpolated(alpha: float, candidate_id: str, pretrained: str, finetu
 
 
 def _lineage(report: dict[str, Any], candidate: dict[str, Any], context: Context) -> dict[str, str]:
-    """What a person who finds the version later wants to know, and what makes the same model the same version."""
+    """Returns the lineage of a version as tags: candidate, scores, data, run, commit and image."""
     score = candidate.get("task_score") or {}
     tags = {
         "mixtune.candidate": candidate["id"],
@@ -117,6 +117,6 @@ def _lineage(report: dict[str, Any], candidate: dict[str, Any], context: Context
         **{f"mixtune.data.{stream}": digest for stream, digest in (candidate.get("data") or {}).items()},
     }
     if report["task"]["kind"] == "question_answering":
-        # transformers has no pipeline for it, so that MLflow's plain load_model and predict are of no use.
+        # transformers has no pipeline for question answering, so MLflow's plain load_model and predict do not work.
         tags["mixtune.load"] = 'mlflow.transformers.load_model(uri, return_type="components")'
     return {name: str(value) for name, value in tags.items() if value not in (None, "")}
