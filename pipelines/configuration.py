@@ -1,4 +1,4 @@
-"""Reading, overriding and writing a configuration file."""
+"""Reads, overrides and writes configuration files."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ EMBEDDED_DEFAULT = "demo"
 
 
 class _Loader(yaml.SafeLoader):
-    """Refuses a key that stands in a section twice, of which YAML would silently lose the first."""
+    """Refuses duplicate keys in a section. YAML would silently drop the first one."""
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         node = super().compose_mapping_node(anchor)
@@ -35,10 +35,10 @@ class _Loader(yaml.SafeLoader):
 
 
 def read_config(path: Path | None, overrides: Sequence[str] = ()) -> Config:
-    """Reads a YAML file (or the embedded default) and lays `a.b=c` over it.
+    """Reads a YAML file (or the embedded default) and applies overrides of the form `a.b=c`.
 
     Raises:
-        RefusedError: naming every problem at once.
+        RefusedError: if there are problems; names all of them.
     """
     values = _read_yaml(path) if path is not None else ready_made(EMBEDDED_DEFAULT)
     for override in overrides:
@@ -47,7 +47,7 @@ def read_config(path: Path | None, overrides: Sequence[str] = ()) -> Config:
 
 
 def ready_made(name: str) -> dict[str, Any]:
-    """One of the configurations that come with mixtune."""
+    """Returns a configuration that comes with mixtune."""
     text = resources.files(__package__).joinpath("configs", f"{name}.yaml").read_text(encoding="utf-8")
     return dict(yaml.safe_load(text))
 
@@ -73,17 +73,17 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 
 
 def lay_over(values: dict[str, Any], override: str) -> None:
-    """Sets one option, as `--set` gives it: `section.option=value`.
+    """Sets one option from a `--set` argument: `section.option=value`.
 
     Raises:
-        RefusedError: if it does not look like that.
+        RefusedError: if the argument does not have this form.
     """
     path, separator, text = override.partition("=")
     if not separator or not path:
         raise RefusedError(f"--set {override}: must look like section.option=value, for example mixed.lambdas=[0.2]")
     *parents, last = path.split(".")
     for parent in parents:
-        if values.get(parent) is None:  # also a section that holds only comments
+        if values.get(parent) is None:  # also for sections that contain only comments
             values[parent] = {}
         if not isinstance(values[parent], dict):
             raise RefusedError(f"--set {override}: {parent} is an option, not a section")
@@ -95,15 +95,15 @@ def lay_over(values: dict[str, Any], override: str) -> None:
 
 
 def to_yaml(config: Config) -> str:
-    """The resolved configuration, as it is kept with a run."""
+    """Returns the resolved configuration as YAML, to be stored with a run."""
     return str(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
 
 
 def annotated(values: Mapping[str, Any]) -> str:
-    """A configuration file with every option, its description above it; defaults are written out as comments.
+    """Returns a configuration file with all options and their descriptions. Defaults are written as comments.
 
     Args:
-        values: what to set; everything else stands there as a comment with its default.
+        values: options to set. All other options are written as comments with their defaults.
     """
     lines = ["# A mixtune configuration. Options that stand as comments have the value shown.", ""]
     _annotate(Config, values, "", lines)
@@ -129,7 +129,7 @@ def _annotate(section: type[Section], values: Mapping[str, Any], indent: str, li
 
 
 def section_of(annotation: Any) -> type[Section] | None:
-    """The section class behind a field's type, if it is one."""
+    """Returns the section class of a field's type; None if it is no section."""
     for one in (annotation, *(get_args(annotation) if get_origin(annotation) in (Union, UnionType) else ())):
         if isinstance(one, type) and issubclass(one, Section):
             return one
@@ -137,12 +137,12 @@ def section_of(annotation: Any) -> type[Section] | None:
 
 
 def items_of(annotation: Any) -> type[Section] | None:
-    """The section class of a list's items, if they are sections."""
+    """Returns the section class of a list's items; None if they are no sections."""
     return section_of(get_args(annotation)[0]) if get_origin(annotation) is list else None
 
 
 def init_values(name: str, task: str) -> dict[str, Any]:
-    """What `mixtune init` writes: a ready-made configuration, for a task.
+    """Returns the configuration that `mixtune init` writes: a ready-made one, adapted to a task.
 
     Raises:
         RefusedError: if there is no such configuration or task.

@@ -1,4 +1,4 @@
-"""What a person sees of a run: a bar for each running step on a terminal, plain lines elsewhere, a table at the end."""
+"""Shows a run to people: a progress bar for each running step in a terminal, plain lines elsewhere, a table at the end."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ _CACHE_HIT = re.compile(r"Task (\S+) cache hit")
 
 
 class Display:
-    """Follows a run's files and shows what happens.
+    """Follows a run's files and shows its progress.
 
     Args:
-        console: where to show it.
+        console: console to write to.
     """
 
     def __init__(self, console: Console) -> None:
@@ -42,12 +42,12 @@ class Display:
 
     @contextlib.contextmanager
     def following(self, progress: Path, outcomes: Path, log: Path) -> Iterator[None]:
-        """Shows a run until the block ends.
+        """Shows the progress of a run until the block ends.
 
         Args:
             progress: file that the steps append to.
             outcomes: folder of the outcome records.
-            log: KFP's log, which alone tells what came from the cache.
+            log: KFP's log, the only source of information about cached tasks.
         """
         self._paths = (progress, outcomes, log)
         if not self.console.is_terminal:
@@ -62,7 +62,7 @@ class Display:
         self._bars = None
 
     def refresh(self) -> None:
-        """Shows what is new."""
+        """Shows changes since the last call."""
         assert self._paths is not None
         progress, outcomes, log = self._paths
         for line in self._new_lines(log):
@@ -118,7 +118,7 @@ class Display:
 
 
 def candidates_table(report: dict[str, Any]) -> Table:
-    """The table of the candidates, from `report.json`."""
+    """Returns the table of candidates from `report.json`."""
     task = report["task"]
     title = Text(f"{report['name']}: candidates, on the test split", style="table.title")
     table = Table(title=title, title_justify="left", box=None, pad_edge=False)
@@ -143,7 +143,7 @@ def candidates_table(report: dict[str, Any]) -> Table:
 
 
 def shown_value(value: dict[str, float] | None, signed: bool = True) -> str:
-    """A value with its interval; a dash where there is none."""
+    """Formats a value with its interval; a dash for None."""
     if value is None:
         return "–"
     sign = "+" if signed else ""

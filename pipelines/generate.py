@@ -1,4 +1,4 @@
-"""Writes what is generated from the code: compiled pipelines and reference documentation. A test holds them to it.
+"""Generates files from the code: compiled pipelines and reference documentation. A test checks that they are up to date.
 
 python -m mixtune.pipelines.generate [FOLDER]      FOLDER: the checkout, by default the working directory
 """
@@ -21,7 +21,7 @@ from .configuration import items_of, section_of
 
 
 def generate(folder: Path) -> list[Path]:
-    """Writes everything below a checkout and returns what was written."""
+    """Generates all files below a checkout and returns their paths."""
     written = [_write(folder / "docs" / "configuration.md", configuration_page())]
     schema = json.dumps(Config.model_json_schema(), indent=2, ensure_ascii=False) + "\n"
     written.append(_write(folder / "docs" / "configuration.schema.json", schema))
@@ -30,7 +30,7 @@ def generate(folder: Path) -> list[Path]:
 
 
 def compile_all(folder: Path) -> list[Path]:
-    """Compiles the whole pipeline and every step, with the embedded default's values as defaults."""
+    """Compiles the whole pipeline and every step, with the default configuration's values as defaults."""
     from .cli.commands import compile_pipeline
     from .step_pipelines import STEPS
 
@@ -47,7 +47,7 @@ def _write(path: Path, text: str) -> Path:
 
 
 def configuration_page() -> str:
-    """The reference of all options, from the schema."""
+    """Returns the reference of all options, generated from the schema."""
     lines = [
         "# Configuration",
         "",
@@ -110,7 +110,7 @@ def _limits(field: FieldInfo) -> Iterator[str]:
 
 
 def command_page() -> str:
-    """The reference of the command, from its own help."""
+    """Returns the reference of the command, generated from its help."""
     from typer.testing import CliRunner
 
     from .cli.main import app

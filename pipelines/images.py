@@ -1,6 +1,6 @@
-"""Names of the steps' images: from `images.json`, which the build writes, or as the command's options say.
+"""Names of the steps' images, from `images.json`, which the build writes, or from the command's options.
 
-KFP's cache goes by these names, so that one that moves, such as `latest`, would bring results of older code.
+KFP's cache keys contain these names. A mutable name such as `latest` would return cached results of older code.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 
 
 class Images(BaseModel):
-    """Which image each step runs in.
+    """The images of the steps.
 
     Attributes:
-        prefix: registry and folder, with a slash at its end; empty for images on this machine alone.
-        tag: tag of all of them.
-        digests: of those that a registry has, by step; they identify the image in place of the tag.
+        prefix: registry and folder, with a trailing slash; empty for local images.
+        tag: tag of all images.
+        digests: digests of images in a registry, by step; they replace the tag.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -54,24 +54,24 @@ class Images(BaseModel):
         return self
 
     def of(self, step: str) -> str:
-        """Full name of a step's image."""
+        """Returns the full name of a step's image."""
         name = f"{self.prefix}mixtune-{step}"
         return f"{name}@{self.digests[step]}" if step in self.digests else f"{name}:{self.tag}"
 
     def save(self, file: Path) -> None:
-        """Writes what `images` reads."""
+        """Writes the file that `images` reads."""
         file.write_text(json.dumps(self.model_dump(mode="json"), indent=2) + "\n", encoding="utf-8")
 
 
 def images(prefix: str | None = None, tag: str | None = None) -> Images:
-    """The images to use: `images.json`, and in place of what it says what was given.
+    """Returns the images of `images.json`, with the given values in place of the file's.
 
     Args:
-        prefix: registry and folder; None is that of the file. A slash at its end is added where it is missing.
-        tag: None is that of the file.
+        prefix: registry and folder; None uses the file's. A missing trailing slash is added.
+        tag: tag of all images; None uses the file's.
 
     Raises:
-        RefusedError: if what was given is no name, or one that moves.
+        RefusedError: if a value is not a valid name, or is mutable.
     """
     built = Images.model_validate_json(resources.files(__package__).joinpath("images.json").read_text(encoding="utf-8"))
     if prefix is None and tag is None:
@@ -82,13 +82,13 @@ def images(prefix: str | None = None, tag: str | None = None) -> Images:
 
 
 def images_named(names: Mapping[str, str]) -> Images:
-    """The images that a compiled package names.
+    """Returns the images that a compiled package names.
 
     Args:
-        names: full name of each step's image, as `Images.of` gives it.
+        names: full name of each step's image, as returned by `Images.of`.
 
     Raises:
-        RefusedError: if one is named otherwise.
+        RefusedError: if a name has another form.
     """
     prefix, tag, digests = "", "unknown", {}
     for step, name in names.items():
@@ -103,5 +103,5 @@ def images_named(names: Mapping[str, str]) -> Images:
 
 
 def source_digest() -> str:
-    """Identifies the code of all steps; an image carries that of the code in it as the label `mixtune.code`."""
+    """Returns a digest of the code of all steps. Images store the digest of their code in the label `mixtune.code`."""
     return code_digest(["."])[:16]

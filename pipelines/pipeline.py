@@ -1,12 +1,12 @@
-"""The DAG, and nothing else. `placement.py` says where its tasks run, `components/` what they do.
+"""The DAG only. `placement.py` determines where its tasks run, `components/` what they do.
 
     plan ──> prepare (pretraining stream) ──> pretrain ─┬─> finetune ─────────────┬─> evaluate (pretrained, finetuned,
        └──────────> prepare (fine-tuning stream) ───────┴─> mixed (one per λ) ────┘   each mixed, all interpolated)
                                                                                             │
         finish  (always: closes the run)  <── register (behind the gate) <── compare <──────┘
 
-What computes (prepare, pretrain, finetune, mixed, evaluate) is cached. What keeps the books (plan, compare, register,
-finish) runs every time, in seconds: so every run checks its sources anew and has a report and a verdict of its own.
+Steps that compute (prepare, pretrain, finetune, mixed, evaluate) are cached. Administrative steps (plan, compare, register,
+finish) run every time and take seconds, so that every run checks its sources and has its own report and verdict.
 """
 
 from __future__ import annotations
@@ -29,19 +29,19 @@ from mixtune.components.register.component import register
 
 from .placement import Placer
 
-# KFP looks up its cache by this name.
+# KFP's cache keys contain this name.
 NAME = "mixtune"
 
 
 def make_pipeline(config: Config, place: Placer) -> Any:
-    """The pipeline with a configuration's values as its defaults.
+    """Creates the pipeline with a configuration's values as defaults.
 
     Args:
-        config: gives the parameters' defaults; the DAG itself does not depend on it, except on where mixed training starts.
-        place: says where each task runs and in which image.
+        config: values of the parameters' defaults. The DAG depends on it only in where mixed training starts.
+        place: sets the placement and the image of each task.
 
     Returns:
-        What the KFP compiler compiles and the local runner calls.
+        The pipeline, for the KFP compiler or the local runner.
     """
 
     place_parameters = place.parameters()
@@ -84,10 +84,10 @@ def _steps(config: Config, place: Placer, given: dict[str, Any]) -> None:
     pretrained = place(
         pretrain(config=part["pretrain"], data=text.outputs["train"], tokenizer=text.outputs["tokenizer"]),
         "pretrain",
-        # With nothing to train it needs no GPU; whether there is, only `plan` knows.
+        # Without training it needs no GPU, which only `plan` knows.
         at={name: part[f"pretrain_{name}"] for name in ("gpus", "node_selector", "tolerations", "affinity")},
     )
-    # Bad labels are found before anything is trained; order alone, so that changed labels do not touch the cache.
+    # Prepare finds invalid labels before any training starts. Only the order is set, so that changed labels keep the cache.
     pretrained.after(labelled)
     finetuned = place(
         finetune(config=part["finetune"], start=pretrained.outputs["model"], data=labelled.outputs["train"]), "finetune"
@@ -96,7 +96,7 @@ def _steps(config: Config, place: Placer, given: dict[str, Any]) -> None:
 
     start, also = pretrained, {}
     if config.mixed.start == "finetuned":
-        # A forgetting budget is measured against the pretrained model, wherever training starts.
+        # A forgetting budget is measured against the pretrained model, regardless of the start model.
         start, also = finetuned, {"pretrained": pretrained.outputs["model"]}
     with dsl.ParallelFor(planned.outputs["Output"], name="for each λ", parallelism=place.parallelism) as item:
         trained = place(
@@ -148,7 +148,7 @@ def _steps(config: Config, place: Placer, given: dict[str, Any]) -> None:
         ),
         "compare",
     )
-    # The verdict is the unnamed output: a condition on a named one is silently false.
+    # The verdict is the unnamed output: KFP evaluates a condition on a named output to false without an error.
     with dsl.If(compared.outputs["Output"] == True, name="gate"):  # noqa: E712 - builds a condition
         place(
             register(
@@ -162,7 +162,7 @@ def _steps(config: Config, place: Placer, given: dict[str, Any]) -> None:
 
 
 def _model_at(uri: Any) -> Any:
-    """An artifact of any run, by its URI."""
+    """Imports an artifact of any run by its URI."""
     return dsl.importer(artifact_uri=uri, artifact_class=dsl.Model, reimport=False).output
 
 

@@ -1,4 +1,4 @@
-"""Where tasks run: images, node pools, resources, retries, environment. The one helper that every task goes through."""
+"""Placement of tasks: images, node pools, resources, retries, environment. Every task passes through `Placer`."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ from .images import Images, images
 
 GPU_STEPS = frozenset({"pretrain", "finetune", "mixed", "evaluate"})
 ORDER = ("plan", "prepare", "pretrain", "finetune", "mixed", "evaluate", "compare", "register", "finish")
-# What keeps the books runs every time: plan looks at the sources, the others give every run a verdict of its own.
+# Administrative steps run every time: plan checks the sources, the others give every run its own verdict.
 NEVER_CACHED = frozenset({"plan", "compare", "register", "finish"})
 POD_LABELS = {"app.kubernetes.io/part-of": "mixtune"}
-"""What tells a step's pod from those of other pipelines; the network policies of k8s/ go by it."""
+"""Identifies the pods of mixtune's steps among those of other pipelines. The network policies in k8s/ select it."""
 QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
 CHECKPOINT_FOLDER = "/checkpoints"
 CHECKPOINT_KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_ENDPOINT_URL", "AWS_DEFAULT_REGION")
-# finish removes what a run's trainings have left.
+# finish deletes the checkpoints of a run's trainings.
 CHECKPOINT_STEPS = frozenset({"pretrain", "finetune", "mixed", "finish"})
 
 
 class Profile(BaseModel):
-    """One entry of `node_pools.yaml`: what tells GPU nodes apart on one kind of cluster."""
+    """An entry of `node_pools.yaml`: how to select GPU nodes on one kind of cluster."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -47,30 +47,30 @@ class Profile(BaseModel):
     node_selector: dict[str, str] = Field(default_factory=dict)
     tolerations: list[dict[str, str]] = Field(default_factory=list)
     gpu_affinity: dict[str, Any] = Field(default_factory=dict)
-    """Node affinity of GPU tasks, as Kubernetes writes it, for what a selector cannot say."""
+    """Node affinity of GPU tasks in Kubernetes format, for conditions that a selector cannot express."""
     gpu_cpu: str = "4"
     gpu_memory: str = "32Gi"
     cpu: str = "2"
     memory: str = "8Gi"
 
     def off_gpu_nodes(self) -> dict[str, Any]:
-        """Node affinity that keeps tasks without a GPU off the nodes that the labels name; nodes without the label are fine."""
+        """Returns a node affinity that keeps tasks without a GPU off labelled GPU nodes. Unlabelled nodes are allowed."""
         terms = [{"key": key, "operator": "NotIn", "values": [value]} for key, value in self.node_selector.items()]
         if not terms:
             return {}
-        # A node that bears one of the labels with another value is another node: the terms are alternatives.
+        # A node with another value of one of the labels is not a GPU node, so the terms are alternatives.
         alternatives = [{"matchExpressions": [term]} for term in terms]
         return {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": alternatives}}
 
 
 def profiles(own: str | Path | None = None) -> dict[str, Profile]:
-    """The placement profiles that come with mixtune, and the user's.
+    """Returns mixtune's placement profiles and the user's.
 
     Args:
-        own: file with profiles of the user's.
+        own: file with the user's profiles.
 
     Raises:
-        RefusedError: if the file cannot be used, naming every problem.
+        RefusedError: if the file is invalid; names all problems.
     """
     text = resources.files(__package__).joinpath("node_pools.yaml").read_text(encoding="utf-8")
     known = {name: Profile.model_validate(values) for name, values in yaml.safe_load(text).items()}
@@ -97,15 +97,15 @@ def profiles(own: str | Path | None = None) -> dict[str, Profile]:
 
 @dataclass
 class Placer:
-    """Places a task: called on every task of the DAG.
+    """Sets the placement of tasks. Called for every task of the DAG.
 
     Attributes:
-        profile: where GPU tasks go on a cluster; None for local runs, where placement means nothing.
+        profile: placement of GPU tasks on a cluster; None for local runs, which have no placement.
         where: the configuration's placement.
-        parallelism: candidates trained at a time; 0 is no limit.
-        offline: whether steps go on without an MLflow server that does not answer.
-        images: which image each step runs in.
-        alone: whether the pipeline is one step.
+        parallelism: number of candidates trained in parallel; 0 is no limit.
+        offline: whether steps continue if the MLflow server does not answer.
+        images: images of the steps.
+        alone: whether the pipeline consists of one step.
     """
 
     profile: Profile | None = None
@@ -118,12 +118,12 @@ class Placer:
 
     @classmethod
     def local(cls, in_images: Images | None = None) -> Placer:
-        """For the local runner: one candidate at a time, since they would share the machine's cores."""
+        """Creates a placer for the local runner. Candidates are trained one at a time, since they share the machine's cores."""
         return cls(parallelism=1, images=in_images or images())
 
     @classmethod
     def cluster(cls, config: Config, in_images: Images | None = None) -> Placer:
-        """For a cluster, as the configuration's profile says.
+        """Creates a placer for a cluster from the configuration's profile.
 
         Raises:
             RefusedError: if there is no such profile.
@@ -140,13 +140,13 @@ class Placer:
         return cls(profile, where, offline=config.tracking.offline_when_unreachable, images=in_images or images())
 
     def parameters(self) -> dict[str, tuple[type, Any, str]]:
-        """Placement that is chosen at run time: name -> (type, default, description)."""
+        """Returns the placement options that are set at run time: name -> (type, default, description)."""
         if self.profile is None:
             return {}
         secret = (
             f"Kubernetes secret with what opens {self.where.checkpoint_url}: {', '.join(CHECKPOINT_KEYS)}, as needed."
         )
-        # A count given as an int is silently no GPU at all on KFP, so it is text.
+        # KFP treats an integer count as no GPU without an error, so the count is text.
         return {
             "gpus": (str, str(self.where.gpus), "GPUs for each of pretrain, finetune, mixed and evaluate; 0 is none."),
             "gpu_type": (str, self.profile.accelerator or "nvidia.com/gpu", "Kubernetes resource name of a GPU."),
@@ -174,11 +174,11 @@ class Placer:
         return json.dumps(fixed, ensure_ascii=False, sort_keys=True)
 
     def with_parameters(self, values: Mapping[str, Any]) -> None:
-        """Takes the pipeline's run-time parameters."""
+        """Sets the pipeline's run-time parameters."""
         self._run_time = values
 
     def gpu_nodes(self) -> dict[str, Any]:
-        """Where GPU tasks go, for `plan`, which knows which tasks are to have one."""
+        """Returns the placement of GPU tasks for `plan`, which decides which tasks get a GPU."""
         nothing: dict[str, Any] = {"gpus": "0", "gpu_node_selector": {}, "gpu_tolerations": []}
         nothing |= {"gpu_affinity": {}, "cpu_affinity": {}}
         return {name: self._run_time.get(name, value) for name, value in nothing.items()}
@@ -186,13 +186,13 @@ class Placer:
     def __call__(
         self, task: dsl.PipelineTask, step: str, words: str | None = None, at: Mapping[str, Any] | None = None
     ) -> dsl.PipelineTask:
-        """Sets a task's image and caching and, on a cluster, its place, resources, environment and retries.
+        """Sets a task's image and caching and, on a cluster, its placement, resources, environment and retries.
 
         Args:
             task: the task.
             step: name of the step that it runs.
-            words: name to show, where the step's is not enough.
-            at: `gpus`, `node_selector`, `tolerations` and `affinity` of its own, in place of the run-time parameters.
+            words: display name, if it differs from the step's name.
+            at: `gpus`, `node_selector`, `tolerations` and `affinity` of this task, instead of the run-time parameters.
         """
         task.set_container_image(self.images.of(step))
         task.set_caching_options(step not in NEVER_CACHED)
@@ -211,17 +211,17 @@ class Placer:
         elif step == "plan":
             task.set_env_variable(COMPILED, self.compiled_in())
         if step == "register":
-            task.set_env_variable("MIXTUNE_IMAGE", self.images.of(step))  # goes on record with the registered version
+            task.set_env_variable("MIXTUNE_IMAGE", self.images.of(step))  # recorded with the registered version
         if step in CHECKPOINT_STEPS:
             self._with_checkpoints(task)
         if self.offline:
-            # From the environment, since as an input it would be part of every step's cache key.
+            # An environment variable, since an input would be part of every step's cache key.
             task.set_env_variable("MIXTUNE_TRACKING_OFFLINE", "1")
         if self.where.queue:
             kubernetes.add_pod_label(task, QUEUE_LABEL, self.where.queue)
         user, group = self.where.run_as_user, self.where.run_as_group
         if user is not None or group is not None:
-            # KFP has no setter for more; it drops all capabilities by itself.
+            # KFP can set nothing else; it drops all capabilities by itself.
             kubernetes.set_security_context(task, user, group, run_as_non_root=None if user is None else user != 0)
         if step in GPU_STEPS:
             own = {name: self._run_time[f"gpu_{name}"] for name in ("node_selector", "tolerations", "affinity")}
@@ -232,11 +232,11 @@ class Placer:
         return task
 
     def _with_checkpoints(self, task: dsl.PipelineTask) -> None:
-        """By environment and mount, which are fixed at compile time; the claim's name alone enters KFP's cache key."""
+        """Uses environment and mount, which are fixed at compile time: only the claim's name is part of KFP's cache key."""
         if self.where.checkpoint_claim:
             kubernetes.mount_pvc(task, pvc_name=self.where.checkpoint_claim, mount_path=CHECKPOINT_FOLDER)
             task.set_env_variable(PLACE, CHECKPOINT_FOLDER)
-            # What MLflow has not got outlives the pod there, and finish, which mounts it too, delivers it.
+            # Records that MLflow has not received outlive the pod there. finish mounts the volume too and delivers them.
             task.set_env_variable("MIXTUNE_JOURNAL_DIR", f"{CHECKPOINT_FOLDER}/undelivered")
         elif self.where.checkpoint_url:
             kubernetes.use_secret_as_env(
@@ -249,7 +249,7 @@ class Placer:
         task.set_cpu_limit(self.profile.gpu_cpu).set_memory_limit(self.profile.gpu_memory)
         task.set_accelerator_type(self._run_time["gpu_type"]).set_accelerator_limit(at["gpus"])
         _tell_gpus(task, at["gpus"])
-        # Inside a loop KFP does not pass resource parameters on by itself.
+        # KFP does not pass resource parameters into a loop by itself.
         task.register_pipeline_channels([self._run_time["gpu_type"], at["gpus"]])
         kubernetes.add_node_selector_json(task, at["node_selector"])
         kubernetes.add_toleration_json(task, at["tolerations"])
@@ -264,8 +264,8 @@ class Placer:
 def _tell_gpus(task: dsl.PipelineTask, gpus: Any) -> None:
     """Sets MIXTUNE_GPUS to a count that is known at run time only.
 
-    KFP resolves parameters in a task's command, not in the values of its environment. The cache key holds the command as it
-    stands here, with the placeholder; the count is in it already, as what the accelerator limit refers to.
+    KFP resolves parameters in a task's command, but not in its environment variables. The cache key contains the command with
+    the placeholder; the count is part of the key through the accelerator limit.
     """
     assert task.container_spec is not None
     name = additional_input_name_for_pipeline_channel(gpus)

@@ -1,4 +1,4 @@
-"""Every step as a pipeline of its own, fed by the URIs of an earlier run's artifacts, so that it can be run again alone."""
+"""Pipelines of single steps, which read artifacts of an earlier run by URI, so that one step can be rerun."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from mixtune.components.shared.errors import RefusedError
 from .pipeline import NAME
 from .placement import Placer
 
-# `plan` and `finish` only mean something inside a whole run.
+# `plan` and `finish` are only meaningful within a whole run.
 STEPS = {
     "prepare": prepare,
     "pretrain": pretrain,
@@ -31,7 +31,7 @@ STEPS = {
     "compare": compare,
     "register": register,
 }
-# An importer cannot import nothing, so what is optional in the component is left out unless asked for.
+# An importer must import something, so optional inputs of the component are omitted unless requested.
 _OPTIONAL = {
     "prepare": ("tokenizer_in", "pretraining_data"),
     "evaluate": ("other", "pretrained"),
@@ -40,13 +40,13 @@ _OPTIONAL = {
 
 
 def make_step_pipeline(step: str, config: Config, place: Placer, optional: Collection[str] = ()) -> Callable[..., Any]:
-    """A pipeline of one step. Its artifacts are parameters `<name>_uri`.
+    """Creates a pipeline of one step. Its artifacts are parameters `<name>_uri`.
 
     Args:
         step: name of the step.
-        config: gives nothing but the placement's defaults; the step's part is a parameter.
-        place: says where the step runs.
-        optional: artifacts that the step can do without and is to be given.
+        config: values of the placement's defaults; the step's configuration is a parameter.
+        place: sets the placement of the step.
+        optional: optional artifacts that the step gets.
 
     Raises:
         RefusedError: if the step cannot run alone.

@@ -1,4 +1,4 @@
-"""Titles of tasks: the same for local runs, for runs on a cluster and in MLflow."""
+"""Titles of tasks, shared by local runs, runs on a cluster and MLflow."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 
 from mixtune.components.shared.runtime import STEPS
 
-# KFP numbers the tasks of one component in the order of the calls in `pipeline.py`.
+# KFP numbers the tasks of a component in the order of the calls in `pipeline.py`.
 _OF_WHOLE_RUN = {
     "prepare": "prepare pretrain",
     "prepare-2": "prepare finetune",
@@ -20,13 +20,13 @@ TRAINING = re.compile(r"pretrain|finetune|mixed.*")
 
 
 def step_of_task(task: str) -> str | None:
-    """The step that a task of a package runs; None for drivers, importers and groups."""
+    """Returns the step that a package's task runs; None for drivers, importers and groups."""
     found = _TASK.fullmatch(task)
     return found[1] if found else None
 
 
 def title_of(task: str, candidate: str | None = None) -> str:
-    """The title of a task of the whole pipeline.
+    """Returns the title of a task of the whole pipeline.
 
     Args:
         task: name of the task in the package, such as `evaluate-2`.

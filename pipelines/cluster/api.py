@@ -1,7 +1,7 @@
-"""Calls to the KFP API by its generated REST client: who we are, how long to wait, what to try again and what never.
+"""Calls the KFP API through its generated REST client: authentication, timeouts and retries.
 
-A call that may be made twice is tried again after a transient error. One that may not (creating a run) looks first
-whether the last try made something after all, since an error can come after the deed.
+Idempotent calls are retried after transient errors. Before a call that is not idempotent (creating a run) is retried, a lookup
+checks whether the last try succeeded, since the error can occur after the server has acted.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from .slow import Say, told_when_slow
 
 TOKEN, TOKEN_FILE = "MIXTUNE_KFP_TOKEN", "MIXTUNE_KFP_TOKEN_FILE"
 COOKIES, CA = "MIXTUNE_KFP_COOKIES", "MIXTUNE_KFP_CA"
-HOST, UI_HOST = "KF_PIPELINES_ENDPOINT", "KF_PIPELINES_UI_ENDPOINT"  # KFP's own names
+HOST, UI_HOST = "KF_PIPELINES_ENDPOINT", "KF_PIPELINES_UI_ENDPOINT"  # names that KFP defines
 IN_CLUSTER_HOST = "http://ml-pipeline.kubeflow.svc.cluster.local:8888"
 NAMESPACE_FILE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 SDK_CONTEXT = Path("~/.config/kfp/context.json")
@@ -42,17 +42,17 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Connection:
-    """Where the KFP API is and who asks.
+    """Address and credentials of the KFP API.
 
     Attributes:
         host: address of the API.
-        namespace: of the user, on a multi-user cluster.
-        token: a bearer token that does not change.
-        token_file: file with a bearer token that somebody keeps fresh; read again before every call.
-        cookies: what a login page (Dex, OAuth proxies) gave, as `name=value`.
+        namespace: namespace of the user, on a multi-user cluster.
+        token: a fixed bearer token.
+        token_file: file with a bearer token that is refreshed externally; read again before every call.
+        cookies: cookies of a login page (Dex, OAuth proxies), as `name=value`.
         ca: file with the certificate authority of the address.
-        ui: address that people use, for links.
-        pod_namespace: of the pod that this runs in; it counts where KFP is for several users.
+        ui: address of the user interface, for links.
+        pod_namespace: namespace of the pod that this runs in; used if KFP is in multi-user mode.
     """
 
     host: str
@@ -72,10 +72,10 @@ class Connection:
         token_file: Path | None = None,
         ca: Path | None = None,
     ) -> Connection:
-        """From options, else from the environment, else from the pod that this runs in.
+        """Creates a connection from options, else from the environment, else from the pod that this runs in.
 
         Raises:
-            RefusedError: if no address is given, or a file is not there.
+            RefusedError: if no address is given, or if a file does not exist.
         """
         in_cluster = bool(os.environ.get("KUBERNETES_SERVICE_HOST"))
         host = host or os.environ.get(HOST) or (IN_CLUSTER_HOST if in_cluster else None)
@@ -111,7 +111,7 @@ class Connection:
         )
 
     def link(self, path: str) -> str:
-        """An address in KFP's user interface."""
+        """Returns the URL of a page in KFP's user interface."""
         return f"{without_credentials(self.ui or self.host).rstrip('/')}/#/{path}"
 
 
@@ -121,7 +121,7 @@ def _path_from(name: str) -> Path | None:
 
 
 def _projected_token() -> Path | None:
-    """The token that a pod has for KFP, where the SDK looks for it."""
+    """Returns the file with a pod's token for KFP, where the SDK looks for it."""
     from kfp.client import KF_PIPELINES_SA_TOKEN_ENV, KF_PIPELINES_SA_TOKEN_PATH
 
     named = _path_from(KF_PIPELINES_SA_TOKEN_ENV)
@@ -130,7 +130,7 @@ def _projected_token() -> Path | None:
 
 
 def _sdk_context() -> dict[str, Any]:
-    """What the KFP SDK keeps for its own client: namespace and cookie."""
+    """Returns the settings that the KFP SDK stores for its own client: namespace and cookie."""
     try:
         found = json.loads(SDK_CONTEXT.expanduser().read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -140,13 +140,13 @@ def _sdk_context() -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Patience:
-    """How long a call is tried.
+    """Timeouts of a call and its retries.
 
     Attributes:
-        seconds: from the first try until it is given up.
-        first: seconds before the second try; doubled each time.
-        longest: the most seconds between two tries.
-        answer: seconds to wait for one answer.
+        seconds: total seconds for all tries.
+        first: seconds before the second try; doubled for each further try.
+        longest: maximum seconds between two tries.
+        answer: seconds to wait for one response.
     """
 
     seconds: float = 90.0
@@ -156,12 +156,12 @@ class Patience:
 
 
 class _HalfAnswerError(Exception):
-    """An answer that ends in the middle, or that is none of KFP's."""
+    """A response that is truncated or does not come from KFP."""
 
 
 class _Client(kfp_server_api.ApiClient):  # type: ignore[misc]
     def deserialize(self, response: Any, response_type: Any) -> Any:
-        """As generated, but text that is no JSON object is an error and not an empty model."""
+        """Deserializes a response. Unlike the generated method, raises an error for text that is not a JSON object."""
         try:
             value = json.loads(response.data)
         except ValueError:
@@ -175,9 +175,9 @@ class Api:
     """The KFP API.
 
     Args:
-        connection: where it is.
-        patience: how long to try.
-        say: shows one line where a call takes long; nothing is shown without it.
+        connection: address and credentials.
+        patience: timeouts and retries.
+        say: shows a line if a call takes long; None shows nothing.
     """
 
     def __init__(self, connection: Connection, patience: Patience | None = None, say: Say | None = None) -> None:
@@ -185,7 +185,7 @@ class Api:
         self.patience = patience or Patience()
         self.say = say
         settings = kfp_server_api.Configuration(host=connection.host)
-        settings.retries = urllib3.Retry(0, redirect=3)  # all tries are made here, where they can be told
+        settings.retries = urllib3.Retry(0, redirect=3)  # `call` makes and reports all retries
         if connection.ca:
             settings.ssl_ca_cert = str(connection.ca)
         if connection.token or connection.token_file:
@@ -202,7 +202,7 @@ class Api:
 
     @cached_property
     def namespace(self) -> str | None:
-        """Namespace to ask for; KFP for a single user refuses any."""
+        """Returns the namespace for requests; None in single-user mode, in which KFP rejects namespaces."""
         if self.connection.namespace or not self.connection.pod_namespace:
             return self.connection.namespace
         health = self.call("say how it is", self.health.healthz_service_get_healthz)
@@ -226,17 +226,17 @@ class Api:
         seconds: float | None = None,
         **named: Any,
     ) -> T:
-        """Calls the API, again after transient errors.
+        """Calls the API and retries after transient errors.
 
         Args:
-            what: what is asked for, in words: `list the runs`.
+            what: description of the request, such as `list the runs`.
             function: a function of the generated client.
-            made_already: for a call that may not be made twice: looks for what the last try may have made.
-            seconds: how long to try, in place of the usual time.
+            made_already: for calls that are not idempotent: looks up the result that the last try may have created.
+            seconds: total seconds for all tries; None uses the default.
 
         Raises:
-            UnreachableError: if there was no good answer in all the time, or not to these credentials.
-            RefusedError: if KFP refuses what is asked for.
+            UnreachableError: if there was no valid response in time, or if the credentials were rejected.
+            RefusedError: if KFP rejects the request.
         """
         tries: list[str] = []
         started = time.monotonic()
@@ -269,11 +269,11 @@ class Api:
             raise self._plain(what, error, tries, time.monotonic() - started) from None
 
     def log_of(self, run_id: str, pod: str) -> str | None:
-        """What a pod of a run wrote; None if KFP has no such pod or log.
+        """Returns the log of a pod of a run; None if KFP has no such pod or log.
 
         Raises:
             UnreachableError: if KFP does not answer.
-            RefusedError: if it has no logs at all.
+            RefusedError: if KFP serves no logs.
         """
 
         def ask(**named: Any) -> Any:
@@ -289,7 +289,7 @@ class Api:
 
         text = self.call("show a log", ask, seconds=0).data.decode("utf-8", "replace")
         try:
-            # KFP has sent its status 200 before it looks for the log.
+            # KFP sends status 200 before it looks up the log.
             return None if "error_message" in json.loads(text) else text
         except (ValueError, TypeError):
             return text
@@ -298,7 +298,7 @@ class Api:
         if isinstance(error, RefusedError) or _is_about_certificates(error):
             return False
         if isinstance(error, kfp_server_api.ApiException):
-            # A token that ended between two calls is read anew before the next one, once.
+            # A token that expired between two calls is read again once.
             renewable = error.status == 401 and self.connection.token_file is not None and "status 401" not in tries
             transient = error.status in TRANSIENT or renewable
         else:
@@ -339,7 +339,7 @@ def _for_people(seconds: float) -> str:
 
 
 def is_missing(error: RefusedError) -> bool:
-    """Tells whether KFP said that there is no such thing."""
+    """Tells whether KFP reported that the object does not exist."""
     return "(404:" in str(error)
 
 
@@ -362,7 +362,7 @@ def _shortly(error: BaseException) -> str:
 
 
 def _message(error: BaseException) -> str:
-    """KFP's own words where it has some."""
+    """Returns KFP's own message, if there is one."""
     body = getattr(error, "body", None)
     if body:
         try:

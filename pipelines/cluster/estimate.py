@@ -1,4 +1,4 @@
-"""What a configuration will cost, roughly: GPU-hours and storage of the whole list of candidates, from numbers alone."""
+"""Estimates the cost of a configuration: GPU-hours and storage for all candidates, from the options only."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from mixtune.components.mixed.config import candidates
 from mixtune.components.shared.config import SCRATCH, Training
 
 FLOPS_PER_PARAMETER_AND_TOKEN = 6
-"""Forward and backward pass of a transformer, without attention's part: the usual rule of thumb."""
+"""FLOPs of the forward and backward pass of a transformer, without attention, by the usual rule of thumb."""
 GPU_FLOPS = 100e12
-"""What one data-centre GPU is assumed to really do in bf16, in FLOP/s: about a third of an A100's peak."""
+"""Assumed throughput of a data-centre GPU in bf16, in FLOP/s: about a third of an A100's peak."""
 WEIGHT_BYTES, CHECKPOINT_BYTES = 4, 12
-"""Of one parameter: float32 weights; the same with AdamW's two moments."""
+"""Bytes per parameter: float32 weights; weights with AdamW's two moments."""
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """Upper ends, since rows are taken to be full.
+    """Upper bounds, since rows are assumed to be full.
 
     Attributes:
-        parameters: of the model; None if they cannot be counted from here.
-        tokens: trained on, over all stages and candidates; None if epochs decide.
-        trainings: pretrain if it trains, finetune, and one for each candidate.
-        models: that are kept.
+        parameters: parameters of the model; None if they are unknown here.
+        tokens: training tokens, over all stages and candidates; None if they depend on epochs.
+        trainings: number of trainings: pretrain if it trains, finetune, and one for each candidate.
+        models: number of stored models.
     """
 
     parameters: int | None
@@ -44,7 +44,7 @@ class Estimate:
 
     @property
     def sentences(self) -> list[str]:
-        """The estimate, with what it assumes."""
+        """Returns the estimate and its assumptions as sentences."""
         told = []
         if self.gpu_hours is not None and self.parameters and self.tokens:
             told.append(
@@ -70,7 +70,7 @@ class Estimate:
 
 
 def estimate(config: Config) -> Estimate:
-    """Reckons a configuration; nothing is read but the header of a local model's weights."""
+    """Estimates the cost of a configuration. Reads only the header of a local model's weights."""
     count = len(list(candidates(config.mixed)))
     stages: list[tuple[Training, int]] = [(config.finetune, 1), (config.mixed, count)]
     if config.pretrain.trains:
@@ -83,19 +83,19 @@ def estimate(config: Config) -> Estimate:
 
 
 def _tokens(stage: Training, length: int, replay_share: float) -> int | None:
-    """Of one training, if every row were full."""
+    """Returns the tokens of one training if all rows are full."""
     if stage.max_tokens:
         return stage.max_tokens
     if stage.epochs:
         return None
-    # The batch counts labelled examples where both streams are read; text comes on top.
+    # With both streams, the batch size counts labelled examples; text is added to it.
     return math.ceil(stage.steps * stage.batch_size * length / (1 - replay_share))
 
 
 def _parameters(config: Config) -> int | None:
     if config.model.base == SCRATCH:
         shape = config.model.scratch
-        # A Llama block: four square matrices of attention, three of the usual width 8/3 in the MLP.
+        # A Llama block: four square matrices in attention, three of the usual width 8/3 in the MLP.
         return 2 * shape.vocabulary_size * shape.hidden_size + shape.layers * 12 * shape.hidden_size**2
     folder = Path(config.model.base)
     if folder.is_dir():
@@ -104,7 +104,7 @@ def _parameters(config: Config) -> int | None:
 
 
 def _in_file(file: Path) -> int:
-    """Parameters in a file of weights, by its header."""
+    """Returns the number of parameters in a file of weights, from its header."""
     try:
         with file.open("rb") as content:
             (length,) = struct.unpack("<Q", content.read(8))

@@ -1,4 +1,4 @@
-"""Why a run failed, in one sentence: the first task that failed, and the reason that the platform gives for it."""
+"""Explains in one sentence why a run failed: the first failed task, and the reason that the platform reports."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from .tasks import Failure, Run
 LONGEST = 600
 _ENDED = re.compile(r"(?:(?P<container>[\w-]+): )?(?P<reason>\w+) \(exit code \d+\)(?:: (?P<text>.*))?", re.DOTALL)
 _PROGRESS = re.compile(r".*: \d+/\d+ \w+.*, \d+ s(?: left)?")
-# What KFP's launcher and Argo's executor write around a program's own output.
+# Lines that KFP's launcher and Argo's executor add to a program's own output.
 _FRAME = re.compile(r"[IWEF]\d{4} \S+ .*?\] ?(?P<text>.*)|time=\S+ level=\S+ .*|\[KFP Executor.*")
 
 
 def sentences(run: Run, api: Api, run_id: str, cluster: RunOnCluster) -> list[str]:
-    """A sentence about the first task that failed, with its reason; none where no task did.
+    """Returns a sentence about the first failed task and its reason; an empty list if no task failed.
 
     Args:
-        run: the run's tasks.
+        run: tasks of the run.
         run_id: id of the KFP run.
-        cluster: its pods, as far as they can be seen.
+        cluster: pods of the run, if this user can access them.
     """
     failures = run.failures()
     if not failures:
@@ -42,7 +42,7 @@ def sentences(run: Run, api: Api, run_id: str, cluster: RunOnCluster) -> list[st
 
 
 def reason_of(failure: Failure, run: Run, api: Api, run_id: str, cluster: RunOnCluster) -> str:
-    """The reason of a failure, from Argo, from the pod or from its log; empty where none of them tells."""
+    """Returns the reason of a failure, from Argo, from the pod or from its log; empty if none of them has one."""
     if reason := from_argo(failure.message):
         return _shortened(reason)
     pod = cluster.pod_of(failure.pod_ids)
@@ -58,7 +58,7 @@ def _shortened(text: str) -> str:
 
 
 def from_argo(message: str) -> str:
-    """The reason in a node's message, without the frame that Argo puts around it; empty where it says only that it failed."""
+    """Extracts the reason from a node's message, without Argo's standard text; empty if there is no more than that."""
     found = _ENDED.fullmatch(message.strip())
     if found is None:
         return message.strip()
@@ -70,7 +70,7 @@ def from_argo(message: str) -> str:
 
 
 def _from_kfp(failure: Failure, workflow: str, api: Api, run_id: str) -> str:
-    """The log of the pod that failed, through KFP, which has it as well where the pod is gone and logs are archived."""
+    """Returns the log of the failed pod through KFP, which also has archived logs of deleted pods."""
     for pod in _pod_names(failure, workflow):
         try:
             text = api.log_of(run_id, pod)
@@ -82,7 +82,7 @@ def _from_kfp(failure: Failure, workflow: str, api: Api, run_id: str) -> str:
 
 
 def _pod_names(failure: Failure, workflow: str) -> Iterator[str]:
-    """The names that the pods of a node can have: KFP's templates are named by what metadata a task has."""
+    """Yields the possible pod names of a node. KFP's template names depend on the metadata of a task."""
     if failure.driver:
         templates = ["system-dag-driver", "system-container-driver", "system-importer"]
     else:
@@ -95,9 +95,9 @@ def _pod_names(failure: Failure, workflow: str) -> Iterator[str]:
 
 
 def last_words(log: str, title: str) -> str:
-    """Why a program ended, from the end of its log: the step's own sentences, else the last line that is not KFP's.
+    """Extracts the reason from the end of a log: the step's own messages, else the last line that is not KFP's.
 
-    Empty where the last line is one of progress: then the program was killed.
+    Returns "" if the last line reports progress, since the program was then killed.
     """
     lines = [line.strip() for line in log.splitlines() if line.strip()]
     own = [line for line in lines if not _FRAME.fullmatch(line)]

@@ -1,4 +1,4 @@
-"""The Kubernetes API: which cluster, by which credentials, and which version of Kueue's API it has."""
+"""Connects to the Kubernetes API, and determines the version of Kueue's API."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ _KUEUE_VERSION = "v1beta1"
 
 
 def connect() -> ApiClient:
-    """A client for the cluster that KUBECONFIG names, or that this runs in.
+    """Creates a client for the cluster in KUBECONFIG, or for the cluster that this runs in.
 
     Raises:
-        UnreachableError: if no cluster is named.
+        UnreachableError: if no cluster is configured.
     """
     from kubernetes import client, config
 
@@ -32,7 +32,7 @@ def connect() -> ApiClient:
         if os.environ.get("KUBERNETES_SERVICE_HOST") and not os.environ.get("KUBECONFIG"):
             config.load_incluster_config(client_configuration=settings)
         else:
-            # Named here, since the client looks at the variable only once.
+            # Passed explicitly, since the client reads the variable only once.
             file = os.environ.get("KUBECONFIG") or "~/.kube/config"
             config.load_kube_config(config_file=file, client_configuration=settings)
     except (config.ConfigException, OSError, TypeError) as error:
@@ -43,7 +43,7 @@ def connect() -> ApiClient:
 
 
 def kueue_version(api: ApiClient) -> str:
-    """The version of Kueue's API that the server prefers; an old one where it does not say."""
+    """Returns the version of Kueue's API that the server prefers; an old version if the server does not report one."""
     from kubernetes import client
 
     try:
@@ -54,6 +54,6 @@ def kueue_version(api: ApiClient) -> str:
 
 
 def condition_of(item: dict[str, Any], kind: str) -> dict[str, Any] | None:
-    """A condition in the status of an object."""
+    """Returns a condition from the status of an object."""
     conditions = (item.get("status") or {}).get("conditions") or []
     return next((one for one in conditions if one.get("type") == kind), None)

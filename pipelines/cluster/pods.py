@@ -1,4 +1,4 @@
-"""Why tasks of a run do not start or were killed: what Kubernetes says of its workflow and its pods."""
+"""Determines why tasks of a run do not start or were killed, from the workflow and the pods in Kubernetes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ RUN_LABEL = "pipeline/runid"
 NODE_NAME = "workflows.argoproj.io/node-name"
 REST_SECONDS = 60.0
 TIMEOUT = (3.0, 10.0)
-# A volume or an image takes a while; events are asked for when it takes longer.
+# Mounting a volume or pulling an image takes time. Events are only requested after this long.
 CREATING_SECONDS = 60.0
 _IMAGE = frozenset({"ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull"})
 _CONTAINER = frozenset({"CreateContainerConfigError", "CreateContainerError", "RunContainerError"})
@@ -34,14 +34,14 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class PodState:
-    """A pod that waits or was killed.
+    """A pod that is pending or was killed.
 
     Attributes:
         path: full name of its node in the workflow.
-        reason: in a sentence; empty where nothing is known yet.
-        about: what tells this reason from others: it is shown again when this changes.
-        since: since when the pod is pending.
-        killed: whether it was killed; else it waits.
+        reason: the reason, as a sentence; empty if it is not known yet.
+        about: identifies the reason; the reason is shown again when this changes.
+        since: time since when the pod is pending.
+        killed: whether it was killed; otherwise it is pending.
     """
 
     path: str
@@ -52,12 +52,12 @@ class PodState:
 
 
 class RunOnCluster:
-    """A run's workflow and pods, as far as this user may see them.
+    """The workflow and pods of a run, as far as this user can access them.
 
     Args:
-        namespace: where the run's pods are.
+        namespace: namespace of the run's pods.
         run_id: id of the KFP run.
-        say: shows one line.
+        say: shows a line.
     """
 
     def __init__(self, namespace: str, run_id: str, say: Say) -> None:
@@ -66,20 +66,20 @@ class RunOnCluster:
         self._rest_until = 0.0
         self._away = False
         self.readable = False
-        """Whether the last look at the pods got an answer."""
+        """Whether the last request for the pods succeeded."""
 
     @property
     def command(self) -> str:
-        """What to look with where this user's Kubernetes API cannot be asked from here."""
+        """Returns a command that shows the pods, for users without access to the Kubernetes API from here."""
         return f"kubectl describe pods --namespace {self._namespace} --selector {RUN_LABEL}={self._run_id}"
 
     def nodes(self) -> list[Node]:
-        """The nodes of the workflow; none where it cannot be read."""
+        """Returns the nodes of the workflow; an empty list if it cannot be read."""
         found = self._workflows()
         return nodes_of_workflow(found[0]) if found else []
 
     def pods(self) -> list[PodState]:
-        """The pods that wait or were killed."""
+        """Returns the pods that are pending or were killed."""
         pods = self._list_pods()
         self.readable = pods is not None
         workloads = None
@@ -94,12 +94,12 @@ class RunOnCluster:
         return states
 
     def pod_of(self, node_ids: tuple[str, ...]) -> Any:
-        """The pod of the first of these nodes that has one left; None if none has, or pods cannot be seen."""
+        """Returns the pod of the first of these nodes whose pod exists; None if there is none, or if pods cannot be read."""
         pods = {pod.metadata.name.rpartition("-")[2]: pod for pod in self._list_pods() or []}
         return next((pods[one] for node in node_ids if (one := node.rpartition("-")[2]) in pods), None)
 
     def log_of(self, pod: str) -> str:
-        """The end of what a pod's main container wrote; empty where it cannot be read."""
+        """Returns the end of the log of a pod's main container; empty if it cannot be read."""
         from kubernetes import client
 
         found = self._ask(
@@ -152,7 +152,7 @@ class RunOnCluster:
                 self._api = connect()
             found = answer(question(self._api))
         except UnreachableError:
-            self._rest_until = float("inf")  # no cluster is named here
+            self._rest_until = float("inf")  # no cluster is configured
         except ApiException as error:
             if error.status not in (403, 404):
                 self._rest(f"status {error.status}")
@@ -183,7 +183,7 @@ class RunOnCluster:
             waiting = status.state.waiting if status.state else None
             if waiting and waiting.reason in _IMAGE:
                 said = f": {waiting.message}" if waiting.message else ""
-                # Its words change with every try.
+                # The message changes with every retry.
                 return state(f"its image {status.image} cannot be pulled{said}", about=f"image {status.image}")
             if waiting and waiting.reason in _CONTAINER:
                 said = waiting.message or waiting.reason
@@ -209,7 +209,7 @@ class RunOnCluster:
 
 
 def nodes_of_workflow(workflow: dict[str, Any]) -> list[Node]:
-    """The nodes in a workflow's status, which is compressed where it is large."""
+    """Returns the nodes in a workflow's status, which Argo compresses if it is large."""
     status = workflow.get("status") or {}
     nodes = status.get("nodes") or {}
     if packed := status.get("compressedNodes"):
@@ -237,7 +237,7 @@ def _path(pod: Any) -> str:
 
 
 def last_message(pod: Any) -> str:
-    """Why a pod that failed was killed, or what its container left as its termination message."""
+    """Returns why a failed pod was killed, or the termination message of its container."""
     if killed := _killed(pod):
         return killed
     for status in pod.status.container_statuses or []:
@@ -248,7 +248,7 @@ def last_message(pod: Any) -> str:
 
 
 def _killed(pod: Any) -> str:
-    """Why Kubernetes ended a pod; empty where its program ended by itself."""
+    """Returns why Kubernetes killed a pod; empty if its program ended by itself."""
     for status in pod.status.container_statuses or []:
         ended = status.state.terminated if status.state else None
         if ended and ended.reason == "OOMKilled":

@@ -1,4 +1,4 @@
-"""What a cluster lacks for a configuration, before anything is queued: nodes, secrets, claims, queues, KFP, MLflow, rights."""
+"""Checks what a cluster lacks for a configuration before a run: nodes, secrets, claims, queues, KFP, MLflow, permissions."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at.
+    """The result of one check.
 
     Attributes:
-        kind: `there`, `missing`, `away` (a server does not answer), `unknown` (it may not be looked at), `note`.
-        sentence: for the user.
+        kind: `there`, `missing`, `away` (a server does not answer), `unknown` (access is forbidden), `note`.
+        sentence: message for the user.
     """
 
     kind: Literal["there", "missing", "away", "unknown", "note"]
@@ -36,11 +36,11 @@ class Finding:
 
 
 def check_cluster(config: Config, connection: Connection | None, why_no_connection: str = "") -> list[Finding]:
-    """Looks at everything that a run of a configuration needs, and names all that is missing at once.
+    """Checks everything that a run of a configuration needs, and reports all problems at once.
 
     Args:
-        connection: where KFP is; None if nobody said.
-        why_no_connection: what the user should read then.
+        connection: connection to KFP; None if it is not configured.
+        why_no_connection: message for the user if there is no connection.
 
     Raises:
         RefusedError: if the configuration names no profile.
@@ -103,7 +103,7 @@ def _kubernetes(place: Placer, namespace: str) -> Iterator[Finding]:
     if isinstance(nodes, Finding):
         yield nodes
         if nodes.kind == "away":
-            return  # nothing else would answer either
+            return  # other requests would fail too
     else:
         yield _fits("tasks without a GPU", nodes, _Wanted.cpu(profile, parameters))
         if place.where.gpus:
@@ -143,7 +143,7 @@ def _kubernetes(place: Placer, namespace: str) -> Iterator[Finding]:
 
 
 def _queue(queue: dict[str, Any], name: str, namespace: str) -> Finding:
-    """A queue is good when Kueue says that it is active, which needs a ClusterQueue that is there and active."""
+    """Checks that Kueue reports a queue as active, which requires an active ClusterQueue."""
     active = condition_of(queue, "Active")
     if active is not None and active.get("status") == "True":
         return Finding("there", f"the Kueue queue {name} in {namespace}")
@@ -164,7 +164,7 @@ def _claim(claim: Any, name: str, namespace: str) -> Finding:
 
 
 class _Look:
-    """One look through the Kubernetes API; what goes wrong becomes a finding."""
+    """Reads objects through the Kubernetes API and converts errors to findings."""
 
     def __init__(self, namespace: str) -> None:
         self._namespace = namespace
@@ -188,7 +188,7 @@ class _Look:
 
 @dataclass(frozen=True)
 class _Wanted:
-    """What a pod asks of a node."""
+    """The requirements of a pod for its node."""
 
     resources: dict[str, str]
     selector: dict[str, str]
@@ -209,7 +209,7 @@ class _Wanted:
 
 
 def _fits(what: str, nodes: list[Any], wanted: _Wanted) -> Finding:
-    """Tells whether some node could take the pod if it were empty; else the reason of the nodes that come nearest."""
+    """Checks whether an empty node could run the pod. Otherwise reports the reason for the closest nodes."""
     from kubernetes.utils.quantity import parse_quantity
 
     scaled = "; a pool that is scaled up from zero has none until it is asked for"
@@ -255,7 +255,7 @@ def _plain(number: Any) -> str:
 
 
 def _closed(node: Any, tolerations: list[dict[str, str]]) -> str:
-    """Why a pod with these tolerations may not go to a node; empty where it may."""
+    """Returns why a pod with these tolerations cannot run on a node; empty if it can."""
     for condition in node.status.conditions or []:
         if condition.type == "Ready" and condition.status != "True":
             return "not ready"

@@ -1,4 +1,4 @@
-"""Shows the progress of a run on a cluster: a line when a task starts, waits or ends, and one for each running training."""
+"""Shows the progress of a run on a cluster: a line when a task starts, waits or ends, and lines for running trainings."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from .tasks import Node, Run, Task, nodes_of_run, stopped_at
 from .tracked import Attempt, TrackedRun
 
 TRAINING_SECONDS = 60.0
-# Every pod is pending for a while.
+# Every pod is pending for some time.
 PENDING_SECONDS = 60.0
-# MLflow knows of an end before KFP does, which then says how it really was.
+# MLflow learns of an end before KFP does, but KFP has the final state.
 LATE_SECONDS = 60.0
 THE_RUN = "the run"
 _WORDS = {
@@ -29,27 +29,27 @@ _WORDS = {
 
 
 def line(title: str, text: str) -> str:
-    """One line about a task."""
+    """Formats a line about a task."""
     return f"  {title:<28} {text}"
 
 
 def tree_of(run: kfp_api.V2beta1Run, nodes: list[Node] | None = None) -> Run:
-    """The tasks of a run.
+    """Returns the tasks of a run.
 
     Args:
-        nodes: those of Argo's workflow, where it could be read; else KFP's task details count.
+        nodes: nodes of Argo's workflow, if it could be read; otherwise KFP's task details are used.
     """
     values = (run.runtime_config.parameters if run.runtime_config else None) or {}
     return Run(nodes or nodes_of_run(run), _candidates(values), _alone(run, values), stopped_at(run))
 
 
 def is_alone(run: kfp_api.V2beta1Run) -> bool:
-    """Tells whether a run is one step alone: that takes its part of the configuration; the whole one has none of that name."""
+    """Tells whether a run consists of one step. Only such runs have a parameter `config`, the step's configuration."""
     return "config" in ((run.runtime_config.parameters if run.runtime_config else None) or {})
 
 
 def _candidates(values: Mapping[str, Any]) -> list[str]:
-    """The candidates in the order of the loop, from the parameters as `plan` reads them."""
+    """Returns the candidates in the order of the loop, from the parameters that `plan` reads."""
     if not {"mixed_lambdas", "mixed_options"} <= set(values):
         return []
     from mixtune.components.config import assemble, load
@@ -59,11 +59,11 @@ def _candidates(values: Mapping[str, Any]) -> list[str]:
     try:
         return [one.id for one in candidates(load(assemble(values)).mixed)]
     except RefusedError:
-        return []  # made by hand, or by another version
+        return []  # created manually, or by another version
 
 
 def _alone(run: kfp_api.V2beta1Run, values: Mapping[str, Any]) -> str | None:
-    """The title of a step's own run, from the description that `mixtune rerun` gave it."""
+    """Returns the title of a step's own run, from the description that `mixtune rerun` sets."""
     description = run.description or ""
     title, of, rest = description.rpartition(" of ")
     if of and rest.endswith(" alone") and step_of_task(title.split(" ")[0].split("-")[0]):
@@ -72,11 +72,11 @@ def _alone(run: kfp_api.V2beta1Run, values: Mapping[str, Any]) -> str | None:
 
 
 class Progress:
-    """Shows what is new at each look.
+    """Shows changes since the last call.
 
     Args:
         run_id: id of the run.
-        tell: shows one line.
+        tell: shows a line.
     """
 
     def __init__(self, run_id: str, tell: Say) -> None:
@@ -87,12 +87,12 @@ class Progress:
         self._lines: dict[str, tuple[float, str]] = {}
 
     def show(self, run: Run, pods: Sequence[PodState] = (), look_with: str = "", ended: str = "") -> dict[str, Task]:
-        """Shows the tasks that changed, why tasks wait or were killed, and the trainings under way.
+        """Shows tasks that changed, reasons why tasks are pending or were killed, and running trainings.
 
         Args:
-            pods: the pods that wait or were killed, where they can be seen.
-            look_with: command that tells why a task waits, where they cannot.
-            ended: the run's state, where it has ended.
+            pods: pods that are pending or were killed, if they can be read.
+            look_with: command that shows why a task is pending, if pods cannot be read.
+            ended: state of the run, if it has ended.
 
         Returns:
             The tasks by title.
@@ -101,7 +101,7 @@ class Progress:
         tasks = {title: _with_attempt(task, attempts.get(title)) for title, task in run.tasks().items()}
         for title, attempt in attempts.items():
             if title not in tasks and (known := _from_attempt(attempt)):
-                tasks[title] = known  # a large workflow, of which KFP no longer says anything
+                tasks[title] = known  # a large workflow, which KFP no longer updates
         for pod in pods:
             title = run.title(pod.path) or THE_RUN
             if pod.killed:
@@ -117,7 +117,7 @@ class Progress:
 
     def _show_task(self, task: Task, look_with: str, ended: str) -> None:
         if ended == "SUCCEEDED" and task.state in ("running", "pending"):
-            # KFP leaves tasks of a large workflow running for ever.
+            # KFP never updates the last tasks of a large workflow.
             task = replace(task, state="done", ended=None)
         if task.state == "pending":
             if task.message:
@@ -151,7 +151,7 @@ class Progress:
 
 
 def _with_attempt(task: Task, attempt: Attempt | None) -> Task:
-    """What KFP says of a task, mended by what MLflow has on record of it."""
+    """Updates KFP's state of a task with MLflow's record of it."""
     if attempt is None or task.state not in ("pending", "running") or _before(attempt.started, task.started):
         return task
     if attempt.status == "RUNNING":

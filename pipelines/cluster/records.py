@@ -1,7 +1,7 @@
-"""Reads what MLflow has on record about a run on a cluster, and decides the exit status: KFP passes on none.
+"""Reads MLflow's records of a run on a cluster and determines the exit status, which KFP does not pass on.
 
-`finish` writes the verdict of a run. KFP does not run `finish` again where a retry mends what had failed, nor at all where a
-run is stopped, so the verdict on record can be out of date; whoever waits for the run corrects it.
+`finish` writes the verdict of a run. KFP does not run `finish` again if a retry repairs a failed run, and not at all if a run
+is stopped, so the recorded verdict can be outdated. Commands that wait for the run correct it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class StepRecord(StepRun):
     """The last attempt at a step, with its MLflow run.
 
     Attributes:
-        step: the step without what it works on.
+        step: name of the step, without its subject.
         run_id: id of the MLflow run.
     """
 
@@ -33,14 +33,14 @@ class StepRecord(StepRun):
 
 @dataclass
 class Record:
-    """The parent run of a pipeline run, with its steps.
+    """The parent run of a pipeline run and its steps.
 
     Attributes:
         experiment: id of the MLflow experiment.
         status: MLflow's status of the parent run.
-        tags: the parent run's, with verdict and gate.
-        steps: by title, the last attempt of each.
-        report: `report.json`, where the run got that far.
+        tags: tags of the parent run, including verdict and gate.
+        steps: last attempt at each step, by title.
+        report: content of `report.json`, if the run got that far.
     """
 
     run_id: str
@@ -53,14 +53,14 @@ class Record:
 
     @property
     def link(self) -> str | None:
-        """The run in MLflow's user interface, where its address is one that a browser opens."""
+        """Returns the run's URL in MLflow's user interface, if its address can be opened in a browser."""
         if not self.address.startswith("http"):
             return None
         return f"{without_credentials(self.address).rstrip('/')}/#/experiments/{self.experiment}/runs/{self.run_id}"
 
 
 def read_record(run_id: str, with_report: bool = True) -> Record | None:
-    """What MLflow knows of a pipeline run; None if it knows nothing, or MLFLOW_TRACKING_URI is not set.
+    """Reads MLflow's records of a pipeline run; None if there are none, or if MLFLOW_TRACKING_URI is not set.
 
     Raises:
         UnreachableError: if MLflow does not answer.
@@ -103,13 +103,13 @@ def _report(client: Any, run_id: str) -> dict[str, Any] | None:
     with tempfile.TemporaryDirectory() as folder:
         try:
             file = Path(client.download_artifacts(run_id, "report/report.json", folder))
-        except Exception:  # the verdict stands on the tags; the table is missing then
+        except Exception:  # the verdict needs only the tags; the table is omitted
             return None
         return dict(read_json(file, "a report of a mixtune run"))
 
 
 def steps_behind(record: Record) -> dict[str, StepRecord]:
-    """The steps of a run, also those that it took from the cache: these ran in an earlier run, which is linked.
+    """Returns the steps of a run, including cached steps, which ran in a linked earlier run.
 
     Raises:
         UnreachableError: if MLflow does not answer.
@@ -122,7 +122,7 @@ def steps_behind(record: Record) -> dict[str, StepRecord]:
         if name.startswith("mixtune.cached."):
             try:
                 step = _as_step(client.get_run(run_id))
-            except Exception:  # deleted since; then its artifacts are not on record
+            except Exception:  # deleted since; its artifacts are unknown
                 continue
             steps[step.title] = step
     return steps | record.steps
@@ -130,13 +130,13 @@ def steps_behind(record: Record) -> dict[str, StepRecord]:
 
 @dataclass
 class Ended:
-    """How a run on a cluster ended, for people and for programs.
+    """The result of a run on a cluster, for people and programs.
 
     Attributes:
-        status: exit status of design.
+        status: exit status.
         outcome: its name: `done`, `failed`, `refused`, `gate_not_met`, `unreachable`, `interrupted`, `unknown`.
         verdict: one sentence.
-        problems: a sentence for each step that did not end well.
+        problems: a sentence for each step that did not succeed.
     """
 
     run_id: str
@@ -152,7 +152,7 @@ class Ended:
         return exit_status(self.outcome)
 
     def to_json(self) -> dict[str, Any]:
-        """What `--json` prints."""
+        """Returns the object that `--json` prints."""
         return {
             "run_id": self.run_id, "state": self.state, "exit_status": self.status, "outcome": self.outcome,
             "verdict": self.verdict, "problems": self.problems, "links": self.links, "report": self.report,
@@ -167,14 +167,14 @@ def conclude(
     why_no_record: str = "",
     alone: bool = False,
 ) -> Ended:
-    """What came of a run that has ended.
+    """Determines the result of a run that has ended.
 
     Args:
-        state: KFP's: SUCCEEDED, FAILED, CANCELED, SKIPPED.
-        record: MLflow's, where there is one.
-        failed_tasks: a sentence for each task that KFP says failed.
-        why_no_record: why there is none, in words.
-        alone: whether it was one step alone, which has no verdict, except `compare`.
+        state: KFP's state: SUCCEEDED, FAILED, CANCELED, SKIPPED.
+        record: MLflow's record, if there is one.
+        failed_tasks: a sentence for each task that failed according to KFP.
+        why_no_record: reason why there is no record.
+        alone: whether the run consists of one step. Such runs have no verdict, except for `compare`.
     """
     verdict = judge(record.steps.values(), record.tags, state) if record else None
     report = record.report if record else None
@@ -195,18 +195,18 @@ def conclude(
     problems = list(verdict.problems)
     recorded = record.steps.values() if record else ()
     if verdict.kind == "failed" and all(step.kind in ("done", "running") for step in recorded):
-        problems = failed_tasks or problems  # no step has recorded a failure, so KFP knows more
+        problems = failed_tasks or problems  # no step recorded a failure, so KFP's information is used
     return Ended(run_id, state, verdict.kind, verdict.sentence, problems, report)
 
 
 def correct_verdict(record: Record, state: str) -> None:
-    """Writes the verdict of a run that has ended into MLflow, where the one on record is another or none.
+    """Writes the verdict of a run that has ended to MLflow, if the recorded verdict is missing or different.
 
     Args:
         state: KFP's state of the run.
 
     Raises:
-        UnreachableError: if MLflow does not answer or does not let this user write.
+        UnreachableError: if MLflow does not answer or denies write access.
     """
     from mixtune.components.shared.tracking.connection import connect
 

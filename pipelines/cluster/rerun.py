@@ -1,9 +1,8 @@
-"""Runs an earlier run of a cluster again: from a step on, or one step alone.
+"""Reruns an earlier run on a cluster: from a given step on, or one step only.
 
-`--from` takes the package of the earlier run as KFP has it and switches caching off for the step and for the tasks that
-depend on it. KFP's cache key holds no caching options, and the executors stay as they are to the letter, so all other tasks
-come from the cache. `--only` takes the step's inputs from its run in MLflow and runs the step's own pipeline on them, placed
-as the earlier run was.
+`--from` takes the earlier run's package from KFP and disables caching for the step and the tasks that depend on it. KFP's cache
+key does not contain caching options, and the executors are unchanged, so all other tasks are cached. `--only` reads the
+step's inputs from its MLflow run and runs the step's own pipeline on them, with the placement of the earlier run.
 """
 
 from __future__ import annotations
@@ -28,17 +27,17 @@ from .api import Api
 from .records import StepRecord, read_record, steps_behind
 from .runs import Package, Submitted, get_run, package_of, submit, upload
 
-# Fixed in a compiled package. A step alone gets a package of its own.
+# These options are fixed in a compiled package. A step that runs alone gets its own package.
 _FIXED_IN_WHOLE = ("placement.", "mixed.start=", "tracking.offline_when_unreachable=")
 _FIXED_IN_STEP = ("mixed.start=",)
 _NOWHERE = Fingerprints("", "", "")
 
 
 def rerun_from(api: Api, run_id: str, step: str, overrides: Sequence[str], run_key: str | None = None) -> Submitted:
-    """Makes a new run with an earlier one's parameters and overrides. The step and what depends on it run for sure.
+    """Creates a run with the parameters of an earlier run and overrides. The step and its dependents are not cached.
 
     Raises:
-        RefusedError: if there is no such step, or an override is fixed in the package.
+        RefusedError: if there is no such step, or if an override is fixed in the package.
     """
     if step not in ORDER:
         raise RefusedError(f"--from: must be one of {', '.join(ORDER)}, found {step}")
@@ -73,7 +72,7 @@ def _refuse_fixed(overrides: Sequence[str], fixed: tuple[str, ...]) -> None:
 
 
 def _package_and_values(api: Api, run: Any) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """The documents of the package that a run ran, and all its parameters."""
+    """Returns the documents of a run's package, and all its parameters."""
     spec = run.pipeline_spec
     reference = run.pipeline_version_reference
     if not spec and reference:
@@ -105,7 +104,7 @@ def _config(values: Mapping[str, Any], fixed: str, overrides: Sequence[str] = ()
 
 
 def compiled_in(spec: Mapping[str, Any]) -> str:
-    """Returns the options that are fixed in a package, as JSON: they stand in the environment of its `plan` task."""
+    """Returns the options that are fixed in a package, as JSON, from the environment of its `plan` task."""
     for executor in spec.get("deploymentSpec", {}).get("executors", {}).values():
         for variable in executor.get("container", {}).get("env", []):
             if variable["name"] == COMPILED:
@@ -114,15 +113,15 @@ def compiled_in(spec: Mapping[str, Any]) -> str:
 
 
 def run_anew(documents: Sequence[dict[str, Any]], step: str, pipeline: str = NAME) -> Package:
-    """Returns a package with caching switched off for a step and the tasks that depend on it, and nothing else changed.
+    """Returns a package without caching for a step and the tasks that depend on it, otherwise unchanged.
 
     Args:
-        documents: the package.
-        step: the first step that is to run for sure.
-        pipeline: name of the pipeline that it is a version of.
+        documents: documents of the package.
+        step: the first step to run without caching.
+        pipeline: name of the pipeline that the package is a version of.
     """
     spec, *others = copy.deepcopy(list(documents))
-    # KFP can have put its own reference in the place of the name; uploaded anew it makes that again.
+    # KFP may have replaced the name with its own reference. It creates that again when the package is uploaded.
     spec["pipelineInfo"]["name"] = str(spec["pipelineInfo"]["name"]).rsplit("/", 1)[-1]
     wanted = tasks_from(spec, step)
     for task, name, _ in _tasks(spec):
@@ -133,7 +132,7 @@ def run_anew(documents: Sequence[dict[str, Any]], step: str, pipeline: str = NAM
 
 
 def _tasks(spec: Mapping[str, Any]) -> Iterator[tuple[dict[str, Any], str, str]]:
-    """Yields every task of every DAG, with its name and the name of its step, which is empty for a DAG."""
+    """Yields every task of every DAG, with its name and the name of its step (empty for a DAG)."""
     for component in (spec["root"], *spec["components"].values()):
         for name, task in component.get("dag", {}).get("tasks", {}).items():
             yield task, name, _step_of(spec, task)
@@ -145,9 +144,9 @@ def _step_of(spec: Mapping[str, Any], task: Mapping[str, Any]) -> str:
 
 
 def tasks_from(spec: Mapping[str, Any], step: str) -> set[str]:
-    """Returns the names of a step's tasks and of all tasks that depend on one of them.
+    """Returns the names of a step's tasks and of all tasks that depend on them.
 
-    KFP numbers the tasks of a component across all DAGs of a pipeline, so that a name stands for one task.
+    KFP numbers the tasks of a component across all DAGs of a pipeline, so task names are unique.
 
     Args:
         spec: a compiled pipeline.
@@ -156,7 +155,7 @@ def tasks_from(spec: Mapping[str, Any], step: str) -> set[str]:
     names: set[str] = set()
 
     def visit(dag: Mapping[str, Any], depends: bool) -> bool:
-        """Adds the tasks of a DAG; `depends` tells whether the DAG as a whole depends on the step."""
+        """Adds the tasks of a DAG. `depends` states whether the DAG as a whole depends on the step."""
         touched: set[str] = set()
         tasks = dict(dag["tasks"])
         while tasks:
@@ -176,7 +175,7 @@ def tasks_from(spec: Mapping[str, Any], step: str) -> set[str]:
 
 
 def images_in(spec: Mapping[str, Any]) -> Images:
-    """The images of a compiled package, which a step of it alone is to run in, too."""
+    """Returns the images of a compiled package, so that a single step can run in the same images."""
     executors = spec.get("deploymentSpec", {}).get("executors", {})
     named = {}
     for label, executor in executors.items():
@@ -188,13 +187,13 @@ def images_in(spec: Mapping[str, Any]) -> Images:
 def rerun_only(
     api: Api, run_id: str, only: str, overrides: Sequence[str], run_key: str | None = None
 ) -> list[Submitted]:
-    """Runs one step of an earlier run alone, on the artifacts that it had; every task of it where one is not named.
+    """Reruns one step of an earlier run on the same artifacts; all its tasks if no task is named.
 
     Args:
-        only: a step, such as `evaluate`, or one task of it, such as `evaluate mixed-0.3`.
+        only: a step, such as `evaluate`, or one of its tasks, such as `evaluate mixed-0.3`.
 
     Raises:
-        RefusedError: if it is not on record what the step was given.
+        RefusedError: if the inputs of the step are not recorded.
     """
     step = step_of(only)
     _refuse_fixed(overrides, _FIXED_IN_STEP)
@@ -239,7 +238,7 @@ def rerun_only(
 
 
 def _placement_parameters(values: Mapping[str, Any], before: Config, after: Config) -> dict[str, Any]:
-    """Returns the run-time placement: that of the earlier run, but for what the overrides change."""
+    """Returns the run-time placement of the earlier run with the overrides applied."""
     old, new = (
         {name: default for name, (_, default, _) in Placer.cluster(config).parameters().items()}
         for config in (before, after)
@@ -248,7 +247,7 @@ def _placement_parameters(values: Mapping[str, Any], before: Config, after: Conf
 
 
 def step_of(only: str) -> str:
-    """The step that `--only` names, by itself or by the title of a task.
+    """Returns the step that `--only` names, directly or by the title of a task.
 
     Raises:
         RefusedError: if there is no such step.
@@ -263,10 +262,10 @@ def step_of(only: str) -> str:
 
 
 def choose(only: str, steps: Mapping[str, StepRecord], run: str) -> list[StepRecord]:
-    """The tasks that `--only` means.
+    """Returns the tasks that `--only` selects.
 
     Raises:
-        RefusedError: if the run has none on record.
+        RefusedError: if the run has no such task on record.
     """
     step = step_of(only)
     found = [one for one in steps.values() if one.title == only or (only == step and one.step == step)]
@@ -277,10 +276,10 @@ def choose(only: str, steps: Mapping[str, StepRecord], run: str) -> list[StepRec
 
 
 def given_to(title: str, given: Mapping[str, str]) -> tuple[str, dict[str, str | list[str]], dict[str, str]]:
-    """Configuration, artifact URIs and further parameters that a task was given.
+    """Returns the configuration, the artifact URIs and the further parameters of a task.
 
     Raises:
-        RefusedError: if they are not on record.
+        RefusedError: if they are not recorded.
     """
     if not given.get("config") or not given.get("artifacts"):
         raise RefusedError(
@@ -292,9 +291,9 @@ def given_to(title: str, given: Mapping[str, str]) -> tuple[str, dict[str, str |
 
 
 def with_overrides(title: str, step: str, config: str, before: Config, after: Config) -> str:
-    """A task's part of the configuration, with what the overrides change in it.
+    """Applies overrides to a task's part of the configuration.
 
-    The fingerprints in it stay: they say which data it was, and only `plan` can find them out.
+    Its fingerprints are kept: they identify the data that was used, and only `plan` can compute them.
     """
     old, new = (_part(title, step, parts(one, _NOWHERE)) for one in (before, after))
     changed = {name: value for name, value in new.items() if value != old.get(name)}

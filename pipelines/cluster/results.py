@@ -1,4 +1,4 @@
-"""What came of a run on a cluster, for people, for programs and for job summaries."""
+"""Shows the result of a run on a cluster to people, programs and job summaries."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .tasks import stopped_at
 
 
 def result_of(api: Api, run: kfp_api.V2beta1Run, failed: list[str]) -> Ended:
-    """What came of a run that has ended: KFP's state, MLflow's records.
+    """Determines the result of a run that has ended, from KFP's state and MLflow's records.
 
     Args:
         failed: a sentence for each task that failed.
@@ -34,11 +34,11 @@ def result_of(api: Api, run: kfp_api.V2beta1Run, failed: list[str]) -> Ended:
             why = "MLflow at MLFLOW_TRACKING_URI has no record of it; is that the one that its steps write to?"
     except UnreachableError as error:
         why = error.problems[0]
-    # KFP calls a run that was stopped FAILED.
+    # KFP reports stopped runs as FAILED.
     state = "CANCELED" if run.state == "FAILED" and stopped_at(run) else str(run.state)
     alone = is_alone(run)
     ended = conclude(run.run_id, state, record, failed, why, alone)
-    # A step alone ends its own record, unless it is killed.
+    # A step that runs alone ends its own record, unless it is killed.
     if record is not None and (not alone or record.status == "RUNNING"):
         try:
             correct_verdict(record, state)
@@ -52,7 +52,7 @@ def result_of(api: Api, run: kfp_api.V2beta1Run, failed: list[str]) -> Ended:
 
 
 def _with_reason(problem: str, failed: list[str]) -> str:
-    """A step that was killed left no words of its own; the platform knows why."""
+    """Replaces the problem of a step that was killed without a record by the reason that the platform reports."""
     title, _, rest = problem.partition(": ")
     return (
         next((one for one in failed if one.startswith(f"{title}: ")), problem)
@@ -62,7 +62,7 @@ def _with_reason(problem: str, failed: list[str]) -> str:
 
 
 def summary(ended: Ended, name: str = "mixtune") -> str:
-    """The result as Markdown, for the summary page of a CI job."""
+    """Renders the result as Markdown, for the summary page of a CI job."""
     words = {"done": "gate passed" if ended.report else "done", "interrupted": "stopped"}
     lines = [f"## {name}: {words.get(ended.outcome, ended.outcome.replace('_', ' '))}", ""]
     lines += [f"- {problem}" for problem in ended.problems]
@@ -89,10 +89,10 @@ def _candidates(report: dict[str, Any]) -> list[str]:
 
 
 def append_summary(file: Path, text: str) -> None:
-    """Adds to the file: GitHub's summary file is shared by the steps of a job.
+    """Appends text to a file. The steps of a GitHub job share one summary file.
 
     Raises:
-        RefusedError: if it cannot be written.
+        RefusedError: if the file cannot be written.
     """
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -103,7 +103,7 @@ def append_summary(file: Path, text: str) -> None:
 
 
 def show(ended: Ended, as_json: bool) -> None:
-    """Prints the result: a table for people, one JSON object for programs."""
+    """Prints the result: a table for people, or one JSON object for programs."""
     if as_json:
         print(json.dumps(ended.to_json(), ensure_ascii=False))  # noqa: T201
         return

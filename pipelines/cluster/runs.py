@@ -1,7 +1,7 @@
-"""Pipelines and runs on a cluster: upload a version, submit a run, retry, stop.
+"""Manages pipelines and runs on a cluster: uploads versions, submits runs, retries and stops them.
 
-Everything runs as a version of the uploaded pipeline `mixtune`, never from a package sent along with the run: KFP's
-backend names an uploaded pipeline anew (`pipeline/mixtune`), and its cache goes by that name.
+Every run uses a version of the uploaded pipeline `mixtune`, not a package sent with the run: KFP's backend renames uploaded
+pipelines (`pipeline/mixtune`), and its cache keys contain that name.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from ..images import Images
 from .api import Api, is_missing
 
 DEFAULT_EXPERIMENT = "mixtune"
-# Whoever starts a job tells it the commit in one of these.
+# CI systems provide the commit in one of these variables.
 _COMMIT_VARIABLES = ("MIXTUNE_GIT_COMMIT", "GITHUB_SHA", "CI_COMMIT_SHA", "GIT_COMMIT")
 
 
@@ -36,9 +36,9 @@ class Package:
     """A compiled pipeline.
 
     Attributes:
-        pipeline: name of the pipeline that it is a version of.
+        pipeline: name of the pipeline that the package is a version of.
         text: the package, YAML.
-        note: what is special about it, for its description.
+        note: remark for the version's description.
     """
 
     pipeline: str
@@ -52,7 +52,7 @@ class Package:
 
 @dataclass(frozen=True)
 class Version:
-    """A version that KFP has."""
+    """A pipeline version in KFP."""
 
     pipeline_id: str
     id: str
@@ -62,12 +62,12 @@ class Version:
 
 @dataclass(frozen=True)
 class Submitted:
-    """A run that KFP has.
+    """A run in KFP.
 
     Attributes:
-        id: its id.
-        name: what KFP shows.
-        found: whether an earlier submission with the same key made it.
+        id: id of the run.
+        name: display name.
+        found: whether an earlier submission with the same key created it.
     """
 
     id: str
@@ -76,9 +76,9 @@ class Submitted:
 
 
 def neutral(config: Config) -> Config:
-    """What of a configuration is compiled into the package: where tasks run, and the shape of the DAG.
+    """Returns the configuration that is compiled into the package: the default, with this one's placement and DAG shape.
 
-    Everything else travels as parameters of the run, so that runs with other values share one version of the pipeline.
+    All other options are parameters of the run, so that runs with different values share one pipeline version.
     """
     values = ready_made(EMBEDDED_DEFAULT)
     whole = config.model_dump(mode="json")
@@ -91,12 +91,12 @@ def neutral(config: Config) -> Config:
 def package_of(
     config: Config, step: str | None = None, optional: Collection[str] = (), in_images: Images | None = None
 ) -> Package:
-    """Compiles the pipeline, whole or of one step.
+    """Compiles the whole pipeline or the pipeline of one step.
 
     Args:
-        step: one step as a pipeline of its own.
-        optional: what the step is to be given of what it can do without.
-        in_images: which images the steps run in; those of `images.json` without it.
+        step: name of the step; None compiles the whole pipeline.
+        optional: optional inputs that the step gets.
+        in_images: images of the steps; by default those of `images.json`.
     """
     from kfp import compiler
 
@@ -114,7 +114,7 @@ def package_of(
 
 
 def run_parameters(config: Config) -> dict[str, Any]:
-    """The parameters of a run of the whole pipeline: the configuration's values and its placement."""
+    """Returns the parameters of a run of the whole pipeline: the configuration's values and the placement."""
     from ..placement import Placer
 
     place = {name: default for name, (_, default, _) in Placer.cluster(config).parameters().items()}
@@ -122,7 +122,7 @@ def run_parameters(config: Config) -> dict[str, Any]:
 
 
 def git_commit() -> str:
-    """The commit that this is started from, as the environment or git says; `no-commit` without one."""
+    """Returns the commit, from the environment or from git; `no-commit` if there is none."""
     for name in _COMMIT_VARIABLES:
         if os.environ.get(name):
             return os.environ[name][:12]
@@ -134,10 +134,10 @@ def git_commit() -> str:
 
 
 def upload(api: Api, package: Package) -> Version:
-    """Uploads a version, unless KFP has one with the same content.
+    """Uploads a version, unless KFP has a version with the same content.
 
     Returns:
-        The version, named by the commit that first brought it and by its content.
+        The version. Its name contains the commit that first uploaded it and a digest of its content.
     """
     pipeline_id = _pipeline(api, package.pipeline)
 
@@ -172,7 +172,7 @@ def upload(api: Api, package: Package) -> Version:
 
 
 def _pipeline(api: Api, name: str) -> str:
-    """Finds or makes the pipeline, without a version of its own."""
+    """Finds or creates the pipeline, without a version."""
 
     def named() -> kfp_api.V2beta1Pipeline | None:
         found = api.call(
@@ -207,14 +207,14 @@ def submit(
     experiment_id: str | None = None,
     service_account: str | None = None,
 ) -> Submitted:
-    """Makes a run, or finds the one that an earlier try or job made with the same key.
+    """Creates a run, or finds the run that an earlier attempt or job created with the same key.
 
     Args:
-        name: name of the run; the key is put behind it.
+        name: name of the run; the key is appended.
         values: parameters of the run.
-        run_key: what a job and its repetition have in common; without it every submission is a run of its own.
-        experiment_id: experiment that is there, in place of one by name.
-        service_account: what the run's pods run as; KFP's own choice without it.
+        run_key: identifies a job across its retries; None makes every submission a new run.
+        experiment_id: existing experiment, instead of one by name.
+        service_account: service account of the run's pods; None uses KFP's default.
     """
     experiment_id = experiment_id or _experiment(api, experiment)
     key = run_key or f"{time.strftime('%Y%m%d-%H%M%S')}-{os.urandom(3).hex()}"
@@ -272,12 +272,12 @@ def _namespace(api: Api) -> dict[str, Any]:
 
 
 def _where(key: str, value: str, operation: str = "EQUALS") -> str:
-    """KFP's filter, as the text that it takes in an address."""
+    """Returns a filter for KFP's API, as a query string value."""
     return json.dumps({"predicates": [{"operation": operation, "key": key, "stringValue": value}]})
 
 
 def get_run(api: Api, run_id: str, seconds: float | None = None) -> kfp_api.V2beta1Run:
-    """A run, as KFP knows it now.
+    """Returns the current state of a run.
 
     Raises:
         RefusedError: if there is no such run.
@@ -293,7 +293,7 @@ def get_run(api: Api, run_id: str, seconds: float | None = None) -> kfp_api.V2be
 
 
 def retry(api: Api, run_id: str) -> None:
-    """KFP's own retry: what failed runs again, in the same run.
+    """Retries the failed tasks in the same run, with KFP's own retry.
 
     Raises:
         RefusedError: if the run did not fail.
@@ -309,6 +309,6 @@ def retry(api: Api, run_id: str) -> None:
 
 
 def stop(api: Api, run_id: str) -> None:
-    """Ends a run."""
+    """Stops a run."""
     get_run(api, run_id)
     api.call("stop the run", api.runs.run_service_terminate_run, run_id)

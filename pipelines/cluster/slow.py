@@ -1,4 +1,4 @@
-"""Says that a call takes long, so that a command that waits for an answer is not silent."""
+"""Reports slow calls, so that a waiting command is not silent."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ SLOW_SECONDS = 5.0
 
 @contextlib.contextmanager
 def told_when_slow(say: Say | None, sentence: Callable[[], str], answered: str) -> Iterator[None]:
-    """Says a sentence once where the block takes more than some seconds.
+    """Shows a sentence once if the block takes more than some seconds.
 
     Args:
-        say: shows one line; nothing is shown without it.
-        sentence: what to say; it is made when it is needed.
-        answered: what to say when the block then ends well.
+        say: shows a line; None shows nothing.
+        sentence: returns the sentence; called only if needed.
+        answered: sentence to show if the slow block succeeds.
     """
     if say is None:
         yield

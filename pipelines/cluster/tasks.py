@@ -1,9 +1,9 @@
-"""The tasks of a run by title, read from what KFP's task details and Argo's workflow say.
+"""The tasks of a run by title, from KFP's task details or Argo's workflow.
 
-Both list the nodes of the same tree, in which each task of the package is several nodes: a driver, a retry wrapper
-(`plan`), its attempts (`plan(0)`), and below them `executor` with attempts of its own. KFP gives a node's display name and
-the ids of its children, but not its own id. Argo's ids are a hash of the node's full name, so the names are found by
-trying, from the root down, which names have an id that the tree contains.
+Both list the nodes of the same tree. Each task of the package has several nodes: a driver, a retry wrapper (`plan`), its
+attempts (`plan(0)`), and below them `executor` with its own attempts. KFP reports a node's display name and the ids of its
+children, but not its own id. Argo's ids are hashes of full node names, so the names are found by search: starting at the
+root, names are tried whose ids the tree contains.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ class Node:
     """A node of the workflow.
 
     Attributes:
-        display: its name among its siblings, such as `plan` or `executor(0)`.
-        state: as KFP names states; empty for a node that will not run.
-        children: ids of its children; of an attempt also those of the nodes that come after it.
-        message: Argo's, where it has one.
-        path: its full name, such as `mixtune-4l89s(0).root(0).plan`; empty where it could not be found.
+        display: name among its siblings, such as `plan` or `executor(0)`.
+        state: state in KFP's terms; empty for a node that will not run.
+        children: ids of its children; for an attempt also ids of the nodes that follow it.
+        message: Argo's message, if there is one.
+        path: full name, such as `mixtune-4l89s(0).root(0).plan`; empty if it could not be determined.
     """
 
     display: str
@@ -50,13 +50,13 @@ class Node:
 
 @dataclass(frozen=True)
 class Task:
-    """A task of the package, by title.
+    """A task of the package.
 
     Attributes:
         path: full name of its node.
-        since: since when it is pending.
+        since: time since when it is pending.
         message: why it is pending or failed.
-        about: what tells that from other reasons; the message where it is empty.
+        about: identifies the reason; if empty, the message does.
     """
 
     title: str
@@ -70,25 +70,25 @@ class Task:
 
     @property
     def pending_seconds(self) -> float | None:
-        """How long it has been pending; None if it is not."""
+        """Returns how long the task has been pending; None if it is not pending."""
         if self.state != "pending" or self.since is None:
             return None
         return (datetime.datetime.now(datetime.UTC) - self.since).total_seconds()
 
     @property
     def seconds(self) -> float | None:
-        """How long it took; None if it has not ended."""
+        """Returns how long the task took; None if it has not ended."""
         return (self.ended - self.started).total_seconds() if self.started and self.ended else None
 
 
 @dataclass(frozen=True)
 class Failure:
-    """What failed: a task, or the driver that should have started it.
+    """A failed task, or a failed driver that should have started it.
 
     Attributes:
-        title: of the task; empty where the run as a whole could not start.
-        driver: whether the task itself was never started.
-        pod_ids: ids of the nodes of the pods that failed, the last one first.
+        title: title of the task; empty if the run as a whole could not start.
+        driver: whether the task was never started.
+        pod_ids: node ids of the failed pods, last one first.
     """
 
     title: str
@@ -99,13 +99,13 @@ class Failure:
 
 @dataclass
 class Run:
-    """A run's tree of nodes, located.
+    """The tree of nodes of a run, with full names.
 
     Args:
         nodes: all nodes, in any order.
-        candidates: ids of the candidates, in the order of the loop; empty where they are not known.
-        alone: title of the one task of a step's own pipeline; empty where that is the step's name.
-        stopped_at: when the run was told to stop.
+        candidates: ids of the candidates, in the order of the loop; empty if unknown.
+        alone: title of the task in a step's own pipeline; empty if it is the step's name.
+        stopped_at: time at which a stop of the run was requested.
     """
 
     nodes: Sequence[Node]
@@ -121,11 +121,11 @@ class Run:
 
     @property
     def workflow(self) -> str:
-        """Name of the workflow."""
+        """Returns the name of the workflow."""
         return workflow_name(self._ids)
 
     def title(self, path: str) -> str | None:
-        """The title of the task that a node belongs to, a driver's too; None for the nodes of groups and importers."""
+        """Returns the title of the task that a node (also a driver) belongs to; None for nodes of groups and importers."""
         for part in reversed(path.split(".")):
             task = _without_suffixes(part).removesuffix("-driver")
             if step_of_task(task) is None:
@@ -140,7 +140,7 @@ class Run:
         return None
 
     def tasks(self) -> dict[str, Task]:
-        """The tasks that have started, by title, in the order in which they did."""
+        """Returns the tasks that have started, by title, in the order of their start."""
         found = []
         for path, node in self._by_path.items():
             if not _is_task(node) or not node.state:
@@ -158,7 +158,7 @@ class Run:
         }  # fmt: skip
         state, since, message = words.get(node.state, "running"), None, node.message
         if state == "done" and node.started == node.ended:
-            state = "cached"  # no pod starts and ends within a second
+            state = "cached"  # pods never start and end within one second
         if state == "failed" and self.stopped_at and _moment(node.ended) >= self.stopped_at.timestamp():
             state = "stopped"
         if state == "running" and (waiting := self._waiting(path)):
@@ -166,9 +166,9 @@ class Run:
         return Task(title, state, path, node.started, node.ended, since, message)
 
     def _waiting(self, path: str) -> Node | None:
-        """The pod of a task that is under way, where it has not started.
+        """Returns the pod of a running task if the pod has not started.
 
-        KFP does not say which `executor(0)` belongs to which task. Of those that started with the task all must be pending.
+        KFP does not report which `executor(0)` belongs to which task, so all those that started with the task must be pending.
         """
         executor = next((self._by_path[one] for one in _below(path, self._by_path) if one.endswith(".executor")), None)
         if executor is None:
@@ -185,7 +185,7 @@ class Run:
         return pods[-1] if pods and all(node.state == "PENDING" for node in pods) else None
 
     def failures(self) -> list[Failure]:
-        """What failed, the first first; a task that was tried several times counts once."""
+        """Returns the failures in the order in which they occurred; all attempts at a task count as one."""
         failed = sorted(
             (node for node in self._by_path.values() if node.state == "FAILED" and _is_leaf(node)),
             key=lambda node: _moment(node.ended),
@@ -219,7 +219,7 @@ def _is_task(node: Node) -> bool:
 
 
 def _is_leaf(node: Node) -> bool:
-    """Tells whether a node stands for pods of its own, all attempts together."""
+    """Tells whether a node represents pods of its own, over all attempts."""
     return _is_task(node) or bool(re.fullmatch(r".*-driver|importer(-\d+)?", node.display))
 
 
@@ -238,12 +238,12 @@ def _without_suffixes(display: str) -> str:
 
 
 def workflow_name(ids: Iterable[str]) -> str:
-    """The name that all ids of a workflow's nodes begin with."""
+    """Returns the common prefix of the ids of a workflow's nodes, which is its name."""
     return next((one.rpartition("-")[0] for one in sorted(ids) if "-" in one), "")
 
 
 def node_id(workflow: str, path: str) -> str:
-    """The id that Argo gives to a node with this full name."""
+    """Returns the id that Argo gives to a node with this full name."""
     return workflow if path == workflow else f"{workflow}-{_fnv32a(path)}"
 
 
@@ -254,11 +254,11 @@ def _fnv32a(text: str, state: int = 0x811C9DC5) -> int:
 
 
 def locate(nodes: Sequence[Node], ids: set[str]) -> dict[str, Node]:
-    """The nodes by their full names, for those of which these could be found.
+    """Returns the nodes by full name, if the name could be determined.
 
     Args:
         nodes: all nodes of a workflow.
-        ids: all ids that occur in it.
+        ids: all ids in the workflow.
     """
     named = {node.path: node for node in nodes if node.path}
     if named:
@@ -290,10 +290,10 @@ def locate(nodes: Sequence[Node], ids: set[str]) -> dict[str, Node]:
 
 
 def nodes_of_run(run: kfp_api.V2beta1Run) -> list[Node]:
-    """The nodes that KFP's task details list."""
+    """Returns the nodes in KFP's task details."""
     details = run.run_details.task_details if run.run_details else None
-    # Executions without a name are what the cache learnt of tasks that ended. Of a large workflow KFP no longer updates the
-    # nodes, so what was pending before one of them need not be pending now.
+    # Entries without a display name come from the cache and describe tasks that ended. KFP no longer updates the nodes of large
+    # workflows, so nodes that were pending before such an entry may no longer be pending.
     latest = max(
         (end.timestamp() for one in details or [] if not one.display_name and (end := _time(one.end_time))), default=0
     )
@@ -318,7 +318,7 @@ def _time(when: Any) -> datetime.datetime | None:
 
 
 def stopped_at(run: kfp_api.V2beta1Run) -> datetime.datetime | None:
-    """When a run was told to stop, unless it was retried since. KFP calls a run that was stopped FAILED."""
+    """Returns when a stop of the run was requested, unless it was retried since. KFP reports stopped runs as FAILED."""
     states = [(one.state, one.update_time) for one in run.state_history or []]
     for state, when in reversed(states):
         if state in ("CANCELING", "CANCELED"):

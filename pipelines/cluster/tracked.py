@@ -1,4 +1,4 @@
-"""What MLflow knows of a run that is under way: which tasks have begun and ended, and the last metrics of its trainings."""
+"""Reads MLflow's state of a running pipeline: started and ended tasks, and the last metrics of the trainings."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _LOSSES = {"loss_pretrain": "pretrain", "loss_finetune": "finetune"}
 
 @dataclass(frozen=True)
 class Attempt:
-    """The last attempt at a task that MLflow has on record."""
+    """The last attempt at a task in MLflow."""
 
     title: str
     status: str
@@ -33,11 +33,11 @@ class Attempt:
 
 
 class TrackedRun:
-    """A pipeline run in MLflow at MLFLOW_TRACKING_URI; without that, or while it does not answer, nothing is known.
+    """A pipeline run in MLflow at MLFLOW_TRACKING_URI. Returns no data if that is not set, or while MLflow does not answer.
 
     Args:
-        run_id: of the pipeline run.
-        say: shows one line.
+        run_id: id of the pipeline run.
+        say: shows a line.
     """
 
     def __init__(self, run_id: str, say: Say) -> None:
@@ -49,11 +49,11 @@ class TrackedRun:
         self._away = False
 
     def attempts(self) -> dict[str, Attempt]:
-        """The last attempt at each task, by title."""
+        """Returns the last attempt at each task, by title."""
         return self._ask(self._attempts) or {}
 
     def training_line(self, attempt: Attempt) -> str | None:
-        """How far a training is, in one line; None before its first metrics."""
+        """Describes the progress of a training in one line; None before its first metrics."""
         if "loss" not in attempt.metrics:
             return None
         history = self._ask(lambda client: client.get_metric_history(attempt.run_id, "loss"))

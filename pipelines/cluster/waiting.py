@@ -21,30 +21,30 @@ from .tasks import Task
 
 ENDED = frozenset({"SUCCEEDED", "FAILED", "SKIPPED", "CANCELED"})
 POLL_SECONDS = 10.0
-# A control plane that is being updated is away for minutes, and a run of hours should not be given up for that.
+# An update of the control plane can take minutes, for which a run of hours should not be abandoned.
 OUTAGE_SECONDS = 900.0
 
 
 class PendingTooLongError(MixtuneError):
-    """A task has been pending for the time that was given; the run goes on."""
+    """A task was pending for longer than the limit. The run continues."""
 
     kind = "pending"
 
 
 class TimedOutError(MixtuneError):
-    """The run has not ended in the time that was given; it goes on."""
+    """The run did not end within the limit. It continues."""
 
     kind = "timed_out"
 
 
 def seconds_of(text: str, option: str = "--timeout") -> float:
-    """A time such as `90s`, `30m`, `6h` or `1d`.
+    """Parses a duration such as `90s`, `30m`, `6h` or `1d` and returns seconds.
 
     Args:
-        option: what it was given to.
+        option: name of the option, for messages.
 
     Raises:
-        RefusedError: if it is none.
+        RefusedError: if the text is not a duration.
     """
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smhd]?)", text.strip())
     if not found or float(found.group(1)) <= 0:
@@ -59,17 +59,17 @@ def wait_for(
     tell: Say,
     pending_timeout: float | None = None,
 ) -> Ended:
-    """Follows a run to its end.
+    """Waits for the end of a run.
 
     Args:
-        timeout: seconds; None waits as long as it takes.
-        tell: shows one line.
-        pending_timeout: seconds that a task may be pending.
+        timeout: maximum seconds to wait; None waits without limit.
+        tell: shows a line.
+        pending_timeout: maximum seconds that a task may be pending.
 
     Raises:
-        TimedOutError: if it has not ended by then.
-        PendingTooLongError: if a task has been pending for so long.
-        UnreachableError: if KFP or MLflow is away for long.
+        TimedOutError: if the run has not ended in time.
+        PendingTooLongError: if a task was pending for too long.
+        UnreachableError: if KFP or MLflow does not answer for long.
         RefusedError: if there is no such run.
     """
     progress = Progress(run_id, tell)
@@ -111,7 +111,7 @@ def _refuse_pending(tasks: Iterable[Task], limit: float, api: Api, run_id: str, 
 
 
 def hint(api: Api, run_id: str) -> str:
-    """How to wait for the run again, or stop it."""
+    """Returns a message with the commands that wait for the run again or stop it."""
     host = f" --host {api.connection.host}"
     space = f" --namespace {api.connection.namespace}" if api.connection.namespace else ""
     return f"wait for it with `mixtune wait {run_id}{host}{space}`, stop it with `mixtune stop {run_id}{host}{space}`"

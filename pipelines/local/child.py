@@ -1,4 +1,4 @@
-"""The process in which KFP's local runner runs the DAG; `local.py` starts it as a module, with a file that says what to run."""
+"""The child process in which KFP's local runner runs the DAG. `run.py` starts it as a module, with a specification file."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from ..placement import Placer
 
 
 def run(spec_file: Path) -> None:
-    """Runs the DAG as the file says, until it ends or the process that wrote the file does."""
+    """Runs the DAG from the specification. Ends when the DAG ends or the parent process does."""
     spec = json.loads(spec_file.read_text(encoding="utf-8"))
     threading.Thread(target=_end_with_parent, args=(spec["parent"],), daemon=True).start()
-    # Without this the runner does not tell what it takes from its cache.
+    # The runner logs cached tasks only at this level.
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     runner: Any = local.SubprocessRunner(use_venv=False)
     in_images = None
@@ -48,7 +48,7 @@ def run(spec_file: Path) -> None:
 
 
 def _end_with_parent(parent: int) -> None:
-    """Ends this process and the steps when the command is gone (kill -9): the folder is free then for another run."""
+    """Ends this process and the steps when the parent is gone (kill -9), so that another run can use the folder."""
     while os.getppid() == parent:
         time.sleep(1)
     os.killpg(0, signal.SIGTERM)

@@ -1,9 +1,9 @@
-"""Runs the steps in their images on this machine, by KFP's DockerRunner, and fills in what that leaves open.
+"""Runs the steps in their images on this machine with KFP's DockerRunner, and adds what that lacks.
 
-The containers get a read-only file system, no capabilities, no root, and what they need: the output folder and the local
-paths that the configuration names, all at the same place as outside, so that paths mean the same on both sides. KFP's runner
-drops a container's exit status, takes one that ended very quickly for a success and stops none when it is stopped itself; so
-its innermost function is replaced by `Keeper.run_container`.
+The containers run without root, without capabilities and with a read-only file system. The output folder and the local paths in
+the configuration are mounted at the same paths as outside. KFP's runner ignores a container's exit status, treats a container
+that ends very quickly as successful and stops no containers when it is stopped itself. `Keeper.run_container` therefore
+replaces its innermost function.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ if TYPE_CHECKING:
 
 HOME = "/home/mixtune"
 USER = 1001
-"""Whom the containers belong to where the caller is root; the images' own user."""
-GRACE_SECONDS = 27  # the command waits for 30, a training needs less
+"""User of the containers if the caller is root; the images' own user."""
+GRACE_SECONDS = 27  # less than the 30 s that the command waits; enough for a training
 KILLED = 128 + signal.SIGKILL
-# What a step may need from the caller's environment. Paths are left out, since they mean nothing in a container.
+# Variables that steps may need from the caller's environment. Paths are excluded, since they do not exist in a container.
 _PASSED_ON = ("MIXTUNE_", "MLFLOW_", "HF_", "FSSPEC_", "AWS_", "OMP_", "MKL_", "OPENBLAS_", "TOKENIZERS_", "CUBLAS_")
 _PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy")
 _OWN_PATHS = ("MIXTUNE_", "MLFLOW_")
@@ -49,13 +49,13 @@ _OWN_PATHS = ("MIXTUNE_", "MLFLOW_")
 
 @dataclass(frozen=True)
 class Containers:
-    """How the containers of a run are to be.
+    """Settings of the containers of a run.
 
     Attributes:
-        image_prefix: registry and folder of the images; None is that of `images.json`.
-        tag: their tag; None is that of `images.json`.
-        memory: limit of each container, such as `4g`; None is no limit.
-        network: Docker's network; `host` lets addresses mean the same as outside.
+        image_prefix: registry and folder of the images; None uses those of `images.json`.
+        tag: tag of the images; None uses that of `images.json`.
+        memory: memory limit of each container, such as `4g`; None for no limit.
+        network: Docker network. With `host`, addresses are the same as outside.
     """
 
     image_prefix: str | None = None
@@ -72,14 +72,14 @@ class Containers:
         return images(self.image_prefix, self.tag)
 
     def check(self) -> str:
-        """Looks whether everything is there that a run needs.
+        """Checks that Docker and the images are available.
 
         Returns:
-            What identifies the content of the images, for the cache.
+            A digest of the images, for the cache key.
 
         Raises:
             UnreachableError: if no Docker engine answers.
-            RefusedError: if an image is missing, or holds other code than this.
+            RefusedError: if an image is missing or contains other code.
         """
         from docker.errors import ImageNotFound
 
@@ -107,23 +107,23 @@ class Containers:
         return digest.hexdigest()[:16]
 
     def spec(self, config: Config, output: Path, environment: Mapping[str, str]) -> dict[str, Any]:
-        """What the process that runs the DAG needs to know, as JSON holds it; makes the folders that it names.
+        """Returns the JSON specification for the process that runs the DAG. Creates the folders that it names.
 
         Args:
-            config: the run's.
+            config: configuration of the run.
             output: the output folder.
-            environment: what the steps would have if they ran outside.
+            environment: environment of steps outside of containers.
         """
         home = output / ".mixtune" / "home"
         for folder in (home / "tmp", output / ".mixtune" / "artifacts"):
-            folder.mkdir(parents=True, exist_ok=True)  # the engine would make them as root's alone
+            folder.mkdir(parents=True, exist_ok=True)  # the engine would create them with root as the owner
         writable = {str(output): str(output), str(home): HOME}
         writable |= {path: path for path in _written(environment) if not Path(path).is_relative_to(output)}
         inside = {"TMPDIR": f"{HOME}/tmp"}
         hub = Path(environment.get("HF_HOME") or Path("~/.cache/huggingface").expanduser())
         if (
             os.getuid() != 0 and hub.is_dir()
-        ):  # models that were fetched before, at the place where publishing looks for them
+        ):  # models that are already downloaded, at the path where publishing looks for them
             writable[str(hub)] = inside["HF_HOME"] = str(hub)
         readable = [path for path in _read(config) if not Path(path).is_relative_to(output)]
         for path in writable:
@@ -140,7 +140,7 @@ class Containers:
 
 @contextmanager
 def engine() -> Iterator[DockerClient]:
-    """The Docker engine.
+    """Connects to the Docker engine.
 
     Raises:
         UnreachableError: if it does not answer.
@@ -166,13 +166,13 @@ def engine() -> Iterator[DockerClient]:
 
 @dataclass
 class Keeper:
-    """Runs one container after the other for KFP, and knows them all.
+    """Runs and tracks the containers of a run for KFP.
 
     Attributes:
         run: id of the pipeline run.
         output: the output folder.
-        memory: limit of each container, for the sentence that names it.
-        progress: file that tells which steps started.
+        memory: memory limit of each container, for messages.
+        progress: file with the started steps.
         outcomes: folder of the outcome records.
     """
 
@@ -186,7 +186,7 @@ class Keeper:
     def run_container(
         self, client: DockerClient, image: str, command: list[str], volumes: Mapping[str, Any], **arguments: Any
     ) -> int:
-        """In place of KFP's function of the same purpose; an exit status is what the container ended with, always."""
+        """Runs a container in place of KFP's function. Always returns the container's exit status."""
         found = client.images.get(image)
         named = next(iter(found.attrs["RepoDigests"] or []), f"{image}@{found.id}")
         environment = {**arguments.pop("environment", {}), "MIXTUNE_IMAGE": named}
@@ -195,7 +195,7 @@ class Keeper:
             command,
             volumes=volumes,
             environment=environment,
-            entrypoint=[],  # KFP's command is whole; the image's own is for people
+            entrypoint=[],  # KFP's command is complete; the image's entrypoint is for manual use
             labels={"mixtune.run": self.run, "mixtune.output": self.output},
             **arguments,
         )
@@ -208,17 +208,17 @@ class Keeper:
             if status and not self._stopping:
                 self._record(image, status, bool(container.attrs["State"].get("OOMKilled")))
         finally:
-            with suppress(Exception):  # gone already
+            with suppress(Exception):  # already removed
                 container.remove(force=True)
         return status
 
     def _record(self, image: str, status: int, out_of_memory: bool) -> None:
-        """Leaves an outcome record for a step that was killed before it could."""
+        """Writes an outcome record for a step that was killed before it could."""
         ended = {outcome.title for outcome in load_outcomes(self.outcomes)}
         step = image.rsplit("mixtune-", 1)[-1].partition("@")[0].partition(":")[0]
         started = [title for title in started_titles(self.progress) if title not in ended]
         if not started and not out_of_memory and status != KILLED:
-            return  # the step has told itself
+            return  # the step has written its own record
         title = started[-1] if started else step
         if out_of_memory or (status == KILLED and self.memory):
             sentence = (
@@ -232,7 +232,7 @@ class Keeper:
         Outcome(title=title, kind="failed", sentences=[sentence]).save(self.outcomes)
 
     def stop(self, number: int, frame: FrameType | None) -> None:
-        """Ends the containers of this run, politely first, and then this process: handler of SIGTERM."""
+        """Stops this run's containers, first with SIGTERM, and then this process. Handles SIGTERM."""
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         self._stopping = True
         with suppress(Exception), engine() as client:
@@ -241,12 +241,12 @@ class Keeper:
 
 
 def docker_runner(spec: Mapping[str, Any], run: str, progress: Path, outcomes: Path) -> Any:
-    """KFP's runner for a run, in the process that runs the DAG.
+    """Creates KFP's runner for a run, in the process that runs the DAG.
 
     Args:
-        spec: what `Containers.spec` said.
+        spec: result of `Containers.spec`.
         run: id of the pipeline run.
-        progress: file that tells which steps started.
+        progress: file with the started steps.
         outcomes: folder of the outcome records.
     """
     from docker.types import Mount
@@ -257,10 +257,10 @@ def docker_runner(spec: Mapping[str, Any], run: str, progress: Path, outcomes: P
     docker_task_handler.run_docker_container = keeper.run_container
     signal.signal(signal.SIGTERM, keeper.stop)
     with engine() as client:
-        # Of a run in this folder that was killed in a way that nothing could be done about.
+        # Remove containers of an earlier run in this folder that was killed without cleanup.
         _end(client, f"mixtune.output={spec['output']}", 0)
     if os.getuid() == 0:
-        os.umask(0o002)  # what is made here must be writable for the containers, which are in root's group
+        os.umask(0o002)  # new files must be writable for the containers, which run in root's group
     mounts = [Mount(target, source, type="bind") for source, target in spec["writable"].items()]
     mounts += [Mount(path, path, type="bind", read_only=True) for path in spec["readable"]]
     limits = {"mem_limit": spec["memory"], "memswap_limit": spec["memory"]} if spec["memory"] else {}
@@ -276,13 +276,13 @@ def docker_runner(spec: Mapping[str, Any], run: str, progress: Path, outcomes: P
         environment={
             **_environment(os.environ),
             **spec["environment"],
-        },  # from here, since no file should hold credentials
+        },  # set here, since no file should contain credentials
         **limits,
     )
 
 
 def _end(client: DockerClient, label: str, seconds: float) -> None:
-    """Ends all containers with a label; SIGTERM goes to every process in them, since a shell passes none on."""
+    """Ends all containers with a label. SIGTERM is sent to all their processes, since shells do not forward it."""
     found: list[Container] = client.containers.list(all=True, filters={"label": label})
     for container in found:
         with suppress(Exception):
@@ -298,7 +298,7 @@ def _end(client: DockerClient, label: str, seconds: float) -> None:
 
 
 def _environment(outside: Mapping[str, str]) -> dict[str, str]:
-    """What goes along into the containers."""
+    """Returns the variables to pass to the containers."""
     return {
         name: value
         for name, value in outside.items()
@@ -311,7 +311,7 @@ def _environment(outside: Mapping[str, str]) -> dict[str, str]:
 
 
 def _read(config: Config) -> list[str]:
-    """Local files and folders that the configuration names."""
+    """Returns the local files and folders in the configuration."""
     sources = [source for stream in (config.data.pretrain, config.data.finetune) for _, source in named_sources(stream)]
     paths = [_fixed_part(source.removeprefix("file://")) for source in sources if _is_path(source)]
     named = [config.model.base, config.evaluate.champion or "", config.evaluate.lm_eval.tasks_folder or ""]
@@ -324,7 +324,7 @@ def _is_path(source: str) -> bool:
 
 
 def _fixed_part(pattern: str) -> Path:
-    """The folder above the first wildcard; the path itself where it has none."""
+    """Returns the folder above the first wildcard; without a wildcard, the path itself."""
     parts = Path(pattern).parts
     wildcards = (number for number, part in enumerate(parts) if re.search(r"[*?\[]", part))
     fixed = parts[: next(wildcards, len(parts))]
@@ -332,7 +332,7 @@ def _fixed_part(pattern: str) -> Path:
 
 
 def _written(environment: Mapping[str, str]) -> list[str]:
-    """Folders outside the output folder that the steps write to."""
+    """Returns the folders outside of the output folder that the steps write to."""
     paths = []
     place = environment.get(PLACE, "")
     if place and not is_url(place):
@@ -348,7 +348,7 @@ def _written(environment: Mapping[str, str]) -> list[str]:
 
 
 def _let_group_write(folder: Path) -> None:
-    """For a caller who is root: the containers are not, but they are in root's group."""
+    """Makes a folder writable for its group. If the caller is root, the containers run as another user in root's group."""
     for path in [folder, *folder.rglob("*")]:
         with suppress(OSError):
             if not path.is_symlink():

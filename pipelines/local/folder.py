@@ -1,6 +1,6 @@
-"""The output folder of a local run: what is where in it, and who has it.
+"""The output folder of a local run: its structure and its lock.
 
-    <output>/.mixtune/          artifacts, cache, outcome records; remove it and the next run starts from nothing
+    <output>/.mixtune/          artifacts, cache, outcome records; without it the next run starts from scratch
     <output>/logs/<run>/        one log for each step, and KFP's own
 
 An output folder belongs to one run at a time.
@@ -19,10 +19,10 @@ from mixtune.components.shared.errors import RefusedError
 
 @dataclass(frozen=True)
 class Run:
-    """One local run.
+    """A local run.
 
     Attributes:
-        id: unlike any other run's.
+        id: unique id.
         output: the output folder.
     """
 
@@ -55,10 +55,10 @@ class Run:
 
 
 def claim(output: Path, name: str) -> FileLock:
-    """Takes an output folder for one run.
+    """Locks an output folder for one run.
 
     Raises:
-        RefusedError: if it cannot be used, holds something that is no mixtune run, or another run is using it.
+        RefusedError: if it cannot be used, contains something other than a mixtune run, or is used by another run.
     """
     for character in "%?":
         if character in str(output.absolute()):
@@ -86,5 +86,5 @@ def claim(output: Path, name: str) -> FileLock:
 
 
 def journal_folder(output: Path) -> Path:
-    """Where a run keeps what MLflow has not got yet."""
+    """Returns the folder for a run's records that MLflow has not received."""
     return output / ".mixtune" / "undelivered"

@@ -1,4 +1,4 @@
-"""Puts the report and the models of a local run where people look for them, and leaves alone what is not mixtune's."""
+"""Copies the report and the models of a local run to the output folder, without overwriting the user's files."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from .folder import Run
 def publish(
     run: Run, config: Config, compared: Outcome, registered: Outcome | None
 ) -> tuple[dict[str, Any], list[str]]:
-    """Puts report and models where people look for them, and leaves alone what is not mixtune's.
+    """Publishes report and models in the output folder, without overwriting the user's files.
 
     Args:
-        config: the run's; it goes along with the report.
-        compared: record of `compare`, which knows where every candidate's model is.
-        registered: record of `register`, which alone writes out an interpolated model.
+        config: configuration of the run; stored with the report.
+        compared: record of `compare`, with the locations of all candidates' models.
+        registered: record of `register`, the only step that writes interpolated models.
 
     Returns:
-        The report, and a sentence for each model in whose place there is something else.
+        The report, and a sentence for each model that could not be published because its path is in use.
     """
     comparison = Path(compared.artifacts["comparison"])
     report: dict[str, Any] = read_json(comparison / "report.json", "a comparison made by mixtune")
@@ -66,7 +66,7 @@ def _publish_models(target: Path, models: dict[str, str], selected: str) -> list
 
 
 def _link_weights(folder: Path) -> None:
-    """A base model that is used as it is was not copied; links make its folder one that plain transformers loads."""
+    """Links the weights of an unchanged base model, which are not copied, so that plain transformers loads the folder."""
     card = ModelCard.load(folder)
     if card.weights is None:
         return
@@ -76,7 +76,7 @@ def _link_weights(folder: Path) -> None:
 
         try:
             source = Path(snapshot_download(card.weights, revision=card.revision, local_files_only=True))
-        except Exception:  # the hub's cache may be gone by now; the card still says which model it is
+        except Exception:  # the hub's cache may be deleted; the card still names the model
             return
     for file in source.iterdir():
         if file.is_file() and not (folder / file.name).exists():
@@ -84,7 +84,7 @@ def _link_weights(folder: Path) -> None:
 
 
 def _is_published(folder: Path) -> bool:
-    """Tells whether an earlier run put a candidate there. A copy under another name is the user's."""
+    """Tells whether an earlier run published a candidate in the folder. Copies under other names belong to the user."""
     if folder.is_symlink() or not (folder / "mixtune.json").is_file():
         return False
     try:
@@ -94,7 +94,7 @@ def _is_published(folder: Path) -> bool:
 
 
 def _replace(target: Path, source: Path, texts: dict[str, str] | None = None) -> None:
-    """Puts a copy of a folder in a folder's place, with further files in it."""
+    """Replaces a folder with a copy of another and adds text files."""
     aside = target.with_name(target.name + ".part")
     shutil.rmtree(aside, ignore_errors=True)
     shutil.copytree(source, aside, copy_function=_copy)
@@ -105,7 +105,7 @@ def _replace(target: Path, source: Path, texts: dict[str, str] | None = None) ->
 
 
 def _copy(source: str, target: str) -> None:
-    """Copies a file; weights, which are large, are hard links where the file system can."""
+    """Copies a file. Weights, which are large, are hard-linked if the file system supports it."""
     if source.endswith(".safetensors"):
         with contextlib.suppress(OSError):
             os.link(source, target)
@@ -114,7 +114,7 @@ def _copy(source: str, target: str) -> None:
 
 
 def keep_history(output: Path) -> None:
-    """Keeps the last report and the configuration that it belongs to, before another report takes its place."""
+    """Archives the last report and its configuration before another report replaces it."""
     report = output / "report"
     if not (report / "run.json").is_file():
         return

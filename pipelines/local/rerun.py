@@ -1,7 +1,7 @@
-"""Running a local run again, in the words of `rerun.py`: from a step on, or one step alone.
+"""Reruns a local run: from a given step on, or one step only. See `cluster/rerun.py` for runs on a cluster.
 
-`--from` forgets what the folder's cache has of the steps that are to run, and runs as `mixtune run` does. `--only` runs one
-step on the artifacts that it had, beside the run: what it puts out is in `<folder>/only/<task>-<time>/`.
+`--from` deletes the folder's cache entries of the steps to run and continues like `mixtune run`. `--only` runs one step on the
+same artifacts, separately from the run, and writes its outputs to `<folder>/only/<task>-<time>/`.
 """
 
 from __future__ import annotations
@@ -33,18 +33,18 @@ from .run import tracking_uri
 
 
 def forget_from(folder: Path, step: str, overrides: Sequence[str]) -> Path:
-    """Removes what an output folder's cache has of a step and of the tasks that depend on it.
+    """Deletes the cache entries of a step and of the tasks that depend on it.
 
     Args:
         folder: output folder of an earlier run.
         step: name of the step.
-        overrides: `section.option=value` for the run to come, which is checked here.
+        overrides: `section.option=value` for the next run; checked here.
 
     Returns:
-        The configuration of the earlier run, to run again.
+        The configuration file of the earlier run.
 
     Raises:
-        RefusedError: if the folder holds no run, there is no such step, or an override is wrong.
+        RefusedError: if the folder contains no run, there is no such step, or an override is invalid.
     """
     file = _config_of(folder)
     if step not in ORDER:
@@ -68,9 +68,9 @@ def _config_of(folder: Path) -> Path:
 
 
 def forget(run: Run, tasks: Collection[str]) -> int:
-    """Removes the cache entries of some tasks, and all checkpoints; returns how many entries.
+    """Deletes the cache entries of some tasks, and all checkpoints. Returns the number of entries.
 
-    An entry does not name its task, but its artifacts lie in the task's folder.
+    An entry does not name its task, but its artifacts are in the task's folder.
     """
     count = 0
     for entry in (run.state / "cache").glob("*/*.json"):
@@ -97,13 +97,13 @@ def _uris(value: Any) -> Iterator[str]:
 
 
 def run_only(folder: Path, only: str, overrides: Sequence[str]) -> int:
-    """Runs one step of the run in an output folder alone, and returns the exit status.
+    """Reruns one step of the run in an output folder and returns the exit status.
 
     Args:
-        only: a step, such as `evaluate`, or one task of it, such as `evaluate mixed-0.3`.
+        only: a step, such as `evaluate`, or one of its tasks, such as `evaluate mixed-0.3`.
 
     Raises:
-        RefusedError: if the folder holds no run, or the step's inputs are not on record.
+        RefusedError: if the folder contains no run, or if the step's inputs are not recorded.
     """
     file = _config_of(folder)
     step = step_of(only)
@@ -117,7 +117,7 @@ def run_only(folder: Path, only: str, overrides: Sequence[str]) -> int:
 
 
 def _newest(folder: Path) -> dict[str, Outcome]:
-    """Of each task the newest record; one that the last run took from the cache was made by a run before."""
+    """Returns the newest record of each task. Records of tasks that the last run took from the cache are of earlier runs."""
     runs = sorted((folder / ".mixtune" / "outcomes").glob("*"), key=lambda one: one.stat().st_mtime_ns)
     return {outcome.title: outcome for run in runs for outcome in load_outcomes(run) if outcome.kind == "done"}
 

@@ -1,8 +1,7 @@
-"""Runs the DAG on this machine by KFP's local runner, and shows it.
+"""Runs the DAG on this machine with KFP's local runner, and shows its progress.
 
-The runner works in a child process, whose output goes to a file: KFP's log is long, and the steps' lines would interleave
-in it. Steps write logs, progress and outcome records of their own, which this process turns into a few lines for a
-person.
+The runner works in a child process with its output in a file: KFP's log is long and would interleave with the steps' lines.
+Steps write their own logs, progress and outcome records, from which this process shows a few lines.
 """
 
 from __future__ import annotations
@@ -39,20 +38,20 @@ if TYPE_CHECKING:
     from .containers import Containers
 
 GATE_NOT_MET = "gate_not_met"
-# What changes a step's results besides its inputs: a new version must not take results from an old one's cache.
+# Packages that affect results: a new version must not use results that another version cached.
 _RESULT_PACKAGES = ("torch", "transformers", "tokenizers", "accelerate", "numpy", "scipy", "scikit-learn")
 
 
 @dataclass
 class Ended:
-    """How a local run ended.
+    """The result of a local run.
 
     Attributes:
-        status: exit status of design: 0, 1, 2, 3, 4 or 130.
-        failures: outcome records of the steps that did not end well.
-        report: what `report.json` holds, where the run got that far.
-        cached: tasks that came from the cache.
-        notes: what else the user should read.
+        status: exit status: 0, 1, 2, 3, 4 or 130.
+        failures: outcome records of the steps that failed.
+        report: content of `report.json`, if the run got that far.
+        cached: tasks with cached results.
+        notes: further messages for the user.
     """
 
     status: int
@@ -65,7 +64,7 @@ class Ended:
 def run_local(
     config: Config, output: Path, use_cache: bool, display: Display, containers: Containers | None = None
 ) -> Ended:
-    """Runs the whole DAG, publishes its results in the output folder, and says how it ended.
+    """Runs the whole DAG, publishes its results in the output folder, and returns how it ended.
 
     Args:
         containers: runs the steps in their images; None runs them as processes.
@@ -91,19 +90,19 @@ def run_local(
             interrupted = _watch(child, run, config, display)
         ended = _conclude(run, config, interrupted, display)
         if not ended.failures and not interrupted:
-            # Also those of trainings that were killed and never asked for again.
+            # Also deletes checkpoints of killed trainings that were never resumed.
             shutil.rmtree(run.checkpoints, ignore_errors=True)
         ended.notes += _notes(run)
         return ended
     except OSError as error:
-        error.filename = error.filename or str(output)  # a write that fails does not say where
+        error.filename = error.filename or str(output)  # errors of write calls contain no file name
         raise
     finally:
         lock.release()
 
 
 def environment_of_steps(config: Config, run: Run) -> dict[str, str]:
-    """What the steps of a local run find in their environment, on top of the caller's."""
+    """Returns the environment of the steps of a local run, in addition to the caller's."""
     environment = {
         **os.environ,
         "MIXTUNE_RUN_ID": run.id,
@@ -129,7 +128,7 @@ def _start(
     config: Config, run: Run, code: str | None, containers: Containers | None, scratch: Path
 ) -> subprocess.Popen[bytes]:
     environment = environment_of_steps(config, run)
-    # KFP makes a temporary folder for each task, and torch for each launch, and leave them.
+    # KFP creates a temporary folder for each task, and torch for each launch, and neither deletes them.
     environment["TMPDIR"] = str(scratch)
     environment.setdefault("TORCHINDUCTOR_CACHE_DIR", str(run.state / "compiled"))
     spec = {
@@ -148,12 +147,12 @@ def _start(
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
-            start_new_session=True,  # Ctrl-C reaches this process, which then ends the child's whole group
+            start_new_session=True,  # Ctrl-C reaches only this process, which then ends the child's process group
         )
 
 
 def tracking_uri(config: Config, output: Path) -> str:
-    """The configuration's tracking address, the environment's, or the store in the output folder."""
+    """Returns the tracking address: the configuration's, else the environment's, else the store in the output folder."""
     return (
         config.tracking.uri
         or os.environ.get("MLFLOW_TRACKING_URI")
@@ -162,7 +161,7 @@ def tracking_uri(config: Config, output: Path) -> str:
 
 
 def _watch(child: subprocess.Popen[bytes], run: Run, config: Config, display: Display) -> bool:
-    """Shows progress until the child ends; True where the user interrupted it."""
+    """Shows progress until the child ends. Returns True if the user interrupted it."""
     try:
         with display.following(run.progress, run.outcomes, run.logs / "kfp.log"):
             while child.poll() is None:
@@ -179,7 +178,7 @@ def _watch(child: subprocess.Popen[bytes], run: Run, config: Config, display: Di
 
 
 def _stop(child: subprocess.Popen[bytes]) -> None:
-    """Ends the runner and its steps: politely, so that they leave their records, then for sure."""
+    """Stops the runner and its steps: first with a signal that lets them write their records, then by force."""
     for number, seconds in ((signal.SIGTERM, 30.0), (signal.SIGKILL, 5.0)):
         _signal_group(child, number)
         deadline = time.monotonic() + seconds
@@ -201,7 +200,7 @@ def _signal_group(child: subprocess.Popen[bytes], number: int) -> None:
 
 def _conclude(run: Run, config: Config, interrupted: bool, display: Display) -> Ended:
     outcomes = load_outcomes(run.outcomes)
-    # A gate that is not met is no failure, also where it ends the run as failed.
+    # An unmet gate is not a failure, even if it ends the run as failed.
     failures = [outcome for outcome in outcomes if outcome.kind not in ("done", GATE_NOT_MET)]
     cached = list(display.cached)
     if interrupted:
@@ -230,7 +229,7 @@ def _conclude(run: Run, config: Config, interrupted: bool, display: Display) -> 
 
 
 def _notes(run: Run) -> list[str]:
-    """What did not come to MLflow, and how it will."""
+    """Returns messages about records that MLflow has not received, and how to deliver them."""
     recorded = load_outcomes(run.outcomes)
     notes = [outcome.facts["not_registered"] for outcome in recorded if "not_registered" in outcome.facts]
     notes += [f"{one.title}: {'; '.join(one.sentences)}" for one in recorded if one.kind == GATE_NOT_MET]
@@ -244,7 +243,7 @@ def _notes(run: Run) -> list[str]:
 
 
 def _silent(run: Run, outcomes: list[Outcome], gate_passed: bool) -> list[str]:
-    """A sentence for each step that left no record of how it ended: killed, for example for want of memory."""
+    """Returns a sentence for each step without an outcome record, which was killed, for example for lack of memory."""
     started = started_titles(run.progress)
     if gate_passed:
         started.append("register")
@@ -258,16 +257,16 @@ def _silent(run: Run, outcomes: list[Outcome], gate_passed: bool) -> list[str]:
 
 
 def _close_on_record(config: Config, run: Run, status: Literal["FAILED", "KILLED"], verdict: str) -> None:
-    """Ends the MLflow parent run where `finish` never came to it; while MLflow is away that is left to `mixtune sync`."""
+    """Ends the MLflow parent run if `finish` did not run; while MLflow is down, `mixtune sync` does this later."""
     from mixtune.components.shared.tracking.tracker import close_unfinished
 
     uri, experiment = tracking_uri(config, run.output), config.tracking.experiment
-    with contextlib.redirect_stdout(io.StringIO()):  # what is not delivered is said at the end of the run
+    with contextlib.redirect_stdout(io.StringIO()):  # undelivered records are reported at the end of the run
         close_unfinished(uri, experiment, run.id, status, verdict, run.journal)
 
 
 def cache_key() -> str:
-    """Identifies what the results of cached steps depend on besides their inputs: their code and the packages below it."""
+    """Returns a digest of what affects cached results besides their inputs: the steps' code and its packages."""
     digest = hashlib.sha256(code_digest(CACHED_STEPS).encode())
     for package in _RESULT_PACKAGES:
         try:

@@ -1,4 +1,4 @@
-"""`mixtune sync`: delivers what runs on this machine could not tell MLflow."""
+"""`mixtune sync`: delivers records of local runs that MLflow has not received."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ RUNS = Path("runs")
 
 
 def sync_and_show(folder: Path | None) -> int:
-    """Delivers what one run, or every run below `runs`, has kept, and says what was delivered and what is not.
+    """Delivers the pending records of one run, or of every run below `runs`, and reports what was delivered and what was not.
 
     Returns:
-        Exit status: 0, or 4 where a server still does not answer, or 1 where one answers and does not take it.
+        Exit status: 0; 4 if a server still does not answer; 1 if a server rejects records.
 
     Raises:
-        RefusedError: if the folder holds no mixtune run.
+        RefusedError: if the folder contains no mixtune run.
     """
     if folder is not None and not _marker(folder).is_file():
         raise RefusedError(f"{folder}: is no output folder of a mixtune run; give one, such as runs/<name>")
