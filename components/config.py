@@ -189,7 +189,7 @@ def parts(config: Config, fingerprints: Fingerprints, champion: str | None = Non
     model, seed = config.model, config.seed
     scratch = model.base == SCRATCH
     if scratch and model.objective != "masked_lm":
-        # What a causal model does not read must not be in its steps' cache keys.
+        # Options that causal models ignore must not be part of their steps' cache keys.
         model = model.model_copy(update={"mask_probability": Model.model_fields["mask_probability"].default})
     tokenizer = Tokenizer(
         base=model.base,

@@ -33,7 +33,7 @@ class Stream(Section):
     @field_validator("source", "dev_source", "test_source")
     @classmethod
     def _no_credentials(cls, source: str | None) -> str | None:
-        # The configuration is kept with every run; a password in it would be, too.
+        # The configuration is stored with every run, and so would be a password in it.
         if source and has_password(source):
             raise PydanticCustomError("credentials", PASSWORD_REFUSED)
         return source

@@ -254,7 +254,7 @@ class Tracking(Section):
     @field_validator("uri")
     @classmethod
     def _no_credentials(cls, uri: str | None) -> str | None:
-        # The configuration is kept with every run; a password in it would be, too.
+        # The configuration is stored with every run, and so would be a password in it.
         if uri and urlsplit(uri).password:
             raise PydanticCustomError(
                 "credentials",

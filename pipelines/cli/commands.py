@@ -29,7 +29,7 @@ def check_and_show(config_file: Path | None, overrides: Sequence[str]) -> None:
         raise RefusedError(*problems)
     names = ", ".join(candidate.id for candidate in candidates(parsed.mixed))
     print(f"{parsed.name}: the configuration is good; base model {parsed.model.base}, candidates {names}")  # noqa: T201
-    for sentence in missing_here(parsed):  # no matter where the steps run in images
+    for sentence in missing_here(parsed):  # irrelevant if the steps run in images
         print(f"a run on this machine would be refused: {sentence}")  # noqa: T201
 
 
@@ -63,7 +63,7 @@ def run_and_show(
         raise RefusedError(f"{options}: means something with --runner docker only")
     config = read_config(config_file, overrides)
     problems = find_problems(config)
-    if runner == "subprocess":  # the images have all that steps need
+    if runner == "subprocess":  # images contain all that steps need
         problems += missing_here(config)
     if problems:
         raise RefusedError(*problems)
@@ -113,7 +113,7 @@ def _mlflow_hint(uri: str, folder: Path) -> str:
     from mixtune.components.shared.errors import without_credentials
 
     if uri.endswith(str(folder / "mlflow" / "mlflow.db")):
-        # Relative, as the folder was given: short enough to copy.
+        # Relative, like the given folder: short enough to copy.
         return f"mlflow ui --backend-store-uri sqlite:///{folder / 'mlflow' / 'mlflow.db'}"
     return without_credentials(uri)
 

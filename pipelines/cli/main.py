@@ -159,7 +159,7 @@ cluster_cli.add_to(app)
 def main() -> None:
     """Entry point."""
     if os.getpid() == 1:
-        # The first process of a container is deaf to SIGTERM unless it says what to do.
+        # The first process of a container ignores SIGTERM unless it installs a handler.
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     app(prog_name="mixtune")
 

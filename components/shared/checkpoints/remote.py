@@ -1,4 +1,4 @@
-"""Checkpoints behind an fsspec URL such as s3://. They are written to a local folder and uploaded in the background.
+"""Checkpoints at an fsspec URL such as s3://. They are written to a local folder and uploaded in the background.
 
     <url>/newest.json             names of the complete checkpoints, newest first; updated after each upload
     <url>/step-00000120-1f0c/     as in a local folder
@@ -51,7 +51,7 @@ def open_url(url: str) -> tuple[Any, str]:
 
 
 class RemoteCheckpoints(Checkpoints):
-    """Checkpoints with a copy behind a URL. A later attempt resumes from that copy.
+    """Checkpoints with a copy at a URL. A later attempt resumes from that copy.
 
     Args:
         url: URL of this training's folder.
@@ -259,7 +259,7 @@ class RemoteCheckpoints(Checkpoints):
 
 
 def clear_finished_at(root: str, run_id: str) -> int:
-    """Deletes the checkpoints of all trainings that a run finished, behind a URL."""
+    """Deletes the checkpoints of all trainings that a run finished, at a URL."""
     files, path = open_url(root)
     count = 0
     for note in files.glob(f"{path}/*/finished.json"):

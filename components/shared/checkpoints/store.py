@@ -200,7 +200,7 @@ class Checkpoints:
 
 
 def is_url(root: str) -> bool:
-    """Tells whether checkpoints are stored behind an fsspec URL instead of in a folder."""
+    """Tells whether checkpoints are stored at an fsspec URL instead of in a folder."""
     return "://" in root and not root.startswith("file://")
 
 
