@@ -24,7 +24,6 @@ from mixtune.components.shared.running.context import ALONE, COMPILED, TRACKING_
 from .images import Images, images
 
 GPU_STEPS = frozenset({"pretrain", "finetune", "mixed", "evaluate"})
-ORDER = ("plan", "prepare", "pretrain", "finetune", "mixed", "evaluate", "compare", "register", "finish")
 # What keeps the books runs every time: plan looks at the sources, the others give every run a verdict of its own.
 NEVER_CACHED = frozenset({"plan", "compare", "register", "finish"})
 POD_LABELS = {"app.kubernetes.io/part-of": "mixtune"}
