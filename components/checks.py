@@ -199,5 +199,4 @@ def _folder_digest(folder: Path) -> str:
 
 def _add(digest: hashlib._Hash, file: Path) -> None:
     with file.open("rb") as content:
-        for block in iter(lambda: content.read(1 << 20), b""):
-            digest.update(block)
+        hashlib.file_digest(content, lambda: digest)

@@ -293,6 +293,10 @@ SECTIONS = {
 _NOT_ON_A_CLUSTER = {"tracking.uri", "tracking.experiment", "tracking.offline_when_unreachable"}
 
 
+NULLABLE = frozenset({"max_forgetting", "max_forgetting_share", "registered_model"})
+"""Parameters that can be null. They travel as text, and null as empty text."""
+
+
 def parameters(config: Config) -> dict[str, Any]:
     """The KFP parameters of a configuration: headline values one by one, the rest by section as JSON.
 
@@ -302,8 +306,7 @@ def parameters(config: Config) -> dict[str, Any]:
     result: dict[str, Any] = {}
     for name, path in HEADLINE.items():
         value = _get(values, path)
-        nullable = name in {"max_forgetting", "max_forgetting_share", "registered_model"}
-        result[name] = ("" if value is None else str(value)) if nullable else value
+        result[name] = ("" if value is None else str(value)) if name in NULLABLE else value
     headline = {*HEADLINE.values(), *_NOT_ON_A_CLUSTER}
     for name, path in SECTIONS.items():
         section = {key: value for key, value in _get(values, path).items() if f"{path}.{key}" not in headline}
@@ -337,7 +340,7 @@ def assemble(given: Mapping[str, Any], compiled_in: str = "{}") -> dict[str, Any
         raise RefusedError(*problems)
     for name, path in HEADLINE.items():
         value = given.get(name)
-        if name in {"max_forgetting", "max_forgetting_share", "registered_model"}:
+        if name in NULLABLE:
             value = None if value in ("", None) else value
         _set(values, path, value)
     for section, options in json.loads(compiled_in).items():

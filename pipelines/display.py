@@ -16,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mixtune.components.shared.outcome import load_outcomes
+from mixtune.components.shared.value_text import value_text
 
 from .titles import title_of
 
@@ -133,18 +134,10 @@ def candidates_table(report: dict[str, Any]) -> Table:
         table.add_row(
             Text(one["id"]),
             "" if weight is None else f"{weight:g}",
-            shown_value(one["task_score"], signed=False),
-            shown_value(one["task_score_vs_finetuned"]) if one["kind"] != "finetuned" else "",
-            shown_value(one["delta_bpb"]) if one["kind"] != "pretrained" else "0",
+            value_text(one["task_score"], signed=False),
+            value_text(one["task_score_vs_finetuned"]) if one["kind"] != "finetuned" else "",
+            value_text(one["delta_bpb"]) if one["kind"] != "pretrained" else "0",
             "← selected" if chosen else "",
             style="bold" if chosen else None,
         )
     return table
-
-
-def shown_value(value: dict[str, float] | None, signed: bool = True) -> str:
-    """Formats a value with its interval; a dash for None."""
-    if value is None:
-        return "–"
-    sign = "+" if signed else ""
-    return f"{value['value']:{sign}.3f} [{value['low']:{sign}.3f}, {value['high']:{sign}.3f}]"

@@ -130,4 +130,4 @@ def command_page() -> str:
 
 if __name__ == "__main__":
     for written_path in generate(Path(sys.argv[1]) if len(sys.argv) > 1 else Path.cwd()):
-        print(written_path)  # noqa: T201
+        print(written_path)

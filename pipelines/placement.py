@@ -24,7 +24,6 @@ from mixtune.components.shared.running.context import ALONE, COMPILED, TRACKING_
 from .images import Images, images
 
 GPU_STEPS = frozenset({"pretrain", "finetune", "mixed", "evaluate"})
-ORDER = ("plan", "prepare", "pretrain", "finetune", "mixed", "evaluate", "compare", "register", "finish")
 # Administrative steps run every time: plan checks the sources, the others give every run its own verdict.
 NEVER_CACHED = frozenset({"plan", "compare", "register", "finish"})
 POD_LABELS = {"app.kubernetes.io/part-of": "mixtune"}

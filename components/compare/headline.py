@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ..shared.value_text import value_text
 from .config import Gate
 from .evaluations import Candidate, Evaluations
 from .names import candidate_name, metric_name
@@ -22,7 +23,7 @@ def headline(
     parts = []
     if ours.task_score is not None:
         value = ours.task_score
-        parts.append(f"{metric_name(evaluations.task.metric)} {value.value:.2f} [{value.low:.2f}, {value.high:.2f}]")
+        parts.append(f"{metric_name(evaluations.task.metric)} {value_text(value.to_json(), 2, signed=False)}")
     if selected.entry.kind == "finetuned":
         parts.append(f"forgetting {_bits(ours.delta_bpb)}")
     else:
@@ -44,7 +45,7 @@ def _against(difference: Value, max_drop: float, other: str) -> str:
         return f"{difference.value:.2f} against {other}"
     if difference.low > -max_drop:
         return f"as good as {other} within {max_drop:g}"
-    return f"{difference.value:+.2f} [{difference.low:+.2f}, {difference.high:+.2f}] against {other}"
+    return f"{value_text(difference.to_json(), 2)} against {other}"
 
 
 def _with_forgetting(ours: Scores, finetuned: Scores) -> str:
@@ -57,4 +58,4 @@ def _with_forgetting(ours: Scores, finetuned: Scores) -> str:
 
 
 def _bits(value: Value) -> str:
-    return f"{value.value:.2f} [{value.low:.2f}, {value.high:.2f}] bits per byte"
+    return f"{value_text(value.to_json(), 2, signed=False)} bits per byte"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from ..shared.value_text import value_text
 from .config import Gate
 from .statistics import Value
 
@@ -236,7 +237,7 @@ def _share_sentence(forgets: float, finetuned: Value, share: float, limit: float
 
 def signed(value: Value) -> str:
     """Formats a difference with its sign and interval."""
-    return f"{value.value:+.3f} [{value.low:+.3f}, {value.high:+.3f}]"
+    return value_text(value.to_json())
 
 
 def _preference(one: Measured, rule: str) -> tuple[float, float]:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from ..shared.value_text import value_text
 from .statistics import Bootstrap
 
 NO_NAME = "(no name)"
@@ -109,9 +110,4 @@ def worst_sentence(candidate: str, by_source: dict[str, dict[str, Any]]) -> str 
     if one["value"] <= 0:
         return f"{candidate} forgets on none of the {len(by_source)} sources"
     documents = "one document, so without an interval" if one["documents"] == 1 else f"{one['documents']} documents"
-    return f"{candidate} forgets most on {name}: {_bits(one)} bits per byte ({documents})"
-
-
-def _bits(one: dict[str, Any]) -> str:
-    value = f"{one['value']:+.2f}"
-    return value if one["low"] is None else f"{value} [{one['low']:+.2f}, {one['high']:+.2f}]"
+    return f"{candidate} forgets most on {name}: {value_text(one, digits=2)} bits per byte ({documents})"

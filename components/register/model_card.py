@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..shared.value_text import value_text
+
 
 def model_card(report: dict[str, Any], candidate: dict[str, Any], name: str) -> str:
     """Renders the model card.
@@ -21,10 +23,10 @@ def model_card(report: dict[str, Any], candidate: dict[str, Any], name: str) -> 
         "base model": candidate["base"] or "–",
         "task": task["kind"],
         "labels": ", ".join(task["labels"] or []) or "–",
-        f"{task['metric']}, test": f"{_value(candidate['task_score'])}, {task['examples']:,} examples",
-        "against fine-tuning alone": _value(candidate["task_score_vs_finetuned"], "+"),
-        "forgetting, bits per byte": f"{_value(candidate['delta_bpb'], '+')}, {forgetting['documents']:,} documents",
-        "bits per byte": _value(candidate["bpb"]),
+        f"{task['metric']}, test": f"{value_text(candidate['task_score'], signed=False)}, {task['examples']:,} examples",
+        "against fine-tuning alone": value_text(candidate["task_score_vs_finetuned"]),
+        "forgetting, bits per byte": f"{value_text(candidate['delta_bpb'])}, {forgetting['documents']:,} documents",
+        "bits per byte": value_text(candidate["bpb"], signed=False),
         "gate": f"{'passed' if report['gate']['passed'] else 'not met'}: {'; '.join(report['gate']['reasons'])}",
         "training": f"{trained}; {tokens['pretrain']:,} pretraining and {tokens['finetune']:,} fine-tuning tokens",
         **{f"{stream} data": f"`{digest}`" for stream, digest in (candidate.get("data") or {}).items()},
@@ -43,10 +45,6 @@ def model_card(report: dict[str, Any], candidate: dict[str, Any], name: str) -> 
         f"The model is in Hugging Face format (safetensors), with the language model and the task head: `{load}`.",
     ]
     return "\n".join(lines) + "\n"
-
-
-def _value(one: dict[str, float] | None, sign: str = "") -> str:
-    return "–" if one is None else f"{one['value']:{sign}.3f} [{one['low']:{sign}.3f}, {one['high']:{sign}.3f}]"
 
 
 def _cell(text: str) -> str:

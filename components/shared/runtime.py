@@ -117,7 +117,7 @@ def launch(
             if is_main():
                 _tell_kubernetes(outcome)
             for sentence in outcome.sentences:
-                print(f"{title}: {sentence}", file=sys.stderr, flush=True)  # noqa: T201
+                print(f"{title}: {sentence}", file=sys.stderr, flush=True)
             raise SystemExit(outcome.exit_status) from None
         seconds = time.monotonic() - started
         done = Outcome(

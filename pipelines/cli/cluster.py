@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
@@ -11,20 +11,20 @@ from .errors import plain_errors
 from .options import ConfigFile, ImagePrefix, ImageTag, Overrides
 
 Host = Annotated[
-    Optional[str],  # noqa: UP045 - typer's way
+    str | None,
     typer.Option(
         help="Address of KFP; without it KF_PIPELINES_ENDPOINT, or the service of the cluster that this runs in."
     ),
 ]
-Namespace = Annotated[Optional[str], typer.Option(help="Your namespace, on a cluster with several users.")]  # noqa: UP045
+Namespace = Annotated[str | None, typer.Option(help="Your namespace, on a cluster with several users.")]
 TokenFile = Annotated[
-    Optional[Path],  # noqa: UP045
+    Path | None,
     typer.Option(
         help="File with a bearer token; without it MIXTUNE_KFP_TOKEN, MIXTUNE_KFP_TOKEN_FILE, or the pod's own."
     ),
 ]
 Authority = Annotated[
-    Optional[Path],  # noqa: UP045
+    Path | None,
     typer.Option("--ca", help="File with the certificate authority of the address; without it MIXTUNE_KFP_CA."),
 ]
 Timeout = Annotated[str | None, typer.Option(help="How long to wait: 90s, 30m, 6h, 1d. As long as it takes without.")]
@@ -33,10 +33,10 @@ PendingTimeout = Annotated[
     typer.Option(help="How long a task may be pending: 15m. Then the wait ends with status 5, and the run goes on."),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object; progress goes to the error output.")]
-Summary = Annotated[Optional[Path], typer.Option(help="Add the result to this file, as Markdown.")]  # noqa: UP045
+Summary = Annotated[Path | None, typer.Option(help="Add the result to this file, as Markdown.")]
 Experiment = Annotated[str, typer.Option(help="KFP experiment; it is made if it is not there.")]
 RunKey = Annotated[
-    Optional[str],  # noqa: UP045
+    str | None,
     typer.Option(help="What a job and its repetition have in common: a run with this key is found and not made again."),
 ]
 RunId = Annotated[str, typer.Argument(metavar="RUN", help="Id of a KFP run.")]
@@ -50,8 +50,8 @@ def add_to(app: typer.Typer) -> None:
 
 def upload(
     config: ConfigFile = None,
-    overrides: Overrides = [],  # noqa: B006
-    step: Annotated[Optional[str], typer.Option(help="One step as a pipeline of its own.")] = None,  # noqa: UP045
+    overrides: Overrides = [],
+    step: Annotated[str | None, typer.Option(help="One step as a pipeline of its own.")] = None,
     image_prefix: ImagePrefix = None,
     tag: ImageTag = None,
     host: Host = None,
@@ -69,7 +69,7 @@ def upload(
 
 def submit(
     config: ConfigFile = None,
-    overrides: Overrides = [],  # noqa: B006
+    overrides: Overrides = [],
     host: Host = None,
     namespace: Namespace = None,
     experiment: Experiment = "mixtune",
@@ -80,7 +80,7 @@ def submit(
     image_prefix: ImagePrefix = None,
     tag: ImageTag = None,
     service_account: Annotated[
-        Optional[str],  # noqa: UP045
+        str | None,
         typer.Option(help="Account that the run's pods run as; KFP's own choice without it."),
     ] = None,
     as_json: AsJson = False,
@@ -156,18 +156,18 @@ def stop(
 def rerun(
     run: Annotated[str, typer.Argument(metavar="RUN", help="Id of a KFP run, or the output folder of a local one.")],
     from_: Annotated[
-        Optional[str],  # noqa: UP045
+        str | None,
         typer.Option(
             "--from", metavar="STEP", help="Run this step and those after it anew; those before come from the cache."
         ),
     ] = None,
     only: Annotated[
-        Optional[str],  # noqa: UP045
+        str | None,
         typer.Option(
             metavar="STEP", help='Run this step alone, such as evaluate, or one task of it, "evaluate mixed-0.3".'
         ),
     ] = None,
-    overrides: Overrides = [],  # noqa: B006
+    overrides: Overrides = [],
     host: Host = None,
     namespace: Namespace = None,
     wait: Annotated[bool, typer.Option("--wait", help="Follow the run to its end.")] = False,

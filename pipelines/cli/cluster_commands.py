@@ -78,8 +78,8 @@ def upload_and_show(
     package = client.package_of(read_config(config, overrides), step, in_images=in_images)
     version = client.upload(api, package)
     words = "uploaded" if version.new else "is there already"
-    print(f"{package.pipeline} {version.name}: {words}")  # noqa: T201
-    print(api.connection.link(f"pipelines/details/{version.pipeline_id}/version/{version.id}"))  # noqa: T201
+    print(f"{package.pipeline} {version.name}: {words}")
+    print(api.connection.link(f"pipelines/details/{version.pipeline_id}/version/{version.id}"))
 
 
 def submit_and_show(
@@ -112,7 +112,7 @@ def follow(api: Api, made: client.Submitted, showing: Showing) -> int:
         return _wait(api, made.id, showing)
     if showing.as_json:
         link = {"run": api.connection.link(f"runs/details/{made.id}")}
-        print(json.dumps({"run_id": made.id, "name": made.name, "found": made.found, "links": link}))  # noqa: T201
+        print(json.dumps({"run_id": made.id, "name": made.name, "found": made.found, "links": link}))
     else:
         showing.tell(hint(api, made.id))
     return 0
@@ -122,14 +122,14 @@ def _wait(api: Api, run_id: str, showing: Showing) -> int:
     try:
         ended = wait_for(api, run_id, showing.seconds, showing.tell, showing.pending_seconds)
     except KeyboardInterrupt:
-        print(f"\nmixtune: the run goes on; {hint(api, run_id)}", file=sys.stderr)  # noqa: T201
+        print(f"\nmixtune: the run goes on; {hint(api, run_id)}", file=sys.stderr)
         return EXIT_STATUS["interrupted"]
     except (TimedOutError, PendingTooLongError) as error:
         link = {"run": api.connection.link(f"runs/details/{run_id}")}
         ended = Ended(run_id, "RUNNING", error.kind, "the run goes on", error.problems, links=link)
     show(ended, showing.as_json)
     for problem in ended.problems:
-        print(f"mixtune: {problem}", file=sys.stderr)  # noqa: T201
+        print(f"mixtune: {problem}", file=sys.stderr)
     if showing.summary:
         append_summary(showing.summary, summary(ended, ended.report["name"] if ended.report else "mixtune"))
     return ended.status
@@ -152,7 +152,7 @@ def retry_and_show(address: Address, run_id: str, showing: Showing) -> int:
 def stop_and_show(address: Address, run_id: str) -> None:
     """Stops a run."""
     client.stop(_api(address), run_id)
-    print(f"{run_id}: is told to stop")  # noqa: T201
+    print(f"{run_id}: is told to stop")
 
 
 def rerun_and_show(
@@ -211,9 +211,9 @@ def check_cluster_and_show(address: Address, config: Path | None, overrides: Seq
     findings = check_cluster(wanted, connection, why)
     marks = {"there": "ok", "missing": "MISSING", "away": "AWAY", "unknown": "?", "note": ""}
     for finding in findings:
-        print(f"{marks[finding.kind]:<8} {finding.sentence}")  # noqa: T201
+        print(f"{marks[finding.kind]:<8} {finding.sentence}")
     kinds = {finding.kind for finding in findings}
     if kinds & {"missing", "away"}:
         count = sum(1 for finding in findings if finding.kind in ("missing", "away"))
-        print(f"mixtune: {count} of these must be put right before a run can work", file=sys.stderr)  # noqa: T201
+        print(f"mixtune: {count} of these must be put right before a run can work", file=sys.stderr)
     return 2 if "missing" in kinds else 4 if "away" in kinds else 0

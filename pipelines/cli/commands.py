@@ -28,9 +28,9 @@ def check_and_show(config_file: Path | None, overrides: Sequence[str]) -> None:
     if problems:
         raise RefusedError(*problems)
     names = ", ".join(candidate.id for candidate in candidates(parsed.mixed))
-    print(f"{parsed.name}: the configuration is good; base model {parsed.model.base}, candidates {names}")  # noqa: T201
+    print(f"{parsed.name}: the configuration is good; base model {parsed.model.base}, candidates {names}")
     for sentence in missing_here(parsed):  # irrelevant if the steps run in images
-        print(f"a run on this machine would be refused: {sentence}")  # noqa: T201
+        print(f"a run on this machine would be refused: {sentence}")
 
 
 def run_and_show(
@@ -88,13 +88,13 @@ def run_and_show(
         console.print(Text(f"MLflow  {_mlflow_hint(tracking_uri(config, folder), folder)}"))
     for failure in ended.failures:
         for sentence in failure.sentences:
-            print(f"mixtune: {failure.title}: {sentence}", file=sys.stderr)  # noqa: T201
+            print(f"mixtune: {failure.title}: {sentence}", file=sys.stderr)
         if failure.log:
-            print(f"mixtune: {failure.title}: its log is {failure.log}", file=sys.stderr)  # noqa: T201
+            print(f"mixtune: {failure.title}: its log is {failure.log}", file=sys.stderr)
     for note in ended.notes:
-        print(f"mixtune: {note}", file=sys.stderr)  # noqa: T201
+        print(f"mixtune: {note}", file=sys.stderr)
     if ended.status in (1, 130):
-        print("mixtune: what was finished is kept; the same command goes on from there", file=sys.stderr)  # noqa: T201
+        print("mixtune: what was finished is kept; the same command goes on from there", file=sys.stderr)
     return ended.status
 
 

@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
@@ -41,7 +41,7 @@ def init(
 @app.command()
 def check(
     config: ConfigFile = None,
-    overrides: Overrides = [],  # noqa: B006 - typer's way
+    overrides: Overrides = [],
     cluster: Annotated[bool, typer.Option("--cluster", help="Look at what the cluster lacks, too.")] = False,
     host: cluster_cli.Host = None,
     namespace: cluster_cli.Namespace = None,
@@ -63,12 +63,12 @@ def check(
 @app.command()
 def run(
     config: ConfigFile = None,
-    overrides: Overrides = [],  # noqa: B006
-    output: Annotated[Optional[Path], typer.Option(help="Output folder. [default: runs/<name>]")] = None,  # noqa: UP045
+    overrides: Overrides = [],
+    output: Annotated[Path | None, typer.Option(help="Output folder. [default: runs/<name>]")] = None,
     runner: Annotated[str, typer.Option(help="subprocess, or docker: each step in its image.")] = "subprocess",
     no_cache: Annotated[bool, typer.Option("--no-cache", help="Run every step anew.")] = False,
-    memory: Annotated[Optional[str], typer.Option(help="Limit of each container, such as 4g.")] = None,  # noqa: UP045
-    network: Annotated[Optional[str], typer.Option(help="Docker network; host without it.")] = None,  # noqa: UP045
+    memory: Annotated[str | None, typer.Option(help="Limit of each container, such as 4g.")] = None,
+    network: Annotated[str | None, typer.Option(help="Docker network; host without it.")] = None,
     image_prefix: ImagePrefix = None,
     tag: ImageTag = None,
 ) -> None:
@@ -86,10 +86,10 @@ def step(
     config: Annotated[str, typer.Option(help="The step's part of the configuration: a JSON file, or JSON.")] = "{}",
     artifacts: Annotated[
         list[str], typer.Option("--artifact", metavar="NAME=PATH", help="An input or output; repeat a name for a list.")
-    ] = [],  # noqa: B006
+    ] = [],
     parameters: Annotated[
         list[str], typer.Option("--parameter", metavar="NAME=VALUE", help="A further argument of the step.")
-    ] = [],  # noqa: B006
+    ] = [],
 ) -> None:
     """Run one step, from a shell or a container."""
     from .commands import run_step
@@ -102,8 +102,8 @@ def step(
 def compile_(
     output: Annotated[Path, typer.Option(help="File to write.")],
     config: ConfigFile = None,
-    overrides: Overrides = [],  # noqa: B006
-    step: Annotated[Optional[str], typer.Option(help="One step as a pipeline of its own.")] = None,  # noqa: UP045
+    overrides: Overrides = [],
+    step: Annotated[str | None, typer.Option(help="One step as a pipeline of its own.")] = None,
     format: Annotated[str, typer.Option(help="ir: a pipeline package. kubernetes: manifests for GitOps.")] = "ir",
     image_prefix: ImagePrefix = None,
     tag: ImageTag = None,
@@ -119,7 +119,7 @@ def compile_(
 @app.command()
 def sync(
     folder: Annotated[
-        Optional[Path],  # noqa: UP045
+        Path | None,
         typer.Argument(metavar="[FOLDER]", help="Output folder of a run; every run below ./runs without one."),
     ] = None,
 ) -> None:

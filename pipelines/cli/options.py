@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
@@ -12,10 +12,10 @@ ConfigFile = Annotated[
 ]
 Overrides = Annotated[list[str], typer.Option("--set", metavar="A.B=C", help="Override an option; can be repeated.")]
 ImagePrefix = Annotated[
-    Optional[str],  # noqa: UP045
+    str | None,
     typer.Option(help="Registry and folder of the images; as in images.json without it."),
 ]
 ImageTag = Annotated[
-    Optional[str],  # noqa: UP045
+    str | None,
     typer.Option("--tag", help="Tag of the images, never latest; as in images.json without it."),
 ]

@@ -104,7 +104,7 @@ def _table(joined: dict[str, Any]) -> Table:
     from rich.table import Table
     from rich.text import Text
 
-    from ..display import shown_value
+    from mixtune.components.shared.value_text import value_text
 
     title = Text("all candidates, on their test splits", style="table.title")
     table = Table(title=title, title_justify="left", box=None, pad_edge=False)
@@ -112,13 +112,13 @@ def _table(joined: dict[str, Any]) -> Table:
     for heading in ("run", "candidate", "λ", *values):
         table.add_column(heading, no_wrap=heading in values)
     for row in joined["candidates"]:
-        score = shown_value(row["task_score"], signed=False)
+        score = value_text(row["task_score"], signed=False)
         table.add_row(
             Text(row["run"]),
             Text(row["id"]),
             "" if row["lambda"] is None else f"{row['lambda']:g}",
             Text(f"{metric_name(row['metric'])} {score}" if row["task_score"] else score),
-            Text("0" if row["kind"] == "pretrained" else shown_value(row["delta_bpb"])),
+            Text("0" if row["kind"] == "pretrained" else value_text(row["delta_bpb"])),
             Text(gate_words(row)),
             style="bold" if row["selected"] else None,
         )

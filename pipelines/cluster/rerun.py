@@ -17,11 +17,12 @@ import yaml
 from mixtune.components.config import HEADLINE, SECTIONS, Config, Fingerprints, Parts, assemble, load, parameters, parts
 from mixtune.components.shared.errors import RefusedError
 from mixtune.components.shared.running.context import COMPILED
+from mixtune.components.shared.runtime import STEPS as ALL_STEPS
 
 from ..configuration import lay_over
 from ..images import Images, images_named
 from ..pipeline import NAME
-from ..placement import ORDER, Placer
+from ..placement import Placer
 from ..step_pipelines import STEPS
 from .api import Api
 from .records import StepRecord, read_record, steps_behind
@@ -39,8 +40,8 @@ def rerun_from(api: Api, run_id: str, step: str, overrides: Sequence[str], run_k
     Raises:
         RefusedError: if there is no such step, or if an override is fixed in the package.
     """
-    if step not in ORDER:
-        raise RefusedError(f"--from: must be one of {', '.join(ORDER)}, found {step}")
+    if step not in ALL_STEPS:
+        raise RefusedError(f"--from: must be one of {', '.join(ALL_STEPS)}, found {step}")
     _refuse_fixed(overrides, _FIXED_IN_WHOLE)
     run = get_run(api, run_id)
     package, values = _package_and_values(api, run)

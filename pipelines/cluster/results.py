@@ -75,14 +75,14 @@ def summary(ended: Ended, name: str = "mixtune") -> str:
 
 
 def _candidates(report: dict[str, Any]) -> list[str]:
-    from ..display import shown_value
+    from mixtune.components.shared.value_text import value_text
 
     task = report["task"]["metric"]
     lines = [f"| candidate | λ | {task} | forgetting, bits per byte | |", "|---|---|---|---|---|"]
     for one in report["candidates"]:
         weight = "" if one.get("lambda") is None else f"{one['lambda']:g}"
-        score = shown_value(one["task_score"], signed=False)
-        lost = "0" if one["kind"] == "pretrained" else shown_value(one["delta_bpb"])
+        score = value_text(one["task_score"], signed=False)
+        lost = "0" if one["kind"] == "pretrained" else value_text(one["delta_bpb"])
         chosen = "**selected**" if one["id"] == report["selected"] else ""
         lines.append(f"| {one['id']} | {weight} | {score} | {lost} | {chosen} |")
     return lines
@@ -105,7 +105,7 @@ def append_summary(file: Path, text: str) -> None:
 def show(ended: Ended, as_json: bool) -> None:
     """Prints the result: a table for people, or one JSON object for programs."""
     if as_json:
-        print(json.dumps(ended.to_json(), ensure_ascii=False))  # noqa: T201
+        print(json.dumps(ended.to_json(), ensure_ascii=False))
         return
     from rich.console import Console
     from rich.text import Text

@@ -202,7 +202,7 @@ class Keeper:
         try:
             container.start()
             for line in container.logs(stream=True, follow=True):
-                print(line.decode(errors="replace"), end="", flush=True)  # noqa: T201
+                print(line.decode(errors="replace"), end="", flush=True)
             status = int(container.wait()["StatusCode"])
             container.reload()
             if status and not self._stopping:

@@ -22,12 +22,13 @@ from mixtune.components.config import Config
 from mixtune.components.shared.errors import RefusedError
 from mixtune.components.shared.outcome import Outcome, load_outcomes
 from mixtune.components.shared.runtime import OUTPUTS
+from mixtune.components.shared.runtime import STEPS as ALL_STEPS
 
 from ..cluster.records import StepRecord
 from ..cluster.rerun import choose, given_to, step_of, tasks_from, with_overrides
 from ..configuration import read_config
 from ..pipeline import make_pipeline
-from ..placement import ORDER, Placer
+from ..placement import Placer
 from .folder import Run, claim
 from .run import tracking_uri
 
@@ -47,8 +48,8 @@ def forget_from(folder: Path, step: str, overrides: Sequence[str]) -> Path:
         RefusedError: if the folder contains no run, there is no such step, or an override is invalid.
     """
     file = _config_of(folder)
-    if step not in ORDER:
-        raise RefusedError(f"--from: must be one of {', '.join(ORDER)}, found {step}")
+    if step not in ALL_STEPS:
+        raise RefusedError(f"--from: must be one of {', '.join(ALL_STEPS)}, found {step}")
     config = read_config(file, overrides)
     pipeline = make_pipeline(config, Placer.local())
     tasks = tasks_from(json_format.MessageToDict(pipeline.pipeline_spec), step)
@@ -143,6 +144,6 @@ def _run_task(folder: Path, step: str, outcome: Outcome, before: Config, after: 
         command += [
             part for name in ("selected_uri", "other_uri") for part in ("--parameter", f"{name}={place / name}")
         ]
-    print(f"{outcome.title}: running alone into {place}", flush=True)  # noqa: T201
+    print(f"{outcome.title}: running alone into {place}", flush=True)
     tracking = {"MLFLOW_TRACKING_URI": tracking_uri(after, folder), "MLFLOW_EXPERIMENT_NAME": after.tracking.experiment}
     return subprocess.run(command, env={**os.environ, **tracking}, check=False).returncode

@@ -142,7 +142,7 @@ def _start(
     write_json(spec_file, spec)
     with (run.logs / "kfp.log").open("wb") as log:
         return subprocess.Popen(
-            [sys.executable, "-m", "mixtune.pipelines.local.run.child", str(spec_file)],
+            [sys.executable, "-m", "mixtune.pipelines.local.child", str(spec_file)],
             env=environment,
             stdin=subprocess.DEVNULL,
             stdout=log,

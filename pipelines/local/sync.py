@@ -32,7 +32,7 @@ def sync_and_show(folder: Path | None) -> int:
     left = [one for one in folders if undelivered(journal_folder(one)).counts]
     if not left:
         where = str(folder) if folder else f"the runs below {RUNS}" if folders else f"{RUNS} (there is no run)"
-        print(f"nothing is undelivered in {where}")  # noqa: T201
+        print(f"nothing is undelivered in {where}")
     return max((_sync_one(one) for one in left), default=0)
 
 
@@ -45,7 +45,7 @@ def _sync_one(folder: Path) -> int:
     try:
         lock.acquire()
     except Timeout:
-        print(f"{folder}: a run is using it, which delivers by itself; sync again when it has ended")  # noqa: T201
+        print(f"{folder}: a run is using it, which delivers by itself; sync again when it has ended")
         return 0
     try:
         return _deliver(folder)
@@ -71,7 +71,7 @@ def _deliver(folder: Path) -> int:
             problem = f"{folder}: MLflow at {address} does not take it ({first_line(error)})"
         after = undelivered(journal, address).counts
         if before - after:
-            print(f"{folder}: delivered to MLflow at {address}: {in_words(before - after)}")  # noqa: T201
+            print(f"{folder}: delivered to MLflow at {address}: {in_words(before - after)}")
         if problem:
-            print(f"{problem}; still undelivered: {in_words(after)}")  # noqa: T201
+            print(f"{problem}; still undelivered: {in_words(after)}")
     return status

@@ -97,7 +97,7 @@ def resource(kind: str) -> str:
 
 def calls_of_the_code() -> set[tuple[str, str]]:
     """What the command calls."""
-    return {call for file in (ROOT / "pipelines").glob("*.py") for call in calls_in(file.read_text(encoding="utf-8"))}
+    return {call for file in (ROOT / "pipelines").rglob("*.py") for call in calls_in(file.read_text(encoding="utf-8"))}
 
 
 @pytest.mark.parametrize("account", ["mixtune-runner", "mixtune-submit"])

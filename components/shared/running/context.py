@@ -142,7 +142,7 @@ class Progress:
         self._last_line = now
         rate = f", {self._tokens / max(elapsed, 1e-9):,.0f} tokens/s" if self._tokens else ""
         rest = f", {elapsed:.0f} s" if last else f", {left:.0f} s left"
-        print(f"{self._title}: {self._done}/{self._total} {self._unit}{rate}{rest}", flush=True)  # noqa: T201
+        print(f"{self._title}: {self._done}/{self._total} {self._unit}{rate}{rest}", flush=True)
 
     def _draw(self, seconds_left: float) -> None:
         rate = round(self.tokens_per_second) if self._tokens else None
@@ -169,7 +169,7 @@ class Context:
     def say(self, line: str) -> None:
         """Prints a line to the log."""
         if not self.quiet:
-            print(line, flush=True)  # noqa: T201
+            print(line, flush=True)
 
     def progress(self, total: int, unit: str, what: str = "", done: int = 0) -> Progress:
         """Returns a progress counter. `done` units were completed before."""

@@ -123,7 +123,7 @@ class Store:
                         if not is_refused(error):
                             raise
                         what = operations[0]["op"]
-                        print(f"tracking: MLflow refuses {what} ({first_line(error)}); left out")  # noqa: T201
+                        print(f"tracking: MLflow refuses {what} ({first_line(error)}); left out")
                 journal.advance(count)
                 alone = max(0, alone - count)
         return done
@@ -220,7 +220,7 @@ class Store:
                 except Exception as error:
                     if not is_rejected(error):
                         raise
-                    print(f"tracking: MLflow does not take the input {one['name']} ({first_line(error)}); left out")  # noqa: T201
+                    print(f"tracking: MLflow does not take the input {one['name']} ({first_line(error)}); left out")
             case _:
                 return False
         return True

@@ -90,5 +90,5 @@ def send_text(send: Callable[[str], object], text: str, what: str) -> bool:
             if not is_rejected(error):
                 raise
             problem = error
-    print(f"tracking: MLflow does not take {what} ({first_line(problem)}); left out", flush=True)  # noqa: T201
+    print(f"tracking: MLflow does not take {what} ({first_line(problem)}); left out", flush=True)
     return False

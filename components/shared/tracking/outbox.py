@@ -187,4 +187,4 @@ class Outbox:
 
 def say(line: str) -> None:
     """Prints a line about tracking to the step's log."""
-    print(f"tracking: {line}", flush=True)  # noqa: T201
+    print(f"tracking: {line}", flush=True)

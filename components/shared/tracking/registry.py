@@ -220,6 +220,5 @@ def _digest(folder: Path) -> str:
     names = [*sorted(folder.glob("*.safetensors")), folder / "config.json", folder / "tokenizer.json"]
     for file in filter(Path.is_file, names):
         with file.open("rb") as content:
-            for block in iter(lambda: content.read(1 << 20), b""):
-                digest.update(block)
+            hashlib.file_digest(content, lambda: digest)
     return digest.hexdigest()
