@@ -193,7 +193,7 @@ def test_a_gate_that_fails_the_run_is_status_3_with_the_report_in_its_place(firs
     assert project.report()["gate"]["options"]["on_miss"] == "fail"
     parent = project.pipeline_runs()[0]
     assert parent.info.status == "FAILED"
-    assert parent.data.tags["mixtune.verdict"].startswith("failed: compare: the gate is not met")
+    assert parent.data.tags["mixtune.verdict"].startswith("gate not met: ")
     files = {file.path for file in project.client().list_artifacts(parent.info.run_id, "report")}
     assert "report/report.json" in files
 
