@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from typing import TYPE_CHECKING
 
 from ..errors import RefusedError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 def append_eos(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
@@ -25,6 +27,8 @@ def append_eos(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
 
 def load_tokenizer(folder: str | Path, revision: str | None = None) -> PreTrainedTokenizerBase:
     """Loads the tokenizer of a model or tokenizer folder. Without a padding token it pads with EOS."""
+    from transformers import AutoTokenizer
+
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(folder), revision=revision, trust_remote_code=False)
     except (OSError, ValueError) as error:
