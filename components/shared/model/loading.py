@@ -2,20 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
 import torch
-
-from ..artifacts import read_json
-from ..config import Objective, Scratch, Task
-from ..errors import RefusedError
-
-# Logs of steps end up in files and pods, where progress bars and advice of the hub would hide important lines.
-os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-
 from safetensors import safe_open
 from transformers import (
     AutoConfig,
@@ -28,14 +18,13 @@ from transformers import (
     PreTrainedTokenizerBase,
     set_seed,
 )
-from transformers.utils import logging as transformers_logging
 
+from ..artifacts import read_json
+from ..config import Objective, Scratch, Task
+from ..errors import RefusedError
 from .checks import check_model, check_task_head
 from .heads import PROBLEM_TYPES, make_head
 from .mixed_model import MixedModel, objective_of
-
-transformers_logging.set_verbosity_error()
-transformers_logging.disable_progress_bar()
 
 
 def add_task_head(model: MixedModel, kind: Task, labels: list[str] | None, seed: int) -> None:

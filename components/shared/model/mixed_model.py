@@ -9,23 +9,12 @@ tokens of the fine-tuning stream.
 from __future__ import annotations
 
 import inspect
-import os
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-
-from ..config import Objective, Task
-from ..errors import RefusedError
-from .device import pick_device, require_compiler
-from .packing import Batch
-
-# Logs of steps end up in files and pods, where progress bars and advice of the hub would hide important lines.
-os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-
 from transformers import (
     MODEL_FOR_MASKED_LM_MAPPING,
     PretrainedConfig,
@@ -34,8 +23,12 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
+from ..config import Objective, Task
+from ..errors import RefusedError
+from .device import pick_device, require_compiler
 from .heads import HiddenStates, describe_head, make_head, on_hidden, task_logits, task_losses
 from .lm_loss import can_be_chunked, chunked_losses, plain_head
+from .packing import Batch
 from .probing import position_offset
 
 transformers_logging.set_verbosity_error()

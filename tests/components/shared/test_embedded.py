@@ -82,7 +82,7 @@ def test_passages_hold_all_paragraphs_in_order() -> None:
 def test_another_process_reads_the_same_and_imports_none_of_the_packages() -> None:
     code = """
 import hashlib, sys
-from mixtune.components.shared import embedded
+from mixtune.components.shared.data import embedded
 digest = hashlib.sha256(repr([list(embedded.texts()), list(embedded.classification())]).encode()).hexdigest()
 print(digest, *[name for name in [*embedded.LABELLED_PACKAGES, *embedded.TEXT_PACKAGES, "torch", "transformers"]
                 if name in sys.modules and name not in ("pydantic",)])
