@@ -5,7 +5,7 @@ BIN := .venv/bin
 SIDE_BY_SIDE := --numprocesses 2 --dist loadfile --no-loadscope-reorder
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test numeric quick lint compiled images sbom docs clean
+.PHONY: demo test numeric quick lint compiled images sbom clean
 
 demo: .venv/installed
 	$(BIN)/mixtune run
