@@ -40,6 +40,14 @@ class Data(Section):
     finetune: FinetuneData
 
 
+class LocalRun(Section):
+    """Options of `mixtune run`, which runs the pipeline on this machine."""
+
+    parallel: int = Field(1, ge=1, le=2)
+    """Number of candidates that are trained and evaluated at the same time, each with an equal share of the processor's cores.
+    KFP's local runner allows two."""
+
+
 class Placement(Section):
     """Where the steps of a cluster run are placed. Local runs pay no heed to it."""
 
@@ -104,6 +112,7 @@ class Config(Section):
     gate: Gate = Gate()
     tracking: Tracking = Tracking()
     placement: Placement = Placement()
+    run: LocalRun = LocalRun()
 
     @model_validator(mode="after")
     def _sections_agree(self) -> Self:

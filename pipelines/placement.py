@@ -116,9 +116,9 @@ class Placer:
     _run_time: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def local(cls, in_images: Images | None = None) -> Placer:
-        """Creates a placer for the local runner. Candidates are trained one at a time, since they share the machine's cores."""
-        return cls(parallelism=1, images=in_images or images())
+    def local(cls, in_images: Images | None = None, parallel: int = 1) -> Placer:
+        """Creates a placer for the local runner, which trains `parallel` candidates side by side."""
+        return cls(parallelism=parallel, images=in_images or images())
 
     @classmethod
     def cluster(cls, config: Config, in_images: Images | None = None) -> Placer:

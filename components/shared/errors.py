@@ -46,6 +46,10 @@ class GateNotMetError(MixtuneError):
     kind = "gate_not_met"
 
 
+class Terminated(KeyboardInterrupt):
+    """The command received SIGTERM. It ends as after Ctrl-C, with another exit status."""
+
+
 def without_credentials(address: str) -> str:
     """Returns the address without user name and password, so that it can be shown."""
     return re.sub(r"//[^/@]*@", "//", address)

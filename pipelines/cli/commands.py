@@ -93,8 +93,9 @@ def run_and_show(
             print(f"mixtune: {failure.title}: its log is {failure.log}", file=sys.stderr)
     for note in ended.notes:
         print(f"mixtune: {note}", file=sys.stderr)
-    if ended.status in (1, 130):
-        print("mixtune: what was finished is kept; the same command goes on from there", file=sys.stderr)
+    stopped = {130: "interrupted; ", 143: "ended by SIGTERM; "}.get(ended.status, "")
+    if ended.status == 1 or stopped:
+        print(f"mixtune: {stopped}what was finished is kept; the same command goes on from there", file=sys.stderr)
     return ended.status
 
 

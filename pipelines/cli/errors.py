@@ -12,7 +12,7 @@ import typer
 @contextlib.contextmanager
 def plain_errors() -> Iterator[None]:
     """Turns errors meant for users into plain sentences and an exit status."""
-    from mixtune.components.shared.errors import MixtuneError, cannot_be_written
+    from mixtune.components.shared.errors import MixtuneError, Terminated, cannot_be_written
     from mixtune.components.shared.outcome import EXIT_STATUS
 
     try:
@@ -21,6 +21,8 @@ def plain_errors() -> Iterator[None]:
         for problem in error.problems:
             typer.echo(f"mixtune: {problem}", err=True)
         raise typer.Exit(EXIT_STATUS[error.kind]) from None
+    except Terminated:
+        raise typer.Exit(EXIT_STATUS["terminated"]) from None
     except KeyboardInterrupt:
         raise typer.Exit(EXIT_STATUS["interrupted"]) from None
     except BrokenPipeError:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
+
+from mixtune.components.shared.errors import Terminated
 
 from . import cluster as cluster_cli
 from .errors import plain_errors
@@ -22,7 +22,7 @@ app = typer.Typer(
     help="Fine-tune a language model on a labelled task without letting it forget what it knew.",
     epilog="Exit status: 0 done; 1 a step failed; 2 bad configuration, data or usage; 3 the gate was not met; "
     "4 the cluster or the tracking server could not be reached; 5 a task was pending for too long; 6 the time to wait was up; "
-    "130 interrupted.",
+    "130 interrupted; 143 ended by SIGTERM.",
 )
 
 
@@ -156,11 +156,13 @@ def schema() -> None:
 cluster_cli.add_to(app)
 
 
+def _terminate(*_: object) -> NoReturn:
+    raise Terminated
+
+
 def main() -> None:
     """Entry point."""
-    if os.getpid() == 1:
-        # The first process of a container ignores SIGTERM unless it installs a handler.
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    signal.signal(signal.SIGTERM, _terminate)
     app(prog_name="mixtune")
 
 

@@ -12,23 +12,39 @@ import time
 from pathlib import Path
 from typing import Any
 
-from kfp import local
-
-from mixtune.components.config import load
 from mixtune.components.shared.errors import MixtuneError
 
-from ..pipeline import make_pipeline
-from ..placement import Placer
+from .step_processes import StepServers
 
 
 def run(spec_file: Path) -> None:
     """Runs the DAG from the specification. Ends when the DAG ends or the parent process does."""
     spec = json.loads(spec_file.read_text(encoding="utf-8"))
     threading.Thread(target=_end_with_parent, args=(spec["parent"],), daemon=True).start()
+    servers = None
+    if not spec["containers"] and sys.platform == "linux":
+        # Elsewhere a process that has imported torch cannot be forked safely; there, KFP starts a process for each step.
+        servers = StepServers(spec["config"]["run"]["parallel"])
+    _run_pipeline(spec, servers)
+    if servers is not None:
+        servers.close()
+
+
+def _run_pipeline(spec: dict[str, Any], servers: StepServers | None) -> None:
+    from kfp import local  # after the servers have started, which import other packages meanwhile
+    from kfp.local import subprocess_task_handler
+
+    from mixtune.components.config import load
+
+    from ..pipeline import make_pipeline
+    from ..placement import Placer
+
     # The runner logs cached tasks only at this level.
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     runner: Any = local.SubprocessRunner(use_venv=False)
     in_images = None
+    if servers is not None:
+        subprocess_task_handler.run_local_subprocess = servers.run
     if spec["containers"]:
         from ..images import images
         from .containers import docker_runner
@@ -44,7 +60,8 @@ def run(spec_file: Path) -> None:
         enable_caching=spec["cache_root"] is not None,
         cache_root=spec["cache_root"],
     )
-    make_pipeline(load(spec["config"]), Placer.local(in_images))()
+    config = load(spec["config"])
+    make_pipeline(config, Placer.local(in_images, config.run.parallel))()
 
 
 def _end_with_parent(parent: int) -> None:

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from mixtune.components.config import Config
 from mixtune.components.shared.artifacts import write_json
 from mixtune.components.shared.code_digest import CACHED_STEPS, code_digest
+from mixtune.components.shared.errors import Terminated
 from mixtune.components.shared.outcome import EXIT_STATUS, Outcome, load_outcomes
 from mixtune.components.shared.running.context import started_titles
 from mixtune.components.shared.startup import MALLOC_TUNABLES
@@ -47,7 +48,7 @@ class Ended:
     """The result of a local run.
 
     Attributes:
-        status: exit status: 0, 1, 2, 3, 4 or 130.
+        status: exit status: 0, 1, 2, 3, 4, 130 or 143.
         failures: outcome records of the steps that failed.
         report: content of `report.json`, if the run got that far.
         cached: tasks with cached results.
@@ -87,9 +88,9 @@ def run_local(
             shutil.rmtree(run.checkpoints, ignore_errors=True)
         with tempfile.TemporaryDirectory(prefix="mixtune-", ignore_cleanup_errors=True) as scratch:
             child = _start(config, run, code if use_cache else None, containers, Path(scratch))
-            interrupted = _watch(child, run, config, display)
-        ended = _conclude(run, config, interrupted, display)
-        if not ended.failures and not interrupted:
+            stopped = _watch(child, run, display)
+        ended = _conclude(run, config, stopped, display)
+        if not ended.failures and stopped is None:
             # Also deletes checkpoints of killed trainings that were never resumed.
             shutil.rmtree(run.checkpoints, ignore_errors=True)
         ended.notes += _notes(run)
@@ -116,6 +117,7 @@ def environment_of_steps(config: Config, run: Run) -> dict[str, str]:
         "MIXTUNE_JOURNAL_DIR": str(run.journal),
         "TOKENIZERS_PARALLELISM": "false",
         "PYTHONUNBUFFERED": "1",
+        "PYTHONSAFEPATH": "1",  # a file in the working directory, such as queue.py, must not hide a module
     }
     environment.setdefault("MIXTUNE_GIT_COMMIT", _git_commit())
     environment.setdefault("GLIBC_TUNABLES", MALLOC_TUNABLES)
@@ -160,21 +162,22 @@ def tracking_uri(config: Config, output: Path) -> str:
     )
 
 
-def _watch(child: subprocess.Popen[bytes], run: Run, config: Config, display: Display) -> bool:
-    """Shows progress until the child ends. Returns True if the user interrupted it."""
+def _watch(child: subprocess.Popen[bytes], run: Run, display: Display) -> Literal["interrupted", "terminated"] | None:
+    """Shows progress until the child ends. Returns by which signal the run was stopped; None if it was not."""
     try:
         with display.following(run.progress, run.outcomes, run.logs / "kfp.log"):
             while child.poll() is None:
                 display.refresh()
                 time.sleep(0.2)
             display.refresh()
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as signalled:
         _stop(child)
-        return True
+        return "terminated" if isinstance(signalled, Terminated) else "interrupted"
     except BaseException:
         _signal_group(child, signal.SIGKILL)
         raise
-    return False
+    _signal_group(child, signal.SIGKILL)  # steps that are left if the child was killed
+    return None
 
 
 def _stop(child: subprocess.Popen[bytes]) -> None:
@@ -198,14 +201,17 @@ def _signal_group(child: subprocess.Popen[bytes], number: int) -> None:
         return
 
 
-def _conclude(run: Run, config: Config, interrupted: bool, display: Display) -> Ended:
+def _conclude(
+    run: Run, config: Config, stopped: Literal["interrupted", "terminated"] | None, display: Display
+) -> Ended:
     outcomes = load_outcomes(run.outcomes)
     # An unmet gate is not a failure, even if it ends the run as failed.
     failures = [outcome for outcome in outcomes if outcome.kind not in ("done", GATE_NOT_MET)]
     cached = list(display.cached)
-    if interrupted:
-        _close_on_record(config, run, "KILLED", "interrupted")
-        return Ended(EXIT_STATUS["interrupted"], failures, cached=cached)
+    if stopped is not None:
+        _close_on_record(config, run, "KILLED", stopped)
+        failures = [failure for failure in failures if failure.kind not in ("interrupted", "terminated")]
+        return Ended(EXIT_STATUS[stopped], failures, cached=cached)
     done = {outcome.title: outcome for outcome in outcomes if outcome.kind in ("done", GATE_NOT_MET)}
     report: dict[str, Any] | None = None
     taken: list[str] = []

@@ -55,7 +55,7 @@ class Made:
     def conclude(self, *outcomes: Outcome) -> Ended:
         for outcome in outcomes:
             outcome.save(self.run.outcomes)
-        return _conclude(self.run, self.config, False, Display(Console(file=io.StringIO())))
+        return _conclude(self.run, self.config, None, Display(Console(file=io.StringIO())))
 
 
 @pytest.fixture

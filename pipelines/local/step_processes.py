@@ -1,0 +1,125 @@
+"""Runs local steps in processes that are forked from a server, which has imported their packages once.
+
+A Python process that imports what a training needs takes seconds before its first line. The server pays for this once; each
+step still has a process of its own. A server starts no threads and initialises no GPU, so that forking it is safe.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+from .step_server import __name__ as SERVER
+from .step_server import read_all
+
+_RUNTIME = ("kfp.dsl.executor_main", "mixtune.components.shared.runtime", "mlflow", "mlflow.tracking")
+_DATABASE = (
+    "mlflow.store.tracking.sqlalchemy_store",
+    "mlflow.store.model_registry.sqlalchemy_store",
+    "mlflow.store.tracking.sqlalchemy_workspace_store",
+    "mlflow.store.model_registry.sqlalchemy_workspace_store",
+    "alembic.command",
+    "sqlalchemy.dialects.sqlite",
+)
+# Third-party modules are named here if a step imports them only when it needs them.
+_LIGHT = (
+    "mixtune.components.compare.step",
+    "scipy.stats",
+    "matplotlib.figure",
+    "matplotlib.backends.backend_agg",
+    "mixtune.components.prepare.step",
+    "datasets",
+    "transformers.tokenization_utils_tokenizers",
+    "mixtune.components.register.step",
+)
+_TORCH = ("mixtune.components.pretrain.step", "mixtune.components.finetune.step", "mixtune.components.mixed.step")
+_TORCH_LATER = ("torch.profiler", "mixtune.components.evaluate.step", "sklearn.metrics")
+# register imports torch for a version that is new.
+_TORCH_STEPS = frozenset({"pretrain", "finetune", "mixed", "evaluate", "register"})
+_CANDIDATE_STEPS = frozenset({"mixed", "evaluate"})
+
+
+class StepServer:
+    """A process that forks one process for each step. It ends when this object is closed or its process dies.
+
+    Args:
+        modules: modules that the server imports before it runs the first step.
+        more_modules: modules that it imports later, while no step waits.
+    """
+
+    def __init__(self, modules: Sequence[str], more_modules: Sequence[str]) -> None:
+        self._control, theirs = socket.socketpair()
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", SERVER, str(theirs.fileno()), ",".join(modules), ",".join(more_modules)],
+                # Without it, `import kfp` also imports KFP's client and compiler.
+                env={**os.environ, "_KFP_RUNTIME": "true"},
+                pass_fds=[theirs.fileno()],
+            )
+
+    def close(self) -> None:
+        """Ends the server. Steps that still run go on."""
+        self._control.close()
+        self._process.wait()
+
+    def run(self, request: dict[str, Any]) -> int:
+        """Runs a step and waits for its process to end. May be called from several threads.
+
+        Returns:
+            The exit status. 1 if the process was killed.
+        """
+        mine, theirs = socket.socketpair()
+        with mine:
+            with theirs:
+                socket.send_fds(self._control, [b"f"], [theirs.fileno()])
+            mine.sendall(json.dumps(request).encode())
+            mine.shutdown(socket.SHUT_WR)
+            answer = read_all(mine)
+        return int(answer) if answer else 1
+
+
+class StepServers:
+    """Runs the commands that KFP's local runner would start as processes.
+
+    The server with torch starts with the first step that computes: a run whose results are all cached needs none.
+
+    Args:
+        parallel: number of candidates that are trained side by side. Each gets an equal share of the processor's cores.
+    """
+
+    def __init__(self, parallel: int) -> None:
+        self._parallel = parallel
+        uri = os.environ.get("MLFLOW_TRACKING_URI", "")
+        self._common = _RUNTIME if uri.startswith("http") else (*_RUNTIME, *_DATABASE)
+        plan_and_finish = ("mixtune.components.plan.step", "mixtune.components.finish.step")
+        self._light = StepServer((*self._common, *plan_and_finish), _LIGHT)
+        self._torch: StepServer | None = None
+        self._lock = threading.Lock()
+
+    def run(self, full_command: list[str], env_vars: dict[str, str] | None = None) -> int:
+        """Runs a task's command and returns its exit status. Replaces `run_local_subprocess` of KFP's local runner."""
+        # Imported late, so that the light server starts before this process imports KFP.
+        from ..placement import NEVER_CACHED
+
+        # sh -c SCRIPT SOURCE --executor_input JSON --function_to_execute STEP
+        source, arguments = full_command[3], full_command[4:]
+        step = arguments[arguments.index("--function_to_execute") + 1]
+        with self._lock:
+            if self._torch is None and step not in NEVER_CACHED:
+                self._torch = StepServer((*self._common, *_TORCH), _TORCH_LATER)
+        server = self._torch if self._torch and step in _TORCH_STEPS else self._light
+        shared = self._parallel > 1 and step in _CANDIDATE_STEPS
+        threads = max(1, len(os.sched_getaffinity(0)) // self._parallel) if shared else None
+        return server.run({"source": source, "arguments": arguments, "environment": env_vars or {}, "threads": threads})
+
+    def close(self) -> None:
+        """Ends the servers."""
+        for server in (self._light, self._torch):
+            if server is not None:
+                server.close()
