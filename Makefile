@@ -2,24 +2,25 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 # The tests of one file stay together, since they share what is made for them; the longest begin first (tests/conftest.py).
-SIDE_BY_SIDE := --numprocesses 2 --dist loadfile --no-loadscope-reorder
+SIDE_BY_SIDE := --numprocesses auto --dist loadfile --no-loadscope-reorder
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test numeric quick lint compiled images sbom clean
+.PHONY: demo test test-slow numeric lint compiled images sbom clean
 
 demo: .venv/installed
 	$(BIN)/mixtune run
 
 test: .venv/tests-installed lint
-	$(BIN)/python -m pytest $(SIDE_BY_SIDE)
+	$(BIN)/python -m pytest -m "not slow" $(SIDE_BY_SIDE)
+
+# Containers, the servers of k8s/, storms, the whole demo.
+test-slow: .venv/tests-installed
+	$(BIN)/python -m pytest -m slow $(SIDE_BY_SIDE)
 
 # As other processors round: what torch and oneDNN compute without the newest instructions.
 numeric: .venv/tests-installed
 	ATEN_CPU_CAPABILITY=default $(BIN)/python -m pytest -m numeric $(SIDE_BY_SIDE)
 	ONEDNN_MAX_CPU_ISA=AVX2 $(BIN)/python -m pytest -m numeric $(SIDE_BY_SIDE)
-
-quick: .venv/tests-installed
-	$(BIN)/python -m pytest -m "not slow" $(SIDE_BY_SIDE)
 
 lint: .venv/tests-installed .types/mixtune
 	$(BIN)/ruff check .
@@ -40,14 +41,15 @@ sbom: .venv/installed
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
 
+# Bytecode is made when a module is imported (--no-compile): few of the installed ones are.
 # torch comes with the rest; where a CPU wheel lies at hand, pip's own settings (PIP_FIND_LINKS) let it be found.
 .venv/installed: .venv/bin/python pyproject.toml requirements.txt
-	$(BIN)/python -m pip install --quiet --requirement requirements.txt
+	$(BIN)/python -m pip install --quiet --no-compile --requirement requirements.txt
 	$(BIN)/python -m pip install --quiet --no-deps --editable .
 	touch $@
 
 .venv/tests-installed: .venv/installed requirements-dev.txt
-	$(BIN)/python -m pip install --quiet --requirement requirements-dev.txt
+	$(BIN)/python -m pip install --quiet --no-compile --requirement requirements-dev.txt
 	touch $@
 
 # Lets mypy and editors follow imports from one of the two packages into the other.

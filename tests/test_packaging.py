@@ -51,7 +51,6 @@ def outside(installed: Path, folder: Path, *command: str) -> subprocess.Complete
     )
 
 
-@pytest.mark.slow
 def test_every_file_of_the_packages_is_in_the_wheel(wheel: Path) -> None:
     inside = {name for name in zipfile.ZipFile(wheel).namelist() if name.startswith("mixtune/")}
     kinds = {".py", ".j2", ".json", ".yaml", ".typed"}
@@ -64,7 +63,6 @@ def test_every_file_of_the_packages_is_in_the_wheel(wheel: Path) -> None:
     assert inside == wanted
 
 
-@pytest.mark.slow
 def test_the_installed_command_works_outside_the_repository(installed: Path, tmp_path: Path) -> None:
     where = outside(installed, tmp_path, "-c", "import mixtune.components.config as c; print(c.__file__)")
     assert where.stdout.startswith(str(installed)), where.stderr
@@ -75,7 +73,6 @@ def test_the_installed_command_works_outside_the_repository(installed: Path, tmp
     assert checked.returncode == 0, checked.stderr
 
 
-@pytest.mark.slow
 def test_plan_and_prepare_run_where_there_is_no_torch(installed: Path, tmp_path: Path) -> None:
     (tmp_path / "text.jsonl").write_text("".join(f'{{"text": "sentence number {i} of many"}}\n' for i in range(60)))
     code = """

@@ -105,7 +105,6 @@ def test_tasks_of_ones_own_are_known_without_torch(tmp_path: Path, monkeypatch: 
     assert find_problems(config("scratch", asked)) == []
 
 
-@pytest.mark.slow  # it reads all the task files that come with the harness
 def test_an_unknown_task_is_found_before_anything_starts() -> None:
     (problem,) = find_problems(config("scratch", {"tasks": ["helaswag", "arc_easy"]}))
     assert "knows no task helaswag" in problem

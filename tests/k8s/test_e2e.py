@@ -313,7 +313,6 @@ WRONG_ANSWERS = [
 ]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("call", "answer", "sentence"), WRONG_ANSWERS, ids=[f"{one[0]}-{one[2][:20]}" for one in WRONG_ANSWERS]
 )
@@ -325,7 +324,6 @@ def test_a_wrong_answer_of_mixtune_fails(script: Script, call: str, answer: list
     assert "All checks passed" not in done.stdout
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("step", ["prepare", "pretrain", "evaluate", "finish"])
 def test_a_step_that_did_not_run_fails(script: Script, step: str) -> None:
     pods = script.cluster.pods
@@ -337,7 +335,6 @@ def test_a_step_that_did_not_run_fails(script: Script, step: str) -> None:
     assert f"run {FIRST}: no pod executed {step}" in done.stderr
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("run", "added", "removed", "sentence"),
     [

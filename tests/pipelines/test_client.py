@@ -74,7 +74,6 @@ def test_a_version_is_named_by_commit_and_content_and_uploaded_once(
     assert other.pipeline_id == first.pipeline_id
 
 
-@pytest.mark.slow
 def test_values_are_parameters_of_the_run_and_no_new_version(server: KfpServer, api: Api) -> None:
     one = read_config(None, ["mixed.lambdas=[0.25]", "gate.max_forgetting=0.5", "name=other"])
     assert client.package_of(one).digest == client.package_of(read_config(None)).digest
@@ -87,7 +86,6 @@ def test_values_are_parameters_of_the_run_and_no_new_version(server: KfpServer, 
     assert server.store.runs[made.id].display_name.startswith("other ")
 
 
-@pytest.mark.slow
 def test_where_tasks_run_is_compiled_in() -> None:
     plain = client.package_of(read_config(None))
     placed = client.package_of(read_config(None, ["placement.checkpoint_claim=claim"]))
@@ -297,7 +295,6 @@ def test_submit_without_waiting(server: KfpServer) -> None:
     assert again == printed | {"found": True}
 
 
-@pytest.mark.slow
 def test_upload_says_whether_it_was_new(server: KfpServer) -> None:
     for words in ("uploaded", "is there already"):
         result = mixtune("upload", "--host", server.url)

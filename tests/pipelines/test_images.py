@@ -72,7 +72,6 @@ def test_the_files_of_requirements_are_the_whole_one_split(monkeypatch: pytest.M
     assert together.keys() - whole.keys() <= _pins(ROOT / "requirements-dev.txt").keys()
 
 
-@pytest.mark.slow  # pip resolves on the package index, which it also installed the tests' requirements from
 def test_the_cuda_build_gets_all_that_torch_requires(monkeypatch: pytest.MonkeyPatch) -> None:
     """Extras included: the libraries of `cuda-toolkit[cublas,...]` come by those alone, and the images' pip follows none."""
     tool = _split_requirements(monkeypatch)
@@ -84,7 +83,6 @@ def test_the_cuda_build_gets_all_that_torch_requires(monkeypatch: pytest.MonkeyP
     assert not any("://" in line for line in lines)
 
 
-@pytest.mark.slow  # some seconds, as the tool is started
 def test_hadolint_has_nothing_to_say() -> None:
     tool = Path(sys.executable).with_name("hadolint")
     done = subprocess.run([str(tool), str(ROOT / "docker" / "Dockerfile")], capture_output=True, text=True, check=False)

@@ -24,8 +24,6 @@ from mixtune.components.shared.tracking.connection import connect
 
 from .project import ALWAYS, Project
 
-pytestmark = pytest.mark.slow
-
 LONGER = {"steps": 120, "batch_size": 8, "learning_rate": 0.003, "precision": "float32", "checkpoint_steps": 5}
 # Without what is told by a clock or belongs to a run.
 OF_THE_MOMENT = {

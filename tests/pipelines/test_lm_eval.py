@@ -11,8 +11,6 @@ from tests.components.evaluate.harness_made import write_tasks
 
 from .project import ALWAYS, Project
 
-pytestmark = pytest.mark.slow
-
 
 def test_a_run_with_tasks_of_ones_own(tmp_path: Path) -> None:
     project = Project(tmp_path)

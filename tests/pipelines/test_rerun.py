@@ -318,7 +318,6 @@ def test_a_folder_without_a_run(tmp_path: Path) -> None:
         run_only(tmp_path, "mixed", [])
 
 
-@pytest.mark.slow
 def test_a_local_run_again(tmp_path: Path) -> None:
     project = Project(tmp_path)
     status, _, told = project.run()

@@ -16,8 +16,6 @@ import yaml
 from mixtune.components.shared.outcome import load_outcomes
 from tests.pipelines.project import ALWAYS, Project
 
-pytestmark = pytest.mark.slow
-
 
 @pytest.fixture(scope="module")
 def first(tmp_path_factory: pytest.TempPathFactory) -> tuple[Project, str]:

@@ -17,8 +17,6 @@ from mixtune.pipelines.local.folder import claim
 from tests.conftest import sentences, small_disk
 from tests.pipelines.project import Project
 
-pytestmark = pytest.mark.slow
-
 
 def test_interrupted_is_130_and_goes_on_from_there(fresh: Project) -> None:
     (fresh.folder / "config.yaml").write_text(yaml.safe_dump(fresh.config), encoding="utf-8")

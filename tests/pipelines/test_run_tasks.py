@@ -4,12 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-import pytest
-
 from tests.conftest import sentences
 from tests.pipelines.project import Project
-
-pytestmark = pytest.mark.slow
 
 
 def test_generation_runs_end_to_end(fresh: Project) -> None:

@@ -17,8 +17,6 @@ from tests.mlflow_server import MlflowServer
 
 from .project import Project
 
-pytestmark = pytest.mark.slow
-
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[MlflowServer]:

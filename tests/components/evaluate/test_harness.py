@@ -157,7 +157,6 @@ def test_a_name_that_mlflow_takes() -> None:
     assert row.words == "wmt16-ro-en, chrf++ (strict|match)"
 
 
-@pytest.mark.slow  # it reads all the task files that come with the harness
 def test_unknown_tasks_are_all_named_with_near_ones(folder: Path) -> None:
     with pytest.raises(RefusedError) as refused:
         measured(folder, "hellaswagg", "tiny_choise", "tiny_choice")

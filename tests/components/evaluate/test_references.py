@@ -108,7 +108,6 @@ def test_a_mixed_model_is_interpolated_too_where_asked(stages: Stages) -> None:
     assert again["splits"]["test"]["bpb"] == pytest.approx(entries[2]["splits"]["test"]["bpb"], abs=1e-9)
 
 
-@pytest.mark.slow
 def test_the_model_in_use_from_the_registry(stages: Stages, monkeypatch: pytest.MonkeyPatch) -> None:
     from mixtune.components.register.config import RegisterStep
     from mixtune.components.register.step import run as register

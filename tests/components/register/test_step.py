@@ -54,7 +54,6 @@ def register(stages: Stages, kind: str, run_id: str, headline: str = "") -> Cont
     return context
 
 
-@pytest.mark.slow
 def test_the_same_model_twice_is_one_version_and_another_is_another(stages: Stages, tmp_path: Path) -> None:
     client = connect(f"sqlite:///{tmp_path / 'mlflow.db'}")
     for run_id in ("run-1", "run-2"):
@@ -66,7 +65,6 @@ def test_the_same_model_twice_is_one_version_and_another_is_another(stages: Stag
     assert client.get_model_version("tiny", "1").tags["mixtune.kfp_run"] == "run-2"
 
 
-@pytest.mark.slow
 def test_text_that_mlflow_does_not_take_costs_no_model(
     stages: Stages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -86,7 +84,6 @@ def test_text_that_mlflow_does_not_take_costs_no_model(
     assert version.tags["mixtune.kind"] == "finetuned"
 
 
-@pytest.mark.slow
 def test_a_version_is_the_whole_model_with_its_card_and_answers_behind_a_server(stages: Stages, tmp_path: Path) -> None:
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
     client = connect(uri)
@@ -149,7 +146,6 @@ register(stages, "finetuned", "run-1")
 """
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("call", ["create_model_version", "set_registered_model_alias"])
 def test_killed_at_any_point_the_next_attempt_makes_or_finds_the_one_version(
     stages: Stages, tmp_path: Path, call: str
@@ -167,7 +163,6 @@ def test_killed_at_any_point_the_next_attempt_makes_or_finds_the_one_version(
     assert version.tags["mixtune.candidate"] == "finetuned"
 
 
-@pytest.mark.slow
 def test_registering_where_the_server_went_away_is_unreachable_or_said_in_a_sentence(
     stages: Stages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

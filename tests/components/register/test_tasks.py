@@ -35,7 +35,6 @@ def register(folder: Path, model: Artifact, task: Task) -> str:
     return "models:/tiny@candidate"
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("task", ["classification", "multi_label", "regression"])
 def test_what_classifies_is_a_text_classification_pipeline(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, task: Task
@@ -60,7 +59,6 @@ def test_what_classifies_is_a_text_classification_pipeline(
     )
 
 
-@pytest.mark.slow
 def test_question_answering_is_a_model_and_its_tokenizer_and_predicts_nothing_by_itself(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -87,7 +85,6 @@ def test_question_answering_is_a_model_and_its_tokenizer_and_predicts_nothing_by
         mlflow.pyfunc.load_model(version)
 
 
-@pytest.mark.slow
 def test_the_same_question_answering_model_twice_is_one_version(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -99,7 +96,6 @@ def test_the_same_question_answering_model_twice_is_one_version(
     assert len(connect(uri).search_model_versions("name = 'tiny'")) == 1
 
 
-@pytest.mark.slow
 def test_what_writes_answers_is_a_text_generation_pipeline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import mlflow
 

@@ -108,7 +108,6 @@ def weights_in(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / "model.safetensors")
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("descent")
 @pytest.mark.parametrize("case", CASES)
 def test_two_processes_give_the_weights_of_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: str) -> None:
@@ -162,7 +161,6 @@ def torchrun(
     )
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("descent")
 def test_under_torchrun_a_step_is_run_once_by_all_processes(tmp_path: Path) -> None:
     steps = Steps(tmp_path, "classification")
@@ -202,7 +200,6 @@ def assert_each_metric_once(database: str, outcome: Outcome, model: Path) -> Non
     assert ModelCard.load(model).mlflow_runs == {"mixed-0.3": run.info.run_id}
 
 
-@pytest.mark.slow
 def test_mlflow_gets_each_metric_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     steps = Steps(tmp_path, "classification")
     database = f"sqlite:///{tmp_path / 'mlflow.db'}"
@@ -219,7 +216,6 @@ def test_mlflow_gets_each_metric_once(tmp_path: Path, monkeypatch: pytest.Monkey
     assert progress.count((3, 3)) == 1, "one process tells it"
 
 
-@pytest.mark.slow
 def test_what_a_process_refuses_comes_out_as_the_plain_sentence(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -242,7 +238,6 @@ def test_what_a_process_refuses_comes_out_as_the_plain_sentence(
     assert f"finetune: {wanted}" in done.stderr
 
 
-@pytest.mark.slow
 def test_what_is_not_finite_is_explained_by_several_processes_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -61,7 +61,6 @@ def test_examples_are_short_and_end_between_words(examples: list[tuple[str, str,
     assert embedded.shortened("one two three", 7) == "one two"
 
 
-@pytest.mark.slow
 def test_generation_leaves_the_answer_out_of_the_prompt() -> None:
     examples = list(embedded.generation())
     assert len(examples) == len(embedded.LABELLED_PACKAGES) * embedded.EXAMPLES_PER_LABEL
@@ -78,7 +77,6 @@ def test_passages_hold_all_paragraphs_in_order() -> None:
     assert list(embedded.passages("\n\n")) == []
 
 
-@pytest.mark.slow
 def test_another_process_reads_the_same_and_imports_none_of_the_packages() -> None:
     code = """
 import hashlib, sys

@@ -86,7 +86,6 @@ def imports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[set[str]
     return imported
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("step", STEPS)
 def test_no_heavy_package_is_loaded_before_the_first_line(imports: dict[str, list[set[str]]], step: str) -> None:
     before, _ = imports[step]
@@ -94,7 +93,6 @@ def test_no_heavy_package_is_loaded_before_the_first_line(imports: dict[str, lis
     assert before & HEAVY <= OF_MLFLOW
 
 
-@pytest.mark.slow
 def test_a_step_imports_later_what_its_work_needs(imports: dict[str, list[set[str]]]) -> None:
     assert {step: imports[step][1] & {"transformers", "matplotlib", "torch"} for step in STEPS} == {
         "plan": set(),

@@ -139,7 +139,6 @@ def test_an_address_that_swallows_everything_is_given_up_in_seconds(monkeypatch:
         assert not journals(journal_of(run))
 
 
-@pytest.mark.slow
 def test_a_server_that_comes_back_during_the_step_has_everything_once(
     server: MlflowServer, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -163,7 +162,6 @@ def test_a_server_that_comes_back_during_the_step_has_everything_once(
     assert not journals(journal_of(run)), "nothing is left behind"
 
 
-@pytest.mark.slow
 def test_what_a_step_could_not_deliver_is_said_and_synced(
     server: MlflowServer, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -207,7 +205,6 @@ def test_what_a_step_could_not_deliver_is_said_and_synced(
     check_everything(server.uri, tracker.run_id, (0, 300), 900)
 
 
-@pytest.mark.slow
 def test_a_server_that_hangs_holds_up_a_step_for_seconds_and_has_everything_once(
     server: MlflowServer, run: Path, tmp_path: Path
 ) -> None:
@@ -226,7 +223,6 @@ def test_a_server_that_hangs_holds_up_a_step_for_seconds_and_has_everything_once
     assert not journals(journal_of(run))
 
 
-@pytest.mark.slow
 def test_a_run_that_began_without_a_server_is_made_when_it_is_delivered_and_once(
     server: MlflowServer, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -269,7 +265,6 @@ def test_a_run_that_began_without_a_server_is_made_when_it_is_delivered_and_once
             shutil.copytree(before, journal_of(run))
 
 
-@pytest.mark.slow
 def test_a_step_that_is_killed_while_the_server_is_away_loses_nothing(
     server: MlflowServer, run: Path, tmp_path: Path
 ) -> None:
