@@ -22,6 +22,7 @@ import platform
 import re
 import sysconfig
 import warnings
+from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -65,6 +66,9 @@ _GIVEAWAY = re.compile(
     rf"(?<!\w)\w*(?:{_NAMES})\w*{_PATH}|(?<![A-Za-z0-9])(?:{_ALIASES})(?![A-Za-z0-9]){_PATH}", re.IGNORECASE
 )
 _BLOT = "___"
+_Definition = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+# What can contain a definition.
+_BLOCKS = (ast.stmt, ast.ExceptHandler, ast.match_case)
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -191,9 +195,20 @@ def _docstrings(root: Path, name: str) -> Iterator[tuple[str, str]]:
                 tree = ast.parse((root / relative).read_bytes())
         except (SyntaxError, ValueError, OSError):
             continue
-        for node in ast.walk(tree):
-            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-                docstring = ast.get_docstring(node)
-                if docstring and docstring not in seen and not _SURROGATE.search(docstring):
-                    seen.add(docstring)
-                    yield docstring, f"{name}/{relative}, {getattr(node, 'name', 'module')}"
+        for node in _definitions(tree):
+            docstring = ast.get_docstring(node)
+            if docstring and docstring not in seen and not _SURROGATE.search(docstring):
+                seen.add(docstring)
+                yield docstring, f"{name}/{relative}, {getattr(node, 'name', 'module')}"
+
+
+def _definitions(tree: ast.Module) -> Iterator[_Definition]:
+    """Yields the module, classes and functions in the order of `ast.walk`, which would also visit every expression."""
+    nodes: deque[ast.AST] = deque([tree])
+    while nodes:
+        node = nodes.popleft()
+        if isinstance(node, _Definition):
+            yield node
+        for _, value in ast.iter_fields(node):
+            if isinstance(value, list):
+                nodes.extend(item for item in value if isinstance(item, _BLOCKS))
