@@ -3,8 +3,8 @@
 python tests/benchmarks/local_run.py [--command .venv/bin/mixtune]... [--repeat 5]
 python tests/benchmarks/local_run.py --parallel [--repeat 3]
 
-Several commands, such as one of another checkout, are measured in alternation. With --parallel, the mixed candidates of the demo are
-trained and evaluated repeatedly on the same prepared data, in alternation one at a time and two at a time.
+Several commands, such as one of another checkout, are measured in alternation. With --parallel, the mixed candidates of the
+demo are trained and evaluated repeatedly on the same prepared data, in alternation one at a time and two at a time.
 """
 
 from __future__ import annotations
