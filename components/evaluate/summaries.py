@@ -27,9 +27,7 @@ def summarize_examples(rows: list[dict[str, Any]], held_out: HeldOut, metric: st
     """Returns the scores of the examples; None if a prediction or a loss is not finite."""
     references, predictions = ([row[name] for row in rows] for name in ("reference", "prediction"))
     labels = held_out.labelled.labels or []
-    scores = split_scores(held_out.task, references, predictions, labels)
-    if not held_out.with_head:
-        scores |= held_out.overlap.of_split(rows)
+    scores = split_scores(held_out.task, rows)
     summary: dict[str, Any] = {"task_score": scores[metric], "examples": len(rows), **scores}
     if held_out.task == "classification":
         known = None not in predictions
