@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ...shared.running.context import Context
+from ...shared.value_text import value_text
 from ..config import Gate
 from ..names import candidate_name, metric_name
 from ..results import Comparison
@@ -140,8 +142,8 @@ def environment(template: str) -> jinja2.Environment:
         keep_trailing_newline=True,
     )
     made.filters |= {
-        "value": value,
-        "signed": lambda one: value(one, "+"),
+        "value": partial(value_text, signed=False),
+        "signed": value_text,
         "percent": percent,
         "spread": spread,
         "with_error": with_error,
@@ -150,16 +152,6 @@ def environment(template: str) -> jinja2.Environment:
         "sentence": lambda text: text[:1].upper() + text[1:],
     }
     return made
-
-
-def value(one: Mapping[str, Any] | None, sign: str = "", digits: int = 3) -> str:
-    """Formats a value with its interval, if it has one; a dash for None."""
-    if one is None:
-        return "–"
-    if one["low"] is None:
-        return f"{one['value']:{sign}.{digits}f}"
-    number, low, high = (f"{one[name]:{sign}.{digits}f}" for name in ("value", "low", "high"))
-    return f"{number} [{low}, {high}]"
 
 
 def spread(one: Mapping[str, float] | None, sign: str = "") -> str:
@@ -260,7 +252,7 @@ def in_words(rows: list[dict[str, Any]], metric: str) -> str:
 
 def _sources_in_words(rows: list[dict[str, Any]], names: Sequence[str]) -> str:
     lines = [
-        f"{name}: " + ", ".join(f"{row['id']} {value(row['delta_bpb_by_source'][name], '+')}" for row in rows)
+        f"{name}: " + ", ".join(f"{row['id']} {value_text(row['delta_bpb_by_source'][name])}" for row in rows)
         for name in names
     ]
     return f"Forgetting in bits per byte. {'; '.join(lines)}."
