@@ -5,19 +5,17 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
 
 from ..shared.metrics import over_split, split_statistic
-from .config import METRICS
+from ..shared.task_kinds import TASK_KINDS, Target, Task
 
 Label: TypeAlias = str | float | list[str]
 """A reference or a prediction: a label or text; a number (regression); labels, or the accepted answers to a question."""
 
-FURTHER_METRICS = {"multi_label": ("exact_match",), "regression": ("mae", "rmse"), "generation": ("rouge_1", "rouge_2")}
-"""Metrics of the report that cannot be the main metric."""
 CALIBRATION_BINS = 15
 
 # Matches a word, or one character of a script that is written without spaces.
@@ -47,40 +45,55 @@ def token_f1(prediction: str, reference: str) -> float:
     return 2 * common / (len(ours) + len(theirs))
 
 
-def example_score(kind: str, metric: str, prediction: Label, reference: Label) -> float:
+def example_score(kind: Task, metric: str, prediction: Label, reference: Label) -> float:
     """Returns the score of one example; higher is better.
 
     If the task's metric is a mean over examples, it is the mean of these scores. F1 over labels and correlations are defined
     for a whole split only: the score is then 1 if all labels are right, and in regression the negative absolute error.
     """
-    if kind == "regression":
-        assert isinstance(prediction, float)
-        assert isinstance(reference, float)
-        return -abs(prediction - reference)
-    if kind == "multi_label":
-        assert isinstance(prediction, list)
-        assert isinstance(reference, list)
-        return float(set(prediction) == set(reference))
-    assert isinstance(prediction, str)
-    # If the reference has no answer, the empty answer is right.
-    accepted = (reference or [""]) if isinstance(reference, list) else [str(reference)]
+    return _SCORES[TASK_KINDS[kind].target](metric, prediction, reference)
+
+
+def _score_of_number(_: str, prediction: Any, reference: Any) -> float:
+    return -abs(prediction - reference)
+
+
+def _score_of_labels(_: str, prediction: Any, reference: Any) -> float:
+    return float(set(prediction) == set(reference))
+
+
+def _score_of_text(metric: str, prediction: Any, reference: Any) -> float:
+    return _score_of_answer(metric, prediction, [reference])
+
+
+def _score_of_answer(metric: str, prediction: Any, reference: Any) -> float:
+    """Returns the score for the best of the accepted answers. If there is none, the empty answer is right."""
     score = token_f1 if metric == "token_f1" else exact_match
-    return max(score(prediction, text) for text in accepted)
+    return max(score(prediction, text) for text in reference or [""])
 
 
-def split_scores(kind: str, rows: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
+_SCORES: dict[Target, Callable[[str, Any, Any], float]] = {
+    "label": _score_of_text,
+    "labels": _score_of_labels,
+    "number": _score_of_number,
+    "answers": _score_of_answer,
+    "text": _score_of_text,
+}
+
+
+def split_scores(kind: Task, rows: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
     """Computes all metrics of a task over a split; None if predictions are missing because a logit is not finite.
 
     Args:
         rows: at least one example with `reference` and `prediction`; in generation also with the scores of `Overlap`.
     """
-    names = [*METRICS[kind], *FURTHER_METRICS.get(kind, ())]
+    names = [*TASK_KINDS[kind].metrics, *TASK_KINDS[kind].further_metrics]
     if any(row["prediction"] is None for row in rows):
         return dict.fromkeys(names)
     return {metric: _split_score(kind, metric, rows) for metric in names}
 
 
-def _split_score(kind: str, metric: str, rows: Sequence[Mapping[str, Any]]) -> float:
+def _split_score(kind: Task, metric: str, rows: Sequence[Mapping[str, Any]]) -> float:
     statistic = split_statistic(metric, rows)
     if statistic is not None:
         return over_split(statistic, len(rows))

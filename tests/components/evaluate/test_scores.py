@@ -19,10 +19,11 @@ from mixtune.components.evaluate.scores import (
 )
 from mixtune.components.evaluate.scores import split_scores as scores_of_rows
 from mixtune.components.evaluate.texts import Overlap
+from mixtune.components.shared.config import Task
 
 
 def split_scores(
-    kind: str, references: Sequence[Label], predictions: Sequence[Label | None]
+    kind: Task, references: Sequence[Label], predictions: Sequence[Label | None]
 ) -> dict[str, float | None]:
     rows: list[dict[str, Any]] = [
         {"reference": reference, "prediction": prediction}
@@ -90,7 +91,7 @@ def test_generation_scores_are_means() -> None:
         ("question_answering", "token_f1", "", ["a cat"], 0.0),
     ],
 )
-def test_score_of_one_example(kind: str, metric: str, prediction: Label, reference: Label, score: float) -> None:
+def test_score_of_one_example(kind: Task, metric: str, prediction: Label, reference: Label, score: float) -> None:
     assert example_score(kind, metric, prediction, reference) == pytest.approx(score)
 
 

@@ -18,6 +18,7 @@ from sklearn.preprocessing import MultiLabelBinarizer
 
 from mixtune.components.evaluate.scores import split_scores
 from mixtune.components.evaluate.texts import Overlap
+from mixtune.components.shared.config import Task
 from mixtune.components.shared.metrics import (
     Statistic,
     macro_f1,
@@ -44,7 +45,7 @@ def rows_of(references: Sequence[Any], predictions: Sequence[Any]) -> list[dict[
     ]
 
 
-def scores(kind: str, rows: Sequence[dict[str, Any]]) -> dict[str, float]:
+def scores(kind: Task, rows: Sequence[dict[str, Any]]) -> dict[str, float]:
     """The scores of `evaluate`. What `compare` resamples gives the same numbers over the split itself."""
     found = split_scores(kind, rows)
     for metric, score in found.items():
