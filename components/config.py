@@ -14,7 +14,7 @@ from typing import Annotated, Any, Self
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from .compare.config import CompareStep, Gate
-from .evaluate.config import METRICS, Evaluate, EvaluateStep, LmEvalStep, References
+from .evaluate.config import Evaluate, EvaluateStep, LmEvalStep, References
 from .finetune.config import Finetune, FinetuneStep
 from .mixed.config import Candidate, Mixed, MixedStep, MixedTraining, candidates
 from .prepare.config import FinetuneData, PrepareStep, PretrainData, Tokenizer
@@ -22,6 +22,7 @@ from .pretrain.config import Pretrain, PretrainStep
 from .register.config import RegisterStep
 from .shared.config import SCRATCH, Model, Section, Tracking, Training, describe_problems
 from .shared.errors import RefusedError
+from .shared.task_kinds import TASK_KINDS
 
 
 def _as_text(value: Any) -> Any:
@@ -118,8 +119,9 @@ class Config(Section):
     def _sections_agree(self) -> Self:
         problems = []
         task, metric = self.data.finetune.task, self.evaluate.metric
-        if metric is not None and metric not in METRICS[task]:
-            problems.append(f"evaluate.metric must be one of {', '.join(METRICS[task])} for the task {task}")
+        kind = TASK_KINDS[task]
+        if metric is not None and metric not in kind.metrics:
+            problems.append(f"evaluate.metric must be one of {', '.join(kind.metrics)} for the task {task}")
         scratch = self.model.scratch
         if self.model.base == SCRATCH:
             if scratch.hidden_size % (2 * scratch.heads):
@@ -129,13 +131,8 @@ class Config(Section):
                     "pretrain.steps must be above 0 where model.base is scratch, or nothing is there to forget"
                 )
             objective = self.model.objective or "causal_lm"
-            if task == "question_answering" and objective == "causal_lm":
-                problems.append(
-                    "data.finetune.task is question_answering, which a Llama from scratch has no head for; set "
-                    "model.objective to masked_lm"
-                )
-            if task == "generation" and objective == "masked_lm":
-                problems.append("data.finetune.task is generation, for which model.objective must be causal_lm")
+            if objective in kind.refused_from_scratch:
+                problems.append(f"data.finetune.task is {task}, {kind.refused_from_scratch[objective]}")
         stages: dict[str, Training] = {"pretrain": self.pretrain, "finetune": self.finetune, "mixed": self.mixed}
         for name, stage in stages.items():
             if not stage.trains and name != "pretrain":
@@ -207,12 +204,12 @@ def parts(config: Config, fingerprints: Fingerprints, champion: str | None = Non
         vocabulary_size=model.scratch.vocabulary_size if scratch else None,
         objective=(model.objective or "causal_lm") if scratch else "causal_lm",
     )
-    generates = config.data.finetune.task == "generation"
+    kind = TASK_KINDS[config.data.finetune.task]
     evaluate = EvaluateStep(
         max_length=model.max_length,
         mask_probability=model.mask_probability,
-        metric=config.evaluate.metric or METRICS[config.data.finetune.task][0],
-        max_new_tokens=config.evaluate.max_new_tokens if generates else None,
+        metric=config.evaluate.metric or kind.metrics[0],
+        max_new_tokens=config.evaluate.max_new_tokens if kind.head is None else None,
         lm_eval=_lm_eval(config, fingerprints),
         **config.evaluate.model_dump(include={"batch_size", "max_documents", "precision"}),
     )

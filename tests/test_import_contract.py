@@ -17,7 +17,15 @@ MODULES = {
     f"mixtune.{'.'.join(file.relative_to(ROOT).with_suffix('').parts)}".removesuffix(".__init__") for file in FILES
 }
 BASE = frozenset(
-    {"shared.errors", "shared.config", "shared.artifacts", "shared.outcome", "shared.startup", "shared.code_digest"}
+    {
+        "shared.errors",
+        "shared.config",
+        "shared.artifacts",
+        "shared.outcome",
+        "shared.startup",
+        "shared.code_digest",
+        "shared.task_kinds",
+    }
 )
 """Modules at the top of `shared/` that every room may import."""
 ROOMS: dict[str, set[str]] = {

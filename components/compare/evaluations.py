@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from ..shared import task_kinds
 from ..shared.artifacts import ArtifactLike, ModelCard, read_json, read_jsonl
 from ..shared.errors import MixtuneError, RefusedError
 from ..shared.measures import HARNESS_FILE, Measure
@@ -27,7 +28,7 @@ class Task(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
-    kind: str
+    kind: task_kinds.Task
     metric: str
     higher_is_better: bool = True
     labels: list[str] | None = None

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from .evaluations import Candidate, Evaluations, Task
+from .targets import shown
 
 SAMPLES = 6
 MATRIX_LABELS = 20
@@ -24,9 +25,9 @@ def samples(evaluations: Evaluations, selected: Candidate) -> list[dict[str, Any
         rows[kind] = _rows(evaluations.of_kind(kind))
     places = list(range(min(len(rows["selected"]), len(rows["finetuned"]))))
 
-    def agree(place: int) -> float:
+    def agreement(place: int) -> float:
         ours, theirs = (rows[who][place]["prediction"] for who in ("selected", "finetuned"))
-        return -abs(ours - theirs) if task.kind == "regression" else float(ours == theirs)
+        return -shown(task.kind).disagreement(ours, theirs)
 
     return [
         {
@@ -38,7 +39,7 @@ def samples(evaluations: Evaluations, selected: Candidate) -> list[dict[str, Any
                 for who in ("pretrained", "finetuned", "selected")
             },
         }
-        for place in sorted(places, key=agree)[:SAMPLES]
+        for place in sorted(places, key=agreement)[:SAMPLES]
     ]
 
 
@@ -50,7 +51,7 @@ def confusion(task: Task, selected: Candidate) -> dict[str, Any] | None:
         and the number of all other confusions.
     """
     rows = _rows(selected)
-    if task.kind != "classification" or not rows:
+    if not shown(task.kind).has_classes or not rows:
         return None
     counts = Counter((row["reference"], row["prediction"]) for row in rows)
     labels = list(dict.fromkeys([*(task.labels or []), *sorted({label for pair in counts for label in pair})]))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +16,7 @@ from .names import candidate_name, metric_name
 from .report.harness import by_candidate, described
 from .scores import Scores, forgetting_share, score_candidate
 from .seeds import over_seeds, replicate_of
-from .selection import Decision, Measured, decide, hypervolume, pareto
+from .selection import Decision, Measured, decide, pareto
 from .sources import Source, forgetting_by_source, group, worst, worst_sentence
 from .statistics import Bootstrap, Value
 
@@ -28,14 +27,6 @@ text than the evaluation; for small budgets, if it is exceeded by at most `BUDGE
 """
 BUDGET_LEAST = 0.005
 """Bits per byte; see `BUDGET_SHARE`."""
-GROUPS = {
-    "lora": "LoRA",
-    "kl": "KL penalty",
-    "l2sp": "L2-SP",
-    "pooled": "pooled mixing",
-    "budget": "forgetting budgets",
-}
-"""Kinds of controls, by the keyword in their ids."""
 
 
 @dataclass(frozen=True)
@@ -147,7 +138,6 @@ def _report(
         ],
         "lm_eval": {"columns": described(pretrained.harness)} if pretrained.harness else None,
         "data": evaluations.data,
-        "hypervolume": _hypervolume(measured),
         "seeds": over_seeds(evaluations.candidates, {name: _varying(by["test"]) for name, by in scores.items()}),
         "costs": _costs(evaluations),
         "confusion": confusion(task, selected),
@@ -220,33 +210,6 @@ def _budget(entry: Entry, forgets: Value) -> dict[str, Any] | None:
 def _contamination(measured: Measurements) -> dict[str, int]:
     examples = measured.examples or []
     return {"examples": len(examples), "contaminated": sum(bool(row.get("contaminated")) for row in examples)}
-
-
-def _hypervolume(measured: Sequence[Measured]) -> dict[str, Any] | None:
-    """Returns the hypervolume of all candidates, and of each kind of control if there are several."""
-    whole = hypervolume(measured)
-    if whole is None:
-        return None
-    kinds: dict[str, list[Measured]] = {}
-    for one in measured:
-        if one.task_score is not None and one.kind in ("mixed", "interpolated"):
-            kinds.setdefault(_control(one), []).append(one)
-    by_kind = {kind: found.value for kind, members in kinds.items() if (found := hypervolume(measured, members))}
-    return {
-        "value": whole.value,
-        "reference": {"task_score": whole.task_score, "forgetting": whole.forgetting},
-        "split": "test",
-        "by_kind": by_kind if len(by_kind) > 1 else {},
-    }
-
-
-def _control(one: Measured) -> str:
-    if one.kind != "mixed":
-        return one.kind
-    words_of = one.id.split("-")
-    if found := [kind for word, kind in GROUPS.items() if word in words_of]:
-        return found[0]
-    return "mixed" if re.match(r"mixed-[0-9.e]+", one.id) else "λ schedules"
 
 
 def _costs(evaluations: Evaluations) -> dict[str, Any]:

@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from ..shared.metrics import split_statistic
 from .evaluations import Candidate, Evaluations, Task
 from .selection import measurably_forgets
-from .statistics import Bootstrap, Statistic, Value, bleu, chrf, indicators, macro_f1, micro_f1, pearson, spearman
+from .statistics import Bootstrap, Value
 
 EXTRA_METRICS = (
     *("nats_per_token", "accuracy", "macro_f1", "micro_f1", "exact_match", "token_f1", "completion_nats_per_token"),
@@ -92,7 +93,7 @@ def score_candidate(candidate: Candidate, evaluations: Evaluations, split: str, 
 
 
 def _task_score(task: Task, examples: Sequence[dict[str, Any]], draw: Bootstrap) -> Value:
-    metric = _split_metric(task, examples)
+    metric = split_statistic(task.metric, examples)
     return draw.mean(_per_example(examples)) if metric is None else draw.of_split(metric, len(examples))
 
 
@@ -101,28 +102,10 @@ def _task_difference(
 ) -> Value:
     if all(mine["prediction"] == other["prediction"] for mine, other in zip(examples, baseline, strict=True)):
         return Value(0.0, 0.0, 0.0)  # exact, without rounding errors
-    ours, theirs = _split_metric(task, examples), _split_metric(task, baseline)
+    ours, theirs = split_statistic(task.metric, examples), split_statistic(task.metric, baseline)
     if ours is None or theirs is None:
         return draw.mean_difference(_per_example(examples), _per_example(baseline))
     return draw.difference(ours, theirs, len(examples))
-
-
-def _split_metric(task: Task, examples: Sequence[dict[str, Any]]) -> Statistic | None:
-    """Returns the task's metric if it is computed over a whole split; None if it is a mean over examples."""
-    truth, given = ([row[name] for row in examples] for name in ("reference", "prediction"))
-    if task.metric in ("pearson", "spearman"):
-        correlation = {"pearson": pearson, "spearman": spearman}[task.metric]
-        return correlation(np.array(truth, np.float64), np.array(given, np.float64))
-    if task.metric in ("bleu", "chrf"):
-        return {"bleu": bleu, "chrf": chrf}[task.metric]([row[f"{task.metric}_counts"] for row in examples])
-    if task.metric in ("micro_f1", "macro_f1"):
-        labels = task.labels or []
-        columns = truth, given
-        if task.kind == "classification":
-            columns = [[label] for label in truth], [[label] for label in given]
-        score = {"micro_f1": micro_f1, "macro_f1": macro_f1}[task.metric]
-        return score(*(indicators(column, labels) for column in columns))
-    return None
 
 
 def _per_example(examples: Sequence[dict[str, Any]]) -> np.ndarray:

@@ -36,21 +36,6 @@ class Measured:
 
 
 @dataclass(frozen=True)
-class Hypervolume:
-    """The area that a set of candidates dominates.
-
-    Attributes:
-        value: area between the candidates' front and the reference point, in score times bits per byte.
-        task_score: score of the reference point.
-        forgetting: forgetting of the reference point, in bits per byte.
-    """
-
-    value: float
-    task_score: float
-    forgetting: float
-
-
-@dataclass(frozen=True)
 class Check:
     """One condition of the gate, applied to one candidate.
 
@@ -97,32 +82,6 @@ def pareto(candidates: Sequence[Measured]) -> set[str]:
         for name, point in points.items()
         if not any(other != point and other[0] >= point[0] and other[1] >= point[1] for other in points.values())
     }
-
-
-def hypervolume(candidates: Sequence[Measured], of: Sequence[Measured] | None = None) -> Hypervolume | None:
-    """Returns the area between the Pareto front and the reference point, exact in two dimensions.
-
-    E. Zitzler and L. Thiele, Multiobjective optimization using evolutionary algorithms (1998). A larger area means a better
-    front; areas are only comparable with the same reference point.
-
-    Args:
-        candidates: define the reference point: the lowest task score and the highest forgetting of those with a task score.
-        of: candidates whose front is measured; by default all.
-
-    Returns:
-        The hypervolume; None if no candidate has a task score.
-    """
-    scored = [(one.task_score.value, one.delta_bpb.value) for one in candidates if one.task_score is not None]
-    if not scored:
-        return None
-    lowest, most = min(score for score, _ in scored), max(forgets for _, forgets in scored)
-    area, reached = 0.0, lowest
-    points = [(one.delta_bpb.value, one.task_score.value) for one in of or candidates if one.task_score is not None]
-    for forgets, score in sorted(points):
-        if score > reached:
-            area += (score - reached) * (most - forgets)
-            reached = score
-    return Hypervolume(area, lowest, most)
 
 
 def decide(candidates: Sequence[Measured], gate: Gate, metric: str) -> Decision:

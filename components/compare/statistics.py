@@ -2,28 +2,21 @@
 
 All intervals use the same seed, so that equal inputs give equal intervals and differences of samples of one size use the same
 resamples. B. Efron and R. Tibshirani, An Introduction to the Bootstrap (1993), chapter 13. Means are resampled directly;
-metrics of a whole split (F1, correlations, BLEU) from sums over the resampled examples, with `Statistic`. Shapes: S resamples,
-N documents or examples, C classes or labels.
+metrics of a whole split (F1, correlations, BLEU) from sums over the resampled examples, with `shared/metrics.py`. Shape: N
+documents or examples.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from sacrebleu.metrics.base import Metric
+from ..shared.metrics import Statistic
 
 CELLS_AT_ONCE = 1 << 22  # resampled values held in memory at a time
-NEARLY_CONSTANT = float(np.finfo(np.float64).eps ** 0.75)
-"""Relative spread below which values count as constant, as in scipy: smaller spreads are rounding errors."""
-
-Statistic: TypeAlias = Callable[[np.ndarray], np.ndarray]
-"""Maps (S, N) counts of each example in each resample to the (S,) metric of each resample."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +77,7 @@ class Bootstrap:
         """Computes a metric that is defined for a whole split.
 
         Args:
-            metric: a statistic of one of the functions below.
+            metric: a statistic of `shared/metrics.py`.
             size: N.
         """
         return self._interval(_of_indices(metric, size), np.arange(size))
@@ -142,106 +135,3 @@ def _of_indices(metric: Statistic, size: int) -> Callable[..., np.ndarray]:
         return found if indices.ndim > 1 else found[0]
 
     return of_indices
-
-
-def micro_f1(truth: np.ndarray, given: np.ndarray) -> Statistic:
-    """Creates the micro-F1 of (N, C) indicators: 2 Σ true positives / Σ (labels in the reference + predicted labels).
-
-    0 if there are no labels at all, as in scikit-learn.
-    """
-    both, either = (truth & given).sum(1).astype(np.float64), (truth.astype(np.float64) + given).sum(1)
-
-    def metric(counts: np.ndarray) -> np.ndarray:
-        return 2 * (counts @ both) / np.maximum(counts @ either, 1)
-
-    return metric
-
-
-def macro_f1(truth: np.ndarray, given: np.ndarray) -> Statistic:
-    """Creates the macro-F1 of (N, C) indicators, over the classes in the references or the predictions of a resample.
-
-    For classes this is scikit-learn's default; for labels, `zero_division=nan`. 0 if there are no labels at all.
-    """
-    both, either = (truth & given).astype(np.float64), truth.astype(np.float64) + given
-
-    def metric(counts: np.ndarray) -> np.ndarray:
-        total = counts @ either
-        scores = 2 * (counts @ both) / np.maximum(total, 1)
-        return scores.sum(1) / np.maximum((total > 0).sum(1), 1)
-
-    return metric
-
-
-def bleu(counts_of_each: Sequence[Sequence[int]]) -> Statistic:
-    """Creates BLEU in 0..1 with sacrebleu, from (N, 10) counts per example that are summed over a resample.
-
-    As sacrebleu's own paired bootstrap (P. Koehn 2004, Statistical Significance Tests for Machine Translation Evaluation).
-    """
-    from sacrebleu.metrics.bleu import BLEU
-
-    return _of_sums(BLEU(), counts_of_each)
-
-
-def chrf(counts_of_each: Sequence[Sequence[int]]) -> Statistic:
-    """Creates chrF in 0..1 with sacrebleu, from (N, 18) counts per example that are summed over a resample."""
-    from sacrebleu.metrics.chrf import CHRF
-
-    return _of_sums(CHRF(), counts_of_each)
-
-
-def _of_sums(score: Metric, counts_of_each: Sequence[Sequence[int]]) -> Statistic:
-    own = np.asarray(counts_of_each, np.float64)
-
-    def metric(counts: np.ndarray) -> np.ndarray:
-        sums = np.rint(counts @ own).astype(np.int64).tolist()
-        return np.array([score._compute_score_from_stats(row).score / 100 for row in sums])
-
-    return metric
-
-
-def pearson(truth: np.ndarray, given: np.ndarray) -> Statistic:
-    """Creates the Pearson correlation of (N,) values.
-
-    For constant values, of a split or of a resample, the correlation is defined as 0, never NaN.
-    """
-    x, y = _centred(truth), _centred(given)
-    columns = np.stack([x, y, x * x, y * y, x * y], 1)
-
-    def metric(counts: np.ndarray) -> np.ndarray:
-        sizes = counts.sum(1)
-        x, y, xx, yy, xy = (counts @ columns).T / sizes
-        spread_x, spread_y = xx - x * x, yy - y * y
-        # Relative to the second moment: smaller spreads are the rounding errors of a constant resample.
-        varies = (spread_x > 1e-12 * xx) & (spread_y > 1e-12 * yy)
-        scale = np.sqrt(np.where(varies, spread_x * spread_y, 1.0))
-        return np.where(varies, np.clip((xy - x * y) / scale, -1, 1), 0.0)
-
-    return metric
-
-
-def spearman(truth: np.ndarray, given: np.ndarray) -> Statistic:
-    """Creates the Spearman correlation of (N,) values: the Pearson correlation of their ranks, with mean ranks for ties.
-
-    Ranks are computed once, over the whole split, and resampled with the examples. This is exact for the split and a close
-    approximation for the interval, which saves ranking every resample.
-    """
-    from scipy.stats import rankdata
-
-    return pearson(rankdata(truth), rankdata(given))
-
-
-def indicators(rows: Sequence[Sequence[str]], labels: Sequence[str]) -> np.ndarray:
-    """Returns (N, C) indicators of the labels of each row."""
-    place = {label: number for number, label in enumerate(labels)}
-    found = np.zeros((len(rows), len(labels)), bool)
-    for number, row in enumerate(rows):
-        found[number, [place[label] for label in row]] = True
-    return found
-
-
-def _centred(values: np.ndarray) -> np.ndarray:
-    """Subtracts the mean, so that sums of squares lose no precision; returns zeros if all values are nearly equal."""
-    mean = values.mean()
-    centred = np.asarray(values, np.float64) - mean
-    nearly_constant = np.linalg.norm(centred) <= NEARLY_CONSTANT * abs(mean)
-    return np.zeros_like(centred) if nearly_constant else centred

@@ -7,17 +7,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from ..shared.config import Section
-
-Metric = Literal[
-    "accuracy", "macro_f1", "micro_f1", "exact_match", "token_f1", "rouge_l", "bleu", "chrf", "pearson", "spearman"
-]
-METRICS: dict[str, tuple[Metric, ...]] = {
-    "classification": ("accuracy", "macro_f1"),
-    "multi_label": ("micro_f1", "macro_f1"),
-    "regression": ("pearson", "spearman"),
-    "question_answering": ("exact_match", "token_f1"),
-    "generation": ("exact_match", "token_f1", "rouge_l", "bleu", "chrf"),
-}
+from ..shared.task_kinds import Metric
 
 
 class LmEval(Section):
@@ -104,7 +94,7 @@ class EvaluateStep(Section):
     """Masked LM: share of the tokens that are masked at a time; as in training."""
     metric: Metric
     max_new_tokens: int | None
-    """None for classification."""
+    """None for tasks with a head."""
     precision: Literal["auto", "float32", "bf16"] = "auto"
     batch_size: int
     max_documents: int | None

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from ..shared.config import Task
 from ..shared.data.prepared import Documents
+from ..shared.task_kinds import TASK_KINDS, Target
 from .answers import Window, answer
 from .scores import Label, example_score
 
@@ -32,9 +34,7 @@ def example_row(
     if prediction is not None:
         known = (scores or {}).get(metric)
         score = example_score(kind, metric, prediction, reference) if known is None else known
-    text = record.get("prompt") or record.get("text") or ""
-    if kind == "question_answering":
-        text = f"{record['question']} — {record['context']}"
+    text = " — ".join(record[role] for role in TASK_KINDS[kind].inputs)
     return {
         "id": record["id"],
         "reference": reference,
@@ -55,43 +55,69 @@ def from_head(
         examples: examples with their references.
         logits: logits by index in `examples`, as `head_logits` returns them.
     """
-    records = examples.records()
-    if kind == "question_answering":
-        return _answers(metric, records, logits)
+    return _FROM_HEAD[TASK_KINDS[kind].target](kind, metric, labels, examples, logits)
+
+
+def _one_by_one(
+    reference: Callable[[Sequence[str], Documents, int], Label],
+    prediction: Callable[[Sequence[str], np.ndarray], tuple[Label, list[float]]],
+    kind: Task,
+    metric: str,
+    labels: Sequence[str],
+    examples: Documents,
+    logits: Mapping[int, np.ndarray],
+) -> list[dict[str, Any]]:
+    """Returns a row for each document.
+
+    Args:
+        reference: returns the reference of a document, from the label names and its index.
+        prediction: returns the prediction, and the probability of each label if there are labels.
+    """
     rows = []
-    for index, record in enumerate(records):
+    for index, record in enumerate(examples.records()):
         values = logits[index].astype(np.float64)
-        reference = _reference(kind, labels, examples, index)
-        given, shares = _prediction(kind, labels, values) if np.isfinite(values).all() else (None, None)
-        row = example_row(record, kind, metric, reference, given)
-        rows.append(row if kind == "regression" else {**row, "probabilities": shares})
+        given, shares = prediction(labels, values) if np.isfinite(values).all() else (None, None)
+        row = example_row(record, kind, metric, reference(labels, examples, index), given)
+        rows.append({**row, "probabilities": shares} if labels else row)
     return rows
 
 
-def _reference(kind: Task, labels: Sequence[str], examples: Documents, index: int) -> Label:
-    if kind == "classification":
-        return labels[int(examples.labels[index])]
-    if kind == "regression":
-        return float(examples.targets[index, 0])
+def _true_label(labels: Sequence[str], examples: Documents, index: int) -> Label:
+    return labels[int(examples.labels[index])]
+
+
+def _true_labels(labels: Sequence[str], examples: Documents, index: int) -> Label:
     return [label for label, target in zip(labels, examples.targets[index], strict=True) if target > 0.5]
 
 
-def _prediction(kind: Task, labels: Sequence[str], logits: np.ndarray) -> tuple[Label, list[float]]:
-    """Returns the prediction and the probability of each label."""
-    if kind == "regression":
-        return float(logits[0]), []
-    if kind == "classification":
-        shares = np.exp(logits - logits.max())
-        shares /= shares.sum()
-        given: Label = labels[int(np.argmax(shares))]
-    else:
-        shares = np.exp(-np.logaddexp(0, -logits))  # logistic function without overflow
-        given = [label for label, share in zip(labels, shares, strict=True) if share > 0.5]
-    return given, [round(float(share), 6) for share in shares]
+def _true_number(_: Sequence[str], examples: Documents, index: int) -> Label:
+    return float(examples.targets[index, 0])
 
 
-def _answers(metric: str, records: Sequence[dict[str, Any]], logits: Mapping[int, np.ndarray]) -> list[dict[str, Any]]:
+def _predicted_label(labels: Sequence[str], logits: np.ndarray) -> tuple[Label, list[float]]:
+    shares = np.exp(logits - logits.max())
+    shares /= shares.sum()
+    return labels[int(np.argmax(shares))], _rounded(shares)
+
+
+def _predicted_labels(labels: Sequence[str], logits: np.ndarray) -> tuple[Label, list[float]]:
+    shares = np.exp(-np.logaddexp(0, -logits))  # logistic function without overflow
+    return [label for label, share in zip(labels, shares, strict=True) if share > 0.5], _rounded(shares)
+
+
+def _predicted_number(_: Sequence[str], logits: np.ndarray) -> tuple[Label, list[float]]:
+    return float(logits[0]), []
+
+
+def _rounded(shares: np.ndarray) -> list[float]:
+    return [round(float(share), 6) for share in shares]
+
+
+def _answers(
+    kind: Task, metric: str, _: Sequence[str], examples: Documents, logits: Mapping[int, np.ndarray]
+) -> list[dict[str, Any]]:
     """Returns one row for each example, combining the windows over its context."""
+    records = examples.records()
     windows: dict[str, list[int]] = {}
     for index, record in enumerate(records):
         windows.setdefault(record["id"], []).append(index)
@@ -102,6 +128,14 @@ def _answers(metric: str, records: Sequence[dict[str, Any]], logits: Mapping[int
             [Window(logits[i], records[i]["context_from"], records[i]["offsets"]) for i in indices], first["context"]
         )
         record = {**first, "contaminated": any(records[i].get("contaminated") for i in indices)}
-        row = example_row(record, "question_answering", metric, list(first["answers"]), found.text)
+        row = example_row(record, kind, metric, list(first["answers"]), found.text)
         rows.append({**row, "span_score": found.span_score, "null_score": found.null_score})
     return rows
+
+
+_FROM_HEAD: dict[Target, Callable[..., list[dict[str, Any]]]] = {
+    "label": partial(_one_by_one, _true_label, _predicted_label),
+    "labels": partial(_one_by_one, _true_labels, _predicted_labels),
+    "number": partial(_one_by_one, _true_number, _predicted_number),
+    "answers": _answers,
+}

@@ -8,6 +8,7 @@ from typing import Any
 
 from ..shared.config import Task
 from ..shared.data.prepared import DataManifest, Documents, Split
+from ..shared.task_kinds import TASK_KINDS
 from .texts import Overlap
 
 SPLITS: tuple[Split, ...] = ("dev", "test")
@@ -31,7 +32,7 @@ class HeldOut:
     @property
     def with_head(self) -> bool:
         """Tells whether the task uses a task head."""
-        return self.task != "generation"
+        return TASK_KINDS[self.task].head is not None
 
     @cached_property
     def overlap(self) -> Overlap:
@@ -43,7 +44,7 @@ class HeldOut:
 def describe_stream(manifest: DataManifest, folder: str) -> dict[str, Any]:
     """Describes the held-out data of one stream for the report."""
     splits = {split: manifest.splits[split].model_dump(mode="json") for split in SPLITS}
-    if manifest.task == "question_answering":
+    if manifest.task and TASK_KINDS[manifest.task].document == "windows":
         for split in SPLITS:  # each window over a long context is a document
             splits[split]["examples"] = len({record["id"] for record in Documents(folder, split).records()})
     return {"digest": manifest.digest, "source": manifest.source, "splits": splits}

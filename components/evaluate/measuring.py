@@ -157,7 +157,7 @@ class LoadedCandidate:
         for index, (record, answer) in enumerate(zip(examples.records(), answers, strict=True)):
             reference = record["completion"].strip()
             scores = {} if answer is None else self.held_out.overlap.of_example(answer, reference)
-            row = example_row(record, "generation", self.config.metric, reference, answer, scores)
+            row = example_row(record, self.held_out.task, self.config.metric, reference, answer, scores)
             rows.append({**row, **scores, "tokens": int(tokens[index]), "nats": _finite(nats[index])})
         return rows
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import re
 import unicodedata
-import warnings
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
 
-from .config import METRICS
+from ..shared.metrics import over_split, split_statistic
+from ..shared.task_kinds import TASK_KINDS, Target, Task
 
 Label: TypeAlias = str | float | list[str]
 """A reference or a prediction: a label or text; a number (regression); labels, or the accepted answers to a question."""
@@ -45,60 +45,67 @@ def token_f1(prediction: str, reference: str) -> float:
     return 2 * common / (len(ours) + len(theirs))
 
 
-def example_score(kind: str, metric: str, prediction: Label, reference: Label) -> float:
+def example_score(kind: Task, metric: str, prediction: Label, reference: Label) -> float:
     """Returns the score of one example; higher is better.
 
     If the task's metric is a mean over examples, it is the mean of these scores. F1 over labels and correlations are defined
     for a whole split only: the score is then 1 if all labels are right, and in regression the negative absolute error.
     """
-    if kind == "regression":
-        assert isinstance(prediction, float)
-        assert isinstance(reference, float)
-        return -abs(prediction - reference)
-    if kind == "multi_label":
-        assert isinstance(prediction, list)
-        assert isinstance(reference, list)
-        return float(set(prediction) == set(reference))
-    assert isinstance(prediction, str)
-    # If the reference has no answer, the empty answer is right.
-    accepted = (reference or [""]) if isinstance(reference, list) else [str(reference)]
+    return _SCORES[TASK_KINDS[kind].target](metric, prediction, reference)
+
+
+def _score_of_number(_: str, prediction: Any, reference: Any) -> float:
+    return -abs(prediction - reference)
+
+
+def _score_of_labels(_: str, prediction: Any, reference: Any) -> float:
+    return float(set(prediction) == set(reference))
+
+
+def _score_of_text(metric: str, prediction: Any, reference: Any) -> float:
+    return _score_of_answer(metric, prediction, [reference])
+
+
+def _score_of_answer(metric: str, prediction: Any, reference: Any) -> float:
+    """Returns the score for the best of the accepted answers. If there is none, the empty answer is right."""
     score = token_f1 if metric == "token_f1" else exact_match
-    return max(score(prediction, text) for text in accepted)
+    return max(score(prediction, text) for text in reference or [""])
 
 
-def split_scores(
-    kind: str, references: Sequence[Label], predictions: Sequence[Label | None], labels: Sequence[str] = ()
-) -> dict[str, float | None]:
+_SCORES: dict[Target, Callable[[str, Any, Any], float]] = {
+    "label": _score_of_text,
+    "labels": _score_of_labels,
+    "number": _score_of_number,
+    "answers": _score_of_answer,
+    "text": _score_of_text,
+}
+
+
+def split_scores(kind: Task, rows: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
     """Computes all metrics of a task over a split; None if predictions are missing because a logit is not finite.
 
-    n-gram metrics of generation are in `Overlap`.
-
     Args:
-        labels: multi-label: all label names.
+        rows: at least one example with `reference` and `prediction`; in generation also with the scores of `Overlap`.
     """
-    known = [prediction for prediction in predictions if prediction is not None]
-    names = [*METRICS[kind], *{"multi_label": ["exact_match"], "regression": ["mae", "rmse"]}.get(kind, [])]
-    if kind == "generation":
-        names = ["exact_match", "token_f1"]
-    if len(known) < len(references):
+    names = [*TASK_KINDS[kind].metrics, *TASK_KINDS[kind].further_metrics]
+    if any(row["prediction"] is None for row in rows):
         return dict.fromkeys(names)
-    if kind == "classification":
-        from sklearn.metrics import accuracy_score, f1_score
+    return {metric: _split_score(kind, metric, rows) for metric in names}
 
-        return {
-            "accuracy": float(accuracy_score(references, known)),
-            "macro_f1": float(f1_score(references, known, average="macro", zero_division=0)),
-        }
-    if kind == "regression":
-        return _regression(np.asarray(references, np.float64), np.asarray(known, np.float64))
-    pairs = list(zip(known, references, strict=True))
-    found: dict[str, float | None] = {}
-    if kind == "multi_label":
-        found = _label_f1(_indicators(references, labels), _indicators(known, labels))
-    for metric in names:
-        if metric not in found:
-            found[metric] = sum(example_score(kind, metric, *pair) for pair in pairs) / len(pairs)
-    return found
+
+def _split_score(kind: Task, metric: str, rows: Sequence[Mapping[str, Any]]) -> float:
+    statistic = split_statistic(metric, rows)
+    if statistic is not None:
+        return over_split(statistic, len(rows))
+    if metric in ("mae", "rmse"):
+        errors = np.array([row["prediction"] - row["reference"] for row in rows], np.float64)
+        return float(np.abs(errors).mean() if metric == "mae" else np.sqrt(np.square(errors).mean()))
+    known = (row.get(metric) for row in rows)
+    scores = [
+        example_score(kind, metric, row["prediction"], row["reference"]) if score is None else score
+        for row, score in zip(rows, known, strict=True)
+    ]
+    return sum(scores) / len(scores)
 
 
 def confusion_matrix(references: Sequence[str], predictions: Sequence[str], labels: Sequence[str]) -> list[list[int]]:
@@ -124,52 +131,6 @@ def calibration_error(confidence: Sequence[float], right: Sequence[bool]) -> flo
     # n_b · (accuracy - confidence) is a plain sum, so that empty bins are no special case.
     gaps = np.bincount(place, np.asarray(right, np.float64) - np.asarray(confidence, np.float64), CALIBRATION_BINS)
     return float(np.abs(gaps).sum() / len(place))
-
-
-def _label_f1(truth: np.ndarray, given: np.ndarray) -> dict[str, float | None]:
-    """Returns micro- and macro-F1 of (N, C) indicators. Macro-F1 covers the labels that occur and is 0 if none do."""
-    from sklearn.metrics import f1_score
-
-    # scikit-learn would treat a single column as binary labels and count negatives too, so a column is added.
-    truth, given = (np.pad(one, ((0, 0), (0, 1))) for one in (truth, given))
-    if not (truth.any() or given.any()):
-        return {"micro_f1": 0.0, "macro_f1": 0.0}
-    return {
-        "micro_f1": float(f1_score(truth, given, average="micro")),
-        "macro_f1": float(f1_score(truth, given, average="macro", zero_division=np.nan)),
-    }
-
-
-def _regression(truth: np.ndarray, given: np.ndarray) -> dict[str, float | None]:
-    """Returns correlations, and errors in the label's unit. Correlations of constant values are defined as 0."""
-    from scipy.stats import DegenerateDataWarning, pearsonr, spearmanr
-
-    def correlation(of: Callable[..., Any]) -> float:
-        if len(truth) < 2:
-            return 0.0
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", DegenerateDataWarning)
-            try:
-                return float(of(truth, given).statistic)
-            except DegenerateDataWarning:
-                return 0.0
-
-    return {
-        "pearson": correlation(pearsonr),
-        "spearman": correlation(spearmanr),
-        "mae": float(np.abs(given - truth).mean()),
-        "rmse": float(np.sqrt(np.square(given - truth).mean())),
-    }
-
-
-def _indicators(rows: Sequence[Label], labels: Sequence[str]) -> np.ndarray:
-    """Returns (N, C) indicators: 1 if the row has the label."""
-    place = {label: number for number, label in enumerate(labels)}
-    found = np.zeros((len(rows), len(labels)), np.int64)
-    for number, row in enumerate(rows):
-        assert isinstance(row, list)
-        found[number, [place[label] for label in row]] = 1
-    return found
 
 
 def _plain(text: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from ..shared.task_kinds import TASK_KINDS
 from .held_out import HeldOut
 from .scores import calibration_error, confusion_matrix, split_scores
 
@@ -27,11 +28,9 @@ def summarize_examples(rows: list[dict[str, Any]], held_out: HeldOut, metric: st
     """Returns the scores of the examples; None if a prediction or a loss is not finite."""
     references, predictions = ([row[name] for row in rows] for name in ("reference", "prediction"))
     labels = held_out.labelled.labels or []
-    scores = split_scores(held_out.task, references, predictions, labels)
-    if not held_out.with_head:
-        scores |= held_out.overlap.of_split(rows)
+    scores = split_scores(held_out.task, rows)
     summary: dict[str, Any] = {"task_score": scores[metric], "examples": len(rows), **scores}
-    if held_out.task == "classification":
+    if TASK_KINDS[held_out.task].target == "label":
         known = None not in predictions
         summary["confusion_matrix"] = confusion_matrix(references, predictions, labels) if known else None
         right = [row["reference"] == row["prediction"] for row in rows]

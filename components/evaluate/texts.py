@@ -8,11 +8,14 @@ without a tokenizer.
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from functools import cached_property
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from ..shared.metrics import bleu_of_counts, chrf, over_split
 from .scores import word_list
 
 if TYPE_CHECKING:
@@ -75,13 +78,6 @@ class Overlap:
         return BLEU(tokenize=self.tokenizer)
 
     @cached_property
-    def _bleu_of_one(self) -> BLEU:
-        """Returns BLEU with effective order, which sacrebleu recommends for sentences: short ones have no 4-grams."""
-        from sacrebleu.metrics.bleu import BLEU
-
-        return BLEU(tokenize=self.tokenizer, effective_order=True)
-
-    @cached_property
     def _chrf(self) -> CHRF:
         from sacrebleu.metrics.chrf import CHRF
 
@@ -108,27 +104,13 @@ class Overlap:
         """
         rouge = self._rouge.score(reference, answer)
         # sacrebleu's own significance tests resample these statistics.
-        (bleu,) = self._bleu._extract_corpus_statistics([answer], [[reference]])
-        (chrf,) = self._chrf._extract_corpus_statistics([answer], [[reference]])
+        (bleu_counts,) = self._bleu._extract_corpus_statistics([answer], [[reference]])
+        (chrf_counts,) = self._chrf._extract_corpus_statistics([answer], [[reference]])
         return {
             **{name: float(rouge[theirs].fmeasure) for name, theirs in ROUGE.items()},
-            "bleu": self._bleu_of_one._compute_score_from_stats(list(bleu)).score / 100,
-            "chrf": self._chrf._compute_score_from_stats(chrf).score / 100,
-            "bleu_counts": bleu,
-            "chrf_counts": chrf,
-        }
-
-    def of_split(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
-        """Computes all scores of a split from the rows of its examples; None if answers are missing.
-
-        Args:
-            rows: results of `of_example`, at least one.
-        """
-        if any(row["prediction"] is None for row in rows):
-            return dict.fromkeys((*ROUGE, "bleu", "chrf"))
-        bleu, chrf = ([row[name] for row in rows] for name in ("bleu_counts", "chrf_counts"))
-        return {
-            **{name: sum(row[name] for row in rows) / len(rows) for name in ROUGE},
-            "bleu": self._bleu._aggregate_and_compute(bleu).score / 100,
-            "chrf": self._chrf._aggregate_and_compute(chrf).score / 100,
+            # Effective order, which sacrebleu recommends for sentences: short ones have no 4-grams.
+            "bleu": bleu_of_counts(bleu_counts, effective_order=True),
+            "chrf": over_split(chrf(np.array([chrf_counts], np.float64)), 1),
+            "bleu_counts": bleu_counts,
+            "chrf_counts": chrf_counts,
         }

@@ -9,6 +9,7 @@ from pydantic_core import PydanticCustomError
 
 from ..shared.config import Objective, Section, Task
 from ..shared.data.sources import PASSWORD_REFUSED, has_password
+from ..shared.task_kinds import TASK_KINDS
 
 
 class Stream(Section):
@@ -95,12 +96,7 @@ class FinetuneData(Stream):
 
     @property
     def columns(self) -> dict[str, str]:
-        if self.task in ("classification", "multi_label", "regression"):
-            role = {"multi_label": "labels", "regression": "number"}.get(self.task, "label")
-            return {"text": self.text_column, role: self.label_column}
-        if self.task == "question_answering":
-            return {"question": self.question_column, "context": self.context_column, "answers": self.answers_column}
-        return {"prompt": self.prompt_column, "completion": self.completion_column}
+        return {role: getattr(self, option) for role, option in TASK_KINDS[self.task].columns.items()}
 
 
 class Tokenizer(Section):

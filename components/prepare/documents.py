@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from ..shared.config import Task
 from ..shared.data.prepared import Document, Split
+from ..shared.task_kinds import TASK_KINDS, Target
 from .gathering import Gathered, Item
 from .spans import Question, windows
 from .tokenization import Encoder
-
-ROOM: dict[Task, str] = {
-    "generation": "a completion that fits into",
-    "question_answering": "a question that leaves its context room in",
-}
-"""Requirement that an example must meet to be kept, by task. Other tasks drop no examples."""
 
 
 def split_documents(
@@ -35,21 +30,21 @@ def split_documents(
     records = [_record(item) for item in items]
     for record, streams in zip(records, found_in or [], strict=found_in is not None):
         record |= {"contaminated": bool(streams), "contaminated_by": streams}
-    if task is None:
-        made = _texts(items, records, encoder, split)
-    elif task == "generation":
-        made = _prompted(items, records, encoder, split, counts)
-    elif task == "question_answering":
-        made = _questions(items, records, encoder, split, counts)
-    else:
-        made = _labelled(items, records, encoder, split, task, gathered.labels or [], counts)
-    found = list(made)
+    make = _texts if task is None else _MAKERS[TASK_KINDS[task].target]
+    found = list(make(items, records, encoder, split, gathered.labels or [], counts))
     for name, count in counts.items():
         gathered.notes.setdefault(name, {})[split] = count
     return found
 
 
-def _texts(items: list[Item], records: list[dict[str, Any]], encoder: Encoder, split: Split) -> Iterator[Document]:
+def _texts(
+    items: list[Item],
+    records: list[dict[str, Any]],
+    encoder: Encoder,
+    split: Split,
+    labels: list[str],
+    counts: Counter[str],
+) -> Iterator[Document]:
     ids = encoder.ids([item.text for item in items], split)
     for record, tokens in zip(records, ids, strict=True):
         yield Document(encoder.document(tokens), record)
@@ -60,7 +55,6 @@ def _labelled(
     records: list[dict[str, Any]],
     encoder: Encoder,
     split: Split,
-    task: Task,
     labels: list[str],
     counts: Counter[str],
 ) -> Iterator[Document]:
@@ -71,19 +65,23 @@ def _labelled(
     for item, record, whole in zip(items, records, ids, strict=True):
         tokens, cut = encoder.text(item.text, whole)
         counts["shortened"] += cut
-        if task == "classification":
-            yield Document(tokens, record, label=place[item.labels[0]])
-        elif task == "multi_label":
-            record["labels"] = list(item.labels)
-            yield Document(tokens, record, targets=[float(label in item.labels) for label in labels])
-        else:
-            assert item.row.number is not None
+        if item.row.number is not None:
             record["label"] = item.row.number
             yield Document(tokens, record, targets=[item.row.number])
+        elif "label" in item.row.values:
+            yield Document(tokens, record, label=place[item.labels[0]])
+        else:
+            record["labels"] = list(item.labels)
+            yield Document(tokens, record, targets=[float(label in item.labels) for label in labels])
 
 
 def _prompted(
-    items: list[Item], records: list[dict[str, Any]], encoder: Encoder, split: Split, counts: Counter[str]
+    items: list[Item],
+    records: list[dict[str, Any]],
+    encoder: Encoder,
+    split: Split,
+    labels: list[str],
+    counts: Counter[str],
 ) -> Iterator[Document]:
     """Yields prompts with their completions. Examples that do not fit are dropped."""
     counts.update(shortened=0, dropped=0)
@@ -100,7 +98,12 @@ def _prompted(
 
 
 def _questions(
-    items: list[Item], records: list[dict[str, Any]], encoder: Encoder, split: Split, counts: Counter[str]
+    items: list[Item],
+    records: list[dict[str, Any]],
+    encoder: Encoder,
+    split: Split,
+    labels: list[str],
+    counts: Counter[str],
 ) -> Iterator[Document]:
     """Yields windows over contexts. If a window does not contain the whole first answer, its target is the first token."""
     counts.update(examples=0, dropped=0, windows=0, windows_with_answer=0, answers_in_no_window=0)
@@ -126,6 +129,15 @@ def _questions(
             yield Document(
                 window.tokens, record | extra, targets=window.answer or (0, 0), second_from=window.second_from
             )
+
+
+_MAKERS: dict[Target, Callable[..., Iterator[Document]]] = {
+    "label": _labelled,
+    "labels": _labelled,
+    "number": _labelled,
+    "answers": _questions,
+    "text": _prompted,
+}
 
 
 def _record(item: Item) -> dict[str, Any]:

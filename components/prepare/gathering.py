@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +13,7 @@ from ..shared.data.prepared import Split
 from ..shared.data.problems import Problems
 from ..shared.data.records import Row
 from ..shared.data.sources import named_sources, read
+from ..shared.task_kinds import TASK_KINDS, Target
 from .config import FinetuneData, PretrainData
 from .splitting import HeldOut, cut, draw, fold, shuffled
 
@@ -113,7 +115,9 @@ def gather(stream: PretrainData | FinetuneData, seed: int, problems: Problems) -
     splits = {name: shuffled(inside, seed, key=lambda item: item.key) for name, inside in splits.items()}
     gathered = Gathered(splits, notes=dict(counts))
     if isinstance(stream, FinetuneData):
-        _check_task(stream, gathered, problems)
+        check = _CHECKS[TASK_KINDS[stream.task].target]
+        if check is not None:
+            check(stream, gathered, problems)
     return gathered
 
 
@@ -179,32 +183,60 @@ def _groups(items: list[Item]) -> list[str]:
     return [groups[item.key] for item in items]
 
 
-def _check_task(stream: FinetuneData, gathered: Gathered, problems: Problems) -> None:
-    """Reports data that makes training or evaluation meaningless, and counts the targets."""
-    splits, notes, column = gathered.splits, gathered.notes, f"{stream.section}.label_column ({stream.label_column})"
-    train = splits["train"]
-    if stream.task in ("classification", "multi_label"):
-        gathered.labels = _checked_labels(column, splits, stream.task == "classification", problems)
-        notes["labels"] = {
-            name: dict(sorted(Counter(label for item in inside for label in item.labels).items()))
-            for name, inside in splits.items()
-        }
-    if stream.task == "multi_label":
-        notes["unlabelled"] = {name: sum(not item.labels for item in inside) for name, inside in splits.items()}
-    elif stream.task == "regression":
-        numbers = {name: np.array([item.row.number for item in inside], float) for name, inside in splits.items()}
-        if train and len(np.unique(numbers["train"].astype(np.float32))) == 1:  # float32, as in training
-            problems.add(
-                f"{column}: every training example has the number {numbers['train'][0]:g}; at least two numbers are needed"
-            )
-        notes["target_mean"] = {name: float(found.mean()) for name, found in numbers.items() if len(found)}
-        notes["target_std"] = {name: float(found.std()) for name, found in numbers.items() if len(found)}
-    elif stream.task == "question_answering":
-        notes["unanswerable"] = {name: sum(not item.row.answers for item in inside) for name, inside in splits.items()}
-        if train and notes["unanswerable"]["train"] == len(train):
-            problems.add(
-                f"{stream.section}.answers_column ({stream.answers_column}): no training example has an answer; add some"
-            )
+def _check_label(stream: FinetuneData, gathered: Gathered, problems: Problems) -> None:
+    _count_labels(stream, gathered, True, problems)
+
+
+def _check_labels(stream: FinetuneData, gathered: Gathered, problems: Problems) -> None:
+    _count_labels(stream, gathered, False, problems)
+    gathered.notes["unlabelled"] = {
+        name: sum(not item.labels for item in inside) for name, inside in gathered.splits.items()
+    }
+
+
+def _count_labels(stream: FinetuneData, gathered: Gathered, single: bool, problems: Problems) -> None:
+    gathered.labels = _checked_labels(_label_column(stream), gathered.splits, single, problems)
+    gathered.notes["labels"] = {
+        name: dict(sorted(Counter(label for item in inside for label in item.labels).items()))
+        for name, inside in gathered.splits.items()
+    }
+
+
+def _check_numbers(stream: FinetuneData, gathered: Gathered, problems: Problems) -> None:
+    splits, notes = gathered.splits, gathered.notes
+    numbers = {name: np.array([item.row.number for item in inside], float) for name, inside in splits.items()}
+    if splits["train"] and len(np.unique(numbers["train"].astype(np.float32))) == 1:  # float32, as in training
+        problems.add(
+            f"{_label_column(stream)}: every training example has the number {numbers['train'][0]:g}; at least two numbers are "
+            "needed"
+        )
+    notes["target_mean"] = {name: float(found.mean()) for name, found in numbers.items() if len(found)}
+    notes["target_std"] = {name: float(found.std()) for name, found in numbers.items() if len(found)}
+
+
+def _check_answers(stream: FinetuneData, gathered: Gathered, problems: Problems) -> None:
+    train, notes = gathered.splits["train"], gathered.notes
+    notes["unanswerable"] = {
+        name: sum(not item.row.answers for item in inside) for name, inside in gathered.splits.items()
+    }
+    if train and notes["unanswerable"]["train"] == len(train):
+        problems.add(
+            f"{stream.section}.answers_column ({stream.answers_column}): no training example has an answer; add some"
+        )
+
+
+def _label_column(stream: FinetuneData) -> str:
+    return f"{stream.section}.label_column ({stream.label_column})"
+
+
+_CHECKS: dict[Target, Callable[[FinetuneData, Gathered, Problems], None] | None] = {
+    "label": _check_label,
+    "labels": _check_labels,
+    "number": _check_numbers,
+    "answers": _check_answers,
+    "text": None,
+}
+"""Functions that report data that makes training or evaluation meaningless, and count the targets."""
 
 
 def _checked_labels(column: str, splits: dict[Split, list[Item]], single: bool, problems: Problems) -> list[str]:

@@ -11,6 +11,7 @@ import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from ..shared.data.prepared import DataManifest, Document, Split
+from ..shared.task_kinds import TASK_KINDS
 
 SAMPLES = 5
 SAMPLE_CHARACTERS = 600
@@ -18,7 +19,6 @@ BINS = 10
 QUANTILES = {"lowest": 0.0, "5 %": 0.05, "25 %": 0.25, "median": 0.5, "75 %": 0.75, "95 %": 0.95, "highest": 1.0}
 ROLES = ("text", "prompt", "completion", "question", "context", "answers", "label", "labels")
 STREAMS = {"finetune": "training examples", "pretrain": "pretraining text"}
-UNITS = {"pretrain": "documents", "question_answering": "windows"}
 
 
 @dataclass(frozen=True)
@@ -50,12 +50,12 @@ def render(
     )
     splits = list(documents)
     numbers: dict[Split, list[float]] = {}
-    if manifest.task == "regression":
+    if "target_mean" in manifest.notes:
         numbers = {split: [float(document.targets[0]) for document in documents[split]] for split in splits}
     return environment.get_template("report.html.j2").render(
         manifest=manifest,
         title=f"{'Pretraining' if manifest.stream == 'pretrain' else 'Fine-tuning'} data",
-        unit=UNITS.get(manifest.task or manifest.stream, "examples"),
+        unit=TASK_KINDS[manifest.task].document if manifest.task else "documents",
         splits=splits,
         lengths=_lengths(
             {split: [len(document.tokens) for document in documents[split]] for split in splits},
@@ -65,7 +65,7 @@ def render(
         numbers=_numbers(numbers) if numbers else [],
         quantiles={split: [f"{value:.4g}" for value in _quantiles(found)] for split, found in numbers.items()},
         quantile_names=list(QUANTILES),
-        answers=_answers(manifest.notes, splits) if manifest.task == "question_answering" else [],
+        answers=_answers(manifest.notes, splits) if "windows" in manifest.notes else [],
         changes=_changes(manifest.notes),
         samples={split: [_sample(item, manifest, decode) for item in _shown(documents[split])] for split in splits},
     )
@@ -165,7 +165,7 @@ def _shown(documents: Sequence[Document]) -> list[Document]:
 def _sample(document: Document, manifest: DataManifest, decode: Callable[[list[int]], str]) -> dict[str, Any]:
     record, tokens = document.record, [int(token) for token in document.tokens]
     values = [(role, _clipped(_words(record[role]))) for role in ROLES if role in record]
-    if manifest.task == "question_answering":
+    if "offsets" in record:  # a window over a context
         first, last = (int(place) for place in document.targets)
         found = f"tokens {first} to {last}: {decode(tokens[first : last + 1])}" if last else "none: the first token"
         values.append(("answer in this window", _clipped(found)))

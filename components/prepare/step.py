@@ -8,14 +8,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..shared.artifacts import ArtifactLike, read_jsonl
+from ..shared.config import Task
 from ..shared.data.prepared import DataManifest, Split, SplitInfo, write_split
 from ..shared.data.problems import Problems
 from ..shared.errors import RefusedError
 from ..shared.model.tokenizer import append_eos
 from ..shared.running.context import Context
+from ..shared.task_kinds import TASK_KINDS
 from .config import FinetuneData, PrepareStep, PretrainData
 from .contamination import contaminated
-from .documents import ROOM, split_documents
+from .documents import split_documents
 from .gathering import SPLITS, Gathered, gather
 from .report import render
 from .tokenization import Encoder, load_saved_tokenizer, load_tokenizer, train_tokenizer
@@ -53,7 +55,7 @@ def run(
         RefusedError: if the stream's data has problems; names all of them.
     """
     stream = _stream(config)
-    task = stream.task if isinstance(stream, FinetuneData) else None
+    task = _task(config)
     problems = Problems()
     known = _known_tokenizer(config, tokenizer_in, problems)
     context.say(f"reading {stream.source}")
@@ -75,9 +77,10 @@ def run(
         for split in SPLITS
     }
     for split in SPLITS:
-        if task in ROOM and not documents[split]:
+        must_fit = TASK_KINDS[task].must_fit if task else None
+        if must_fit and not documents[split]:
             problems.add(
-                f"{stream.section}: no example of the split {split} has {ROOM[task]} model.max_length = "
+                f"{stream.section}: no example of the split {split} has {must_fit} model.max_length = "
                 f"{config.tokenizer.max_length} tokens; raise it"
             )
     problems.raise_if_any()
@@ -136,10 +139,10 @@ def _known_tokenizer(
             raise RefusedError(
                 "tokenizer_in: is required for the fine-tuning stream; prepare the pretraining stream first"
             )
-        asks = config.finetune is not None and config.finetune.task == "question_answering"
-        if known is not None and config.stream == "finetune" and asks and not known.is_fast:
+        task = _task(config)
+        if known is not None and task and TASK_KINDS[task].offsets and not known.is_fast:
             raise RefusedError(
-                f"data.finetune.task: is question_answering, which needs to know where in the text a token stands; the "
+                f"data.finetune.task: is {task}, which needs to know where in the text a token stands; the "
                 f"tokenizer of {config.tokenizer.base} ({type(known).__name__}, not a fast one) does not tell. Choose another "
                 "base model or task"
             )
@@ -156,8 +159,12 @@ def _to_end_with_eos(config: PrepareStep) -> bool:
     appends EOS in any case.
     """
     trained_here = config.tokenizer.vocabulary_size is not None and config.tokenizer.objective == "causal_lm"
-    task = config.finetune.task if config.stream == "finetune" and config.finetune is not None else None
-    return trained_here and task in ("classification", "multi_label", "regression")
+    task = _task(config)
+    return trained_here and task is not None and TASK_KINDS[task].head == "sequence"
+
+
+def _task(config: PrepareStep) -> Task | None:
+    return config.finetune.task if config.stream == "finetune" and config.finetune is not None else None
 
 
 def _contamination(gathered: Gathered, pretraining_data: ArtifactLike | None) -> dict[Split, list[list[str]]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..shared.task_kinds import TASK_KINDS
 from ..shared.value_text import value_text
 
 
@@ -34,7 +35,7 @@ def model_card(report: dict[str, Any], candidate: dict[str, Any], name: str) -> 
     lines = [f"# {name}", "", report["headline"], "", "| | |", "|---|---|"]
     lines += [f"| {what} | {_cell(text)} |" for what, text in rows.items()]
     load = "mlflow.transformers.load_model(uri)"
-    if task["kind"] == "question_answering":
+    if TASK_KINDS[task["kind"]].pipeline is None:
         load = 'mlflow.transformers.load_model(uri, return_type="components")'
     lines += [
         "",

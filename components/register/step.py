@@ -10,6 +10,7 @@ from typing import Any
 from ..shared.artifacts import ArtifactLike, ModelCard, read_json
 from ..shared.errors import UnreachableError
 from ..shared.running.context import Context
+from ..shared.task_kinds import TASK_KINDS
 from ..shared.tracking.connection import offline_allowed
 from .config import RegisterStep
 from .model_card import model_card
@@ -116,7 +117,7 @@ def _lineage(report: dict[str, Any], candidate: dict[str, Any], context: Context
         "mixtune.image": os.environ.get("MIXTUNE_IMAGE"),
         **{f"mixtune.data.{stream}": digest for stream, digest in (candidate.get("data") or {}).items()},
     }
-    if report["task"]["kind"] == "question_answering":
-        # transformers has no pipeline for question answering, so MLflow's plain load_model and predict do not work.
+    if TASK_KINDS[report["task"]["kind"]].pipeline is None:
+        # transformers has no pipeline for the task, so MLflow's plain load_model and predict do not work.
         tags["mixtune.load"] = 'mlflow.transformers.load_model(uri, return_type="components")'
     return {name: str(value) for name, value in tags.items() if value not in (None, "")}

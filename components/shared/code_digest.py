@@ -17,6 +17,7 @@ TRAINING = (
     "shared/checkpoints",
     "shared/data",
     "shared/model",
+    "shared/task_kinds.py",
     "shared/training",
 )
 """Files and packages below `components/` that the result of a training depends on. Part of a checkpoint's key."""

@@ -15,9 +15,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from pydantic_core import PydanticCustomError
 
 from .errors import RefusedError
+from .task_kinds import Objective as Objective
+from .task_kinds import Task as Task
 
-Task = Literal["classification", "multi_label", "regression", "question_answering", "generation"]
-Objective = Literal["causal_lm", "masked_lm"]
 Attention = Literal["auto", "sdpa", "eager", "flash_attention_2", "flex_attention"]
 
 SCRATCH = "scratch"

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from .drawing import (
     ACCEPTED,
@@ -20,7 +20,6 @@ from .drawing import (
     PRETRAINED,
     Picture,
     cut,
-    letters,
     new_figure,
     picture,
     text_width,
@@ -29,13 +28,25 @@ from .drawing import (
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-    from matplotlib.text import Text
 
-MOST_LABELS = 14
-"""Maximum number of labelled points. With more, only the front, the selected candidates and `finetuned` are labelled."""
+WIDTH = 4.7
+"""Width of a figure, in inches."""
 NAME_WIDTH = 18.0
 """Maximum width of a source's name in a figure, in units of the font size."""
 DASHES = ("solid", (0, (5, 1.5)), (0, (2, 1.2)), (0, (6, 1.5, 1.5, 1.5)))
+
+
+Marker: TypeAlias = str | tuple[int, int, int]
+MARKERS: dict[str, Sequence[Marker]] = {
+    "pretrained": "s",
+    "finetuned": "D",
+    "mixed": ("o", "P", "X", "p", "d", (4, 1, 0), "h", (6, 1, 0), "8", (3, 1, 0)),
+    "interpolated": "^<>",
+    "base": "v",
+    "champion": "*",
+}
+"""Markers by kind of candidate. Candidates of one kind get them in this order, and from the start if there are more."""
+COLOURS_OF_KINDS = {"finetuned": FINETUNED, "interpolated": INTERPOLATED, "base": BASE, "champion": CHAMPION}
 
 
 @dataclass(frozen=True)
@@ -43,25 +54,40 @@ class Look:
     """The style of a candidate in all figures."""
 
     colour: str
-    marker: str
+    marker: Marker
     dash: Any = "solid"
 
 
 def looks(candidates: Sequence[Mapping[str, Any]]) -> dict[str, Look]:
     """Returns the style of each candidate by id: colour, marker and dash, equal in all figures."""
-    found, mixed = {}, 0
+    found: dict[str, Look] = {}
+    counts: Counter[str] = Counter()
     for one in candidates:
-        if one["kind"] == "mixed":
-            found[one["id"]] = Look(MIXED[mixed % len(MIXED)], "o", DASHES[mixed // len(MIXED) % len(DASHES)])
-            mixed += 1
-        elif one["kind"] == "finetuned":
-            found[one["id"]] = Look(FINETUNED, "D", DASHES[1])
-        elif one["kind"] == "interpolated":
-            found[one["id"]] = Look(INTERPOLATED, "^")
+        kind = one["kind"]
+        number, counts[kind] = counts[kind], counts[kind] + 1
+        if kind == "mixed":
+            colour, again = MIXED[number % len(MIXED)], number // len(MIXED)
+            found[one["id"]] = Look(colour, _nth_marker(kind, again), DASHES[again % len(DASHES)])
         else:
-            colour, marker = {"base": (BASE, "v"), "champion": (CHAMPION, "*")}.get(one["kind"], (PRETRAINED, "s"))
-            found[one["id"]] = Look(colour, marker)
+            dash = DASHES[1] if kind == "finetuned" else DASHES[0]
+            found[one["id"]] = Look(COLOURS_OF_KINDS.get(kind, PRETRAINED), _nth_marker(kind, number), dash)
     return found
+
+
+def markers(candidates: Sequence[Mapping[str, Any]]) -> dict[str, Marker]:
+    """Returns a marker for each id. Candidates of one kind have different markers, as far as there are enough."""
+    found: dict[str, Marker] = {}
+    counts: Counter[str] = Counter()
+    for one in candidates:
+        if one["id"] not in found:
+            found[one["id"]] = _nth_marker(one["kind"], counts[one["kind"]])
+            counts[one["kind"]] += 1
+    return found
+
+
+def _nth_marker(kind: str, number: int) -> Marker:
+    choice = MARKERS.get(kind, MARKERS["mixed"])
+    return choice[number % len(choice)]
 
 
 def pareto_picture(
@@ -73,8 +99,7 @@ def pareto_picture(
     *,
     name: str = "pareto",
     style: Mapping[str, Look] | None = None,
-    groups: Mapping[str, str] | None = None,
-    labels: Mapping[str, str] | None = None,
+    legend: Mapping[str, Look] | None = None,
 ) -> Picture:
     """Draws task score against forgetting, with intervals, the Pareto front and the region that the gate accepts.
 
@@ -86,39 +111,46 @@ def pareto_picture(
         description: alternative text for people who cannot see the figure.
         name: name of the figure, unique on a page.
         style: style of each candidate, by id; by default it depends on the kind.
-        groups: colours by name, for the legend.
-        labels: label of each point, by id; by default the id.
+        legend: styles by name, for the legend; by default those of the candidates.
     """
     style = style or looks(candidates)
     shown = [one for one in candidates if one["task_score"] is not None]
-    figure, axes = new_figure(4.7, 4.0 + (0.4 if groups else 0))
+    legend = legend or {name_in_legend(one): style[one["id"]] for one in shown_in_pareto(candidates)}
+    shown = [one for one in candidates if one["task_score"] is not None]
+    figure, axes = new_figure(WIDTH, 3.8 + 0.2 * -(-len(legend) // _columns(legend)))
     for one in shown:
         x, y, look = one["delta_bpb"], one["task_score"], style[one["id"]]
         bars: dict[str, Any] = {"xerr": _arms(x), "yerr": _arms(y), "elinewidth": 1.1, "capsize": 2}
         size = (8.5 if one["id"] in selected else 5.5) + (3 if look.marker == "*" else 0)
-        axes.errorbar(x["value"], y["value"], **bars, fmt=look.marker, color=look.colour, markersize=size, zorder=4)
+        axes.errorbar(x["value"], y["value"], **bars, fmt="none", color=look.colour, zorder=4)
+        axes.plot(x["value"], y["value"], marker=look.marker, color=look.colour, markersize=size, zorder=4)
         if one["id"] in selected:
             axes.plot(x["value"], y["value"], "o", ms=15, mfc="none", mec=INK, mew=1.2, zorder=5)
-    _mark_base(axes, candidates, style, labels or {})
+    _mark_base(axes, candidates, style)
     front = sorted((one for one in shown if one["pareto"]), key=lambda one: one["delta_bpb"]["value"])
     path = [(one["delta_bpb"]["value"], one["task_score"]["value"]) for one in front]
     if path:
         axes.plot(*zip(*path, strict=True), color=FAINT, linewidth=1, zorder=2, drawstyle="steps-post")
-    axes.margins(x=0.16, y=0.12)
+    axes.margins(x=0.08, y=0.08)
     axes.autoscale_view()
     axes.axvline(0, color=FAINT, linewidth=0.8, zorder=1)
-    note = _draw_limits(axes, limits)
+    for title, look in legend.items():
+        axes.plot([], [], marker=look.marker, linestyle="none", color=look.colour, label=title)
+    _draw_limits(axes, limits)
     axes.set_xlabel("forgetting, bits per byte (less is better)", color=INK)
     axes.set_ylabel(f"{metric} (more is better)", color=INK)
-    if groups:
-        for title, colour in groups.items():
-            axes.plot([], [], "o", color=colour, label=title)
-        _legend(figure, len(groups))
-    labelled = shown
-    if len(shown) > MOST_LABELS:
-        labelled = [one for one in shown if one["pareto"] or one["id"] in selected or one["kind"] == "finetuned"]
-    _label_points(figure, axes, labelled, style, path, note, labels or {})
+    _legend(figure, axes)
     return picture(figure, name, f"{metric} against forgetting", description)
+
+
+def shown_in_pareto(candidates: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Returns the candidates that the Pareto figure shows: those with a task score, and `base`."""
+    return [one for one in candidates if one["task_score"] is not None or one["kind"] == "base"]
+
+
+def name_in_legend(candidate: Mapping[str, Any]) -> str:
+    """Returns the id of a candidate, and whether it has no task score."""
+    return str(candidate["id"]) if candidate["task_score"] is not None else f"{candidate['id']}, no score"
 
 
 def sources_picture(
@@ -130,7 +162,7 @@ def sources_picture(
         rows: rows of `report.json` to show.
         names: sources, from top to bottom.
     """
-    figure, axes = new_figure(4.7, 1.2 + 0.34 * len(names))
+    figure, axes = new_figure(WIDTH, 1.2 + 0.34 * len(names))
     apart = 0.6 / max(len(rows), 1)
     for number, row in enumerate(rows):
         look = style[row["id"]]
@@ -147,7 +179,8 @@ def sources_picture(
                 place + shift,
                 **bars,
                 **fill,
-                fmt=look.marker,
+                linestyle="none",
+                marker=look.marker,
                 color=look.colour,
                 markersize=5,
                 label=label,
@@ -156,30 +189,33 @@ def sources_picture(
     axes.set_ylim(len(names) - 0.5, -0.5)
     axes.set_yticks(range(len(names)), labels=[cut(name, NAME_WIDTH) for name in names], parse_math=False)
     axes.set_xlabel("forgetting, bits per byte (less is better)", color=INK)
-    _legend(figure, len(rows))
+    _legend(figure, axes)
     return picture(figure, "sources", "Forgetting by source", description)
 
 
-def _legend(figure: Figure, count: int) -> None:
-    columns = {1: 1, 2: 2, 4: 2}.get(count, 3)
+def _legend(figure: Figure, axes: Axes) -> None:
+    """Adds a legend below the figure, in as many columns as the names have room for."""
+    names = axes.get_legend_handles_labels()[1]
     made = figure.legend(
-        loc="outside lower center", ncols=columns, frameon=False, labelcolor=INK, handlelength=2.2, columnspacing=1.2,
+        loc="outside lower center", ncols=_columns(names), frameon=False, labelcolor=INK, handlelength=2.2, columnspacing=1.2,
+        fontsize=FONT_SIZE,
     )  # fmt: skip
     for text in made.get_texts():
         text.set_parse_math(False)
 
 
-def _mark_base(
-    axes: Axes, candidates: Sequence[Mapping[str, Any]], style: Mapping[str, Look], labels: Mapping[str, str]
-) -> None:
+def _columns(names: Collection[str]) -> int:
+    widest = FONT_SIZE * (4.5 + max(text_width(name) for name in names))
+    return max(1, min(3, len(names), int(WIDTH * 72 / widest)))
+
+
+def _mark_base(axes: Axes, candidates: Sequence[Mapping[str, Any]], style: Mapping[str, Look]) -> None:
     """Marks the forgetting of candidates without a task score, such as `base`, on the axis."""
     for one in candidates:
         if one["kind"] == "base" and one["task_score"] is None:
-            look: dict[str, Any] = {"transform": axes.get_xaxis_transform(), "color": style[one["id"]].colour}
-            place, label = one["delta_bpb"]["value"], f"{labels.get(one['id'], one['id'])}, no score"
-            axes.plot(place, 0.015, "v", markersize=6, clip_on=False, **look)
-            look |= {"fontsize": FONT_SIZE - 1, "ha": "center", "va": "bottom"}
-            axes.text(place, 0.035, label, parse_math=False, **look)
+            look: dict[str, Any] = {"color": style[one["id"]].colour, "marker": style[one["id"]].marker}
+            look["transform"] = axes.get_xaxis_transform()
+            axes.plot(one["delta_bpb"]["value"], 0.015, markersize=6, clip_on=False, **look)
 
 
 def training_curves(
@@ -192,7 +228,7 @@ def training_curves(
         unit: label of the loss axis.
         curves: pairs of step and loss, by candidate.
     """
-    figure, axes = new_figure(4.7, 3.1)
+    figure, axes = new_figure(WIDTH, 3.1)
     for candidate, points in curves.items():
         look = style[candidate]
         marker = look.marker if len(points) == 1 else ""
@@ -201,7 +237,7 @@ def training_curves(
     axes.set_xlabel("optimizer step", color=INK)
     axes.set_ylabel(unit, color=INK)
     axes.margins(x=0.02)
-    _legend(figure, len(curves))
+    _legend(figure, axes)
     ends = ", ".join(f"{candidate} ends at {points[-1][1]:.3f}" for candidate, points in curves.items())
     return picture(figure, name, title, f"{title}, {unit}: {ends}.")
 
@@ -211,7 +247,7 @@ def _arms(value: Mapping[str, float]) -> list[list[float]]:
     return [[max(0.0, value["value"] - value["low"])], [max(0.0, value["high"] - value["value"])]]
 
 
-def _draw_limits(axes: Axes, limits: Mapping[str, float | None]) -> Text | None:
+def _draw_limits(axes: Axes, limits: Mapping[str, float | None]) -> None:
     """Draws the gate's limits: a maximum forgetting and a minimum score."""
     most, least = limits.get("forgetting"), limits.get("score")
     (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
@@ -222,85 +258,11 @@ def _draw_limits(axes: Axes, limits: Mapping[str, float | None]) -> Text | None:
     axes.set_xlim(left, right)
     axes.set_ylim(bottom, top)
     if most is None and least is None:
-        return None
+        return
     edge_x, edge_y = right if most is None else most, bottom if least is None else least
-    line: dict[str, Any] = {"color": ACCEPTED, "linewidth": 1.2, "linestyle": (0, (4, 2)), "zorder": 1}
     axes.fill_between([left, edge_x], edge_y, top, color=ACCEPTED, alpha=0.1, linewidth=0, zorder=0)
-    if most is not None:
-        axes.plot([edge_x, edge_x], [edge_y, top], **line)
-    if least is not None:
-        axes.plot([left, edge_x], [edge_y, edge_y], **line)
-    narrow = edge_x - left < 0.35 * (right - left)
-    return axes.annotate(
-        "the gate's limits", (edge_x, edge_y), (4 if narrow else -4, 3), textcoords="offset points", color=ACCEPTED,
-        fontsize=FONT_SIZE - 1, ha="left" if narrow else "right", va="bottom",
+    # One line along the limits that there are: down the maximum forgetting, then left along the minimum score.
+    corners = [(edge_x, top)] * (most is not None) + [(edge_x, edge_y)] + [(left, edge_y)] * (least is not None)
+    axes.plot(
+        *zip(*corners, strict=True), color=ACCEPTED, linewidth=1.2, linestyle=(0, (4, 2)), zorder=1, label="the gate's limits"
     )  # fmt: skip
-
-
-def _label_points(
-    figure: Figure,
-    axes: Axes,
-    shown: Sequence[Mapping[str, Any]],
-    style: Mapping[str, Look],
-    front: Sequence[tuple[float, float]],
-    note: Text | None,
-    labels: Mapping[str, str],
-) -> None:
-    """Places each id where it overlaps least with other labels, points, error bars and the front."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-
-    with letters():
-        FigureCanvasAgg(figure).draw()  # the layout determines the positions
-    scale = figure.dpi / 72
-    frame = axes.get_window_extent()
-    centres = [axes.transData.transform((one["delta_bpb"]["value"], one["task_score"]["value"])) for one in shown]
-    lines = []
-    for one, centre in zip(shown, centres, strict=True):
-        x, y = one["delta_bpb"], one["task_score"]
-        (left, bottom), (right, top) = axes.transData.transform([(x["low"], y["low"]), (x["high"], y["high"])])
-        lines += [(left, centre[1] - 3, right, centre[1] + 3), (centre[0] - 3, bottom, centre[0] + 3, top)]
-        lines.append((centre[0] - 8, centre[1] - 8, centre[0] + 8, centre[1] + 8))
-    for here, there in pairwise(front):
-        (x0, y0), (x1, y1) = axes.transData.transform([here, there])
-        lines += [(x0, y0 - 1, x1, y0 + 1), (x1 - 1, min(y0, y1), x1 + 1, max(y0, y1))]
-    taken = [] if note is None else [tuple(note.get_window_extent().extents)]
-    for one, centre in zip(shown, centres, strict=True):
-        width, height = text_width(labels.get(one["id"], one["id"])) * FONT_SIZE * scale, 1.15 * FONT_SIZE * scale
-        boxes: list[tuple[float, tuple[float, float, float, float]]] = []
-        for reach in (10, 16, 24, 36, 50):
-            for dx, dy in ((1, 1), (-1, 1), (1, -1), (-1, -1), (0, 1), (0, -1), (1, 0), (-1, 0)):
-                x = centre[0] + dx * reach - (0 if dx > 0 else width if dx < 0 else width / 2)
-                y = centre[1] + dy * reach * 0.8 - (0 if dy > 0 else height if dy < 0 else height / 2)
-                box = (x, y, x + width, y + height)
-                outside = max(0, frame.x0 - x, x + width - frame.x1) + max(0, frame.y0 - y, y + height - frame.y1)
-                covered = 3 * sum(_overlap(box, other) for other in lines) + 5 * sum(_overlap(box, it) for it in taken)
-                misread = sum(_gap(box, other) <= _gap(box, centre) for other in centres) - 1
-                boxes.append((covered + 50 * outside + 40 * misread + 3 * reach, box))
-        _, best = min(boxes)
-        taken.append(best)
-        if _gap(best, centre) > 14 * scale:
-            near = (min(max(centre[0], best[0]), best[2]), min(max(centre[1], best[1]), best[3]))
-            ends = axes.transData.inverted().transform([tuple(centre), near])
-            axes.plot(*ends.T, color=style[one["id"]].colour, linewidth=0.6, zorder=3)
-        x, y = axes.transData.inverted().transform((best[0], best[1]))
-        look: dict[str, Any] = {
-            "color": style[one["id"]].colour,
-            "fontsize": FONT_SIZE,
-            "zorder": 6,
-            "va": "bottom",
-            "ha": "left",
-        }
-        axes.text(x, y, labels.get(one["id"], one["id"]), parse_math=False, **look)
-
-
-def _gap(box: tuple[float, ...], point: Any) -> float:
-    """Returns the distance of a point from a box."""
-    dx = max(box[0] - point[0], 0.0, point[0] - box[2])
-    dy = max(box[1] - point[1], 0.0, point[1] - box[3])
-    return float((dx * dx + dy * dy) ** 0.5)
-
-
-def _overlap(one: tuple[float, ...], other: tuple[float, ...]) -> float:
-    width = min(one[2], other[2]) - max(one[0], other[0])
-    height = min(one[3], other[3]) - max(one[1], other[1])
-    return max(0.0, width) * max(0.0, height)

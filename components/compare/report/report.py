@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ...shared.running.context import Context
+from ...shared.task_kinds import TASK_KINDS
+from ...shared.value_text import value_text
 from ..config import Gate
 from ..names import candidate_name, metric_name
 from ..results import Comparison
 from ..scores import EXTRA_METRICS
 from ..selection import share_limit
 from ..sources import shown as shown_sources
+from ..targets import shown
 from .drawing import Picture
 from .harness import harness_sentence
 from .plots import looks, pareto_picture, sources_picture, training_curves
@@ -26,8 +30,6 @@ TITLES = {
     "mix-weight": "λ over the training",
 }
 """Titles of the training curves, in their order."""
-UNITS = {"multi_label": "nats per label", "regression": "squared error", "generation": "nats per token"}
-"""Units of the loss on the fine-tuning stream; `nats per example` for all other tasks."""
 LIKELIHOODS = {
     "causal": "The loss is that of every token given those before it.",
     "fixed-mask pseudo-likelihood": "The models are masked language models, which give a text as a whole no probability: the "
@@ -50,7 +52,7 @@ def pictures(comparison: Comparison, gate: Gate) -> dict[str, Picture]:
         found["sources"] = sources_picture(
             few, shown_sources(names), style, _sources_in_words(few, shown_sources(names))
         )
-    unit = {"pretrain": "nats per token", "finetune": UNITS.get(report["task"]["kind"], "nats per example")}
+    unit = {"pretrain": "nats per token", "finetune": TASK_KINDS[report["task"]["kind"]].loss_unit}
     for stage, stream in (("pretraining", "pretrain"), *(("training", stream) for stream in STREAMS)):
         # The pretraining stage is a separate, longer training. Its curve would compress the others.
         candidates = [
@@ -85,12 +87,9 @@ def render_markdown(comparison: Comparison, context: Context) -> str:
 
 
 def _render(template: str, comparison: Comparison, drawn: Mapping[str, Picture], context: Context) -> str:
-    kind = comparison.report["task"]["kind"]
+    target = shown(comparison.report["task"]["kind"])
     templates = environment(template)
-    templates.filters |= {
-        "answer": lambda given: answer(given, kind),
-        "score": lambda score: f"off by {-score:.3g}" if kind == "regression" else f"{score:.2g}",
-    }
+    templates.filters |= {"answer": target.answer, "score": target.score}
     report = comparison.report
     return templates.get_template(template).render(
         report=report,
@@ -140,8 +139,8 @@ def environment(template: str) -> jinja2.Environment:
         keep_trailing_newline=True,
     )
     made.filters |= {
-        "value": value,
-        "signed": lambda one: value(one, "+"),
+        "value": partial(value_text, signed=False),
+        "signed": value_text,
         "percent": percent,
         "spread": spread,
         "with_error": with_error,
@@ -150,16 +149,6 @@ def environment(template: str) -> jinja2.Environment:
         "sentence": lambda text: text[:1].upper() + text[1:],
     }
     return made
-
-
-def value(one: Mapping[str, Any] | None, sign: str = "", digits: int = 3) -> str:
-    """Formats a value with its interval, if it has one; a dash for None."""
-    if one is None:
-        return "–"
-    if one["low"] is None:
-        return f"{one['value']:{sign}.{digits}f}"
-    number, low, high = (f"{one[name]:{sign}.{digits}f}" for name in ("value", "low", "high"))
-    return f"{number} [{low}, {high}]"
 
 
 def spread(one: Mapping[str, float] | None, sign: str = "") -> str:
@@ -179,18 +168,6 @@ def with_error(one: Mapping[str, Any], sign: str = "") -> str:
 def percent(share: float | None) -> str:
     """Formats a share as a percentage; a dash for None."""
     return "–" if share is None else f"{100 * share:.0f} %"
-
-
-def answer(given: Any, kind: str) -> str:
-    """Formats a reference or a prediction."""
-    if isinstance(given, int | float):
-        return f"{given:.4g}"
-    if kind == "multi_label":
-        return ", ".join(given) or "no label"
-    if kind == "question_answering":
-        texts = [given] if isinstance(given, str) else list(dict.fromkeys(given))
-        return " / ".join(text for text in texts if text) or "no answer"
-    return str(given).strip() or "(nothing)"
 
 
 def budget_sentence(row: Mapping[str, Any]) -> str:
@@ -260,7 +237,7 @@ def in_words(rows: list[dict[str, Any]], metric: str) -> str:
 
 def _sources_in_words(rows: list[dict[str, Any]], names: Sequence[str]) -> str:
     lines = [
-        f"{name}: " + ", ".join(f"{row['id']} {value(row['delta_bpb_by_source'][name], '+')}" for row in rows)
+        f"{name}: " + ", ".join(f"{row['id']} {value_text(row['delta_bpb_by_source'][name])}" for row in rows)
         for name in names
     ]
     return f"Forgetting in bits per byte. {'; '.join(lines)}."

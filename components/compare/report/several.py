@@ -18,12 +18,11 @@ from ..names import metric_name
 from ..results import SCHEMA_VERSION
 from ..selection import Measured, pareto
 from ..statistics import Value
-from .drawing import MIXED, Picture
-from .plots import Look, pareto_picture
-from .report import environment, in_words, value
+from .drawing import FAINT, MIXED, Picture
+from .plots import Look, markers, name_in_legend, pareto_picture, shown_in_pareto
+from .report import environment, in_words
 
 KIND = "runs"
-MARKERS = {"pretrained": "s", "finetuned": "D", "mixed": "o", "interpolated": "^", "base": "v", "champion": "*"}
 NEEDED = ("name", "selected", "gate", "task", "forgetting", "candidates", "data")
 UNPAIRED = (
     "Every interval is of one candidate alone. Candidates of different runs were measured apart, so there is no paired "
@@ -207,21 +206,25 @@ def _measured(row: Mapping[str, Any]) -> Measured:
 
 
 def pictures(joined: Mapping[str, Any]) -> dict[str, tuple[list[str], Picture]]:
-    """Returns a Pareto figure and the run names for each group of comparable runs. Colours show runs, markers show kinds."""
+    """Returns a Pareto figure and the run names for each group of comparable runs. Colours show runs, markers candidates."""
     colours = {run["name"]: MIXED[number % len(MIXED)] for number, run in enumerate(joined["runs"])}
     found = {}
     for number, group in enumerate(joined["groups"], start=1):
         rows = [{**row, "id": row["label"]} for row in joined["candidates"] if row["run"] in group]
         if not any(row["task_score"] for row in rows):
             continue
-        style = {row["id"]: Look(colours[row["run"]], MARKERS.get(row["kind"], "o")) for row in rows}
+        drawn_rows = shown_in_pareto([row for row in joined["candidates"] if row["run"] in group])
+        marker = markers(drawn_rows)
+        style = {row["label"]: Look(colours[row["run"]], marker[row["id"]]) for row in drawn_rows}
+        legend = {run: Look(colours[run], "_") for run in group}
+        names = {name_in_legend(row): marker[row["id"]] for row in drawn_rows}
+        for one in dict.fromkeys(names.values()):
+            legend[", ".join(name for name, its in names.items() if its == one)] = Look(FAINT, one)
         metric = metric_name(rows[0]["metric"])
         name = "pareto" if len(joined["groups"]) == 1 else f"pareto-{number}"
         drawn = pareto_picture(
-            # The colour identifies the run.
             rows, [row["id"] for row in rows if row["selected"]], metric, {}, in_words(rows, metric),
-            name=name, style=style, groups={run: colours[run] for run in group},
-            labels={row["label"]: row["label"].partition(" · ")[0] for row in rows},
+            name=name, style=style, legend=legend,
         )  # fmt: skip
         found[name] = (group, drawn)
     return found
@@ -244,7 +247,7 @@ def write(runs: Sequence[Run], folder: Path) -> dict[str, Any]:
     for name in ("several.html.j2", "several.md.j2"):
         text = environment(name).get_template(name).render(
             report=joined, svgs=[(group, picture.inline) for group, picture in drawn.values()],
-            metric_name=metric_name, gate=gate_words, value=value,
+            metric_name=metric_name, gate=gate_words,
         )  # fmt: skip
         (folder / f"report.{name.split('.')[1]}").write_text(text, encoding="utf-8")
     write_json(folder / "report.json", joined)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from ..errors import RefusedError
-from .heads import instead_of_backbone
+from .heads import instead_of_backbone, output_logits
 from .mixed_model import MixedModel
 from .packing import Segment, collate
 from .probing import differ, measuring, probe_ids
@@ -48,6 +48,7 @@ def check_model(model: MixedModel, name: str) -> None:
 def check_task_head(model: MixedModel) -> None:
     """Refuses a head that does not read the first token only (encoders), the last token only, or every token on its own."""
     assert model.task is not None
+    assert model.kind is not None
     kind = model.config.model_type
     tokens = probe_ids(model.lm, 2)
     with measuring(model), measuring(model.task):
@@ -61,9 +62,7 @@ def check_task_head(model: MixedModel) -> None:
                 f"data.finetune.task: is {model.kind}, whose head on models of type {kind} cannot be run by itself "
                 f"({type(error).__name__}); use another architecture"
             ) from None
-        both = model.kind == "question_answering"
-        theirs = torch.stack([found.start_logits[0], found.end_logits[0]], -1) if both else found.logits[0]
-        if differ(ours, theirs):
+        if differ(ours, output_logits(model.kind, found)[0]):
             raise RefusedError(
                 f"data.finetune.task: is {model.kind}, whose head on models of type {kind} mixtune cannot reproduce exactly; "
                 "use another architecture"

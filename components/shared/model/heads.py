@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -24,14 +24,8 @@ from transformers import (
 
 from ..config import Task
 from ..errors import RefusedError
+from ..task_kinds import TASK_KINDS, Head, Target
 from .packing import Batch
-
-PROBLEM_TYPES: dict[Task, str] = {
-    "classification": "single_label_classification",
-    "multi_label": "multi_label_classification",
-    "regression": "regression",
-}
-"""Maps tasks whose heads read one hidden state to the `problem_type` of transformers."""
 
 
 class HiddenStates:
@@ -89,13 +83,10 @@ def task_class(config: PretrainedConfig, kind: Task) -> Any:
     Raises:
         RefusedError: if there is none.
     """
-    mapping = (
-        MODEL_FOR_QUESTION_ANSWERING_MAPPING
-        if kind == "question_answering"
-        else MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
-    )
+    head = TASK_KINDS[kind].head
+    assert head is not None
     try:
-        return mapping[type(config)]
+        return _CLASSES[head][type(config)]
     except KeyError:
         raise RefusedError(
             f"data.finetune.task: is {kind}, for which transformers has no head on models of type {config.model_type}; "
@@ -154,13 +145,13 @@ def make_head(lm: PreTrainedModel, kind: Task, labels: list[str] | None, seed: i
 
 def describe_head(config: Any, kind: Task, labels: list[str] | None) -> None:
     """Records the head's task and labels in a model's configuration."""
-    if kind == "question_answering":
+    if TASK_KINDS[kind].head == "span":
         config.num_labels = 2  # logits of start and end, regardless of the classes of an earlier head
         return
     names = labels or ["value"]
     config.id2label = dict(enumerate(names))
     config.label2id = {label: index for index, label in enumerate(names)}
-    config.problem_type = PROBLEM_TYPES[kind]
+    config.problem_type = TASK_KINDS[kind].problem_type
     if hasattr(config, "classifier_pooling"):
         config.classifier_pooling = "cls"  # one token's state; mean pooling would mix a row's documents
 
@@ -178,32 +169,60 @@ def task_logits(
         (M, C) logits; (M, 1) for regression; (M, L, 2) logits of start and end for question answering, -inf after a
         segment's end.
     """
-    if kind == "question_answering":
+    if TASK_KINDS[kind].head == "span":
         lengths = batch.last_at - batch.first_at + 1
         offsets = torch.arange(int(lengths.max()) if len(lengths) else 1, device=hidden.device)
         inside = offsets[None] < lengths[:, None]
         at = torch.where(inside, batch.first_at[:, None] + offsets[None], 0)
-        found = on_hidden(task, HiddenStates(hidden[at]))
-        both = torch.stack([found.start_logits, found.end_logits], dim=-1)
+        both = output_logits(kind, on_hidden(task, HiddenStates(hidden[at])))
         return both.masked_fill(~inside[..., None], float("-inf"))
     states = hidden[batch.first_at if first else batch.last_at][:, None]
     pooler = getattr(backbone, "pooler", None)
     pooled = pooler(states) if isinstance(pooler, nn.Module) else None
-    return on_hidden(task, HiddenStates(states, pooled)).logits
+    return output_logits(kind, on_hidden(task, HiddenStates(states, pooled)))
+
+
+def output_logits(kind: Task, output: Any) -> Tensor:
+    """Returns the logits in the output of a task class; those of start and end, (..., 2), for heads that read every token."""
+    if TASK_KINDS[kind].head == "span":
+        return torch.stack([output.start_logits, output.end_logits], dim=-1)
+    logits: Tensor = output.logits
+    return logits
 
 
 def task_losses(kind: Task, logits: Tensor, batch: Batch) -> Tensor:
     """Returns the (M,) loss of each labelled segment, as transformers' task classes define it for one example."""
     if not len(logits):  # a micro-batch of text only; the head still takes part in the backward pass
         return logits.flatten(1).sum(1)
-    if kind == "classification":
-        return F.cross_entropy(logits, batch.label, reduction="none")
-    targets = batch.targets.to(logits.dtype)
-    if kind == "multi_label":
-        return F.binary_cross_entropy_with_logits(logits, targets, reduction="none").mean(-1)
-    if kind == "regression":
-        return (logits[:, 0] - targets[:, 0]).square()
+    return _LOSSES[TASK_KINDS[kind].target](logits, batch)
+
+
+def _label_losses(logits: Tensor, batch: Batch) -> Tensor:
+    return F.cross_entropy(logits, batch.label, reduction="none")
+
+
+def _labels_losses(logits: Tensor, batch: Batch) -> Tensor:
+    return F.binary_cross_entropy_with_logits(logits, batch.targets.to(logits.dtype), reduction="none").mean(-1)
+
+
+def _number_losses(logits: Tensor, batch: Batch) -> Tensor:
+    return (logits[:, 0] - batch.targets.to(logits.dtype)[:, 0]).square()
+
+
+def _answer_losses(logits: Tensor, batch: Batch) -> Tensor:
     start, end = (
         F.cross_entropy(logits[..., side], batch.targets[:, side].long(), reduction="none") for side in (0, 1)
     )
     return (start + end) / 2
+
+
+_CLASSES: dict[Head, Any] = {
+    "sequence": MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
+    "span": MODEL_FOR_QUESTION_ANSWERING_MAPPING,
+}
+_LOSSES: dict[Target, Callable[[Tensor, Batch], Tensor]] = {
+    "label": _label_losses,
+    "labels": _labels_losses,
+    "number": _number_losses,
+    "answers": _answer_losses,
+}

@@ -22,8 +22,9 @@ from transformers import (
 from ..artifacts import read_json
 from ..config import Objective, Scratch, Task
 from ..errors import RefusedError
+from ..task_kinds import TASK_KINDS
 from .checks import check_model, check_task_head
-from .heads import PROBLEM_TYPES, make_head
+from .heads import make_head
 from .mixed_model import MixedModel, objective_of
 
 
@@ -137,16 +138,19 @@ def _load_head(model: MixedModel, folder: str) -> None:
     """Loads the head of a model folder. The configuration names its task; its weights are stored with the others."""
     config: Any = model.config
     name = (config.architectures or [""])[0]
-    kind: Task | None = None
-    if name.endswith("ForQuestionAnswering"):
-        kind = "question_answering"
-    elif name.endswith("ForSequenceClassification"):
-        kinds = {problem: task for task, problem in PROBLEM_TYPES.items()}
-        kind = kinds.get(config.problem_type or "")
+    kind = next(
+        (
+            kind
+            for kind, row in TASK_KINDS.items()
+            if row.head and name.endswith(row.auto_class.removeprefix("AutoModel"))
+            if row.problem_type in (None, config.problem_type)
+        ),
+        None,
+    )
     stored = _stored_in(folder)
     if kind is None or not stored:
         return
-    named = kind in ("classification", "multi_label")
+    named = TASK_KINDS[kind].has_label_names
     labels = [config.id2label[index] for index in range(config.num_labels)] if named else None
     try:
         task = make_head(model.lm, kind, labels, seed=0)

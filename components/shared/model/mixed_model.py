@@ -25,6 +25,7 @@ from transformers.utils import logging as transformers_logging
 
 from ..config import Objective, Task
 from ..errors import RefusedError
+from ..task_kinds import TASK_KINDS
 from .device import pick_device, require_compiler
 from .heads import HiddenStates, describe_head, make_head, on_hidden, task_logits, task_losses
 from .lm_loss import can_be_chunked, chunked_losses, plain_head
@@ -89,10 +90,10 @@ class MixedModel(nn.Module):
         Raises:
             RefusedError: if models of this type have no such head.
         """
-        if kind == "generation":
+        if TASK_KINDS[kind].head is None:
             if self.objective == "masked_lm":
                 raise RefusedError(
-                    f"data.finetune.task: is generation, for which a masked language model ({self.config.model_type}) is of no "
+                    f"data.finetune.task: is {kind}, for which a masked language model ({self.config.model_type}) is of no "
                     "use; choose a causal one, or another task"
                 )
             self.task, self.kind, self.labels = None, None, None

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ..config import Task
 from ..errors import RefusedError
 from ..startup import quick_imports
+from ..task_kinds import TASK_KINDS
 from .connection import patience
 from .mlflow_text import send_text
 
@@ -21,14 +22,6 @@ if TYPE_CHECKING:
 DIGEST = "mixtune.digest"
 MODEL = "model"
 """Subfolder of a logged model in which MLflow's flavor stores the weights."""
-PIPELINES: dict[Task, tuple[str | None, str]] = {
-    "classification": ("text-classification", "AutoModelForSequenceClassification"),
-    "multi_label": ("text-classification", "AutoModelForSequenceClassification"),
-    "regression": ("text-classification", "AutoModelForSequenceClassification"),
-    "question_answering": (None, "AutoModelForQuestionAnswering"),
-    "generation": ("text-generation", "AutoModelForCausalLM"),
-}
-"""The transformers pipeline and class of each task. transformers has no pipeline for question answering any more."""
 
 
 def register(
@@ -156,7 +149,7 @@ def _log_model(client: MlflowClient, run_id: str, folder: Path, kind: Task, card
         import torch
         import transformers
 
-    pipeline, class_name = PIPELINES[kind]
+    pipeline, class_name = TASK_KINDS[kind].pipeline, TASK_KINDS[kind].auto_class
     auto = getattr(transformers, class_name)
     model = auto.from_pretrained(folder, dtype=torch.float32, use_safetensors=True, trust_remote_code=False)
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)

@@ -16,6 +16,7 @@ from ..data.prepared import Documents
 from ..errors import RefusedError
 from ..model.masking import Masking
 from ..model.packing import Segment, pack_narrow, width_of
+from ..task_kinds import TASK_KINDS
 
 PRETRAIN_ID, FINETUNE_ID, MASKING_ID = 0, 1, 2
 SHORTEST_WINDOW = 8  # in shorter windows, tokens would have hardly any context
@@ -92,7 +93,7 @@ class FinetuneStream:
     Args:
         documents: the examples.
         seed: seed of the order.
-        task: for generation the loss is on tokens, otherwise on the example as a whole.
+        task: without a task head the loss is on tokens, otherwise on the example as a whole.
     """
 
     def __init__(self, documents: Documents, seed: int, task: Task) -> None:
@@ -114,7 +115,7 @@ class FinetuneStream:
     def item(self, position: int) -> list[Segment]:
         index = self._order[position]
         tokens = np.asarray(self._documents.tokens(index))
-        if self._task == "generation":
+        if TASK_KINDS[self._task].head is None:
             return [Segment(tokens, int(self._documents.supervised_from[index]), -1, index)]
         targets = tuple(float(value) for value in self._documents.targets[index])
         label, second_from = int(self._documents.labels[index]), int(self._documents.second_from[index])

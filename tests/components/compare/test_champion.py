@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from mixtune.components.compare.config import Gate
-from mixtune.components.compare.selection import Measured, decide, hypervolume
+from mixtune.components.compare.selection import Measured, decide
 from mixtune.components.compare.statistics import Value
 from mixtune.components.shared.artifacts import Artifact
 from mixtune.components.shared.errors import GateNotMetError
@@ -129,38 +129,6 @@ def test_the_limit_against_the_champion_is_that_against_finetuned_unless_said_ot
     ]  # fmt: skip
     assert decide([*rows, champion], Gate(max_score_drop_vs_champion=0.05), "accuracy").passed
     assert decide([*rows, champion], Gate(max_score_drop=0.05), "accuracy").passed
-
-
-def test_the_hypervolume_is_the_area_over_the_worst_of_both() -> None:
-    rows = [
-        measured("finetuned", "finetuned", 0.5, 1.0),
-        measured("a", "mixed", 0.7, 0.6),
-        measured("b", "mixed", 0.6, 0.2),
-    ]
-    found = hypervolume(rows)
-    assert found is not None
-    assert (found.task_score, found.forgetting) == (0.5, 1.0)
-    # b: 0.1 x 0.8; a adds 0.1 x 0.4.
-    assert found.value == pytest.approx(0.12)
-    worse = measured("c", "mixed", 0.55, 0.7)
-    assert hypervolume([*rows, worse]) == found
-    assert hypervolume(rows, [rows[2]]).value == pytest.approx(0.08)  # type: ignore[union-attr]
-    assert hypervolume([Measured("p", "pretrained", None, None, around(0))]) is None
-    assert hypervolume(rows[:1]).value == 0.0  # type: ignore[union-attr]
-
-
-def test_the_report_has_the_hypervolume_of_all_and_of_each_kind(tmp_path: Path) -> None:
-    lora = Made("mixed-0-lora-4", "mixed", forgets=0.1, right=0.5, mix_weight=0.0)
-    done = compare(tmp_path, write_all(tmp_path, MIXED, lora, alphas=(INTERPOLATED,)))
-    found = done.report["hypervolume"]
-    scored = [row for row in done.report["candidates"] if row["task_score"]]
-    assert found["reference"] == {
-        "task_score": min(row["task_score"]["value"] for row in scored),
-        "forgetting": max(row["delta_bpb"]["value"] for row in scored),
-    }
-    assert set(found["by_kind"]) == {"mixed", "LoRA", "interpolated"}
-    assert max(found["by_kind"].values()) <= found["value"]
-    assert f"{found['value']:.4f}" in texts(done)
 
 
 def test_which_class_is_taken_for_which(tmp_path: Path) -> None:

@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from mixtune.components.compare.report.plots import looks, markers, name_in_legend, shown_in_pareto
+
 from .made import CURVE, INTERPOLATED, MIXED, PRETRAINED, STRONGER, compare, write_all, write_evaluation
 
 
@@ -124,3 +126,30 @@ def test_without_curves_and_with_one_candidate_the_page_still_renders(tmp_path: 
     done = compare(tmp_path, write_all(tmp_path), max_forgetting_share=None)
     assert (done.report["selected"], done.passed) == ("finetuned", True)
     assert "Training curves" not in (done.folder / "report.html").read_text()
+
+
+def row(name: str, kind: str, score: float | None = 0.5) -> dict[str, Any]:
+    return {
+        "id": name,
+        "kind": kind,
+        "task_score": None if score is None else {"value": score, "low": 0.4, "high": 0.6},
+    }
+
+
+def test_every_candidate_has_a_look_of_its_own() -> None:
+    kinds = {"base": 1, "pretrained": 1, "finetuned": 1, "mixed": 40, "interpolated": 3, "champion": 1}
+    rows = [row(f"{kind}-{number}", kind) for kind, count in kinds.items() for number in range(count)]
+    found = looks(rows)
+    assert len({(one.colour, one.marker) for one in found.values()}) == len(rows)
+    of_ids = markers([*rows[:13], *rows[:13]])
+    assert len(set(of_ids.values())) == len(of_ids) == 13
+
+
+def test_the_legend_says_which_candidate_has_no_score(tmp_path: Path) -> None:
+    rows = [row("base", "base", None), row("pretrained", "pretrained", None), row("mixed-0.3", "mixed")]
+    assert [name_in_legend(one) for one in shown_in_pareto(rows)] == ["base, no score", "mixed-0.3"]
+    many = [replace(MIXED, id=f"mixed-0.{number}", mix_weight=number / 10) for number in range(1, 10)]
+    done = compare(tmp_path, write_all(tmp_path, *many, alphas=(INTERPOLATED,)))
+    drawn = "".join(ElementTree.parse(done.folder / "pareto.svg").getroot().itertext())
+    for name in ("finetuned", "interpolated-0.5", *(one.id for one in many)):
+        assert drawn.count(name) >= 1, name

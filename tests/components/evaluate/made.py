@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from mixtune.components.evaluate.config import EvaluateStep, Metric
+from mixtune.components.evaluate.config import EvaluateStep
 from mixtune.components.evaluate.step import run
 from mixtune.components.shared.artifacts import Artifact, Kind, ModelCard, write_jsonl
 from mixtune.components.shared.config import Task
 from mixtune.components.shared.data.prepared import DataManifest, Document, write_split
 from mixtune.components.shared.running.context import Context
+from mixtune.components.shared.task_kinds import Metric
 
 from ..shared.tiny import ENCODERS, SPECIAL, VOCABULARY_SIZE, tiny_model, tiny_tokenizer
 

@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rouge_score.rouge_scorer import RougeScorer
 
-from mixtune.components.evaluate.texts import Overlap, RougeWords, bleu_tokenizer
+from mixtune.components.evaluate.scores import split_scores
+from mixtune.components.evaluate.texts import ROUGE, Overlap, RougeWords, bleu_tokenizer
 
 ENGLISH = (
     ["The cat sat on the mat, it didn't move.", "a dog barks loudly at the moon", "yes", ""],
@@ -29,7 +30,7 @@ JAPANESE = (
 
 def rows_of(overlap: Overlap, answers: list[str], references: list[str]) -> list[dict[str, Any]]:
     return [
-        {"prediction": answer, **overlap.of_example(answer, reference)}
+        {"reference": reference, "prediction": answer, **overlap.of_example(answer, reference)}
         for answer, reference in zip(answers, references, strict=True)
     ]
 
@@ -40,7 +41,7 @@ def rows_of(overlap: Overlap, answers: list[str], references: list[str]) -> list
 def test_a_split_is_scored_as_the_libraries_do(pairs: tuple[list[str], list[str]], tokenizer: str) -> None:
     answers, references = pairs
     overlap = Overlap(references)
-    found = overlap.of_split(rows_of(overlap, answers, references))
+    found = split_scores("generation", rows_of(overlap, answers, references))
     bleu = sacrebleu.corpus_bleu(answers, [references], tokenize=tokenizer)
     assert found["bleu"] == pytest.approx(bleu.score / 100, abs=1e-12)
     assert found["chrf"] == pytest.approx(sacrebleu.corpus_chrf(answers, [references]).score / 100, abs=1e-12)
@@ -48,7 +49,7 @@ def test_a_split_is_scored_as_the_libraries_do(pairs: tuple[list[str], list[str]
     for ours, theirs in (("rouge_1", "rouge1"), ("rouge_2", "rouge2"), ("rouge_l", "rougeL")):
         each = [scorer.score(truth, answer)[theirs].fmeasure for answer, truth in zip(answers, references, strict=True)]
         assert found[ours] == pytest.approx(sum(each) / len(each))
-    assert all(0 < value < 1 for value in found.values() if value is not None)
+    assert all(0 < (found[name] or 0) < 1 for name in (*ROUGE, "bleu", "chrf"))
     assert f"tok:{tokenizer}|" in overlap.signatures()["bleu"]
 
 
@@ -96,11 +97,11 @@ def test_empty_answers_and_references_score_zero() -> None:
     overlap = Overlap(["", "a b c d e"])
     for answer, reference in (("", ""), ("", "a b c d e"), ("a b c d e", "")):
         row = overlap.of_example(answer, reference)
-        found = overlap.of_split([{"prediction": answer, **row}])
-        assert set(found.values()) == {0.0}
+        found = split_scores("generation", [{"reference": reference, "prediction": answer, **row}])
+        assert {found[name] for name in (*ROUGE, "bleu", "chrf")} == {0.0}
         assert row["bleu"] == row["chrf"] == 0.0
     same = rows_of(overlap, ["a b c d e", ""], ["a b c d e", ""])
-    assert [overlap.of_split(same)[name] for name in ("bleu", "chrf")] == pytest.approx([1.0, 1.0])
+    assert [split_scores("generation", same)[name] for name in ("bleu", "chrf")] == pytest.approx([1.0, 1.0])
 
 
 def test_one_example_alone() -> None:
@@ -108,8 +109,8 @@ def test_one_example_alone() -> None:
     overlap = Overlap(["two words"])
     (row,) = rows_of(overlap, ["two words"], ["two words"])
     assert [row[name] for name in ("bleu", "chrf", "rouge_l")] == pytest.approx([1.0, 1.0, 1.0])
-    assert overlap.of_split([row])["bleu"] == 0.0
-    assert overlap.of_split([row])["bleu"] == sacrebleu.corpus_bleu(["two words"], [["two words"]]).score
+    assert split_scores("generation", [row])["bleu"] == 0.0
+    assert split_scores("generation", [row])["bleu"] == sacrebleu.corpus_bleu(["two words"], [["two words"]]).score
 
 
 def test_the_signature_names_versions_and_settings() -> None:
@@ -128,5 +129,5 @@ def test_nothing_is_fetched(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
     for answers, references in (ENGLISH, CHINESE, JAPANESE):
         overlap = Overlap(references)
-        assert overlap.of_split(rows_of(overlap, answers, references))["rouge_l"]
+        assert split_scores("generation", rows_of(overlap, answers, references))["rouge_l"]
         overlap.signatures()
