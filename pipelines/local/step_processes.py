@@ -39,7 +39,7 @@ _LIGHT = (
     "mixtune.components.register.step",
 )
 _TORCH = ("mixtune.components.pretrain.step", "mixtune.components.finetune.step", "mixtune.components.mixed.step")
-_TORCH_LATER = ("torch.profiler", "mixtune.components.evaluate.step", "sklearn.metrics")
+_TORCH_LATER = ("torch.profiler", "mixtune.components.evaluate.step")
 # register imports torch for a version that is new.
 _TORCH_STEPS = frozenset({"pretrain", "finetune", "mixed", "evaluate", "register"})
 _CANDIDATE_STEPS = frozenset({"mixed", "evaluate"})
