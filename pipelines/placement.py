@@ -11,7 +11,6 @@ from typing import Any
 
 import yaml
 from kfp import dsl, kubernetes
-from kfp.compiler.compiler_utils import additional_input_name_for_pipeline_channel
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from mixtune.components.config import Config, Placement
@@ -22,6 +21,7 @@ from mixtune.components.shared.model.device import GPUS
 from mixtune.components.shared.running.context import ALONE, COMPILED, TRACKING_KEYS, from_secret
 
 from .images import Images, images
+from .third_party.kfp import set_variable_at_run_time
 
 GPU_STEPS = frozenset({"pretrain", "finetune", "mixed", "evaluate"})
 # Administrative steps run every time: plan checks the sources, the others give every run its own verdict.
@@ -247,7 +247,7 @@ class Placer:
         assert self.profile is not None
         task.set_cpu_limit(self.profile.gpu_cpu).set_memory_limit(self.profile.gpu_memory)
         task.set_accelerator_type(self._run_time["gpu_type"]).set_accelerator_limit(at["gpus"])
-        _tell_gpus(task, at["gpus"])
+        set_variable_at_run_time(task, GPUS, at["gpus"])  # the count enters the cache key by the accelerator limit
         # KFP does not pass resource parameters into a loop by itself.
         task.register_pipeline_channels([self._run_time["gpu_type"], at["gpus"]])
         kubernetes.add_node_selector_json(task, at["node_selector"])
@@ -258,15 +258,3 @@ class Placer:
             task.set_retry(self.where.gpu_retries, backoff_duration="30s", backoff_factor=2.0)
         if self.where.gpu_timeout_hours:
             kubernetes.set_timeout(task, round(self.where.gpu_timeout_hours * 3600))
-
-
-def _tell_gpus(task: dsl.PipelineTask, gpus: Any) -> None:
-    """Sets MIXTUNE_GPUS to a count that is known at run time only.
-
-    KFP resolves parameters in a task's command, but not in its environment variables. The cache key contains the command with
-    the placeholder; the count is part of the key through the accelerator limit.
-    """
-    assert task.container_spec is not None
-    name = additional_input_name_for_pipeline_channel(gpus)
-    setting = f"{GPUS}={{{{$.inputs.parameters['{name}']}}}}"
-    task.container_spec.command = ["env", setting, *task.container_spec.command]

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
+from ..shared.third_party.sacrebleu import score_from
+
 if TYPE_CHECKING:
     from sacrebleu.metrics.base import Metric
 
@@ -194,7 +196,7 @@ def _of_sums(score: Metric, counts_of_each: Sequence[Sequence[int]]) -> Statisti
 
     def metric(counts: np.ndarray) -> np.ndarray:
         sums = np.rint(counts @ own).astype(np.int64).tolist()
-        return np.array([score._compute_score_from_stats(row).score / 100 for row in sums])
+        return np.array([score_from(score, row) / 100 for row in sums])
 
     return metric
 

@@ -13,6 +13,9 @@ from functools import cached_property
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from ..shared.third_party.sacrebleu import counts_of, score_from
 from .scores import word_list
 
 if TYPE_CHECKING:
@@ -107,13 +110,12 @@ class Overlap:
             n-grams of the answer, of the reference, and matching).
         """
         rouge = self._rouge.score(reference, answer)
-        # sacrebleu's own significance tests resample these statistics.
-        (bleu,) = self._bleu._extract_corpus_statistics([answer], [[reference]])
-        (chrf,) = self._chrf._extract_corpus_statistics([answer], [[reference]])
+        bleu = counts_of(self._bleu, answer, reference)
+        chrf = counts_of(self._chrf, answer, reference)
         return {
             **{name: float(rouge[theirs].fmeasure) for name, theirs in ROUGE.items()},
-            "bleu": self._bleu_of_one._compute_score_from_stats(list(bleu)).score / 100,
-            "chrf": self._chrf._compute_score_from_stats(chrf).score / 100,
+            "bleu": score_from(self._bleu_of_one, bleu) / 100,
+            "chrf": score_from(self._chrf, chrf) / 100,
             "bleu_counts": bleu,
             "chrf_counts": chrf,
         }
@@ -129,6 +131,6 @@ class Overlap:
         bleu, chrf = ([row[name] for row in rows] for name in ("bleu_counts", "chrf_counts"))
         return {
             **{name: sum(row[name] for row in rows) / len(rows) for name in ROUGE},
-            "bleu": self._bleu._aggregate_and_compute(bleu).score / 100,
-            "chrf": self._chrf._aggregate_and_compute(chrf).score / 100,
+            "bleu": score_from(self._bleu, np.sum(bleu, 0).tolist()) / 100,
+            "chrf": score_from(self._chrf, np.sum(chrf, 0).tolist()) / 100,
         }

@@ -17,6 +17,9 @@ TRAINING = (
     "shared/checkpoints",
     "shared/data",
     "shared/model",
+    "shared/third_party/accelerate.py",
+    "shared/third_party/torch.py",
+    "shared/third_party/transformers.py",
     "shared/training",
 )
 """Files and packages below `components/` that the result of a training depends on. Part of a checkpoint's key."""

@@ -3,7 +3,7 @@
 The containers run without root, without capabilities and with a read-only file system. The output folder and the local paths in
 the configuration are mounted at the same paths as outside. KFP's runner ignores a container's exit status, treats a container
 that ends very quickly as successful and stops no containers when it is stopped itself. `Keeper.run_container` therefore
-replaces its innermost function.
+replaces its innermost function (`third_party/kfp.py`).
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from mixtune.components.shared.running.context import started_titles
 from mixtune.components.shared.runtime import STEPS
 
 from ..images import Images, images, source_digest
+from ..third_party.kfp import run_containers_with
 
 if TYPE_CHECKING:
     from docker.models.containers import Container
@@ -251,10 +252,9 @@ def docker_runner(spec: Mapping[str, Any], run: str, progress: Path, outcomes: P
     """
     from docker.types import Mount
     from kfp import local
-    from kfp.local import docker_task_handler
 
     keeper = Keeper(run, spec["output"], spec["memory"], progress, outcomes)
-    docker_task_handler.run_docker_container = keeper.run_container
+    run_containers_with(keeper.run_container)
     signal.signal(signal.SIGTERM, keeper.stop)
     with engine() as client:
         # Remove containers of an earlier run in this folder that was killed without cleanup.

@@ -24,6 +24,7 @@ from transformers import (
 
 from ..config import Task
 from ..errors import RefusedError
+from ..third_party.transformers import initialize
 from .packing import Batch
 
 PROBLEM_TYPES: dict[Task, str] = {
@@ -62,12 +63,12 @@ class _Given(nn.Module):
 def instead_of_backbone(model: PreTrainedModel, module: nn.Module) -> Iterator[None]:
     """Temporarily replaces a model's backbone with another module."""
     prefix = model.base_model_prefix
-    backbone = model._modules[prefix]
-    model._modules[prefix] = module
+    backbone = model.get_submodule(prefix)
+    setattr(model, prefix, module)
     try:
         yield
     finally:
-        model._modules[prefix] = backbone
+        setattr(model, prefix, backbone)
 
 
 def on_hidden(model: PreTrainedModel, states: HiddenStates) -> Any:
@@ -129,14 +130,14 @@ def make_head(lm: PreTrainedModel, kind: Task, labels: list[str] | None, seed: i
         task: PreTrainedModel = chosen(config)
     theirs, ours = task.base_model, lm.base_model
     missing = {name: module for name, module in theirs.named_children() if name not in dict(ours.named_children())}
-    task._modules[task.base_model_prefix] = _Given()
+    setattr(task, task.base_model_prefix, _Given())
     shared = dict(lm.named_children())
     fresh = list(missing.values())
     for name, module in task.named_children():
         if name == task.base_model_prefix:
             continue
         if name in shared:  # ModernBERT's task classes share the LM head's projection by name
-            task._modules[name] = shared[name]
+            setattr(task, name, shared[name])
         else:
             fresh.append(module)
     weight = next(lm.parameters())
@@ -145,7 +146,7 @@ def make_head(lm: PreTrainedModel, kind: Task, labels: list[str] | None, seed: i
         for module in fresh:
             module.to_empty(device="cpu")
             for part in module.modules():
-                task._init_weights(part)
+                initialize(task, part)
             module.to(device=weight.device, dtype=weight.dtype)
     for name, module in missing.items():
         setattr(ours, name, module)

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from transformers import PreTrainedModel
 
-from .bf16_on_cpu import has_bf16_products
+from ..third_party.torch import has_bf16_products
 from .heads import HiddenStates, on_hidden
 
 _CPU_CHUNK_TOKENS, _CPU_TILE_WORDS = 640, 3200  # tests/benchmarks/README.md

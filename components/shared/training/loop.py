@@ -17,7 +17,6 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 from accelerate.utils import set_seed
 from torch import Tensor
 
@@ -33,6 +32,8 @@ from ..model.packing import Batch, Segment, collate
 from ..model.precision import pick_precision
 from ..running.context import Context
 from ..running.processes import is_main
+from ..third_party.accelerate import reset_state
+from ..third_party.torch import uncompile
 from .lora import add_adapters, merge_adapters
 from .mix_weight import MixWeight, Weights, realised
 from .not_finite import explain_not_finite
@@ -162,7 +163,7 @@ def train(
     precision = pick_precision(training.precision)
     # bf16 libraries compile or select kernels for each shape, so widths are rounded to reduce the number of shapes.
     width_multiple = 8 if precision == "bf16" else 1
-    AcceleratorState._reset_state()  # an earlier training in this process may have used another precision
+    reset_state()  # an earlier training in this process may have used another precision
     accelerator = Accelerator(mixed_precision="bf16" if precision == "bf16" else "no", cpu=pick_device().type == "cpu")
     set_seed(seed, device_specific=True)  # dropout differs between ranks
     device = accelerator.device
@@ -358,7 +359,7 @@ def _undo(
     accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False).to("cpu")
     if extras.lora_rank is not None:
         merge_adapters(model)
-    model.lm.base_model._compiled_call_impl = None
+    uncompile(model.lm.base_model)
     if training.gradient_checkpointing:
         model.lm.gradient_checkpointing_disable()
     for parameter in model.parameters():
