@@ -16,7 +16,7 @@ from pydantic import BeforeValidator, Field, ValidationError, model_validator
 from .compare.config import CompareStep, Gate
 from .evaluate.config import METRICS, Evaluate, EvaluateStep, LmEvalStep, References
 from .finetune.config import Finetune, FinetuneStep
-from .mixed.config import Candidate, Mixed, MixedStep, MixedTraining, candidates
+from .mixed.config import Mixed, MixedCandidate, MixedStep, MixedTraining, candidates
 from .prepare.config import FinetuneData, PrepareStep, PretrainData, Tokenizer
 from .pretrain.config import Pretrain, PretrainStep
 from .register.config import RegisterStep
@@ -177,7 +177,7 @@ class Parts:
     interpolate: EvaluateStep
     compare: CompareStep
     register: RegisterStep
-    candidates: list[Candidate]
+    candidates: list[MixedCandidate]
 
 
 def parts(config: Config, fingerprints: Fingerprints, champion: str | None = None) -> Parts:

@@ -14,7 +14,7 @@ from kfp import dsl, kubernetes
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from mixtune.components.config import Config, Placement
-from mixtune.components.shared.checkpoints.store import PLACE
+from mixtune.components.shared.checkpoints.store import CHECKPOINT_DIR
 from mixtune.components.shared.config import describe_problems
 from mixtune.components.shared.errors import RefusedError, first_line
 from mixtune.components.shared.model.device import GPUS
@@ -234,14 +234,14 @@ class Placer:
         """Uses environment and mount, which are fixed at compile time: only the claim's name is part of KFP's cache key."""
         if self.where.checkpoint_claim:
             kubernetes.mount_pvc(task, pvc_name=self.where.checkpoint_claim, mount_path=CHECKPOINT_FOLDER)
-            task.set_env_variable(PLACE, CHECKPOINT_FOLDER)
+            task.set_env_variable(CHECKPOINT_DIR, CHECKPOINT_FOLDER)
             # Records that MLflow has not received outlive the pod there. finish mounts the volume too and delivers them.
             task.set_env_variable("MIXTUNE_JOURNAL_DIR", f"{CHECKPOINT_FOLDER}/undelivered")
         elif self.where.checkpoint_url:
             kubernetes.use_secret_as_env(
                 task, self._run_time["checkpoint_secret"], {key: key for key in CHECKPOINT_KEYS}, optional=True
             )
-            task.set_env_variable(PLACE, self.where.checkpoint_url)
+            task.set_env_variable(CHECKPOINT_DIR, self.where.checkpoint_url)
 
     def _on_gpu(self, task: dsl.PipelineTask, at: Mapping[str, Any]) -> None:
         assert self.profile is not None

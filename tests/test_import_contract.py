@@ -197,6 +197,15 @@ def test_a_private_use_is_found(line: str, tmp_path: Path) -> None:
     assert len(list(private_uses(file))) == 1
 
 
+def test_no_two_classes_share_a_name() -> None:
+    places: dict[str, list[str]] = defaultdict(list)
+    for file in FILES:
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ClassDef):
+                places[node.name].append(f"{file.relative_to(ROOT)}:{node.lineno}")
+    assert {name: where for name, where in places.items() if len(where) > 1 and name != "Ended"} == {}
+
+
 def test_no_file_is_long() -> None:
     lengths = {file.relative_to(ROOT).as_posix(): len(file.read_text(encoding="utf-8").splitlines()) for file in FILES}
     assert {name: length for name, length in lengths.items() if length > 400} == {}

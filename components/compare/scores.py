@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from .evaluations import Candidate, Evaluations, Task
+from .evaluations import Candidate, EvaluatedTask, Evaluations
 from .selection import measurably_forgets
 from .statistics import Bootstrap, Statistic, Value, bleu, chrf, indicators, macro_f1, micro_f1, pearson, spearman
 
@@ -91,13 +91,13 @@ def score_candidate(candidate: Candidate, evaluations: Evaluations, split: str, 
     )
 
 
-def _task_score(task: Task, examples: Sequence[dict[str, Any]], draw: Bootstrap) -> Value:
+def _task_score(task: EvaluatedTask, examples: Sequence[dict[str, Any]], draw: Bootstrap) -> Value:
     metric = _split_metric(task, examples)
     return draw.mean(_per_example(examples)) if metric is None else draw.of_split(metric, len(examples))
 
 
 def _task_difference(
-    task: Task, examples: Sequence[dict[str, Any]], baseline: Sequence[dict[str, Any]], draw: Bootstrap
+    task: EvaluatedTask, examples: Sequence[dict[str, Any]], baseline: Sequence[dict[str, Any]], draw: Bootstrap
 ) -> Value:
     if all(mine["prediction"] == other["prediction"] for mine, other in zip(examples, baseline, strict=True)):
         return Value(0.0, 0.0, 0.0)  # exact, without rounding errors
@@ -107,7 +107,7 @@ def _task_difference(
     return draw.difference(ours, theirs, len(examples))
 
 
-def _split_metric(task: Task, examples: Sequence[dict[str, Any]]) -> Statistic | None:
+def _split_metric(task: EvaluatedTask, examples: Sequence[dict[str, Any]]) -> Statistic | None:
     """Returns the task's metric if it is computed over a whole split; None if it is a mean over examples."""
     truth, given = ([row[name] for row in examples] for name in ("reference", "prediction"))
     if task.metric in ("pearson", "spearman"):

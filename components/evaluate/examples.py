@@ -9,7 +9,7 @@ import numpy as np
 
 from ..shared.config import Task
 from ..shared.data.prepared import Documents
-from .answers import Window, answer
+from .answers import ContextWindow, answer
 from .scores import Label, example_score
 
 SHOWN_CHARACTERS = 400
@@ -99,7 +99,8 @@ def _answers(metric: str, records: Sequence[dict[str, Any]], logits: Mapping[int
     for indices in windows.values():
         first = records[indices[0]]
         found = answer(
-            [Window(logits[i], records[i]["context_from"], records[i]["offsets"]) for i in indices], first["context"]
+            [ContextWindow(logits[i], records[i]["context_from"], records[i]["offsets"]) for i in indices],
+            first["context"],
         )
         record = {**first, "contaminated": any(records[i].get("contaminated") for i in indices)}
         row = example_row(record, "question_answering", metric, list(first["answers"]), found.text)

@@ -66,7 +66,7 @@ def fast_bf16(
     attending = [lm for lm in lms if attention_implementation(lm.config) == "sdpa"]
     layers: list[nn.Linear] = []
     if not has_bf16_products():
-        layers = [one for one in nn.ModuleList(lms).modules() if type(one) is nn.Linear]  # without duplicates
+        layers = [module for module in nn.ModuleList(lms).modules() if type(module) is nn.Linear]  # without duplicates
     for lm in attending:
         lm.set_attn_implementation(_NAME)
     for layer in layers:

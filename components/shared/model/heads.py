@@ -48,7 +48,7 @@ class HiddenStates:
         return (self.last_hidden_state, self.pooler_output)[index]
 
 
-class _Given(nn.Module):
+class _PrecomputedBackbone(nn.Module):
     """Stands in for the backbone and returns given hidden states."""
 
     def __init__(self, states: HiddenStates | None = None) -> None:
@@ -80,7 +80,7 @@ def on_hidden(model: PreTrainedModel, states: HiddenStates) -> Any:
     """
     # Some heads look for padding in the token ids. With one token per row they select that token whatever its id is.
     ids = torch.zeros(states.last_hidden_state.shape[:2], dtype=torch.int64, device=states.last_hidden_state.device)
-    with instead_of_backbone(model, _Given(states)):
+    with instead_of_backbone(model, _PrecomputedBackbone(states)):
         return model(input_ids=ids)
 
 
@@ -130,7 +130,7 @@ def make_head(lm: PreTrainedModel, kind: Task, labels: list[str] | None, seed: i
         task: PreTrainedModel = chosen(config)
     theirs, ours = task.base_model, lm.base_model
     missing = {name: module for name, module in theirs.named_children() if name not in dict(ours.named_children())}
-    setattr(task, task.base_model_prefix, _Given())
+    setattr(task, task.base_model_prefix, _PrecomputedBackbone())
     shared = dict(lm.named_children())
     fresh = list(missing.values())
     for name, module in task.named_children():
@@ -184,8 +184,8 @@ def task_logits(
         offsets = torch.arange(int(lengths.max()) if len(lengths) else 1, device=hidden.device)
         inside = offsets[None] < lengths[:, None]
         at = torch.where(inside, batch.first_at[:, None] + offsets[None], 0)
-        found = on_hidden(task, HiddenStates(hidden[at]))
-        both = torch.stack([found.start_logits, found.end_logits], dim=-1)
+        output = on_hidden(task, HiddenStates(hidden[at]))
+        both = torch.stack([output.start_logits, output.end_logits], dim=-1)
         return both.masked_fill(~inside[..., None], float("-inf"))
     states = hidden[batch.first_at if first else batch.last_at][:, None]
     pooler = getattr(backbone, "pooler", None)
