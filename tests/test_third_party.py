@@ -187,7 +187,7 @@ def test_kfp_describes_the_inputs_of_a_component() -> None:
     assert found["config"] == ("String", False), changed("kfp", "the inputs of a component")
     assert found["pretrained"] == ("system.Artifact", False), changed("kfp", "the inputs of a component")
     assert found["mixed"] == ("system.Artifact", True), changed("kfp", "the inputs of a component")
-    assert "(JSON)" in inputs["config"].description, changed("kfp", "descriptions of inputs")
+    assert "JSON" in inputs["config"].description, changed("kfp", "descriptions of inputs")
 
 
 def test_kfp_runs_containers_with_our_function(monkeypatch: pytest.MonkeyPatch) -> None:
