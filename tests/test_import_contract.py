@@ -29,7 +29,7 @@ BASE = frozenset(
     }
 )
 """Modules at the top of `shared/` that every room may import, and the private names of other libraries."""
-UNDOCUMENTED = ("kfp.compiler.compiler_utils", "kfp.local.docker_task_handler")
+UNDOCUMENTED = ("kfp.compiler.compiler_utils", "kfp.local.")
 """Modules of other libraries without documentation and without a leading underscore."""
 ROOMS: dict[str, set[str]] = {
     "shared.data": set(),
