@@ -65,8 +65,8 @@ def _champion_fingerprint(champion: str | None) -> str:
 
 def _lm_eval_problems(config: Config) -> list[str]:
     """Only the harness knows its tasks; if it is not installed here, `evaluate` checks them."""
-    asked = config.evaluate.lm_eval
-    if not asked.tasks:
+    lm_eval = config.evaluate.lm_eval
+    if not lm_eval.tasks:
         return []
     problems = []
     if _is_masked(config):
@@ -74,11 +74,11 @@ def _lm_eval_problems(config: Config) -> list[str]:
             "evaluate.lm_eval.tasks: the model is a masked language model, for which lm-evaluation-harness has no tasks; leave "
             "them out"
         )
-    if asked.tasks_folder is not None and not Path(asked.tasks_folder).is_dir():
-        return [*problems, f"evaluate.lm_eval.tasks_folder: there is no folder {asked.tasks_folder}"]
+    if lm_eval.tasks_folder is not None and not Path(lm_eval.tasks_folder).is_dir():
+        return [*problems, f"evaluate.lm_eval.tasks_folder: there is no folder {lm_eval.tasks_folder}"]
     if installed():
         try:
-            known_tasks(asked)
+            known_tasks(lm_eval)
         except RefusedError as error:
             problems += error.problems
     return problems
@@ -89,18 +89,18 @@ def _is_masked(config: Config) -> bool:
     if config.model.objective is not None:
         return config.model.objective == "masked_lm"
     try:
-        found = json.loads((Path(config.model.base) / "config.json").read_text(encoding="utf-8"))
-        return any(str(name).endswith("ForMaskedLM") for name in found.get("architectures") or [])
+        base_config = json.loads((Path(config.model.base) / "config.json").read_text(encoding="utf-8"))
+        return any(str(name).endswith("ForMaskedLM") for name in base_config.get("architectures") or [])
     except (OSError, ValueError, AttributeError):
         return False
 
 
 def _tasks_fingerprint(config: Config) -> str:
     """Returns the digest of the user's own task files and the data files next to them."""
-    asked = config.evaluate.lm_eval
-    if not asked.tasks or asked.tasks_folder is None:
+    lm_eval = config.evaluate.lm_eval
+    if not lm_eval.tasks or lm_eval.tasks_folder is None:
         return ""
-    folder, digest = Path(asked.tasks_folder), hashlib.sha256()
+    folder, digest = Path(lm_eval.tasks_folder), hashlib.sha256()
     for file in sorted(folder.rglob("*")):
         if file.is_file() and "__pycache__" not in file.parts:
             digest.update(f"{file.relative_to(folder).as_posix()}\0{file.stat().st_size}\0".encode())
@@ -144,10 +144,10 @@ def _model_problems(base: str, max_length: int) -> list[str]:
     if not any((folder / name).is_file() for name in TOKENIZER_FILES):
         problems.append(f"model.base: {base} has no tokenizer ({', '.join(TOKENIZER_FILES)})")
     elif (folder / "tokenizer.json").is_file() and isinstance(model_config.get("vocab_size"), int):
-        words = _tokenizer_size(folder / "tokenizer.json")
-        if words is not None and words > model_config["vocab_size"]:
+        tokenizer_size = _tokenizer_size(folder / "tokenizer.json")
+        if tokenizer_size is not None and tokenizer_size > model_config["vocab_size"]:
             problems.append(
-                f"model.base: the tokenizer in {base} has {words} entries, but the model's vocabulary has only "
+                f"model.base: the tokenizer in {base} has {tokenizer_size} entries, but the model's vocabulary has only "
                 f"{model_config['vocab_size']}; they do not belong together"
             )
     return problems

@@ -1,7 +1,7 @@
-"""The whole configuration: one section for each concern, taken from the steps that read it.
+"""The whole configuration. Its sections are defined by the steps that read them.
 
-Only this file and `plan` know every section. `parts` cuts it into what each step reads, so that changing an option
-re-runs the steps that read it and no other.
+Only this file and `plan` know every section. `parts` splits the configuration by step, so that a changed option re-runs only
+the steps that read it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pydantic import BeforeValidator, Field, ValidationError, model_validator
 from .compare.config import CompareStep, Gate
 from .evaluate.config import Evaluate, EvaluateStep, LmEvalStep, References
 from .finetune.config import Finetune, FinetuneStep
-from .mixed.config import Candidate, Mixed, MixedStep, MixedTraining, candidates
+from .mixed.config import Mixed, MixedCandidate, MixedStep, MixedTraining, candidates
 from .prepare.config import FinetuneData, PrepareStep, PretrainData, Tokenizer
 from .pretrain.config import Pretrain, PretrainStep
 from .register.config import RegisterStep
@@ -26,7 +26,7 @@ from .shared.task_kinds import TASK_KINDS
 
 
 def _as_text(value: Any) -> Any:
-    """People write `cpu: 4`; Kubernetes takes text as well."""
+    """Converts a number such as the 4 in `cpu: 4` to text, as Kubernetes expects it."""
     return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
 
 
@@ -35,7 +35,7 @@ Memory = Annotated[str, Field(pattern=r"^\d+(\.\d+)?(E|Ei|P|Pi|T|Ti|G|Gi|M|Mi|K|
 
 
 class Data(Section):
-    """The two streams."""
+    """The data of the two streams."""
 
     pretrain: PretrainData
     finetune: FinetuneData
@@ -50,60 +50,61 @@ class LocalRun(Section):
 
 
 class Placement(Section):
-    """Where the steps of a cluster run are placed. Local runs pay no heed to it."""
+    """Nodes and resources of the steps on a cluster. Local runs ignore this section."""
 
     profile: str = "cpu"
-    """Name of a placement profile: what tells GPU nodes apart on one kind of cluster, and what tasks ask for. `cpu`, `nvidia`,
-    `gke`, `eks` and `aks` come with mixtune (`pipelines/node_pools.yaml`)."""
+    """Name of a placement profile. A profile defines how GPU nodes are selected on one kind of cluster and which resources
+    tasks request. mixtune includes `cpu`, `nvidia`, `gke`, `eks` and `aks` (`pipelines/node_pools.yaml`)."""
     profiles_file: str | None = Field(None, min_length=1)
-    """YAML file with profiles of your own, in the form of `pipelines/node_pools.yaml`; one with the name of a profile there
-    takes its place."""
+    """YAML file with your own profiles, in the format of `pipelines/node_pools.yaml`. A profile in it replaces an included
+    profile of the same name."""
     gpus: int = Field(0, ge=0)
-    """GPUs for each of pretrain, finetune, mixed and evaluate."""
+    """GPUs of each pretrain, finetune, mixed and evaluate task."""
     cpu: Cpu | None = None
-    """CPUs of a task without a GPU, such as `2` or `500m`; null is the profile's."""
+    """CPUs of a task without a GPU, such as `2` or `500m`. Null uses the value of the profile."""
     memory: Memory | None = None
-    """Memory of a task without a GPU, such as `8Gi`; null is the profile's."""
+    """Memory of a task without a GPU, such as `8Gi`. Null uses the value of the profile."""
     gpu_cpu: Cpu | None = None
-    """CPUs of each of pretrain, finetune, mixed and evaluate; null is the profile's."""
+    """CPUs of each pretrain, finetune, mixed and evaluate task. Null uses the value of the profile."""
     gpu_memory: Memory | None = None
-    """Memory of each of pretrain, finetune, mixed and evaluate; null is the profile's."""
+    """Memory of each pretrain, finetune, mixed and evaluate task. Null uses the value of the profile."""
     shared_memory: Memory | None = None
-    """Size of /dev/shm in the same tasks; it counts as their memory. Null is what the node allows."""
+    """Size of /dev/shm in each of these tasks; it counts as memory of the task. Null sets no limit besides that of the node."""
     cpu_tasks_on_gpu_nodes: bool = False
-    """Whether tasks without a GPU may go to the nodes that the profile's labels name: for clusters that have no others."""
+    """Allow tasks without a GPU on GPU nodes, for clusters that have no other nodes."""
     queue: str | None = Field(None, pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")
-    """Kueue's local queue that all pods are put in, by the label `kueue.x-k8s.io/queue-name`; null is none."""
+    """Local queue of Kueue for all pods, set as the label `kueue.x-k8s.io/queue-name`. Null uses no queue."""
     gpu_retries: int = Field(2, ge=0, le=10)
-    """How often pretrain, finetune, mixed and evaluate are tried again after a failure."""
+    """Number of retries of each pretrain, finetune, mixed and evaluate task after a failure."""
     gpu_timeout_hours: float | None = Field(None, gt=0)
-    """Longest time of one pod of these tasks; one that takes longer is ended, and tried again from its last checkpoint."""
+    """Maximum run time of a pretrain, finetune, mixed or evaluate pod. A pod that takes longer is stopped. Its retry resumes
+    from the last checkpoint."""
     run_as_user: int | None = Field(None, ge=0)
-    """User id that containers run as, for clusters that ask for one; null is the image's."""
+    """User id of the containers, for clusters that require one. Null uses the user of the image."""
     run_as_group: int | None = Field(None, ge=0)
-    """Group id that containers run as; null is the image's."""
+    """Group id of the containers. Null uses the group of the image."""
     checkpoint_claim: str | None = Field(None, pattern=r"^[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?$")
-    """Name of a PersistentVolumeClaim that trainings keep their checkpoints in; where candidates are trained on several nodes
-    at a time, one of access mode ReadWriteMany."""
+    """Name of a PersistentVolumeClaim for checkpoints. If candidates are trained on several nodes at the same time, it needs
+    the access mode ReadWriteMany."""
     checkpoint_url: str | None = Field(None, pattern=r"^[a-z0-9]+://[^?#@]+$")
-    """The same behind an fsspec URL, such as `s3://bucket/checkpoints`; credentials come from a Kubernetes secret. With neither
-    of the two a training that is killed starts anew."""
+    """fsspec URL for checkpoints, such as `s3://bucket/checkpoints`, instead of a claim. The credentials come from a Kubernetes
+    secret. Without a claim or a URL, a training that is killed restarts from the beginning."""
 
     @model_validator(mode="after")
-    def _one_place(self) -> Self:
+    def _one_checkpoint_location(self) -> Self:
         if self.checkpoint_claim and self.checkpoint_url:
             raise ValueError("checkpoint_claim and checkpoint_url exclude each other; give one of them")
         return self
 
 
 class Config(Section):
-    """A mixtune configuration."""
+    """The configuration of a run."""
 
     name: str = Field("mixtune", pattern=r"^[a-z0-9]([a-z0-9-]{0,48}[a-z0-9])?$")
-    """Name of the run, of its output folder and, unless `tracking.registered_model` says otherwise, of the registered model:
-    lower-case letters, digits and hyphens."""
+    """Name of the run and of its output folder: lower-case letters, digits and hyphens. It is also the name of the registered
+    model, unless `tracking.registered_model` is set."""
     seed: int = Field(0, ge=0, lt=2**31)
-    """Seed of the splits, the order of the data, the initial weights and the bootstrap."""
+    """Seed of the splits, of the order of the data, of the initial weights and of the bootstrap."""
     model: Model
     data: Data
     pretrain: Pretrain = Pretrain()
@@ -146,10 +147,10 @@ class Config(Section):
 
 
 def load(values: Mapping[str, Any]) -> Config:
-    """Checks a configuration as it was read from a file or from KFP parameters.
+    """Validates a configuration that was read from a file or from KFP parameters.
 
     Raises:
-        RefusedError: naming every problem at once.
+        RefusedError: if there are problems; names all of them.
     """
     try:
         return Config.model_validate(dict(values))
@@ -159,7 +160,7 @@ def load(values: Mapping[str, Any]) -> Config:
 
 @dataclass(frozen=True)
 class Fingerprints:
-    """What identifies the content behind the names in a configuration; `plan` finds them out."""
+    """Digests or versions of the content that a configuration names. `plan` computes them, and they enter the cache keys."""
 
     pretrain: str
     finetune: str
@@ -170,7 +171,7 @@ class Fingerprints:
 
 @dataclass(frozen=True)
 class Parts:
-    """The configuration cut by step. A step's part is all it reads, so it is also its cache key."""
+    """The parts of the configuration by step. A step reads nothing else, so its part is also its cache key."""
 
     prepare_pretrain: PrepareStep
     prepare_finetune: PrepareStep
@@ -183,14 +184,14 @@ class Parts:
     interpolate: EvaluateStep
     compare: CompareStep
     register: RegisterStep
-    candidates: list[Candidate]
+    candidates: list[MixedCandidate]
 
 
 def parts(config: Config, fingerprints: Fingerprints, champion: str | None = None) -> Parts:
-    """Cuts a configuration into the parts that the steps read.
+    """Splits a configuration into the parts that the steps read.
 
     Args:
-        champion: the model in use, with an alias resolved to a version; None where there is none.
+        champion: the registered model in use, with its alias resolved to a version; None if there is none.
     """
     model, seed = config.model, config.seed
     scratch = model.base == SCRATCH
@@ -252,8 +253,8 @@ def parts(config: Config, fingerprints: Fingerprints, champion: str | None = Non
 
 
 def _lm_eval(config: Config, fingerprints: Fingerprints) -> LmEvalStep | None:
-    asked = config.evaluate.lm_eval
-    return LmEvalStep(**asked.model_dump(), fingerprint=fingerprints.tasks_folder) if asked.tasks else None
+    options = config.evaluate.lm_eval
+    return LmEvalStep(**options.model_dump(), fingerprint=fingerprints.tasks_folder) if options.tasks else None
 
 
 def _references(config: Config, fingerprints: Fingerprints, champion: str | None) -> References:
@@ -281,7 +282,7 @@ HEADLINE = {
     "max_forgetting_share": "gate.max_forgetting_share",
     "registered_model": "tracking.registered_model",
 }
-"""Values that are KFP parameters of their own -> where they stand in the configuration."""
+"""Maps KFP parameters with a single value to their paths in the configuration."""
 
 SECTIONS = {
     "model_options": "model",
@@ -294,20 +295,17 @@ SECTIONS = {
     "gate_options": "gate",
     "tracking_options": "tracking",
 }
-"""KFP parameters that carry a section, as JSON, without its headline values -> where it stands in the configuration."""
+"""Maps KFP parameters with a whole section, as JSON without the values in `HEADLINE`, to its path in the configuration."""
 
 _NOT_ON_A_CLUSTER = {"tracking.uri", "tracking.experiment", "tracking.offline_when_unreachable"}
 
 
 NULLABLE = frozenset({"max_forgetting", "max_forgetting_share", "registered_model"})
-"""Parameters that can be null. They travel as text, and null as empty text."""
+"""Parameters that can be null. KFP has no null, so their values are passed as text, and null as an empty text."""
 
 
 def parameters(config: Config) -> dict[str, Any]:
-    """The KFP parameters of a configuration: headline values one by one, the rest by section as JSON.
-
-    Numbers that can be null travel as text, and null as empty text, since KFP parameters have no null.
-    """
+    """Returns the KFP parameters of a configuration: the values in `HEADLINE`, and the rest of each section as JSON."""
     values = config.model_dump(mode="json")
     result: dict[str, Any] = {}
     for name, path in HEADLINE.items():
@@ -321,14 +319,14 @@ def parameters(config: Config) -> dict[str, Any]:
 
 
 def assemble(given: Mapping[str, Any], compiled_in: str = "{}") -> dict[str, Any]:
-    """Puts a configuration together from KFP parameters, not yet checked; the inverse of `parameters`.
+    """Returns the configuration from KFP parameters, not validated yet. The inverse of `parameters`.
 
     Args:
         given: the parameters.
-        compiled_in: the options that are fixed in the package, as JSON: section -> option -> value.
+        compiled_in: options that are fixed in the package, as JSON: `{section: {option: value}}`.
 
     Raises:
-        RefusedError: where a section is no JSON object.
+        RefusedError: if a section is not a JSON object.
     """
     values: dict[str, Any] = {}
     problems = []
@@ -356,7 +354,7 @@ def assemble(given: Mapping[str, Any], compiled_in: str = "{}") -> dict[str, Any
 
 
 def describe(path: str) -> str:
-    """The description of an option, from the schema."""
+    """Returns the description of an option from the schema."""
     section: type[Section] = Config
     text: str | None = None
     for name in path.split("."):

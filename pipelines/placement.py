@@ -11,17 +11,17 @@ from typing import Any
 
 import yaml
 from kfp import dsl, kubernetes
-from kfp.compiler.compiler_utils import additional_input_name_for_pipeline_channel
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from mixtune.components.config import Config, Placement
-from mixtune.components.shared.checkpoints.store import PLACE
+from mixtune.components.shared.checkpoints.store import CHECKPOINT_DIR
 from mixtune.components.shared.config import describe_problems
 from mixtune.components.shared.errors import RefusedError, first_line
 from mixtune.components.shared.model.device import GPUS
 from mixtune.components.shared.running.context import ALONE, COMPILED, TRACKING_KEYS, from_secret
 
 from .images import Images, images
+from .third_party.kfp import set_variable_at_run_time
 
 GPU_STEPS = frozenset({"pretrain", "finetune", "mixed", "evaluate"})
 # Administrative steps run every time: plan checks the sources, the others give every run its own verdict.
@@ -234,20 +234,20 @@ class Placer:
         """Uses environment and mount, which are fixed at compile time: only the claim's name is part of KFP's cache key."""
         if self.where.checkpoint_claim:
             kubernetes.mount_pvc(task, pvc_name=self.where.checkpoint_claim, mount_path=CHECKPOINT_FOLDER)
-            task.set_env_variable(PLACE, CHECKPOINT_FOLDER)
+            task.set_env_variable(CHECKPOINT_DIR, CHECKPOINT_FOLDER)
             # Records that MLflow has not received outlive the pod there. finish mounts the volume too and delivers them.
             task.set_env_variable("MIXTUNE_JOURNAL_DIR", f"{CHECKPOINT_FOLDER}/undelivered")
         elif self.where.checkpoint_url:
             kubernetes.use_secret_as_env(
                 task, self._run_time["checkpoint_secret"], {key: key for key in CHECKPOINT_KEYS}, optional=True
             )
-            task.set_env_variable(PLACE, self.where.checkpoint_url)
+            task.set_env_variable(CHECKPOINT_DIR, self.where.checkpoint_url)
 
     def _on_gpu(self, task: dsl.PipelineTask, at: Mapping[str, Any]) -> None:
         assert self.profile is not None
         task.set_cpu_limit(self.profile.gpu_cpu).set_memory_limit(self.profile.gpu_memory)
         task.set_accelerator_type(self._run_time["gpu_type"]).set_accelerator_limit(at["gpus"])
-        _tell_gpus(task, at["gpus"])
+        set_variable_at_run_time(task, GPUS, at["gpus"])  # the count enters the cache key by the accelerator limit
         # KFP does not pass resource parameters into a loop by itself.
         task.register_pipeline_channels([self._run_time["gpu_type"], at["gpus"]])
         kubernetes.add_node_selector_json(task, at["node_selector"])
@@ -258,15 +258,3 @@ class Placer:
             task.set_retry(self.where.gpu_retries, backoff_duration="30s", backoff_factor=2.0)
         if self.where.gpu_timeout_hours:
             kubernetes.set_timeout(task, round(self.where.gpu_timeout_hours * 3600))
-
-
-def _tell_gpus(task: dsl.PipelineTask, gpus: Any) -> None:
-    """Sets MIXTUNE_GPUS to a count that is known at run time only.
-
-    KFP resolves parameters in a task's command, but not in its environment variables. The cache key contains the command with
-    the placeholder; the count is part of the key through the accelerator limit.
-    """
-    assert task.container_spec is not None
-    name = additional_input_name_for_pipeline_channel(gpus)
-    setting = f"{GPUS}={{{{$.inputs.parameters['{name}']}}}}"
-    task.container_spec.command = ["env", setting, *task.container_spec.command]

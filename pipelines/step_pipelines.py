@@ -20,6 +20,7 @@ from mixtune.components.shared.errors import RefusedError
 
 from .pipeline import NAME
 from .placement import Placer
+from .third_party.kfp import inputs_of
 
 # `plan` and `finish` are only meaningful within a whole run.
 STEPS = {
@@ -55,7 +56,7 @@ def make_step_pipeline(step: str, config: Config, place: Placer, optional: Colle
         raise RefusedError(f"--step: must be one of {', '.join(STEPS)}, found {step}")
     place.alone = True
     component = STEPS[step]
-    inputs = component.component_spec.inputs or {}
+    inputs = inputs_of(component)
     place_parameters = place.parameters()
     artifacts = {
         name: one

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from mixtune.components.config import load, parameters
-from mixtune.components.plan.step import PLACE_INPUTS
+from mixtune.components.plan.step import PLACEMENT_INPUTS
 from tests.components.compare.made import FINETUNED, INTERPOLATED, MIXED, PRETRAINED, write_evaluation
 from tests.components.register.made import write_report
 from tests.conftest import sentences
@@ -91,7 +91,7 @@ class Entries:
                 "pretrain": {"steps": 2},
                 "gate": {"resamples": 200},
             }
-            place: dict[str, Any] = {name: {} for name in PLACE_INPUTS} | {"gpus": "0", "gpu_tolerations": []}
+            place: dict[str, Any] = {name: {} for name in PLACEMENT_INPUTS} | {"gpus": "0", "gpu_tolerations": []}
             return {**parameters(load(config)), **place}
         if step == "finish":
             state = {"state": "SUCCEEDED", "pipelineTaskName": "exit-handler-1", "pipelineJobResourceName": "mixtune-1"}

@@ -22,7 +22,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from mixtune.components.mixed.config import Candidate, MixedStep, MixedTraining
+from mixtune.components.mixed.config import MixedCandidate, MixedStep, MixedTraining
 from mixtune.components.shared.config import Budget
 from tests.components.stages import Stages
 
@@ -57,7 +57,7 @@ class Storm:
         }
         training = MixedTraining.model_validate(options | {"log_every_steps": 5, "checkpoint_steps": 2})
         # A budget, since its controller is the part of the state that is easiest to forget.
-        self.candidate = Candidate(id="mixed-budget-0.05", forgetting_budget=0.05, budget=Budget())
+        self.candidate = MixedCandidate(id="mixed-budget-0.05", forgetting_budget=0.05, budget=Budget())
         self.config = MixedStep(seed=0, max_length=32, mixed=training)
 
     def start(self, output: str, checkpoints: str) -> subprocess.Popen[bytes]:

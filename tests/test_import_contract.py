@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import sys
 from collections import defaultdict
 from collections.abc import Iterator
@@ -25,9 +26,12 @@ BASE = frozenset(
         "shared.startup",
         "shared.code_digest",
         "shared.task_kinds",
+        "shared.third_party",
     }
 )
-"""Modules at the top of `shared/` that every room may import."""
+"""Modules at the top of `shared/` that every room may import, and the private names of other libraries."""
+UNDOCUMENTED = ("kfp.compiler.compiler_utils", "kfp.local.")
+"""Modules of other libraries without documentation and without a leading underscore."""
 ROOMS: dict[str, set[str]] = {
     "shared.data": set(),
     "shared.model": set(),
@@ -111,6 +115,96 @@ def test_no_two_modules_import_each_other() -> None:
         graph[module_of(file)] |= {module for module, _, _ in imports(file) if module in MODULES}
     pairs = [(one, other) for one, targets in graph.items() for other in targets if one < other and one in graph[other]]
     assert pairs == []
+
+
+def private_uses(file: Path) -> Iterator[tuple[int, str]]:
+    """Yields the line and text of each use of another library's private name, and of each change of its attributes.
+
+    A private attribute is ours if the file itself defines it, or if it belongs to `self` and any of our files defines it.
+    """
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    ours, ours_of_self = own_private_names(file), set().union(*map(own_private_names, FILES))
+    imported: set[str] = set()  # names that imports of other libraries bind
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import | ast.ImportFrom) and not getattr(node, "level", 0):
+            source = (getattr(node, "module", None) or "").split(".")
+            for alias in node.names:
+                path = [*filter(None, source), *alias.name.split(".")]
+                if path[0] in sys.stdlib_module_names or path[0] == "mixtune":
+                    continue
+                imported.add(alias.asname or alias.name.split(".")[0])
+                if any(is_private(part) for part in path) or ".".join(path).startswith(UNDOCUMENTED):
+                    yield node.lineno, ".".join(path)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and is_private(node.attr):
+            of_self = isinstance(node.value, ast.Name) and node.value.id in ("self", "cls")
+            of_stdlib = isinstance(node.value, ast.Name) and node.value.id in sys.stdlib_module_names
+            if not of_stdlib and node.attr not in (ours_of_self if of_self else ours):
+                yield node.lineno, ast.unparse(node)
+        elif isinstance(node, ast.Call) and ast.unparse(node.func) in ("getattr", "setattr", "hasattr", "delattr"):
+            name = node.args[1]
+            if isinstance(name, ast.Constant) and is_private(str(name.value)) and name.value not in ours:
+                yield node.lineno, ast.unparse(node)
+        elif isinstance(node, ast.Assign):
+            for target in node.targets:
+                if isinstance(target, ast.Attribute) and ast.unparse(target).partition(".")[0] in imported:
+                    yield node.lineno, ast.unparse(node)
+
+
+def is_private(name: str) -> bool:
+    return name.startswith("_") and not name.startswith("__")
+
+
+@functools.cache
+def own_private_names(file: Path) -> set[str]:
+    """Returns the private functions, fields and attributes of `self` that a file defines."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            names.add(node.name)
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            names.add(node.id)
+        elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store) and ast.unparse(node.value) == "self":
+            names.add(node.attr)
+    return {name for name in names if is_private(name)}
+
+
+@pytest.mark.parametrize(
+    "file",
+    [file for file in FILES if file.parent.name != "third_party"],
+    ids=lambda file: file.relative_to(ROOT).as_posix(),
+)
+def test_only_third_party_uses_private_names_of_libraries_in(file: Path) -> None:
+    found = [f"{file.relative_to(ROOT)}:{line}: {text}" for line, text in private_uses(file)]
+    assert found == [], "use a public name, or move this to a module in third_party"
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "import torch._dynamo.config",
+        "from transformers.utils import _LazyModule",
+        "from kfp.local import docker_task_handler",
+        "model._modules['lm'] = other",
+        "self.metric._compute_score_from_stats([1])",
+        "getattr(task, '_metric_fn_list', {})",
+        "import lm_eval.api.task\nlm_eval.api.task.tqdm = print",
+        "import evaluate as metrics\nmetrics.load = print",
+    ],
+)
+def test_a_private_use_is_found(line: str, tmp_path: Path) -> None:
+    file = tmp_path / "module.py"
+    file.write_text(line, encoding="utf-8")
+    assert len(list(private_uses(file))) == 1
+
+
+def test_no_two_classes_share_a_name() -> None:
+    places: dict[str, list[str]] = defaultdict(list)
+    for file in FILES:
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ClassDef):
+                places[node.name].append(f"{file.relative_to(ROOT)}:{node.lineno}")
+    assert {name: where for name, where in places.items() if len(where) > 1 and name != "Ended"} == {}
 
 
 def test_no_file_is_long() -> None:

@@ -17,14 +17,14 @@ def compare(
     selected_uri: dsl.OutputPath(str),
     other_uri: dsl.OutputPath(str),
 ) -> bool:
-    """Compare all candidates, choose one and hold it against the gate.
+    """Compare all candidates, select one and check whether it meets the gate.
 
     Args:
-        config: This step's part of the configuration (JSON), as `plan` hands it over.
+        config: The options of this step, as JSON; written by `plan`.
         pretrained: Evaluation of the pretrained model.
         finetuned: Evaluation of the fine-tuned model.
         interpolated: Evaluation of the interpolated models.
-        mixed: Evaluation of each mixed model.
+        mixed: Evaluations of the mixed models.
 
     Returns:
         Whether the selected candidate meets the gate.

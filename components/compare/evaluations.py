@@ -23,7 +23,7 @@ KINDS = ("base", "pretrained", "finetuned", "mixed", "interpolated", "champion")
 SHOWN_IDS = 3
 
 
-class Task(BaseModel):
+class EvaluatedTask(BaseModel):
     """The task on which all candidates were evaluated."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
@@ -91,7 +91,7 @@ class Candidate:
 class Evaluations:
     """All candidates of a run, in the order of the report: pretrained, finetuned, mixed by λ, interpolated by α."""
 
-    task: Task
+    task: EvaluatedTask
     data: dict[str, Any]
     candidates: list[Candidate]
     likelihood: str
@@ -160,7 +160,7 @@ def load_evaluations(artifacts: Sequence[ArtifactLike]) -> Evaluations:
     aligned = [_align(one, reference, with_task, problems) for one in candidates]
     if problems:
         raise RefusedError(*problems)
-    return Evaluations(Task.model_validate(first["task"]), first["data"], aligned, next(iter(likelihoods)))
+    return Evaluations(EvaluatedTask.model_validate(first["task"]), first["data"], aligned, next(iter(likelihoods)))
 
 
 def _manifest(folder: Path) -> dict[str, Any]:

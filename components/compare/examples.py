@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from .evaluations import Candidate, Evaluations, Task
+from .evaluations import Candidate, EvaluatedTask, Evaluations
 from .targets import shown
 
 SAMPLES = 6
@@ -43,7 +43,7 @@ def samples(evaluations: Evaluations, selected: Candidate) -> list[dict[str, Any
     ]
 
 
-def confusion(task: Task, selected: Candidate) -> dict[str, Any] | None:
+def confusion(task: EvaluatedTask, selected: Candidate) -> dict[str, Any] | None:
     """Counts how often a class (row) was predicted as a class (column) on test; None if the task has no classes.
 
     Returns:

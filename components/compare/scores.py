@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..shared.metrics import split_statistic
-from .evaluations import Candidate, Evaluations, Task
+from .evaluations import Candidate, EvaluatedTask, Evaluations
 from .selection import measurably_forgets
 from .statistics import Bootstrap, Value
 
@@ -92,13 +92,13 @@ def score_candidate(candidate: Candidate, evaluations: Evaluations, split: str, 
     )
 
 
-def _task_score(task: Task, examples: Sequence[dict[str, Any]], draw: Bootstrap) -> Value:
+def _task_score(task: EvaluatedTask, examples: Sequence[dict[str, Any]], draw: Bootstrap) -> Value:
     metric = split_statistic(task.metric, examples)
     return draw.mean(_per_example(examples)) if metric is None else draw.of_split(metric, len(examples))
 
 
 def _task_difference(
-    task: Task, examples: Sequence[dict[str, Any]], baseline: Sequence[dict[str, Any]], draw: Bootstrap
+    task: EvaluatedTask, examples: Sequence[dict[str, Any]], baseline: Sequence[dict[str, Any]], draw: Bootstrap
 ) -> Value:
     if all(mine["prediction"] == other["prediction"] for mine, other in zip(examples, baseline, strict=True)):
         return Value(0.0, 0.0, 0.0)  # exact, without rounding errors

@@ -15,7 +15,7 @@ byte-level tokenizer can need three tokens for a Chinese character.
 
 
 @dataclass(frozen=True)
-class Window:
+class ContextWindow:
     """One window over the context of an example.
 
     Attributes:
@@ -30,7 +30,7 @@ class Window:
 
 
 @dataclass(frozen=True)
-class Answer:
+class PredictedAnswer:
     """The answer of a model.
 
     Attributes:
@@ -44,7 +44,7 @@ class Answer:
     null_score: float | None
 
 
-def answer(windows: Sequence[Window], context: str) -> Answer:
+def answer(windows: Sequence[ContextWindow], context: str) -> PredictedAnswer:
     """Determines the answer from a model's logits for all windows of one example.
 
     Follows the question-answering example of transformers (run_qa.py): returns the best span of all windows, unless the lowest
@@ -56,18 +56,18 @@ def answer(windows: Sequence[Window], context: str) -> Answer:
     """
     null_score = min(float(window.logits[0].sum()) for window in windows)
     if not all(np.isfinite(window.logits).all() for window in windows):
-        return Answer(None, None, None)
+        return PredictedAnswer(None, None, None)
     best, start, end = -math.inf, 0, 0
     for window in windows:
         score, first, last = _best_span(window)
         if score > best:
             best, start, end = score, window.offsets[first][0], window.offsets[last][1]
     if best == -math.inf:
-        return Answer("", None, null_score)
-    return Answer("" if null_score > best else context[start:end].strip(), best, null_score)
+        return PredictedAnswer("", None, null_score)
+    return PredictedAnswer("" if null_score > best else context[start:end].strip(), best, null_score)
 
 
-def _best_span(window: Window) -> tuple[float, int, int]:
+def _best_span(window: ContextWindow) -> tuple[float, int, int]:
     """Returns the highest score with first and last token, relative to the context's start; -inf if the context is empty."""
     size = len(window.offsets)
     starts, ends = window.logits[window.context_from : window.context_from + size].astype(np.float64).T

@@ -15,15 +15,15 @@ def evaluate(
     other: dsl.Input[dsl.Model] = None,
     pretrained: dsl.Input[dsl.Model] = None,
 ):
-    """Measure a model on the held-out splits of both streams.
+    """Evaluate a model on the held-out splits of both streams.
 
     Args:
-        config: This step's part of the configuration (JSON), as `plan` hands it over.
-        model: The model to measure; with `other`, the pretrained end of the interpolation.
+        config: The options of this step, as JSON; written by `plan`.
+        model: The model to evaluate. If `other` is given: the pretrained model of the interpolation.
         pretrain_heldout: Held-out splits of the pretraining stream.
         finetune_heldout: Held-out splits of the fine-tuning stream.
-        other: The fine-tuned end of the interpolation.
-        pretrained: The pretrained end, where a mixed model is interpolated too.
+        other: The fine-tuned model of the interpolation.
+        pretrained: The pretrained model, if a mixed model is interpolated with it.
     """
     from mixtune.components.shared.runtime import launch
 

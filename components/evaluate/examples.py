@@ -11,7 +11,7 @@ import numpy as np
 from ..shared.config import Task
 from ..shared.data.prepared import Documents
 from ..shared.task_kinds import TASK_KINDS, Target
-from .answers import Window, answer
+from .answers import ContextWindow, answer
 from .scores import Label, example_score
 
 SHOWN_CHARACTERS = 400
@@ -125,7 +125,8 @@ def _answers(
     for indices in windows.values():
         first = records[indices[0]]
         found = answer(
-            [Window(logits[i], records[i]["context_from"], records[i]["offsets"]) for i in indices], first["context"]
+            [ContextWindow(logits[i], records[i]["context_from"], records[i]["offsets"]) for i in indices],
+            first["context"],
         )
         record = {**first, "contaminated": any(records[i].get("contaminated") for i in indices)}
         row = example_row(record, kind, metric, list(first["answers"]), found.text)

@@ -12,7 +12,7 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList,
 
 from ..shared.model.mixed_model import MixedModel
 from ..shared.model.precision import autocast
-from ..shared.running.context import Progress
+from ..shared.running.context import ProgressCounter
 
 
 @torch.inference_mode()
@@ -22,7 +22,7 @@ def generate(
     prompts: Sequence[np.ndarray],
     max_new_tokens: int,
     batch_size: int,
-    progress: Progress,
+    progress: ProgressCounter,
 ) -> list[str | None]:
     """Answers each prompt greedily, until EOS, a stop token of the model, or `max_new_tokens`.
 

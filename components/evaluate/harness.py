@@ -22,6 +22,7 @@ from ..shared.measures import Measure
 from ..shared.model.mixed_model import MixedModel
 from ..shared.model.precision import pick_precision
 from ..shared.running.context import Context
+from ..shared.third_party.lm_eval import loading_metrics_with, missing_metrics, without_progress_bars
 from .config import LmEvalStep
 from .harness_tasks import known_tasks
 
@@ -124,18 +125,14 @@ def _quiet_and_on_its_own() -> Iterator[None]:
 
     The package `evaluate` loads such code, also from its cache, if a task uses a metric that the harness does not have.
     """
-    import evaluate as hub_metrics
-    import lm_eval.api.task
     from datasets import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
-    before, bars, load = are_progress_bars_disabled(), lm_eval.api.task.tqdm, hub_metrics.load
+    before = are_progress_bars_disabled()
     disable_progress_bars()
-    lm_eval.api.task.tqdm = functools.partial(bars, disable=True)
-    hub_metrics.load = _refuse_metric
     try:
-        yield
+        with without_progress_bars(), loading_metrics_with(_refuse_metric):
+            yield
     finally:
-        lm_eval.api.task.tqdm, hub_metrics.load = bars, load
         if not before:
             enable_progress_bars()
 
@@ -161,8 +158,7 @@ def _cannot_be_done(task: Any) -> list[str]:
         problems.append(f"{name} runs code that the model wrote, which mixtune does not do; leave it out")
     if getattr(task, "MULTIMODAL", False):
         problems.append(f"{name} asks about pictures or sound, and the model reads text; leave it out")
-    missing = [metric for metric, function in getattr(task, "_metric_fn_list", {}).items() if function is None]
-    if missing:
+    if missing := missing_metrics(task):
         problems.append(_other_metric(task.task_name, f"the metric {', '.join(missing)}"))
     return problems
 

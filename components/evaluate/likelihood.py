@@ -18,7 +18,7 @@ from ..shared.data.prepared import Documents
 from ..shared.model.mixed_model import MixedModel
 from ..shared.model.packing import Batch, Segment, collate, pack
 from ..shared.model.precision import autocast
-from ..shared.running.context import Progress
+from ..shared.running.context import ProgressCounter
 from .windows import masks, windows
 
 LOGITS_AT_ONCE = 1 << 26  # maximum N·V logits in memory
@@ -97,7 +97,7 @@ def losses(
     work: Sequence[list[list[Segment]]],
     num_keys: int,
     pad_id: int,
-    progress: Progress,
+    progress: ProgressCounter,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Computes the sums of the losses and the counts of the scored tokens, by key.
 
@@ -121,7 +121,7 @@ def losses(
 
 @torch.inference_mode()
 def head_logits(
-    model: MixedModel, work: Sequence[list[list[Segment]]], pad_id: int, progress: Progress
+    model: MixedModel, work: Sequence[list[list[Segment]]], pad_id: int, progress: ProgressCounter
 ) -> dict[int, np.ndarray]:
     """Computes the task head's logits for each example, by key.
 
@@ -142,7 +142,7 @@ def head_logits(
 
 
 def _forward(
-    model: MixedModel, work: Sequence[list[list[Segment]]], pad_id: int, progress: Progress
+    model: MixedModel, work: Sequence[list[list[Segment]]], pad_id: int, progress: ProgressCounter
 ) -> Iterator[tuple[Batch, torch.Tensor]]:
     """Yields each batch with its (B·L, H) hidden states. Runs in the inference mode of the consumer."""
     for rows in work:

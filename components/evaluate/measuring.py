@@ -20,7 +20,7 @@ from ..shared.model.masking import special_ids
 from ..shared.model.mixed_model import MixedModel
 from ..shared.model.packing import Segment
 from ..shared.model.precision import pick_precision
-from ..shared.running.context import Context, Progress
+from ..shared.running.context import Context, ProgressCounter
 from .checks import check_model
 from .config import EvaluateStep
 from .examples import example_row, from_head
@@ -170,7 +170,7 @@ class LoadedCandidate:
             nats[bad] = losses(self.model, again, count, self._pad_id, progress)[0][bad]
         return nats, tokens
 
-    def _progress(self, total: int, what: str) -> Progress:
+    def _progress(self, total: int, what: str) -> ProgressCounter:
         name = f"{self.subject.card.id} {what}" if self.subject.alpha is not None else what
         return self.context.progress(total, "batches", name)
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..shared.metrics import bleu_of_counts, chrf, over_split
+from ..shared.third_party.sacrebleu import counts_of
 from .scores import word_list
 
 if TYPE_CHECKING:
@@ -103,9 +104,8 @@ class Overlap:
             n-grams of the answer, of the reference, and matching).
         """
         rouge = self._rouge.score(reference, answer)
-        # sacrebleu's own significance tests resample these statistics.
-        (bleu_counts,) = self._bleu._extract_corpus_statistics([answer], [[reference]])
-        (chrf_counts,) = self._chrf._extract_corpus_statistics([answer], [[reference]])
+        bleu_counts = counts_of(self._bleu, answer, reference)
+        chrf_counts = counts_of(self._chrf, answer, reference)
         return {
             **{name: float(rouge[theirs].fmeasure) for name, theirs in ROUGE.items()},
             # Effective order, which sacrebleu recommends for sentences: short ones have no 4-grams.

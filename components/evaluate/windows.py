@@ -15,7 +15,7 @@ MASK_SEED = 0
 
 
 @dataclass(frozen=True)
-class Window:
+class ScoringWindow:
     """Tokens `start` to `end` of a document. Those from `scored_from` on are scored.
 
     Attributes:
@@ -27,7 +27,7 @@ class Window:
     scored_from: int
 
 
-def windows(length: int, max_length: int, scored_from: int = 1) -> Iterator[Window]:
+def windows(length: int, max_length: int, scored_from: int = 1) -> Iterator[ScoringWindow]:
     """Splits a document into overlapping windows with a stride of half a window.
 
     Every window after the first scores the tokens that earlier windows did not cover, so its scored tokens have at least half a
@@ -42,7 +42,7 @@ def windows(length: int, max_length: int, scored_from: int = 1) -> Iterator[Wind
     start = 0
     while scored_from < length:
         end = min(start + max_length, length)
-        yield Window(start, end, scored_from)
+        yield ScoringWindow(start, end, scored_from)
         start, scored_from = start + stride, end
 
 

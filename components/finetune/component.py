@@ -11,10 +11,10 @@ def finetune(
     model: dsl.Output[dsl.Model],
     metrics: dsl.Output[dsl.Metrics],
 ):
-    """Train on the labels alone: the baseline, λ = 0.
+    """Fine-tune on the labelled data only: the baseline, λ = 0.
 
     Args:
-        config: This step's part of the configuration (JSON), as `plan` hands it over.
+        config: The options of this step, as JSON; written by `plan`.
         start: The pretrained model.
         data: Training split of the fine-tuning stream.
     """

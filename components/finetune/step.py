@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..shared.artifacts import ArtifactLike, ModelCard
-from ..shared.checkpoints.resume import Work
+from ..shared.checkpoints.resume import TrainingJob
 from ..shared.data.prepared import DataManifest, Documents
 from ..shared.model.loading import add_task_head, load_model
 from ..shared.model.tokenizer import append_eos, load_tokenizer
@@ -13,7 +13,7 @@ from ..shared.running.context import Context
 from ..shared.training.loop import train
 from ..shared.training.mix_weight import Constant
 from ..shared.training.saving import save_trained
-from ..shared.training.streams import FinetuneStream, mix
+from ..shared.training.streams import FinetuneStream, make_mix
 from .config import FinetuneStep
 
 
@@ -36,18 +36,18 @@ def run(
     """
     manifest = DataManifest.load(data.path)
     before = ModelCard.load(start.path)
-    words = load_tokenizer(start.path)
+    tokenizer = load_tokenizer(start.path)
     if manifest.ends_with_eos:
-        append_eos(words)
+        append_eos(tokenizer)
     assert manifest.task is not None
-    network = load_model(start.path, attention=config.finetune.attention)
-    add_task_head(network, manifest.task, manifest.labels, config.seed)
+    mixed_model = load_model(start.path, attention=config.finetune.attention)
+    add_task_head(mixed_model, manifest.task, manifest.labels, config.seed)
     stream = FinetuneStream(Documents(data.path, "train"), config.seed, manifest.task)
-    what_to_read = mix(None, stream, config.finetune.batch_size, config.max_length)
+    data_mix = make_mix(None, stream, config.finetune.batch_size, config.max_length)
     identity = {"config": config.model_dump(mode="json"), "data": manifest.digest}
-    work = Work("finetuned", identity, Path(model.path))
+    job = TrainingJob("finetuned", identity, Path(model.path))
     result = train(
-        network, what_to_read, config.finetune, Constant(0.0), words.pad_token_id, config.seed, context, work=work
+        mixed_model, data_mix, config.finetune, Constant(0.0), tokenizer.pad_token_id, config.seed, context, job=job
     )
     card = ModelCard(
         id="finetuned",
@@ -62,4 +62,4 @@ def run(
         base=before.base,
         mlflow_runs={**before.mlflow_runs, "prepare finetune": manifest.mlflow_run or ""},
     )
-    save_trained(network, words, card, result, context, model, metrics)
+    save_trained(mixed_model, tokenizer, card, result, context, model, metrics)

@@ -5,10 +5,10 @@ from kfp import dsl
 
 @dsl.component(base_image="mixtune-finish", packages_to_install=[], install_kfp_package=False)
 def finish(status: dsl.PipelineTaskFinalStatus):
-    """Close the run on record, also after a failure.
+    """End the MLflow run with its verdict, also after a failure.
 
     Args:
-        status: How the other tasks ended.
+        status: Status of the other tasks, set by KFP.
     """
     from mixtune.components.shared.runtime import launch
 

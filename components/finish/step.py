@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from ..shared.checkpoints.clearing import clear_finished
-from ..shared.checkpoints.store import PLACE
+from ..shared.checkpoints.store import CHECKPOINT_DIR
 from ..shared.outcome import load_outcomes
 from ..shared.running.context import Context
 from ..shared.tracking.verdict import StepRun, judge
@@ -33,11 +33,11 @@ def run(config: FinishStep, *, context: Context, state: str, error: str) -> None
 
 def _clear_checkpoints(context: Context) -> None:
     """Deletes the run's checkpoints. They are kept until the models are safe, so that a lost training can resume."""
-    place = os.environ.get(PLACE)
-    if not place:
+    checkpoint_dir = os.environ.get(CHECKPOINT_DIR)
+    if not checkpoint_dir:
         return
     assert context.run_id is not None
-    count = clear_finished(place, context.run_id)
+    count = clear_finished(checkpoint_dir, context.run_id)
     context.say(f"removed the checkpoints of {count} trainings")
 
 

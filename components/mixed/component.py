@@ -14,15 +14,15 @@ def mixed(
     metrics: dsl.Output[dsl.Metrics],
     pretrained: dsl.Input[dsl.Model] = None,
 ):
-    """Train on both streams: λ times the pretraining loss plus (1 - λ) times the fine-tuning loss.
+    """Train on both streams: the loss is λ times the pretraining loss plus (1 - λ) times the fine-tuning loss.
 
     Args:
-        config: This step's part of the configuration (JSON), as `plan` hands it over.
-        candidate: The candidate and its λ (JSON), one item of what `plan` returns.
+        config: The options of this step, as JSON; written by `plan`.
+        candidate: The candidate with its λ, as JSON; one item of the list that `plan` returns.
         start: The model to start from.
         pretrain_data: Training split of the pretraining stream.
         finetune_data: Training split of the fine-tuning stream.
-        pretrained: The pretrained model, where training starts from another.
+        pretrained: The pretrained model, if training starts from another model.
     """
     from mixtune.components.shared.runtime import launch
 

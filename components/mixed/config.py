@@ -77,7 +77,7 @@ class Mixed(MixedTraining):
         return self
 
 
-class Candidate(Section):
+class MixedCandidate(Section):
     """One candidate of the loop, as `plan` lists it. Of λ, schedule, budget and pooling it has exactly one."""
 
     id: str
@@ -115,29 +115,29 @@ class MixedStep(Section):
     mixed: MixedTraining
 
 
-def candidates(mixed: Mixed) -> Iterator[Candidate]:
+def candidates(mixed: Mixed) -> Iterator[MixedCandidate]:
     """Everything that is trained beside `pretrained` and `finetuned`."""
     of_one_seed = list(_of_one_seed(mixed))
     yield from of_one_seed
     for seed in dict.fromkeys(mixed.seeds):
-        for one in of_one_seed:
-            changes = {"id": f"{one.id}-seed-{seed}", "name": f"{one.name}, seed {seed}", "seed": seed}
-            yield one.model_copy(update=changes)
+        for candidate in of_one_seed:
+            changes = {"id": f"{candidate.id}-seed-{seed}", "name": f"{candidate.name}, seed {seed}", "seed": seed}
+            yield candidate.model_copy(update=changes)
 
 
-def _of_one_seed(mixed: Mixed) -> Iterator[Candidate]:
+def _of_one_seed(mixed: Mixed) -> Iterator[MixedCandidate]:
     for weight in mixed.lambdas:
-        yield Candidate(id=candidate_id(weight), name=f"mixed, λ = {weight:g}", mix_weight=weight)
+        yield MixedCandidate(id=candidate_id(weight), name=f"mixed, λ = {weight:g}", mix_weight=weight)
     for schedule in mixed.lambda_schedules:
         values = [f"{value:g}" for value in schedule.values]
         at = "-at-" + "-".join(f"{start:g}" for start in schedule.starts) if _uneven(schedule) else ""
-        yield Candidate(
+        yield MixedCandidate(
             id=f"mixed-{schedule.shape}-{'-'.join(values)}{at}",
             name=f"mixed, λ {schedule.shape} {' → '.join(values)}",
             schedule=schedule,
         )
     for budget in mixed.forgetting_budgets:
-        yield Candidate(
+        yield MixedCandidate(
             id=f"mixed-budget-{budget:g}",
             name=f"mixed, forgetting at most {budget:g}",
             forgetting_budget=budget,
@@ -146,16 +146,16 @@ def _of_one_seed(mixed: Mixed) -> Iterator[Candidate]:
     yield from _controls(mixed)
 
 
-def _controls(mixed: Mixed) -> Iterator[Candidate]:
+def _controls(mixed: Mixed) -> Iterator[MixedCandidate]:
     controls = mixed.controls
     if controls.pooled:
-        yield Candidate(id="mixed-pooled", name="pooled mixing", pooled=True)
+        yield MixedCandidate(id="mixed-pooled", name="pooled mixing", pooled=True)
     if controls.more_pretraining:
-        yield Candidate(id=candidate_id(1), name="more pretraining, λ = 1", mix_weight=1.0)
+        yield MixedCandidate(id=candidate_id(1), name="more pretraining, λ = 1", mix_weight=1.0)
     for weight in controls.lambdas:
         base, at = candidate_id(weight), f", λ = {weight:g}"
         for rank in controls.lora_ranks:
-            yield Candidate(
+            yield MixedCandidate(
                 id=f"{base}-lora-{rank}",
                 name=f"LoRA, rank {rank}{at}",
                 mix_weight=weight,
@@ -163,11 +163,11 @@ def _controls(mixed: Mixed) -> Iterator[Candidate]:
                 learning_rate=controls.lora_learning_rate or 10 * mixed.learning_rate,
             )
         for penalty in controls.kl_weights:
-            yield Candidate(
+            yield MixedCandidate(
                 id=f"{base}-kl-{penalty:g}", name=f"KL penalty {penalty:g}{at}", mix_weight=weight, kl_weight=penalty
             )
         for penalty in controls.l2sp_weights:
-            yield Candidate(
+            yield MixedCandidate(
                 id=f"{base}-l2sp-{penalty:g}", name=f"L2-SP {penalty:g}{at}", mix_weight=weight, l2sp_weight=penalty
             )
 

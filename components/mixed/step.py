@@ -6,7 +6,7 @@ import math
 from pathlib import Path
 
 from ..shared.artifacts import ArtifactLike, ModelCard
-from ..shared.checkpoints.resume import Work
+from ..shared.checkpoints.resume import TrainingJob
 from ..shared.config import Budget
 from ..shared.data.prepared import DataManifest, Documents
 from ..shared.errors import RefusedError
@@ -15,12 +15,12 @@ from ..shared.model.masking import Masking
 from ..shared.model.mixed_model import MixedModel
 from ..shared.model.tokenizer import append_eos, load_tokenizer
 from ..shared.running.context import Context
-from ..shared.training.loop import Extras, train
+from ..shared.training.loop import TrainingVariant, train
 from ..shared.training.mix_weight import BudgetController, Constant, MixWeight, Pooled, Scheduled
-from ..shared.training.reference_models import Anchor
+from ..shared.training.reference_models import ReferenceModel
 from ..shared.training.saving import save_trained
-from ..shared.training.streams import FinetuneStream, PretrainStream, Unread, mix
-from .config import Candidate, MixedStep
+from ..shared.training.streams import FinetuneStream, PretrainStream, UnreadExamples, make_mix
+from .config import MixedCandidate, MixedStep
 
 
 def run(
@@ -47,7 +47,7 @@ def run(
         model: output, a model folder.
         metrics: output, final losses and counts.
     """
-    chosen = Candidate.from_json(candidate)
+    chosen = MixedCandidate.from_json(candidate)
     text, labelled = DataManifest.load(pretrain_data.path), DataManifest.load(finetune_data.path)
     before = ModelCard.load(start.path)
     if before.id != config.mixed.start:
@@ -55,42 +55,42 @@ def run(
             f"mixed.start: is {config.mixed.start}, but this pipeline was compiled to start from {before.id}; "
             "compile it again with the new configuration"
         )
-    words = load_tokenizer(start.path)
+    tokenizer = load_tokenizer(start.path)
     if labelled.ends_with_eos:
-        append_eos(words)
+        append_eos(tokenizer)
     training = config.mixed
     seed = config.seed if chosen.seed is None else chosen.seed
     if chosen.learning_rate is not None:
         head = training.head_learning_rate or training.learning_rate
         training = training.model_copy(update={"learning_rate": chosen.learning_rate, "head_learning_rate": head})
     assert labelled.task is not None
-    network = load_model(start.path, attention=training.attention)
-    add_task_head(network, labelled.task, labelled.labels, seed)
+    mixed_model = load_model(start.path, attention=training.attention)
+    add_task_head(mixed_model, labelled.task, labelled.labels, seed)
 
     pretrain = finetune = None
     if chosen.mix_weight != 0:
-        masking = Masking.of(words, config.mask_probability) if network.objective == "masked_lm" else None
+        masking = Masking.of(tokenizer, config.mask_probability) if mixed_model.objective == "masked_lm" else None
         pretrain = PretrainStream(Documents(pretrain_data.path, "train"), config.max_length, seed, masking)
     if chosen.mix_weight != 1:
         finetune = FinetuneStream(Documents(finetune_data.path, "train"), seed, labelled.task)
     examples = labelled.splits["train"]
-    what_to_read = mix(
+    data_mix = make_mix(
         pretrain,
         finetune,
         training.batch_size,
         config.max_length,
         training.replay_share,
-        Unread(examples.documents, examples.tokens / max(examples.documents, 1)),
+        UnreadExamples(examples.documents, examples.tokens / max(examples.documents, 1)),
     )
-    mix_weight = _mix_weight(chosen, what_to_read.steps(training), text, network.objective == "masked_lm")
-    extras = _extras(chosen, network, start, pretrained, training.attention)
+    mix_weight = _mix_weight(chosen, data_mix.steps(training), text, mixed_model.objective == "masked_lm")
+    variant = _variant(chosen, mixed_model, start, pretrained, training.attention)
     identity = {
         "config": config.model_dump(mode="json"),
         "candidate": chosen.model_dump(mode="json"),
         "data": [text.digest, labelled.digest],
     }
-    work = Work(chosen.id, identity, Path(model.path))
-    result = train(network, what_to_read, training, mix_weight, words.pad_token_id, seed, context, extras, work)
+    job = TrainingJob(chosen.id, identity, Path(model.path))
+    result = train(mixed_model, data_mix, training, mix_weight, tokenizer.pad_token_id, seed, context, variant, job)
     card = ModelCard(
         id=chosen.id,
         kind="mixed",
@@ -108,10 +108,10 @@ def run(
         base=before.base,
         mlflow_runs={**before.mlflow_runs, "prepare finetune": labelled.mlflow_run or ""},
     )
-    save_trained(network, words, card, result, context, model, metrics)
+    save_trained(mixed_model, tokenizer, card, result, context, model, metrics)
 
 
-def _mix_weight(chosen: Candidate, steps: int, text: DataManifest, masked: bool) -> MixWeight:
+def _mix_weight(chosen: MixedCandidate, steps: int, text: DataManifest, masked: bool) -> MixWeight:
     if chosen.schedule is not None:
         return Scheduled(chosen.schedule, steps)
     if chosen.pooled:
@@ -127,25 +127,25 @@ def _mix_weight(chosen: Candidate, steps: int, text: DataManifest, masked: bool)
     return Constant(chosen.mix_weight)
 
 
-def _extras(
-    chosen: Candidate, network: MixedModel, start: ArtifactLike, pretrained: ArtifactLike | None, attention: str
-) -> Extras:
+def _variant(
+    chosen: MixedCandidate, model: MixedModel, start: ArtifactLike, pretrained: ArtifactLike | None, attention: str
+) -> TrainingVariant:
     """Creates the reference models that the candidate needs."""
     reference = None
     if chosen.forgetting_budget is not None:
         if ModelCard.load(start.path).kind == "pretrained":
-            reference = Anchor(network, dropout=True)
+            reference = ReferenceModel(model, dropout=True)
         elif pretrained is not None:
-            reference = Anchor(load_model(pretrained.path, attention=attention), dropout=True)
+            reference = ReferenceModel(load_model(pretrained.path, attention=attention), dropout=True)
         else:
             raise RefusedError(
                 "pretrained: is required for a forgetting budget where training starts from another model; give the pretrained "
                 "model too"
             )
     penalised = bool(chosen.kl_weight or chosen.l2sp_weight)
-    return Extras(
+    return TrainingVariant(
         reference=reference,
-        start=Anchor(network) if penalised else None,
+        start=ReferenceModel(model) if penalised else None,
         kl_weight=chosen.kl_weight,
         l2sp_weight=chosen.l2sp_weight,
         lora_rank=chosen.lora_rank,

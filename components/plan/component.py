@@ -18,10 +18,10 @@ def plan(
     pretrain_gpus: dsl.OutputPath(str), pretrain_node_selector: dsl.OutputPath(dict),
     pretrain_tolerations: dsl.OutputPath(list), pretrain_affinity: dsl.OutputPath(dict),
 ) -> list[dict[str, str]]:
-    """Check the whole configuration and cut it into the steps' parts; fails early, naming every problem at once.
+    """Check the whole configuration and split it by step. If there are problems, the run fails here and names all of them.
 
     Returns:
-        For each λ what its tasks read: `candidate`, `mixed` and `evaluate`, each as JSON.
+        The inputs of each candidate's tasks: `candidate`, `mixed` and `evaluate`, each as JSON.
     """
     given = dict(locals())
     from mixtune.components.plan.step import launch_with

@@ -15,8 +15,8 @@ from ..shared.running.context import COMPILED, Context
 from ..shared.runtime import launch
 from .config import PlanStep
 
-PLACE = ("pretrain_gpus", "pretrain_node_selector", "pretrain_tolerations", "pretrain_affinity")
-PLACE_INPUTS = ("gpus", "gpu_node_selector", "gpu_tolerations", "gpu_affinity", "cpu_affinity")
+PRETRAIN_PLACEMENT = ("pretrain_gpus", "pretrain_node_selector", "pretrain_tolerations", "pretrain_affinity")
+PLACEMENT_INPUTS = ("gpus", "gpu_node_selector", "gpu_tolerations", "gpu_affinity", "cpu_affinity")
 
 
 def run(
@@ -50,7 +50,7 @@ def run(
         raise RefusedError(*problems)
     cut = parts(whole, fingerprints(whole), _champion(whole.evaluate.champion, context))
     texts = {field.name: getattr(cut, field.name) for field in fields(Parts) if field.name != "candidates"}
-    contents = {name: part.to_json() for name, part in texts.items()} | _place_of_pretrain(whole, gpu)
+    contents = {name: part.to_json() for name, part in texts.items()} | _pretrain_placement(whole, gpu)
     for name, file in outputs.items():
         path = Path(file)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -80,13 +80,13 @@ def _champion(given: str | None, context: Context) -> str | None:
         )
     from ..shared.tracking.registry import version_behind
 
-    found = version_behind(client, given)
-    if found is None:
+    version = version_behind(client, given)
+    if version is None:
         context.say(f"evaluate.champion: there is no {given} yet, so nothing is compared with it")
-    return found
+    return version
 
 
-def _place_of_pretrain(whole: Config, gpu: dict[str, Any] | None) -> dict[str, str]:
+def _pretrain_placement(whole: Config, gpu: dict[str, Any] | None) -> dict[str, str]:
     """Returns the placement of `pretrain`. If it trains nothing, it requests no GPU and avoids GPU nodes."""
     wanted = gpu if gpu and whole.pretrain.trains else {}
     return {
@@ -105,8 +105,8 @@ def launch_with(given: dict[str, Any]) -> Any:
     Args:
         given: arguments of the task, by name: parameters of the run, placement of GPU tasks, and a file for each output.
     """
-    gpu = {name: given.pop(name) for name in PLACE_INPUTS}
+    gpu = {name: given.pop(name) for name in PLACEMENT_INPUTS}
     parts_of = {field.name for field in fields(Parts)}
-    outputs = {name: given[name] for name in given if name in parts_of or name.startswith(PLACE)}
+    outputs = {name: given[name] for name in given if name in parts_of or name.startswith(PRETRAIN_PLACEMENT)}
     configuration = {name: value for name, value in given.items() if name not in outputs}
     return launch("plan", PlanStep(configuration=configuration).to_json(), {}, outputs=outputs, gpu=gpu)

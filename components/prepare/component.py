@@ -13,12 +13,12 @@ def prepare(
     tokenizer_in: dsl.Input[dsl.Model] = None,
     pretraining_data: dsl.Input[dsl.Dataset] = None,
 ):
-    """Tokenise, deduplicate and split one stream of data.
+    """Tokenize, deduplicate and split the data of one stream.
 
     Args:
-        config: This stream's part of the configuration (JSON), as `plan` hands it over.
+        config: The options of this stream, as JSON; written by `plan`.
         tokenizer_in: Fine-tuning stream: the tokenizer of the pretraining stream.
-        pretraining_data: Fine-tuning stream: what the contamination check looks through.
+        pretraining_data: Fine-tuning stream: the pretraining data, for the contamination check.
     """
     from mixtune.components.shared.runtime import launch
 

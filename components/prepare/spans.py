@@ -26,7 +26,7 @@ class Question:
 
 
 @dataclass(frozen=True)
-class Window:
+class QuestionWindow:
     """A question with a part of its context.
 
     Attributes:
@@ -44,7 +44,7 @@ class Window:
     answer: tuple[int, int] | None
 
 
-def windows(encoder: Encoder, questions: Sequence[Question], what: str) -> Iterator[list[Window]]:
+def windows(encoder: Encoder, questions: Sequence[Question], what: str) -> Iterator[list[QuestionWindow]]:
     """Yields the windows of each question, in the order of its context; none if the question leaves no space for the context.
 
     Calls the tokenizer as the question-answering example of transformers does (run_qa.py): only the context is split, into
@@ -63,7 +63,7 @@ def windows(encoder: Encoder, questions: Sequence[Question], what: str) -> Itera
             progress.advance(len(batch), tokens=sum(len(window.tokens) for inside in found for window in inside))
 
 
-def _windows(encoder: Encoder, questions: Sequence[Question]) -> list[list[Window]]:
+def _windows(encoder: Encoder, questions: Sequence[Question]) -> list[list[QuestionWindow]]:
     tokenizer, max_length = encoder.tokenizer, encoder.max_length
     stride = max_length // 4
     asked, contexts = [one.question for one in questions], [one.context for one in questions]
@@ -71,7 +71,7 @@ def _windows(encoder: Encoder, questions: Sequence[Question]) -> list[list[Windo
     offsets = [_second(whole, index)[1] for index in range(len(questions))]
     # Number of answer tokens in the whole context. A window with as many contains the whole answer.
     wanted = [len(_touching(inside, one.answer)) for inside, one in zip(offsets, questions, strict=True)]
-    found: list[list[Window]] = [[] for _ in questions]
+    found: list[list[QuestionWindow]] = [[] for _ in questions]
     long = []
     for index, ids in enumerate(whole["input_ids"]):
         if len(ids) <= max_length:
@@ -97,13 +97,13 @@ def _windows(encoder: Encoder, questions: Sequence[Question]) -> list[list[Windo
     return [sorted(inside, key=lambda window: window.offsets[:1]) for inside in found]
 
 
-def _window(encoder: Encoder, encoded: BatchEncoding, index: int, question: Question, wanted: int) -> Window:
+def _window(encoder: Encoder, encoded: BatchEncoding, index: int, question: Question, wanted: int) -> QuestionWindow:
     tokens = list(encoded["input_ids"][index]) or [encoder.bos]
     first, offsets = _second(encoded, index)
     touching = _touching(offsets, question.answer)
     is_whole = bool(touching) and len(touching) == wanted
     types = encoded["token_type_ids"][index] if "token_type_ids" in encoded else []
-    return Window(
+    return QuestionWindow(
         tokens=tokens,
         context_from=first if offsets else len(tokens),
         offsets=offsets,

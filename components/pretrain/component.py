@@ -11,10 +11,10 @@ def pretrain(
     model: dsl.Output[dsl.Model],
     metrics: dsl.Output[dsl.Metrics],
 ):
-    """Bring in the base model and, where asked, train it on unlabelled text.
+    """Load the base model and, if configured, train it on unlabelled text.
 
     Args:
-        config: This step's part of the configuration (JSON), as `plan` hands it over.
+        config: The options of this step, as JSON; written by `plan`.
         data: Training split of the pretraining stream.
         tokenizer: The tokenizer that the data was prepared with.
     """

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..shared.artifacts import ArtifactLike, ModelCard
-from ..shared.checkpoints.resume import Work
+from ..shared.checkpoints.resume import TrainingJob
 from ..shared.config import SCRATCH
 from ..shared.data.prepared import DataManifest, Documents
 from ..shared.errors import RefusedError
@@ -17,7 +17,7 @@ from ..shared.running.context import Context
 from ..shared.training.loop import Result, train
 from ..shared.training.mix_weight import Constant
 from ..shared.training.saving import save_card, save_trained
-from ..shared.training.streams import PretrainStream, mix
+from ..shared.training.streams import PretrainStream, make_mix
 from .config import PretrainStep
 
 
@@ -39,9 +39,11 @@ def run(
         metrics: output, final losses and counts.
     """
     manifest = DataManifest.load(data.path)
-    words = load_tokenizer(tokenizer.path)
-    network = _base_model(config, tokenizer.path)
-    masking = Masking.of(words, config.model.mask_probability) if network.objective == "masked_lm" else None
+    loaded_tokenizer = load_tokenizer(tokenizer.path)
+    mixed_model = _base_model(config, tokenizer.path)
+    masking = (
+        Masking.of(loaded_tokenizer, config.model.mask_probability) if mixed_model.objective == "masked_lm" else None
+    )
     trains = config.pretrain.trains
     card = ModelCard(
         id="pretrained",
@@ -53,52 +55,58 @@ def run(
         mlflow_runs={"prepare pretrain": manifest.mlflow_run or ""},
     )
     if not trains:
-        _refuse_new_weights(network, config.model.base)
-        where = {"weights": _whole(config.model.base), "revision": config.model.revision}
-        save_card(words, card.model_copy(update=where), Result(), context, model, metrics)
+        _refuse_new_weights(mixed_model, config.model.base)
+        where = {"weights": _absolute(config.model.base), "revision": config.model.revision}
+        save_card(loaded_tokenizer, card.model_copy(update=where), Result(), context, model, metrics)
         return
     stream = PretrainStream(Documents(data.path, "train"), config.model.max_length, config.seed, masking)
-    what_to_read = mix(stream, None, config.pretrain.batch_size, config.model.max_length)
+    data_mix = make_mix(stream, None, config.pretrain.batch_size, config.model.max_length)
     identity = {"config": config.model_dump(mode="json"), "data": manifest.digest}
-    work = Work("pretrained", identity, Path(model.path))
+    job = TrainingJob("pretrained", identity, Path(model.path))
     result = train(
-        network, what_to_read, config.pretrain, Constant(1.0), words.pad_token_id, config.seed, context, work=work
+        mixed_model,
+        data_mix,
+        config.pretrain,
+        Constant(1.0),
+        loaded_tokenizer.pad_token_id,
+        config.seed,
+        context,
+        job=job,
     )
-    save_trained(network, words, card, result, context, model, metrics)
+    save_trained(mixed_model, loaded_tokenizer, card, result, context, model, metrics)
 
 
-def _base_model(config: PretrainStep, tokenizer: str) -> MixedModel:
-    base, asked, attention = config.model.base, config.model.objective, config.pretrain.attention
+def _base_model(config: PretrainStep, tokenizer_folder: str) -> MixedModel:
+    base, objective, attention = config.model.base, config.model.objective, config.pretrain.attention
     if base == SCRATCH:
-        length, words = config.model.max_length, load_tokenizer(tokenizer)
-        network = from_scratch(config.model.scratch, words, length, config.seed, asked or "causal_lm", attention)
-        return network
-    network = load_model(base, revision=config.model.revision, attention=attention)
-    if asked is not None and asked != network.objective:
+        length, tokenizer = config.model.max_length, load_tokenizer(tokenizer_folder)
+        return from_scratch(config.model.scratch, tokenizer, length, config.seed, objective or "causal_lm", attention)
+    model = load_model(base, revision=config.model.revision, attention=attention)
+    if objective is not None and objective != model.objective:
         raise RefusedError(
-            f"model.objective: is {asked}, but {base} is of type {network.config.model_type}, which is for "
-            f"{network.objective}; leave it out or choose another base model"
+            f"model.objective: is {objective}, but {base} is of type {model.config.model_type}, which is for "
+            f"{model.objective}; leave it out or choose another base model"
         )
-    positions = getattr(network.config.get_text_config(), "max_position_embeddings", None)
-    if positions is not None and positions - network.position_offset < config.model.max_length:
+    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if positions is not None and positions - model.position_offset < config.model.max_length:
         raise RefusedError(
-            f"model.max_length: is {config.model.max_length}, but {base} has only {positions - network.position_offset}"
+            f"model.max_length: is {config.model.max_length}, but {base} has only {positions - model.position_offset}"
         )
     # Pretraining uses text only; a head of the base model belongs to another task.
-    network.task, network.kind, network.labels = None, None, None
-    return network
+    model.task, model.kind, model.labels = None, None, None
+    return model
 
 
-def _refuse_new_weights(network: MixedModel, base: str) -> None:
+def _refuse_new_weights(model: MixedModel, base: str) -> None:
     """Refuses a model without a trained LM head: its forgetting cannot be measured."""
-    if network.new_weights:
+    if model.new_weights:
         raise RefusedError(
-            f"pretrain.steps: is 0, but {base} has no trained language-model head ({network.new_weights[0]} is missing), so "
+            f"pretrain.steps: is 0, but {base} has no trained language-model head ({model.new_weights[0]} is missing), so "
             "that forgetting could not be measured; train it for some steps"
         )
 
 
-def _whole(base: str) -> str:
+def _absolute(base: str) -> str:
     """Returns a name of the base model that later steps can resolve."""
     return str(Path(base).absolute()) if Path(base).is_dir() else base
 

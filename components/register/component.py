@@ -11,13 +11,13 @@ def register(
     comparison: dsl.Input[dsl.Artifact],
     model: dsl.Output[dsl.Model],
 ):
-    """Put the selected model into the MLflow model registry.
+    """Register the selected model in the MLflow model registry.
 
     Args:
-        config: This step's part of the configuration (JSON), as `plan` hands it over.
-        selected: The selected model.
-        other: The fine-tuned model, where the selected candidate is an interpolation; else not read.
-        comparison: The comparison, whose report goes along.
+        config: The options of this step, as JSON; written by `plan`.
+        selected: The selected model; the pretrained model, if the selected candidate is interpolated.
+        other: The fine-tuned model, if the selected candidate is interpolated; not read otherwise.
+        comparison: The comparison. Its report is stored with the model.
     """
     from mixtune.components.shared.runtime import launch
 

@@ -36,7 +36,7 @@ def run(
         model: output. An interpolated model is written here; other models stay in their folders.
     """
     report = read_json(Path(comparison.path) / "report.json", "a comparison made by mixtune")
-    candidate = next(one for one in report["candidates"] if one["id"] == report["selected"])
+    candidate = next(entry for entry in report["candidates"] if entry["id"] == report["selected"])
     folder = Path(selected.path)
     if candidate["kind"] == "interpolated":
         folder = Path(model.path)
@@ -73,11 +73,11 @@ def _write_interpolated(alpha: float, candidate_id: str, pretrained: str, finetu
     from ..shared.model.loading import interpolate
     from ..shared.model.tokenizer import load_tokenizer
 
-    network = interpolate(pretrained, finetuned, alpha)
+    model = interpolate(pretrained, finetuned, alpha)
     folder = Path(target)
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    network.save(folder, load_tokenizer(finetuned))
+    model.save(folder, load_tokenizer(finetuned))
     card = ModelCard.load(finetuned)
     card.model_copy(
         update={

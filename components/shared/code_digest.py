@@ -18,6 +18,9 @@ TRAINING = (
     "shared/data",
     "shared/model",
     "shared/task_kinds.py",
+    "shared/third_party/accelerate.py",
+    "shared/third_party/torch.py",
+    "shared/third_party/transformers.py",
     "shared/training",
 )
 """Files and packages below `components/` that the result of a training depends on. Part of a checkpoint's key."""

@@ -66,8 +66,8 @@ def cannot_be_written(error: OSError) -> str | None:
     number, what, where = error.errno, error.strerror or "", error.filename
     if isinstance(error, shutil.Error) and isinstance(error.args[0], list):
         _, where, text = error.args[0][0]  # shutil.copytree raises one tuple for each file
-        found = re.match(r"\[Errno (\d+)\] ([^:]*)", str(text))
-        number, what = (int(found[1]), found[2]) if found else (None, "")
+        match = re.match(r"\[Errno (\d+)\] ([^:]*)", str(text))
+        number, what = (int(match[1]), match[2]) if match else (None, "")
     if number not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
         return None
     return f"{where or 'the output'}: cannot be written ({what.lower()}); make room, or choose another place, and run again"

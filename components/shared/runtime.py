@@ -71,7 +71,7 @@ def launch(
     given = _given(step, config, artifacts, parameters)
     with _own_log(step, config, artifacts, parameters) as (title, log):
         tracker = Tracker.off()
-        asides: Asides | None = None
+        staged: StagedOutputs | None = None
         note_progress(title)
         try:
             _raise_on_sigterm()
@@ -88,27 +88,27 @@ def launch(
                     pick_device()  # fail before loading anything if the requested GPUs are missing
                 tracker.log_params(parsed.model_dump(mode="json"))
                 context = Context(title=title, tracker=tracker, run_id=run_id, quiet=not is_main())
-                asides = Asides(step, artifacts, clean=is_main())
+                staged = StagedOutputs(step, artifacts, clean=is_main())
                 count = num_processes(step, parsed)
                 module = importlib.import_module(f"{package}.{step}.step") if count == 1 else None
             value = missed = None
             if module is None:
-                run_in_processes(count, step, parsed, context, asides.artifacts, parameters)
+                run_in_processes(count, step, parsed, context, staged.artifacts, parameters)
             else:
                 try:
-                    value = module.run(parsed, context=context, **asides.artifacts, **parameters)
+                    value = module.run(parsed, context=context, **staged.artifacts, **parameters)
                 except GateNotMetError as error:
                     missed = error
             if is_main():
                 for name in ("metrics", "classification"):
-                    _write_metrics(asides.artifacts.get(name))
-                asides.publish()
+                    _write_metrics(staged.artifacts.get(name))
+                staged.publish()
             if missed:
                 raise missed
         except BaseException as error:
             signal.setitimer(signal.ITIMER_REAL, 0)  # SIGTERM was handled; do not interrupt the cleanup
-            if asides and is_main():
-                asides.discard()  # frees space for the record if the disk is full
+            if staged and is_main():
+                staged.discard()  # frees space for the record if the disk is full
             outcome = _outcome_of(error, title, log, time.monotonic() - started, tracker.run_id)
             outcome = outcome.model_copy(update={"given": given})
             if isinstance(error, GateNotMetError):
@@ -134,7 +134,7 @@ def launch(
         return value
 
 
-class Asides:
+class StagedOutputs:
     """Redirects a step's outputs to temporary paths and moves them to their final paths when the step succeeds.
 
     An output is therefore complete or does not exist, whenever the step is killed. An earlier output stays until then.
@@ -156,29 +156,29 @@ class Asides:
             if output is None:
                 continue
             target = Path(output.path)
-            aside = target.with_name(f"{target.name}.part")
-            self._pairs.append((aside, target))
-            self.artifacts[name] = Artifact(str(aside), output.uri, output.metadata)
+            part = target.with_name(f"{target.name}.part")
+            self._pairs.append((part, target))
+            self.artifacts[name] = Artifact(str(part), output.uri, output.metadata)
             if clean:
-                _remove(aside)
+                _remove(part)
 
     def publish(self) -> None:
         """Moves all outputs to their final paths."""
-        for aside, target in self._pairs:
-            if not aside.exists():
+        for part, target in self._pairs:
+            if not part.exists():
                 continue
             before = target.with_name(f"{target.name}.before")
             _remove(before)
             if target.exists():
                 target.rename(before)
-            aside.rename(target)
+            part.rename(target)
             _remove(before)
 
     def discard(self) -> None:
         """Removes unpublished outputs. Errors of the file system are ignored."""
-        for aside, _ in self._pairs:
+        for part, _ in self._pairs:
             with contextlib.suppress(OSError):
-                _remove(aside)
+                _remove(part)
 
 
 def _remove(path: Path) -> None:

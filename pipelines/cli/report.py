@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mixtune.components.compare.names import metric_name
-from mixtune.components.compare.report.several import Run, gate_words, name_runs, read_report, write
+from mixtune.components.compare.report.several import RunReport, gate_words, name_runs, read_report, write
 from mixtune.components.shared.errors import RefusedError
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def report_and_show(places: Sequence[str], output: Path) -> None:
     console.print(Text(f"\nreport  {output / 'report.html'}"))
 
 
-def read_runs(places: Sequence[str]) -> list[Run]:
+def read_runs(places: Sequence[str]) -> list[RunReport]:
     """The reports of runs.
 
     Raises:

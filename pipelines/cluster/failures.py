@@ -10,7 +10,7 @@ from mixtune.components.shared.errors import MixtuneError
 
 from .api import Api
 from .pods import RunOnCluster, last_message
-from .tasks import Failure, Run
+from .tasks import Failure, RunTree
 
 LONGEST = 600
 _ENDED = re.compile(r"(?:(?P<container>[\w-]+): )?(?P<reason>\w+) \(exit code \d+\)(?:: (?P<text>.*))?", re.DOTALL)
@@ -19,7 +19,7 @@ _PROGRESS = re.compile(r".*: \d+/\d+ \w+.*, \d+ s(?: left)?")
 _FRAME = re.compile(r"[IWEF]\d{4} \S+ .*?\] ?(?P<text>.*)|time=\S+ level=\S+ .*|\[KFP Executor.*")
 
 
-def sentences(run: Run, api: Api, run_id: str, cluster: RunOnCluster) -> list[str]:
+def sentences(run: RunTree, api: Api, run_id: str, cluster: RunOnCluster) -> list[str]:
     """Returns a sentence about the first failed task and its reason; an empty list if no task failed.
 
     Args:
@@ -41,7 +41,7 @@ def sentences(run: Run, api: Api, run_id: str, cluster: RunOnCluster) -> list[st
     return [f"{name}: {reason}{also}"]
 
 
-def reason_of(failure: Failure, run: Run, api: Api, run_id: str, cluster: RunOnCluster) -> str:
+def reason_of(failure: Failure, run: RunTree, api: Api, run_id: str, cluster: RunOnCluster) -> str:
     """Returns the reason of a failure, from Argo, from the pod or from its log; empty if none of them has one."""
     if reason := from_argo(failure.message):
         return _shortened(reason)

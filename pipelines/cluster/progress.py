@@ -13,7 +13,7 @@ import kfp_server_api as kfp_api
 from ..titles import TRAINING, step_of_task
 from .pods import PodState
 from .slow import Say
-from .tasks import Node, Run, Task, nodes_of_run, stopped_at
+from .tasks import Node, RunTree, TaskStatus, nodes_of_run, stopped_at
 from .tracked import Attempt, TrackedRun
 
 TRAINING_SECONDS = 60.0
@@ -33,14 +33,14 @@ def line(title: str, text: str) -> str:
     return f"  {title:<28} {text}"
 
 
-def tree_of(run: kfp_api.V2beta1Run, nodes: list[Node] | None = None) -> Run:
+def tree_of(run: kfp_api.V2beta1Run, nodes: list[Node] | None = None) -> RunTree:
     """Returns the tasks of a run.
 
     Args:
         nodes: nodes of Argo's workflow, if it could be read; otherwise KFP's task details are used.
     """
     values = (run.runtime_config.parameters if run.runtime_config else None) or {}
-    return Run(nodes or nodes_of_run(run), _candidates(values), _alone(run, values), stopped_at(run))
+    return RunTree(nodes or nodes_of_run(run), _candidates(values), _alone(run, values), stopped_at(run))
 
 
 def is_alone(run: kfp_api.V2beta1Run) -> bool:
@@ -71,7 +71,7 @@ def _alone(run: kfp_api.V2beta1Run, values: Mapping[str, Any]) -> str | None:
     return "" if "config" in values else None
 
 
-class Progress:
+class RunProgress:
     """Shows changes since the last call.
 
     Args:
@@ -86,7 +86,9 @@ class Progress:
         self._reasons: dict[str, str] = {}
         self._lines: dict[str, tuple[float, str]] = {}
 
-    def show(self, run: Run, pods: Sequence[PodState] = (), look_with: str = "", ended: str = "") -> dict[str, Task]:
+    def show(
+        self, run: RunTree, pods: Sequence[PodState] = (), look_with: str = "", ended: str = ""
+    ) -> dict[str, TaskStatus]:
         """Shows tasks that changed, reasons why tasks are pending or were killed, and running trainings.
 
         Args:
@@ -107,7 +109,7 @@ class Progress:
             if pod.killed:
                 self._tell_once(f"{title}, {pod.about}", pod.about, title, pod.reason)
             elif not ended:
-                task = tasks.get(title, Task(title, "pending"))
+                task = tasks.get(title, TaskStatus(title, "pending"))
                 tasks[title] = replace(task, state="pending", since=pod.since, message=pod.reason, about=pod.about)
         for task in tasks.values():
             self._show_task(task, look_with, ended)
@@ -115,7 +117,7 @@ class Progress:
             self._show_trainings(tasks, attempts)
         return tasks
 
-    def _show_task(self, task: Task, look_with: str, ended: str) -> None:
+    def _show_task(self, task: TaskStatus, look_with: str, ended: str) -> None:
         if ended == "SUCCEEDED" and task.state in ("running", "pending"):
             # KFP never updates the last tasks of a large workflow.
             task = replace(task, state="done", ended=None)
@@ -136,7 +138,7 @@ class Progress:
             self._reasons[key] = about
             self._tell(line(title, text))
 
-    def _show_trainings(self, tasks: Mapping[str, Task], attempts: Mapping[str, Attempt]) -> None:
+    def _show_trainings(self, tasks: Mapping[str, TaskStatus], attempts: Mapping[str, Attempt]) -> None:
         for title, attempt in attempts.items():
             task = tasks.get(title)
             if task is None or task.state != "running" or attempt.status != "RUNNING" or not TRAINING.fullmatch(title):
@@ -150,7 +152,7 @@ class Progress:
             self._lines[title] = (time.monotonic(), text or before)
 
 
-def _with_attempt(task: Task, attempt: Attempt | None) -> Task:
+def _with_attempt(task: TaskStatus, attempt: Attempt | None) -> TaskStatus:
     """Updates KFP's state of a task with MLflow's record of it."""
     if attempt is None or task.state not in ("pending", "running") or _before(attempt.started, task.started):
         return task
@@ -161,12 +163,12 @@ def _with_attempt(task: Task, attempt: Attempt | None) -> Task:
     return task
 
 
-def _from_attempt(attempt: Attempt) -> Task | None:
+def _from_attempt(attempt: Attempt) -> TaskStatus | None:
     if attempt.status == "RUNNING":
-        return Task(attempt.title, "running", started=attempt.started)
+        return TaskStatus(attempt.title, "running", started=attempt.started)
     now = datetime.datetime.now(datetime.UTC)
     if attempt.status == "FINISHED" and attempt.ended and (now - attempt.ended).total_seconds() >= LATE_SECONDS:
-        return Task(attempt.title, "done", started=attempt.started, ended=attempt.ended)
+        return TaskStatus(attempt.title, "done", started=attempt.started, ended=attempt.ended)
     return None
 
 

@@ -49,7 +49,7 @@ class Node:
 
 
 @dataclass(frozen=True)
-class Task:
+class TaskStatus:
     """A task of the package.
 
     Attributes:
@@ -98,7 +98,7 @@ class Failure:
 
 
 @dataclass
-class Run:
+class RunTree:
     """The tree of nodes of a run, with full names.
 
     Args:
@@ -139,7 +139,7 @@ class Run:
             return title_of(task, self.candidates[index] if index < len(self.candidates) else f"candidate {index + 1}")
         return None
 
-    def tasks(self) -> dict[str, Task]:
+    def tasks(self) -> dict[str, TaskStatus]:
         """Returns the tasks that have started, by title, in the order of their start."""
         found = []
         for path, node in self._by_path.items():
@@ -151,7 +151,7 @@ class Run:
         found.sort(key=lambda task: (_moment(task.started), _moment(task.ended), task.title))
         return {task.title: task for task in found}
 
-    def _task(self, title: str, path: str, node: Node) -> Task:
+    def _task(self, title: str, path: str, node: Node) -> TaskStatus:
         words: dict[str, State] = {
             "PENDING": "running", "RUNNING": "running", "SUCCEEDED": "done", "FAILED": "failed", "SKIPPED": "skipped",
             "CANCELED": "stopped", "CACHED": "cached",
@@ -163,7 +163,7 @@ class Run:
             state = "stopped"
         if state == "running" and (waiting := self._waiting(path)):
             state, since, message = "pending", waiting.started, waiting.message
-        return Task(title, state, path, node.started, node.ended, since, message)
+        return TaskStatus(title, state, path, node.started, node.ended, since, message)
 
     def _waiting(self, path: str) -> Node | None:
         """Returns the pod of a running task if the pod has not started.

@@ -12,12 +12,12 @@ from .api import Api
 from .failures import sentences
 from .kubernetes_api import SINGLE_USER_NAMESPACE
 from .pods import RunOnCluster
-from .progress import Progress, tree_of
+from .progress import RunProgress, tree_of
 from .records import Ended
 from .results import result_of
 from .runs import get_run
 from .slow import Say
-from .tasks import Task
+from .tasks import TaskStatus
 
 ENDED = frozenset({"SUCCEEDED", "FAILED", "SKIPPED", "CANCELED"})
 POLL_SECONDS = 10.0
@@ -72,7 +72,7 @@ def wait_for(
         UnreachableError: if KFP or MLflow does not answer for long.
         RefusedError: if there is no such run.
     """
-    progress = Progress(run_id, tell)
+    progress = RunProgress(run_id, tell)
     cluster = RunOnCluster(
         api.connection.namespace or api.connection.pod_namespace or SINGLE_USER_NAMESPACE, run_id, tell
     )
@@ -100,7 +100,7 @@ def wait_for(
         time.sleep(POLL_SECONDS if left is None else min(POLL_SECONDS, max(left, 0.05)))
 
 
-def _refuse_pending(tasks: Iterable[Task], limit: float, api: Api, run_id: str, cluster: RunOnCluster) -> None:
+def _refuse_pending(tasks: Iterable[TaskStatus], limit: float, api: Api, run_id: str, cluster: RunOnCluster) -> None:
     for task in tasks:
         seconds = task.pending_seconds
         if seconds is not None and seconds >= limit:

@@ -32,19 +32,19 @@ def run(spec_file: Path) -> None:
 
 def _run_pipeline(spec: dict[str, Any], servers: StepServers | None) -> None:
     from kfp import local  # after the servers have started, which import other packages meanwhile
-    from kfp.local import subprocess_task_handler
 
     from mixtune.components.config import load
 
     from ..pipeline import make_pipeline
     from ..placement import Placer
+    from ..third_party.kfp import run_commands_with
 
     # The runner logs cached tasks only at this level.
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     runner: Any = local.SubprocessRunner(use_venv=False)
     in_images = None
     if servers is not None:
-        subprocess_task_handler.run_local_subprocess = servers.run
+        run_commands_with(servers.run)
     if spec["containers"]:
         from ..images import images
         from .containers import docker_runner

@@ -2,8 +2,8 @@
 
 The containers run without root, without capabilities and with a read-only file system. The output folder and the local paths in
 the configuration are mounted at the same paths as outside. KFP's runner ignores a container's exit status, treats a container
-that ends very quickly as successful and stops no containers when it is stopped itself. `Keeper.run_container` therefore
-replaces its innermost function.
+that ends very quickly as successful and stops no containers when it is stopped itself. `ContainerRunner.run_container`
+therefore replaces its innermost function (`third_party/kfp.py`).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from mixtune.components.config import Config
-from mixtune.components.shared.checkpoints.store import PLACE, folder_of, is_url
+from mixtune.components.shared.checkpoints.store import CHECKPOINT_DIR, folder_of, is_url
 from mixtune.components.shared.config import EMBEDDED
 from mixtune.components.shared.data.sources import HUB, named_sources
 from mixtune.components.shared.errors import RefusedError, UnreachableError, first_line
@@ -30,6 +30,7 @@ from mixtune.components.shared.running.context import started_titles
 from mixtune.components.shared.runtime import STEPS
 
 from ..images import Images, images, source_digest
+from ..third_party.kfp import run_containers_with
 
 if TYPE_CHECKING:
     from docker.models.containers import Container
@@ -165,7 +166,7 @@ def engine() -> Iterator[DockerClient]:
 
 
 @dataclass
-class Keeper:
+class ContainerRunner:
     """Runs and tracks the containers of a run for KFP.
 
     Attributes:
@@ -251,11 +252,10 @@ def docker_runner(spec: Mapping[str, Any], run: str, progress: Path, outcomes: P
     """
     from docker.types import Mount
     from kfp import local
-    from kfp.local import docker_task_handler
 
-    keeper = Keeper(run, spec["output"], spec["memory"], progress, outcomes)
-    docker_task_handler.run_docker_container = keeper.run_container
-    signal.signal(signal.SIGTERM, keeper.stop)
+    container_runner = ContainerRunner(run, spec["output"], spec["memory"], progress, outcomes)
+    run_containers_with(container_runner.run_container)
+    signal.signal(signal.SIGTERM, container_runner.stop)
     with engine() as client:
         # Remove containers of an earlier run in this folder that was killed without cleanup.
         _end(client, f"mixtune.output={spec['output']}", 0)
@@ -334,7 +334,7 @@ def _fixed_part(pattern: str) -> Path:
 def _written(environment: Mapping[str, str]) -> list[str]:
     """Returns the folders outside of the output folder that the steps write to."""
     paths = []
-    place = environment.get(PLACE, "")
+    place = environment.get(CHECKPOINT_DIR, "")
     if place and not is_url(place):
         paths.append(folder_of(place))
     uri = environment.get("MLFLOW_TRACKING_URI", "")

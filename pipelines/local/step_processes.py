@@ -106,9 +106,9 @@ class StepServers:
         """Runs a task's command and returns its exit status. Replaces `run_local_subprocess` of KFP's local runner."""
         # Imported late, so that the light server starts before this process imports KFP.
         from ..placement import NEVER_CACHED
+        from ..third_party.kfp import parts_of_command
 
-        # sh -c SCRIPT SOURCE --executor_input JSON --function_to_execute STEP
-        source, arguments = full_command[3], full_command[4:]
+        source, arguments = parts_of_command(full_command)
         step = arguments[arguments.index("--function_to_execute") + 1]
         with self._lock:
             if self._torch is None and step not in NEVER_CACHED:

@@ -25,10 +25,10 @@ from transformers import PreTrainedTokenizerFast, PrinterCallback, Trainer, Trai
 from mixtune.components.shared.config import Training
 from mixtune.components.shared.data.prepared import Documents
 from mixtune.components.shared.model.mixed_model import MixedModel
-from mixtune.components.shared.running.context import Context, Progress
+from mixtune.components.shared.running.context import Context, ProgressCounter
 from mixtune.components.shared.training.loop import train
 from mixtune.components.shared.training.mix_weight import Constant, MixWeight, Pooled
-from mixtune.components.shared.training.streams import FinetuneStream, PretrainStream, mix
+from mixtune.components.shared.training.streams import FinetuneStream, PretrainStream, make_mix
 
 from .workload import (
     LEARNING_RATE,
@@ -159,7 +159,7 @@ def _run(contender: Contender, pipe: Connection) -> None:
         contender.loop(Gate(pipe))
 
 
-class _GatedProgress(Progress):
+class _GatedProgress(ProgressCounter):
     def __init__(self, gate: Gate) -> None:
         super().__init__("benchmark", MAX_STEPS, "steps", quiet=True)
         self._gate = gate
@@ -177,7 +177,7 @@ class _GatedContext(Context):
         self.tracker.log_metrics = lambda values, step=None: gate.losses.append(float(values["loss"] or 0))  # type: ignore[method-assign,assignment]
 
     @contextlib.contextmanager
-    def progress(self, total: int, unit: str, what: str = "", done: int = 0) -> Iterator[Progress]:  # type: ignore[override]
+    def progress(self, total: int, unit: str, what: str = "", done: int = 0) -> Iterator[ProgressCounter]:  # type: ignore[override]
         yield _GatedProgress(self._gate)
 
 
@@ -205,7 +205,7 @@ class Mixtune(Contender):
         if self.data is not None:
             text = PretrainStream(Documents(self.data / "pretrain", "train"), self.size.max_length, 0)
             labelled = FinetuneStream(Documents(self.data / "finetune", "train"), 0, "generation")
-            read = mix(text, labelled, 16, self.size.max_length, 0.4)
+            read = make_mix(text, labelled, 16, self.size.max_length, 0.4)
             gate.tokens_per_step = read.mean_tokens
         training = Training(
             steps=MAX_STEPS,

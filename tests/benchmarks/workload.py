@@ -27,7 +27,7 @@ class Size:
 
     Attributes:
         examples: labelled examples in a step: a prompt and a label of one to three tokens.
-        windows: texts in a step, each of `window` tokens: what `streams.mix` makes of a replay share of a third.
+        windows: texts in a step, each of `window` tokens: what `streams.make_mix` makes of a replay share of a third.
         max_length: of a packed row, in tokens.
     """
 

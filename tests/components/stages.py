@@ -6,7 +6,7 @@ from pathlib import Path
 
 from mixtune.components.finetune.config import Finetune, FinetuneStep
 from mixtune.components.finetune.step import run as run_finetune
-from mixtune.components.mixed.config import Candidate, MixedStep, MixedTraining
+from mixtune.components.mixed.config import MixedCandidate, MixedStep, MixedTraining
 from mixtune.components.mixed.step import run as run_mixed
 from mixtune.components.pretrain.config import Pretrain, PretrainStep
 from mixtune.components.pretrain.step import run as run_pretrain
@@ -56,7 +56,7 @@ class Stages:
 
     def mixed(
         self,
-        weight: float | Candidate,
+        weight: float | MixedCandidate,
         start: str = "pretrained",
         folder: str = "pretrained",
         pretrained: str | None = None,
@@ -70,7 +70,9 @@ class Stages:
             folder: the one that is given.
             pretrained: the model that forgetting is measured against.
         """
-        candidate = weight if isinstance(weight, Candidate) else Candidate(id=f"mixed-{weight:g}", mix_weight=weight)
+        candidate = (
+            weight if isinstance(weight, MixedCandidate) else MixedCandidate(id=f"mixed-{weight:g}", mix_weight=weight)
+        )
         training = MixedTraining.model_validate(OPTIONS | {"start": start} | options)
         config = MixedStep(seed=0, max_length=32, mixed=training)
         run_mixed(

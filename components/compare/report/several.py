@@ -31,7 +31,7 @@ UNPAIRED = (
 
 
 @dataclass(frozen=True)
-class Run:
+class RunReport:
     """The report of one run.
 
     Attributes:
@@ -82,7 +82,7 @@ def read_report(file: Path, place: str) -> dict[str, Any]:
     return report
 
 
-def name_runs(reports: Sequence[tuple[str, dict[str, Any]]]) -> list[Run]:
+def name_runs(reports: Sequence[tuple[str, dict[str, Any]]]) -> list[RunReport]:
     """Names runs by their own name, or by place if names are not unique. Two runs from one place are the same run.
 
     Args:
@@ -97,12 +97,12 @@ def name_runs(reports: Sequence[tuple[str, dict[str, Any]]]) -> list[Run]:
         raise RefusedError(*(f"{place}: was given twice; give each run once" for place in twice))
     names = [str(report["name"]) for _, report in reports]
     return [
-        Run(name if names.count(name) == 1 else f"{name} ({place})", place, report)
+        RunReport(name if names.count(name) == 1 else f"{name} ({place})", place, report)
         for name, (place, report) in zip(names, reports, strict=True)
     ]
 
 
-def not_comparable(runs: Sequence[Run]) -> list[str]:
+def not_comparable(runs: Sequence[RunReport]) -> list[str]:
     """Returns a sentence for each pair of runs that is not fully comparable."""
     sentences = []
     for one, other in combinations(runs, 2):
@@ -134,12 +134,12 @@ def not_comparable(runs: Sequence[Run]) -> list[str]:
     return sentences
 
 
-def join(runs: Sequence[Run]) -> dict[str, Any]:
+def join(runs: Sequence[RunReport]) -> dict[str, Any]:
     """Returns the content of report.json over several runs.
 
     Runs that were evaluated on the same text and the same examples form a group, which has its own Pareto front.
     """
-    groups: dict[Any, list[Run]] = {}
+    groups: dict[Any, list[RunReport]] = {}
     for run in runs:
         groups.setdefault((run.examples, run.text), []).append(run)
     rows = [_row(run, row) for run in runs for row in run.report["candidates"]]
@@ -180,7 +180,7 @@ def join(runs: Sequence[Run]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _row(run: Run, row: Mapping[str, Any]) -> dict[str, Any]:
+def _row(run: RunReport, row: Mapping[str, Any]) -> dict[str, Any]:
     checks = run.report["gate"].get("checks", {}).get(row["id"])
     return {
         "run": run.name,
@@ -230,7 +230,7 @@ def pictures(joined: Mapping[str, Any]) -> dict[str, tuple[list[str], Picture]]:
     return found
 
 
-def write(runs: Sequence[Run], folder: Path) -> dict[str, Any]:
+def write(runs: Sequence[RunReport], folder: Path) -> dict[str, Any]:
     """Writes report.html, report.md, the figures and, last, report.json.
 
     Returns:

@@ -7,25 +7,25 @@ import contextlib
 from .store import folder_of, is_url, read_note, remove
 
 
-def clear_finished(place: str, run_id: str) -> int:
+def clear_finished(checkpoint_dir: str, run_id: str) -> int:
     """Deletes the checkpoints of all trainings that a run finished. Their results are stored elsewhere by then.
 
     Args:
-        place: value of MIXTUNE_CHECKPOINT_DIR, a folder or an fsspec URL.
+        checkpoint_dir: value of MIXTUNE_CHECKPOINT_DIR, a folder or an fsspec URL.
 
     Returns:
         The number of trainings whose checkpoints were deleted.
     """
-    if is_url(place):
+    if is_url(checkpoint_dir):
         from .remote import clear_finished_at
 
-        return clear_finished_at(place, run_id)
-    root = folder_of(place)
-    found = [file.parent for file in root.glob("*/finished.json") if (read_note(file) or {}).get("run") == run_id]
-    for left in found:
+        return clear_finished_at(checkpoint_dir, run_id)
+    root = folder_of(checkpoint_dir)
+    folders = [file.parent for file in root.glob("*/finished.json") if (read_note(file) or {}).get("run") == run_id]
+    for folder in folders:
         # Delete finished.json last: if this is interrupted, the next call finds the folder again.
-        for path in sorted(left.iterdir(), key=lambda path: path.name == "finished.json"):
+        for path in sorted(folder.iterdir(), key=lambda path: path.name == "finished.json"):
             remove(path)
         with contextlib.suppress(OSError):
-            left.rmdir()
-    return len(found)
+            folder.rmdir()
+    return len(folders)

@@ -15,45 +15,40 @@ import torch
 from ..code_digest import TRAINING, code_digest
 from ..model.mixed_model import MixedModel
 from ..running.context import Context
-from .resume import Work
-from .store import PLACE, Checkpoints, folder_of, is_url
+from .resume import TrainingJob
+from .store import CHECKPOINT_DIR, CheckpointStore, folder_of, is_url
 
-SAME_SIGNAL_SECONDS = 2.0
-FLUSH_SECONDS = 20.0
-_ADAM_STATES = 2  # first and second moment of every trained weight
-
-
-NO_PART_OF_IT = frozenset({"checkpoint_minutes", "checkpoint_steps"})
+NOT_IN_KEY = frozenset({"checkpoint_minutes", "checkpoint_steps"})
 
 
 def find_store(
-    work: Work | None, model: MixedModel, others: list[MixedModel], layout: Mapping[str, Any], context: Context
-) -> Checkpoints | None:
+    job: TrainingJob | None, model: MixedModel, others: list[MixedModel], layout: Mapping[str, Any], context: Context
+) -> CheckpointStore | None:
     """Returns the checkpoint store of a training, in MIXTUNE_CHECKPOINT_DIR (a folder or an fsspec URL).
 
     Args:
-        work: the training's title and identity; None disables checkpoints.
+        job: the training's title and identity; None disables checkpoints.
         model: the model before training.
         others: further models that the training reads.
         layout: number of processes, device and precision, which affect rounding.
     """
-    root = os.environ.get(PLACE, "")
-    if work is None or not root:
-        if work is not None:
-            context.say(f"{work.title}: no checkpoints are kept inside the training, since {PLACE} is not set")
+    root = os.environ.get(CHECKPOINT_DIR, "")
+    if job is None or not root:
+        if job is not None:
+            context.say(f"{job.title}: no checkpoints are kept inside the training, since {CHECKPOINT_DIR} is not set")
         return None
-    key = content_key({**work.identity, **layout}, [model, *others])
-    name = f"{re.sub(r'[^A-Za-z0-9.+-]', '_', work.title)}-{key[:16]}"
+    key = content_key({**job.identity, **layout}, [model, *others])
+    name = f"{re.sub(r'[^A-Za-z0-9.+-]', '_', job.title)}-{key[:16]}"
     if is_url(root):
-        from .remote import RemoteCheckpoints
+        from .remote import RemoteCheckpointStore
 
-        return RemoteCheckpoints(f"{root.rstrip('/')}/{name}", key, context.say)
-    return Checkpoints(folder_of(root) / name, key, context.say)
+        return RemoteCheckpointStore(f"{root.rstrip('/')}/{name}", key, context.say)
+    return CheckpointStore(folder_of(root) / name, key, context.say)
 
 
 def content_key(identity: Mapping[str, Any], models: list[MixedModel]) -> str:
     """Returns the SHA-256 of everything that a training's result depends on: settings, data, models, code and libraries."""
-    digest = hashlib.sha256(json.dumps(_without(NO_PART_OF_IT, identity), sort_keys=True, default=str).encode())
+    digest = hashlib.sha256(json.dumps(_without(NOT_IN_KEY, identity), sort_keys=True, default=str).encode())
     digest.update(code_digest(TRAINING).encode())
     for package in ("torch", "transformers", "accelerate", "peft", "numpy"):
         digest.update(f"{package}=={version(package)}".encode())

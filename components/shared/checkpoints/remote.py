@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 import fsspec
 
 from ..errors import MixtuneError, first_line
-from .store import KEPT, Checkpoint, Checkpoints, Say, describe_holder, holder, what_is_wrong
+from .store import NUM_KEPT, Checkpoint, CheckpointStore, Say, describe_holder, find_defect, holder
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -50,13 +50,13 @@ def open_url(url: str) -> tuple[Any, str]:
     return files, path.rstrip("/")
 
 
-class RemoteCheckpoints(Checkpoints):
+class RemoteCheckpointStore(CheckpointStore):
     """Checkpoints with a copy at a URL. A later attempt resumes from that copy.
 
     Args:
         url: URL of this training's folder.
-        key: see `Checkpoints`.
-        say: see `Checkpoints`.
+        key: see `CheckpointStore`.
+        say: see `CheckpointStore`.
     """
 
     def __init__(self, url: str, key: str, say: Say) -> None:
@@ -74,7 +74,7 @@ class RemoteCheckpoints(Checkpoints):
         self._pending: Path | None = None
         self._changed = threading.Condition()
 
-    def make_place(self) -> None:
+    def make_folder(self) -> None:
         """Checks that the URL is writable.
 
         Raises:
@@ -115,7 +115,7 @@ class RemoteCheckpoints(Checkpoints):
         for older in range(max(1, taken - 3), taken):
             with contextlib.suppress(Exception):
                 self._files.rm_file(self._lease_path(older))
-        self._threads = [threading.Thread(target=work, daemon=True) for work in (self._keep_lease, self._send)]
+        self._threads = [threading.Thread(target=target, daemon=True) for target in (self._keep_lease, self._send)]
         for thread in self._threads:
             thread.start()
         return True
@@ -135,13 +135,13 @@ class RemoteCheckpoints(Checkpoints):
             with contextlib.suppress(Exception):  # the lease then expires
                 self._files.pipe_file(self._lease_path(self._lease), self._lease_text(released=True))
         self._lease = 0
-        shutil.rmtree(self.place, ignore_errors=True)
+        shutil.rmtree(self.folder, ignore_errors=True)
 
     def save(self, step: int, tensors: Mapping[str, dict[str, Tensor]], state: Mapping[str, Any]) -> Path:
         """Saves a checkpoint locally and schedules its upload.
 
         Raises:
-            MixtuneError: see `Checkpoints.save`; also if another run has taken over the training.
+            MixtuneError: see `CheckpointStore.save`; also if another run has taken over the training.
         """
         if self._lost is not None:
             raise MixtuneError(f"checkpoints: {self._lost} has taken over this training; this one ends")
@@ -154,12 +154,12 @@ class RemoteCheckpoints(Checkpoints):
     def newest(self) -> Checkpoint | None:
         """Downloads the newest complete checkpoint."""
         for name in self._pointer():
-            folder = self.place / name
+            folder = self.folder / name
             folder.mkdir(parents=True, exist_ok=True)
             try:
                 for path in self._files.ls(f"{self._root}/{name}", detail=False):
                     self._files.get_file(path, str(folder / path.rsplit("/", 1)[1]))
-                reason = what_is_wrong(folder, self.key)
+                reason = find_defect(folder, self.key)
             except FileNotFoundError:
                 reason = "it is missing"
             except Exception as error:
@@ -181,7 +181,7 @@ class RemoteCheckpoints(Checkpoints):
             self._say(f"checkpoints: the last one could not be sent to {self.url} within {seconds:.0f} s")
 
     def finish(self) -> None:
-        """See `Checkpoints.finish`."""
+        """See `CheckpointStore.finish`."""
         with contextlib.suppress(Exception):  # only saves space
             self._files.pipe_file(f"{self._root}/finished.json", json.dumps(holder()).encode())
         self.release()
@@ -213,11 +213,11 @@ class RemoteCheckpoints(Checkpoints):
         if number != self._lease:
             self._lost = describe_holder(self._last_lease()[1])
             return
-        kept = [folder.name, *before][:KEPT]
-        self._files.pipe_file(f"{self._root}/newest.json", json.dumps(kept).encode())
+        names = [folder.name, *before][:NUM_KEPT]
+        self._files.pipe_file(f"{self._root}/newest.json", json.dumps(names).encode())
         for path in self._files.ls(self._root, detail=False):
             name = path.rsplit("/", 1)[1]
-            if name.startswith("step-") and name not in kept:
+            if name.startswith("step-") and name not in names:
                 self._files.rm(path, recursive=True)
 
     def _keep_lease(self) -> None:
@@ -236,8 +236,8 @@ class RemoteCheckpoints(Checkpoints):
         numbers = [0]
         with contextlib.suppress(FileNotFoundError):
             for path in self._files.ls(self._root, detail=False):
-                if found := re.fullmatch(r"lease-(\d+)\.json", path.rsplit("/", 1)[1]):
-                    numbers.append(int(found.group(1)))
+                if match := re.fullmatch(r"lease-(\d+)\.json", path.rsplit("/", 1)[1]):
+                    numbers.append(int(match.group(1)))
         number = max(numbers)
         return number, (self._json(self._lease_path(number)) or {}) if number else {}
 

@@ -30,7 +30,7 @@ from ..errors import MixtuneError
 from ..model.mixed_model import MixedModel
 from ..outcome import EXIT_STATUS
 from ..running.context import Context
-from .store import KEPT, PLACE, WAIT_SECONDS, WAITING_LINE_SECONDS, Checkpoints, megabytes
+from .store import CHECKPOINT_DIR, NUM_KEPT, WAIT_SECONDS, WAITING_LINE_SECONDS, CheckpointStore, megabytes
 
 SAME_SIGNAL_SECONDS = 2.0
 FLUSH_SECONDS = 20.0
@@ -38,7 +38,7 @@ _ADAM_STATES = 2  # first and second moment of every trained weight
 
 
 @dataclass(frozen=True)
-class Work:
+class TrainingJob:
     """Identifies a training.
 
     Attributes:
@@ -79,10 +79,10 @@ class Sigterm:
             self.received, self._at = True, time.monotonic()
 
 
-class Numbers(Protocol):
+class Counters(Protocol):
     """Counters of the training loop. They differ between ranks."""
 
-    def copy(self) -> Numbers:
+    def copy(self) -> Counters:
         """Returns a snapshot without waiting for a device."""
 
     def state(self) -> dict[str, Any]:
@@ -90,14 +90,14 @@ class Numbers(Protocol):
 
 
 @dataclass(frozen=True)
-class _Mine:
+class _RankState:
     """A rank's own state at one point of the training."""
 
     random: dict[str, Any]
-    numbers: Numbers
+    counters: Counters
 
     def state(self) -> dict[str, Any]:
-        return {"random": self.random, "numbers": self.numbers.state()}
+        return {"random": self.random, "numbers": self.counters.state()}
 
 
 class Stateful(Protocol):
@@ -109,7 +109,7 @@ class Stateful(Protocol):
 
 
 @dataclass
-class Live:
+class TrainingState:
     """The objects that change during a training."""
 
     model: MixedModel
@@ -120,25 +120,25 @@ class Live:
 
 
 @dataclass
-class Keeper:
+class TrainingCheckpointer:
     """Saves and restores the state of one training. Without a store it only handles SIGTERM.
 
     Attributes:
         store: the training's checkpoints; None if checkpoints are disabled, and in all processes but the first.
     """
 
-    store: Checkpoints | None
-    live: Live
+    store: CheckpointStore | None
+    training_state: TrainingState
     training: Training
     accelerator: Accelerator
     context: Context
     sigterm: Sigterm
-    work: Work | None = None
+    job: TrainingJob | None = None
     _group: Any = None
-    _kept: bool = False
+    _enabled: bool = False
     _saved_step: int = -1
     _saved_at: float = field(default_factory=time.monotonic)
-    _began: tuple[int, _Mine] | None = None
+    _began: tuple[int, _RankState] | None = None
 
     def __post_init__(self) -> None:
         if self.accelerator.num_processes > 1:
@@ -164,21 +164,21 @@ class Keeper:
         Raises:
             MixtuneError: if the folder cannot be written or has too little space.
         """
-        self._kept = bool(self._from_main(self.store is not None))
-        if not self._kept:
+        self._enabled = bool(self._from_main(self.store is not None))
+        if not self._enabled:
             return
         if self.store is not None:
-            self.store.make_place()
+            self.store.make_folder()
         last_line = 0.0
         while not self._from_main(self.store.try_claim() if self.store is not None else None):
             if self.store is not None and time.monotonic() - last_line > WAITING_LINE_SECONDS:
                 last_line = time.monotonic()
                 self.context.say(f"{self.context.title}: waiting for {self.store.waiting_for()}, which trains the same")
-            if self._any(self.sigterm.received):
+            if self._on_any_rank(self.sigterm.received):
                 raise SystemExit(EXIT_STATUS["terminated"])
             time.sleep(WAIT_SECONDS)
-        if self.store is not None and self.work is not None:
-            check_room(self.store, self.live.model, self.work.output)
+        if self.store is not None and self.job is not None:
+            check_free_space(self.store, self.training_state.model, self.job.output)
 
     def restore(self) -> tuple[int, dict[str, Any]]:
         """Restores the newest complete checkpoint.
@@ -186,52 +186,54 @@ class Keeper:
         Returns:
             The number of completed steps and this rank's counters at that step; 0 and {} without a checkpoint.
         """
-        found = self._from_main(self.store.newest() if self.store is not None else None)
-        if found is None:
+        checkpoint = self._from_main(self.store.newest() if self.store is not None else None)
+        if checkpoint is None:
             return 0, {}
-        state = found.state()
-        _restore_weights(self.live.model, found.tensors("weights"))
-        _restore_optimizer(self.live.optimizer, found.tensors("optimizer"))
-        _restore_schedule(self.live.schedule, state["schedule"])
-        self.live.mix_weight.restore(state["mix_weight"])
+        state = checkpoint.state()
+        _restore_weights(self.training_state.model, checkpoint.tensors("weights"))
+        _restore_optimizer(self.training_state.optimizer, checkpoint.tensors("optimizer"))
+        _restore_schedule(self.training_state.schedule, state["schedule"])
+        self.training_state.mix_weight.restore(state["mix_weight"])
         for name, value in state["result"].items():
-            setattr(self.live.result, name, value)
-        mine: dict[str, Any] = state["ranks"][self.accelerator.process_index]
-        set_random_state(mine["random"])
-        self._saved_step, self._saved_at = found.step, time.monotonic()
+            setattr(self.training_state.result, name, value)
+        rank_state: dict[str, Any] = state["ranks"][self.accelerator.process_index]
+        set_random_state(rank_state["random"])
+        self._saved_step, self._saved_at = checkpoint.step, time.monotonic()
         if self._is_main:
-            for entry in self.live.result.curve:
+            for entry in self.training_state.result.curve:
                 values = {name: value for name, value in entry.items() if name != "step"}
                 self.context.tracker.log_metrics(values, entry["step"])
-            self.context.say(f"{self.context.title}: goes on from the checkpoint of step {found.step}")
-        return found.step, mine["numbers"]
+            self.context.say(f"{self.context.title}: goes on from the checkpoint of step {checkpoint.step}")
+        return checkpoint.step, rank_state["numbers"]
 
-    def before_step(self, step: int, numbers: Numbers) -> None:
+    def before_step(self, step: int, counters: Counters) -> None:
         """Records the state at the beginning of a step, in case the step is interrupted."""
-        self._began = step, _Mine(random_state(), numbers.copy())
+        self._began = step, _RankState(random_state(), counters.copy())
 
-    def end_if_asked(self) -> None:
+    def end_if_terminated(self) -> None:
         """Between micro-batches: if any rank received SIGTERM, saves the state from the beginning of the step and ends."""
-        if self._any(self.sigterm.received) and self._began is not None:
+        if self._on_any_rank(self.sigterm.received) and self._began is not None:
             self._end(*self._began)
 
-    def after_step(self, done: int, numbers: Numbers) -> None:
+    def after_step(self, done: int, counters: Counters) -> None:
         """Saves a checkpoint if it is due, and ends the training after a SIGTERM.
 
         Args:
             done: number of completed steps.
-            numbers: this rank's counters.
+            counters: this rank's counters.
         """
-        if self._any(self.sigterm.received):
-            self._end(done, _Mine(random_state(), numbers))
+        if self._on_any_rank(self.sigterm.received):
+            self._end(done, _RankState(random_state(), counters))
         every = self.training.checkpoint_steps
         late = time.monotonic() - self._saved_at > 60 * self.training.checkpoint_minutes
-        if self._any(done < self.live.result.steps and ((every is not None and done % every == 0) or late)):
-            self._save(done, _Mine(random_state(), numbers))
+        if self._on_any_rank(
+            done < self.training_state.result.steps and ((every is not None and done % every == 0) or late)
+        ):
+            self._save(done, _RankState(random_state(), counters))
 
-    def _end(self, done: int, mine: _Mine) -> None:
+    def _end(self, done: int, rank_state: _RankState) -> None:
         if done > 0:
-            self._save(done, mine)
+            self._save(done, rank_state)
             if self.store is not None:
                 self.store.flush(FLUSH_SECONDS)
                 self.context.say(
@@ -239,33 +241,38 @@ class Keeper:
                 )
         raise SystemExit(EXIT_STATUS["terminated"])
 
-    def _save(self, done: int, mine: _Mine) -> None:
+    def _save(self, done: int, rank_state: _RankState) -> None:
         self._saved_at = time.monotonic()
-        if not self._kept or done == self._saved_step:
+        if not self._enabled or done == self._saved_step:
             return
-        ranks: list[Any] = [mine.state()]
+        ranks: list[Any] = [rank_state.state()]
         if self._group is not None:
             ranks = [None] * self.accelerator.num_processes
-            torch.distributed.gather_object(mine.state(), ranks if self._is_main else None, group=self._group)
+            torch.distributed.gather_object(rank_state.state(), ranks if self._is_main else None, group=self._group)
         if self.store is not None:
-            live = self.live
+            current = self.training_state
             names = ("curve", "tokens", "realised_mix_weight", "seconds")
             state = {
                 "step": done,
-                "schedule": {name: value for name, value in live.schedule.state_dict().items() if name != "lr_lambdas"},
-                "mix_weight": live.mix_weight.state(),
-                "result": {name: getattr(live.result, name) for name in names},
+                "schedule": {
+                    name: value for name, value in current.schedule.state_dict().items() if name != "lr_lambdas"
+                },
+                "mix_weight": current.mix_weight.state(),
+                "result": {name: getattr(current.result, name) for name in names},
                 "ranks": ranks,
             }
-            tensors = {"weights": _trained_weights(live.model), "optimizer": _optimizer_tensors(live.optimizer)}
+            tensors = {
+                "weights": _trained_weights(current.model),
+                "optimizer": _optimizer_tensors(current.optimizer),
+            }
             self.store.save(done, tensors, state)
         self._saved_step, self._saved_at = done, time.monotonic()
 
-    def _any(self, asked: bool) -> bool:
-        """Returns whether `asked` is true on any rank. All ranks get the same result."""
+    def _on_any_rank(self, condition: bool) -> bool:
+        """Returns whether `condition` is true on any rank. All ranks get the same result."""
         if self._group is None:
-            return asked
-        flag = torch.tensor(int(asked))
+            return condition
+        flag = torch.tensor(int(condition))
         torch.distributed.all_reduce(flag, torch.distributed.ReduceOp.MAX, group=self._group)
         return bool(flag)
 
@@ -277,7 +284,7 @@ class Keeper:
         return box[0]
 
 
-def check_room(store: Checkpoints, model: MixedModel, output: Path) -> None:
+def check_free_space(store: CheckpointStore, model: MixedModel, output: Path) -> None:
     """Checks that the checkpoints and the model will fit on the disk.
 
     Raises:
@@ -286,16 +293,16 @@ def check_room(store: Checkpoints, model: MixedModel, output: Path) -> None:
     trained = sum(weight.numel() * weight.element_size() for weight in model.parameters() if weight.requires_grad)
     whole = sum(weight.numel() * weight.element_size() for weight in model.parameters())
     # One more than are kept: the oldest checkpoint is deleted after the newest is written.
-    needs = {store.place: (1 + _ADAM_STATES) * trained * (KEPT + 1) - store.used_bytes()}
+    needs = {store.folder: (1 + _ADAM_STATES) * trained * (NUM_KEPT + 1) - store.used_bytes()}
     target = next(folder for folder in (output, *output.absolute().parents) if folder.exists())
-    same_disk = target.stat().st_dev == store.place.stat().st_dev
-    needs[store.place if same_disk else target] = needs[store.place] * same_disk + whole
-    for place, need in needs.items():
-        free = shutil.disk_usage(place).free
+    same_disk = target.stat().st_dev == store.folder.stat().st_dev
+    needs[store.folder if same_disk else target] = needs[store.folder] * same_disk + whole
+    for folder, need in needs.items():
+        free = shutil.disk_usage(folder).free
         if free < need:
             raise MixtuneError(
-                f"checkpoints: checkpoints and model need about {megabytes(need)} in {place}, where {megabytes(free)} are "
-                f"free; make room, or give {PLACE} another place"
+                f"checkpoints: checkpoints and model need about {megabytes(need)} in {folder}, where {megabytes(free)} are "
+                f"free; make room, or give {CHECKPOINT_DIR} another place"
             )
 
 
@@ -352,8 +359,8 @@ def random_state() -> dict[str, Any]:
 def set_random_state(state: Mapping[str, Any]) -> None:
     """Restores the state that `random_state` returned."""
     torch.set_rng_state(_bytes(state["torch"]))
-    kind, numbers, gauss = state["python"]
-    random.setstate((kind, tuple(numbers), gauss))
+    kind, values, gauss = state["python"]
+    random.setstate((kind, tuple(values), gauss))
     kind, keys, position, has_gauss, cached = state["numpy"]
     np.random.set_state((kind, np.array(keys, dtype=np.uint32), position, has_gauss, cached))
     if "cuda" in state and torch.cuda.is_available():

@@ -1,8 +1,8 @@
 """Checkpoints of one training in one folder. A checkpoint is complete or does not exist, even if writing it is interrupted.
 
-    <place>/step-00000120-1f0c/    weights.safetensors, optimizer.safetensors, state.json; manifest.json with their hashes
-    <place>/holder.json            the process that trains now; <place>/lease.lock is the actual lock
-    <place>/finished.json          the run that finished this training; `finish` deletes the folder when that run has succeeded
+    <folder>/step-00000120-1f0c/    weights.safetensors, optimizer.safetensors, state.json; manifest.json with their hashes
+    <folder>/holder.json            the process that trains now; <folder>/lease.lock is the actual lock
+    <folder>/finished.json          the run that finished this training; `finish` deletes the folder when that run has succeeded
 
 A checkpoint is written to a temporary folder. Every file is synced, the manifest last; then the folder is renamed. Tensors are
 stored as safetensors and the rest as JSON, so loading a checkpoint cannot execute code.
@@ -31,13 +31,13 @@ from ..errors import MixtuneError
 if TYPE_CHECKING:
     from torch import Tensor
 
-PLACE = "MIXTUNE_CHECKPOINT_DIR"
+CHECKPOINT_DIR = "MIXTUNE_CHECKPOINT_DIR"
 FORMAT = "mixtune-checkpoint/1"
-KEPT = 2
+NUM_KEPT = 2
 WAIT_SECONDS = 1.0
 WAITING_LINE_SECONDS = 60.0
 TENSORS = ("weights", "optimizer")
-_ASIDE = "aside-"
+_PARTIAL_PREFIX = "aside-"
 Say = Callable[[str], None]
 
 
@@ -65,34 +65,34 @@ class Checkpoint:
         return load_file(self.folder / f"{name}.safetensors")
 
 
-class Checkpoints:
+class CheckpointStore:
     """The checkpoints of one training.
 
     Args:
-        place: the training's folder. No other training uses it.
+        folder: the training's folder. No other training uses it.
         key: hash of the training's content. Checkpoints with another key are not used.
         say: writes a line to the log.
     """
 
-    def __init__(self, place: Path, key: str, say: Say) -> None:
-        self.place, self.key, self._say = place, key, say
-        self._lock = FileLock(place / "lease.lock")
+    def __init__(self, folder: Path, key: str, say: Say) -> None:
+        self.folder, self.key, self._say = folder, key, say
+        self._lock = FileLock(folder / "lease.lock")
         self.in_use: Path | None = None
         """A checkpoint that another thread is reading. It is not deleted meanwhile."""
 
-    def make_place(self) -> None:
+    def make_folder(self) -> None:
         """Creates the folder.
 
         Raises:
             MixtuneError: if it cannot be written.
         """
         try:
-            self.place.mkdir(parents=True, exist_ok=True)
-            probe = self.place / f"{_ASIDE}probe-{os.getpid()}"
+            self.folder.mkdir(parents=True, exist_ok=True)
+            probe = self.folder / f"{_PARTIAL_PREFIX}probe-{os.getpid()}"
             probe.touch()
             probe.unlink()
         except OSError as error:
-            raise MixtuneError(_cannot_write(self.place, error)) from None
+            raise MixtuneError(_cannot_write(self.folder, error)) from None
 
     def try_claim(self) -> bool:
         """Takes the lease if it is free. Logs whose lease it takes over if the previous holder was killed."""
@@ -100,22 +100,22 @@ class Checkpoints:
             self._lock.acquire(timeout=0)
         except Timeout:
             return False
-        before = read_note(self.place / "holder.json")
-        if before is not None:
-            self._say(f"checkpoints: taking over from {describe_holder(before)}, which ended without a word")
-        write_json(self.place / "holder.json", holder())
-        for left in self.place.glob(f"{_ASIDE}*"):
-            remove(left)
+        previous_holder = read_note(self.folder / "holder.json")
+        if previous_holder is not None:
+            self._say(f"checkpoints: taking over from {describe_holder(previous_holder)}, which ended without a word")
+        write_json(self.folder / "holder.json", holder())
+        for leftover in self.folder.glob(f"{_PARTIAL_PREFIX}*"):
+            remove(leftover)
         return True
 
     def waiting_for(self) -> str:
         """Describes the holder of the lease."""
-        return describe_holder(read_note(self.place / "holder.json") or {})
+        return describe_holder(read_note(self.folder / "holder.json") or {})
 
     def release(self) -> None:
         """Releases the lease."""
         if self._lock.is_locked:
-            (self.place / "holder.json").unlink(missing_ok=True)
+            (self.folder / "holder.json").unlink(missing_ok=True)
             self._lock.release()
 
     def save(self, step: int, tensors: Mapping[str, dict[str, Tensor]], state: Mapping[str, Any]) -> Path:
@@ -126,24 +126,24 @@ class Checkpoints:
         """
         from safetensors.torch import save_file
 
-        aside = self.place / f"{_ASIDE}{step}-{os.urandom(2).hex()}"
-        target = self.place / f"step-{step:08d}-{os.urandom(2).hex()}"
+        partial = self.folder / f"{_PARTIAL_PREFIX}{step}-{os.urandom(2).hex()}"
+        target = self.folder / f"step-{step:08d}-{os.urandom(2).hex()}"
         try:
-            aside.mkdir()
+            partial.mkdir()
             for name in TENSORS:
-                save_file(tensors[name], aside / f"{name}.safetensors")
-            (aside / "state.json").write_text(json.dumps(state), encoding="utf-8")
-            files = {file.name: {"bytes": file.stat().st_size, "sha256": digest_of(file)} for file in _synced(aside)}
-            write_json(aside / "manifest.json", {"format": FORMAT, "key": self.key, "step": step, "files": files})
-            _sync(aside / "manifest.json")
-            _sync(aside)
-            aside.rename(target)
-            _sync(self.place)
+                save_file(tensors[name], partial / f"{name}.safetensors")
+            (partial / "state.json").write_text(json.dumps(state), encoding="utf-8")
+            files = {file.name: {"bytes": file.stat().st_size, "sha256": digest_of(file)} for file in _synced(partial)}
+            write_json(partial / "manifest.json", {"format": FORMAT, "key": self.key, "step": step, "files": files})
+            _sync(partial / "manifest.json")
+            _sync(partial)
+            partial.rename(target)
+            _sync(self.folder)
         except (OSError, MemoryError) as error:
-            remove(aside)
+            remove(partial)
             raise MixtuneError(self._cannot_save(step, tensors, error)) from None
         except Exception as error:  # safetensors wraps errors of the file system in its own exception
-            remove(aside)
+            remove(partial)
             if "o space left" in str(error) or "Quota" in str(error) or "I/O error" in str(error):
                 raise MixtuneError(self._cannot_save(step, tensors, error)) from None
             raise
@@ -152,32 +152,32 @@ class Checkpoints:
 
     def _cannot_save(self, step: int, tensors: Mapping[str, dict[str, Tensor]], error: BaseException) -> str:
         need = sum(tensor.numel() * tensor.element_size() for part in tensors.values() for tensor in part.values())
-        last = next((found for _, found in self._folders()), None)
-        kept = f"the one of step {_step_of(last)} is whole and stays" if last else "there is none before it"
-        with_what = f"it needs {megabytes(need)}, {megabytes(shutil.disk_usage(self.place).free)} are free there"
+        last = next((folder for _, folder in self._folders()), None)
+        remaining = f"the one of step {_step_of(last)} is whole and stays" if last else "there is none before it"
+        with_what = f"it needs {megabytes(need)}, {megabytes(shutil.disk_usage(self.folder).free)} are free there"
         reason = getattr(error, "strerror", None) or str(error).strip() or "no more memory"
         if isinstance(error, MemoryError):
             with_what, reason = f"it needs about {megabytes(need)}", "out of memory"
         return (
-            f"checkpoints: the one of step {step} could not be written to {self.place} ({reason}): {with_what}; {kept}; "
+            f"checkpoints: the one of step {step} could not be written to {self.folder} ({reason}): {with_what}; {remaining}; "
             "make room and run again"
         )
 
     def _remove_older(self, newest: Path) -> None:
-        kept = [newest, *(folder for _, folder in self._folders() if folder != newest)][:KEPT]
+        newest_first = [newest, *(folder for _, folder in self._folders() if folder != newest)][:NUM_KEPT]
         for _, folder in self._folders():
-            if folder not in kept and folder != self.in_use:
+            if folder not in newest_first and folder != self.in_use:
                 remove(folder)
 
     def _folders(self) -> Iterator[tuple[int, Path]]:
         """Yields the steps and folders of the checkpoints, newest first."""
-        found = [(_step_of(folder), folder) for folder in self.place.glob("step-*") if folder.is_dir()]
-        return iter(sorted(found, reverse=True))
+        folders = [(_step_of(folder), folder) for folder in self.folder.glob("step-*") if folder.is_dir()]
+        return iter(sorted(folders, reverse=True))
 
     def newest(self) -> Checkpoint | None:
         """Returns the newest complete checkpoint. Logs why it skips and deletes unusable ones."""
         for step, folder in self._folders():
-            reason = what_is_wrong(folder, self.key)
+            reason = find_defect(folder, self.key)
             if reason is None:
                 return Checkpoint(step, folder)
             self._say(f"checkpoints: passing over {folder.name}: {reason}")
@@ -193,7 +193,7 @@ class Checkpoints:
 
     def finish(self) -> None:
         """Marks the training as finished. Keeps the newest checkpoint, in case the run loses the training's outputs."""
-        write_json(self.place / "finished.json", holder())
+        write_json(self.folder / "finished.json", holder())
         for _, folder in list(self._folders())[1:]:
             remove(folder)
         self.release()
@@ -209,7 +209,7 @@ def folder_of(root: str) -> Path:
     return Path(root.removeprefix("file://")).absolute()
 
 
-def what_is_wrong(folder: Path, key: str) -> str | None:
+def find_defect(folder: Path, key: str) -> str | None:
     """Returns why a checkpoint cannot be used; None if it is complete."""
     manifest = read_note(folder / "manifest.json")
     if manifest is None:
@@ -299,8 +299,8 @@ def remove(path: Path) -> None:
             path.unlink(missing_ok=True)
 
 
-def _cannot_write(place: Path, error: OSError) -> str:
+def _cannot_write(folder: Path, error: OSError) -> str:
     return (
-        f"checkpoints: {place} cannot be written ({error.strerror or error}); give MIXTUNE_CHECKPOINT_DIR another place, or "
+        f"checkpoints: {folder} cannot be written ({error.strerror or error}); give MIXTUNE_CHECKPOINT_DIR another place, or "
         "leave it out to train without checkpoints"
     )

@@ -78,16 +78,16 @@ def versions() -> dict[str, str]:
     Raises:
         RefusedError: if packages are not installed; names them.
     """
-    found = {"python": platform.python_version(), "embedded": str(VERSION)}
+    installed = {"python": platform.python_version(), "embedded": str(VERSION)}
     missing = []
     for distribution in (*TEXT_PACKAGES.values(), *LABELLED_PACKAGES.values()):
         try:
-            found[distribution] = importlib.metadata.version(distribution)
+            installed[distribution] = importlib.metadata.version(distribution)
         except importlib.metadata.PackageNotFoundError:
             missing.append(distribution)
     if missing:
         raise RefusedError(f"source: embedded needs the packages {', '.join(missing)}, which are not installed")
-    return found
+    return installed
 
 
 def texts() -> Iterator[tuple[str, str]]:

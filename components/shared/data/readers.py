@@ -50,8 +50,8 @@ def _read_json(file: File, columns: Mapping[str, str], problems: Problems) -> It
             record = json.loads(line)
         except (ValueError, RecursionError) as error:
             message = error.msg if isinstance(error, json.JSONDecodeError) else first_line(error)
-            place = f", character {error.colno}" if isinstance(error, json.JSONDecodeError) else ""
-            problems.add_detail(f"{where}{place}: is no JSON ({message})")
+            position = f", character {error.colno}" if isinstance(error, json.JSONDecodeError) else ""
+            problems.add_detail(f"{where}{position}: is no JSON ({message})")
             continue
         if isinstance(record, dict):
             yield record, where

@@ -7,7 +7,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from .problems import Problems, UnreadableError
-from .values import Answer, InvalidValueError, locate_answers, parse_answers, parse_labels, parse_number, parse_text
+from .values import (
+    InvalidValueError,
+    ReferenceAnswer,
+    locate_answers,
+    parse_answers,
+    parse_labels,
+    parse_number,
+    parse_text,
+)
 
 Record = tuple[Mapping[str, Any], str]
 """The columns of one record, and its location for messages."""
@@ -29,7 +37,7 @@ class Row:
     where: str
     labels: tuple[str, ...] = ()
     number: float | None = None
-    answers: tuple[Answer, ...] = ()
+    answers: tuple[ReferenceAnswer, ...] = ()
 
 
 def rows_of(

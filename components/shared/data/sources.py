@@ -158,8 +158,8 @@ def _content(file: File) -> str:
         with open(file.path, "rb") as opened:  # noqa: PTH123
             return hashlib.file_digest(opened, "sha256").hexdigest()
     info = file.filesystem.info(file.path)
-    said = [f"{name}={info[name]}" for name in (*_CHECKSUMS, *_TIMES) if info.get(name)]
-    return " ".join([f"size={info.get('size')}", *(said or [str(file.filesystem.ukey(file.path))])])
+    known = [f"{name}={info[name]}" for name in (*_CHECKSUMS, *_TIMES) if info.get(name)]
+    return " ".join([f"size={info.get('size')}", *(known or [str(file.filesystem.ukey(file.path))])])
 
 
 def _protocol(filesystem: AbstractFileSystem) -> str:
@@ -168,8 +168,8 @@ def _protocol(filesystem: AbstractFileSystem) -> str:
 
 
 def _is_local(source: str, option: str, problems: Problems) -> bool:
-    found = _filesystem(source, option, problems)
-    return found is not None and _protocol(found[0]) == "file"
+    located = _filesystem(source, option, problems)
+    return located is not None and _protocol(located[0]) == "file"
 
 
 def _filesystem(source: str, option: str, problems: Problems) -> tuple[AbstractFileSystem, str] | None:
@@ -188,10 +188,10 @@ def _filesystem(source: str, option: str, problems: Problems) -> tuple[AbstractF
 
 def _find(source: str, option: str, problems: Problems) -> list[File]:
     """Returns the files of a source, sorted by name."""
-    found = _filesystem(source, option, problems)
-    if found is None:
+    located = _filesystem(source, option, problems)
+    if located is None:
         return []
-    filesystem, path = found
+    filesystem, path = located
     try:
         if filesystem.isfile(path):
             paths, shown = [path], {path: source}

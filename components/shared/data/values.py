@@ -18,7 +18,7 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
-class Answer:
+class ReferenceAnswer:
     """An answer and its position in the context.
 
     Attributes:
@@ -140,7 +140,7 @@ def parse_answers(value: Any, untyped: bool) -> list[tuple[str, int | None]]:
     return answers
 
 
-def locate_answers(answers: Iterable[tuple[str, int | None]], context: str) -> tuple[Answer, ...]:
+def locate_answers(answers: Iterable[tuple[str, int | None]], context: str) -> tuple[ReferenceAnswer, ...]:
     """Locates each answer in the context. Without a start index, the first occurrence is used."""
     located = []
     for text, given in answers:
@@ -150,7 +150,7 @@ def locate_answers(answers: Iterable[tuple[str, int | None]], context: str) -> t
         if start < 0 or not context.startswith(text, start):
             there = _quote(context[start : start + len(text)]) if 0 <= start < len(context) else "nothing"
             raise InvalidValueError(f"holds {_quote(text)} at character {start} of the context, where {there} stands")
-        located.append(Answer(text, start))
+        located.append(ReferenceAnswer(text, start))
     return tuple(dict.fromkeys(located))
 
 

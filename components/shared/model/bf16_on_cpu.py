@@ -17,22 +17,16 @@ from types import MethodType
 from typing import Any
 
 import torch
-import torch._functorch.config as functorch_config
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from ..third_party.torch import compiled_backward_without_autocast, has_bf16_products
+from ..third_party.transformers import attention_implementation
+
 _NAME = "sdpa_in_float32"
-
-
-def has_bf16_products() -> bool:
-    """Tells whether this process multiplies bf16 matrices with native instructions.
-
-    The processor must have them, and oneDNN must be allowed to use them (`ONEDNN_MAX_CPU_ISA`).
-    """
-    return torch.cpu._is_avx512_bf16_supported() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 def _attend(
@@ -69,17 +63,17 @@ def fast_bf16(
     if device.type != "cpu" or precision != "bf16" or (not backward and has_bf16_products()):
         yield
         return
-    attending = [lm for lm in lms if lm.config._attn_implementation == "sdpa"]
+    attending = [lm for lm in lms if attention_implementation(lm.config) == "sdpa"]
     layers: list[nn.Linear] = []
     if not has_bf16_products():
-        layers = [one for one in nn.ModuleList(lms).modules() if type(one) is nn.Linear]  # without duplicates
+        layers = [module for module in nn.ModuleList(lms).modules() if type(module) is nn.Linear]  # without duplicates
     for lm in attending:
         lm.set_attn_implementation(_NAME)
     for layer in layers:
         layer.forward = MethodType(_multiply, layer)  # type: ignore[method-assign]
     try:
         # A compiled backward pass would be cast to bf16 like the forward pass; otherwise PyTorch runs it outside of autocast.
-        with functorch_config.patch(backward_pass_autocast="off") if layers else contextlib.nullcontext():
+        with compiled_backward_without_autocast() if layers else contextlib.nullcontext():
             yield
     finally:
         for lm in attending:

@@ -56,13 +56,13 @@ def check_task_head(model: MixedModel) -> None:
         try:
             ours = model.task_logits(model.hidden(batch), batch)[1]
             with instead_of_backbone(model.task, model.lm.base_model):
-                found: Any = model.task(input_ids=torch.from_numpy(tokens)[None].to(model.device))
+                output: Any = model.task(input_ids=torch.from_numpy(tokens)[None].to(model.device))
         except Exception as error:  # some heads need more than the hidden state of one token
             raise RefusedError(
                 f"data.finetune.task: is {model.kind}, whose head on models of type {kind} cannot be run by itself "
                 f"({type(error).__name__}); use another architecture"
             ) from None
-        if differ(ours, output_logits(model.kind, found)[0]):
+        if differ(ours, output_logits(model.kind, output)[0]):
             raise RefusedError(
                 f"data.finetune.task: is {model.kind}, whose head on models of type {kind} mixtune cannot reproduce exactly; "
                 "use another architecture"

@@ -25,6 +25,7 @@ from transformers import (
 from ..config import Task
 from ..errors import RefusedError
 from ..task_kinds import TASK_KINDS, Head, Target
+from ..third_party.transformers import initialize
 from .packing import Batch
 
 
@@ -41,7 +42,7 @@ class HiddenStates:
         return (self.last_hidden_state, self.pooler_output)[index]
 
 
-class _Given(nn.Module):
+class _PrecomputedBackbone(nn.Module):
     """Stands in for the backbone and returns given hidden states."""
 
     def __init__(self, states: HiddenStates | None = None) -> None:
@@ -56,12 +57,12 @@ class _Given(nn.Module):
 def instead_of_backbone(model: PreTrainedModel, module: nn.Module) -> Iterator[None]:
     """Temporarily replaces a model's backbone with another module."""
     prefix = model.base_model_prefix
-    backbone = model._modules[prefix]
-    model._modules[prefix] = module
+    backbone = model.get_submodule(prefix)
+    setattr(model, prefix, module)
     try:
         yield
     finally:
-        model._modules[prefix] = backbone
+        setattr(model, prefix, backbone)
 
 
 def on_hidden(model: PreTrainedModel, states: HiddenStates) -> Any:
@@ -73,7 +74,7 @@ def on_hidden(model: PreTrainedModel, states: HiddenStates) -> Any:
     """
     # Some heads look for padding in the token ids. With one token per row they select that token whatever its id is.
     ids = torch.zeros(states.last_hidden_state.shape[:2], dtype=torch.int64, device=states.last_hidden_state.device)
-    with instead_of_backbone(model, _Given(states)):
+    with instead_of_backbone(model, _PrecomputedBackbone(states)):
         return model(input_ids=ids)
 
 
@@ -120,14 +121,14 @@ def make_head(lm: PreTrainedModel, kind: Task, labels: list[str] | None, seed: i
         task: PreTrainedModel = chosen(config)
     theirs, ours = task.base_model, lm.base_model
     missing = {name: module for name, module in theirs.named_children() if name not in dict(ours.named_children())}
-    task._modules[task.base_model_prefix] = _Given()
+    setattr(task, task.base_model_prefix, _PrecomputedBackbone())
     shared = dict(lm.named_children())
     fresh = list(missing.values())
     for name, module in task.named_children():
         if name == task.base_model_prefix:
             continue
         if name in shared:  # ModernBERT's task classes share the LM head's projection by name
-            task._modules[name] = shared[name]
+            setattr(task, name, shared[name])
         else:
             fresh.append(module)
     weight = next(lm.parameters())
@@ -136,7 +137,7 @@ def make_head(lm: PreTrainedModel, kind: Task, labels: list[str] | None, seed: i
         for module in fresh:
             module.to_empty(device="cpu")
             for part in module.modules():
-                task._init_weights(part)
+                initialize(task, part)
             module.to(device=weight.device, dtype=weight.dtype)
     for name, module in missing.items():
         setattr(ours, name, module)

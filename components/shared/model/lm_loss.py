@@ -25,10 +25,10 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from transformers import PreTrainedModel
 
-from .bf16_on_cpu import has_bf16_products
+from ..third_party.torch import has_bf16_products
 from .heads import HiddenStates, on_hidden
 
-_CPU_CHUNK_TOKENS, _CPU_TILE_WORDS = 640, 3200  # tests/benchmarks/README.md
+_CPU_CHUNK_TOKENS, _CPU_TILE_ENTRIES = 640, 3200  # tests/benchmarks/README.md
 # oneDNN compiles its bf16 products for every new shape, so chunk sizes are rounded to a multiple.
 _LOW_PRECISION_MULTIPLE = 64
 _GPU_CHUNK_LOGITS = 2**26  # few kernel launches; one tile
@@ -90,14 +90,14 @@ class _ChunkedLoss(torch.autograd.Function):
         num_tokens, weight_N = len(target_N), weight_N.to(wide)
         if dtype != wide and (missing_tokens := -num_tokens % _LOW_PRECISION_MULTIPLE):
             hidden = F.pad(hidden, (0, 0, 0, missing_tokens))
-            target_N, weight_N = (F.pad(one, (0, missing_tokens)) for one in (target_N, weight_N))
-        chunk_tokens, tile_words = _sizes(len(target_N), head)
+            target_N, weight_N = (F.pad(values, (0, missing_tokens)) for values in (target_N, weight_N))
+        chunk_tokens, tile_entries = _sizes(len(target_N), head)
         ce_N = torch.empty(len(target_N), dtype=wide, device=hidden.device)
         grad_hidden = hidden_NH.new_empty(hidden.shape) if with_hidden else None
         grad_head: Tensor | None = None
         if with_head:  # zeros if no chunk will write to it
             grad_head = (torch.empty if num_tokens else torch.zeros)(head.shape, dtype=wide, device=head.device)
-        scratch = _Scratch.of(chunk_tokens, tile_words, head, wide)
+        scratch = _Scratch.of(chunk_tokens, tile_entries, head, wide)
         for start in range(0, len(target_N), chunk_tokens):
             at = slice(start, start + chunk_tokens)
             h, target, weight = hidden[at], target_N[at], weight_N[at, None]
@@ -109,15 +109,15 @@ class _ChunkedLoss(torch.autograd.Function):
             scratch.softmax[at_target] = missing[:, 0].to(dtype) if single else 0
             if grad_hidden is not None:
                 g = torch.zeros_like(h, dtype=wide) if single else missing * head[target]
-                for words, softmax, log_sum_k in tiles:
-                    g.addcmul_(softmax @ head[words], (log_sum_k - log_sum).exp())
+                for entries, softmax, log_sum_k in tiles:
+                    g.addcmul_(softmax @ head[entries], (log_sum_k - log_sum).exp())
                 grad_hidden[at] = g * weight
             if grad_head is not None:
                 # w_i stays in the wide format: rounding all weights of a stream alike would change λ.
                 weighted = h.to(wide) * weight
-                for words, softmax, log_sum_k in tiles:
+                for entries, softmax, log_sum_k in tiles:
                     narrow = (weighted * (log_sum_k - log_sum).exp()).to(dtype)
-                    _add_product(grad_head[words], softmax.t(), narrow, first=start == 0)
+                    _add_product(grad_head[entries], softmax.t(), narrow, first=start == 0)
                 if not single:
                     grad_head.index_add_(0, target, weighted * missing)
         grad_hidden = grad_hidden[:num_tokens] if grad_hidden is not None else None
@@ -132,7 +132,7 @@ class _ChunkedLoss(torch.autograd.Function):
         grads = ctx.saved_tensors
         # Almost always 1. On a GPU the comparison would synchronise.
         unit = upstream.device.type == "cpu" and bool(upstream == 1)
-        scaled = [one if one is None or unit else one * upstream.to(one.dtype) for one in grads]
+        scaled = [grad if grad is None or unit else grad * upstream.to(grad.dtype) for grad in grads]
         return (*scaled, None, None, None)
 
 
@@ -144,19 +144,19 @@ class _Scratch:
         logits: logits of a tile, in the format of the matrix products.
         wide: softmax of a tile, if it is computed in another format.
         softmax: softmax of all tiles, in the format of the matrix products.
-        tile_words: vocabulary entries in a tile; fewer in the last tile.
+        tile_entries: vocabulary entries in a tile; fewer in the last tile.
     """
 
     logits: Tensor
     wide: Tensor | None
     softmax: Tensor
-    tile_words: int
+    tile_entries: int
 
     @classmethod
-    def of(cls, chunk_tokens: int, tile_words: int, head_VH: Tensor, wide: torch.dtype) -> _Scratch:
+    def of(cls, chunk_tokens: int, tile_entries: int, head_VH: Tensor, wide: torch.dtype) -> _Scratch:
         """Allocates buffers for chunks of at most `chunk_tokens` tokens."""
-        logits, every = (head_VH.new_empty(chunk_tokens * words) for words in (tile_words, len(head_VH)))
-        return cls(logits, None if wide == head_VH.dtype else torch.empty_like(logits, dtype=wide), every, tile_words)
+        logits, every = (head_VH.new_empty(chunk_tokens * size) for size in (tile_entries, len(head_VH)))
+        return cls(logits, None if wide == head_VH.dtype else torch.empty_like(logits, dtype=wide), every, tile_entries)
 
     def tiles(
         self, hidden_nH: Tensor, head_VH: Tensor, target_n: Tensor
@@ -164,18 +164,19 @@ class _Scratch:
         """Computes the softmax of each tile separately.
 
         Returns:
-            For each tile its slice of the vocabulary, its softmax, (n, words), and its log-sum, (n, 1). Then the target's logit
-            and the log-sum over the whole vocabulary, (n, 1) each, and the flat indices of the targets in `softmax`, (n,).
+            For each tile its slice of the vocabulary, its softmax, (n, entries), and its log-sum, (n, 1). Then the target's
+            logit and the log-sum over the whole vocabulary, (n, 1) each, and the flat indices of the targets in `softmax`,
+            (n,).
         """
         n, vocabulary = len(hidden_nH), len(head_VH)
-        found: list[tuple[slice, Tensor, Tensor]] = []
+        tiles: list[tuple[slice, Tensor, Tensor]] = []
         z_target: Tensor | None = None
-        for first in range(0, vocabulary, self.tile_words):
-            words = slice(first, min(first + self.tile_words, vocabulary))
-            width = words.stop - first
+        for first in range(0, vocabulary, self.tile_entries):
+            entries = slice(first, min(first + self.tile_entries, vocabulary))
+            width = entries.stop - first
             z = self.logits[: n * width].view(n, width)
-            softmax = self.softmax[n * first : n * words.stop].view(n, width)
-            torch.mm(hidden_nH, head_VH[words].t(), out=z)
+            softmax = self.softmax[n * first : n * entries.stop].view(n, width)
+            torch.mm(hidden_nH, head_VH[entries].t(), out=z)
             p = softmax if self.wide is None else self.wide[: n * width].view(n, width)
             torch.softmax(z, 1, dtype=p.dtype, out=p)
             # Computed from the largest logit: its probability is at least 1/width, so that its logarithm is exact.
@@ -185,13 +186,13 @@ class _Scratch:
             at = target_n[:, None] - first
             here = z.gather(1, at.clamp(0, width - 1)).to(p.dtype)
             z_target = here if z_target is None else torch.where((at >= 0) & (at < width), here, z_target)
-            found.append((words, softmax, log_sum))
-        first_n = target_n // self.tile_words * self.tile_words
-        width_n = (vocabulary - first_n).clamp(max=self.tile_words)
+            tiles.append((entries, softmax, log_sum))
+        first_n = target_n // self.tile_entries * self.tile_entries
+        width_n = (vocabulary - first_n).clamp(max=self.tile_entries)
         row_n = torch.arange(n, device=target_n.device)
         at_target = n * first_n + row_n * width_n + target_n - first_n
         assert z_target is not None
-        return found, z_target, torch.stack([log_sum for _, _, log_sum in found]).logsumexp(0), at_target
+        return tiles, z_target, torch.stack([log_sum for _, _, log_sum in tiles]).logsumexp(0), at_target
 
 
 def _add_product(total: Tensor, a: Tensor, b: Tensor, first: bool) -> None:
@@ -210,4 +211,4 @@ def _sizes(num_tokens: int, head_VH: Tensor) -> tuple[int, int]:
     cpu = head_VH.device.type == "cpu"
     most = _CPU_CHUNK_TOKENS if cpu else max(1, _GPU_CHUNK_LOGITS // len(head_VH))
     chunks = max(1, math.ceil(num_tokens / most))
-    return max(1, math.ceil(num_tokens / chunks)), min(len(head_VH), _CPU_TILE_WORDS) if cpu else len(head_VH)
+    return max(1, math.ceil(num_tokens / chunks)), min(len(head_VH), _CPU_TILE_ENTRIES) if cpu else len(head_VH)

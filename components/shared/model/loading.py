@@ -89,11 +89,11 @@ def load_model(
         RefusedError: if it is no language model in safetensors, or if mixtune does not reproduce its architecture.
     """
     given = str(folder)
-    folder, revision = _where_the_weights_are(given, revision)
+    folder, revision = _weights_location(given, revision)
     try:
         config = AutoConfig.from_pretrained(folder, revision=revision, trust_remote_code=False)
         auto: Any = AutoModelForMaskedLM if objective_of(config) == "masked_lm" else AutoModelForCausalLM
-        lm, found = auto.from_pretrained(
+        lm, loading_info = auto.from_pretrained(
             folder,
             revision=revision,
             dtype=dtype,
@@ -112,9 +112,9 @@ def load_model(
             f"({type(error).__name__}); use another architecture"
         ) from None
     model.new_weights = sorted(
-        name for name in found["missing_keys"] if not name.startswith(f"{lm.base_model_prefix}.")
+        name for name in loading_info["missing_keys"] if not name.startswith(f"{lm.base_model_prefix}.")
     )
-    broken = sorted(name for name in found["missing_keys"] if name.startswith(f"{lm.base_model_prefix}."))
+    broken = sorted(name for name in loading_info["missing_keys"] if name.startswith(f"{lm.base_model_prefix}."))
     if broken:
         raise RefusedError(f"model.base: {folder} lacks the weights {', '.join(broken[:3])}, so it is not whole")
     if folder == given:  # the head of a base model belongs to another task
@@ -125,12 +125,12 @@ def load_model(
     return model
 
 
-def _where_the_weights_are(folder: str | Path, revision: str | None) -> tuple[str, str | None]:
-    card = Path(folder) / "mixtune.json"
-    if card.is_file():
-        noted = read_json(card, "a model made by mixtune")
-        if noted.get("weights"):
-            return _where_the_weights_are(noted["weights"], noted.get("revision"))
+def _weights_location(folder: str | Path, revision: str | None) -> tuple[str, str | None]:
+    file = Path(folder) / "mixtune.json"
+    if file.is_file():
+        card = read_json(file, "a model made by mixtune")
+        if card.get("weights"):
+            return _weights_location(card["weights"], card.get("revision"))
     return str(folder), revision
 
 

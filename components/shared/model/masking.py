@@ -57,16 +57,16 @@ class Masking:
         fate = draw.random(count)
         tokens[chosen[fate < MASKED]] = self.mask_id
         by_chance = chosen[(fate >= MASKED) & (fate < MASKED + RANDOM)]
-        tokens[by_chance] = self._words(draw, len(by_chance))
+        tokens[by_chance] = self._random_token_ids(draw, len(by_chance))
         return replace(segment, tokens=tokens, masked=chosen, originals=originals)
 
-    def _words(self, draw: np.random.Generator, count: int) -> np.ndarray:
+    def _random_token_ids(self, draw: np.random.Generator, count: int) -> np.ndarray:
         """Draws random ordinary tokens. RoBERTa, for example, would treat a random padding token as the end of the text."""
         special = sorted(number for number in self.special_ids if number < self.vocabulary_size)
-        words = draw.integers(0, self.vocabulary_size - len(special), count)
+        token_ids = draw.integers(0, self.vocabulary_size - len(special), count)
         for number in special:  # skip each special id, from the lowest on
-            words += words >= number
-        return words
+            token_ids += token_ids >= number
+        return token_ids
 
 
 def special_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:

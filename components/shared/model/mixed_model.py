@@ -26,6 +26,7 @@ from transformers.utils import logging as transformers_logging
 from ..config import Objective, Task
 from ..errors import RefusedError
 from ..task_kinds import TASK_KINDS
+from ..third_party.transformers import attention_implementation
 from .device import pick_device, require_compiler
 from .heads import HiddenStates, describe_head, make_head, on_hidden, task_logits, task_losses
 from .lm_loss import can_be_chunked, chunked_losses, plain_head
@@ -252,7 +253,7 @@ class MixedModel(nn.Module):
         }
 
     def _as_attention_takes_it(self, mask: Tensor) -> Tensor:
-        if self.config._attn_implementation != "eager":
+        if attention_implementation(self.config) != "eager":
             return mask
         dtype = next(self.lm.base_model.parameters()).dtype
         return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, torch.finfo(dtype).min)

@@ -114,19 +114,19 @@ def pack(lengths: Sequence[int], capacity: int) -> list[list[int]]:
         Indices of the items in each row; every index once.
     """
     rows: list[list[int]] = []
-    room: list[tuple[int, int]] = []  # (free tokens, row), sorted
+    free_rows: list[tuple[int, int]] = []  # (free tokens, row), sorted
     for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
         if lengths[index] > capacity:
             raise ValueError(f"item {index} has {lengths[index]} tokens, a row holds {capacity}")
-        place = bisect_left(room, (lengths[index], -1))
-        if place == len(room):
+        slot = bisect_left(free_rows, (lengths[index], -1))
+        if slot == len(free_rows):
             rows.append([index])
             free, row = capacity - lengths[index], len(rows) - 1
         else:
-            free, row = room.pop(place)
+            free, row = free_rows.pop(slot)
             rows[row].append(index)
             free -= lengths[index]
-        insort(room, (free, row))
+        insort(free_rows, (free, row))
     return rows
 
 
@@ -149,15 +149,15 @@ def pack_narrow(lengths: Sequence[int], capacity: int) -> list[list[int]]:
     fewest, most = -(-total // capacity), -(-total // narrowest) + 1
     numbers = sorted({round(fewest + (most - fewest) * i / (_WIDTHS - 1)) for i in range(_WIDTHS)})
     # Items never fill rows completely, so allow some slack.
-    wanted = [math.ceil(total / number * room) for number in numbers for room in (1.01, 1.03)]
+    wanted = [math.ceil(total / number * slack) for number in numbers for slack in (1.01, 1.03)]
     widths = {min(capacity, max(narrowest, width)) for width in wanted} | {capacity}
-    found = []
+    packings = []
     for width in sorted(widths):
         rows = pack(lengths, width)
         used = max(sum(lengths[i] for i in row) for row in rows)
-        found.append((len(rows) * used, used, rows))
-    least = min(tokens for tokens, _, _ in found)
-    return min((one for one in found if one[0] <= 1.01 * least), key=lambda one: one[1])[2]
+        packings.append((len(rows) * used, used, rows))
+    least = min(tokens for tokens, _, _ in packings)
+    return min((packing for packing in packings if packing[0] <= 1.01 * least), key=lambda packing: packing[1])[2]
 
 
 def width_of(row: Sequence[Segment]) -> int:

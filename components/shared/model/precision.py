@@ -8,7 +8,7 @@ from typing import Literal
 
 import torch
 
-from .bf16_on_cpu import has_bf16_products
+from ..third_party.torch import has_bf16_products
 from .device import pick_device
 
 

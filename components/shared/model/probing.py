@@ -45,8 +45,8 @@ def position_offset(lm: PreTrainedModel) -> int:
     with measuring(lm):
         theirs = lm.base_model(input_ids=ids).last_hidden_state
         for offset in (0, *([] if pad is None else [pad + 1]), MPNET_OFFSET):
-            places = torch.arange(ids.shape[1], device=ids.device)[None] + offset
+            position_ids = torch.arange(ids.shape[1], device=ids.device)[None] + offset
             with contextlib.suppress(TypeError):  # the model takes no position ids
-                if not differ(lm.base_model(input_ids=ids, position_ids=places).last_hidden_state, theirs):
+                if not differ(lm.base_model(input_ids=ids, position_ids=position_ids).last_hidden_state, theirs):
                     return offset
     return 0  # `check_model` refuses such a model

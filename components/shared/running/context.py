@@ -91,7 +91,7 @@ def started_titles(progress: Path) -> list[str]:
     return titles
 
 
-class Progress:
+class ProgressCounter:
     """Counts completed work and reports it: lines in the log, and more often in the progress file.
 
     Args:
@@ -135,13 +135,13 @@ class Progress:
     def _tell(self, now: float, last: bool) -> None:
         self._last_draw = now
         elapsed = now - self._started
-        left = elapsed / max(self._done - self._first, 1) * (self._total - self._done)
-        self._draw(left)
+        seconds_left = elapsed / max(self._done - self._first, 1) * (self._total - self._done)
+        self._draw(seconds_left)
         if self._quiet or not (last or now - self._last_line >= LOG_LINE_SECONDS):
             return
         self._last_line = now
         rate = f", {self._tokens / max(elapsed, 1e-9):,.0f} tokens/s" if self._tokens else ""
-        rest = f", {elapsed:.0f} s" if last else f", {left:.0f} s left"
+        rest = f", {elapsed:.0f} s" if last else f", {seconds_left:.0f} s left"
         print(f"{self._title}: {self._done}/{self._total} {self._unit}{rate}{rest}", flush=True)
 
     def _draw(self, seconds_left: float) -> None:
@@ -171,9 +171,9 @@ class Context:
         if not self.quiet:
             print(line, flush=True)
 
-    def progress(self, total: int, unit: str, what: str = "", done: int = 0) -> Progress:
+    def progress(self, total: int, unit: str, what: str = "", done: int = 0) -> ProgressCounter:
         """Returns a progress counter. `done` units were completed before."""
-        return Progress(f"{self.title} {what}".strip(), total, unit, quiet=self.quiet, done=done)
+        return ProgressCounter(f"{self.title} {what}".strip(), total, unit, quiet=self.quiet, done=done)
 
     @classmethod
     def for_tests(cls) -> Context:

@@ -82,9 +82,9 @@ def run_in_processes(
             "mlflow_parent": context.tracker.parent_id,
             "journal": str(context.tracker.journal_folder or ""),
             "artifacts": {
-                name: {"path": one.path, "uri": one.uri, "metadata": one.metadata}
-                for name, one in artifacts.items()
-                if one is not None and not isinstance(one, list)
+                name: {"path": artifact.path, "uri": artifact.uri, "metadata": artifact.metadata}
+                for name, artifact in artifacts.items()
+                if artifact is not None and not isinstance(artifact, list)
             },
             "parameters": dict(parameters),
         }
@@ -102,8 +102,8 @@ def run_in_processes(
             raise MixtuneError(f"a process of the training ended with status {status}; its output stands above")
         done = json.loads((Path(folder) / "done.json").read_text(encoding="utf-8"))
         for name, metadata in done["metadata"].items():
-            one: Any = artifacts[name]
-            one.metadata.update(metadata)
+            output: Any = artifacts[name]
+            output.metadata.update(metadata)
         context.facts.update(done["facts"])
 
 
@@ -113,7 +113,7 @@ def _raise_what_was_raised(folder: Path) -> None:
         raise (RefusedError if raised["kind"] == "refused" else MixtuneError)(*raised["problems"])
 
 
-def work(folder: Path) -> int:
+def run_process(folder: Path) -> int:
     """Runs the step in one of the processes.
 
     Args:
@@ -127,7 +127,7 @@ def work(folder: Path) -> int:
     section: type[Section] = getattr(
         importlib.import_module(f"{package}.{order['step']}.config"), f"{order['step'].capitalize()}Step"
     )
-    artifacts = {name: Artifact(**one) for name, one in order["artifacts"].items()}
+    artifacts = {name: Artifact(**artifact) for name, artifact in order["artifacts"].items()}
     tracker = Tracker.off()
     if is_main():
         journal = Path(order["journal"]) if order["journal"] else None
@@ -150,10 +150,10 @@ def work(folder: Path) -> int:
     finally:
         tracker.detach()
     if is_main():
-        metadata = {name: one.metadata for name, one in artifacts.items()}
+        metadata = {name: artifact.metadata for name, artifact in artifacts.items()}
         write_json(folder / "done.json", {"metadata": metadata, "facts": context.facts})
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(work(Path(sys.argv[1])))
+    sys.exit(run_process(Path(sys.argv[1])))

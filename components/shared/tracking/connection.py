@@ -105,9 +105,9 @@ def unreachable(uri: str, error: Exception) -> UnreachableError:
             f"MLFLOW_TRACKING_URI: the server at {without_credentials(uri)} turns these credentials away; correct "
             "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
         )
-    if found := re.search(r"database or disk is full|attempt to write a readonly database", str(error)):
+    if match := re.search(r"database or disk is full|attempt to write a readonly database", str(error)):
         return UnreachableError(
-            f"MLFLOW_TRACKING_URI: {without_credentials(uri)} cannot be written ({found[0]}); make room and run again"
+            f"MLFLOW_TRACKING_URI: {without_credentials(uri)} cannot be written ({match[0]}); make room and run again"
         )
     return UnreachableError(
         f"MLFLOW_TRACKING_URI: no MLflow server answers at {without_credentials(uri)} ({first_line(error)}); "
@@ -117,11 +117,11 @@ def unreachable(uri: str, error: Exception) -> UnreachableError:
 
 def experiment_id(client: MlflowClient, name: str, uri: str) -> str:
     """Returns the experiment's id. Creates the experiment if needed; a SQLite store keeps artifacts next to its database."""
-    found = client.get_experiment_by_name(name)
-    if found is not None:
-        if found.lifecycle_stage == "deleted":
+    experiment = client.get_experiment_by_name(name)
+    if experiment is not None:
+        if experiment.lifecycle_stage == "deleted":
             raise MixtuneError(f"tracking.experiment: {name} is deleted in MLflow; restore it or choose another name")
-        return found.experiment_id
+        return experiment.experiment_id
     location = None
     if uri.startswith("sqlite:///"):
         location = str((Path(uri.removeprefix("sqlite:///")).parent / "artifacts").absolute())
@@ -129,10 +129,10 @@ def experiment_id(client: MlflowClient, name: str, uri: str) -> str:
         return client.create_experiment(name, artifact_location=location)
     except Exception:
         # Another step of the same run may have created it.
-        found = client.get_experiment_by_name(name)
-        if found is None:
+        experiment = client.get_experiment_by_name(name)
+        if experiment is None:
             raise
-        return found.experiment_id
+        return experiment.experiment_id
 
 
 def came_from_server(error: Exception) -> bool:

@@ -5,15 +5,15 @@ A step writes every operation to a journal before it is delivered, so that neith
     <folder>/<time>-<title>-<hex>.jsonl    one attempt at a step: the first line identifies it, its operations follow
     <folder>/<the same>.delivered          number of delivered operations
     <folder>/<the same>.files/             copies of files that could not be delivered
+    <folder>/<the same>.lock               held by the process that writes or delivers the journal
     <folder>/runs.json                     maps the id of a run that started without MLflow to its id in MLflow
 
-A journal is deleted after all of it is delivered and its step has ended. A process that writes or delivers it holds a lock.
+A journal is deleted after all of it is delivered and its step has ended.
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import re
@@ -25,6 +25,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
+from filelock import FileLock
+
 from ..artifacts import write_json
 from ..errors import MixtuneError
 from .verdict import StepRun
@@ -32,12 +34,13 @@ from .verdict import StepRun
 FOLDER = "MIXTUNE_JOURNAL_DIR"
 LOCAL = "local-"
 """Prefix of the ids of runs that MLflow does not know yet."""
+_PROBE_SECONDS = 0.2  # a process that checks whether a journal is in use holds its lock for an instant
 
 Operation = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Owner:
+class JournalOwner:
     """Identifies the step that a journal belongs to.
 
     Attributes:
@@ -66,44 +69,58 @@ class Journal:
         last_time: time of the last operation, in milliseconds; None in a new journal.
     """
 
-    def __init__(self, path: Path, owner: Owner, operations: Iterable[Operation], delivered: int, file: TextIO) -> None:
+    def __init__(
+        self,
+        path: Path,
+        owner: JournalOwner,
+        operations: Iterable[Operation],
+        delivered: int,
+        file: TextIO,
+        lock: FileLock,
+    ) -> None:
         everything = list(operations)
         self.path, self.owner = path, owner
         self.pending = everything[delivered:]
-        self.ended = any(one["op"] == "end" and one["run"] == owner.run for one in everything)
-        self.last_time: int | None = max((one["time"] for one in everything if "time" in one), default=None)
-        self._delivered, self._file = delivered, file
+        self.ended = any(operation["op"] == "end" and operation["run"] == owner.run for operation in everything)
+        self.last_time: int | None = max(
+            (operation["time"] for operation in everything if "time" in operation), default=None
+        )
+        self._delivered, self._file, self._lock = delivered, file, lock
 
     @classmethod
-    def start(cls, folder: Path, owner: Owner) -> Journal:
+    def start(cls, folder: Path, owner: JournalOwner) -> Journal:
         """Creates a journal."""
         folder.mkdir(parents=True, exist_ok=True)
-        words = re.sub(r"[^A-Za-z0-9._-]", "-", owner.title)
-        path = folder / f"{time.time_ns():019d}-{words}-{os.urandom(3).hex()}.jsonl"
-        file = path.open("a", encoding="utf-8")
-        fcntl.flock(file, fcntl.LOCK_EX)
-        journal = cls(path, owner, (), 0, file)
+        file_title = re.sub(r"[^A-Za-z0-9._-]", "-", owner.title)
+        path = folder / f"{time.time_ns():019d}-{file_title}-{os.urandom(3).hex()}.jsonl"
+        lock = _lock(path)
+        lock.acquire()
+        try:
+            file = path.open("a", encoding="utf-8")
+        except OSError:
+            _lock_file(path).unlink(missing_ok=True)
+            lock.release()
+            raise
+        journal = cls(path, owner, (), 0, file, lock)
         journal._write(asdict(owner))
         return journal
 
     @classmethod
     def take(cls, path: Path) -> Journal | None:
         """Opens the journal of a step that has ended; None if another process holds its lock."""
+        lock = _try_lock(path)
+        if lock is None:
+            return None
+        content = read(path)
         try:
-            file = path.open("r+", encoding="utf-8")
+            file = path.open("a", encoding="utf-8")
         except OSError:
+            content = None
+        if content is None:
+            lock.release()
             return None
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            file.close()
-            return None
-        found = read(path)
-        if found is None or not path.exists():
-            file.close()
-            return None
-        owner, operations, delivered = found
-        return cls(path, owner, operations, delivered, file)
+        owner, operations, delivered = content
+        return cls(path, owner, operations, delivered, file, lock)
 
     def append(self, operation: Operation) -> None:
         """Appends an operation. It is flushed to the operating system, so that a kill of the process does not lose it."""
@@ -128,9 +145,9 @@ class Journal:
         Returns:
             The path of the copy, relative to the folder of journals.
         """
-        place = _files(self.path) / str(len(list(_files(self.path).glob("*"))))
-        place.mkdir(parents=True)
-        copy = place / source.name
+        folder = _files(self.path) / str(len(list(_files(self.path).glob("*"))))
+        folder.mkdir(parents=True)
+        copy = folder / source.name
         if source.is_dir():
             shutil.copytree(source, copy)
         else:
@@ -143,11 +160,36 @@ class Journal:
             shutil.rmtree(_files(self.path), ignore_errors=True)
             _delivered(self.path).unlink(missing_ok=True)
             self.path.unlink(missing_ok=True)
+            _lock_file(self.path).unlink(missing_ok=True)
         self.release()
 
     def release(self) -> None:
         """Releases the journal without deleting it."""
         self._file.close()
+        self._lock.release()
+
+
+def _lock_file(path: Path) -> Path:
+    return path.with_suffix(".lock")
+
+
+def _lock(path: Path) -> FileLock:
+    # Without flock, filelock would use the file's existence, which a killed process does not undo.
+    return FileLock(_lock_file(path), thread_local=False, fallback_to_soft=False, poll_interval=0.02)
+
+
+def _try_lock(path: Path) -> FileLock | None:
+    """Locks an existing journal; None if another process holds its lock or has deleted the journal."""
+    lock = _lock(path)
+    try:
+        lock.acquire(timeout=_PROBE_SECONDS)
+    except OSError:
+        return None
+    if path.exists():
+        return lock
+    _lock_file(path).unlink(missing_ok=True)
+    lock.release()
+    return None
 
 
 def _delivered(path: Path) -> Path:
@@ -158,7 +200,7 @@ def _files(path: Path) -> Path:
     return path.with_suffix(".files")
 
 
-def read(path: Path) -> tuple[Owner, list[Operation], int] | None:
+def read(path: Path) -> tuple[JournalOwner, list[Operation], int] | None:
     """Reads a journal: its owner, its operations, and the number of delivered ones. None if it is empty."""
     lines: list[dict[str, Any]] = []
     # A killed process can leave a partial last line.
@@ -169,7 +211,7 @@ def read(path: Path) -> tuple[Owner, list[Operation], int] | None:
     delivered = 0
     with contextlib.suppress(OSError, ValueError):
         delivered = int(_delivered(path).read_text(encoding="utf-8"))
-    return Owner(**lines[0]), lines[1:], delivered
+    return JournalOwner(**lines[0]), lines[1:], delivered
 
 
 def journals(folder: Path) -> list[Path]:
@@ -180,20 +222,21 @@ def journals(folder: Path) -> list[Path]:
 def operations_of(folder: Path, pipeline_run: str | None) -> Iterator[Operation]:
     """Yields all operations of one pipeline run, delivered or not, in the order in which the steps started."""
     for path in journals(folder):
-        found = read(path)
-        if found and found[0].pipeline_run == pipeline_run:
-            yield from found[1]
+        content = read(path)
+        if content and content[0].pipeline_run == pipeline_run:
+            yield from content[1]
 
 
 def step_runs(operations: Iterable[Operation]) -> list[StepRun]:
     """Returns the runs that started without MLflow, oldest first, as the operations describe them."""
     known: dict[str, StepRun] = {}
-    for one in operations:
-        if one["op"] == "run":
-            known[one["run"]] = StepRun(one["name"], tags=dict(one["tags"]))
-        elif one.get("run") in known:
-            known[one["run"]].tags.update(one["values"] if one["op"] == "tags" else {})
-            known[one["run"]].status = one.get("status", known[one["run"]].status)
+    for operation in operations:
+        run = operation.get("run")
+        if operation["op"] == "run":
+            known[operation["run"]] = StepRun(operation["name"], tags=dict(operation["tags"]))
+        elif run in known:
+            known[run].tags.update(operation["values"] if operation["op"] == "tags" else {})
+            known[run].status = operation.get("status", known[run].status)
     return list(known.values())
 
 
@@ -209,22 +252,21 @@ def known_runs(folder: Path) -> dict[str, str]:
 def locked(folder: Path) -> Iterator[None]:
     """Locks a folder while runs that started without MLflow are created, so that no run is created twice."""
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "lock").open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    with FileLock(folder / "lock", fallback_to_soft=False):
         yield
 
 
 def count_of(operations: Iterable[Operation]) -> Counter[str]:
     """Counts the operations' values by kind."""
     counts: Counter[str] = Counter()
-    for one in operations:
-        match one["op"]:
+    for operation in operations:
+        match operation["op"]:
             case "metrics":
-                counts["metric value"] += len(one["values"])
+                counts["metric value"] += len(operation["values"])
             case "params":
-                counts["setting"] += len(one["values"])
+                counts["setting"] += len(operation["values"])
             case "tags" | "link":
-                counts["tag"] += len(one.get("values") or one["runs"])
+                counts["tag"] += len(operation.get("values") or operation["runs"])
             case "artifact":
                 counts["file"] += 1
             case "input":
@@ -260,25 +302,25 @@ def undelivered(folder: Path, address: str | None = None) -> Undelivered:
     counts: Counter[str] = Counter()
     addresses: dict[str, None] = {}
     for path in journals(folder):
-        found = read(path)
-        if found is None or address not in (None, found[0].address) or _in_use(path):
+        content = read(path)
+        if content is None or address not in (None, content[0].address) or _in_use(path):
             continue
-        owner, operations, delivered = found
+        owner, operations, delivered = content
         pending = operations[delivered:]
         counts += count_of(pending)
-        if owner.run and not any(one["op"] == "end" and one["run"] == owner.run for one in operations):
+        if owner.run and not any(
+            operation["op"] == "end" and operation["run"] == owner.run for operation in operations
+        ):
             counts["end of a run"] += 1  # the step was killed
         addresses[owner.address] = None
     return Undelivered(counts, list(addresses))
 
 
 def _in_use(path: Path) -> bool:
-    try:
-        with path.open(encoding="utf-8") as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except OSError:
-        return True
-    return False
+    lock = _try_lock(path)
+    if lock is not None:
+        lock.release()
+    return lock is None
 
 
 def sync_command(folder: Path) -> str:

@@ -57,14 +57,14 @@ def parent_run(
         time: start time for a new run, in milliseconds; by default now.
         child: a run that KFP's plugin created; the root of its tree becomes the parent run.
     """
-    found = client.search_runs(
+    runs = client.search_runs(
         [experiment],
         filter_string=f"tags.`{RUN_ID}` = '{pipeline_run}' and tags.`{STEP}` = 'pipeline'",
         order_by=["attributes.start_time ASC"],
         max_results=1,
     )
-    if found:
-        return found[0]
+    if runs:
+        return runs[0]
     wanted = {**pipeline_tags(pipeline_run), **tags}
     if child is None:
         return create_run(client, experiment, name, wanted, time)

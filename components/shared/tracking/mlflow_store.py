@@ -45,7 +45,7 @@ METRICS_AT_ONCE = 1000
 ENTRIES_AT_ONCE = 100
 
 
-class Store:
+class MlflowStore:
     """A tracking address and the delivery to it. Connects at first use.
 
     Attributes:
@@ -106,7 +106,7 @@ class Store:
         alone = 0
         with to_deliver():
             while journal.pending:
-                count = 1 if alone else _how_many_at_once(journal.pending)
+                count = 1 if alone else _batch_size(journal.pending)
                 operations = journal.pending[:count]
                 try:
                     self._carry_out(operations, journal.path.parent)
@@ -144,7 +144,7 @@ class Store:
                 journal.release()
                 continue
             try:
-                store = Store(self.uri, journal.owner.experiment, self.client)
+                store = MlflowStore(self.uri, journal.owner.experiment, self.client)
                 done += store.deliver(journal)
                 store._end_killed(journal)
             except BaseException as error:
@@ -172,55 +172,63 @@ class Store:
         """Delivers one operation, or several metrics operations of one run."""
         from mlflow.entities import Dataset, DatasetInput, InputTag
 
-        one = operations[0]
-        if one["op"] in ("parent", "run"):
-            self._make_run(one, folder)
+        operation = operations[0]
+        if operation["op"] in ("parent", "run"):
+            self._make_run(operation, folder)
             return
-        client, run = self.client, self._real(one["run"], folder)
-        match one["op"]:
+        client, run = self.client, self._id_in_mlflow(operation["run"], folder)
+        match operation["op"]:
             case "metrics":
                 self._log_metrics(run, operations)
             case "params":
-                known = client.get_run(run).data.params if one["new_only"] else {}
-                self._log(run, "params", {name: text for name, text in one["values"].items() if name not in known})
+                known = client.get_run(run).data.params if operation["new_only"] else {}
+                self._log(
+                    run, "params", {name: text for name, text in operation["values"].items() if name not in known}
+                )
             case "tags":
-                self._log(run, "tags", one["values"])
+                self._log(run, "tags", operation["values"])
             case "artifact":
-                client.log_artifact(run, str(folder / one["file"]), one["folder"])
+                client.log_artifact(run, str(folder / operation["file"]), operation["folder"])
             case "input":
-                data = Dataset(one["name"], one["digest"], source_type="mixtune", source=one["source"])
-                client.log_inputs(run, [DatasetInput(data, [InputTag("mlflow.data.context", one["context"])])])
+                data = Dataset(
+                    operation["name"], operation["digest"], source_type="mixtune", source=operation["source"]
+                )
+                client.log_inputs(run, [DatasetInput(data, [InputTag("mlflow.data.context", operation["context"])])])
             case "link":
-                self._link(run, one["runs"], folder)
+                self._link(run, operation["runs"], folder)
             case "end":
-                client.set_terminated(run, one["status"], end_time=one["time"])
+                client.set_terminated(run, operation["status"], end_time=operation["time"])
             case "close":
-                close_pipeline_run(client, run, one["status"], one["verdict"], one["own"], one["time"])
+                close_pipeline_run(
+                    client, run, operation["status"], operation["verdict"], operation["own"], operation["time"]
+                )
 
-    def _sent_in_ascii(self, one: Operation, folder: Path) -> bool:
+    def _sent_in_ascii(self, operation: Operation, folder: Path) -> bool:
         """Sends the texts of a rejected operation individually, then in ASCII, and omits those that are still rejected.
 
         Returns:
             False if the operation contains no such texts, else True: it is completed.
         """
-        match one["op"]:
+        match operation["op"]:
             case "tags":
-                run = self._real(one["run"], folder)
-                for name, value in one["values"].items():
+                run = self._id_in_mlflow(operation["run"], folder)
+                for name, value in operation["values"].items():
                     set_tag(self.client, run, name, value)
             case "params":
-                run = self._real(one["run"], folder)
-                known = self.client.get_run(run).data.params if one["new_only"] else {}
-                for name in one["values"].keys() - known.keys():
+                run = self._id_in_mlflow(operation["run"], folder)
+                known = self.client.get_run(run).data.params if operation["new_only"] else {}
+                for name in operation["values"].keys() - known.keys():
                     log = partial(self.client.log_param, run, name)
-                    send_text(log, one["values"][name], f"the parameter {name}")
+                    send_text(log, operation["values"][name], f"the parameter {name}")
             case "input":
                 try:
-                    self._carry_out([in_ascii(one)], folder)
+                    self._carry_out([in_ascii(operation)], folder)
                 except Exception as error:
                     if not is_rejected(error):
                         raise
-                    print(f"tracking: MLflow does not take the input {one['name']} ({first_line(error)}); left out")
+                    print(
+                        f"tracking: MLflow does not take the input {operation['name']} ({first_line(error)}); left out"
+                    )
             case _:
                 return False
         return True
@@ -229,7 +237,9 @@ class Store:
         from mlflow.entities import Metric
 
         metrics = [
-            Metric(name, value, one["time"], one["step"]) for one in operations for name, value in one["values"].items()
+            Metric(name, value, operation["time"], operation["step"])
+            for operation in operations
+            for name, value in operation["values"].items()
         ]
         for start in range(0, len(metrics), METRICS_AT_ONCE):
             self.client.log_batch(run, metrics=metrics[start : start + METRICS_AT_ONCE])
@@ -257,41 +267,41 @@ class Store:
             if made_by != parent:
                 self.client.set_tag(parent, f"mixtune.cached.{_tag_name(title)}", run_id)
 
-    def _make_run(self, one: Operation, folder: Path) -> None:
+    def _make_run(self, operation: Operation, folder: Path) -> None:
         """Creates the MLflow run for a step or pipeline run that started without MLflow, unless it exists already."""
         with locked(folder):
             known = known_runs(folder)
-            if one["run"] in known:
+            if operation["run"] in known:
                 return
             experiment = self.experiment_id()
-            if one["op"] == "parent":
+            if operation["op"] == "parent":
                 made = parent_run(
                     self.client,
                     experiment,
-                    one["pipeline_run"],
-                    one["name"],
-                    one["tags"],
-                    time=one["time"],
-                    child=one.get("child"),
+                    operation["pipeline_run"],
+                    operation["name"],
+                    operation["tags"],
+                    time=operation["time"],
+                    child=operation.get("child"),
                 )
             else:
-                made = self._make_nested(one, experiment, folder)
-            write_json(folder / "runs.json", {**known, one["run"]: made.info.run_id})
+                made = self._make_nested(operation, experiment, folder)
+            write_json(folder / "runs.json", {**known, operation["run"]: made.info.run_id})
 
-    def _make_nested(self, one: Operation, experiment: str, folder: Path) -> Run:
-        found = self.client.search_runs([experiment], f"tags.`{LOCAL_ID}` = '{one['run']}'", max_results=1)
-        if found:
-            return found[0]
-        tags = {**one["tags"], LOCAL_ID: one["run"]}
-        if one["parent"] is None:
-            return create_run(self.client, experiment, one["name"], tags, one["time"])
-        tags[PARENT] = self._real(one["parent"], folder)
-        run = create_run(self.client, experiment, one["name"], tags, one["time"])
-        replace_earlier(self.client, run, step_runs_of(self.client, experiment, tags[RUN_ID], one["name"]))
+    def _make_nested(self, operation: Operation, experiment: str, folder: Path) -> Run:
+        runs = self.client.search_runs([experiment], f"tags.`{LOCAL_ID}` = '{operation['run']}'", max_results=1)
+        if runs:
+            return runs[0]
+        tags = {**operation["tags"], LOCAL_ID: operation["run"]}
+        if operation["parent"] is None:
+            return create_run(self.client, experiment, operation["name"], tags, operation["time"])
+        tags[PARENT] = self._id_in_mlflow(operation["parent"], folder)
+        run = create_run(self.client, experiment, operation["name"], tags, operation["time"])
+        replace_earlier(self.client, run, step_runs_of(self.client, experiment, tags[RUN_ID], operation["name"]))
         return run
 
     @staticmethod
-    def _real(run: str, folder: Path) -> str:
+    def _id_in_mlflow(run: str, folder: Path) -> str:
         """Returns the id of a run in MLflow."""
         if not run.startswith(LOCAL):
             return run
@@ -301,14 +311,14 @@ class Store:
         return known[run]
 
 
-def _how_many_at_once(pending: list[Operation]) -> int:
+def _batch_size(pending: list[Operation]) -> int:
     """Returns how many operations to send together: metrics of one run up to MLflow's limit, else one."""
     first, values = pending[0], 0
-    for count, one in enumerate(pending):
-        values += len(one.get("values", ()))
-        if count and (one["op"] != "metrics" or one["run"] != first["run"] or values > METRICS_AT_ONCE):
+    for count, operation in enumerate(pending):
+        values += len(operation.get("values", ()))
+        if count and (operation["op"] != "metrics" or operation["run"] != first["run"] or values > METRICS_AT_ONCE):
             return count
-        if one["op"] != "metrics":
+        if operation["op"] != "metrics":
             return 1
     return len(pending)
 
@@ -317,16 +327,16 @@ def _tag_name(title: str) -> str:
     return re.sub(r"[^A-Za-z0-9_. /-]", "_", title).replace(" ", ".")
 
 
-def store_from_environment() -> Store | None:
+def store_from_environment() -> MlflowStore | None:
     """Returns the tracking store that the environment names; None if it names none."""
     uri = os.environ.get("MLFLOW_TRACKING_URI")
-    return Store(uri, os.environ.get("MLFLOW_EXPERIMENT_NAME", "mixtune")) if uri else None
+    return MlflowStore(uri, os.environ.get("MLFLOW_EXPERIMENT_NAME", "mixtune")) if uri else None
 
 
-def store_at(address: str, experiment: str = "mixtune") -> Store:
+def store_at(address: str, experiment: str = "mixtune") -> MlflowStore:
     """Returns the store at a journal's address. Uses the credentials in the environment if they are for the same address."""
     given = os.environ.get("MLFLOW_TRACKING_URI", "")
-    return Store(given if without_credentials(given) == address else address, experiment)
+    return MlflowStore(given if without_credentials(given) == address else address, experiment)
 
 
 def step_tags(step: str) -> dict[str, Any]:

@@ -9,8 +9,8 @@ from pathlib import Path
 from ..errors import first_line
 from .journal import (
     Journal,
+    JournalOwner,
     Operation,
-    Owner,
     folder_from_environment,
     in_words,
     known_runs,
@@ -18,7 +18,7 @@ from .journal import (
     sync_command,
     undelivered,
 )
-from .mlflow_store import Store
+from .mlflow_store import MlflowStore
 
 FIRST_PAUSE_SECONDS = 5.0
 LONGEST_PAUSE_SECONDS = 300.0
@@ -41,7 +41,7 @@ class Outbox:
 
     def __init__(
         self,
-        store: Store,
+        store: MlflowStore,
         title: str,
         pipeline_run: str | None,
         run_id: str | None,
@@ -50,7 +50,7 @@ class Outbox:
     ) -> None:
         self.store, self._owns = store, owns
         self.last_delivery = time.monotonic()
-        self._owner = Owner(store.address, store.experiment, title, pipeline_run, run_id if owns else None)
+        self._owner = JournalOwner(store.address, store.experiment, title, pipeline_run, run_id if owns else None)
         self._folder = folder or folder_from_environment()
         self._temporary: tempfile.TemporaryDirectory[str] | None = None
         self._journal: Journal | None = None
@@ -167,14 +167,14 @@ class Outbox:
         self._journal = None
         if not self._owns:
             return
-        kept = undelivered(folder).counts
-        left = f"not delivered to MLflow at {self.store.address}: {in_words(kept)}"
+        counts = undelivered(folder).counts
+        message = f"not delivered to MLflow at {self.store.address}: {in_words(counts)}"
         if self._temporary is not None:
-            if kept:
-                say(f"{left}; it is lost with this process, since MIXTUNE_JOURNAL_DIR names no folder to keep it in")
+            if counts:
+                say(f"{message}; it is lost with this process, since MIXTUNE_JOURNAL_DIR names no folder to keep it in")
             self._temporary.cleanup()
-        elif kept:
-            say(f"{left}; it is kept in {folder}; deliver it with `{sync_command(folder)}`")
+        elif counts:
+            say(f"{message}; it is kept in {folder}; deliver it with `{sync_command(folder)}`")
 
     def id_in_mlflow(self, run_id: str) -> str | None:
         """Returns the MLflow id of a run that started without MLflow; None if it is not delivered yet."""

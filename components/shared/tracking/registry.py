@@ -80,14 +80,14 @@ def version_behind(client: MlflowClient, uri: str) -> str | None:
 
     name, alias, number = parse(uri)
     try:
-        found = client.get_model_version_by_alias(name, alias) if alias else client.get_model_version(name, number)
+        version = client.get_model_version_by_alias(name, alias) if alias else client.get_model_version(name, number)
     except MlflowException as error:
         if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
             raise
         if alias:
             return None
         raise RefusedError(f"evaluate.champion: the registry has no {uri}; correct the version") from None
-    return f"models:/{name}/{found.version}"
+    return f"models:/{name}/{version.version}"
 
 
 def fetch(client: MlflowClient, uri: str, folder: Path) -> Path:
@@ -124,8 +124,8 @@ def parse(uri: str) -> tuple[str, str | None, str]:
 
 
 def _version_with(client: MlflowClient, name: str, digest: str) -> str | None:
-    found = client.search_model_versions(f"name = '{name}'", max_results=1000)
-    return next((str(version.version) for version in found if version.tags.get(DIGEST) == digest), None)
+    versions = client.search_model_versions(f"name = '{name}'", max_results=1000)
+    return next((str(version.version) for version in versions if version.tags.get(DIGEST) == digest), None)
 
 
 def _make_version(client: MlflowClient, run_id: str, name: str, model_id: str, uri: str, digest: str) -> str:
@@ -158,7 +158,7 @@ def _log_model(client: MlflowClient, run_id: str, folder: Path, kind: Task, card
     with mlflow.start_run(run_id=run_id):
         info = mlflow.models.Model.log(
             artifact_path=None,
-            flavor=_Whole(folder, card, predicts=pipeline is not None),
+            flavor=_CompleteFlavor(folder, card, predicts=pipeline is not None),
             transformers_model={"model": model, "tokenizer": tokenizer},
             name="model",
             task=pipeline or "feature-extraction",
@@ -167,7 +167,7 @@ def _log_model(client: MlflowClient, run_id: str, folder: Path, kind: Task, card
     return str(info.model_id), str(info.model_uri)
 
 
-class _Whole:
+class _CompleteFlavor:
     """MLflow's flavor for transformers, but with mixtune's complete model folder.
 
     MLflow would store only the class that its pipeline uses. It would drop the model card and the LM head, which is needed to

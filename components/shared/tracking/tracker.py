@@ -31,7 +31,7 @@ from .mlflow_runs import (
     parent_run,
     step_runs_of,
 )
-from .mlflow_store import Store, git_tags, step_tags, store_from_environment
+from .mlflow_store import MlflowStore, git_tags, step_tags, store_from_environment
 from .mlflow_text import is_refused
 from .outbox import Outbox, say
 from .verdict import OUTCOME, RunStatus, StepRun
@@ -53,7 +53,7 @@ class Tracker:
 
     def __init__(
         self,
-        store: Store | None,
+        store: MlflowStore | None,
         run_id: str | None,
         parent_id: str | None = None,
         *,
@@ -94,7 +94,7 @@ class Tracker:
         return tracker
 
     @classmethod
-    def _open_online(cls, store: Store, step: str, title: str, pipeline_run: str | None) -> Tracker:
+    def _open_online(cls, store: MlflowStore, step: str, title: str, pipeline_run: str | None) -> Tracker:
         try:
             with to_deliver():
                 experiment, tags = store.experiment_id(), step_tags(step)
@@ -114,7 +114,7 @@ class Tracker:
             raise unreachable(store.uri, error) from None
 
     @classmethod
-    def _open_offline(cls, store: Store, step: str, title: str, pipeline_run: str | None) -> Tracker:
+    def _open_offline(cls, store: MlflowStore, step: str, title: str, pipeline_run: str | None) -> Tracker:
         """Starts a run with a local id. The id is replaced when the run is delivered to MLflow."""
         run = LOCAL + os.urandom(16).hex()
         tags = step_tags(step)
@@ -172,12 +172,12 @@ class Tracker:
     def log_metrics(self, metrics: Mapping[str, float | None], step: int | None = None) -> None:
         """Logs metrics. They are written to the journal at once and delivered in batches."""
         self._log_metrics(self.run_id, metrics, step)
-        box = self._outbox
-        if box is None:
+        outbox = self._outbox
+        if outbox is None:
             return
-        due = time.monotonic() - box.last_delivery >= DELIVER_SECONDS
-        if due or box.num_pending * max(len(metrics), 1) >= DELIVER_AT:
-            box.deliver()
+        due = time.monotonic() - outbox.last_delivery >= DELIVER_SECONDS
+        if due or outbox.num_pending * max(len(metrics), 1) >= DELIVER_AT:
+            outbox.deliver()
 
     def log_parent_metrics(self, metrics: Mapping[str, float]) -> None:
         """Logs metrics of the whole pipeline run."""
@@ -210,11 +210,11 @@ class Tracker:
             except Exception as error:
                 self._outbox.failed(error)
         try:
-            kept = self._outbox.keep(Path(path))
+            copy = self._outbox.keep(Path(path))
         except OSError as error:
             say(f"{path} can neither be delivered nor kept ({error.strerror}); left out")
             return
-        self._add({"op": "artifact", "run": target, "file": kept, "folder": folder})
+        self._add({"op": "artifact", "run": target, "file": copy, "folder": folder})
 
     def log_input(self, name: str, digest: str, source: str, context: str) -> None:
         """Logs a data set that this run read, with its digest."""
@@ -259,8 +259,8 @@ class Tracker:
                 with to_deliver():
                     client = self._outbox.store.client
                     experiment = client.get_run(parent).info.experiment_id
-                    found = step_runs_of(client, experiment, self._pipeline_run or "")
-                return [StepRun(run.info.run_name, run.info.status, dict(run.data.tags)) for run in found]
+                    runs = step_runs_of(client, experiment, self._pipeline_run or "")
+                return [StepRun(run.info.run_name, run.info.status, dict(run.data.tags)) for run in runs]
             except Exception as error:
                 self._outbox.failed(error)
         return step_runs(self._outbox.operations())
@@ -277,9 +277,9 @@ class Tracker:
                     tags = dict(self._outbox.store.client.get_run(parent).data.tags)
             except Exception as error:
                 self._outbox.failed(error)
-        for one in self._outbox.operations():
-            if one["op"] == "tags" and one["run"] in parents:
-                tags |= one["values"]
+        for operation in self._outbox.operations():
+            if operation["op"] == "tags" and operation["run"] in parents:
+                tags |= operation["values"]
         return tags
 
     def reach(self) -> MlflowClient | None:
@@ -368,7 +368,7 @@ def close_unfinished(
         folder: folder for the journal, which `mixtune sync` delivers later if the tracking server does not answer.
     """
     tracker = Tracker(
-        Store(uri, experiment),
+        MlflowStore(uri, experiment),
         None,
         _local_parent(pipeline_run),
         title="unfinished",

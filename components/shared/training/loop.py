@@ -17,13 +17,12 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 from accelerate.utils import set_seed
 from torch import Tensor
 
 from ..checkpoints.keys import find_store
-from ..checkpoints.resume import Keeper, Live, Sigterm, Work
-from ..checkpoints.store import Checkpoints
+from ..checkpoints.resume import Sigterm, TrainingCheckpointer, TrainingJob, TrainingState
+from ..checkpoints.store import CheckpointStore
 from ..config import Training
 from ..errors import RefusedError
 from ..model.bf16_on_cpu import fast_bf16
@@ -33,14 +32,16 @@ from ..model.packing import Batch, Segment, collate
 from ..model.precision import pick_precision
 from ..running.context import Context
 from ..running.processes import is_main
+from ..third_party.accelerate import reset_state
+from ..third_party.torch import uncompile
 from .lora import add_adapters, merge_adapters
 from .mix_weight import MixWeight, Weights, realised
 from .not_finite import explain_not_finite
 from .optimizer import is_task_head, learning_rates, make_optimizer, make_schedule
-from .reference_models import Anchor
+from .reference_models import ReferenceModel
 from .streams import Mix, StepData
 
-Entry = dict[str, float | int | None]
+LogEntry = dict[str, float | int | None]
 
 
 @dataclass
@@ -57,7 +58,7 @@ class Result:
         checkpoints: the checkpoint store; to be marked as finished after the model is written.
     """
 
-    curve: list[Entry] = field(default_factory=list)
+    curve: list[LogEntry] = field(default_factory=list)
     steps: int = 0
     tokens: dict[str, int] = field(default_factory=lambda: {"pretrain": 0, "finetune": 0})
     realised_mix_weight: float = 0.0
@@ -66,11 +67,11 @@ class Result:
     precision: str = "float32"
     processes: int = 1
     main: bool = field(default_factory=is_main)
-    checkpoints: Checkpoints | None = None
+    checkpoints: CheckpointStore | None = None
 
 
 @dataclass(frozen=True)
-class Extras:
+class TrainingVariant:
     """Optional parts of a training besides the mixed loss.
 
     Attributes:
@@ -81,8 +82,8 @@ class Extras:
         lora_rank: train low-rank adapters of this rank instead of the backbone.
     """
 
-    reference: Anchor | None = None
-    start: Anchor | None = None
+    reference: ReferenceModel | None = None
+    start: ReferenceModel | None = None
     kl_weight: float = 0.0
     l2sp_weight: float = 0.0
     lora_rank: int | None = None
@@ -94,7 +95,7 @@ class _Interval:
 
     sums: dict[str, Tensor]
     steps: int = 0
-    asked: float | None = None
+    mix_weight: float | None = None
     realised: float = 0.0
     num_pretrain: int = 0
     num_finetune: int = 0
@@ -131,8 +132,8 @@ def train(
     pad_id: int,
     seed: int,
     context: Context,
-    extras: Extras | None = None,
-    work: Work | None = None,
+    variant: TrainingVariant | None = None,
+    job: TrainingJob | None = None,
 ) -> Result:
     """Trains the model in place. Resumes from the newest checkpoint of the same training if there is one.
 
@@ -141,8 +142,8 @@ def train(
         mix: the data of each optimizer step. A stream that is None is not part of the loss.
         mix_weight: λ.
         pad_id: token id for padding.
-        extras: reference models, penalties, adapters.
-        work: identity of the training; None disables checkpoints.
+        variant: reference models, penalties, adapters.
+        job: identity of the training; None disables checkpoints.
 
     Raises:
         RefusedError: if warm-up would take longer than the training, or if code cannot be compiled here.
@@ -150,8 +151,8 @@ def train(
             space for a checkpoint.
         SystemExit: with status 143 after a SIGTERM; the state is saved.
     """
-    extras = extras or Extras()
-    kl_weight = extras.kl_weight
+    variant = variant or TrainingVariant()
+    kl_weight = variant.kl_weight
     steps = mix.steps(training)
     if steps and training.warmup_steps >= steps:
         raise RefusedError(
@@ -162,7 +163,7 @@ def train(
     precision = pick_precision(training.precision)
     # bf16 libraries compile or select kernels for each shape, so widths are rounded to reduce the number of shapes.
     width_multiple = 8 if precision == "bf16" else 1
-    AcceleratorState._reset_state()  # an earlier training in this process may have used another precision
+    reset_state()  # an earlier training in this process may have used another precision
     accelerator = Accelerator(mixed_precision="bf16" if precision == "bf16" else "no", cpu=pick_device().type == "cpu")
     set_seed(seed, device_specific=True)  # dropout differs between ranks
     device = accelerator.device
@@ -174,13 +175,13 @@ def train(
         processes=world,
         main=accelerator.is_main_process,
     )
-    anchors = [anchor.model for anchor in (extras.reference, extras.start) if anchor is not None]
+    references = [reference.model for reference in (variant.reference, variant.start) if reference is not None]
     if result.main:
         layout = {"processes": world, "device": result.device, "precision": precision}
-        result.checkpoints = find_store(work, model, anchors, layout, context)
+        result.checkpoints = find_store(job, model, references, layout, context)
     model.to(device)
-    if extras.lora_rank is not None:
-        add_adapters(model, extras.lora_rank)
+    if variant.lora_rank is not None:
+        add_adapters(model, variant.lora_rank)
     _freeze_what_has_no_loss(model, mix)
     if training.gradient_checkpointing:
         model.lm.gradient_checkpointing_enable({"use_reentrant": False})
@@ -188,27 +189,27 @@ def train(
         model.lm.base_model.compile(dynamic=True)
     optimizer = make_optimizer(model, training)
     schedule = make_schedule(optimizer, training, steps)
-    live = Live(model, optimizer, schedule, mix_weight, result)
+    state = TrainingState(model, optimizer, schedule, mix_weight, result)
     wrapped, optimizer = accelerator.prepare(model, optimizer)
     wrapped.train()
-    for anchor in (extras.reference, extras.start):
-        if anchor is not None:
-            anchor.to(device)
+    for reference_model in (variant.reference, variant.start):
+        if reference_model is not None:
+            reference_model.to(device)
 
     with (
-        fast_bf16([one.lm for one in (model, *anchors)], device, precision),
+        fast_bf16([each.lm for each in (model, *references)], device, precision),
         Sigterm() as sigterm,
-        Keeper(result.checkpoints, live, training, accelerator, context, sigterm, work) as keeper,
+        TrainingCheckpointer(result.checkpoints, state, training, accelerator, context, sigterm, job) as checkpointer,
     ):
-        keeper.claim()
-        first, numbers = keeper.restore()
-        interval = _Interval.restored(numbers, device) if numbers else _new_interval(device)
+        checkpointer.claim()
+        first, counters = checkpointer.restore()
+        interval = _Interval.restored(counters, device) if counters else _new_interval(device)
         started = time.monotonic() - result.seconds
         with context.progress(steps, "steps", done=first) as progress:
             for step in range(first, steps):
-                keeper.before_step(step, interval)
+                checkpointer.before_step(step, interval)
                 data = mix.step(step)
-                asked = mix_weight.asked(step)
+                mix_weight_now = mix_weight.at(step)
                 weights = mix_weight.weights(step, data.num_pretrain, data.num_finetune)
                 before = interval.sums["pretrain"] - interval.sums["reference"]
                 micro_batches = list(data.share(rank, world, training.micro_batch_size))
@@ -216,7 +217,7 @@ def train(
                     batch = collate(rows, pad_id, width_multiple=width_multiple).to(device)
                     # Gradients are summed over micro-batches; ranks exchange them with the last micro-batch only.
                     with accelerator.no_sync(wrapped) if number + 1 < len(micro_batches) else contextlib.nullcontext():
-                        start_logits, reference = _anchored(extras, rows, pad_id, width_multiple, accelerator)
+                        start_logits, reference = _reference_outputs(variant, rows, pad_id, width_multiple, accelerator)
                         losses = wrapped(batch, *weights, kl_weight / max(data.tokens_finetune, 1), start_logits)
                         accelerator.backward(losses.pop("weighted") * world)
                     for name, loss in losses.items():
@@ -225,9 +226,9 @@ def train(
                         interval.sums["reference"] += reference
                     interval.sums["positions"] += batch.input_ids.numel()
                     if number + 1 < len(micro_batches):
-                        keeper.end_if_asked()
-                if extras.start is not None and extras.l2sp_weight:
-                    interval.l2sp += extras.start.pull(accelerator.unwrap_model(wrapped), extras.l2sp_weight)
+                        checkpointer.end_if_terminated()
+                if variant.start is not None and variant.l2sp_weight:
+                    interval.l2sp += variant.start.pull(accelerator.unwrap_model(wrapped), variant.l2sp_weight)
                 norm = accelerator.clip_grad_norm_(wrapped.parameters(), training.max_grad_norm)
                 if not torch.isfinite(norm):
                     optimizer.zero_grad(set_to_none=True)
@@ -241,7 +242,7 @@ def train(
                     excess = accelerator.reduce(interval.sums["pretrain"] - interval.sums["reference"] - before, "sum")
                     share = rates.get("learning_rate", 0.0) / training.learning_rate
                     mix_weight.observe(float(excess) / max(data.num_pretrain, 1), share)
-                _count(interval, result, data, asked, weights)
+                _count(interval, result, data, mix_weight_now, weights)
                 progress.advance(tokens=data.tokens_pretrain + data.tokens_finetune)
                 if (step + 1) % training.log_every_steps == 0 or step + 1 == steps:
                     entry = _log_entry(accelerator, interval, step + 1, float(norm), rates, mix_weight)
@@ -251,28 +252,28 @@ def train(
                     )
                     interval = _new_interval(device)
                 result.seconds = time.monotonic() - started
-                keeper.after_step(step + 1, interval)
+                checkpointer.after_step(step + 1, interval)
     result.realised_mix_weight /= max(steps, 1)
-    _undo(accelerator, wrapped, model, training, extras)
+    _undo(accelerator, wrapped, model, training, variant)
     return result
 
 
-def _anchored(
-    extras: Extras, rows: list[list[Segment]], pad_id: int, width_multiple: int, accelerator: Accelerator
+def _reference_outputs(
+    variant: TrainingVariant, rows: list[list[Segment]], pad_id: int, width_multiple: int, accelerator: Accelerator
 ) -> tuple[Tensor | None, Tensor | None]:
     """Returns the start model's logits for a micro-batch's examples, and the reference model's loss on its text."""
     start_logits = reference = None
 
     def only(pretrain: bool) -> Batch | None:
         parts = [[segment for segment in row if segment.pretrain is pretrain] for row in rows]
-        kept = [row for row in parts if row]
-        return collate(kept, pad_id, width_multiple=width_multiple).to(accelerator.device) if kept else None
+        selected = [row for row in parts if row]
+        return collate(selected, pad_id, width_multiple=width_multiple).to(accelerator.device) if selected else None
 
     with accelerator.autocast():
-        if extras.start is not None and extras.kl_weight and (labelled := only(pretrain=False)):
-            start_logits = extras.start.finetune_logits(labelled)
-        if extras.reference is not None and (text := only(pretrain=True)):
-            reference = extras.reference.pretrain_loss(text)
+        if variant.start is not None and variant.kl_weight and (labelled := only(pretrain=False)):
+            start_logits = variant.start.finetune_logits(labelled)
+        if variant.reference is not None and (text := only(pretrain=True)):
+            reference = variant.reference.pretrain_loss(text)
     return start_logits, reference
 
 
@@ -286,16 +287,16 @@ def _freeze_what_has_no_loss(model: MixedModel, mix: Mix) -> None:
                 parameter.requires_grad_(False)
     if mix.pretrain is None and model.task is not None:
         # Keep weights tied to the embeddings, which belong to the backbone, and weights that the task head shares.
-        kept = {id(parameter) for parameter in (*backbone.parameters(), *model.task.parameters())}
+        with_loss = {id(parameter) for parameter in (*backbone.parameters(), *model.task.parameters())}
         for parameter in model.lm.parameters():
-            if id(parameter) not in kept:
+            if id(parameter) not in with_loss:
                 parameter.requires_grad_(False)
 
 
-def _count(interval: _Interval, result: Result, data: StepData, asked: float | None, weights: Weights) -> None:
+def _count(interval: _Interval, result: Result, data: StepData, mix_weight: float | None, weights: Weights) -> None:
     share = realised(weights, data.num_pretrain, data.num_finetune)
     interval.steps += 1
-    interval.asked, interval.realised = asked, interval.realised + share
+    interval.mix_weight, interval.realised = mix_weight, interval.realised + share
     result.realised_mix_weight += share
     result.tokens["pretrain"] += data.tokens_pretrain
     result.tokens["finetune"] += data.tokens_finetune
@@ -317,7 +318,7 @@ def _log_entry(
     norm: float,
     rates: dict[str, float],
     mix_weight: MixWeight,
-) -> Entry:
+) -> LogEntry:
     """Returns means over the interval and counts for each stream, from sums over all ranks."""
     gathered = accelerator.reduce(torch.stack(list(interval.sums.values())), "sum")
     sums = dict(zip(interval.sums, gathered.tolist(), strict=True))
@@ -326,12 +327,12 @@ def _log_entry(
     share = interval.realised / interval.steps
     tokens = interval.tokens_pretrain + interval.tokens_finetune
     seconds = max(time.monotonic() - interval.started, 1e-9)
-    entry: Entry = {
+    entry: LogEntry = {
         "step": step,
         "loss": share * (pretrain or 0.0) + (1 - share) * (finetune or 0.0),
         "loss_pretrain": pretrain,
         "loss_finetune": finetune,
-        "mix_weight": interval.asked,
+        "mix_weight": interval.mix_weight,
         "realised_mix_weight": share,
         "replay_share": interval.tokens_pretrain / max(tokens, 1),
         **rates,
@@ -351,14 +352,14 @@ def _log_entry(
 
 
 def _undo(
-    accelerator: Accelerator, wrapped: torch.nn.Module, model: MixedModel, training: Training, extras: Extras
+    accelerator: Accelerator, wrapped: torch.nn.Module, model: MixedModel, training: Training, variant: TrainingVariant
 ) -> None:
     """Returns the model to its original form: unwrapped, with plain weights, on the CPU."""
     # accelerate also wraps `forward`; unwrap it too.
     accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False).to("cpu")
-    if extras.lora_rank is not None:
+    if variant.lora_rank is not None:
         merge_adapters(model)
-    model.lm.base_model._compiled_call_impl = None
+    uncompile(model.lm.base_model)
     if training.gradient_checkpointing:
         model.lm.gradient_checkpointing_disable()
     for parameter in model.parameters():

@@ -16,7 +16,7 @@ def add_adapters(model: MixedModel, rank: int) -> None:
     backbone: Any = model.lm.base_model
     pooler = r".*pooler.*" if getattr(backbone, "pooler", None) is not None else None
     settings = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", exclude_modules=pooler)
-    model.lm._modules[prefix] = get_peft_model(backbone, settings)
+    setattr(model.lm, prefix, get_peft_model(backbone, settings))
     for name, parameter in model.named_parameters():
         parameter.requires_grad_("lora_" in name or is_task_head(name))
 
@@ -24,5 +24,5 @@ def add_adapters(model: MixedModel, rank: int) -> None:
 def merge_adapters(model: MixedModel) -> None:
     """Merges the adapters into the base weights and removes them."""
     prefix = model.lm.base_model_prefix
-    adapted: Any = model.lm._modules[prefix]
-    model.lm._modules[prefix] = adapted.merge_and_unload()
+    adapted: Any = model.lm.get_submodule(prefix)
+    setattr(model.lm, prefix, adapted.merge_and_unload())

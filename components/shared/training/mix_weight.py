@@ -22,7 +22,7 @@ class MixWeight:
     adapts: ClassVar[bool] = False
     """Whether the loop must compute each step's forgetting and call `observe`."""
 
-    def asked(self, step: int) -> float | None:
+    def at(self, step: int) -> float | None:
         """Returns the configured λ of a step; None if it is not configured."""
         raise NotImplementedError
 
@@ -67,7 +67,7 @@ class Constant(MixWeight):
 
     mix_weight: float
 
-    def asked(self, step: int) -> float:
+    def at(self, step: int) -> float:
         """Returns λ."""
         return self.mix_weight
 
@@ -88,29 +88,29 @@ class Scheduled(MixWeight):
     schedule: LambdaSchedule
     steps: int
 
-    def asked(self, step: int) -> float:
+    def at(self, step: int) -> float:
         """Returns λ at a step: the first value at step 0, the last value at the last step."""
         values = self.schedule.values
         done = step / max(self.steps - 1, 1)
         if self.schedule.shape == "steps":
             return values[sum(step >= round(start * self.steps) for start in self.schedule.starts) - 1]
-        place = done * (len(values) - 1)
-        low = min(int(place), len(values) - 2)
-        share = place - low
+        position = done * (len(values) - 1)
+        low = min(int(position), len(values) - 2)
+        share = position - low
         if self.schedule.shape == "cosine":
             share = (1 - math.cos(math.pi * share)) / 2
         return values[low] + share * (values[low + 1] - values[low])
 
     def weights(self, step: int, num_pretrain: int, num_finetune: int) -> Weights:
         """Returns `split` of the step's λ."""
-        return split(self.asked(step), num_pretrain, num_finetune)
+        return split(self.at(step), num_pretrain, num_finetune)
 
 
 @dataclass(frozen=True)
 class Pooled(MixWeight):
     """One mean over the tokens of both streams, as if the data sets were mixed by sampling. λ follows from the counts."""
 
-    def asked(self, step: int) -> None:
+    def at(self, step: int) -> None:
         """Returns None, since λ is not configured."""
         return None
 
@@ -163,13 +163,13 @@ class BudgetController(MixWeight):
     def __post_init__(self) -> None:
         self.dual = _logit(self.options.start_lambda)
 
-    def asked(self, step: int) -> float:
+    def at(self, step: int) -> float:
         """Returns the current λ."""
         return 1 / (1 + math.exp(-self._bounded(self.dual + self.options.response * self.violation)))
 
     def weights(self, step: int, num_pretrain: int, num_finetune: int) -> Weights:
         """Returns `split` of the current λ."""
-        return split(self.asked(step), num_pretrain, num_finetune)
+        return split(self.at(step), num_pretrain, num_finetune)
 
     def observe(self, forgetting: float, rate: float) -> None:
         """Updates λ from f_s, in nats per token, and r, with effect from the next step."""

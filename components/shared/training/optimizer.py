@@ -58,14 +58,14 @@ def learning_rates(optimizer: Optimizer) -> dict[str, float]:
     """Returns the learning rates to log: the backbone's highest, its lowest if different, and the head's."""
     rates = {str(group["name"]): float(group["lr"]) for group in optimizer.param_groups}
     backbone = [rate for name, rate in rates.items() if name.startswith(BACKBONE)]
-    found = {}
+    logged = {}
     if backbone:
-        found["learning_rate"] = max(backbone)
+        logged["learning_rate"] = max(backbone)
         if min(backbone) < max(backbone):
-            found["lowest_learning_rate"] = min(backbone)
+            logged["lowest_learning_rate"] = min(backbone)
     if HEAD in rates:
-        found["head_learning_rate"] = rates[HEAD]
-    return found
+        logged["head_learning_rate"] = rates[HEAD]
+    return logged
 
 
 def is_task_head(name: str) -> bool:
@@ -85,5 +85,5 @@ def levels_below_the_top(name: str, layers: int) -> int:
 
 
 def _layer(name: str) -> int:
-    found = _LAYER.search(name)
-    return int(found.group(1)) if found else -1
+    match = _LAYER.search(name)
+    return int(match.group(1)) if match else -1

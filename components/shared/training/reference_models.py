@@ -12,7 +12,7 @@ from ..model.packing import Batch
 from .optimizer import is_task_head
 
 
-class Anchor:
+class ReferenceModel:
     """A frozen copy of a model.
 
     Args:
@@ -24,7 +24,7 @@ class Anchor:
     def __init__(self, model: MixedModel, dropout: bool = False) -> None:
         self.model = copy.deepcopy(model).train(dropout).requires_grad_(False)
 
-    def to(self, device: torch.device) -> Anchor:
+    def to(self, device: torch.device) -> ReferenceModel:
         """Moves the copy to a device."""
         self.model.to(device)
         return self

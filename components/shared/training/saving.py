@@ -16,40 +16,40 @@ from .loop import Result
 
 
 def save_trained(
-    network: MixedModel,
+    model: MixedModel,
     tokenizer: PreTrainedTokenizerBase,
     card: ModelCard,
     result: Result,
     context: Context,
-    model: ArtifactLike,
+    output: ArtifactLike,
     metrics: ArtifactLike,
 ) -> None:
     """Writes a model folder. The card is written last, so that a folder with a card is complete. Only the main process writes.
 
     Args:
         card: fields that are known before training; counts and times are filled in from `result`.
-        model: output artifact.
+        output: the model artifact.
         metrics: output artifact, metrics for the KFP UI.
     """
     if not result.main:
         return
     if not card.has_task_head:
         # λ = 1 never trained the task head, and plain transformers would load it without a warning.
-        network.task, network.kind, network.labels = None, None, None
-    Path(model.path).mkdir(parents=True, exist_ok=True)
+        model.task, model.kind, model.labels = None, None, None
+    Path(output.path).mkdir(parents=True, exist_ok=True)
     try:
-        network.save(model.path, tokenizer)
+        model.save(output.path, tokenizer)
     except Exception as error:
         if "o space left" not in str(error):  # safetensors wraps errors of the file system in its own exception
             raise
-        raise MixtuneError(_no_room(network, Path(model.path))) from None
-    save_card(tokenizer, card, result, context, model, metrics)
+        raise MixtuneError(_no_space(model, Path(output.path))) from None
+    save_card(tokenizer, card, result, context, output, metrics)
     if result.checkpoints is not None:
         result.checkpoints.finish()
 
 
-def _no_room(network: MixedModel, folder: Path) -> str:
-    need = sum(weight.numel() * weight.element_size() for weight in network.parameters())
+def _no_space(model: MixedModel, folder: Path) -> str:
+    need = sum(weight.numel() * weight.element_size() for weight in model.parameters())
     free = shutil.disk_usage(folder).free
     return (
         f"model: {folder} has no room for the trained model, which needs {megabytes(need)} where {megabytes(free)} are free; "
@@ -62,7 +62,7 @@ def save_card(
     card: ModelCard,
     result: Result,
     context: Context,
-    model: ArtifactLike,
+    output: ArtifactLike,
     metrics: ArtifactLike,
 ) -> None:
     """Writes everything except the weights, which the card can locate elsewhere. See `save_trained` for the arguments."""
@@ -83,7 +83,7 @@ def save_card(
             },
         }
     )
-    folder = Path(model.path)
+    folder = Path(output.path)
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer.save_pretrained(folder)
     write_jsonl(folder / "training.jsonl", result.curve)
@@ -100,9 +100,9 @@ def save_card(
     if card.realised_mix_weight is not None:
         numbers["realised_mix_weight"] = card.realised_mix_weight
     metrics.metadata.update({name: float(value or 0) for name, value in numbers.items()})
-    model.metadata.update({"candidate": card.id, "kind": card.kind, "mlflow_run": context.tracker.run_id or ""})
+    output.metadata.update({"candidate": card.id, "kind": card.kind, "mlflow_run": context.tracker.run_id or ""})
     if card.mix_weight is not None:
-        model.metadata["lambda"] = card.mix_weight
+        output.metadata["lambda"] = card.mix_weight
     context.tracker.log_metrics({f"final_{name}": value for name, value in numbers.items()})
     for stream, digest in card.data.items():
         context.tracker.log_input(f"{stream} stream", digest, "prepare", "training")

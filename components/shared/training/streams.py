@@ -22,7 +22,7 @@ PRETRAIN_ID, FINETUNE_ID, MASKING_ID = 0, 1, 2
 SHORTEST_WINDOW = 8  # in shorter windows, tokens would have hardly any context
 
 
-class _Order:
+class _Permutations:
     """A new permutation for every epoch, computed without replaying earlier epochs."""
 
     def __init__(self, size: int, seed: int, stream_id: int) -> None:
@@ -49,7 +49,7 @@ class PretrainStream:
 
     def __init__(self, documents: Documents, max_length: int, seed: int, masking: Masking | None = None) -> None:
         self._documents, self._max_length, self._seed, self._masking = documents, max_length, seed, masking
-        self._order = _Order(max(1, -(-(len(documents.flat) - 1) // max_length)), seed, PRETRAIN_ID)
+        self._order = _Permutations(max(1, -(-(len(documents.flat) - 1) // max_length)), seed, PRETRAIN_ID)
 
     def __len__(self) -> int:
         return self._order.size
@@ -98,7 +98,7 @@ class FinetuneStream:
 
     def __init__(self, documents: Documents, seed: int, task: Task) -> None:
         self._documents, self._task = documents, task
-        self._order = _Order(len(documents), seed, FINETUNE_ID)
+        self._order = _Permutations(len(documents), seed, FINETUNE_ID)
 
     def __len__(self) -> int:
         return self._order.size
@@ -128,7 +128,7 @@ def _name_of(documents: Documents, index: int) -> str:
 
 
 @dataclass(frozen=True)
-class Unread:
+class UnreadExamples:
     """Number and average length of labelled examples that are not read.
 
     Attributes:
@@ -197,12 +197,14 @@ class StepData:
             )
         per_rank = -(-len(self.rows) // world_size)
         blank = [Segment(self.rows[0][0].tokens[:2], 2, pretrain=True)]  # without supervised tokens
-        mine = [self.rows[i] if i < len(self.rows) else blank for i in range(rank, per_rank * world_size, world_size)]
+        of_rank = [
+            self.rows[i] if i < len(self.rows) else blank for i in range(rank, per_rank * world_size, world_size)
+        ]
         # As few micro-batches as fit, of even size, each with a fair share of both streams.
         fit = max(1, micro_batch_size * self.max_length // max(width_of(row) for row in self.rows))
-        count = -(-len(mine) // fit)
+        count = -(-len(of_rank) // fit)
         for number in range(count):
-            yield mine[number::count]
+            yield of_rank[number::count]
 
 
 @dataclass(frozen=True)
@@ -258,13 +260,13 @@ class Mix:
         return StepData.packed(windows, examples, self.max_length)
 
 
-def mix(
+def make_mix(
     pretrain: PretrainStream | None,
     finetune: FinetuneStream | None,
     batch_size: int,
     max_length: int,
     replay_share: float | None = None,
-    unread: Unread | None = None,
+    unread: UnreadExamples | None = None,
 ) -> Mix:
     """Chooses number and length of the windows so that the pretraining stream has its share of an average step's tokens.
 

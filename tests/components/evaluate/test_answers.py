@@ -7,17 +7,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mixtune.components.evaluate.answers import LONGEST, Window, answer
+from mixtune.components.evaluate.answers import LONGEST, ContextWindow, answer
 
 WORDS = [f"word{i}" for i in range(110)]
 CONTEXT = " ".join(WORDS)
 STARTS = np.cumsum([0, *(len(word) + 1 for word in WORDS[:-1])]).tolist()
 
 
-def window(first: int, count: int, scores: np.ndarray | None = None, before: int = 4, after: int = 1) -> Window:
+def window(first: int, count: int, scores: np.ndarray | None = None, before: int = 4, after: int = 1) -> ContextWindow:
     """A window over `count` words of the context, with the question and special tokens before and one token after."""
     logits = np.zeros((before + count + after, 2)) if scores is None else scores
-    return Window(logits, before, [[STARTS[i], STARTS[i] + len(WORDS[i])] for i in range(first, first + count)])
+    return ContextWindow(logits, before, [[STARTS[i], STARTS[i] + len(WORDS[i])] for i in range(first, first + count)])
 
 
 def test_the_span_with_the_highest_sum() -> None:

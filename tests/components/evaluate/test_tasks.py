@@ -13,7 +13,7 @@ from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import f1_score
 from transformers import AutoModelForQuestionAnswering, AutoModelForSequenceClassification
 
-from mixtune.components.evaluate.answers import Window, answer
+from mixtune.components.evaluate.answers import ContextWindow, answer
 from mixtune.components.evaluate.config import EvaluateStep
 from mixtune.components.shared.artifacts import Artifact, ModelCard, read_jsonl
 from mixtune.components.shared.data.prepared import Documents
@@ -108,7 +108,7 @@ def test_answers_of_all_windows_of_an_example(tmp_path: Path, architecture: str,
                 made = plain(input_ids=ids, token_type_ids=types)
             logits = torch.stack([made.start_logits[0], made.end_logits[0]], -1).numpy()
             record = records[index]
-            windows.append(Window(logits, record["context_from"], record["offsets"]))
+            windows.append(ContextWindow(logits, record["context_from"], record["offsets"]))
         expected = answer(windows, record["context"])
         assert row["prediction"] == expected.text
         assert row["null_score"] == pytest.approx(expected.null_score, abs=1e-5)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mixtune.components.evaluate.windows import Window, mask_passes, masks, windows
+from mixtune.components.evaluate.windows import ScoringWindow, mask_passes, masks, windows
 
 
 @given(length=st.integers(0, 400), max_length=st.integers(2, 64))
@@ -27,12 +27,12 @@ def test_every_token_but_the_first_is_scored_once(length: int, max_length: int) 
     [
         (0, []),
         (1, []),
-        (8, [Window(0, 8, 1)]),
-        (9, [Window(0, 8, 1), Window(4, 9, 8)]),
-        (16, [Window(0, 8, 1), Window(4, 12, 8), Window(8, 16, 12)]),
+        (8, [ScoringWindow(0, 8, 1)]),
+        (9, [ScoringWindow(0, 8, 1), ScoringWindow(4, 9, 8)]),
+        (16, [ScoringWindow(0, 8, 1), ScoringWindow(4, 12, 8), ScoringWindow(8, 16, 12)]),
     ],
 )
-def test_windows_of_eight(length: int, expected: list[Window]) -> None:
+def test_windows_of_eight(length: int, expected: list[ScoringWindow]) -> None:
     assert list(windows(length, 8)) == expected
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from mixtune.components.finish.config import FinishStep
 from mixtune.components.finish.step import run
-from mixtune.components.shared.checkpoints.store import Checkpoints
+from mixtune.components.shared.checkpoints.store import CheckpointStore
 from mixtune.components.shared.outcome import Outcome
 from mixtune.components.shared.running.context import Context
 from mixtune.components.shared.tracking.connection import connect
@@ -102,10 +102,10 @@ def test_a_run_that_succeeded_needs_its_checkpoints_no_more(
     monkeypatch.setenv("MIXTUNE_CHECKPOINT_DIR", str(tmp_path / "checkpoints"))
     for run_id in ("run-1", "run-2"):
         monkeypatch.setenv("MIXTUNE_RUN_ID", run_id)
-        store_of_run = Checkpoints(tmp_path / "checkpoints" / f"mixed-{run_id}", "k", print)
-        store_of_run.make_place()
+        store_of_run = CheckpointStore(tmp_path / "checkpoints" / f"mixed-{run_id}", "k", print)
+        store_of_run.make_folder()
         assert store_of_run.try_claim()
-        (store_of_run.place / "step-00000002-0000").mkdir()
+        (store_of_run.folder / "step-00000002-0000").mkdir()
         store_of_run.finish()
     finish(state)
     left = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())

@@ -12,14 +12,14 @@ import torch
 from pydantic import ValidationError
 from torch.nn.functional import cross_entropy
 
-from mixtune.components.mixed.config import Candidate, Mixed, candidate_id, candidates
+from mixtune.components.mixed.config import Mixed, MixedCandidate, candidate_id, candidates
 from mixtune.components.shared.artifacts import ModelCard, read_jsonl
 from mixtune.components.shared.config import Budget, LambdaSchedule
 from mixtune.components.shared.data.prepared import DataManifest, Documents
 from mixtune.components.shared.errors import RefusedError
 from mixtune.components.shared.model.loading import load_model
 from mixtune.components.shared.training.mix_weight import Scheduled
-from mixtune.components.shared.training.streams import FinetuneStream, PretrainStream, mix
+from mixtune.components.shared.training.streams import FinetuneStream, PretrainStream, make_mix
 from tests.components.stages import Stages
 
 pytestmark = pytest.mark.numeric
@@ -38,8 +38,10 @@ def curve_of(folder: Path) -> list[dict[str, Any]]:
     return list(read_jsonl(folder / "training.jsonl"))
 
 
-def budgeted(budget: float, **options: float) -> Candidate:
-    return Candidate(id=f"mixed-budget-{budget:g}", forgetting_budget=budget, budget=Budget.model_validate(options))
+def budgeted(budget: float, **options: float) -> MixedCandidate:
+    return MixedCandidate(
+        id=f"mixed-budget-{budget:g}", forgetting_budget=budget, budget=Budget.model_validate(options)
+    )
 
 
 def in_nats(stages: Stages, budget: float) -> float:
@@ -50,8 +52,8 @@ def in_nats(stages: Stages, budget: float) -> float:
 
 def test_a_schedule_is_what_the_loss_is_weighted_by(stages: Stages) -> None:
     schedule = LambdaSchedule(shape="cosine", values=[0.9, 0.1, 0.4])
-    folder = stages.mixed(Candidate(id="mixed-cosine", schedule=schedule), **EVERY_STEP)
-    wanted = [Scheduled(schedule, 12).asked(step) for step in range(12)]
+    folder = stages.mixed(MixedCandidate(id="mixed-cosine", schedule=schedule), **EVERY_STEP)
+    wanted = [Scheduled(schedule, 12).at(step) for step in range(12)]
     for column in ("mix_weight", "realised_mix_weight"):
         assert [entry[column] for entry in curve_of(folder)] == pytest.approx(wanted)
     card = ModelCard.load(folder)
@@ -60,7 +62,7 @@ def test_a_schedule_is_what_the_loss_is_weighted_by(stages: Stages) -> None:
 
 
 def test_pooling_weighs_all_tokens_alike(stages: Stages) -> None:
-    folder = stages.mixed(Candidate(id="mixed-pooled", pooled=True), **EVERY_STEP)
+    folder = stages.mixed(MixedCandidate(id="mixed-pooled", pooled=True), **EVERY_STEP)
     for entry in curve_of(folder):
         counts = entry["supervised_pretrain"], entry["supervised_finetune"]
         assert entry["mix_weight"] is None
@@ -103,7 +105,7 @@ def first_forgetting(stages: Stages, start: Path, entry: dict[str, Any]) -> floa
     folder = stages.folder
     text = PretrainStream(Documents(folder / "text", "train"), 32, 0)
     labels = FinetuneStream(Documents(folder / "labels", "train"), 0, "classification")
-    segments = [s for row in mix(text, labels, 4, 32, 0.5).step(0).rows for s in row if s.pretrain]
+    segments = [s for row in make_mix(text, labels, 4, 32, 0.5).step(0).rows for s in row if s.pretrain]
     sums = []
     for model in (load_model(start), load_model(folder / "pretrained")):
         total, count = 0.0, 0
@@ -145,7 +147,7 @@ def test_more_pretraining_takes_as_many_tokens(stages: Stages, options: dict[str
 def test_controls_are_trained_like_the_others(
     stages: Stages, weight: float, options: dict[str, Any], column: str | None
 ) -> None:
-    folder = stages.mixed(Candidate(id="control", name="a control", mix_weight=weight, **options), **EVERY_STEP)
+    folder = stages.mixed(MixedCandidate(id="control", name="a control", mix_weight=weight, **options), **EVERY_STEP)
     card, curve = ModelCard.load(folder), curve_of(folder)
     assert (card.id, card.name, card.mix_weight) == ("control", "a control", weight)
     assert card.params["candidate"] == {**({"mix_weight": weight}), **options}
@@ -173,7 +175,7 @@ def test_nothing_to_train_is_refused() -> None:
 
 def test_adapters_have_their_rate_and_the_head_keeps_its_own(stages: Stages) -> None:
     folder = stages.mixed(
-        Candidate(id="mixed-0-lora-2", mix_weight=0.0, lora_rank=2, learning_rate=0.1),
+        MixedCandidate(id="mixed-0-lora-2", mix_weight=0.0, lora_rank=2, learning_rate=0.1),
         schedule="constant",
         **EVERY_STEP,
     )
@@ -183,7 +185,7 @@ def test_adapters_have_their_rate_and_the_head_keeps_its_own(stages: Stages) -> 
 
 
 def test_pretraining_alone_leaves_no_head_that_nothing_trained(stages: Stages) -> None:
-    folder = stages.mixed(Candidate(id="mixed-1", mix_weight=1.0), **EVERY_STEP)
+    folder = stages.mixed(MixedCandidate(id="mixed-1", mix_weight=1.0), **EVERY_STEP)
     assert load_model(folder).task is None
     assert not ModelCard.load(folder).has_task_head
 
@@ -197,7 +199,7 @@ def test_further_seeds_train_every_candidate_again(stages: Stages) -> None:
     assert listed[2].name == "mixed, λ = 0.3, seed 5"
 
     def weights(seed: int | None) -> torch.Tensor:
-        folder = stages.mixed(Candidate(id="mixed-0.3", mix_weight=0.3, seed=seed))
+        folder = stages.mixed(MixedCandidate(id="mixed-0.3", mix_weight=0.3, seed=seed))
         return torch.cat([weight.detach().flatten() for weight in load_model(folder).parameters()])
 
     first, same, other = weights(None), weights(0), weights(5)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from mixtune.components.mixed.config import Candidate
+from mixtune.components.mixed.config import MixedCandidate
 from mixtune.components.shared.artifacts import read_jsonl
 from mixtune.components.shared.config import Objective, Task
 from tests.components.stages import Stages
@@ -20,12 +20,16 @@ pytestmark = pytest.mark.numeric
 
 RECORD = Path(__file__).with_name("golden_losses.json")
 STEPS = 20
-TRAININGS: dict[str, tuple[Task, Objective, Candidate]] = {
-    "classification with a causal model": ("classification", "causal_lm", Candidate(id="mixed-0.3", mix_weight=0.3)),
+TRAININGS: dict[str, tuple[Task, Objective, MixedCandidate]] = {
+    "classification with a causal model": (
+        "classification",
+        "causal_lm",
+        MixedCandidate(id="mixed-0.3", mix_weight=0.3),
+    ),
     "question answering with a masked model": (
         "question_answering",
         "masked_lm",
-        Candidate(id="mixed-budget-0.01", forgetting_budget=0.01),
+        MixedCandidate(id="mixed-budget-0.01", forgetting_budget=0.01),
     ),
 }
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from mixtune.components.shared.data.problems import Problems
 from mixtune.components.shared.data.sources import read_dataset
-from mixtune.components.shared.data.values import Answer
+from mixtune.components.shared.data.values import ReferenceAnswer
 from tests.components.shared.test_sources import problems_of, rows_of
 
 from .prepared import jsonl
@@ -160,7 +160,7 @@ class TestNumbers:
 class TestAnswers:
     CONTEXT = "北京是中国的首都。Paris is the capital of France; Paris is large."
 
-    def found(self, source: str | Path) -> list[tuple[Answer, ...]]:
+    def found(self, source: str | Path) -> list[tuple[ReferenceAnswer, ...]]:
         return [row.answers for row in rows_of(source, ASKED)]
 
     def rows(self, *answers: Any) -> list[dict[str, Any]]:
@@ -178,10 +178,10 @@ class TestAnswers:
             ),
         )
         assert self.found(source) == [
-            (Answer("Paris", 9),),
-            (Answer("北京", 0), Answer("中国的首都", 3)),
-            (Answer("Paris", second), Answer("large", second + 9)),
-            (Answer("Paris", 9),),
+            (ReferenceAnswer("Paris", 9),),
+            (ReferenceAnswer("北京", 0), ReferenceAnswer("中国的首都", 3)),
+            (ReferenceAnswer("Paris", second), ReferenceAnswer("large", second + 9)),
+            (ReferenceAnswer("Paris", 9),),
         ]
         nothing = jsonl(tmp_path / "b.jsonl", self.rows("", [], {"text": [], "answer_start": []}, None, "  "))
         assert self.found(nothing) == [()] * 5
@@ -189,31 +189,31 @@ class TestAnswers:
     def test_blanks_around_an_answer_and_repetitions_are_left_out(self, tmp_path: Path) -> None:
         start = self.CONTEXT.index(" is")
         answers = {"text": [" is ", "is", "is"], "answer_start": [start, start + 1, start + 1]}
-        assert self.found(jsonl(tmp_path / "a.jsonl", self.rows(answers))) == [(Answer("is", start + 1),)]
-        assert self.found(jsonl(tmp_path / "a.jsonl", self.rows("Paris\n"))) == [(Answer("Paris", 9),)]
+        assert self.found(jsonl(tmp_path / "a.jsonl", self.rows(answers))) == [(ReferenceAnswer("is", start + 1),)]
+        assert self.found(jsonl(tmp_path / "a.jsonl", self.rows("Paris\n"))) == [(ReferenceAnswer("Paris", 9),)]
 
     def test_csv_holds_text_or_json(self, tmp_path: Path) -> None:
         cells = ["Paris", "", '["北京", "Paris"]', '{"text": ["Paris"], "answer_start": [9]}']
         rows = [[self.CONTEXT, "Which?", cell] for cell in cells]
         source = table(tmp_path / "a.csv", [["context", "question", "answers"], *rows])
         assert self.found(source) == [
-            (Answer("Paris", 9),),
+            (ReferenceAnswer("Paris", 9),),
             (),
-            (Answer("北京", 0), Answer("Paris", 9)),
-            (Answer("Paris", 9),),
+            (ReferenceAnswer("北京", 0), ReferenceAnswer("Paris", 9)),
+            (ReferenceAnswer("Paris", 9),),
         ]
         brackets = table(tmp_path / "b.csv", [["context", "question", "answers"], ["it [sic] is", "Which?", "[sic]"]])
-        assert self.found(brackets) == [(Answer("[sic]", 3),)]
+        assert self.found(brackets) == [(ReferenceAnswer("[sic]", 3),)]
 
     def test_parquet_and_hub(self, tmp_path: Path) -> None:
         from datasets import Dataset
 
         rows = self.rows({"text": ["北京"], "answer_start": [0]}, {"text": [], "answer_start": []})
         pd.DataFrame(rows).to_parquet(tmp_path / "a.parquet")
-        assert self.found(tmp_path / "a.parquet") == [(Answer("北京", 0),), ()]
+        assert self.found(tmp_path / "a.parquet") == [(ReferenceAnswer("北京", 0),), ()]
         problems = Problems()
         hub = read_dataset(Dataset.from_list(rows), "hub:o/n", ASKED, problems)
-        assert [row.answers for row in hub] == [(Answer("北京", 0),), ()]
+        assert [row.answers for row in hub] == [(ReferenceAnswer("北京", 0),), ()]
         assert problems.sentences() == []
 
     @given(st.text(st.characters(exclude_categories=["Cs"]), min_size=1), st.integers(0), st.integers(1))

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from mixtune.components.prepare.spans import Question, Window, windows
+from mixtune.components.prepare.spans import Question, QuestionWindow, windows
 from mixtune.components.prepare.tokenization import Encoder, train_tokenizer
 from mixtune.components.shared.running.context import Context
 from tests.conftest import sentences
@@ -29,7 +29,7 @@ def tokenizers() -> dict[str, Any]:
 MADE = tokenizers()
 
 
-def made(name: str, questions: list[Question], max_length: int) -> list[list[Window]]:
+def made(name: str, questions: list[Question], max_length: int) -> list[list[QuestionWindow]]:
     return list(windows(Encoder(MADE[name], max_length, Context.for_tests()), questions, "test"))
 
 

@@ -76,4 +76,4 @@ if __name__ == "__main__":
 
         main()
     else:
-        sys.exit(distributed.work(Path(sys.argv[1])))
+        sys.exit(distributed.run_process(Path(sys.argv[1])))

@@ -9,12 +9,12 @@ from typing import Any
 
 import torch
 
-from mixtune.components.shared.checkpoints.resume import Work
+from mixtune.components.shared.checkpoints.resume import TrainingJob
 from mixtune.components.shared.config import Task
 from mixtune.components.shared.model.mixed_model import MixedModel
 from mixtune.components.shared.running.context import Context
 from mixtune.components.shared.tracking.tracker import Tracker
-from mixtune.components.shared.training.loop import Extras, Result, train
+from mixtune.components.shared.training.loop import Result, TrainingVariant, train
 from mixtune.components.shared.training.mix_weight import Constant, MixWeight
 
 from .tiny import ENCODERS, tiny_model
@@ -51,13 +51,13 @@ class Training:
         architecture: str = "gpt2",
         weight: float | None = 0.3,
         make_weight: Callable[[], MixWeight] | None = None,
-        make_extras: Callable[[MixedModel], Extras] | None = None,
+        make_variant: Callable[[MixedModel], TrainingVariant] | None = None,
         **options: object,
     ) -> None:
         self.folder = write_both(folder, task)
         self.task, self.architecture, self.weight = task, architecture, weight
         self.make_weight = make_weight or (lambda: Constant(weight or 0.0))
-        self.make_extras = make_extras or (lambda model: Extras())
+        self.make_variant = make_variant or (lambda model: TrainingVariant())
         self.options = {"steps": STEPS, "checkpoint_steps": 2, "micro_batch_size": 2, "warmup_steps": 2, **options}
         self.lines: list[str] = []
 
@@ -71,9 +71,9 @@ class Training:
         if cut_off_after is not None:
             object.__setattr__(mix, "step", _cutting(mix.step, cut_off_after))
         context = Listening(title="test", tracker=Tracker.off(), quiet=True, lines=self.lines)
-        work = Work(title, {"candidate": title}, self.folder / "model")
+        job = TrainingJob(title, {"candidate": title}, self.folder / "model")
         done = train(
-            model, mix, settings_of(**self.options), self.make_weight(), PAD, 0, context, self.make_extras(model), work
+            model, mix, settings_of(**self.options), self.make_weight(), PAD, 0, context, self.make_variant(model), job
         )
         return model, done
 

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from mixtune.components.shared.config import Task
 from mixtune.components.shared.model.mixed_model import MixedModel
 from mixtune.components.shared.model.packing import collate
-from mixtune.components.shared.training.loop import Extras
+from mixtune.components.shared.training.loop import TrainingVariant
 from mixtune.components.shared.training.mix_weight import split
 from mixtune.components.shared.training.optimizer import is_task_head
-from mixtune.components.shared.training.reference_models import Anchor
+from mixtune.components.shared.training.reference_models import ReferenceModel
 
 from .compared import assert_close, weights_of
 from .test_loss import PAIRS, Gradients, Streams, make_streams, reference
@@ -62,10 +62,12 @@ def test_the_gradient_of_the_divergence_is_the_formulas(
         if parameter.grad is not None:
             wanted[name] = wanted.get(name, torch.zeros_like(parameter)) + parameter.grad
     # Two backward passes here, one there; some norms compute in float32 whatever they are given.
-    assert_close(ours(model, Anchor(other), streams, weight, penalty, size), wanted, 1e-5)
+    assert_close(ours(model, ReferenceModel(other), streams, weight, penalty, size), wanted, 1e-5)
 
 
-def ours(model: MixedModel, start: Anchor, streams: Streams, weight: float, penalty: float, size: int) -> Gradients:
+def ours(
+    model: MixedModel, start: ReferenceModel, streams: Streams, weight: float, penalty: float, size: int
+) -> Gradients:
     """As the training loop does: text and labels in rows of their own, the start model on the labelled rows alone."""
     model.zero_grad()
     data = Streams(streams.pretrain, streams.finetune).data(packed=False)
@@ -81,8 +83,8 @@ def ours(model: MixedModel, start: Anchor, streams: Streams, weight: float, pena
 @pytest.mark.parametrize("architecture", ["llama", "bert"])
 def test_without_weight_nothing_changes(folder: Path, architecture: str) -> None:
     plain, curve = run(folder, architecture=architecture)
-    start = Anchor(tiny_model(architecture, task="classification", seed=9))
-    tied, other = run(folder, architecture=architecture, extras=Extras(start=start))
+    start = ReferenceModel(tiny_model(architecture, task="classification", seed=9))
+    tied, other = run(folder, architecture=architecture, variant=TrainingVariant(start=start))
     assert all(torch.equal(one, two) for one, two in zip(plain.parameters(), tied.parameters(), strict=True))
     assert all("kl" not in entry and "l2sp" not in entry for entry in (*curve.curve, *other.curve))
 
@@ -97,9 +99,9 @@ def test_with_a_large_weight_the_model_goes_on_saying_the_same(folder: Path, wei
     found = []
     for penalty in (0.0, 1e4):
         model = tiny_model(task="classification")
-        start = Anchor(model)
-        extras = Extras(start=start, kl_weight=penalty)
-        _, result = run(folder, weight=weight, extras=extras, model=model, steps=40, learning_rate=3e-3)
+        start = ReferenceModel(model)
+        variant = TrainingVariant(start=start, kl_weight=penalty)
+        _, result = run(folder, weight=weight, variant=variant, model=model, steps=40, learning_rate=3e-3)
         found.append(on_labels(model, start.model))
         if penalty:
             logged = [float(entry["kl"] or 0) for entry in result.curve if "kl" in entry]
@@ -115,7 +117,7 @@ def test_the_pull_is_the_gradient_of_the_squared_distance(architecture: str) -> 
     start = tiny_model(architecture, task="classification", seed=2).double()
     streams = make_streams(3, 3, 3, architecture, "classification")
     wanted = reference(model, streams, 0.3)
-    anchor = Anchor(start)
+    reference_model = ReferenceModel(start)
     squared = 0.0
     for name, parameter in model.named_parameters():
         if not is_task_head(name):
@@ -123,7 +125,7 @@ def test_the_pull_is_the_gradient_of_the_squared_distance(architecture: str) -> 
             wanted[name] = wanted[name] + 0.7 * away
             squared += float(away.square().sum())
     assert reference(model, streams, 0.3).keys() == wanted.keys()
-    penalty = anchor.pull(model, 0.7)
+    penalty = reference_model.pull(model, 0.7)
     found = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
     assert_close(found, wanted, 1e-12)
     assert penalty == pytest.approx(0.35 * squared, rel=1e-12)
@@ -135,8 +137,8 @@ def test_with_a_large_pull_the_weights_stay(folder: Path) -> None:
     moved = []
     for weight in (0.0, 1e3):
         model = tiny_model(task="classification")
-        extras = Extras(start=Anchor(model), l2sp_weight=weight)
-        _, result = run(folder, extras=extras, model=model, steps=40, learning_rate=3e-3, weight_decay=0)
+        variant = TrainingVariant(start=ReferenceModel(model), l2sp_weight=weight)
+        _, result = run(folder, variant=variant, model=model, steps=40, learning_rate=3e-3, weight_decay=0)
         after = weights_of(model)
         moved.append(sum(float((after[name] - before[name]).square().sum()) for name in before if "task" not in name))
         if weight:
@@ -147,8 +149,12 @@ def test_with_a_large_pull_the_weights_stay(folder: Path) -> None:
 
 def test_an_anchor_is_not_trained(folder: Path) -> None:
     model = tiny_model(task="classification")
-    anchor = Anchor(model)
-    before = weights_of(anchor.model)
-    run(folder, model=model, extras=Extras(start=anchor, reference=anchor, kl_weight=0.5, l2sp_weight=0.5))
-    assert all(torch.equal(value, before[name]) for name, value in anchor.model.named_parameters())
-    assert not torch.equal(model.lm.lm_head.weight, anchor.model.lm.lm_head.weight)
+    reference_model = ReferenceModel(model)
+    before = weights_of(reference_model.model)
+    run(
+        folder,
+        model=model,
+        variant=TrainingVariant(start=reference_model, reference=reference_model, kl_weight=0.5, l2sp_weight=0.5),
+    )
+    assert all(torch.equal(value, before[name]) for name, value in reference_model.model.named_parameters())
+    assert not torch.equal(model.lm.lm_head.weight, reference_model.model.lm.lm_head.weight)

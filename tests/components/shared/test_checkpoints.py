@@ -19,13 +19,13 @@ import torch
 from mixtune.components.shared.checkpoints.clearing import clear_finished
 from mixtune.components.shared.checkpoints.keys import content_key
 from mixtune.components.shared.checkpoints.resume import Sigterm
-from mixtune.components.shared.checkpoints.store import KEPT, PLACE, Checkpoints
+from mixtune.components.shared.checkpoints.store import CHECKPOINT_DIR, NUM_KEPT, CheckpointStore
 from mixtune.components.shared.config import Budget
 from mixtune.components.shared.errors import MixtuneError
 from mixtune.components.shared.model.mixed_model import MixedModel
-from mixtune.components.shared.training.loop import Extras, Result
+from mixtune.components.shared.training.loop import Result, TrainingVariant
 from mixtune.components.shared.training.mix_weight import BudgetController, MixWeight
-from mixtune.components.shared.training.reference_models import Anchor
+from mixtune.components.shared.training.reference_models import ReferenceModel
 from tests.conftest import small_disk
 
 from .cut_off import STEPS, CutOffError, Training, curve, equal
@@ -36,13 +36,13 @@ pytestmark = pytest.mark.numeric
 
 @pytest.fixture
 def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv(PLACE, str(tmp_path / "checkpoints"))
+    monkeypatch.setenv(CHECKPOINT_DIR, str(tmp_path / "checkpoints"))
     return tmp_path / "checkpoints"
 
 
 def undisturbed(training: Training, monkeypatch: pytest.MonkeyPatch) -> tuple[MixedModel, Result]:
     with monkeypatch.context() as patch:
-        patch.setenv(PLACE, "")
+        patch.setenv(CHECKPOINT_DIR, "")
         return training.run()
 
 
@@ -57,11 +57,13 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "masked": {"architecture": "bert", "task": "question_answering"},
     "budget": {
         "make_weight": budget,
-        "make_extras": lambda model: Extras(reference=Anchor(model, dropout=True)),
+        "make_variant": lambda model: TrainingVariant(reference=ReferenceModel(model, dropout=True)),
         "weight": None,
     },
-    "lora": {"make_extras": lambda model: Extras(lora_rank=2), "architecture": "llama", "weight": 0.0},
-    "penalties": {"make_extras": lambda model: Extras(start=Anchor(model), kl_weight=0.1, l2sp_weight=0.1)},
+    "lora": {"make_variant": lambda model: TrainingVariant(lora_rank=2), "architecture": "llama", "weight": 0.0},
+    "penalties": {
+        "make_variant": lambda model: TrainingVariant(start=ReferenceModel(model), kl_weight=0.1, l2sp_weight=0.1)
+    },
     "inverse square root": {"schedule": "inverse_sqrt", "log_every_steps": 4},
     "warmup, stable, decay": {"schedule": "warmup_stable_decay", "layer_decay": 0.5, "log_every_steps": 3},
 }
@@ -91,7 +93,7 @@ def test_two_are_kept_and_a_finished_one_is_cleared_with_its_run(
     _, result = training.run()
     (place,) = root.iterdir()
     assert sorted(path.name.split("-")[1] for path in place.glob("step-*")) == ["00000006", "00000008"]
-    assert len(list(place.glob("step-*"))) == KEPT
+    assert len(list(place.glob("step-*"))) == NUM_KEPT
     assert result.checkpoints is not None
     result.checkpoints.finish()
     assert [path.name.split("-")[1] for path in place.glob("step-*")] == ["00000008"]
@@ -114,7 +116,7 @@ def test_what_was_lost_on_its_way_after_the_end_costs_no_second_training(
 
 def test_checkpoints_come_by_time_too(tmp_path: Path, root: Path) -> None:
     Training(tmp_path, checkpoint_steps=None, checkpoint_minutes=1e-9).run()
-    assert len(list(root.glob("*/step-*"))) == KEPT
+    assert len(list(root.glob("*/step-*"))) == NUM_KEPT
 
 
 def test_another_training_never_takes_them(tmp_path: Path, root: Path) -> None:
@@ -191,9 +193,9 @@ def test_with_all_of_them_harmed_it_starts_anew(tmp_path: Path, root: Path, monk
     assert equal(expected, model)
 
 
-def _store(place: Path, lines: list[str] | None = None) -> Checkpoints:
-    store = Checkpoints(place, "k", (lines if lines is not None else []).append)
-    store.make_place()
+def _store(place: Path, lines: list[str] | None = None) -> CheckpointStore:
+    store = CheckpointStore(place, "k", (lines if lines is not None else []).append)
+    store.make_folder()
     return store
 
 
@@ -204,9 +206,9 @@ def _in_a_process(body: str, place: Path, *wrapper: str) -> subprocess.Completed
     script = f"""
 import torch
 from pathlib import Path
-from mixtune.components.shared.checkpoints.store import Checkpoints
+from mixtune.components.shared.checkpoints.store import CheckpointStore
 from mixtune.components.shared.errors import MixtuneError
-store = Checkpoints(Path({str(place)!r}), "k", print)
+store = CheckpointStore(Path({str(place)!r}), "k", print)
 tensors = {{"weights": {{"w": torch.zeros(250_000)}}, "optimizer": {{"0.exp_avg": torch.zeros(250_000)}}}}
 try:
 {textwrap.indent(textwrap.dedent(body), "    ")}
@@ -269,7 +271,7 @@ def test_a_place_that_cannot_be_written_is_said_before_training(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").write_text("x")
-    monkeypatch.setenv(PLACE, str(tmp_path / "file" / "checkpoints"))
+    monkeypatch.setenv(CHECKPOINT_DIR, str(tmp_path / "file" / "checkpoints"))
     with pytest.raises(MixtuneError, match=r"checkpoints: .* cannot be written \(Not a directory\)"):
         Training(tmp_path / "data").run()
 
@@ -285,11 +287,11 @@ def test_room_is_checked_before_training(tmp_path: Path, root: Path, monkeypatch
 
 def test_a_second_live_run_waits_and_takes_over_when_the_first_is_dead(tmp_path: Path) -> None:
     lines: list[str] = []
-    script = "store.make_place(); print(store.try_claim(), flush=True); import time; time.sleep(60)"
+    script = "store.make_folder(); print(store.try_claim(), flush=True); import time; time.sleep(60)"
     code = f"""
 from pathlib import Path
-from mixtune.components.shared.checkpoints.store import Checkpoints
-store = Checkpoints(Path({str(tmp_path)!r}), "k", print)
+from mixtune.components.shared.checkpoints.store import CheckpointStore
+store = CheckpointStore(Path({str(tmp_path)!r}), "k", print)
 {script}
 """
     environment = {**os.environ, "MIXTUNE_RUN_ID": "run-1"}
@@ -350,7 +352,7 @@ def test_sigterm_between_two_micro_batches_keeps_the_state_that_the_step_began_w
 
 
 def test_without_a_place_it_trains_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(PLACE, raising=False)
+    monkeypatch.delenv(CHECKPOINT_DIR, raising=False)
     training = Training(tmp_path)
     training.run()
-    assert training.lines == [f"a: no checkpoints are kept inside the training, since {PLACE} is not set"]
+    assert training.lines == [f"a: no checkpoints are kept inside the training, since {CHECKPOINT_DIR} is not set"]

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from mixtune.components.finetune.config import Finetune, FinetuneStep
-from mixtune.components.mixed.config import Candidate, MixedStep, MixedTraining
+from mixtune.components.mixed.config import MixedCandidate, MixedStep, MixedTraining
 from mixtune.components.pretrain.config import Pretrain, PretrainStep
 from mixtune.components.shared.artifacts import Artifact, ModelCard, read_json, read_jsonl
 from mixtune.components.shared.config import Model, Section, Task
@@ -47,7 +47,7 @@ class Steps:
         Stages(folder, task, objective).pretrain(steps=2)
 
     def order(
-        self, step: str, name: str, candidate: Candidate | None, **options: float
+        self, step: str, name: str, candidate: MixedCandidate | None, **options: float
     ) -> tuple[str, dict[str, str], dict[str, str]]:
         """Configuration, artifacts and parameters."""
         folder, options = self.folder, OPTIONS | options
@@ -68,18 +68,20 @@ class Steps:
         pairs = [name.split("=") for name in names]
         return {pair[0]: str(self.folder / pair[-1]) for pair in pairs}
 
-    def run(self, step: str, name: str, candidate: Candidate | None = None, **options: float) -> dict[str, Artifact]:
+    def run(
+        self, step: str, name: str, candidate: MixedCandidate | None = None, **options: float
+    ) -> dict[str, Artifact]:
         config, paths, parameters = self.order(step, name, candidate, **options)
         artifacts = {key: Artifact(path) for key, path in paths.items()}
         launch(step, config, artifacts, **parameters)
         return artifacts
 
 
-def mixed_at(weight: float, **options: Any) -> Candidate:
-    return Candidate(id=f"mixed-{weight:g}", mix_weight=weight, **options)
+def mixed_at(weight: float, **options: Any) -> MixedCandidate:
+    return MixedCandidate(id=f"mixed-{weight:g}", mix_weight=weight, **options)
 
 
-CASES: dict[str, tuple[str, Task, str, Candidate | None]] = {
+CASES: dict[str, tuple[str, Task, str, MixedCandidate | None]] = {
     "pretrain": ("causal_lm", "generation", "pretrain", None),
     "finetune-generation": ("causal_lm", "generation", "finetune", None),
     "finetune-classification": ("causal_lm", "classification", "finetune", None),
@@ -92,7 +94,7 @@ CASES: dict[str, tuple[str, Task, str, Candidate | None]] = {
     "penalties": ("causal_lm", "classification", "mixed", mixed_at(0.0, kl_weight=0.5, l2sp_weight=0.1)),
     "budget": (
         "causal_lm", "classification", "mixed",
-        Candidate(id="mixed-budget-0.01", forgetting_budget=0.01),
+        MixedCandidate(id="mixed-budget-0.01", forgetting_budget=0.01),
     ),
 }  # fmt: skip
 
@@ -145,7 +147,7 @@ def torchrun(
     steps: Steps,
     step: str,
     name: str,
-    candidate: Candidate | None,
+    candidate: MixedCandidate | None,
     program: tuple[str, ...] = MIXTUNE,
     **environment: str,
 ) -> Any:

@@ -60,7 +60,7 @@ def test_any_chunk_and_tile_gives_the_plain_loss_and_gradients(
     head, hidden, target, weight, text = drawn(seed, count, scale, torch.float64)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(lm_loss, "_CPU_CHUNK_TOKENS", chunk)
-        patch.setattr(lm_loss, "_CPU_TILE_WORDS", tile)
+        patch.setattr(lm_loss, "_CPU_TILE_ENTRIES", tile)
         weighted, pretrain, finetune = chunked_losses(head, hidden, target, weight, text)
         torch.autograd.backward(weighted * upstream)
     loss, of_hidden, of_head = plainly(head, hidden, target, weight)
@@ -76,7 +76,7 @@ def test_any_chunk_and_tile_gives_the_plain_loss_and_gradients(
 def test_in_bf16_the_loss_is_a_float32_and_the_gradients_are_no_worse_than_autocast_gives(
     tile: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lm_loss, "_CPU_TILE_WORDS", tile)
+    monkeypatch.setattr(lm_loss, "_CPU_TILE_ENTRIES", tile)
     head, hidden, target, weight, text = drawn(3, 600, 1.0, torch.float32)
     loss, of_hidden, of_head = plainly(head, hidden, target, weight)
     other, hidden_of_other = copy.deepcopy(head), hidden.detach().clone().requires_grad_()
@@ -99,7 +99,7 @@ def test_in_bf16_the_loss_is_a_float32_and_the_gradients_are_no_worse_than_autoc
 
 @pytest.mark.parametrize("tile", [1, 2])
 def test_near_certainty_bf16_does_not_lose_the_gradient(tile: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lm_loss, "_CPU_TILE_WORDS", tile)
+    monkeypatch.setattr(lm_loss, "_CPU_TILE_ENTRIES", tile)
     head = nn.Linear(2, 2, bias=False)
     with torch.no_grad():
         head.weight.copy_(torch.tensor([[8.0, 0.0], [0.0, 0.0]]))

@@ -14,7 +14,7 @@ from mixtune.components.shared.model.loading import load_model
 from mixtune.components.shared.model.mixed_model import MixedModel
 from mixtune.components.shared.model.packing import Segment, collate
 from mixtune.components.shared.training import loop as training
-from mixtune.components.shared.training.loop import Extras
+from mixtune.components.shared.training.loop import TrainingVariant
 from mixtune.components.shared.training.lora import add_adapters, merge_adapters
 from mixtune.components.shared.training.optimizer import is_task_head
 
@@ -58,7 +58,7 @@ def test_training_moves_the_adapters_and_the_head_alone(
         merge_adapters(model)
 
     monkeypatch.setattr(training, "merge_adapters", look_and_merge)
-    model, _ = run(folder, architecture=architecture, extras=Extras(lora_rank=3), layer_decay=0.9)
+    model, _ = run(folder, architecture=architecture, variant=TrainingVariant(lora_rank=3), layer_decay=0.9)
     for name, value in before.items():
         assert torch.equal(seen["weights"][name], value) != is_task_head(name), name
     adapters = {name: value for name, value in seen["weights"].items() if "lora_" in name}
@@ -78,7 +78,7 @@ def test_training_moves_the_adapters_and_the_head_alone(
 
 @pytest.mark.parametrize("architecture", ALL)
 def test_it_is_saved_as_a_plain_model(folder: Path, tmp_path: Path, architecture: str) -> None:
-    model, _ = run(folder, architecture=architecture, extras=Extras(lora_rank=2), steps=2)
+    model, _ = run(folder, architecture=architecture, variant=TrainingVariant(lora_rank=2), steps=2)
     model.save(tmp_path, tiny_tokenizer(ends=architecture in ENCODERS))
     assert not list(tmp_path.glob("adapter*"))
     again = load_model(tmp_path)
@@ -101,8 +101,8 @@ def test_fresh_adapters_change_nothing(architecture: str) -> None:
 @pytest.mark.usefixtures("plain_descent")
 @pytest.mark.parametrize("weight", [0.0, 0.5, 1.0])
 def test_it_goes_with_every_lambda_and_with_checkpointing(folder: Path, weight: float) -> None:
-    extras = Extras(lora_rank=2)
-    plain, _ = run(folder, weight=weight, extras=extras, learning_rate=0.5)
-    again, _ = run(folder, weight=weight, extras=extras, learning_rate=0.5, gradient_checkpointing=True)
+    variant = TrainingVariant(lora_rank=2)
+    plain, _ = run(folder, weight=weight, variant=variant, learning_rate=0.5)
+    again, _ = run(folder, weight=weight, variant=variant, learning_rate=0.5, gradient_checkpointing=True)
     start = tiny_model(task="classification")
     assert_same_movement(weights_of(again), weights_of(plain), weights_of(start))

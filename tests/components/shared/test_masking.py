@@ -12,7 +12,7 @@ from mixtune.components.shared.data.prepared import Documents
 from mixtune.components.shared.errors import RefusedError
 from mixtune.components.shared.model.masking import Masking
 from mixtune.components.shared.model.packing import Segment, collate
-from mixtune.components.shared.training.streams import FinetuneStream, PretrainStream, mix
+from mixtune.components.shared.training.streams import FinetuneStream, PretrainStream, make_mix
 
 from .tiny import SPECIAL, VOCABULARY_SIZE, tiny_masking, tiny_tokenizer, write_data
 
@@ -109,7 +109,7 @@ def test_the_count_of_a_step_is_what_the_model_is_given(
     text: Documents, labelled: Documents, step: int, length: int, share: float, ranks: int
 ) -> None:
     stream = PretrainStream(text, length, 0, tiny_masking(0.2))
-    data = mix(stream, FinetuneStream(labelled, 0, "multi_label"), 5, 32, share).step(step)
+    data = make_mix(stream, FinetuneStream(labelled, 0, "multi_label"), 5, 32, share).step(step)
     predicted = examples = 0
     for rank in range(ranks):
         for rows in data.share(rank, ranks, 3):

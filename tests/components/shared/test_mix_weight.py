@@ -36,29 +36,29 @@ def test_a_schedule_is_a_function_of_the_step_within_its_values(
     shape: str, values: list[float], steps: int, at: list[int]
 ) -> None:
     schedule = scheduled(shape, values, steps)
-    course = [schedule.asked(step) for step in range(steps)]
+    course = [schedule.at(step) for step in range(steps)]
     assert course[0] == values[0]
     assert course[-1] == pytest.approx(values[-1], abs=1e-12)
     assert min(values) - 1e-12 <= min(course)
     assert max(course) <= max(values) + 1e-12
     for step in at:  # in any order, by another object
         if step < steps:
-            assert scheduled(shape, values, steps).asked(step) == course[step]
+            assert scheduled(shape, values, steps).at(step) == course[step]
 
 
 @given(shape=st.sampled_from(["linear", "cosine"]), low=LAMBDA, high=LAMBDA, steps=st.integers(2, 200))
 def test_between_two_values_it_only_goes_one_way(shape: str, low: float, high: float, steps: int) -> None:
-    course = [scheduled(shape, [low, high], steps).asked(step) for step in range(steps)]
+    course = [scheduled(shape, [low, high], steps).at(step) for step in range(steps)]
     rising = [later - before for before, later in pairwise(course)]
     assert all(change * (high - low) >= -1e-12 for change in rising)
-    middle = scheduled(shape, [low, high], 2 * steps + 1).asked(steps)
+    middle = scheduled(shape, [low, high], 2 * steps + 1).at(steps)
     assert middle == pytest.approx((low + high) / 2, abs=1e-9)
 
 
 @pytest.mark.parametrize("shape", ["linear", "cosine"])
 def test_the_values_in_between_are_reached_at_even_distances(shape: str) -> None:
     schedule = scheduled(shape, [0.8, 0.2, 0.5], 21)
-    assert [schedule.asked(step) for step in (0, 10, 20)] == pytest.approx([0.8, 0.2, 0.5])
+    assert [schedule.at(step) for step in (0, 10, 20)] == pytest.approx([0.8, 0.2, 0.5])
 
 
 @given(
@@ -70,7 +70,7 @@ def test_steps_hold_each_value_from_its_start_on(values: list[float], steps: int
     for number, value in enumerate(values):
         first = round(starts[number] * steps)
         after = round(starts[number + 1] * steps) if number + 1 < len(values) else steps
-        assert {schedule.asked(step) for step in range(first, after)} == {value}
+        assert {schedule.at(step) for step in range(first, after)} == {value}
 
 
 @given(weight=LAMBDA, num_pretrain=COUNT, num_finetune=COUNT, shape=SHAPES)
@@ -80,7 +80,7 @@ def test_constants_and_schedules_realise_what_is_asked(
     chosen: list[MixWeight] = [Constant(weight), scheduled(shape, [weight, 1 - weight], 9)]
     for mix_weight in chosen:
         for step in (0, 4, 8):
-            asked, weights = mix_weight.asked(step), mix_weight.weights(step, num_pretrain, num_finetune)
+            asked, weights = mix_weight.at(step), mix_weight.weights(step, num_pretrain, num_finetune)
             assert asked is not None
             assert weights == (asked / num_pretrain, (1 - asked) / num_finetune)
             assert realised(weights, num_pretrain, num_finetune) == pytest.approx(asked, abs=1e-12)
@@ -91,7 +91,7 @@ def test_pooling_gives_each_stream_its_share_of_the_tokens(num_pretrain: int, nu
     assume(num_pretrain + num_finetune)
     weights = Pooled().weights(3, num_pretrain, num_finetune)
     pooled: MixWeight = Pooled()
-    assert pooled.asked(3) is None
+    assert pooled.at(3) is None
     wanted = num_pretrain / (num_pretrain + num_finetune)
     assert realised(weights, num_pretrain, num_finetune) == pytest.approx(wanted, abs=1e-12)
 
@@ -110,10 +110,10 @@ MEASURED = st.lists(st.tuples(st.floats(-5, 20), st.floats(0, 1)), max_size=60)
 
 
 def course(controller: BudgetController, measured: list[tuple[float, float]]) -> list[float]:
-    found = [controller.asked(0)]
+    found = [controller.at(0)]
     for step, (forgetting, rate) in enumerate(measured):
         controller.observe(forgetting, rate)
-        found.append(controller.asked(step + 1))
+        found.append(controller.at(step + 1))
     return found
 
 
@@ -183,7 +183,7 @@ def test_in_a_closed_loop_forgetting_ends_near_the_budget(
     controller = BudgetController(budget, Budget(start_lambda=start), steps)
     forgetting, found = 0.0, []
     for step in range(steps):
-        forgetting += 0.1 * (0.3 * (1 - controller.asked(step)) ** 2 - forgetting)
+        forgetting += 0.1 * (0.3 * (1 - controller.at(step)) ** 2 - forgetting)
         rate = (1 + math.cos(math.pi * step / steps)) / 2
         controller.observe(forgetting + noise * draw.standard_normal(), rate)
         found.append(forgetting)
@@ -196,9 +196,9 @@ def test_a_budget_out_of_reach_ends_at_a_bound_and_comes_back_at_once(budget: fl
     options = Budget(gain=50)
     controller = BudgetController(budget, options, 300)
     for step in range(300):
-        controller.observe(0.3 * (1 - controller.asked(step)) ** 2, 0.0)
-    at_the_end = controller.asked(0)
+        controller.observe(0.3 * (1 - controller.at(step)) ** 2, 0.0)
+    at_the_end = controller.at(0)
     assert at_the_end == pytest.approx(getattr(options, end))
     for _ in range(20):  # nothing has wound up: it turns round as soon as the average has turned
         controller.observe(10.0 if end == "min_lambda" else -10.0, 0.0)
-    assert abs(math.log(controller.asked(0) / at_the_end)) > 0.1
+    assert abs(math.log(controller.at(0) / at_the_end)) > 0.1

@@ -19,7 +19,7 @@ from mixtune.components.shared.errors import RefusedError
 from mixtune.components.shared.model.mixed_model import MixedModel
 from mixtune.components.shared.training.lora import add_adapters
 from mixtune.components.shared.training.optimizer import is_task_head, learning_rates, make_optimizer, make_schedule
-from mixtune.components.shared.training.streams import FinetuneStream, PretrainStream, Unread, mix
+from mixtune.components.shared.training.streams import FinetuneStream, PretrainStream, UnreadExamples, make_mix
 
 from .tiny import ARCHITECTURES, ENCODERS, tiny_model, write_data
 from .trained import run, settings_of, write_both
@@ -175,7 +175,7 @@ def test_an_epoch_shows_every_example_once(
     text: Documents, labelled: dict[int, Documents], epochs: int, count: int, batch_size: int, mixed: bool
 ) -> None:
     stream = FinetuneStream(labelled[count], 0, "generation")
-    what = mix(PretrainStream(text, 32, 0) if mixed else None, stream, batch_size, 32, 0.5)
+    what = make_mix(PretrainStream(text, 32, 0) if mixed else None, stream, batch_size, 32, 0.5)
     steps = what.steps(Training(epochs=epochs))
     assert steps == -(-epochs * count // batch_size)
     keys = [segment.key for position in range(steps * batch_size) for segment in stream.item(position)]
@@ -189,7 +189,7 @@ def test_an_epoch_shows_every_example_once(
 def test_parts_of_an_epoch_are_rounded_up_to_whole_steps(
     labelled: dict[int, Documents], epochs: float, batch_size: int
 ) -> None:
-    what = mix(None, FinetuneStream(labelled[24], 0, "generation"), batch_size, 32)
+    what = make_mix(None, FinetuneStream(labelled[24], 0, "generation"), batch_size, 32)
     tenths = round(10 * epochs) * 24
     assert what.steps(Training(epochs=epochs)) == -(-tenths // (10 * batch_size))
 
@@ -197,7 +197,7 @@ def test_parts_of_an_epoch_are_rounded_up_to_whole_steps(
 @given(epochs=st.integers(1, 3), batch_size=st.integers(1, 20))
 def test_an_epoch_of_text_holds_every_token_once(text: Documents, epochs: int, batch_size: int) -> None:
     stream = PretrainStream(text, 32, 0)
-    steps = mix(stream, None, batch_size, 32).steps(Training(epochs=epochs))
+    steps = make_mix(stream, None, batch_size, 32).steps(Training(epochs=epochs))
     assert steps == -(-epochs * len(stream) // batch_size)
 
 
@@ -207,7 +207,7 @@ def test_max_tokens_is_the_number_of_tokens_seen(
     text: Documents, labelled: dict[int, Documents], batch_size: int, share: float, limit: int
 ) -> None:
     examples = FinetuneStream(labelled[31], 0, "generation")
-    unread = Unread(len(examples), examples.mean_length)
+    unread = UnreadExamples(len(examples), examples.mean_length)
     tasks: dict[str, tuple[Any, Any]] = {
         "both": (PretrainStream(text, 32, 0), examples),
         "text": (PretrainStream(text, 32, 0), None),
@@ -215,7 +215,7 @@ def test_max_tokens_is_the_number_of_tokens_seen(
     }
     steps = {}
     for name, (pretrain, finetune) in tasks.items():
-        what = mix(pretrain, finetune, batch_size, 32, share, unread)
+        what = make_mix(pretrain, finetune, batch_size, 32, share, unread)
         steps[name] = what.steps(Training(max_tokens=limit))
         data = [what.step(step) for step in range(steps[name])]
         seen = sum(one.tokens_pretrain + one.tokens_finetune for one in data)
@@ -233,7 +233,7 @@ def test_pretraining_alone_takes_as_many_tokens_as_both_streams(
     stream, training = PretrainStream(text, 32, 0), Training.model_validate(options)
     totals = []
     for finetune in (examples, None):
-        what = mix(stream, finetune, 8, 32, share, Unread(len(examples), examples.mean_length))
+        what = make_mix(stream, finetune, 8, 32, share, UnreadExamples(len(examples), examples.mean_length))
         data = [what.step(step) for step in range(what.steps(training))]
         totals.append(sum(one.tokens_pretrain + one.tokens_finetune for one in data))
         assert finetune is not None or all(one.num_finetune == 0 for one in data)

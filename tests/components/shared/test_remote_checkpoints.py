@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from mixtune.components.shared.checkpoints import remote as remote_checkpoints
-from mixtune.components.shared.checkpoints.remote import RemoteCheckpoints, clear_finished_at
-from mixtune.components.shared.checkpoints.store import PLACE
+from mixtune.components.shared.checkpoints.remote import RemoteCheckpointStore, clear_finished_at
+from mixtune.components.shared.checkpoints.store import CHECKPOINT_DIR
 from mixtune.components.shared.errors import MixtuneError
 
 from .cut_off import CutOffError, Training, equal
@@ -65,13 +65,13 @@ def names(url: str) -> list[str]:
     return sorted(name for name in found if not name.startswith("lease-"))
 
 
-def store(url: str, lines: list[str] | None = None) -> RemoteCheckpoints:
-    made = RemoteCheckpoints(url, "k", (lines if lines is not None else []).append)
-    made.make_place()
+def store(url: str, lines: list[str] | None = None) -> RemoteCheckpointStore:
+    made = RemoteCheckpointStore(url, "k", (lines if lines is not None else []).append)
+    made.make_folder()
     return made
 
 
-def claimed(url: str, lines: list[str] | None = None) -> RemoteCheckpoints:
+def claimed(url: str, lines: list[str] | None = None) -> RemoteCheckpointStore:
     made = store(url, lines)
     assert made.try_claim()
     return made
@@ -81,9 +81,9 @@ def test_cut_off_twice_and_gone_on_it_is_bitwise_the_same(
     tmp_path: Path, bucket: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     training = Training(tmp_path)
-    monkeypatch.setenv(PLACE, "")
+    monkeypatch.setenv(CHECKPOINT_DIR, "")
     expected, _ = training.run()
-    monkeypatch.setenv(PLACE, bucket)
+    monkeypatch.setenv(CHECKPOINT_DIR, bucket)
     monkeypatch.setenv("MIXTUNE_RUN_ID", "run-1")
     for after in (3, 7):
         with pytest.raises(CutOffError):

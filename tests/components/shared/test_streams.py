@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from mixtune.components.shared.data.prepared import Documents
 from mixtune.components.shared.model.packing import width_of
-from mixtune.components.shared.training.streams import FinetuneStream, PretrainStream, StepData, mix
+from mixtune.components.shared.training.streams import FinetuneStream, PretrainStream, StepData, make_mix
 
 from .tiny import write_data
 
@@ -36,7 +36,9 @@ def test_any_step_can_be_read_without_the_ones_before(
     text: Documents, labelled: Documents, step: int, seed: int
 ) -> None:
     def read() -> StepData:
-        return mix(PretrainStream(text, 32, seed), FinetuneStream(labelled, seed, "generation"), 4, 32, 0.5).step(step)
+        return make_mix(PretrainStream(text, 32, seed), FinetuneStream(labelled, seed, "generation"), 4, 32, 0.5).step(
+            step
+        )
 
     assert ids(read()) == ids(read())
 
@@ -70,7 +72,7 @@ def test_segments_never_cross_a_document(text: Documents) -> None:
 def test_ranks_and_micro_batches_share_the_rows_without_loss(
     text: Documents, labelled: Documents, ranks: int, size: int, step: int
 ) -> None:
-    data = mix(PretrainStream(text, 32, 0), FinetuneStream(labelled, 0, "generation"), 5, 32, 0.4).step(step)
+    data = make_mix(PretrainStream(text, 32, 0), FinetuneStream(labelled, 0, "generation"), 5, 32, 0.4).step(step)
     shares = [list(data.share(rank, ranks, size)) for rank in range(ranks)]
     assert len({len(share) for share in shares}) == 1, "every rank takes part in as many backward passes"
     widest = max(width_of(row) for row in data.rows)
@@ -87,7 +89,9 @@ def test_ranks_and_micro_batches_share_the_rows_without_loss(
 def test_the_replay_share_is_kept_on_average(
     text: Documents, labelled: Documents, share: float, max_length: int
 ) -> None:
-    chosen = mix(PretrainStream(text, max_length, 0), FinetuneStream(labelled, 0, "generation"), 16, max_length, share)
+    chosen = make_mix(
+        PretrainStream(text, max_length, 0), FinetuneStream(labelled, 0, "generation"), 16, max_length, share
+    )
     steps = [chosen.step(i) for i in range(40)]
     pretrain = sum(s.tokens_pretrain for s in steps)
     assert pretrain / (pretrain + sum(s.tokens_finetune for s in steps)) == pytest.approx(share, abs=0.06)
@@ -100,8 +104,8 @@ def test_every_window_has_something_to_predict(text: Documents, length: int) -> 
 
 
 def test_one_stream_alone_leaves_the_other_unread(text: Documents, labelled: Documents) -> None:
-    only_text = mix(PretrainStream(text, 32, 0), None, 3, 32).step(0)
-    only_labels = mix(None, FinetuneStream(labelled, 0, "generation"), 3, 32).step(0)
+    only_text = make_mix(PretrainStream(text, 32, 0), None, 3, 32).step(0)
+    only_labels = make_mix(None, FinetuneStream(labelled, 0, "generation"), 3, 32).step(0)
     assert only_text.num_finetune == only_labels.num_pretrain == 0
     assert len(only_text.rows) == 3
     assert only_labels.num_finetune > 0
@@ -109,6 +113,6 @@ def test_one_stream_alone_leaves_the_other_unread(text: Documents, labelled: Doc
 
 def test_one_example_is_enough(tmp_path: Path) -> None:
     documents = Documents(write_data(tmp_path, "finetune", "classification", count=1), "train")
-    data = mix(None, FinetuneStream(documents, 0, "classification"), 4, 32).step(3)
+    data = make_mix(None, FinetuneStream(documents, 0, "classification"), 4, 32).step(3)
     assert data.num_finetune == 4
     assert np.all([segment.label >= 0 for row in data.rows for segment in row])

@@ -18,7 +18,7 @@ from mixtune.components.shared.running.context import Context
 from mixtune.components.shared.training.loop import Result, train
 from mixtune.components.shared.training.mix_weight import Constant
 from mixtune.components.shared.training.optimizer import is_task_head
-from mixtune.components.shared.training.streams import FinetuneStream, Mix, PretrainStream, Unread, mix
+from mixtune.components.shared.training.streams import FinetuneStream, Mix, PretrainStream, UnreadExamples, make_mix
 
 from .compared import assert_same_movement, weights_of
 from .tiny import tiny_model, tiny_tokenizer, weight_of, write_data
@@ -38,7 +38,7 @@ def both(folder: Path, weight: float) -> Mix:
     text = PretrainStream(Documents(folder / "text", "train"), 32, 0) if weight > 0 else None
     examples = Documents(folder / "labels", "train")
     labels = FinetuneStream(examples, 0, "classification") if weight < 1 else None
-    return mix(text, labels, 8, 32, 0.5, Unread(len(examples), len(examples.flat) / len(examples)))
+    return make_mix(text, labels, 8, 32, 0.5, UnreadExamples(len(examples), len(examples.flat) / len(examples)))
 
 
 def run(folder: Path, weight: float, steps: int = 6, **options: object) -> tuple[MixedModel, Result]:

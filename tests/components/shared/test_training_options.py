@@ -12,8 +12,8 @@ import torch
 from mixtune.components.shared.config import Task
 from mixtune.components.shared.errors import RefusedError
 from mixtune.components.shared.model.mixed_model import MixedModel
-from mixtune.components.shared.training.loop import Extras
-from mixtune.components.shared.training.reference_models import Anchor
+from mixtune.components.shared.training.loop import TrainingVariant
+from mixtune.components.shared.training.reference_models import ReferenceModel
 
 from .compared import assert_same_movement, weights_of
 from .tiny import ARCHITECTURES, ENCODERS, tiny_model
@@ -53,10 +53,12 @@ def test_eager_attention_gives_the_same_weights(folder: Path, architecture: str)
 
 @pytest.mark.usefixtures("plain_descent")
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
-@pytest.mark.parametrize(("architecture", "extras"), [("llama", Extras(lora_rank=2)), ("bert", None)])
-def test_a_compiled_backbone_gives_the_same_weights(folder: Path, architecture: str, extras: Extras | None) -> None:
-    plain, _ = run(folder, architecture=architecture, extras=extras, learning_rate=0.1)
-    compiled, _ = run(folder, architecture=architecture, extras=extras, learning_rate=0.1, compile=True)
+@pytest.mark.parametrize(("architecture", "variant"), [("llama", TrainingVariant(lora_rank=2)), ("bert", None)])
+def test_a_compiled_backbone_gives_the_same_weights(
+    folder: Path, architecture: str, variant: TrainingVariant | None
+) -> None:
+    plain, _ = run(folder, architecture=architecture, variant=variant, learning_rate=0.1)
+    compiled, _ = run(folder, architecture=architecture, variant=variant, learning_rate=0.1, compile=True)
     assert_same_training(compiled, plain, architecture)
     assert compiled.lm.base_model._compiled_call_impl is None
 
@@ -70,9 +72,9 @@ def test_bf16_is_near_float32(tmp_path: Path, architecture: str, task: Task) -> 
     curves = {}
     for precision in ("float32", "bf16"):
         model = tiny_model(architecture, task=task)
-        extras = Extras(start=Anchor(model), kl_weight=0.1)
+        variant = TrainingVariant(start=ReferenceModel(model), kl_weight=0.1)
         model, result = run(
-            folder, task, architecture, model=model, extras=extras, precision=precision, learning_rate=0.1
+            folder, task, architecture, model=model, variant=variant, precision=precision, learning_rate=0.1
         )
         assert result.precision == precision
         assert all(parameter.dtype == torch.float32 for parameter in model.parameters())

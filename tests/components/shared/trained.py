@@ -11,9 +11,9 @@ from mixtune.components.shared.data.prepared import Documents
 from mixtune.components.shared.model.mixed_model import MixedModel
 from mixtune.components.shared.model.packing import Segment
 from mixtune.components.shared.running.context import Context
-from mixtune.components.shared.training.loop import Extras, Result, train
+from mixtune.components.shared.training.loop import Result, TrainingVariant, train
 from mixtune.components.shared.training.mix_weight import Constant, MixWeight
-from mixtune.components.shared.training.streams import FinetuneStream, Mix, PretrainStream, Unread, mix
+from mixtune.components.shared.training.streams import FinetuneStream, Mix, PretrainStream, UnreadExamples, make_mix
 
 from .tiny import ENCODERS, targets_of, tiny_masking, tiny_model, write_data
 
@@ -33,7 +33,9 @@ def both(folder: Path, task: Task, weight: float | None = 0.5, masked: bool = Fa
     masking = tiny_masking() if masked else None
     text = PretrainStream(Documents(folder / "text", "train"), LENGTH, 0, masking) if weight != 0 else None
     labelled = FinetuneStream(examples, 0, task) if weight != 1 else None
-    return mix(text, labelled, batch_size, LENGTH, 0.5, Unread(len(examples), len(examples.flat) / len(examples)))
+    return make_mix(
+        text, labelled, batch_size, LENGTH, 0.5, UnreadExamples(len(examples), len(examples.flat) / len(examples))
+    )
 
 
 def settings_of(**options: object) -> Training:
@@ -47,7 +49,7 @@ def run(
     task: Task = "classification",
     architecture: str = "llama",
     weight: float | MixWeight = 0.3,
-    extras: Extras | None = None,
+    variant: TrainingVariant | None = None,
     model: MixedModel | None = None,
     batch_size: int = 8,
     **options: object,
@@ -57,7 +59,7 @@ def run(
     constant = weight if isinstance(weight, (int, float)) else None
     what_to_read = both(folder, task, constant, architecture in ENCODERS, batch_size)
     chosen = Constant(float(weight)) if isinstance(weight, (int, float)) else weight
-    return model, train(model, what_to_read, settings_of(**options), chosen, PAD, 0, Context.for_tests(), extras)
+    return model, train(model, what_to_read, settings_of(**options), chosen, PAD, 0, Context.for_tests(), variant)
 
 
 def example(task: Task, tokens: np.ndarray) -> Segment:

@@ -1,0 +1,52 @@
+"""Private and undocumented names of KFP."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from kfp import dsl
+from kfp.compiler.compiler_utils import additional_input_name_for_pipeline_channel
+
+
+def inputs_of(component: Any) -> dict[str, Any]:
+    """Returns a component's inputs by name, each with `type`, `description` and `is_artifact_list`."""
+    return component.component_spec.inputs or {}
+
+
+def set_variable_at_run_time(task: dsl.PipelineTask, name: str, parameter: Any) -> None:
+    """Sets an environment variable to the value of a pipeline parameter.
+
+    KFP resolves parameters in a task's command, but not in its environment variables. The cache key contains the command with
+    the placeholder, not with the value.
+    """
+    assert task.container_spec is not None
+    placeholder = f"{{{{$.inputs.parameters['{additional_input_name_for_pipeline_channel(parameter)}']}}}}"
+    task.container_spec.command = ["env", f"{name}={placeholder}", *task.container_spec.command]
+
+
+def run_containers_with(function: Callable[..., int]) -> None:
+    """Replaces the function with which KFP's local DockerRunner runs a container, in this process.
+
+    KFP's own function ignores a container's exit status and treats a container that ends very quickly as successful.
+    """
+    from kfp.local import docker_task_handler
+
+    docker_task_handler.run_docker_container = function
+
+
+def run_commands_with(function: Callable[[list[str], dict[str, str] | None], int]) -> None:
+    """Replaces the function with which KFP's local SubprocessRunner runs a task's command, in this process.
+
+    Args:
+        function: takes the command and additional environment variables, and returns the exit status.
+    """
+    from kfp.local import subprocess_task_handler
+
+    subprocess_task_handler.run_local_subprocess = function
+
+
+def parts_of_command(command: list[str]) -> tuple[str, list[str]]:
+    """Returns the component's source code and the arguments of KFP's executor from a task's command."""
+    # sh -c SCRIPT SOURCE --executor_input JSON --function_to_execute STEP
+    return command[3], command[4:]
