@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from mixtune.components.shared.code_digest import code_digest
 from mixtune.components.shared.errors import RefusedError
-from mixtune.components.shared.runtime import STEPS
+from mixtune.components.shared.task_name import STEPS
 
 _PREFIX = re.compile(r"[a-z0-9][a-z0-9._-]*(:\d+)?(/[a-z0-9][a-z0-9._-]*)*/")
 _TAG = re.compile(r"\w[\w.-]{0,127}")

@@ -17,7 +17,7 @@ MODULES = {
     f"mixtune.{'.'.join(file.relative_to(ROOT).with_suffix('').parts)}".removesuffix(".__init__") for file in FILES
 }
 BASE = frozenset(
-    {"shared.errors", "shared.config", "shared.artifacts", "shared.outcome", "shared.startup", "shared.code_digest"}
+    f"shared.{name}" for name in ("errors", "config", "artifacts", "task_name", "outcome", "startup", "code_digest")
 )
 """Modules at the top of `shared/` that every room may import."""
 ROOMS: dict[str, set[str]] = {

@@ -130,7 +130,8 @@ def run_step(name: str, config: str, artifacts: Sequence[str], parameters: Seque
     from importlib import import_module
 
     from mixtune.components.shared.artifacts import Artifact
-    from mixtune.components.shared.runtime import STEPS, launch
+    from mixtune.components.shared.runtime import launch
+    from mixtune.components.shared.task_name import STEPS
 
     if name in WHOLE_RUN_STEPS:
         raise RefusedError("plan and finish only mean something inside a whole run; use `mixtune check`/`mixtune run`")

@@ -17,7 +17,8 @@ import yaml
 from mixtune.components.config import HEADLINE, SECTIONS, Config, Fingerprints, Parts, assemble, load, parameters, parts
 from mixtune.components.shared.errors import RefusedError
 from mixtune.components.shared.running.context import COMPILED
-from mixtune.components.shared.runtime import STEPS as ALL_STEPS
+from mixtune.components.shared.task_name import STEPS as ALL_STEPS
+from mixtune.components.shared.task_name import TaskName
 
 from ..configuration import lay_over
 from ..images import Images, images_named
@@ -26,12 +27,15 @@ from ..placement import Placer
 from ..step_pipelines import STEPS
 from .api import Api
 from .records import StepRecord, read_record, steps_behind
-from .runs import Package, Submitted, get_run, package_of, submit, upload
+from .runs import Package, Submitted, describe_alone, get_run, package_of, submit, upload
 
 # These options are fixed in a compiled package. A step that runs alone gets its own package.
 _FIXED_IN_WHOLE = ("placement.", "mixed.start=", "tracking.offline_when_unreachable=")
 _FIXED_IN_STEP = ("mixed.start=",)
 _NOWHERE = Fingerprints("", "", "")
+_PART_OF_EVALUATION = {
+    "pretrained": "evaluate_pretrained", "finetuned": "evaluate", "interpolated": "interpolate",
+}  # fmt: skip
 
 
 def rerun_from(api: Api, run_id: str, step: str, overrides: Sequence[str], run_key: str | None = None) -> Submitted:
@@ -230,7 +234,7 @@ def rerun_only(
                 f"{values['name']} {one.title}",
                 arguments | place,
                 run_key=f"{run_key} {one.title}" if run_key else None,
-                description=f"{one.title} of {run_id} alone",
+                description=describe_alone(one.title, run_id),
                 experiment_id=run.experiment_id,
                 service_account=run.service_account,
             )
@@ -253,13 +257,12 @@ def step_of(only: str) -> str:
     Raises:
         RefusedError: if there is no such step.
     """
-    step = only.split(" ")[0]
-    step = "mixed" if step.startswith("mixed-") else step
-    if step not in STEPS:
+    name = TaskName.parse(only)
+    if name is None or name.step not in STEPS:
         raise RefusedError(
             f'--only: must be one of {", ".join(STEPS)}, or a task such as "evaluate mixed-0.3", found {only}'
         )
-    return step
+    return name.step
 
 
 def choose(only: str, steps: Mapping[str, StepRecord], run: str) -> list[StepRecord]:
@@ -304,10 +307,11 @@ def with_overrides(title: str, step: str, config: str, before: Config, after: Co
 
 
 def _part(title: str, step: str, cut: Parts) -> dict[str, Any]:
-    names = {
-        "prepare pretrain": "prepare_pretrain", "prepare finetune": "prepare_finetune",
-        "evaluate pretrained": "evaluate_pretrained", "evaluate finetuned": "evaluate",
-        "evaluate interpolated": "interpolate",
-    }  # fmt: skip
-    name = names.get(title, "evaluate_mixed" if step == "evaluate" else step)
+    task = TaskName.parse(title) or TaskName(step)
+    if step == "prepare":
+        name = f"prepare_{task.stream}"
+    elif step == "evaluate":
+        name = _PART_OF_EVALUATION.get(task.candidate or "", "evaluate_mixed")
+    else:
+        name = step
     return dict(json.loads(getattr(cut, name).to_json()))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import subprocess
 import tempfile
 import time
@@ -21,6 +22,7 @@ import kfp_server_api as kfp_api
 
 from mixtune.components.config import Config, load, parameters
 from mixtune.components.shared.errors import MixtuneError, RefusedError
+from mixtune.components.shared.task_name import TaskName
 
 from ..configuration import EMBEDDED_DEFAULT, ready_made
 from ..images import Images
@@ -247,6 +249,17 @@ def submit(
     if not made.run_id:
         raise MixtuneError(f"KFP at {api.connection.host} made a run and gave it no id; look for {shown} in its list")
     return Submitted(made.run_id, shown, found=False)
+
+
+def describe_alone(title: str, run_id: str) -> str:
+    """Returns the description of a run of one task, on the inputs that it had in an earlier run."""
+    return f"{title} of {run_id} alone"
+
+
+def title_alone(description: str) -> str | None:
+    """Returns the title in a description of `describe_alone`; None for any other description."""
+    found = re.fullmatch(r"(.+) of \S+ alone", description)
+    return found[1] if found and TaskName.parse(found[1]) else None
 
 
 def _experiment(api: Api, name: str) -> str:

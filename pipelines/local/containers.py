@@ -27,7 +27,7 @@ from mixtune.components.shared.data.sources import HUB, named_sources
 from mixtune.components.shared.errors import RefusedError, UnreachableError, first_line
 from mixtune.components.shared.outcome import EXIT_STATUS, Outcome, load_outcomes
 from mixtune.components.shared.running.context import started_titles
-from mixtune.components.shared.runtime import STEPS
+from mixtune.components.shared.task_name import STEPS
 
 from ..images import Images, images, source_digest
 

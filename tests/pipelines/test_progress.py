@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from mixtune.components.config import parameters
+from mixtune.components.shared.task_name import TaskName
 from mixtune.components.shared.tracking.connection import connect
 from mixtune.components.shared.tracking.tracker import Tracker
 from mixtune.pipelines.cluster import slow, tracked, waiting
@@ -17,7 +18,6 @@ from mixtune.pipelines.cluster.api import Api, Connection, Patience
 from mixtune.pipelines.cluster.records import Ended
 from mixtune.pipelines.cluster.waiting import wait_for
 from mixtune.pipelines.configuration import read_config
-from mixtune.pipelines.titles import step_of_task, title_of
 
 from .kfp_server import Fault, KfpServer
 
@@ -220,11 +220,8 @@ def test_the_titles_are_those_of_the_tasks_of_the_package() -> None:
     titles = {}
     for component in package["components"].values():
         for name, task in component.get("dag", {}).get("tasks", {}).items():
-            if step_of_task(name):
-                titles[name] = (title_of(name), task["taskInfo"]["name"])
-    words = {"fine-tuning stream": "finetune", "pretraining stream": "pretrain", "fine-tuned": "finetuned"}
+            if found := TaskName.of_package_task(name):
+                titles[name] = (found, task["taskInfo"]["name"])
     for title, shown in titles.values():
-        for word, short in words.items():
-            shown = shown.replace(word, short)
-        assert title in (shown, f"{shown} (mixed)")
-    assert {"evaluate interpolated", "prepare finetune", "register"} <= {title for title, _ in titles.values()}
+        assert title.words in (shown, f"{shown} (mixed)")
+    assert {"evaluate interpolated", "prepare finetune", "register"} <= {str(title) for title, _ in titles.values()}
