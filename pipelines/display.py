@@ -32,7 +32,6 @@ class Display:
 
     def __init__(self, console: Console) -> None:
         self.console = console
-        self.cached: list[str] = []
         self._bars: Progress | None = None
         self._tasks: dict[str, TaskID] = {}
         self._seen: set[str] = set()
@@ -68,7 +67,6 @@ class Display:
         for line in self._new_lines(log):
             hit = _CACHE_HIT.search(line)
             if hit:
-                self.cached.append(hit.group(1))
                 title = str(TaskName.of_package_task(hit.group(1)) or hit.group(1))
                 self.console.print(Text(f"  {title:<28} from the cache", style="dim"))
         for line in self._new_lines(progress):

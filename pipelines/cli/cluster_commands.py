@@ -13,10 +13,10 @@ from mixtune.components.shared.outcome import EXIT_STATUS
 
 from ..cluster import runs as client
 from ..cluster.api import Api, Connection
-from ..cluster.records import Ended
 from ..cluster.results import append_summary, show, summary
 from ..cluster.waiting import PendingTooLongError, TimedOutError, hint, seconds_of, wait_for
 from ..configuration import read_config
+from ..ended import Ended
 from ..images import Images
 
 Address = tuple[str | None, str | None, Path | None, Path | None]

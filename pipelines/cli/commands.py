@@ -86,13 +86,8 @@ def run_and_show(
         console.print(Text(f"\nreport  {folder / 'report' / 'report.html'}"))
         console.print(Text(f"models  {folder / 'models'}"))
         console.print(Text(f"MLflow  {_mlflow_hint(tracking_uri(config, folder), folder)}"))
-    for failure in ended.failures:
-        for sentence in failure.sentences:
-            print(f"mixtune: {failure.title}: {sentence}", file=sys.stderr)
-        if failure.log:
-            print(f"mixtune: {failure.title}: its log is {failure.log}", file=sys.stderr)
-    for note in ended.notes:
-        print(f"mixtune: {note}", file=sys.stderr)
+    for line in (*ended.problems, *ended.notes):
+        print(f"mixtune: {line}", file=sys.stderr)
     if ended.status in (1, 130):
         print("mixtune: what was finished is kept; the same command goes on from there", file=sys.stderr)
     return ended.status

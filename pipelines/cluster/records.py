@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import os
 import tempfile
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mixtune.components.shared.artifacts import read_json
 from mixtune.components.shared.errors import MixtuneError, UnreachableError, first_line, without_credentials
 from mixtune.components.shared.tracking.mlflow_runs import RUN_ID, STEP, close_pipeline_run, step_runs_of
-from mixtune.components.shared.tracking.verdict import STOPPED_STATES, StepRun, exit_status, judge
+from mixtune.components.shared.tracking.verdict import STOPPED_STATES, StepRun, judge
+
+from ..ended import Ended
 
 
 @dataclass
@@ -126,37 +128,6 @@ def steps_behind(record: Record) -> dict[str, StepRecord]:
                 continue
             steps[step.title] = step
     return steps | record.steps
-
-
-@dataclass
-class Ended:
-    """The result of a run on a cluster, for people and programs.
-
-    Attributes:
-        status: exit status.
-        outcome: its name: `done`, `failed`, `refused`, `gate_not_met`, `unreachable`, `interrupted`, `unknown`.
-        verdict: one sentence.
-        problems: a sentence for each step that did not succeed.
-    """
-
-    run_id: str
-    state: str
-    outcome: str
-    verdict: str
-    problems: list[str] = field(default_factory=list)
-    report: dict[str, Any] | None = None
-    links: dict[str, str] = field(default_factory=dict)
-
-    @property
-    def status(self) -> int:
-        return exit_status(self.outcome)
-
-    def to_json(self) -> dict[str, Any]:
-        """Returns the object that `--json` prints."""
-        return {
-            "run_id": self.run_id, "state": self.state, "exit_status": self.status, "outcome": self.outcome,
-            "verdict": self.verdict, "problems": self.problems, "links": self.links, "report": self.report,
-        }  # fmt: skip
 
 
 def conclude(

@@ -12,9 +12,10 @@ import kfp_server_api as kfp_api
 from mixtune.components.shared.errors import RefusedError, UnreachableError, without_credentials
 from mixtune.components.shared.tracking.verdict import ENDED_WITHOUT_RECORD
 
+from ..ended import Ended
 from .api import Api
 from .progress import is_alone
-from .records import Ended, conclude, correct_verdict, read_record
+from .records import conclude, correct_verdict, read_record
 from .slow import told_when_slow
 from .tasks import stopped_at
 

@@ -8,12 +8,12 @@ from collections.abc import Iterable
 
 from mixtune.components.shared.errors import MixtuneError, RefusedError
 
+from ..ended import Ended
 from .api import Api
 from .failures import sentences
 from .kubernetes_api import SINGLE_USER_NAMESPACE
 from .pods import RunOnCluster
 from .progress import Progress, tree_of
-from .records import Ended
 from .results import result_of
 from .runs import get_run
 from .slow import Say

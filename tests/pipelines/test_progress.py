@@ -15,9 +15,9 @@ from mixtune.components.shared.tracking.connection import connect
 from mixtune.components.shared.tracking.tracker import Tracker
 from mixtune.pipelines.cluster import slow, tracked, waiting
 from mixtune.pipelines.cluster.api import Api, Connection, Patience
-from mixtune.pipelines.cluster.records import Ended
 from mixtune.pipelines.cluster.waiting import wait_for
 from mixtune.pipelines.configuration import read_config
+from mixtune.pipelines.ended import Ended
 
 from .kfp_server import Fault, KfpServer
 
