@@ -197,9 +197,9 @@ def rerun_and_show(
 
 
 def check_cluster_and_show(address: Address, config: Path | None, overrides: Sequence[str]) -> int:
-    """Shows what the cluster has and lacks for a configuration, in one list, and returns the exit status.
+    """Lists what the cluster has and lacks for a configuration, and returns the exit status.
 
-    Folders and files that the configuration names are not looked at: they are the cluster's.
+    Folders and files in the configuration are not checked, since they are on the cluster.
     """
     from ..cluster.preflight import check_cluster
 
@@ -209,11 +209,11 @@ def check_cluster_and_show(address: Address, config: Path | None, overrides: Seq
     except RefusedError as error:
         connection, why = None, "; ".join(error.problems)
     findings = check_cluster(wanted, connection, why)
-    marks = {"there": "ok", "missing": "MISSING", "away": "AWAY", "unknown": "?", "note": ""}
+    marks = {"ok": "ok", "missing": "MISSING", "unreachable": "NO REPLY", "unknown": "?", "note": ""}
     for finding in findings:
         print(f"{marks[finding.kind]:<8} {finding.sentence}")
     kinds = {finding.kind for finding in findings}
-    if kinds & {"missing", "away"}:
-        count = sum(1 for finding in findings if finding.kind in ("missing", "away"))
-        print(f"mixtune: {count} of these must be put right before a run can work", file=sys.stderr)
-    return 2 if "missing" in kinds else 4 if "away" in kinds else 0
+    if kinds & {"missing", "unreachable"}:
+        count = sum(1 for finding in findings if finding.kind in ("missing", "unreachable"))
+        print(f"mixtune: {count} of these must be fixed before a run can succeed", file=sys.stderr)
+    return 2 if "missing" in kinds else 4 if "unreachable" in kinds else 0
