@@ -45,12 +45,16 @@ class Images(BaseModel):
                 f"--image-prefix: must be a registry and a folder with a slash at the end, found {self.prefix}"
             )
         if self.tag == "latest":
-            raise RefusedError("--tag: latest moves, and KFP's cache would take it for the same image; give a version")
+            raise RefusedError(
+                "--tag: latest is a moving tag, so KFP would reuse results of older images; give a version"
+            )
         if not _TAG.fullmatch(self.tag):
             raise RefusedError(f"--tag: must be letters, digits, dots, dashes and underscores, found {self.tag}")
         for step, digest in self.digests.items():
             if step not in STEPS or not _DIGEST.fullmatch(digest):
-                raise RefusedError(f"images.json: {step}: {digest} is no digest of a step's image; build them anew")
+                raise RefusedError(
+                    f"images.json: {step}: {digest} is not the digest of a step's image; build the images again"
+                )
         return self
 
     def of(self, step: str) -> str:
@@ -94,7 +98,9 @@ def images_named(names: Mapping[str, str]) -> Images:
     for step, name in names.items():
         prefix, found, version = name.partition(f"mixtune-{step}")
         if not found or version[:1] not in ("@", ":"):
-            raise RefusedError(f"the package of that run has the image {name} for {step}, which is none of mixtune's")
+            raise RefusedError(
+                f"the package of that run has the image {name} for {step}, which is not one of mixtune's"
+            )
         if version.startswith("@"):
             digests[step] = version[1:]
         else:

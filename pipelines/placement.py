@@ -81,7 +81,7 @@ def profiles(own: str | Path | None = None) -> dict[str, Profile]:
     except OSError as error:
         raise RefusedError(f"placement.profiles_file: {own} cannot be read ({error.strerror or error})") from None
     except (yaml.YAMLError, ValueError) as error:
-        raise RefusedError(f"placement.profiles_file: {own} is no valid YAML ({first_line(error)})") from None
+        raise RefusedError(f"placement.profiles_file: {own} is not valid YAML ({first_line(error)})") from None
     if not isinstance(given, dict):
         raise RefusedError(f"placement.profiles_file: {own} must hold profiles by name, found {type(given).__name__}")
     problems = []

@@ -34,10 +34,10 @@ def sentences(run: Run, api: Api, run_id: str, cluster: RunOnCluster) -> list[st
     name = first.title or "the run"
     reason = reason_of(first, run, api, run_id, cluster)
     if not reason:
-        reason = f"failed; look at its log: {api.connection.link(f'runs/details/{run_id}')} or `{cluster.command}`"
+        reason = f"failed; see its log: {api.connection.link(f'runs/details/{run_id}')} or `{cluster.command}`"
     elif first.driver:
         reason = f"could not be started: {reason}"
-    also = f" (failed as well: {', '.join(others)})" if others else ""
+    also = f" (also failed: {', '.join(others)})" if others else ""
     return [f"{name}: {reason}{also}"]
 
 
@@ -65,7 +65,7 @@ def from_argo(message: str) -> str:
     if found["text"]:
         return found["text"].strip()
     if found["reason"] == "OOMKilled":
-        return "was killed because its memory was used up; raise placement.memory or placement.gpu_memory"
+        return "was killed because it ran out of memory; raise placement.memory or placement.gpu_memory"
     return ""
 
 
@@ -107,6 +107,6 @@ def last_words(log: str, title: str) -> str:
     if _PROGRESS.fullmatch(own[-1]):
         return ""
     start = f"{title}: "
-    told = list(itertools.takewhile(lambda line: title and line.startswith(start), reversed(own)))
-    words = [line.removeprefix(start) for line in reversed(told) if not _PROGRESS.fullmatch(line)]
+    messages = list(itertools.takewhile(lambda line: title and line.startswith(start), reversed(own)))
+    words = [line.removeprefix(start) for line in reversed(messages) if not _PROGRESS.fullmatch(line)]
     return "; ".join(words) or own[-1]

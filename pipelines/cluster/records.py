@@ -91,7 +91,7 @@ def read_record(run_id: str, with_report: bool = True) -> Record | None:
         raise
     except Exception as error:
         raise UnreachableError(
-            f"MLFLOW_TRACKING_URI: what MLflow at {without_credentials(uri)} has on record of the run cannot be read "
+            f"MLFLOW_TRACKING_URI: the run's records in MLflow at {without_credentials(uri)} cannot be read "
             f"({first_line(error)})"
         ) from None
 
@@ -152,16 +152,16 @@ def conclude(
     if state in STOPPED_STATES:
         return Ended(run_id, state, "interrupted", "stopped", report=report)
     if alone and state == "SUCCEEDED" and (verdict is None or verdict.kind == "unknown"):
-        return Ended(run_id, state, "done", "the step has ended well")
+        return Ended(run_id, state, "done", "the step succeeded")
     if verdict is None:
         if state == "SUCCEEDED":
             problem = (
-                f"KFP says that the run has ended well, but whether the gate was met is not known: {why_no_record}"
+                f"KFP reports that the run succeeded, but it is not known whether the gate was met: {why_no_record}"
             )
             return Ended(run_id, state, "unknown", "not known", [problem])
-        return Ended(run_id, state, "failed", "failed", failed_tasks or ["KFP names no task that failed"])
+        return Ended(run_id, state, "failed", "failed", failed_tasks or ["KFP reports no failed task"])
     if verdict.kind == "unknown":
-        problem = "the run has ended well, but MLflow has no verdict of it on record"
+        problem = "the run succeeded, but MLflow has no record of its verdict"
         return Ended(run_id, state, verdict.kind, verdict.sentence, [problem], report)
     problems = list(verdict.problems)
     recorded = record.steps.values() if record else ()

@@ -16,7 +16,7 @@ from ..ended import Ended
 from .api import Api
 from .progress import is_alone
 from .records import conclude, correct_verdict, read_record
-from .slow import told_when_slow
+from .slow import report_if_slow
 from .tasks import stopped_at
 
 
@@ -29,10 +29,10 @@ def result_of(api: Api, run: kfp_api.V2beta1Run, failed: list[str]) -> Ended:
     why, record = "MLFLOW_TRACKING_URI is not set here", None
     try:
         address = without_credentials(os.environ.get("MLFLOW_TRACKING_URI", ""))
-        with told_when_slow(api.say, lambda: f"MLflow at {address} has not answered yet", "MLflow answers again"):
+        with report_if_slow(api.say, lambda: f"MLflow at {address} has not answered yet", "MLflow answers again"):
             record = read_record(run.run_id)
         if record is None and os.environ.get("MLFLOW_TRACKING_URI"):
-            why = "MLflow at MLFLOW_TRACKING_URI has no record of it; is that the one that its steps write to?"
+            why = "MLflow at MLFLOW_TRACKING_URI has no record of the run; check that its steps use the same server"
     except UnreachableError as error:
         why = error.problems[0]
     # KFP reports stopped runs as FAILED.

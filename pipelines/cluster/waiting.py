@@ -29,12 +29,14 @@ class PendingTooLongError(MixtuneError):
     """A task was pending for longer than the limit. The run continues."""
 
     kind = "pending"
+    verdict = "a task was pending for longer than --pending-timeout; the run continues"
 
 
 class TimedOutError(MixtuneError):
     """The run did not end within the limit. It continues."""
 
     kind = "timed_out"
+    verdict = "the run has not ended within --timeout; it continues"
 
 
 def seconds_of(text: str, option: str = "--timeout") -> float:
@@ -95,7 +97,7 @@ def wait_for(
         left = None if timeout is None else timeout - (time.monotonic() - started)
         if left is not None and left <= 0:
             raise TimedOutError(
-                f"{run_id}: is {str(run.state or 'pending').lower()} after {timeout:.0f} s and goes on; {hint(api, run_id)}"
+                f"{run_id}: is {str(run.state or 'pending').lower()} after {timeout:.0f} s and continues; {hint(api, run_id)}"
             )
         time.sleep(POLL_SECONDS if left is None else min(POLL_SECONDS, max(left, 0.05)))
 
@@ -106,12 +108,12 @@ def _refuse_pending(tasks: Iterable[Task], limit: float, api: Api, run_id: str, 
         if seconds is not None and seconds >= limit:
             why = task.message or f"see why: {cluster.command}"
             raise PendingTooLongError(
-                f"{task.title}: has been pending for {seconds:.0f} s: {why}; the run goes on; {hint(api, run_id)}"
+                f"{task.title}: has been pending for {seconds:.0f} s: {why}; the run continues; {hint(api, run_id)}"
             )
 
 
 def hint(api: Api, run_id: str) -> str:
-    """Returns a message with the commands that wait for the run again or stop it."""
+    """Returns the commands that wait for the run again or stop it."""
     host = f" --host {api.connection.host}"
     space = f" --namespace {api.connection.namespace}" if api.connection.namespace else ""
     return f"wait for it with `mixtune wait {run_id}{host}{space}`, stop it with `mixtune stop {run_id}{host}{space}`"

@@ -65,7 +65,9 @@ def forget_from(folder: Path, step: str, overrides: Sequence[str]) -> Path:
 def _config_of(folder: Path) -> Path:
     file = folder / "config.yaml"
     if not file.is_file() or not (folder / ".mixtune").is_dir():
-        raise RefusedError(f"{folder}: holds no run; give the output folder of `mixtune run`, or the id of a KFP run")
+        raise RefusedError(
+            f"{folder}: contains no run; give the output folder of `mixtune run`, or the id of a KFP run"
+        )
     return file
 
 
@@ -144,6 +146,6 @@ def _run_task(folder: Path, step: str, outcome: Outcome, before: Config, after: 
         command += [
             part for name in ("selected_uri", "other_uri") for part in ("--parameter", f"{name}={place / name}")
         ]
-    print(f"{outcome.title}: running alone into {place}", flush=True)
+    print(f"{outcome.title}: running only this task; its outputs are in {place}", flush=True)
     tracking = {"MLFLOW_TRACKING_URI": tracking_uri(after, folder), "MLFLOW_EXPERIMENT_NAME": after.tracking.experiment}
     return subprocess.run(command, env={**os.environ, **tracking}, check=False).returncode

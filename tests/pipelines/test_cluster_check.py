@@ -190,7 +190,7 @@ def test_rights_that_this_user_has_not(cluster: KubernetesServer, kfp: KfpServer
     result = check(kfp, *GPU)
     assert result.exit_code == 4
     assert "NO REPLY --host: KFP at" in result.stdout
-    assert "does not let this user list the runs" in result.stdout
+    assert "does not permit this user to list the runs" in result.stdout
 
 
 def test_servers_that_do_not_answer(

@@ -91,7 +91,7 @@ def test_a_register_step_that_was_killed_is_a_failure(made: Made) -> None:
     ended = made.conclude(made.compared, done("finish"))
     assert ended.status == 1
     assert ended.problems == [
-        "register: ended without a record of why (killed?), so nothing was registered",
+        "register: ended without an outcome record (probably killed), so nothing was registered",
         f"register: its log is {made.run.logs / 'kfp.log'}",
     ]
     assert ended.report is not None
@@ -111,7 +111,7 @@ def test_every_step_that_started_and_left_no_record_is_named(made: Made, monkeyp
     assert ended.problems == [
         line
         for one in ("mixed-0.3", "finetune")
-        for line in (f"{one}: ended without a record of why (killed?)", f"{one}: its log is {log}")
+        for line in (f"{one}: ended without an outcome record (probably killed)", f"{one}: its log is {log}")
     ]
 
 

@@ -14,7 +14,7 @@ GATE_NOT_MET = "gate_not_met"
 FAILED_STATES = frozenset({"FAILED", "ERROR"})
 STOPPED_STATES = frozenset({"CANCELLED", "CANCELED", "CANCELING"})
 """KFP uses different spellings for a run and for the exit task."""
-ENDED_WITHOUT_RECORD = "ended without a record of why (killed?)"
+ENDED_WITHOUT_RECORD = "ended without an outcome record (probably killed)"
 
 RunStatus = Literal["FINISHED", "FAILED", "KILLED"]
 
