@@ -19,8 +19,8 @@ _PROGRESS = re.compile(r".*: \d+/\d+ \w+.*, \d+ s(?: left)?")
 _FRAME = re.compile(r"[IWEF]\d{4} \S+ .*?\] ?(?P<text>.*)|time=\S+ level=\S+ .*|\[KFP Executor.*")
 
 
-def sentences(run: Run, api: Api, run_id: str, cluster: RunOnCluster) -> list[str]:
-    """Returns a sentence about the first failed task and its reason; an empty list if no task failed.
+def first_failure(run: Run, api: Api, run_id: str, cluster: RunOnCluster) -> dict[str, str]:
+    """Returns the title of the first failed task and a sentence with its reason; an empty dictionary if no task failed.
 
     Args:
         run: tasks of the run.
@@ -29,7 +29,7 @@ def sentences(run: Run, api: Api, run_id: str, cluster: RunOnCluster) -> list[st
     """
     failures = run.failures()
     if not failures:
-        return []
+        return {}
     first, others = failures[0], [one.title for one in failures[1:] if one.title]
     name = first.title or "the run"
     reason = reason_of(first, run, api, run_id, cluster)
@@ -38,7 +38,7 @@ def sentences(run: Run, api: Api, run_id: str, cluster: RunOnCluster) -> list[st
     elif first.driver:
         reason = f"could not be started: {reason}"
     also = f" (also failed: {', '.join(others)})" if others else ""
-    return [f"{name}: {reason}{also}"]
+    return {first.title: f"{name}: {reason}{also}"}
 
 
 def reason_of(failure: Failure, run: Run, api: Api, run_id: str, cluster: RunOnCluster) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from typing import Any
 from mixtune.components.shared.artifacts import read_json
 from mixtune.components.shared.errors import MixtuneError, UnreachableError, first_line, without_credentials
 from mixtune.components.shared.tracking.mlflow_runs import RUN_ID, STEP, close_pipeline_run, step_runs_of
-from mixtune.components.shared.tracking.verdict import STOPPED_STATES, StepRun, judge
+from mixtune.components.shared.tracking.verdict import ENDED_WITHOUT_RECORD, STOPPED_STATES, StepRun, judge
 
 from ..ended import Ended
 
@@ -134,7 +135,7 @@ def conclude(
     run_id: str,
     state: str,
     record: Record | None,
-    failed_tasks: list[str],
+    failed_tasks: Mapping[str, str],
     why_no_record: str = "",
     alone: bool = False,
 ) -> Ended:
@@ -143,7 +144,7 @@ def conclude(
     Args:
         state: KFP's state: SUCCEEDED, FAILED, CANCELED, SKIPPED.
         record: MLflow's record, if there is one.
-        failed_tasks: a sentence for each task that failed according to KFP.
+        failed_tasks: sentences about failed tasks, from the platform, by the title of the task.
         why_no_record: reason why there is no record.
         alone: whether the run consists of one step. Such runs have no verdict, except for `compare`.
     """
@@ -159,14 +160,19 @@ def conclude(
                 f"KFP reports that the run succeeded, but it is not known whether the gate was met: {why_no_record}"
             )
             return Ended(run_id, state, "unknown", "not known", [problem])
-        return Ended(run_id, state, "failed", "failed", failed_tasks or ["KFP reports no failed task"])
+        return Ended(run_id, state, "failed", "failed", list(failed_tasks.values()) or ["KFP reports no failed task"])
     if verdict.kind == "unknown":
         problem = "the run succeeded, but MLflow has no record of its verdict"
         return Ended(run_id, state, verdict.kind, verdict.sentence, [problem], report)
     problems = list(verdict.problems)
     recorded = record.steps.values() if record else ()
     if verdict.kind == "failed" and all(step.kind in ("done", "running") for step in recorded):
-        problems = failed_tasks or problems  # no step recorded a failure, so KFP's information is used
+        problems = list(failed_tasks.values()) or problems  # no step recorded a failure
+    else:
+        # The platform knows why a step without a record was killed.
+        for index, step in enumerate(verdict.failed):
+            if step.sentence == ENDED_WITHOUT_RECORD:
+                problems[index] = failed_tasks.get(step.title, problems[index])
     return Ended(run_id, state, verdict.kind, verdict.sentence, problems, report)
 
 

@@ -10,7 +10,7 @@ from mixtune.components.shared.errors import MixtuneError, RefusedError
 
 from ..ended import Ended
 from .api import Api
-from .failures import sentences
+from .failures import first_failure
 from .kubernetes_api import SINGLE_USER_NAMESPACE
 from .pods import RunOnCluster
 from .progress import Progress, tree_of
@@ -88,9 +88,9 @@ def wait_for(
         pods = cluster.pods()
         tasks = progress.show(tree, pods, "" if cluster.readable else cluster.command, ended)
         if ended:
-            failed = [] if ended == "SUCCEEDED" else sentences(tree, api, run_id, cluster)
+            failed = {} if ended == "SUCCEEDED" else first_failure(tree, api, run_id, cluster)
             if not failed and run.error and str(run.error.message or "").strip():
-                failed = [f"KFP: {run.error.message.strip().splitlines()[0][:300]}"]
+                failed = {"": f"KFP: {run.error.message.strip().splitlines()[0][:300]}"}
             return result_of(api, run, failed)
         if pending_timeout is not None:
             _refuse_pending(tasks.values(), pending_timeout, api, run_id, cluster)
