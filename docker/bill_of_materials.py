@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from mixtune.components.shared.errors import MixtuneError
-from mixtune.components.shared.runtime import STEPS
+from mixtune.components.shared.task_name import STEPS
 from mixtune.pipelines.images import images
 
 _METADATA = "tar -c -f - /opt/venv/lib/python3*/site-packages/*-info"

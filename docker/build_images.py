@@ -18,7 +18,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from mixtune.components.shared.errors import MixtuneError
-from mixtune.components.shared.runtime import STEPS
+from mixtune.components.shared.task_name import STEPS
 from mixtune.pipelines.images import Images, images, source_digest
 
 ROOT = Path(__file__).resolve().parents[1]

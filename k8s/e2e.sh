@@ -148,7 +148,7 @@ main() {
     say "Upload twice: the second time the version exists"
     expect 0 mixtune upload "${options[@]}"
     expect 0 mixtune upload "${options[@]}" > "$WORK/upload"
-    grep 'is there already' "$WORK/upload" || fail "the second upload made a version: $(cat "$WORK/upload")"
+    grep 'already uploaded' "$WORK/upload" || fail "the second upload made a version: $(cat "$WORK/upload")"
 
     say "Submit and wait: every step is executed"
     # A gate that is not met is as good here as one that is.

@@ -28,7 +28,7 @@ class _Loader(yaml.SafeLoader):
             if not isinstance(key, yaml.ScalarNode):
                 continue
             if key.value in seen:
-                problem = f"the key {key.value} stands there twice, first in line {seen[key.value]}; keep one"
+                problem = f"the key {key.value} appears twice, first in line {seen[key.value]}; keep one"
                 raise yaml.MarkedYAMLError(problem=problem, problem_mark=key.start_mark)
             seen[key.value] = key.start_mark.line + 1
         return node
@@ -56,13 +56,13 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         values = yaml.load(path.read_text(encoding="utf-8-sig"), _Loader)
     except FileNotFoundError:
-        raise RefusedError(f"{path}: there is no such file; `mixtune init > mixtune.yaml` writes one") from None
+        raise RefusedError(f"{path}: no such file; `mixtune init > mixtune.yaml` writes one") from None
     except IsADirectoryError:
         raise RefusedError(f"{path}: is a folder, not a configuration file") from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark else ""
-        raise RefusedError(f"{path}{where}: is no valid YAML ({getattr(error, 'problem', None) or error})") from None
+        raise RefusedError(f"{path}{where}: is not valid YAML ({getattr(error, 'problem', None) or error})") from None
     except (OSError, ValueError) as error:
         raise RefusedError(f"{path}: cannot be read ({error})") from None
     if values is None:
@@ -91,7 +91,7 @@ def lay_over(values: dict[str, Any], override: str) -> None:
     try:
         values[last] = yaml.load(text, _Loader)
     except (yaml.YAMLError, ValueError):
-        raise RefusedError(f"--set {override}: {text} is no valid YAML value") from None
+        raise RefusedError(f"--set {override}: {text} is not valid YAML value") from None
 
 
 def to_yaml(config: Config) -> str:

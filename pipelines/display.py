@@ -16,9 +16,8 @@ from rich.table import Table
 from rich.text import Text
 
 from mixtune.components.shared.outcome import load_outcomes
+from mixtune.components.shared.task_name import TaskName
 from mixtune.components.shared.value_text import value_text
-
-from .titles import title_of
 
 PLAIN_LINE_SECONDS = 15.0
 _CACHE_HIT = re.compile(r"Task (\S+) cache hit")
@@ -33,7 +32,6 @@ class Display:
 
     def __init__(self, console: Console) -> None:
         self.console = console
-        self.cached: list[str] = []
         self._bars: Progress | None = None
         self._tasks: dict[str, TaskID] = {}
         self._seen: set[str] = set()
@@ -69,8 +67,8 @@ class Display:
         for line in self._new_lines(log):
             hit = _CACHE_HIT.search(line)
             if hit:
-                self.cached.append(hit.group(1))
-                self.console.print(Text(f"  {title_of(hit.group(1)):<28} from the cache", style="dim"))
+                title = str(TaskName.of_package_task(hit.group(1)) or hit.group(1))
+                self.console.print(Text(f"  {title:<28} from the cache", style="dim"))
         for line in self._new_lines(progress):
             with contextlib.suppress(ValueError):
                 self._show_progress(json.loads(line))
@@ -98,7 +96,7 @@ class Display:
         words = f"{rate:,} tokens/s" if rate else f"{note['done']}/{note['total']} {note['unit']}"
         if self._bars is not None:
             if title not in self._tasks:
-                for name in [name for name in self._tasks if title.startswith(name) and name != title]:
+                for name in [name for name in self._tasks if _is_of(title, name)]:
                     self._bars.remove_task(self._tasks.pop(name))
                 self._tasks[title] = self._bars.add_task(title, total=None, rate="")
             if note["total"]:
@@ -112,10 +110,15 @@ class Display:
         self._last_plain.setdefault(title, now)
 
     def _remove_bars_of(self, title: str) -> None:
-        for name in [name for name in self._tasks if name.startswith(title)]:
+        for name in [name for name in self._tasks if _is_of(name, title)]:
             if self._bars is not None:
                 self._bars.remove_task(self._tasks[name])
             del self._tasks[name]
+
+
+def _is_of(bar: str, title: str) -> bool:
+    """Tells whether a bar shows a task or some work within it, such as `mixed-0.3 tokens`."""
+    return f"{bar} ".startswith(f"{title} ")
 
 
 def candidates_table(report: dict[str, Any]) -> Table:

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from mixtune.components.shared.code_digest import code_digest
 from mixtune.components.shared.errors import RefusedError
-from mixtune.components.shared.runtime import STEPS
+from mixtune.components.shared.task_name import STEPS
 
 _PREFIX = re.compile(r"[a-z0-9][a-z0-9._-]*(:\d+)?(/[a-z0-9][a-z0-9._-]*)*/")
 _TAG = re.compile(r"\w[\w.-]{0,127}")
@@ -45,12 +45,16 @@ class Images(BaseModel):
                 f"--image-prefix: must be a registry and a folder with a slash at the end, found {self.prefix}"
             )
         if self.tag == "latest":
-            raise RefusedError("--tag: latest moves, and KFP's cache would take it for the same image; give a version")
+            raise RefusedError(
+                "--tag: latest is a moving tag, so KFP would reuse results of older images; give a version"
+            )
         if not _TAG.fullmatch(self.tag):
             raise RefusedError(f"--tag: must be letters, digits, dots, dashes and underscores, found {self.tag}")
         for step, digest in self.digests.items():
             if step not in STEPS or not _DIGEST.fullmatch(digest):
-                raise RefusedError(f"images.json: {step}: {digest} is no digest of a step's image; build them anew")
+                raise RefusedError(
+                    f"images.json: {step}: {digest} is not the digest of a step's image; build the images again"
+                )
         return self
 
     def of(self, step: str) -> str:
@@ -94,7 +98,9 @@ def images_named(names: Mapping[str, str]) -> Images:
     for step, name in names.items():
         prefix, found, version = name.partition(f"mixtune-{step}")
         if not found or version[:1] not in ("@", ":"):
-            raise RefusedError(f"the package of that run has the image {name} for {step}, which is none of mixtune's")
+            raise RefusedError(
+                f"the package of that run has the image {name} for {step}, which is not one of mixtune's"
+            )
         if version.startswith("@"):
             digests[step] = version[1:]
         else:

@@ -26,6 +26,7 @@ from mixtune.components.plan.component import plan
 from mixtune.components.prepare.component import prepare
 from mixtune.components.pretrain.component import pretrain
 from mixtune.components.register.component import register
+from mixtune.components.shared.task_name import TaskName
 
 from .placement import Placer
 
@@ -53,7 +54,7 @@ def make_pipeline(config: Config, place: Placer) -> Any:
         given = dict(zip(defaults, values, strict=True))
         run_time = {name: given.pop(name) for name in place_parameters}
         place.with_parameters(run_time)
-        closing = place(finish(), "finish")
+        closing = place(finish(), TaskName("finish"))
         with dsl.ExitHandler(closing, name="run"):
             _steps(config, place, given)
 
@@ -68,29 +69,29 @@ def make_pipeline(config: Config, place: Placer) -> Any:
 
 
 def _steps(config: Config, place: Placer, given: dict[str, Any]) -> None:
-    planned = place(plan(**given, **place.gpu_nodes()), "plan")
+    planned = place(plan(**given, **place.gpu_nodes()), TaskName("plan"))
     part = planned.outputs
 
-    text = place(prepare(config=part["prepare_pretrain"]), "prepare", words="prepare pretraining stream")
+    text = place(prepare(config=part["prepare_pretrain"]), TaskName("prepare", stream="pretrain"))
     labelled = place(
         prepare(
             config=part["prepare_finetune"],
             tokenizer_in=text.outputs["tokenizer"],
             pretraining_data=text.outputs["train"],
         ),
-        "prepare",
-        words="prepare fine-tuning stream",
+        TaskName("prepare", stream="finetune"),
     )
     pretrained = place(
         pretrain(config=part["pretrain"], data=text.outputs["train"], tokenizer=text.outputs["tokenizer"]),
-        "pretrain",
+        TaskName("pretrain"),
         # Without training it needs no GPU, which only `plan` knows.
         at={name: part[f"pretrain_{name}"] for name in ("gpus", "node_selector", "tolerations", "affinity")},
     )
     # Prepare finds invalid labels before any training starts. Only the order is set, so that changed labels keep the cache.
     pretrained.after(labelled)
     finetuned = place(
-        finetune(config=part["finetune"], start=pretrained.outputs["model"], data=labelled.outputs["train"]), "finetune"
+        finetune(config=part["finetune"], start=pretrained.outputs["model"], data=labelled.outputs["train"]),
+        TaskName("finetune"),
     )
     heldout = {"pretrain_heldout": text.outputs["heldout"], "finetune_heldout": labelled.outputs["heldout"]}
 
@@ -108,7 +109,7 @@ def _steps(config: Config, place: Placer, given: dict[str, Any]) -> None:
                 finetune_data=labelled.outputs["train"],
                 **also,
             ),
-            "mixed",
+            TaskName("mixed"),
         )
         measured = place(
             evaluate(
@@ -117,25 +118,22 @@ def _steps(config: Config, place: Placer, given: dict[str, Any]) -> None:
                 pretrained=pretrained.outputs["model"],
                 **heldout,
             ),
-            "evaluate",
+            TaskName("evaluate"),
         )
 
     of_pretrained = place(
         evaluate(config=part["evaluate_pretrained"], model=pretrained.outputs["model"], **heldout),
-        "evaluate",
-        words="evaluate pretrained",
+        TaskName("evaluate", candidate="pretrained"),
     )
     of_finetuned = place(
         evaluate(config=part["evaluate"], model=finetuned.outputs["model"], **heldout),
-        "evaluate",
-        words="evaluate fine-tuned",
+        TaskName("evaluate", candidate="finetuned"),
     )
     of_interpolated = place(
         evaluate(
             config=part["interpolate"], model=pretrained.outputs["model"], other=finetuned.outputs["model"], **heldout
         ),
-        "evaluate",
-        words="evaluate interpolated",
+        TaskName("evaluate", candidate="interpolated"),
     )
 
     compared = place(
@@ -146,7 +144,7 @@ def _steps(config: Config, place: Placer, given: dict[str, Any]) -> None:
             interpolated=of_interpolated.outputs["evaluation"],
             mixed=dsl.Collected(measured.outputs["evaluation"]),
         ),
-        "compare",
+        TaskName("compare"),
     )
     # The verdict is the unnamed output: KFP evaluates a condition on a named output to false without an error.
     with dsl.If(compared.outputs["Output"] == True, name="gate"):  # noqa: E712 - builds a condition
@@ -157,7 +155,7 @@ def _steps(config: Config, place: Placer, given: dict[str, Any]) -> None:
                 other=_model_at(compared.outputs["other_uri"]),
                 comparison=compared.outputs["comparison"],
             ),
-            "register",
+            TaskName("register"),
         )
 
 

@@ -19,6 +19,7 @@ from mixtune.components.shared.config import describe_problems
 from mixtune.components.shared.errors import RefusedError, first_line
 from mixtune.components.shared.model.device import GPUS
 from mixtune.components.shared.running.context import ALONE, COMPILED, TRACKING_KEYS, from_secret
+from mixtune.components.shared.task_name import TaskName
 
 from .images import Images, images
 from .third_party.kfp import set_variable_at_run_time
@@ -80,7 +81,7 @@ def profiles(own: str | Path | None = None) -> dict[str, Profile]:
     except OSError as error:
         raise RefusedError(f"placement.profiles_file: {own} cannot be read ({error.strerror or error})") from None
     except (yaml.YAMLError, ValueError) as error:
-        raise RefusedError(f"placement.profiles_file: {own} is no valid YAML ({first_line(error)})") from None
+        raise RefusedError(f"placement.profiles_file: {own} is not valid YAML ({first_line(error)})") from None
     if not isinstance(given, dict):
         raise RefusedError(f"placement.profiles_file: {own} must hold profiles by name, found {type(given).__name__}")
     problems = []
@@ -182,23 +183,21 @@ class Placer:
         nothing |= {"gpu_affinity": {}, "cpu_affinity": {}}
         return {name: self._run_time.get(name, value) for name, value in nothing.items()}
 
-    def __call__(
-        self, task: dsl.PipelineTask, step: str, words: str | None = None, at: Mapping[str, Any] | None = None
-    ) -> dsl.PipelineTask:
+    def __call__(self, task: dsl.PipelineTask, name: TaskName, at: Mapping[str, Any] | None = None) -> dsl.PipelineTask:
         """Sets a task's image and caching and, on a cluster, its placement, resources, environment and retries.
 
         Args:
             task: the task.
-            step: name of the step that it runs.
-            words: display name, if it differs from the step's name.
+            name: its step and its subject.
             at: `gpus`, `node_selector`, `tolerations` and `affinity` of this task, instead of the run-time parameters.
         """
+        step = name.step
         task.set_container_image(self.images.of(step))
         task.set_caching_options(step not in NEVER_CACHED)
         if self.profile is None:
             return task
-        if words:
-            task.set_display_name(words)
+        if name.words != step:
+            task.set_display_name(name.words)
         for label, value in POD_LABELS.items():
             kubernetes.add_pod_label(task, label, value)
         kubernetes.use_field_path_as_env(task, "MIXTUNE_RUN_ID", "metadata.labels['pipeline/runid']")

@@ -17,6 +17,7 @@ from mixtune.components.prepare.component import prepare
 from mixtune.components.pretrain.component import pretrain
 from mixtune.components.register.component import register
 from mixtune.components.shared.errors import RefusedError
+from mixtune.components.shared.task_name import TaskName
 
 from .pipeline import NAME
 from .placement import Placer
@@ -82,7 +83,7 @@ def make_step_pipeline(step: str, config: Config, place: Placer, optional: Colle
                 arguments[name] = dsl.importer(artifact_uri=uri, artifact_class=kind, reimport=False).outputs[
                     "artifact"
                 ]
-        place(component(**arguments), step)
+        place(component(**arguments), TaskName(step))
 
     defaults = {name: default for name, (_, default, _) in place_parameters.items()}
     types_with_placement = types | {name: kind for name, (kind, _, _) in place_parameters.items()}

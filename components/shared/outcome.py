@@ -8,6 +8,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from .artifacts import read_json, write_json
+from .task_name import file_name
 
 EXIT_STATUS = {
     "done": 0, "failed": 1, "refused": 2, "gate_not_met": 3, "unreachable": 4, "pending": 5, "timed_out": 6,
@@ -19,7 +20,7 @@ class Outcome(BaseModel):
     """How one step ended.
 
     Attributes:
-        title: the step and its subject, such as a candidate.
+        title: title of the task, as in `TaskName`.
         kind: how it ended. `refused` is refused again unless something changes; with `gate_not_met` all outputs are written.
         sentences: messages for the user.
         log: file with the step's whole output, if the step has its own log file.
@@ -51,7 +52,7 @@ class Outcome(BaseModel):
 
 
 def _file(folder: str | Path, title: str) -> Path:
-    return Path(folder) / f"{title.replace(' ', '-')}.json"
+    return Path(folder) / f"{file_name(title)}.json"
 
 
 def load_outcome(folder: str | Path, title: str) -> Outcome | None:

@@ -6,7 +6,6 @@ import contextlib
 import importlib
 import json
 import os
-import re
 import shutil
 import signal
 import sys
@@ -25,6 +24,7 @@ from .outcome import EXIT_STATUS, Outcome, load_outcome
 from .running.context import ALONE, Context, note_progress, take_tracking_secret
 from .running.processes import is_main, num_processes, run_in_processes
 from .startup import quick_imports
+from .task_name import TaskName
 from .tracking.tracker import Tracker
 from .tracking.verdict import status_of
 
@@ -42,7 +42,6 @@ AGAIN_SECONDS = 5.0
 TAG_LENGTH = 5000
 TERMINATION_LOG = Path("/dev/termination-log")
 TERMINATION_BYTES = 4096
-STEPS = ("plan", "prepare", "pretrain", "finetune", "mixed", "evaluate", "compare", "register", "finish")
 
 
 def launch(
@@ -271,20 +270,19 @@ def _raise_on_sigterm() -> None:
         signal.signal(signal.SIGALRM, stop)
 
 
-def _title(step: str, config: str, artifacts: Mapping[str, Any], parameters: Mapping[str, Any]) -> str:
-    """Returns the title of the task (step and subject), such as `prepare finetune`, `mixed-0.3` or `evaluate pretrained`."""
-    if step == "prepare":
-        stream = re.search(r'"stream":\s*"(\w+)"', config)
-        return f"prepare {stream.group(1)}" if stream else step
-    if step == "mixed":
-        found = re.search(r'"id":\s*"([\w.+-]+)"', str(parameters.get("candidate", "")))
-        return found.group(1) if found else step
-    if step == "evaluate":
-        if artifacts.get("other") is not None:
-            return "evaluate interpolated"
-        with contextlib.suppress(Exception):
-            return f"evaluate {ModelCard.load(artifacts['model'].path).id}"
-    return step
+def _task_name(step: str, config: str, artifacts: Mapping[str, Any], parameters: Mapping[str, Any]) -> TaskName:
+    """Returns the name of the task, with the stream or the candidate that `plan` gave it."""
+    with contextlib.suppress(Exception):  # the step itself reports invalid inputs
+        if step == "prepare":
+            return TaskName(step, stream=str(json.loads(config)["stream"]))
+        if step == "mixed":
+            return TaskName(step, candidate=str(json.loads(parameters["candidate"])["id"]))
+        if step == "evaluate":
+            mixed_here = artifacts.get("other") is not None
+            return TaskName(
+                step, candidate="interpolated" if mixed_here else ModelCard.load(artifacts["model"].path).id
+            )
+    return TaskName(step)
 
 
 @contextlib.contextmanager
@@ -292,12 +290,12 @@ def _own_log(
     step: str, config: str, artifacts: Mapping[str, Any], parameters: Mapping[str, Any]
 ) -> Iterator[tuple[str, str | None]]:
     """Redirects all output to a log file per step if the environment names a folder. Parallel steps then do not interleave."""
-    title = _title(step, config, artifacts, parameters)
+    name = _task_name(step, config, artifacts, parameters)
     folder = os.environ.get("MIXTUNE_LOG_DIR")
     if not folder:
-        yield title, None
+        yield str(name), None
         return
-    path = Path(folder) / f"{title.replace(' ', '-')}.log"
+    path = Path(folder) / f"{name.file_name}.log"
     path.parent.mkdir(parents=True, exist_ok=True)
     sys.stdout.flush()
     sys.stderr.flush()
@@ -311,7 +309,7 @@ def _own_log(
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
         try:
-            yield title, str(path)
+            yield str(name), str(path)
         finally:
             for number, copy in zip((1, 2), saved, strict=True):
                 os.dup2(copy, number)

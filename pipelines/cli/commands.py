@@ -1,4 +1,4 @@
-"""What the command does once it has parsed its arguments."""
+"""Implements the commands that run on this machine."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ WHOLE_RUN_STEPS = ("plan", "finish")
 
 
 def check_and_show(config_file: Path | None, overrides: Sequence[str]) -> None:
-    """Checks a configuration and what it names.
+    """Checks a configuration, its data sources and its base model, and prints the candidates.
 
     Raises:
-        RefusedError: naming every problem at once.
+        RefusedError: if there are problems; names all of them.
     """
     from mixtune.components.checks import find_problems, missing_here
     from mixtune.components.mixed.config import candidates
@@ -28,7 +28,7 @@ def check_and_show(config_file: Path | None, overrides: Sequence[str]) -> None:
     if problems:
         raise RefusedError(*problems)
     names = ", ".join(candidate.id for candidate in candidates(parsed.mixed))
-    print(f"{parsed.name}: the configuration is good; base model {parsed.model.base}, candidates {names}")
+    print(f"{parsed.name}: the configuration is valid; base model {parsed.model.base}, candidates {names}")
     for sentence in missing_here(parsed):  # irrelevant if the steps run in images
         print(f"a run on this machine would be refused: {sentence}")
 
@@ -45,7 +45,7 @@ def run_and_show(
 
     Args:
         runner: `subprocess` or `docker`.
-        containers: what `Containers` takes, for `docker` alone.
+        containers: arguments of `Containers`, for the runner `docker`.
     """
     from rich.console import Console
     from rich.text import Text
@@ -60,7 +60,7 @@ def run_and_show(
     given = {name: value for name, value in containers.items() if value is not None}
     if given and runner != "docker":
         options = ", ".join(f"--{name.replace('_', '-')}" for name in given)
-        raise RefusedError(f"{options}: means something with --runner docker only")
+        raise RefusedError(f"{options}: valid only with --runner docker")
     config = read_config(config_file, overrides)
     problems = find_problems(config)
     if runner == "subprocess":  # images contain all that steps need
@@ -86,16 +86,11 @@ def run_and_show(
         console.print(Text(f"\nreport  {folder / 'report' / 'report.html'}"))
         console.print(Text(f"models  {folder / 'models'}"))
         console.print(Text(f"MLflow  {_mlflow_hint(tracking_uri(config, folder), folder)}"))
-    for failure in ended.failures:
-        for sentence in failure.sentences:
-            print(f"mixtune: {failure.title}: {sentence}", file=sys.stderr)
-        if failure.log:
-            print(f"mixtune: {failure.title}: its log is {failure.log}", file=sys.stderr)
-    for note in ended.notes:
-        print(f"mixtune: {note}", file=sys.stderr)
+    for line in (*ended.problems, *ended.notes):
+        print(f"mixtune: {line}", file=sys.stderr)
     stopped = {130: "interrupted; ", 143: "ended by SIGTERM; "}.get(ended.status, "")
     if ended.status == 1 or stopped:
-        print(f"mixtune: {stopped}what was finished is kept; the same command goes on from there", file=sys.stderr)
+        print(f"mixtune: {stopped}finished steps are kept; run the same command again to continue", file=sys.stderr)
     return ended.status
 
 
@@ -103,7 +98,7 @@ def _print_verdict(console: Any, report: dict[str, Any]) -> None:
     from rich.text import Text
 
     gate = report["gate"]
-    verdict, words = ("gate passed", "is selected") if gate["passed"] else ("gate not met", "comes nearest")
+    verdict, words = ("gate passed", "is selected") if gate["passed"] else ("gate not met", "comes closest")
     colour = "green" if gate["passed"] else "yellow"
     console.print(Text.assemble("\n", (verdict, colour), f": {report['selected']} {words}; on the dev split"))
     for reason in gate["reasons"]:
@@ -120,21 +115,26 @@ def _mlflow_hint(uri: str, folder: Path) -> str:
 
 
 def run_step(name: str, config: str, artifacts: Sequence[str], parameters: Sequence[str]) -> None:
-    """Runs one step on local paths; exits as the step does.
+    """Runs one step on local paths.
 
     Args:
-        config: JSON, or the name of a file that holds it.
-        artifacts: `NAME=PATH` of each input and output; a name given twice is a list.
-        parameters: `NAME=VALUE` of what else the step takes.
+        config: JSON, or the name of a file with JSON.
+        artifacts: `NAME=PATH` of each input and output; a name that is repeated becomes a list.
+        parameters: `NAME=VALUE` of each further argument of the step.
+
+    Raises:
+        RefusedError: if an argument is missing or unknown.
+        SystemExit: with the exit status of the step, if it failed.
     """
     import inspect
     from importlib import import_module
 
     from mixtune.components.shared.artifacts import Artifact
-    from mixtune.components.shared.runtime import STEPS, launch
+    from mixtune.components.shared.runtime import launch
+    from mixtune.components.shared.task_name import STEPS
 
     if name in WHOLE_RUN_STEPS:
-        raise RefusedError("plan and finish only mean something inside a whole run; use `mixtune check`/`mixtune run`")
+        raise RefusedError("plan and finish run only as part of a whole run; use `mixtune check` or `mixtune run`")
     if name not in STEPS:
         steps = [one for one in STEPS if one not in WHOLE_RUN_STEPS]
         raise RefusedError(f"there is no step {name}; the steps are {', '.join(steps)}")
@@ -151,8 +151,8 @@ def run_step(name: str, config: str, artifacts: Sequence[str], parameters: Seque
     missing = [
         one for one in names if one not in given and one not in values and "None" not in str(wanted[one].annotation)
     ]
-    problems = [f"{one}: the step {name} takes no such argument; it takes {', '.join(names)}" for one in unknown]
-    problems += [f"{one}: the step {name} needs it; give it as --artifact {one}=PATH" for one in missing]
+    problems = [f"{one}: the step {name} has no such argument; its arguments are {', '.join(names)}" for one in unknown]
+    problems += [f"{one}: is required by the step {name}; give it as --artifact {one}=PATH" for one in missing]
     if problems:
         raise RefusedError(*problems)
     lists = {one for one in names if "list[" in str(wanted[one].annotation)}
@@ -183,7 +183,7 @@ def compile_pipeline(
     image_prefix: str | None = None,
     tag: str | None = None,
 ) -> None:
-    """Writes the compiled pipeline, whole or of one step."""
+    """Writes the compiled pipeline, or the pipeline of one step."""
     from kfp import compiler
 
     from ..images import images

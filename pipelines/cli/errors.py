@@ -1,4 +1,4 @@
-"""How a command ends after an error that is meant for users."""
+"""Converts errors to messages and exit statuses."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import typer
 
 @contextlib.contextmanager
 def plain_errors() -> Iterator[None]:
-    """Turns errors meant for users into plain sentences and an exit status."""
+    """Prints errors that are meant for users, without a traceback, and exits with their status."""
     from mixtune.components.shared.errors import MixtuneError, Terminated, cannot_be_written
     from mixtune.components.shared.outcome import EXIT_STATUS
 

@@ -1,4 +1,4 @@
-"""The `mixtune` command: parses, calls the library, prints. Imports what a command needs when it runs."""
+"""The `mixtune` command. Each subcommand imports what it needs when it runs."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from mixtune.components.shared.errors import Terminated
 
 from . import cluster as cluster_cli
 from .errors import plain_errors
-from .options import ConfigFile, ImagePrefix, ImageTag, Overrides
+from .options import ConfigFile, ImagePrefix, ImageTag, Overrides, Server, with_option_groups
 
 app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     help="Fine-tune a language model on a labelled task without letting it forget what it knew.",
-    epilog="Exit status: 0 done; 1 a step failed; 2 bad configuration, data or usage; 3 the gate was not met; "
-    "4 the cluster or the tracking server could not be reached; 5 a task was pending for too long; 6 the time to wait was up; "
+    epilog="Exit status: 0 done; 1 a step failed; 2 wrong configuration, data or usage; 3 the gate was not met; "
+    "4 the cluster or the tracking server could not be reached; 5 a task was pending for too long; 6 the wait timed out; "
     "130 interrupted; 143 ended by SIGTERM.",
 )
 
 
 @app.command()
 def init(
-    task: Annotated[str, typer.Option(help="classification or generation.")] = "classification",
+    task: Annotated[str, typer.Option(help="Kind of task: classification or generation.")] = "classification",
     config: Annotated[str, typer.Option("--from", help="Ready-made configuration to start from.")] = "start",
 ) -> None:
     """Print an annotated configuration: mixtune init > mixtune.yaml."""
@@ -39,16 +39,17 @@ def init(
 
 
 @app.command()
+@with_option_groups
 def check(
     config: ConfigFile = None,
     overrides: Overrides = [],
-    cluster: Annotated[bool, typer.Option("--cluster", help="Look at what the cluster lacks, too.")] = False,
-    host: cluster_cli.Host = None,
-    namespace: cluster_cli.Namespace = None,
-    token_file: cluster_cli.TokenFile = None,
-    ca: cluster_cli.Authority = None,
+    cluster: Annotated[
+        bool, typer.Option("--cluster", help="Also check that the cluster has what a run needs.")
+    ] = False,
+    *,
+    server: Server,
 ) -> None:
-    """Check a configuration and what it names, in a second; nothing is trained."""
+    """Check a configuration, its data sources and its base model in a second, without training."""
     from .commands import check_and_show
 
     with plain_errors():
@@ -57,18 +58,22 @@ def check(
             return
         from .cluster_commands import check_cluster_and_show
 
-        raise typer.Exit(check_cluster_and_show((host, namespace, token_file, ca), config, overrides))
+        raise typer.Exit(check_cluster_and_show(server, config, overrides))
 
 
 @app.command()
 def run(
     config: ConfigFile = None,
     overrides: Overrides = [],
-    output: Annotated[Path | None, typer.Option(help="Output folder. [default: runs/<name>]")] = None,
-    runner: Annotated[str, typer.Option(help="subprocess, or docker: each step in its image.")] = "subprocess",
-    no_cache: Annotated[bool, typer.Option("--no-cache", help="Run every step anew.")] = False,
-    memory: Annotated[str | None, typer.Option(help="Limit of each container, such as 4g.")] = None,
-    network: Annotated[str | None, typer.Option(help="Docker network; host without it.")] = None,
+    output: Annotated[Path | None, typer.Option(help="Output folder (default: runs/<name>).")] = None,
+    runner: Annotated[
+        str, typer.Option(help="subprocess, or docker, which runs each step in its image.")
+    ] = "subprocess",
+    no_cache: Annotated[
+        bool, typer.Option("--no-cache", help="Run every step again, even if its result is cached.")
+    ] = False,
+    memory: Annotated[str | None, typer.Option(help="Memory limit of each container, such as 4g.")] = None,
+    network: Annotated[str | None, typer.Option(help="Docker network of the containers (default: host).")] = None,
     image_prefix: ImagePrefix = None,
     tag: ImageTag = None,
 ) -> None:
@@ -83,9 +88,12 @@ def run(
 @app.command()
 def step(
     name: Annotated[str, typer.Argument(help="prepare, pretrain, finetune, mixed, evaluate, compare or register.")],
-    config: Annotated[str, typer.Option(help="The step's part of the configuration: a JSON file, or JSON.")] = "{}",
+    config: Annotated[
+        str, typer.Option(help="The step's part of the configuration: JSON, or a file with JSON.")
+    ] = "{}",
     artifacts: Annotated[
-        list[str], typer.Option("--artifact", metavar="NAME=PATH", help="An input or output; repeat a name for a list.")
+        list[str],
+        typer.Option("--artifact", metavar="NAME=PATH", help="Path of an input or output. Repeat a name for a list."),
     ] = [],
     parameters: Annotated[
         list[str], typer.Option("--parameter", metavar="NAME=VALUE", help="A further argument of the step.")
@@ -103,12 +111,12 @@ def compile_(
     output: Annotated[Path, typer.Option(help="File to write.")],
     config: ConfigFile = None,
     overrides: Overrides = [],
-    step: Annotated[str | None, typer.Option(help="One step as a pipeline of its own.")] = None,
-    format: Annotated[str, typer.Option(help="ir: a pipeline package. kubernetes: manifests for GitOps.")] = "ir",
+    step: Annotated[str | None, typer.Option(help="Compile the pipeline of this step only.")] = None,
+    format: Annotated[str, typer.Option(help="ir for a pipeline package, kubernetes for manifests (GitOps).")] = "ir",
     image_prefix: ImagePrefix = None,
     tag: ImageTag = None,
 ) -> None:
-    """Compile the pipeline for a cluster; the configuration gives the parameters' defaults."""
+    """Compile the pipeline for a cluster. The configuration sets the defaults of its parameters."""
     from .commands import compile_pipeline
 
     with plain_errors():
@@ -120,10 +128,10 @@ def compile_(
 def sync(
     folder: Annotated[
         Path | None,
-        typer.Argument(metavar="[FOLDER]", help="Output folder of a run; every run below ./runs without one."),
+        typer.Argument(metavar="[FOLDER]", help="Output folder of a run. Without it, all runs in ./runs."),
     ] = None,
 ) -> None:
-    """Deliver what MLflow has not got yet."""
+    """Deliver records to MLflow that it has not received yet."""
     from ..local.sync import sync_and_show
 
     with plain_errors():
@@ -138,7 +146,7 @@ def report(
     ],
     output: Annotated[Path, typer.Option(help="Folder to write the report to.")] = Path("runs/report"),
 ) -> None:
-    """Put several runs into one report: which base model, which λ, which version of the data."""
+    """Compare several runs in one report: base models, λ values, versions of the data."""
     from .report import report_and_show
 
     with plain_errors():

@@ -1,4 +1,4 @@
-"""`mixtune report`: several runs in one report, from output folders on this machine or from MLflow."""
+"""`mixtune report`: compares several runs, from output folders on this machine or from MLflow."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 WIDTH = 150
-"""Characters that a table has at least where the output is no terminal."""
+"""Minimum width of a table in characters, if the output is not a terminal."""
 _MLFLOW_RUN = re.compile(r"[0-9a-f]{32}")
 
 
 def report_and_show(places: Sequence[str], output: Path) -> None:
-    """Writes one report over several runs, prints its table, what cannot be compared, and where the report is.
+    """Writes one report of several runs, and prints its table, its notes and its path.
 
     Args:
-        places: output folders, folders that hold a report.json, or ids of MLflow runs.
+        places: output folders, folders with a report.json, or ids of MLflow runs.
         output: folder to write to.
 
     Raises:
-        RefusedError: naming every place without a report.
-        UnreachableError: where MLflow does not answer.
+        RefusedError: if a place has no report; names all of them.
+        UnreachableError: if MLflow does not answer.
     """
     from rich.console import Console
     from rich.text import Text
@@ -52,11 +52,11 @@ def report_and_show(places: Sequence[str], output: Path) -> None:
 
 
 def read_runs(places: Sequence[str]) -> list[RunReport]:
-    """The reports of runs.
+    """Reads the reports of runs.
 
     Raises:
-        RefusedError: naming every place without a report.
-        UnreachableError: where MLflow does not answer.
+        RefusedError: if a place has no report; names all of them.
+        UnreachableError: if MLflow does not answer.
     """
     problems: list[str] = []
     reports: list[tuple[str, dict[str, Any]]] = []
@@ -82,18 +82,16 @@ def _read(place: str) -> dict[str, Any]:
         if file.is_file() and file.name == "report.json":
             return read_report(file, place)
     raise RefusedError(
-        f"{place}: holds no report; give the output folder of a finished run, such as runs/<name>, a folder with a "
+        f"{place}: contains no report; give the output folder of a finished run, such as runs/<name>, a folder with a "
         "report.json, or the id of a run in MLflow"
     )
 
 
 def _from_mlflow(run: str) -> dict[str, Any]:
-    """The report that the run has on record."""
+    """Reads the report of an MLflow run."""
     uri = os.environ.get("MLFLOW_TRACKING_URI")
     if not uri:
-        raise RefusedError(
-            f"{run}: is no folder here, and to look it up as a run in MLflow, MLFLOW_TRACKING_URI has to be set"
-        )
+        raise RefusedError(f"{run}: is not a folder here; to look it up as an MLflow run, set MLFLOW_TRACKING_URI")
     from mixtune.components.shared.tracking.connection import download_artifact
 
     with tempfile.TemporaryDirectory() as folder:

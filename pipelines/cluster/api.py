@@ -27,7 +27,7 @@ from mixtune.components.shared.errors import (
     without_credentials,
 )
 
-from .slow import Say, told_when_slow
+from .slow import Say, report_if_slow
 
 TOKEN, TOKEN_FILE = "MIXTUNE_KFP_TOKEN", "MIXTUNE_KFP_TOKEN_FILE"
 COOKIES, CA = "MIXTUNE_KFP_COOKIES", "MIXTUNE_KFP_CA"
@@ -167,7 +167,7 @@ class _Client(kfp_server_api.ApiClient):  # type: ignore[misc]
         except ValueError:
             value = None
         if not isinstance(value, dict):
-            raise _HalfAnswerError(f"an answer that is not KFP's: {response.data[:60]!r}")
+            raise _HalfAnswerError(f"a response that is not from KFP: {response.data[:60]!r}")
         return super().deserialize(response, response_type)
 
 
@@ -205,7 +205,7 @@ class Api:
         """Returns the namespace for requests; None in single-user mode, in which KFP rejects namespaces."""
         if self.connection.namespace or not self.connection.pod_namespace:
             return self.connection.namespace
-        health = self.call("say how it is", self.health.healthz_service_get_healthz)
+        health = self.call("report its health", self.health.healthz_service_get_healthz)
         return self.connection.pod_namespace if health.multi_user else None
 
     def _read_token(self, settings: Any) -> None:
@@ -260,10 +260,10 @@ class Api:
 
         def slow() -> str:
             why = f" ({tries[-1]})" if tries else ""
-            return f"KFP at {address} does not answer{why} when asked to {what}; trying for {_for_people(limit)}"
+            return f"KFP at {address} does not answer the request to {what}{why}; retrying for {_for_people(limit)}"
 
         try:
-            with told_when_slow(self.say, slow, "KFP answers again"):
+            with report_if_slow(self.say, slow, "KFP answers again"):
                 return retrying(attempt)
         except (kfp_server_api.ApiException, urllib3.exceptions.HTTPError, _HalfAnswerError, OSError) as error:
             raise self._plain(what, error, tries, time.monotonic() - started) from None
@@ -287,7 +287,7 @@ class Api:
                 **named,
             )
 
-        text = self.call("show a log", ask, seconds=0).data.decode("utf-8", "replace")
+        text = self.call("get a log", ask, seconds=0).data.decode("utf-8", "replace")
         try:
             # KFP sends status 200 before it looks up the log.
             return None if "error_message" in json.loads(text) else text
@@ -311,27 +311,27 @@ class Api:
         address = without_credentials(self.connection.host)
         if _is_about_certificates(error):
             return UnreachableError(
-                f"--host: the certificate of {address} cannot be checked; give its authority by --ca or {CA}"
+                f"--host: the certificate of {address} cannot be verified; give its certificate authority with --ca or {CA}"
             )
         status = getattr(error, "status", None)
         if status == 401:
             return TurnedAwayError(
-                f"--host: KFP at {address} turns these credentials away (401) when asked to {what}; renew the token in "
+                f"--host: KFP at {address} rejects these credentials (401) for the request to {what}; renew the token in "
                 f"{TOKEN} or {TOKEN_FILE}, or the cookie in {COOKIES}"
             )
         if status == 403:
             where = f" in the namespace {self.connection.namespace}" if self.connection.namespace else ""
             return TurnedAwayError(
-                f"--host: KFP at {address} does not let this user {what}{where} (403: {_message(error)}); have the "
-                "rights given, or choose another --namespace"
+                f"--host: KFP at {address} does not permit this user to {what}{where} (403: {_message(error)}); ask for the "
+                "permission, or choose another --namespace"
             )
         if tries:
             kinds = ", ".join(f"{tries.count(kind)} x {kind}" for kind in dict.fromkeys(tries))
             return UnreachableError(
-                f"--host: KFP at {address} gave no good answer when asked to {what}: tried {len(tries)} times in "
+                f"--host: KFP at {address} did not answer the request to {what}: {len(tries)} attempts in "
                 f"{seconds:.0f} s ({kinds}); the last error was: {_message(error)}"
             )
-        return RefusedError(f"KFP at {address} refuses to {what} ({status}: {_message(error)})")
+        return RefusedError(f"KFP at {address} refused to {what} ({status}: {_message(error)})")
 
 
 def _for_people(seconds: float) -> str:
@@ -352,12 +352,12 @@ def _shortly(error: BaseException) -> str:
     if isinstance(error, kfp_server_api.ApiException):
         return f"status {error.status}"
     if isinstance(error, _HalfAnswerError):
-        return "half an answer"
+        return "incomplete response"
     text = str(error).lower()
     if "incompleteread" in text or "connection broken" in text:
-        return "half an answer"
+        return "incomplete response"
     if "timed out" in text:
-        return "no answer in time"
+        return "timeout"
     return "no connection"
 
 

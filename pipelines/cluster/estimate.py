@@ -45,28 +45,28 @@ class Estimate:
     @property
     def sentences(self) -> list[str]:
         """Returns the estimate and its assumptions as sentences."""
-        told = []
+        sentences = []
         if self.gpu_hours is not None and self.parameters and self.tokens:
-            told.append(
+            sentences.append(
                 f"estimate: at most {_number(self.gpu_hours)} GPU-hours for {self.trainings} trainings "
                 f"({_count(self.tokens)} tokens x {_count(self.parameters)} parameters x "
                 f"{FLOPS_PER_PARAMETER_AND_TOKEN} FLOP, at an assumed {GPU_FLOPS / 1e12:.0f} TFLOP/s for each GPU; "
                 "evaluations are not counted)"
             )
         elif self.parameters is None:
-            told.append("estimate: no GPU-hours, since the base model's parameters cannot be counted from here")
+            sentences.append("estimate: no GPU-hours, since the base model's parameters cannot be counted from here")
         else:
-            told.append(
-                "estimate: no GPU-hours, since a stage is measured in epochs and the data is not looked at here"
+            sentences.append(
+                "estimate: no GPU-hours, since a stage is measured in epochs and the data is not read here"
             )
         if self.parameters:
             kept = self.parameters * WEIGHT_BYTES * self.models
             during = self.parameters * CHECKPOINT_BYTES * self.trainings
-            told.append(
+            sentences.append(
                 f"estimate: about {_size(kept)} of storage for {self.models} models, and up to {_size(during)} for "
                 "checkpoints while all candidates train at once (float32, AdamW)"
             )
-        return told
+        return sentences
 
 
 def estimate(config: Config) -> Estimate:

@@ -19,8 +19,8 @@ _PROGRESS = re.compile(r".*: \d+/\d+ \w+.*, \d+ s(?: left)?")
 _FRAME = re.compile(r"[IWEF]\d{4} \S+ .*?\] ?(?P<text>.*)|time=\S+ level=\S+ .*|\[KFP Executor.*")
 
 
-def sentences(run: RunTree, api: Api, run_id: str, cluster: RunOnCluster) -> list[str]:
-    """Returns a sentence about the first failed task and its reason; an empty list if no task failed.
+def first_failure(run: RunTree, api: Api, run_id: str, cluster: RunOnCluster) -> dict[str, str]:
+    """Returns the title of the first failed task and a sentence with its reason; an empty dictionary if no task failed.
 
     Args:
         run: tasks of the run.
@@ -29,16 +29,16 @@ def sentences(run: RunTree, api: Api, run_id: str, cluster: RunOnCluster) -> lis
     """
     failures = run.failures()
     if not failures:
-        return []
+        return {}
     first, others = failures[0], [one.title for one in failures[1:] if one.title]
     name = first.title or "the run"
     reason = reason_of(first, run, api, run_id, cluster)
     if not reason:
-        reason = f"failed; look at its log: {api.connection.link(f'runs/details/{run_id}')} or `{cluster.command}`"
+        reason = f"failed; see its log: {api.connection.link(f'runs/details/{run_id}')} or `{cluster.command}`"
     elif first.driver:
         reason = f"could not be started: {reason}"
-    also = f" (failed as well: {', '.join(others)})" if others else ""
-    return [f"{name}: {reason}{also}"]
+    also = f" (also failed: {', '.join(others)})" if others else ""
+    return {first.title: f"{name}: {reason}{also}"}
 
 
 def reason_of(failure: Failure, run: RunTree, api: Api, run_id: str, cluster: RunOnCluster) -> str:
@@ -65,7 +65,7 @@ def from_argo(message: str) -> str:
     if found["text"]:
         return found["text"].strip()
     if found["reason"] == "OOMKilled":
-        return "was killed because its memory was used up; raise placement.memory or placement.gpu_memory"
+        return "was killed because it ran out of memory; raise placement.memory or placement.gpu_memory"
     return ""
 
 
@@ -107,6 +107,6 @@ def last_words(log: str, title: str) -> str:
     if _PROGRESS.fullmatch(own[-1]):
         return ""
     start = f"{title}: "
-    told = list(itertools.takewhile(lambda line: title and line.startswith(start), reversed(own)))
-    words = [line.removeprefix(start) for line in reversed(told) if not _PROGRESS.fullmatch(line)]
+    messages = list(itertools.takewhile(lambda line: title and line.startswith(start), reversed(own)))
+    words = [line.removeprefix(start) for line in reversed(messages) if not _PROGRESS.fullmatch(line)]
     return "; ".join(words) or own[-1]

@@ -36,9 +36,7 @@ def connect() -> ApiClient:
             file = os.environ.get("KUBECONFIG") or "~/.kube/config"
             config.load_kube_config(config_file=file, client_configuration=settings)
     except (config.ConfigException, OSError, TypeError) as error:
-        raise UnreachableError(
-            f"KUBECONFIG: no cluster is named there ({first_line(error)}); set it, or run in a pod"
-        ) from None
+        raise UnreachableError(f"KUBECONFIG: names no cluster ({first_line(error)}); set it, or run in a pod") from None
     return client.ApiClient(settings)
 
 

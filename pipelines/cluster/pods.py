@@ -166,7 +166,7 @@ class RunOnCluster:
     def _rest(self, why: str) -> None:
         self._rest_until = time.monotonic() + REST_SECONDS
         if not self._away:
-            self._say(f"the Kubernetes API does not answer ({why}), so it is not shown why a task waits")
+            self._say(f"the Kubernetes API does not answer ({why}), so the reasons of pending tasks are not shown")
         self._away = True
 
     def _waiting(self, pod: Any, workloads: list[dict[str, Any]]) -> PodState:
@@ -178,7 +178,7 @@ class RunOnCluster:
         for one in pod.status.conditions or []:
             if one.type == "PodScheduled" and one.status == "False":
                 said = one.message or one.reason or ""
-                return state(f"no node takes its pod: {said}".rstrip(": "), about=said)
+                return state(f"its pod cannot be scheduled: {said}".rstrip(": "), about=said)
         for status in (*(pod.status.init_container_statuses or []), *(pod.status.container_statuses or [])):
             waiting = status.state.waiting if status.state else None
             if waiting and waiting.reason in _IMAGE:
@@ -253,7 +253,7 @@ def _killed(pod: Any) -> str:
         ended = status.state.terminated if status.state else None
         if ended and ended.reason == "OOMKilled":
             limit = _memory_limit(pod, status.name)
-            return f"was killed because its memory was used up{limit}; raise placement.memory or placement.gpu_memory"
+            return f"was killed because it ran out of memory{limit}; raise placement.memory or placement.gpu_memory"
     if pod.status.phase == "Failed" and pod.status.reason:
         return f"was ended by Kubernetes: {pod.status.reason}" + (
             f" ({pod.status.message})" if pod.status.message else ""

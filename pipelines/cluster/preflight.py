@@ -1,14 +1,16 @@
-"""Checks what a cluster lacks for a configuration before a run: nodes, secrets, claims, queues, KFP, MLflow, permissions."""
+"""Checks before a run whether a cluster has what a configuration needs: nodes, secrets, claims, queues, KFP, MLflow."""
 
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, TypeVar
 
 import urllib3
+from kubernetes.utils.quantity import parse_quantity
 
 from mixtune.components.config import Config
 from mixtune.components.shared.errors import MixtuneError, UnreachableError, first_line, without_credentials
@@ -27,11 +29,11 @@ class Finding:
     """The result of one check.
 
     Attributes:
-        kind: `there`, `missing`, `away` (a server does not answer), `unknown` (access is forbidden), `note`.
+        kind: `ok`, `missing`, `unreachable` (a server does not answer), `unknown` (not checked), `note`.
         sentence: message for the user.
     """
 
-    kind: Literal["there", "missing", "away", "unknown", "note"]
+    kind: Literal["ok", "missing", "unreachable", "unknown", "note"]
     sentence: str
 
 
@@ -57,15 +59,15 @@ def _kfp(connection: Connection) -> Finding:
     address = without_credentials(connection.host)
     try:
         api = Api(connection)
-        health = api.call("say how it is", api.health.healthz_service_get_healthz, seconds=SECONDS)
+        health = api.call("report its health", api.health.healthz_service_get_healthz, seconds=SECONDS)
         if health.multi_user and not api.namespace:
-            return Finding("missing", f"--namespace: KFP at {address} is for several users; give your namespace")
+            return Finding("missing", f"--namespace: KFP at {address} runs in multi-user mode; give your namespace")
         listing = {"namespace": api.namespace} if api.namespace else {}
         list_runs: Any = api.runs.run_service_list_runs
         api.call("list the runs", lambda **named: list_runs(page_size=1, **listing, **named), seconds=SECONDS)
     except MixtuneError as error:
-        return Finding("away", error.problems[0])
-    return Finding("there", f"KFP answers at {address}, and lets this user in")
+        return Finding("unreachable", error.problems[0])
+    return Finding("ok", f"KFP at {address} answers and accepts this user")
 
 
 def _mlflow() -> Finding:
@@ -73,7 +75,7 @@ def _mlflow() -> Finding:
     if not uri:
         return Finding(
             "unknown",
-            "MLflow was not looked at, since MLFLOW_TRACKING_URI is not set here; without it `mixtune submit --wait` cannot "
+            "MLflow was not checked, since MLFLOW_TRACKING_URI is not set here; without it `mixtune submit --wait` cannot "
             "tell whether the gate was met",
         )
     from mixtune.components.shared.tracking.connection import connect as connect_mlflow
@@ -81,8 +83,8 @@ def _mlflow() -> Finding:
     try:
         connect_mlflow(uri)
     except UnreachableError as error:
-        return Finding("away", error.problems[0])
-    return Finding("there", f"MLflow answers at {without_credentials(uri)}")
+        return Finding("unreachable", error.problems[0])
+    return Finding("ok", f"MLflow at {without_credentials(uri)} answers")
 
 
 def _kubernetes(place: Placer, namespace: str) -> Iterator[Finding]:
@@ -91,7 +93,7 @@ def _kubernetes(place: Placer, namespace: str) -> Iterator[Finding]:
     try:
         api = connect()
     except UnreachableError as error:
-        yield Finding("away", error.problems[0])
+        yield Finding("unreachable", error.problems[0])
         return
     look = _Look(namespace)
     core, custom = client.CoreV1Api(api), client.CustomObjectsApi(api)
@@ -102,12 +104,16 @@ def _kubernetes(place: Placer, namespace: str) -> Iterator[Finding]:
     nodes = look("nodes", "list nodes", lambda: core.list_node(_request_timeout=SECONDS).items)
     if isinstance(nodes, Finding):
         yield nodes
-        if nodes.kind == "away":
+        if nodes.kind == "unreachable":
             return  # other requests would fail too
     else:
-        yield _fits("tasks without a GPU", nodes, _Wanted.cpu(profile, parameters))
+        yield _fits("tasks without a GPU", nodes, _Needs.of_other_task(profile, place.where.cpu_tasks_on_gpu_nodes))
         if place.where.gpus:
-            yield _fits("GPU tasks", nodes, _Wanted.gpu(profile, place.where.gpus))
+            yield _fits("GPU tasks", nodes, _Needs.of_gpu_task(profile, place.where.gpus))
+            if profile.gpu_affinity:
+                yield Finding(
+                    "note", f"the gpu_affinity of the profile {place.where.profile} is not compared with the nodes"
+                )
 
     secrets = {"mlflow_secret": [TRACKING_KEYS[0]], "checkpoint_secret": []}
     for parameter, keys in secrets.items():
@@ -123,7 +129,7 @@ def _kubernetes(place: Placer, namespace: str) -> Iterator[Finding]:
         if lacking:
             yield Finding("missing", f"the secret {name} in {namespace} has no key {lacking[0]}; add it")
         else:
-            yield Finding("there", f"the secret {name} in {namespace}")
+            yield Finding("ok", f"the secret {name} in {namespace}")
     if claim := place.where.checkpoint_claim:
         found = look(
             f"the claim {claim}",
@@ -146,21 +152,21 @@ def _queue(queue: dict[str, Any], name: str, namespace: str) -> Finding:
     """Checks that Kueue reports a queue as active, which requires an active ClusterQueue."""
     active = condition_of(queue, "Active")
     if active is not None and active.get("status") == "True":
-        return Finding("there", f"the Kueue queue {name} in {namespace}")
-    said = (active or {}).get("message") or "Kueue has not said that it is active"
-    return Finding("missing", f"the Kueue queue {name} in {namespace} takes no pods: {said}; see k8s/overlays/kueue")
+        return Finding("ok", f"the Kueue queue {name} in {namespace}")
+    said = (active or {}).get("message") or "Kueue has not reported it as active"
+    return Finding("missing", f"the Kueue queue {name} in {namespace} admits no pods: {said}; see k8s/overlays/kueue")
 
 
 def _claim(claim: Any, name: str, namespace: str) -> Finding:
     if claim.status.phase == "Lost":
-        return Finding("missing", f"the claim {name} in {namespace} has lost its volume; make it anew")
+        return Finding("missing", f"the claim {name} in {namespace} has lost its volume; create it again")
     if "ReadWriteMany" not in (claim.spec.access_modes or []):
         return Finding(
             "note",
-            f"the claim {name} in {namespace} is not ReadWriteMany: candidates that train at the same time must find room on "
+            f"the claim {name} in {namespace} is not ReadWriteMany: candidates that train at the same time must all run on "
             "one node",
         )
-    return Finding("there", f"the claim {name} in {namespace}")
+    return Finding("ok", f"the claim {name} in {namespace}")
 
 
 class _Look:
@@ -176,93 +182,79 @@ class _Look:
             return ask()
         except ApiException as error:
             if error.status == 404:
-                return Finding("missing", f"{what} is not there in the namespace {self._namespace}; make it, see k8s/")
+                return Finding(
+                    "missing", f"{what} does not exist in the namespace {self._namespace}; create it, see k8s/"
+                )
             if error.status == 403:
-                return Finding("unknown", f"{what} may not be looked at: this user has no right to {right}")
+                return Finding("unknown", f"{what}: not checked, since this user has no permission to {right}")
             if error.status == 401:
-                return Finding("away", "KUBECONFIG: the cluster turns these credentials away (401); log in again")
-            return Finding("away", f"KUBECONFIG: the cluster answers {error.status} when asked to {right}; try again")
+                return Finding("unreachable", "KUBECONFIG: the cluster rejects these credentials (401); log in again")
+            return Finding(
+                "unreachable", f"KUBECONFIG: the cluster answered {error.status} to the request to {right}; try again"
+            )
         except (urllib3.exceptions.HTTPError, OSError) as error:
-            return Finding("away", f"KUBECONFIG: the cluster does not answer ({first_line(error)})")
+            return Finding("unreachable", f"KUBECONFIG: the cluster does not answer ({first_line(error)})")
 
 
 @dataclass(frozen=True)
-class _Wanted:
-    """The requirements of a pod for its node."""
+class _Needs:
+    """What a pod needs of its node.
 
-    resources: dict[str, str]
-    selector: dict[str, str]
+    Attributes:
+        sizes: resources that the pod requests.
+        labels: labels that the node must have.
+        other_than: labels of the nodes that the pod avoids.
+        options: options that decide the above, for messages.
+    """
+
+    sizes: dict[str, str]
+    labels: dict[str, str]
     tolerations: list[dict[str, str]]
-    affinity: dict[str, Any]
-    where: str
+    other_than: dict[str, str]
+    options: str
 
     @classmethod
-    def gpu(cls, profile: Profile, count: int) -> _Wanted:
+    def of_gpu_task(cls, profile: Profile, count: int) -> _Needs:
         assert profile.accelerator is not None
-        resources = {profile.accelerator: str(count), "cpu": profile.gpu_cpu, "memory": profile.gpu_memory}
-        return cls(resources, profile.node_selector, profile.tolerations, profile.gpu_affinity, "placement.profile")
+        sizes = {profile.accelerator: str(count), "cpu": profile.gpu_cpu, "memory": profile.gpu_memory}
+        options = "placement.profile, placement.gpus, placement.gpu_cpu, placement.gpu_memory"
+        return cls(sizes, profile.node_selector, profile.tolerations, {}, options)
 
     @classmethod
-    def cpu(cls, profile: Profile, parameters: dict[str, Any]) -> _Wanted:
-        resources = {"cpu": profile.cpu, "memory": profile.memory}
-        return cls(resources, {}, [], parameters["cpu_affinity"], "placement.cpu, placement.memory")
+    def of_other_task(cls, profile: Profile, on_gpu_nodes: bool) -> _Needs:
+        other_than = {} if on_gpu_nodes else profile.node_selector
+        sizes = {"cpu": profile.cpu, "memory": profile.memory}
+        return cls(sizes, {}, [], other_than, "placement.cpu, placement.memory")
 
 
-def _fits(what: str, nodes: list[Any], wanted: _Wanted) -> Finding:
-    """Checks whether an empty node could run the pod. Otherwise reports the reason for the closest nodes."""
-    from kubernetes.utils.quantity import parse_quantity
-
-    scaled = "; a pool that is scaled up from zero has none until it is asked for"
-    selected = [
-        node
-        for node in nodes
-        if all((node.metadata.labels or {}).get(key) == value for key, value in wanted.selector.items())
-        and _affine(node, wanted.affinity)
-    ]
-    labels = ", ".join(f"{key}={value}" for key, value in wanted.selector.items()) or "what keeps them off GPU nodes"
-    if not selected:
-        return Finding("missing", f"{what}: no node fits {labels} ({wanted.where}){scaled}")
-    open_to = [node for node in selected if not (why := _closed(node, wanted.tolerations)) or not why]
-    if not open_to:
-        reasons = sorted({_closed(node, wanted.tolerations) for node in selected})
-        return Finding(
-            "missing", f"{what}: {len(selected)} nodes fit {labels}, but they are closed: {', '.join(reasons)}"
-        )
-    for name, amount in wanted.resources.items():
-        most = max(parse_quantity((node.status.allocatable or {}).get(name, "0")) for node in open_to)
-        if most < parse_quantity(amount):
-            return Finding(
-                "missing",
-                f"{what}: they ask for {amount} {name}, but the largest node that they may go to has {_plain(most)}{scaled}",
-            )
-    large = [
-        node
-        for node in open_to
-        if all(
-            parse_quantity((node.status.allocatable or {}).get(name, "0")) >= parse_quantity(amount)
-            for name, amount in wanted.resources.items()
-        )
-    ]
-    if not large:
-        asked = ", ".join(f"{amount} {name}" for name, amount in wanted.resources.items())
-        return Finding("missing", f"{what}: no single node that they may go to has all of {asked}{scaled}")
-    return Finding("there", f"{what}: {len(large)} of {len(nodes)} nodes can take one, if they are empty")
+def _fits(what: str, nodes: list[Any], needs: _Needs) -> Finding:
+    """Compares the labels, taints and allocatable sizes of each node with one pod. Other pods are not considered."""
+    reasons = Counter(_why_not(node, needs) for node in nodes)
+    if fit := reasons.pop("", 0):
+        return Finding("ok", f"{what}: {fit} of {len(nodes)} nodes fit one, if no other pods run there")
+    why = "; ".join(f"{count} of them: {reason}" for reason, count in reasons.items())
+    return Finding(
+        "missing",
+        f"{what}: none of {len(nodes)} nodes fits{f' ({why})' if why else ''}; see {needs.options}. A pool that is scaled "
+        "down to zero has no nodes until a pod needs one",
+    )
 
 
-def _plain(number: Any) -> str:
-    value = float(number)
-    return f"{value / 2**30:.1f}Gi" if value >= 2**20 else f"{value:g}"
-
-
-def _closed(node: Any, tolerations: list[dict[str, str]]) -> str:
-    """Returns why a pod with these tolerations cannot run on a node; empty if it can."""
-    for condition in node.status.conditions or []:
-        if condition.type == "Ready" and condition.status != "True":
-            return "not ready"
-    for taint in node.spec.taints or []:
-        if taint.effect in ("NoSchedule", "NoExecute") and not any(_tolerates(one, taint) for one in tolerations):
+def _why_not(node: Any, needs: _Needs) -> str:
+    """Returns why the pod does not fit the node; empty if it fits."""
+    labels, sizes = node.metadata.labels or {}, node.status.allocatable or {}
+    lacking = [f"{key}={value}" for key, value in needs.labels.items() if labels.get(key) != value]
+    if lacking:
+        return f"no label {', '.join(lacking)}"
+    if needs.other_than and needs.other_than.items() <= labels.items():
+        return "a GPU node"
+    for taint in node.spec.taints or []:  # Kubernetes taints nodes that are cordoned or not ready, too
+        if taint.effect != "PreferNoSchedule" and not any(_tolerates(one, taint) for one in needs.tolerations):
             return f"taint {taint.key}{'=' + taint.value if taint.value else ''}:{taint.effect} is not tolerated"
-    return "cordoned" if node.spec.unschedulable else ""
+    for name, amount in needs.sizes.items():
+        if parse_quantity(sizes.get(name, "0")) < parse_quantity(amount):
+            return f"has {sizes.get(name, '0')} {name}, needs {amount}"
+    return ""
 
 
 def _tolerates(toleration: dict[str, str], taint: Any) -> bool:
@@ -271,32 +263,3 @@ def _tolerates(toleration: dict[str, str], taint: Any) -> bool:
     if toleration.get("operator") == "Exists":
         return toleration.get("key") in (None, "", taint.key)
     return toleration.get("key") == taint.key and (toleration.get("value") or "") == (taint.value or "")
-
-
-def _affine(node: Any, affinity: dict[str, Any]) -> bool:
-    """Tells whether a node meets a required node affinity."""
-    required = affinity.get("requiredDuringSchedulingIgnoredDuringExecution")
-    if not required:
-        return True
-    labels = node.metadata.labels or {}
-    return any(
-        all(_expression(labels, one) for one in term.get("matchExpressions", []))
-        for term in required.get("nodeSelectorTerms", [])
-    )
-
-
-def _expression(labels: dict[str, str], one: dict[str, Any]) -> bool:
-    value, values = labels.get(one["key"]), one.get("values") or []
-    match one["operator"]:
-        case "In":
-            return value in values
-        case "NotIn":
-            return value not in values
-        case "Exists":
-            return value is not None
-        case "DoesNotExist":
-            return value is None
-        case "Gt":
-            return value is not None and value.isdigit() and int(value) > int(values[0])
-        case _:
-            return value is not None and value.isdigit() and int(value) < int(values[0])

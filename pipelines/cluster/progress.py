@@ -10,8 +10,10 @@ from typing import Any
 
 import kfp_server_api as kfp_api
 
-from ..titles import TRAINING, step_of_task
+from mixtune.components.shared.task_name import TaskName
+
 from .pods import PodState
+from .runs import title_alone
 from .slow import Say
 from .tasks import Node, RunTree, TaskStatus, nodes_of_run, stopped_at
 from .tracked import Attempt, TrackedRun
@@ -64,11 +66,7 @@ def _candidates(values: Mapping[str, Any]) -> list[str]:
 
 def _alone(run: kfp_api.V2beta1Run, values: Mapping[str, Any]) -> str | None:
     """Returns the title of a step's own run, from the description that `mixtune rerun` sets."""
-    description = run.description or ""
-    title, of, rest = description.rpartition(" of ")
-    if of and rest.endswith(" alone") and step_of_task(title.split(" ")[0].split("-")[0]):
-        return title
-    return "" if "config" in values else None
+    return title_alone(run.description or "") or ("" if "config" in values else None)
 
 
 class RunProgress:
@@ -141,7 +139,7 @@ class RunProgress:
     def _show_trainings(self, tasks: Mapping[str, TaskStatus], attempts: Mapping[str, Attempt]) -> None:
         for title, attempt in attempts.items():
             task = tasks.get(title)
-            if task is None or task.state != "running" or attempt.status != "RUNNING" or not TRAINING.fullmatch(title):
+            if task is None or task.state != "running" or attempt.status != "RUNNING" or not _trains(title):
                 continue
             last, before = self._lines.get(title, (float("-inf"), ""))
             if time.monotonic() - last < TRAINING_SECONDS:
@@ -150,6 +148,11 @@ class RunProgress:
             if text and text != before:
                 self._tell(line(title, text))
             self._lines[title] = (time.monotonic(), text or before)
+
+
+def _trains(title: str) -> bool:
+    name = TaskName.parse(title)
+    return name is not None and name.trains
 
 
 def _with_attempt(task: TaskStatus, attempt: Attempt | None) -> TaskStatus:

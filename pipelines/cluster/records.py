@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import os
 import tempfile
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mixtune.components.shared.artifacts import read_json
 from mixtune.components.shared.errors import MixtuneError, UnreachableError, first_line, without_credentials
 from mixtune.components.shared.tracking.mlflow_runs import RUN_ID, STEP, close_pipeline_run, step_runs_of
-from mixtune.components.shared.tracking.verdict import STOPPED_STATES, StepRun, exit_status, judge
+from mixtune.components.shared.tracking.verdict import ENDED_WITHOUT_RECORD, STOPPED_STATES, StepRun, judge
+
+from ..ended import Ended
 
 
 @dataclass
@@ -89,7 +92,7 @@ def read_record(run_id: str, with_report: bool = True) -> Record | None:
         raise
     except Exception as error:
         raise UnreachableError(
-            f"MLFLOW_TRACKING_URI: what MLflow at {without_credentials(uri)} has on record of the run cannot be read "
+            f"MLFLOW_TRACKING_URI: the run's records in MLflow at {without_credentials(uri)} cannot be read "
             f"({first_line(error)})"
         ) from None
 
@@ -128,42 +131,11 @@ def steps_behind(record: Record) -> dict[str, StepRecord]:
     return steps | record.steps
 
 
-@dataclass
-class Ended:
-    """The result of a run on a cluster, for people and programs.
-
-    Attributes:
-        status: exit status.
-        outcome: its name: `done`, `failed`, `refused`, `gate_not_met`, `unreachable`, `interrupted`, `unknown`.
-        verdict: one sentence.
-        problems: a sentence for each step that did not succeed.
-    """
-
-    run_id: str
-    state: str
-    outcome: str
-    verdict: str
-    problems: list[str] = field(default_factory=list)
-    report: dict[str, Any] | None = None
-    links: dict[str, str] = field(default_factory=dict)
-
-    @property
-    def status(self) -> int:
-        return exit_status(self.outcome)
-
-    def to_json(self) -> dict[str, Any]:
-        """Returns the object that `--json` prints."""
-        return {
-            "run_id": self.run_id, "state": self.state, "exit_status": self.status, "outcome": self.outcome,
-            "verdict": self.verdict, "problems": self.problems, "links": self.links, "report": self.report,
-        }  # fmt: skip
-
-
 def conclude(
     run_id: str,
     state: str,
     record: Record | None,
-    failed_tasks: list[str],
+    failed_tasks: Mapping[str, str],
     why_no_record: str = "",
     alone: bool = False,
 ) -> Ended:
@@ -172,7 +144,7 @@ def conclude(
     Args:
         state: KFP's state: SUCCEEDED, FAILED, CANCELED, SKIPPED.
         record: MLflow's record, if there is one.
-        failed_tasks: a sentence for each task that failed according to KFP.
+        failed_tasks: sentences about failed tasks, from the platform, by the title of the task.
         why_no_record: reason why there is no record.
         alone: whether the run consists of one step. Such runs have no verdict, except for `compare`.
     """
@@ -181,21 +153,26 @@ def conclude(
     if state in STOPPED_STATES:
         return Ended(run_id, state, "interrupted", "stopped", report=report)
     if alone and state == "SUCCEEDED" and (verdict is None or verdict.kind == "unknown"):
-        return Ended(run_id, state, "done", "the step has ended well")
+        return Ended(run_id, state, "done", "the step succeeded")
     if verdict is None:
         if state == "SUCCEEDED":
             problem = (
-                f"KFP says that the run has ended well, but whether the gate was met is not known: {why_no_record}"
+                f"KFP reports that the run succeeded, but it is not known whether the gate was met: {why_no_record}"
             )
             return Ended(run_id, state, "unknown", "not known", [problem])
-        return Ended(run_id, state, "failed", "failed", failed_tasks or ["KFP names no task that failed"])
+        return Ended(run_id, state, "failed", "failed", list(failed_tasks.values()) or ["KFP reports no failed task"])
     if verdict.kind == "unknown":
-        problem = "the run has ended well, but MLflow has no verdict of it on record"
+        problem = "the run succeeded, but MLflow has no record of its verdict"
         return Ended(run_id, state, verdict.kind, verdict.sentence, [problem], report)
     problems = list(verdict.problems)
     recorded = record.steps.values() if record else ()
     if verdict.kind == "failed" and all(step.kind in ("done", "running") for step in recorded):
-        problems = failed_tasks or problems  # no step recorded a failure, so KFP's information is used
+        problems = list(failed_tasks.values()) or problems  # no step recorded a failure
+    else:
+        # The platform knows why a step without a record was killed.
+        for index, step in enumerate(verdict.failed):
+            if step.sentence == ENDED_WITHOUT_RECORD:
+                problems[index] = failed_tasks.get(step.title, problems[index])
     return Ended(run_id, state, verdict.kind, verdict.sentence, problems, report)
 
 

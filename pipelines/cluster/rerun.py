@@ -17,7 +17,8 @@ import yaml
 from mixtune.components.config import HEADLINE, SECTIONS, Config, Fingerprints, Parts, assemble, load, parameters, parts
 from mixtune.components.shared.errors import RefusedError
 from mixtune.components.shared.running.context import COMPILED
-from mixtune.components.shared.runtime import STEPS as ALL_STEPS
+from mixtune.components.shared.task_name import STEPS as ALL_STEPS
+from mixtune.components.shared.task_name import TaskName
 
 from ..configuration import lay_over
 from ..images import Images, images_named
@@ -26,12 +27,15 @@ from ..placement import Placer
 from ..step_pipelines import STEPS
 from .api import Api
 from .records import StepRecord, read_record, steps_behind
-from .runs import Package, Submitted, get_run, package_of, submit, upload
+from .runs import Package, Submitted, describe_alone, get_run, package_of, submit, upload
 
 # These options are fixed in a compiled package. A step that runs alone gets its own package.
 _FIXED_IN_WHOLE = ("placement.", "mixed.start=", "tracking.offline_when_unreachable=")
 _FIXED_IN_STEP = ("mixed.start=",)
 _NOWHERE = Fingerprints("", "", "")
+_PART_OF_EVALUATION = {
+    "pretrained": "evaluate_pretrained", "finetuned": "evaluate", "interpolated": "interpolate",
+}  # fmt: skip
 
 
 def rerun_from(api: Api, run_id: str, step: str, overrides: Sequence[str], run_key: str | None = None) -> Submitted:
@@ -78,7 +82,7 @@ def _package_and_values(api: Api, run: Any) -> tuple[list[dict[str, Any]], dict[
     reference = run.pipeline_version_reference
     if not spec and reference:
         found = api.call(
-            "show the version of the pipeline",
+            "get the version of the pipeline",
             api.pipelines.pipeline_service_get_pipeline_version,
             reference.pipeline_id,
             reference.pipeline_version_id,
@@ -86,13 +90,13 @@ def _package_and_values(api: Api, run: Any) -> tuple[list[dict[str, Any]], dict[
         spec = found.pipeline_spec
     if not spec:
         raise RefusedError(
-            f"{run.run_id}: KFP has no package of this run any more; start a new one with `mixtune submit`"
+            f"{run.run_id}: KFP no longer has the package of this run; start a new run with `mixtune submit`"
         )
     documents = [spec["pipeline_spec"], spec["platform_spec"]] if "pipeline_spec" in spec else [spec]
     known = documents[0].get("root", {}).get("inputDefinitions", {}).get("parameters", {})
     missing = [name for name in (*HEADLINE, *SECTIONS) if name not in known]
     if missing:
-        raise RefusedError(f"{run.run_id}: is no run of the pipeline {NAME}; it has no parameter {missing[0]}")
+        raise RefusedError(f"{run.run_id}: is not a run of the pipeline {NAME}; it has no parameter {missing[0]}")
     given = (run.runtime_config.parameters if run.runtime_config else None) or {}
     return documents, {name: one.get("defaultValue") for name, one in known.items()} | given
 
@@ -129,7 +133,7 @@ def run_anew(documents: Sequence[dict[str, Any]], step: str, pipeline: str = NAM
         if name in wanted:
             task["cachingOptions"] = {}
     text = yaml.safe_dump_all([spec, *others], sort_keys=True, allow_unicode=True)
-    return Package(pipeline, text, note=f"runs {step} and what depends on it anew")
+    return Package(pipeline, text, note=f"runs {step} and its dependents without cached results")
 
 
 def _tasks(spec: Mapping[str, Any]) -> Iterator[tuple[dict[str, Any], str, str]]:
@@ -207,8 +211,8 @@ def rerun_only(
     record = read_record(run_id, with_report=False)
     if record is None:
         raise RefusedError(
-            f"{run_id}: what its steps were given stands in MLflow, which has no record of it; set MLFLOW_TRACKING_URI to "
-            "the address that the run writes to"
+            f"{run_id}: MLflow has no record of the inputs of its steps; set MLFLOW_TRACKING_URI to "
+            "the server that the run uses"
         )
     chosen = choose(only, steps_behind(record), run_id)
     jobs = []
@@ -230,7 +234,7 @@ def rerun_only(
                 f"{values['name']} {one.title}",
                 arguments | place,
                 run_key=f"{run_key} {one.title}" if run_key else None,
-                description=f"{one.title} of {run_id} alone",
+                description=describe_alone(one.title, run_id),
                 experiment_id=run.experiment_id,
                 service_account=run.service_account,
             )
@@ -253,13 +257,12 @@ def step_of(only: str) -> str:
     Raises:
         RefusedError: if there is no such step.
     """
-    step = only.split(" ")[0]
-    step = "mixed" if step.startswith("mixed-") else step
-    if step not in STEPS:
+    name = TaskName.parse(only)
+    if name is None or name.step not in STEPS:
         raise RefusedError(
             f'--only: must be one of {", ".join(STEPS)}, or a task such as "evaluate mixed-0.3", found {only}'
         )
-    return step
+    return name.step
 
 
 def choose(only: str, steps: Mapping[str, StepRecord], run: str) -> list[StepRecord]:
@@ -272,7 +275,7 @@ def choose(only: str, steps: Mapping[str, StepRecord], run: str) -> list[StepRec
     found = [one for one in steps.values() if one.title == only or (only == step and one.step == step)]
     if not found:
         titles = ", ".join(sorted(steps)) or "none"
-        raise RefusedError(f"--only: {run} has no {only} on record; it has {titles}")
+        raise RefusedError(f"--only: {run} has no record of {only}; it has records of {titles}")
     return found
 
 
@@ -284,8 +287,8 @@ def given_to(title: str, given: Mapping[str, str]) -> tuple[str, dict[str, str |
     """
     if not given.get("config") or not given.get("artifacts"):
         raise RefusedError(
-            f"--only: what {title} was given is not on record (an older version of mixtune, or too long for a tag); "
-            "run it by --from"
+            f"--only: the inputs of {title} are not recorded (an older version of mixtune, or too long for a tag); "
+            "use --from"
         )
     candidate = {"candidate": given["candidate"]} if given.get("candidate") else {}
     return given["config"], json.loads(given["artifacts"]), candidate
@@ -304,10 +307,11 @@ def with_overrides(title: str, step: str, config: str, before: Config, after: Co
 
 
 def _part(title: str, step: str, cut: Parts) -> dict[str, Any]:
-    names = {
-        "prepare pretrain": "prepare_pretrain", "prepare finetune": "prepare_finetune",
-        "evaluate pretrained": "evaluate_pretrained", "evaluate finetuned": "evaluate",
-        "evaluate interpolated": "interpolate",
-    }  # fmt: skip
-    name = names.get(title, "evaluate_mixed" if step == "evaluate" else step)
+    task = TaskName.parse(title) or TaskName(step)
+    if step == "prepare":
+        name = f"prepare_{task.stream}"
+    elif step == "evaluate":
+        name = _PART_OF_EVALUATION.get(task.candidate or "", "evaluate_mixed")
+    else:
+        name = step
     return dict(json.loads(getattr(cut, name).to_json()))

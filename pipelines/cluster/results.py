@@ -4,34 +4,35 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import kfp_server_api as kfp_api
 
 from mixtune.components.shared.errors import RefusedError, UnreachableError, without_credentials
-from mixtune.components.shared.tracking.verdict import ENDED_WITHOUT_RECORD
 
+from ..ended import Ended
 from .api import Api
 from .progress import is_alone
-from .records import Ended, conclude, correct_verdict, read_record
-from .slow import told_when_slow
+from .records import conclude, correct_verdict, read_record
+from .slow import report_if_slow
 from .tasks import stopped_at
 
 
-def result_of(api: Api, run: kfp_api.V2beta1Run, failed: list[str]) -> Ended:
+def result_of(api: Api, run: kfp_api.V2beta1Run, failed: Mapping[str, str]) -> Ended:
     """Determines the result of a run that has ended, from KFP's state and MLflow's records.
 
     Args:
-        failed: a sentence for each task that failed.
+        failed: sentences about failed tasks, from the platform, by the title of the task.
     """
     why, record = "MLFLOW_TRACKING_URI is not set here", None
     try:
         address = without_credentials(os.environ.get("MLFLOW_TRACKING_URI", ""))
-        with told_when_slow(api.say, lambda: f"MLflow at {address} has not answered yet", "MLflow answers again"):
+        with report_if_slow(api.say, lambda: f"MLflow at {address} has not answered yet", "MLflow answers again"):
             record = read_record(run.run_id)
         if record is None and os.environ.get("MLFLOW_TRACKING_URI"):
-            why = "MLflow at MLFLOW_TRACKING_URI has no record of it; is that the one that its steps write to?"
+            why = "MLflow at MLFLOW_TRACKING_URI has no record of the run; check that its steps use the same server"
     except UnreachableError as error:
         why = error.problems[0]
     # KFP reports stopped runs as FAILED.
@@ -44,21 +45,10 @@ def result_of(api: Api, run: kfp_api.V2beta1Run, failed: list[str]) -> Ended:
             correct_verdict(record, state)
         except UnreachableError as error:
             ended.problems += error.problems
-    ended.problems = [_with_reason(problem, failed) for problem in ended.problems]
     ended.links = {"run": api.connection.link(f"runs/details/{run.run_id}")}
     if record and record.link:
         ended.links["mlflow"] = record.link
     return ended
-
-
-def _with_reason(problem: str, failed: list[str]) -> str:
-    """Replaces the problem of a step that was killed without a record by the reason that the platform reports."""
-    title, _, rest = problem.partition(": ")
-    return (
-        next((one for one in failed if one.startswith(f"{title}: ")), problem)
-        if rest == ENDED_WITHOUT_RECORD
-        else problem
-    )
 
 
 def summary(ended: Ended, name: str = "mixtune") -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import subprocess
 import tempfile
 import time
@@ -21,6 +22,7 @@ import kfp_server_api as kfp_api
 
 from mixtune.components.config import Config, load, parameters
 from mixtune.components.shared.errors import MixtuneError, RefusedError
+from mixtune.components.shared.task_name import TaskName
 
 from ..configuration import EMBEDDED_DEFAULT, ready_made
 from ..images import Images
@@ -192,7 +194,7 @@ def _pipeline(api: Api, name: str) -> str:
             description="Fine-tune a language model on a labelled task without letting it forget what it knew.",
         )
         create = api.pipelines.pipeline_service_create_pipeline
-        found = api.call("make the pipeline", create, wanted, made_already=named)
+        found = api.call("create the pipeline", create, wanted, made_already=named)
     return str(found.pipeline_id)
 
 
@@ -243,10 +245,23 @@ def submit(
         service_account=service_account,
         runtime_config=kfp_api.V2beta1RuntimeConfig(parameters=dict(values)),
     )
-    made = api.call("make a run", api.runs.run_service_create_run, wanted, made_already=same_key)
+    made = api.call("create a run", api.runs.run_service_create_run, wanted, made_already=same_key)
     if not made.run_id:
-        raise MixtuneError(f"KFP at {api.connection.host} made a run and gave it no id; look for {shown} in its list")
+        raise MixtuneError(
+            f"KFP at {api.connection.host} created a run without an id; look for {shown} in its list of runs"
+        )
     return Submitted(made.run_id, shown, found=False)
+
+
+def describe_alone(title: str, run_id: str) -> str:
+    """Returns the description of a run of one task, on the inputs that it had in an earlier run."""
+    return f"{title} of {run_id} alone"
+
+
+def title_alone(description: str) -> str | None:
+    """Returns the title in a description of `describe_alone`; None for any other description."""
+    found = re.fullmatch(r"(.+) of \S+ alone", description)
+    return found[1] if found and TaskName.parse(found[1]) else None
 
 
 def _experiment(api: Api, name: str) -> str:
@@ -263,7 +278,7 @@ def _experiment(api: Api, name: str) -> str:
     if found is None:
         wanted = kfp_api.V2beta1Experiment(display_name=name, namespace=api.namespace)
         create = api.experiments.experiment_service_create_experiment
-        found = api.call("make the experiment", create, wanted, made_already=named)
+        found = api.call("create the experiment", create, wanted, made_already=named)
     return str(found.experiment_id)
 
 
@@ -283,7 +298,7 @@ def get_run(api: Api, run_id: str, seconds: float | None = None) -> kfp_api.V2be
         RefusedError: if there is no such run.
     """
     try:
-        return api.call("show the run", api.runs.run_service_get_run, run_id, seconds=seconds)
+        return api.call("get the run", api.runs.run_service_get_run, run_id, seconds=seconds)
     except RefusedError as error:
         if is_missing(error):
             raise RefusedError(
@@ -300,7 +315,9 @@ def retry(api: Api, run_id: str) -> None:
     """
     state = get_run(api, run_id).state
     if state not in ("FAILED", "CANCELED"):
-        raise RefusedError(f"{run_id}: is {str(state).lower()}, and KFP retries only runs that failed or were stopped")
+        raise RefusedError(
+            f"{run_id}: its state is {str(state).lower()}; KFP retries only runs that failed or were stopped"
+        )
 
     def under_way() -> dict[str, Any] | None:
         return {} if get_run(api, run_id).state in ("PENDING", "RUNNING") else None

@@ -1,4 +1,4 @@
-"""Reports slow calls, so that a waiting command is not silent."""
+"""Reports calls that take long, so that the user knows what a command waits for."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ SLOW_SECONDS = 5.0
 
 
 @contextlib.contextmanager
-def told_when_slow(say: Say | None, sentence: Callable[[], str], answered: str) -> Iterator[None]:
+def report_if_slow(say: Say | None, sentence: Callable[[], str], answered: str) -> Iterator[None]:
     """Shows a sentence once if the block takes more than some seconds.
 
     Args:
@@ -22,10 +22,10 @@ def told_when_slow(say: Say | None, sentence: Callable[[], str], answered: str) 
     if say is None:
         yield
         return
-    told = threading.Event()
+    reported = threading.Event()
 
     def tell() -> None:
-        told.set()
+        reported.set()
         say(sentence())
 
     timer = threading.Timer(SLOW_SECONDS, tell)
@@ -35,5 +35,5 @@ def told_when_slow(say: Say | None, sentence: Callable[[], str], answered: str) 
         yield
     finally:
         timer.cancel()
-    if told.is_set():
+    if reported.is_set():
         say(answered)

@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import kfp_server_api as kfp_api
 
-from ..titles import step_of_task, title_of
+from mixtune.components.shared.task_name import TaskName
 
 State = Literal["pending", "running", "done", "cached", "failed", "skipped", "stopped"]
 PHASES = {
@@ -128,16 +128,17 @@ class RunTree:
         """Returns the title of the task that a node (also a driver) belongs to; None for nodes of groups and importers."""
         for part in reversed(path.split(".")):
             task = _without_suffixes(part).removesuffix("-driver")
-            if step_of_task(task) is None:
+            iteration = _ITERATION.search(path)
+            name = TaskName.of_package_task(task, self._candidate(int(iteration[1])) if iteration else None)
+            if name is None:
                 continue
             if self.alone is not None:
-                return self.alone or step_of_task(task)
-            iteration = _ITERATION.search(path)
-            if iteration is None:
-                return title_of(task)
-            index = int(iteration[1])
-            return title_of(task, self.candidates[index] if index < len(self.candidates) else f"candidate {index + 1}")
+                return self.alone or name.step
+            return str(name)
         return None
+
+    def _candidate(self, index: int) -> str:
+        return self.candidates[index] if index < len(self.candidates) else f"candidate {index + 1}"
 
     def tasks(self) -> dict[str, TaskStatus]:
         """Returns the tasks that have started, by title, in the order of their start."""
@@ -215,7 +216,7 @@ class RunTree:
 
 
 def _is_task(node: Node) -> bool:
-    return step_of_task(node.display) is not None
+    return TaskName.of_package_task(node.display) is not None
 
 
 def _is_leaf(node: Node) -> bool:

@@ -13,7 +13,7 @@ from mixtune.components.shared.errors import MixtuneError, without_credentials
 from mixtune.components.shared.tracking.connection import to_look
 from mixtune.components.shared.tracking.mlflow_runs import step_runs_of
 
-from .slow import Say, told_when_slow
+from .slow import Say, report_if_slow
 
 REST_SECONDS = 60.0
 _LOSSES = {"loss_pretrain": "pretrain", "loss_finetune": "finetune"}
@@ -73,7 +73,7 @@ class TrackedRun:
         try:
             with (
                 to_look(),
-                told_when_slow(self._say, lambda: f"MLflow at {address} has not answered yet", "MLflow answers again"),
+                report_if_slow(self._say, lambda: f"MLflow at {address} has not answered yet", "MLflow answers again"),
             ):
                 if self._client is None:
                     from mixtune.components.shared.tracking.connection import connect

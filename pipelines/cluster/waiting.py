@@ -8,12 +8,12 @@ from collections.abc import Iterable
 
 from mixtune.components.shared.errors import MixtuneError, RefusedError
 
+from ..ended import Ended
 from .api import Api
-from .failures import sentences
+from .failures import first_failure
 from .kubernetes_api import SINGLE_USER_NAMESPACE
 from .pods import RunOnCluster
 from .progress import RunProgress, tree_of
-from .records import Ended
 from .results import result_of
 from .runs import get_run
 from .slow import Say
@@ -29,12 +29,14 @@ class PendingTooLongError(MixtuneError):
     """A task was pending for longer than the limit. The run continues."""
 
     kind = "pending"
+    verdict = "a task was pending for longer than --pending-timeout; the run continues"
 
 
 class TimedOutError(MixtuneError):
     """The run did not end within the limit. It continues."""
 
     kind = "timed_out"
+    verdict = "the run has not ended within --timeout; it continues"
 
 
 def seconds_of(text: str, option: str = "--timeout") -> float:
@@ -86,16 +88,16 @@ def wait_for(
         pods = cluster.pods()
         tasks = progress.show(tree, pods, "" if cluster.readable else cluster.command, ended)
         if ended:
-            failed = [] if ended == "SUCCEEDED" else sentences(tree, api, run_id, cluster)
+            failed = {} if ended == "SUCCEEDED" else first_failure(tree, api, run_id, cluster)
             if not failed and run.error and str(run.error.message or "").strip():
-                failed = [f"KFP: {run.error.message.strip().splitlines()[0][:300]}"]
+                failed = {"": f"KFP: {run.error.message.strip().splitlines()[0][:300]}"}
             return result_of(api, run, failed)
         if pending_timeout is not None:
             _refuse_pending(tasks.values(), pending_timeout, api, run_id, cluster)
         left = None if timeout is None else timeout - (time.monotonic() - started)
         if left is not None and left <= 0:
             raise TimedOutError(
-                f"{run_id}: is {str(run.state or 'pending').lower()} after {timeout:.0f} s and goes on; {hint(api, run_id)}"
+                f"{run_id}: is {str(run.state or 'pending').lower()} after {timeout:.0f} s and continues; {hint(api, run_id)}"
             )
         time.sleep(POLL_SECONDS if left is None else min(POLL_SECONDS, max(left, 0.05)))
 
@@ -106,12 +108,12 @@ def _refuse_pending(tasks: Iterable[TaskStatus], limit: float, api: Api, run_id:
         if seconds is not None and seconds >= limit:
             why = task.message or f"see why: {cluster.command}"
             raise PendingTooLongError(
-                f"{task.title}: has been pending for {seconds:.0f} s: {why}; the run goes on; {hint(api, run_id)}"
+                f"{task.title}: has been pending for {seconds:.0f} s: {why}; the run continues; {hint(api, run_id)}"
             )
 
 
 def hint(api: Api, run_id: str) -> str:
-    """Returns a message with the commands that wait for the run again or stop it."""
+    """Returns the commands that wait for the run again or stop it."""
     host = f" --host {api.connection.host}"
     space = f" --namespace {api.connection.namespace}" if api.connection.namespace else ""
     return f"wait for it with `mixtune wait {run_id}{host}{space}`, stop it with `mixtune stop {run_id}{host}{space}`"

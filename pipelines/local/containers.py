@@ -27,7 +27,7 @@ from mixtune.components.shared.data.sources import HUB, named_sources
 from mixtune.components.shared.errors import RefusedError, UnreachableError, first_line
 from mixtune.components.shared.outcome import EXIT_STATUS, Outcome, load_outcomes
 from mixtune.components.shared.running.context import started_titles
-from mixtune.components.shared.runtime import STEPS
+from mixtune.components.shared.task_name import STEPS
 
 from ..images import Images, images, source_digest
 from ..third_party.kfp import run_containers_with
@@ -97,7 +97,7 @@ class Containers:
                 code = image.labels.get("mixtune.code")
                 if code != source_digest():
                     raise RefusedError(
-                        f"--runner docker: {name} holds other code than what runs here; build it anew with `make images`"
+                        f"--runner docker: {name} contains different code than this installation; rebuild it with `make images`"
                     )
                 digest.update("\n".join(image.attrs["RootFS"]["Layers"]).encode())
         if problems:
@@ -223,13 +223,13 @@ class ContainerRunner:
         title = started[-1] if started else step
         if out_of_memory or (status == KILLED and self.memory):
             sentence = (
-                f"its container was killed for want of memory, at its limit of {self.memory} (--memory); give it more, "
+                f"its container was killed because it exceeded its memory limit of {self.memory} (--memory); raise the limit "
                 "or lower micro_batch_size"
                 if self.memory
-                else "its container was killed for want of memory; give the machine more, or lower micro_batch_size"
+                else "its container was killed because the machine ran out of memory; add memory or lower micro_batch_size"
             )
         else:
-            sentence = f"its container ended with status {status} before the step could tell why; see KFP's log"
+            sentence = f"its container exited with status {status} and left no outcome record; see KFP's log"
         Outcome(title=title, kind="failed", sentences=[sentence]).save(self.outcomes)
 
     def stop(self, number: int, frame: FrameType | None) -> None:

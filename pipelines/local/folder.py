@@ -63,8 +63,8 @@ def claim(output: Path, name: str) -> FileLock:
     for character in "%?":
         if character in str(output.absolute()):
             raise RefusedError(
-                f"--output: {output.absolute()} has a {character} in it, which MLflow's SQLite address cannot hold; "
-                "choose another folder"
+                f"--output: {output.absolute()} contains the character {character}, which an SQLite address "
+                "for MLflow cannot contain; choose another folder"
             )
     marker = output / ".mixtune" / "folder.json"
     lock = FileLock(marker.parent / "lock", timeout=0)
@@ -72,7 +72,7 @@ def claim(output: Path, name: str) -> FileLock:
         if output.exists() and not output.is_dir():
             raise RefusedError(f"--output: {output} is a file; choose another folder")
         if output.is_dir() and any(output.iterdir()) and not marker.is_file():
-            raise RefusedError(f"--output: {output} is not empty and is no mixtune run; choose another folder")
+            raise RefusedError(f"--output: {output} is not empty and contains no mixtune run; choose another folder")
         marker.parent.mkdir(parents=True, exist_ok=True)
         lock.acquire()
         if not marker.is_file():

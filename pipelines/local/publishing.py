@@ -62,7 +62,7 @@ def _publish_models(target: Path, models: dict[str, str], selected: str) -> list
         taken.append(link)
     elif _is_published(target / selected):
         link.symlink_to(selected)
-    return [f"{place} was not made by mixtune; move it away and run again" for place in taken]
+    return [f"{place} was not created by mixtune; move it and run again" for place in taken]
 
 
 def _link_weights(folder: Path) -> None:

@@ -22,7 +22,8 @@ from mixtune.components.config import Config
 from mixtune.components.shared.errors import RefusedError
 from mixtune.components.shared.outcome import Outcome, load_outcomes
 from mixtune.components.shared.runtime import OUTPUTS
-from mixtune.components.shared.runtime import STEPS as ALL_STEPS
+from mixtune.components.shared.task_name import STEPS as ALL_STEPS
+from mixtune.components.shared.task_name import TaskName, file_name
 
 from ..cluster.records import StepRecord
 from ..cluster.rerun import choose, given_to, step_of, tasks_from, with_overrides
@@ -64,7 +65,9 @@ def forget_from(folder: Path, step: str, overrides: Sequence[str]) -> Path:
 def _config_of(folder: Path) -> Path:
     file = folder / "config.yaml"
     if not file.is_file() or not (folder / ".mixtune").is_dir():
-        raise RefusedError(f"{folder}: holds no run; give the output folder of `mixtune run`, or the id of a KFP run")
+        raise RefusedError(
+            f"{folder}: contains no run; give the output folder of `mixtune run`, or the id of a KFP run"
+        )
     return file
 
 
@@ -109,10 +112,13 @@ def run_only(folder: Path, only: str, overrides: Sequence[str]) -> int:
     file = _config_of(folder)
     step = step_of(only)
     before, after = read_config(file), read_config(file, overrides)
-    records = {title: StepRecord(title, "FINISHED", step=_step_of_task(title)) for title in _newest(folder)}
+    newest = _newest(folder)
+    records = {
+        title: StepRecord(title, "FINISHED", step=name.step) for title in newest if (name := TaskName.parse(title))
+    }
     status = 0
     for one in choose(only, records, str(folder)):
-        outcome = _newest(folder)[one.title]
+        outcome = newest[one.title]
         status = max(status, _run_task(folder, step, outcome, before, after))
     return status
 
@@ -123,14 +129,10 @@ def _newest(folder: Path) -> dict[str, Outcome]:
     return {outcome.title: outcome for run in runs for outcome in load_outcomes(run) if outcome.kind == "done"}
 
 
-def _step_of_task(title: str) -> str:
-    return "mixed" if title.startswith("mixed-") else title.split(" ")[0]
-
-
 def _run_task(folder: Path, step: str, outcome: Outcome, before: Config, after: Config) -> int:
     config, uris, candidate = given_to(outcome.title, outcome.given)
     config = with_overrides(outcome.title, step, config, before, after)
-    place = folder.absolute() / "only" / f"{outcome.title.replace(' ', '-')}-{time.strftime('%Y%m%d-%H%M%S')}"
+    place = folder.absolute() / "only" / f"{file_name(outcome.title)}-{time.strftime('%Y%m%d-%H%M%S')}"
     place.mkdir(parents=True, exist_ok=True)
     (place / "config.json").write_text(config, encoding="utf-8")
     artifacts = {name: [uri] if isinstance(uri, str) else uri for name, uri in uris.items()}
@@ -144,6 +146,6 @@ def _run_task(folder: Path, step: str, outcome: Outcome, before: Config, after: 
         command += [
             part for name in ("selected_uri", "other_uri") for part in ("--parameter", f"{name}={place / name}")
         ]
-    print(f"{outcome.title}: running alone into {place}", flush=True)
+    print(f"{outcome.title}: running only this task; its outputs are in {place}", flush=True)
     tracking = {"MLFLOW_TRACKING_URI": tracking_uri(after, folder), "MLFLOW_EXPERIMENT_NAME": after.tracking.experiment}
     return subprocess.run(command, env={**os.environ, **tracking}, check=False).returncode

@@ -16,7 +16,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -25,41 +24,23 @@ from mixtune.components.config import Config
 from mixtune.components.shared.artifacts import write_json
 from mixtune.components.shared.code_digest import CACHED_STEPS, code_digest
 from mixtune.components.shared.errors import Terminated
-from mixtune.components.shared.outcome import EXIT_STATUS, Outcome, load_outcomes
+from mixtune.components.shared.outcome import Outcome, load_outcomes
 from mixtune.components.shared.running.context import started_titles
 from mixtune.components.shared.startup import MALLOC_TUNABLES
 from mixtune.components.shared.tracking.journal import in_words, sync_command, undelivered
+from mixtune.components.shared.tracking.verdict import ENDED_WITHOUT_RECORD, GATE_NOT_MET, StepRun, Verdict, judge
 
 from ..configuration import to_yaml
 from ..display import Display
+from ..ended import Ended
 from .folder import Run, claim
 from .publishing import keep_history, publish
 
 if TYPE_CHECKING:
     from .containers import Containers
 
-GATE_NOT_MET = "gate_not_met"
 # Packages that affect results: a new version must not use results that another version cached.
 _RESULT_PACKAGES = ("torch", "transformers", "tokenizers", "accelerate", "numpy", "scipy", "scikit-learn")
-
-
-@dataclass
-class Ended:
-    """The result of a local run.
-
-    Attributes:
-        status: exit status: 0, 1, 2, 3, 4, 130 or 143.
-        failures: outcome records of the steps that failed.
-        report: content of `report.json`, if the run got that far.
-        cached: tasks with cached results.
-        notes: further messages for the user.
-    """
-
-    status: int
-    failures: list[Outcome] = field(default_factory=list)
-    report: dict[str, Any] | None = None
-    cached: list[str] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
 
 
 def run_local(
@@ -89,8 +70,8 @@ def run_local(
         with tempfile.TemporaryDirectory(prefix="mixtune-", ignore_cleanup_errors=True) as scratch:
             child = _start(config, run, code if use_cache else None, containers, Path(scratch))
             stopped = _watch(child, run, display)
-        ended = _conclude(run, config, stopped, display)
-        if not ended.failures and stopped is None:
+        ended = _conclude(run, config, stopped)
+        if not ended.problems and stopped is None:
             # Also deletes checkpoints of killed trainings that were never resumed.
             shutil.rmtree(run.checkpoints, ignore_errors=True)
         ended.notes += _notes(run)
@@ -201,37 +182,33 @@ def _signal_group(child: subprocess.Popen[bytes], number: int) -> None:
         return
 
 
-def _conclude(
-    run: Run, config: Config, stopped: Literal["interrupted", "terminated"] | None, display: Display
-) -> Ended:
+def _conclude(run: Run, config: Config, stopped: Literal["interrupted", "terminated"] | None) -> Ended:
     outcomes = load_outcomes(run.outcomes)
-    # An unmet gate is not a failure, even if it ends the run as failed.
-    failures = [outcome for outcome in outcomes if outcome.kind not in ("done", GATE_NOT_MET)]
-    cached = list(display.cached)
-    if stopped is not None:
-        _close_on_record(config, run, "KILLED", stopped)
-        failures = [failure for failure in failures if failure.kind not in ("interrupted", "terminated")]
-        return Ended(EXIT_STATUS[stopped], failures, cached=cached)
     done = {outcome.title: outcome for outcome in outcomes if outcome.kind in ("done", GATE_NOT_MET)}
+    has_records = any(outcome.mlflow_run for outcome in outcomes)
     report: dict[str, Any] | None = None
-    taken: list[str] = []
-    if "compare" in done:
-        report, taken = publish(run, config, done["compare"], done.get("register"))
-    silent = _silent(run, outcomes, gate_passed=report is not None and report["gate"]["passed"])
-    if silent:
-        failures.append(Outcome(title="pipeline", kind="failed", sentences=silent, log=str(run.logs / "kfp.log")))
-    if taken:
-        failures.append(Outcome(title="models", kind="refused", sentences=taken))
-    if "finish" not in done and any(outcome.mlflow_run for outcome in outcomes):
-        told = "; ".join(f"{one.title}: {'; '.join(one.sentences)}" for one in failures)
-        _close_on_record(config, run, "FAILED", f"failed: {told or 'finish did not run'}")
-    if failures:
-        first = failures[0]
-        return Ended(first.exit_status if first.kind in ("refused", "unreachable") else 1, failures, report, cached)
-    if "finish" not in done or report is None:
-        problem = f"the pipeline ended early without a word; see {run.logs / 'kfp.log'}"
-        return Ended(1, [Outcome(title="pipeline", kind="failed", sentences=[problem])], report, cached)
-    return Ended(0 if report["gate"]["passed"] else EXIT_STATUS[GATE_NOT_MET], [], report, cached)
+    if stopped is None:
+        outcomes += _without_record(run, outcomes)
+        if "compare" in done:
+            report, taken = publish(run, config, done["compare"], done.get("register"))
+            outcomes += [Outcome(title="models", kind="refused", sentences=taken)] if taken else []
+    state = "CANCELED" if stopped else "SUCCEEDED" if "finish" in done and report is not None else "FAILED"
+    early = f"the pipeline ended early; see {run.logs / 'kfp.log'}"
+    verdict = judge(map(StepRun.from_outcome, outcomes), {}, state, early)
+    if stopped or ("finish" not in done and has_records):
+        _close_on_record(config, run, verdict)
+    failed = {step.title for step in verdict.failed}
+    # The user knows why the steps of a stopped run have ended.
+    ended = [outcome for outcome in outcomes if outcome.kind not in ("interrupted", "terminated") or not stopped]
+    problems = [line for outcome in ended if outcome.title in failed for line in _lines(outcome)]
+    if verdict.kind == "failed":
+        problems = problems or list(verdict.problems)
+    return Ended(run.id, state, stopped or verdict.kind, verdict.sentence, problems, report)
+
+
+def _lines(outcome: Outcome) -> list[str]:
+    log = [f"its log is {outcome.log}"] if outcome.log else []
+    return [f"{outcome.title}: {sentence}" for sentence in (*outcome.sentences, *log)]
 
 
 def _notes(run: Run) -> list[str]:
@@ -248,27 +225,29 @@ def _notes(run: Run) -> list[str]:
     return notes
 
 
-def _silent(run: Run, outcomes: list[Outcome], gate_passed: bool) -> list[str]:
-    """Returns a sentence for each step without an outcome record, which was killed, for example for lack of memory."""
+def _without_record(run: Run, outcomes: list[Outcome]) -> list[Outcome]:
+    """Returns a failure for each step without an outcome record, which was killed, for example for lack of memory."""
+    recorded = {outcome.title: outcome for outcome in outcomes}
     started = started_titles(run.progress)
-    if gate_passed:
+    consequence = {}
+    if "compare" in recorded and recorded["compare"].facts.get("gate") == "passed":
         started.append("register")
-    recorded = {outcome.title for outcome in outcomes}
-    consequence = {"register": ", so nothing was registered"}
+        consequence["register"] = ", so nothing was registered"
+    log = str(run.logs / "kfp.log")
     return [
-        f"{title} ended without a word (killed?){consequence.get(title, '')}"
+        Outcome(title=title, kind="failed", log=log, sentences=[f"{ENDED_WITHOUT_RECORD}{consequence.get(title, '')}"])
         for title in dict.fromkeys(started)
         if title not in recorded
     ]
 
 
-def _close_on_record(config: Config, run: Run, status: Literal["FAILED", "KILLED"], verdict: str) -> None:
+def _close_on_record(config: Config, run: Run, verdict: Verdict) -> None:
     """Ends the MLflow parent run if `finish` did not run; while MLflow is down, `mixtune sync` does this later."""
     from mixtune.components.shared.tracking.tracker import close_unfinished
 
     uri, experiment = tracking_uri(config, run.output), config.tracking.experiment
     with contextlib.redirect_stdout(io.StringIO()):  # undelivered records are reported at the end of the run
-        close_unfinished(uri, experiment, run.id, status, verdict, run.journal)
+        close_unfinished(uri, experiment, run.id, verdict.status, verdict.sentence, run.journal)
 
 
 def cache_key() -> str:

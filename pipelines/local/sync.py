@@ -25,14 +25,14 @@ def sync_and_show(folder: Path | None) -> int:
         RefusedError: if the folder contains no mixtune run.
     """
     if folder is not None and not _marker(folder).is_file():
-        raise RefusedError(f"{folder}: is no output folder of a mixtune run; give one, such as runs/<name>")
+        raise RefusedError(f"{folder}: is not the output folder of a mixtune run; give one, such as runs/<name>")
     folders = (
         [folder] if folder is not None else sorted(one.parent.parent for one in RUNS.glob("*/.mixtune/folder.json"))
     )
     left = [one for one in folders if undelivered(journal_folder(one)).counts]
     if not left:
         where = str(folder) if folder else f"the runs below {RUNS}" if folders else f"{RUNS} (there is no run)"
-        print(f"nothing is undelivered in {where}")
+        print(f"no records are left to deliver in {where}")
     return max((_sync_one(one) for one in left), default=0)
 
 
@@ -45,7 +45,9 @@ def _sync_one(folder: Path) -> int:
     try:
         lock.acquire()
     except Timeout:
-        print(f"{folder}: a run is using it, which delivers by itself; sync again when it has ended")
+        print(
+            f"{folder}: a run uses this folder and delivers its own records; run `mixtune sync` again when it has ended"
+        )
         return 0
     try:
         return _deliver(folder)
@@ -68,7 +70,7 @@ def _deliver(folder: Path) -> int:
             status, problem = EXIT_STATUS["unreachable"], f"{folder}: no MLflow server answers at {address}"
         except Exception as error:
             status = max(status, EXIT_STATUS["failed"])
-            problem = f"{folder}: MLflow at {address} does not take it ({first_line(error)})"
+            problem = f"{folder}: MLflow at {address} rejects the records ({first_line(error)})"
         after = undelivered(journal, address).counts
         if before - after:
             print(f"{folder}: delivered to MLflow at {address}: {in_words(before - after)}")

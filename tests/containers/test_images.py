@@ -16,7 +16,7 @@ from typing import IO
 import pytest
 
 from mixtune.components.finetune.config import Finetune, FinetuneStep
-from mixtune.components.shared.runtime import STEPS
+from mixtune.components.shared.task_name import STEPS
 from mixtune.pipelines.images import images, source_digest
 
 from .conftest import Built

@@ -74,7 +74,10 @@ def test_too_little_memory_is_said_with_the_limit(built: Built, tmp_path: Path) 
         printed = process.communicate(timeout=300)[0]
     assert process.returncode == 1, printed
     plain = " ".join(printed.split())
-    assert "plan: its container was killed for want of memory, at its limit of 100m (--memory); give it more" in plain
+    assert (
+        "plan: its container was killed because it exceeded its memory limit of 100m (--memory); raise the limit"
+        in plain
+    )
     assert "Traceback" not in printed
 
 

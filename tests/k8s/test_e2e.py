@@ -121,11 +121,11 @@ def good_answers() -> dict[str, list[Any]]:
     return {
         "check": [0, "ok"],
         "upload": [0, "mixtune 1: uploaded"],
-        "upload again": [0, "mixtune 1: is there already"],
+        "upload again": [0, "mixtune 1: already uploaded"],
         "submit": [0, result(FIRST)],
         "submit again": [0, result(FIRST, found=True)],
         "rerun from": [3, result(CACHED, "gate not met")],
-        "rerun only": [0, result(ALONE, "the step has ended well")],
+        "rerun only": [0, result(ALONE, "the step succeeded")],
         "submit gate": [3, result(FIRST, "gate not met")],
         "submit refused": [2, result(REFUSED, "refused")],
     }

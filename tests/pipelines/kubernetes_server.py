@@ -25,7 +25,12 @@ def node(
     cordoned: bool = False,
     **resources: str,
 ) -> client.V1Node:
-    """A node with 16 CPUs and 64 GiB, if nothing else is said; `gpu` are NVIDIA's."""
+    """A node with 16 CPUs and 64 GiB by default; `gpu` counts NVIDIA's. Kubernetes taints nodes by their condition."""
+    taints = list(taints or [])
+    if not ready:
+        taints.append(client.V1Taint(key="node.kubernetes.io/not-ready", effect="NoExecute"))
+    if cordoned:
+        taints.append(client.V1Taint(key="node.kubernetes.io/unschedulable", effect="NoSchedule"))
     allocatable = {"cpu": "16", "memory": "64Gi"} | resources
     if "gpu" in allocatable:
         allocatable["nvidia.com/gpu"] = allocatable.pop("gpu")

@@ -61,7 +61,7 @@ def test_init_then_check(data: Path) -> None:
     (data / "mixtune.yaml").write_text(mixtune("init").stdout)
     result = mixtune("check", "mixtune.yaml")
     assert result.exit_code == 0, result.output
-    assert "the configuration is good" in result.stdout
+    assert "the configuration is valid" in result.stdout
 
 
 def test_check_names_all_problems_at_once(data: Path) -> None:
@@ -84,7 +84,7 @@ def test_check_names_all_problems_at_once(data: Path) -> None:
         ("mixed: {lambdas: [0.1, 7]}", "mixed.lambdas.1"),
         (
             "name: a\npretrain: {steps: 1}\nseed: 3\npretrain: {steps: 2}",
-            "line 4: is no valid YAML (the key pretrain stands",
+            "line 4: is not valid YAML (the key pretrain appears",
         ),
         ("pretrain:\n  steps: 1\n  steps: 2", "line 3"),
         ("name: 2001-99-99", "cannot be read"),
@@ -124,7 +124,7 @@ def test_a_step_whose_configuration_cannot_be_read(name: str) -> None:
 def test_steps_that_need_a_whole_run_are_refused(name: str) -> None:
     result = mixtune("step", name)
     assert result.exit_code == 2
-    assert "only mean something inside a whole run" in result.stderr
+    assert "run only as part of a whole run" in result.stderr
     assert f"{name}," not in mixtune("step", "dance").stderr
 
 
@@ -139,7 +139,7 @@ def test_paths_that_are_too_long_are_refused_in_a_sentence(tmp_path: Path) -> No
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
     result = mixtune("check", str(tmp_path / "none.yaml"))
     assert result.exit_code == 2
-    assert "there is no such file" in result.stderr
+    assert "no such file" in result.stderr
 
 
 @pytest.mark.parametrize("override", ["nonsense", "=1", "name.inner=1", "mixed.lambdas=[", "mixed.nothing=1"])
@@ -211,8 +211,9 @@ def test_one_step_from_a_shell(tmp_path: Path) -> None:
 def test_a_step_says_what_it_is_missing() -> None:
     result = mixtune("step", "pretrain", "--artifact", "nonsense=x", "--artifact", "data=y")
     assert result.exit_code == 2
-    for word in ("nonsense", "tokenizer", "model", "metrics"):
-        assert f"{word}: the step pretrain" in result.stderr
+    assert "nonsense: the step pretrain has no such argument" in result.stderr
+    for word in ("tokenizer", "model", "metrics"):
+        assert f"{word}: is required by the step pretrain" in result.stderr
     assert mixtune("step", "dance").exit_code == 2
 
 

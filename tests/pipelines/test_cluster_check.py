@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 from kubernetes import client
 from typer.testing import CliRunner, Result
 
@@ -20,7 +21,6 @@ from .kubernetes_server import KubernetesServer, local_queue, node
 
 TAINT = client.V1Taint(key="nvidia.com/gpu", value="present", effect="NoSchedule")
 LABELS = {"nvidia.com/gpu.present": "true"}
-CLOSED = "1 nodes fit nvidia.com/gpu.present=true, but they are closed:"
 GPU = ("--set", "placement.profile=nvidia", "--set", "placement.gpus=2")
 
 
@@ -60,11 +60,11 @@ def test_a_cluster_that_has_everything(cluster: KubernetesServer, kfp: KfpServer
     result = check(kfp, *GPU)
     assert result.exit_code == 0, result.output
     for words in (
-        "ok       tasks without a GPU: 1 of 2 nodes can take one",
-        "ok       GPU tasks: 1 of 2 nodes can take one",
+        "ok       tasks without a GPU: 1 of 2 nodes fit one",
+        "ok       GPU tasks: 1 of 2 nodes fit one",
         "ok       the secret mixtune-mlflow in kubeflow",
-        "ok       KFP answers at",
-        "ok       MLflow answers at",
+        "ok       KFP at",
+        "ok       MLflow at",
         "estimate: at most",
         "of storage for 6 models",
     ):
@@ -81,28 +81,28 @@ def test_all_that_is_missing_in_one_list(cluster: KubernetesServer, kfp: KfpServ
     assert result.exit_code == 2
     missing = [line for line in result.stdout.splitlines() if line.startswith("MISSING")]
     for words in (
-        "tasks without a GPU: they ask for 8Gi memory, but the largest node that they may go to has 1.0Gi",
-        "GPU tasks: no node fits nvidia.com/gpu.present=true (placement.profile)",
-        "the secret mixtune-mlflow is not there in the namespace kubeflow",
-        "the claim theirs is not there",
-        "the Kueue queue team is not there",
+        "tasks without a GPU: none of 1 nodes fits (1 of them: has 1Gi memory, needs 8Gi)",
+        "GPU tasks: none of 1 nodes fits (1 of them: no label nvidia.com/gpu.present=true); see placement.profile",
+        "the secret mixtune-mlflow does not exist in the namespace kubeflow",
+        "the claim theirs does not exist",
+        "the Kueue queue team does not exist",
         "--namespace: KFP at",
     ):
         assert any(words in line for line in missing), (words, missing)
     assert len(missing) == 6
-    assert "6 of these must be put right" in result.stderr
+    assert "6 of these must be fixed" in result.stderr
 
 
 @pytest.mark.parametrize(
     ("made", "told"),
     [
         (node("a", LABELS, [client.V1Taint(key="team", value="ours", effect="NoSchedule")], gpu="4"),
-         f"{CLOSED} taint team=ours:NoSchedule is not tolerated"),
-        (node("a", LABELS, [TAINT], gpu="1"), "they ask for 2 nvidia.com/gpu, but the largest node that they may go to has 1"),
-        (node("a", LABELS, [TAINT], gpu="4", cpu="2"), "they ask for 4 cpu, but the largest"),
-        (node("a", LABELS, [TAINT], ready=False, gpu="4"), f"{CLOSED} not ready"),
-        (node("a", LABELS, [TAINT], cordoned=True, gpu="4"), f"{CLOSED} cordoned"),
-        (node("a", {"nvidia.com/gpu.present": "false"}, gpu="4"), "no node fits nvidia.com/gpu.present=true"),
+         "taint team=ours:NoSchedule is not tolerated"),
+        (node("a", LABELS, [TAINT], gpu="1"), "has 1 nvidia.com/gpu, needs 2"),
+        (node("a", LABELS, [TAINT], gpu="4", cpu="2"), "has 2 cpu, needs 4"),
+        (node("a", LABELS, [TAINT], ready=False, gpu="4"), "taint node.kubernetes.io/not-ready:NoExecute"),
+        (node("a", LABELS, [TAINT], cordoned=True, gpu="4"), "taint node.kubernetes.io/unschedulable:NoSchedule"),
+        (node("a", {"nvidia.com/gpu.present": "false"}, gpu="4"), "no label nvidia.com/gpu.present=true"),
     ],
 )  # fmt: skip
 def test_why_no_gpu_node_fits(made: client.V1Node, told: str, cluster: KubernetesServer, kfp: KfpServer) -> None:
@@ -110,19 +110,30 @@ def test_why_no_gpu_node_fits(made: client.V1Node, told: str, cluster: Kubernete
     result = check(kfp, *GPU)
     assert result.exit_code == 2
     (line,) = [line for line in result.stdout.splitlines() if line.startswith("MISSING")]
-    assert f"GPU tasks: {told}" in line
+    assert line.startswith("MISSING  GPU tasks: none of 2 nodes fits (")
+    assert f"of them: {told}" in line
 
 
 def test_resources_on_different_nodes_are_no_node(cluster: KubernetesServer, kfp: KfpServer) -> None:
     cluster.nodes = [node("cpu"), node("a", LABELS, gpu="4", cpu="1"), node("b", LABELS, gpu="1", cpu="64")]
-    assert (
-        "no single node that they may go to has all of 2 nvidia.com/gpu, 4 cpu, 32Gi memory" in check(kfp, *GPU).stdout
-    )
+    printed = check(kfp, *GPU).stdout
+    assert "GPU tasks: none of 3 nodes fits (1 of them: no label nvidia.com/gpu.present=true; " in printed
+    assert "1 of them: has 1 cpu, needs 4; 1 of them: has 1 nvidia.com/gpu, needs 2)" in printed
+
+
+def test_what_is_not_compared_is_said(cluster: KubernetesServer, kfp: KfpServer, tmp_path: Path) -> None:
+    own = {"accelerator": "nvidia.com/gpu", "description": "ours", "gpu_affinity": {"podAffinity": {}}}
+    (tmp_path / "profiles.yaml").write_text(yaml.safe_dump({"ours": own}))
+    profile = ("--set", "placement.profile=ours", "--set", f"placement.profiles_file={tmp_path / 'profiles.yaml'}")
+    cluster.nodes = [node("gpu", gpu="4")]
+    result = check(kfp, *profile, "--set", "placement.gpus=2")
+    assert result.exit_code == 0, result.output
+    assert "the gpu_affinity of the profile ours is not compared with the nodes" in result.stdout
 
 
 def test_cpu_tasks_do_not_fit_on_gpu_nodes(cluster: KubernetesServer, kfp: KfpServer) -> None:
     cluster.nodes = [node("gpu", LABELS, gpu="4")]
-    assert "tasks without a GPU: no node fits what keeps them off GPU nodes" in check(kfp, *GPU).stdout
+    assert "tasks without a GPU: none of 1 nodes fits (1 of them: a GPU node)" in check(kfp, *GPU).stdout
     assert check(kfp, *GPU, "--set", "placement.cpu_tasks_on_gpu_nodes=true").exit_code == 0
 
 
@@ -160,9 +171,9 @@ def test_a_queue_without_its_cluster_queue_is_not_good(
     cluster.queues["kubeflow", "q"] = local_queue(said, active="False")
     result = check(kfp, "--set", "placement.queue=q")
     assert result.exit_code == 2
-    assert f"MISSING  the Kueue queue q in kubeflow takes no pods: {said}; see k8s/overlays/kueue" in result.stdout
+    assert f"MISSING  the Kueue queue q in kubeflow admits no pods: {said}; see k8s/overlays/kueue" in result.stdout
     cluster.queues["kubeflow", "q"] = local_queue(active=None)
-    assert "takes no pods: Kueue has not said that it is active" in check(kfp, "--set", "placement.queue=q").stdout
+    assert "admits no pods: Kueue has not reported it as active" in check(kfp, "--set", "placement.queue=q").stdout
     cluster.queues["kubeflow", "q"] = local_queue()
     result = check(kfp, "--set", "placement.queue=q")
     assert result.exit_code == 0, result.output
@@ -173,13 +184,13 @@ def test_rights_that_this_user_has_not(cluster: KubernetesServer, kfp: KfpServer
     cluster.forbidden = "nodes|secrets"
     result = check(kfp, *GPU)
     assert result.exit_code == 0
-    assert "?        nodes may not be looked at: this user has no right to list nodes" in result.stdout
-    assert "this user has no right to get secrets" in result.stdout
+    assert "?        nodes: not checked, since this user has no permission to list nodes" in result.stdout
+    assert "this user has no permission to get secrets" in result.stdout
     kfp.forbidden = "runs"
     result = check(kfp, *GPU)
     assert result.exit_code == 4
-    assert "AWAY     --host: KFP at" in result.stdout
-    assert "does not let this user list the runs" in result.stdout
+    assert "NO REPLY --host: KFP at" in result.stdout
+    assert "does not permit this user to list the runs" in result.stdout
 
 
 def test_servers_that_do_not_answer(
@@ -189,17 +200,17 @@ def test_servers_that_do_not_answer(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     result = check(kfp)
     assert result.exit_code == 4
-    assert "AWAY     KUBECONFIG: the cluster answers 503 when asked to list nodes" in result.stdout
-    assert "AWAY     MLFLOW_TRACKING_URI: no MLflow server answers at http://127.0.0.1:9" in result.stdout
+    assert "NO REPLY KUBECONFIG: the cluster answered 503 to the request to list nodes" in result.stdout
+    assert "NO REPLY MLFLOW_TRACKING_URI: no MLflow server answers at http://127.0.0.1:9" in result.stdout
     cluster.broken, cluster.token = None, "another"
-    assert "the cluster turns these credentials away (401)" in check(kfp).stdout
+    assert "the cluster rejects these credentials (401)" in check(kfp).stdout
     monkeypatch.setenv("KUBECONFIG", str(tmp_path / "none"))
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
     result = check(None)
     assert result.exit_code == 2
-    assert "AWAY     KUBECONFIG: no cluster is named there" in result.stdout
+    assert "NO REPLY KUBECONFIG: names no cluster" in result.stdout
     assert "MISSING  --host: is not given" in result.stdout
-    assert "?        MLflow was not looked at" in result.stdout
+    assert "?        MLflow was not checked" in result.stdout
 
 
 def test_gpu_hours_are_flops_over_speed() -> None:

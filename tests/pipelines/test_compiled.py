@@ -15,7 +15,7 @@ from kubernetes import client
 
 from mixtune.components.config import HEADLINE, SECTIONS
 from mixtune.components.shared.errors import RefusedError
-from mixtune.components.shared.runtime import STEPS as ALL_STEPS
+from mixtune.components.shared.task_name import STEPS as ALL_STEPS
 from mixtune.pipelines.cli.commands import compile_pipeline
 from mixtune.pipelines.cluster.rerun import compiled_in
 from mixtune.pipelines.configuration import read_config

@@ -15,7 +15,7 @@ import yaml
 
 from mixtune.components.config import load
 from mixtune.components.shared.errors import RefusedError
-from mixtune.components.shared.runtime import STEPS
+from mixtune.components.shared.task_name import STEPS
 from mixtune.pipelines.cli.commands import compile_pipeline
 from mixtune.pipelines.images import Images, images
 from mixtune.pipelines.local.containers import Containers, _environment, _read

@@ -70,7 +70,7 @@ def test_a_run_that_is_killed_in_training_ends_with_the_same_report(
     assert not psutil.wait_procs(everyone, timeout=20)[1], "no process is left"
     if number == signal.SIGTERM:
         assert process.returncode == 143
-        assert told == ("mixtune: ended by SIGTERM; what was finished is kept; the same command goes on from there\n")
+        assert told == ("mixtune: ended by SIGTERM; finished steps are kept; run the same command again to continue\n")
         assert [run.info.status for run in project.pipeline_runs()] == ["KILLED"]
     finished = project.ran() - {"mixed-0.3"}
     assert finished > {"prepare pretrain", "prepare finetune", "pretrain"}

@@ -16,12 +16,15 @@ from mixtune.components.shared.artifacts import ModelCard, write_json
 from mixtune.components.shared.errors import RefusedError, cannot_be_written
 from mixtune.components.shared.outcome import Outcome
 from mixtune.components.shared.running.context import note_progress
+from mixtune.components.shared.tracking.connection import connect
+from mixtune.components.shared.tracking.verdict import judge
 from mixtune.pipelines.cli.commands import _print_verdict
 from mixtune.pipelines.configuration import ready_made
 from mixtune.pipelines.display import Display, candidates_table
+from mixtune.pipelines.ended import Ended
 from mixtune.pipelines.local.folder import Run, claim
 from mixtune.pipelines.local.publishing import keep_history, publish
-from mixtune.pipelines.local.run import Ended, _conclude, _notes
+from mixtune.pipelines.local.run import _conclude, _notes, tracking_uri
 from tests.conftest import small_disk
 
 
@@ -43,7 +46,8 @@ class Made:
         gate = {"passed": True, "reasons": []}
         write_json(comparison / "models.json", {name: str(self.cache / name) for name in models})
         write_json(comparison / "report.json", {"name": id, "selected": models[-1], "gate": gate})
-        self.compared = Outcome(title="compare", kind="done", artifacts={"comparison": str(comparison)})
+        facts = {"gate": "passed", "selected": models[-1]}
+        self.compared = Outcome(title="compare", kind="done", artifacts={"comparison": str(comparison)}, facts=facts)
 
     @property
     def models(self) -> Path:
@@ -55,7 +59,7 @@ class Made:
     def conclude(self, *outcomes: Outcome) -> Ended:
         for outcome in outcomes:
             outcome.save(self.run.outcomes)
-        return _conclude(self.run, self.config, None, Display(Console(file=io.StringIO())))
+        return _conclude(self.run, self.config, None)
 
 
 @pytest.fixture
@@ -74,9 +78,10 @@ def test_all_steps_done_is_status_0(made: Made) -> None:
 def test_a_gate_that_ends_the_run_as_failed_is_status_3_and_its_report_is_published(made: Made) -> None:
     report = made.cache / "comparison" / "report.json"
     write_json(report, {"name": "one", "selected": "mixed-0.3", "gate": {"passed": False, "reasons": []}})
-    compared = made.compared.model_copy(update={"kind": "gate_not_met", "sentences": ["the gate is not met: a"]})
+    changes = {"kind": "gate_not_met", "sentences": ["the gate is not met: a"], "facts": {"gate": "not met"}}
+    compared = made.compared.model_copy(update=changes)
     ended = made.conclude(compared, done("finish"))
-    assert (ended.status, ended.failures) == (3, [])
+    assert (ended.status, ended.problems) == (3, [])
     assert ended.report is not None
     assert (made.run.output / "report" / "report.json").is_file()
     assert _notes(made.run) == ["compare: the gate is not met: a"]
@@ -85,8 +90,10 @@ def test_a_gate_that_ends_the_run_as_failed_is_status_3_and_its_report_is_publis
 def test_a_register_step_that_was_killed_is_a_failure(made: Made) -> None:
     ended = made.conclude(made.compared, done("finish"))
     assert ended.status == 1
-    assert ended.failures[0].sentences == ["register ended without a word (killed?), so nothing was registered"]
-    assert ended.failures[0].log == str(made.run.logs / "kfp.log")
+    assert ended.problems == [
+        "register: ended without an outcome record (probably killed), so nothing was registered",
+        f"register: its log is {made.run.logs / 'kfp.log'}",
+    ]
     assert ended.report is not None
 
 
@@ -100,14 +107,44 @@ def test_every_step_that_started_and_left_no_record_is_named(made: Made, monkeyp
         file.write('{"title": "half a li')
     ended = made.conclude(done("pretrain"), done("finish"))
     assert ended.status == 1
-    assert ended.failures[0].sentences == [f"{one} ended without a word (killed?)" for one in ("mixed-0.3", "finetune")]
+    log = made.run.logs / "kfp.log"
+    assert ended.problems == [
+        line
+        for one in ("mixed-0.3", "finetune")
+        for line in (f"{one}: ended without an outcome record (probably killed)", f"{one}: its log is {log}")
+    ]
 
 
 def test_a_step_that_was_refused_gives_the_status_also_where_another_was_killed(made: Made) -> None:
     refused = Outcome(title="register", kind="refused", sentences=["no"])
     ended = made.conclude(made.compared, refused, done("finish"))
     assert ended.status == 2
-    assert [one.sentences for one in ended.failures] == [["no"]]
+    assert ended.problems == ["register: no"]
+
+
+def test_a_finish_that_failed_gives_its_status(made: Made) -> None:
+    finish = Outcome(title="finish", kind="unreachable", sentences=["no MLflow server answers"])
+    ended = made.conclude(made.compared, done("register"), finish)
+    assert (ended.status, ended.problems) == (4, ["finish: no MLflow server answers"])
+
+
+def test_a_run_without_a_finish_has_failed(made: Made) -> None:
+    ended = made.conclude(made.compared, done("register"))
+    assert ended.status == 1
+    assert ended.problems == [f"the pipeline ended early; see {made.run.logs / 'kfp.log'}"]
+
+
+@pytest.mark.parametrize(("stopped", "status"), [("interrupted", 130), ("terminated", 143)])
+def test_a_stopped_run_is_closed_with_the_verdict_of_every_run(
+    made: Made, monkeypatch: pytest.MonkeyPatch, stopped: Literal["interrupted", "terminated"], status: int
+) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    Outcome(title="pretrain", kind="terminated", sentences=["ended by SIGTERM"]).save(made.run.outcomes)
+    ended = _conclude(made.run, made.config, stopped=stopped)
+    assert (ended.status, ended.problems) == (status, [])
+    client = connect(tracking_uri(made.config, made.run.output))
+    (run,) = client.search_runs([one.experiment_id for one in client.search_experiments()])
+    assert (run.info.status, run.data.tags["mixtune.verdict"]) == ("KILLED", judge([], {}, "CANCELED").sentence)
 
 
 def test_publishing_leaves_alone_what_is_the_users(made: Made) -> None:
@@ -131,7 +168,7 @@ def test_something_of_the_users_in_a_models_place_is_kept_and_named(made: Made) 
         (made.models / name / "thesis.txt").write_text("years")
     ended = made.conclude(made.compared, done("register"), done("finish"))
     assert ended.status == 2
-    assert len(ended.failures[0].sentences) == 2
+    assert [problem.partition(":")[0] for problem in ended.problems] == ["models", "models"]
     for name in ("mixed-0.3", "selected"):
         assert (made.models / name / "thesis.txt").is_file()
     assert (made.models / "pretrained" / "mixtune.json").is_file()

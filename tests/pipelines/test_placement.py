@@ -195,7 +195,7 @@ def test_profiles_of_the_users(tmp_path: Path) -> None:
     ("text", "told"),
     [
         (None, "cannot be read"),
-        ("a: [", "is no valid YAML"),
+        ("a: [", "is not valid YAML"),
         ("- a", "must hold profiles by name, found list"),
         ("ours: {description: x, gpu: 1}\nmore: {}", r"ours\.gpu.*more\.description"),
     ],

@@ -10,14 +10,14 @@ import pytest
 import yaml
 
 from mixtune.components.config import parameters
+from mixtune.components.shared.task_name import TaskName
 from mixtune.components.shared.tracking.connection import connect
 from mixtune.components.shared.tracking.tracker import Tracker
 from mixtune.pipelines.cluster import slow, tracked, waiting
 from mixtune.pipelines.cluster.api import Api, Connection, Patience
-from mixtune.pipelines.cluster.records import Ended
 from mixtune.pipelines.cluster.waiting import wait_for
 from mixtune.pipelines.configuration import read_config
-from mixtune.pipelines.titles import step_of_task, title_of
+from mixtune.pipelines.ended import Ended
 
 from .kfp_server import Fault, KfpServer
 
@@ -205,12 +205,13 @@ def test_a_call_that_takes_long_is_told_once(
     lines: list[str] = []
     patience = Patience(seconds=20.0, first=0.3, longest=0.3, answer=0.3)
     wait_for(Api(Connection(server.url), patience, lines.append), run, None, lines.append)
-    why = "no answer in time" if kind == "hang" else "status 503"
+    why = "timeout" if kind == "hang" else "status 503"
     told = [line for line in lines if line.startswith("KFP")]
     assert len(told) == 2
     assert told[0].startswith(f"KFP at {server.url} does not answer")
-    assert told[0].endswith("when asked to show the run; trying for 20 s")
-    assert f" ({why}) " in told[0] or kind == "hang"
+    assert told[0].endswith("; retrying for 20 s")
+    assert "the request to get the run" in told[0]
+    assert f" ({why}); " in told[0] or kind == "hang"
     assert told[1] == "KFP answers again"
 
 
@@ -220,11 +221,8 @@ def test_the_titles_are_those_of_the_tasks_of_the_package() -> None:
     titles = {}
     for component in package["components"].values():
         for name, task in component.get("dag", {}).get("tasks", {}).items():
-            if step_of_task(name):
-                titles[name] = (title_of(name), task["taskInfo"]["name"])
-    words = {"fine-tuning stream": "finetune", "pretraining stream": "pretrain", "fine-tuned": "finetuned"}
+            if found := TaskName.of_package_task(name):
+                titles[name] = (found, task["taskInfo"]["name"])
     for title, shown in titles.values():
-        for word, short in words.items():
-            shown = shown.replace(word, short)
-        assert title in (shown, f"{shown} (mixed)")
-    assert {"evaluate interpolated", "prepare finetune", "register"} <= {title for title, _ in titles.values()}
+        assert title.words in (shown, f"{shown} (mixed)")
+    assert {"evaluate interpolated", "prepare finetune", "register"} <= {str(title) for title, _ in titles.values()}

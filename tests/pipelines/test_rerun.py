@@ -278,7 +278,7 @@ def test_a_list_of_artifacts(server: KfpServer, api: Api, earlier: str, on_recor
 def test_one_task_by_its_title(api: Api, earlier: str, on_record: str) -> None:
     (made,) = rerun.rerun_only(api, earlier, "evaluate mixed-0.3", [], "key")
     assert made.name == "demo evaluate mixed-0.3 key evaluate mixed-0.3"
-    with pytest.raises(RefusedError, match=r"has no mixed-0\.9 on record; it has "):
+    with pytest.raises(RefusedError, match=r"has no record of mixed-0\.9; it has records of "):
         rerun.rerun_only(api, earlier, "mixed-0.9", [])
 
 
@@ -307,14 +307,14 @@ def test_forgetting_leaves_what_comes_before(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_a_run(tmp_path: Path) -> None:
-    with pytest.raises(RefusedError, match="holds no run"):
+    with pytest.raises(RefusedError, match="contains no run"):
         forget_from(tmp_path, "mixed", [])
     (tmp_path / ".mixtune" / "outcomes" / "one").mkdir(parents=True)
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(read_config(None).model_dump(mode="json")))
-    with pytest.raises(RefusedError, match="has no mixed on record"):
+    with pytest.raises(RefusedError, match="has no record of mixed"):
         run_only(tmp_path, "mixed", [])
     Outcome(title="mixed-0.3", kind="done").save(tmp_path / ".mixtune" / "outcomes" / "one")
-    with pytest.raises(RefusedError, match="run it by --from"):
+    with pytest.raises(RefusedError, match="use --from"):
         run_only(tmp_path, "mixed", [])
 
 

@@ -86,7 +86,7 @@ def test_allowed_to_go_on_a_run_ends_well_and_is_on_record_after_a_sync(project:
         client = connect(server.uri)
         assert len(client.get_metric_history(nested["mixed-0.3"].info.run_id, "loss_finetune")) == 2
         assert "report/report.html" in {one.path for one in client.list_artifacts(parent.info.run_id, "report")}
-    assert done.stdout == "nothing is undelivered in the runs below runs\n"
+    assert done.stdout == "no records are left to deliver in the runs below runs\n"
 
     status, _, printed = project.run()
     assert status == 0, printed

@@ -146,7 +146,7 @@ def test_without_kubernetes_a_driver_is_explained_by_its_log(server: KfpServer, 
 def test_where_nothing_can_be_read_it_is_said_where_to_look(server: KfpServer, values: dict[str, Any]) -> None:
     result = wait(server, server.replay("platform-failure", parameters=values))
     assert problems(result) == [
-        f"mixtune: the run: failed; look at its log: {server.url}/#/runs/details/{PLATFORM} or "
+        f"mixtune: the run: failed; see its log: {server.url}/#/runs/details/{PLATFORM} or "
         f"`kubectl describe pods --namespace kubeflow --selector pipeline/runid={PLATFORM}`"
     ]
 
@@ -208,8 +208,8 @@ def test_why_a_task_does_not_start_is_told_once_and_when_it_changes(
     result = wait(server, run)
     assert lines(result) == [
         "evaluate mixed-0.3 pending: waits in the Kueue queue",
-        f"evaluate mixed-0.3 pending: no node takes its pod: {UNSCHEDULABLE}",
-        "evaluate mixed-0.3 pending: no node takes its pod: 0/3 nodes are available: 3 Insufficient cpu.",
+        f"evaluate mixed-0.3 pending: its pod cannot be scheduled: {UNSCHEDULABLE}",
+        "evaluate mixed-0.3 pending: its pod cannot be scheduled: 0/3 nodes are available: 3 Insufficient cpu.",
         "evaluate mixed-0.3 pending: its image registry/mixtune-evaluate:1 cannot be pulled: not found",
         'evaluate mixed-0.3 pending: its container cannot be started: secret "mixtune-mlflow" not found',
         "evaluate mixed-0.3 stopped 1112 s",
@@ -274,7 +274,7 @@ def test_a_killed_attempt_is_told_while_the_task_is_tried_again(
     run = server.replay("succeeded", parameters=values, moments=["11:14:00", "11:14:10"])
     told = [line for line in lines(wait(server, run)) if "killed" in line]
     assert told == [
-        "mixed-0.3 was killed because its memory was used up (limit 2Gi); raise placement.memory or placement.gpu_memory"
+        "mixed-0.3 was killed because it ran out of memory (limit 2Gi); raise placement.memory or placement.gpu_memory"
     ]
 
 
@@ -288,10 +288,14 @@ def test_pending_too_long_ends_the_wait_with_a_status_of_its_own(server: KfpServ
     result = wait(server, run, "--pending-timeout", "15m", "--json")
     assert result.exit_code == 5
     printed = json.loads(result.stdout)
-    assert (printed["outcome"], printed["exit_status"], printed["verdict"]) == ("pending", 5, "the run goes on")
+    assert (printed["outcome"], printed["exit_status"]) == ("pending", 5)
+    assert printed["verdict"] == "a task was pending for longer than --pending-timeout; the run continues"
     (sentence,) = printed["problems"]
     assert sentence.startswith("evaluate mixed-0.3: has been pending for ")
-    assert f"no node takes its pod: {UNSCHEDULABLE}; the run goes on; wait for it with `mixtune wait {run}" in sentence
+    assert (
+        f"its pod cannot be scheduled: {UNSCHEDULABLE}; the run continues; wait for it with `mixtune wait {run}"
+        in sentence
+    )
     assert server.count("POST", "") == 0
     assert wait(server, run, "--pending-timeout", "soon").exit_code == 2
 
@@ -313,7 +317,7 @@ def test_without_rights_the_command_to_look_with_is_told(
     server.replay("pending-then-stopped", parameters={"config": "{}"}, moments=["11:51:00"] * 3)
     result = wait(server, run, "--pending-timeout", "15m")
     assert result.exit_code == 5
-    assert f"see why: {command}; the run goes on" in problems(result)[0]
+    assert f"see why: {command}; the run continues" in problems(result)[0]
 
 
 def test_what_kfp_called_pending_before_other_tasks_ended_is_not_believed(
@@ -340,7 +344,7 @@ def test_a_cluster_that_does_not_answer_is_told_once(
     run = server.replay("cached", parameters=values, moments=["11:26:30"] * 3)
     result = wait(server, run)
     told = [line for line in result.stdout.splitlines() if "Kubernetes API" in line]
-    assert told == ["the Kubernetes API does not answer (status 503), so it is not shown why a task waits"]
+    assert told == ["the Kubernetes API does not answer (status 503), so the reasons of pending tasks are not shown"]
 
 
 @pytest.mark.parametrize(
@@ -350,7 +354,7 @@ def test_a_cluster_that_does_not_answer_is_told_once(
         ("main: Error (exit code 1)", ""),
         ("Error (exit code 1)", ""),
         ("main: Error (exit code 1): data.finetune: is empty", "data.finetune: is empty"),
-        ("OOMKilled (exit code 137)", "was killed because its memory was used up; raise placement.memory or "
+        ("OOMKilled (exit code 137)", "was killed because it ran out of memory; raise placement.memory or "
          "placement.gpu_memory"),
         ("pod deleted", "pod deleted"),
         ("", ""),

@@ -14,7 +14,7 @@ GATE_NOT_MET = "gate_not_met"
 FAILED_STATES = frozenset({"FAILED", "ERROR"})
 STOPPED_STATES = frozenset({"CANCELLED", "CANCELED", "CANCELING"})
 """KFP uses different spellings for a run and for the exit task."""
-ENDED_WITHOUT_RECORD = "ended without a record of why (killed?)"
+ENDED_WITHOUT_RECORD = "ended without an outcome record (probably killed)"
 
 RunStatus = Literal["FINISHED", "FAILED", "KILLED"]
 
@@ -61,12 +61,14 @@ class Verdict:
         sentence: the verdict for people; the tag `mixtune.verdict`.
         problems: a sentence for each step that failed, or for the gate.
         status: MLflow's status for the parent run.
+        failed: steps that failed.
     """
 
     kind: str
     sentence: str
     problems: tuple[str, ...] = ()
     status: RunStatus = "FINISHED"
+    failed: tuple[StepRun, ...] = ()
 
 
 def status_of(kind: str) -> RunStatus:
@@ -76,10 +78,10 @@ def status_of(kind: str) -> RunStatus:
 
 
 def judge(steps: Iterable[StepRun], parent_tags: Mapping[str, str], state: str, error: str = "") -> Verdict:
-    """Decides how a pipeline run ended.
+    """Decides how a pipeline run ended, on this machine or on a cluster.
 
     The recorded outcomes decide. KFP's state only counts if it is a failure or a stop: the exit task gets COMPLETE or even
-    RUNNING for a successful run.
+    RUNNING for a successful run. The step `finish`, which itself asks for the verdict, only counts if the state is a failure.
 
     Args:
         steps: all attempts at all steps, oldest first. Of several attempts at a step the last one counts.
@@ -87,23 +89,27 @@ def judge(steps: Iterable[StepRun], parent_tags: Mapping[str, str], state: str, 
         state: KFP's state of the run or of the exit task's `PipelineTaskFinalStatus`.
         error: KFP's message, if there is one.
     """
-    last = {step.title: step for step in steps if step.title != "finish"}
+    last = {step.title: step for step in steps}
+    finish = last.pop("finish", None)
     state = state.upper()
     gate, selected, reasons = (_from_compare(name, last, parent_tags) for name in ("gate", "selected", "gate_reasons"))
-    if state in STOPPED_STATES:
-        return Verdict("interrupted", "stopped", status="KILLED")
     failed = [step for step in last.values() if step.kind not in ("done", "running", GATE_NOT_MET)]
+    if state in STOPPED_STATES:
+        return Verdict("interrupted", "stopped", status="KILLED", failed=tuple(failed))
     ended_by_the_gate = any(step.kind == GATE_NOT_MET for step in last.values())
-    if not failed and state in FAILED_STATES and not ended_by_the_gate:
-        # An open run of a step in a failed pipeline run means that the step was killed before it could record why.
-        failed = [step for step in last.values() if step.kind == "running"]
-        if not failed:
+    if state in FAILED_STATES:
+        if not failed and not ended_by_the_gate:
+            # An open run of a step in a failed pipeline run means that the step was killed before it could record why.
+            failed = [step for step in last.values() if step.kind == "running"]
+        if finish is not None and finish.kind not in ("done", "running"):
+            failed.append(finish)
+        if not failed and not ended_by_the_gate:
             problem = error or f"KFP says {state}"
             return Verdict("failed", f"failed: {problem}", (problem,), "FAILED")
     if failed:
         problems = tuple(f"{step.title}: {step.sentence}" for step in failed)
         kind = failed[0].kind if failed[0].kind in ("refused", "unreachable") else "failed"
-        return Verdict(kind, "failed: " + "; ".join(problems), problems, "FAILED")
+        return Verdict(kind, "failed: " + "; ".join(problems), problems, "FAILED", tuple(failed))
     if gate == "passed":
         return Verdict("done", f"gate passed: {selected}")
     if gate:

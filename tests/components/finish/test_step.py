@@ -92,7 +92,7 @@ def test_a_step_that_was_killed_is_named(store: str) -> None:
     Tracker.open("pretrain", "pretrain", "run-1").close("FINISHED", {"kind": "done"})
     Tracker.open("mixed", "mixed-0.3", "run-1")
     verdict = finish("FAILED")[0].facts["verdict"]
-    assert verdict == "failed: mixed-0.3: ended without a record of why (killed?)"
+    assert verdict == "failed: mixed-0.3: ended without an outcome record (probably killed)"
 
 
 @pytest.mark.parametrize("state", ["COMPLETE", "FAILED"])

@@ -19,7 +19,8 @@ from mixtune.components.finetune.config import Finetune, FinetuneStep
 from mixtune.components.shared import runtime
 from mixtune.components.shared.artifacts import Artifact
 from mixtune.components.shared.outcome import Outcome, load_outcomes
-from mixtune.components.shared.runtime import OUTPUTS, STEPS, _given, launch
+from mixtune.components.shared.runtime import OUTPUTS, _given, launch
+from mixtune.components.shared.task_name import STEPS
 from mixtune.components.shared.tracking.connection import connect
 from tests.conftest import small_disk
 

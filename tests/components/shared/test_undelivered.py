@@ -195,7 +195,7 @@ def test_what_a_step_could_not_deliver_is_said_and_synced(
     info = connect(server.uri).get_run(tracker.run_id).info
     assert info.status == "FINISHED"
     assert info.end_time <= ended, "the step ended then, not when it was delivered"
-    assert sync(str(run)) == (0, f"nothing is undelivered in {run}\n")
+    assert sync(str(run)) == (0, f"no records are left to deliver in {run}\n")
 
     # Killed before it noted anything of what it had delivered: the same again changes nothing.
     shutil.copytree(before, journal_of(run), dirs_exist_ok=True)
@@ -347,7 +347,7 @@ def test_a_step_that_was_killed_with_nothing_undelivered_is_ended_by_a_sync(
     assert connect(uri).get_run(killed.stdout.strip()).info.status == "RUNNING"
     assert sync(str(run)) == (0, f"{run}: delivered to MLflow at {uri}: 1 end of a run\n")
     assert connect(uri).get_run(killed.stdout.strip()).info.status == "KILLED"
-    assert sync(str(run))[1] == f"nothing is undelivered in {run}\n"
+    assert sync(str(run))[1] == f"no records are left to deliver in {run}\n"
 
 
 def test_a_new_attempt_ends_the_run_that_a_killed_one_left_open(
@@ -401,10 +401,10 @@ def test_sync_refuses_a_folder_that_is_no_run_and_has_nothing_to_do_where_there_
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert sync() == (0, "nothing is undelivered in runs (there is no run)\n")
+    assert sync() == (0, "no records are left to deliver in runs (there is no run)\n")
     status, printed = sync(str(tmp_path))
     assert status == 2
-    assert "is no output folder of a mixtune run" in printed
+    assert "is not the output folder of a mixtune run" in printed
 
 
 def test_sync_imports_neither_torch_nor_mlflow_where_nothing_is_undelivered(run: Path) -> None:

@@ -70,6 +70,15 @@ def test_a_stopped_run(state: str) -> None:
     assert (verdict.kind, verdict.status) == ("interrupted", "KILLED")
 
 
+def test_finish_counts_only_in_a_failed_run() -> None:
+    steps = [step("compare", "done"), step("finish", "unreachable", "no MLflow", "FAILED")]
+    verdict = judge(steps, PASSED, "FAILED")
+    assert (verdict.kind, verdict.problems) == ("unreachable", ("finish: no MLflow",))
+    # KFP does not run finish again if a retry repairs the run.
+    assert judge(steps, PASSED, "SUCCEEDED").sentence == "gate passed: mixed-0.3"
+    assert judge([step("finish", status="RUNNING")], PASSED, "COMPLETE").kind == "done"
+
+
 def test_a_platform_failure_is_told_in_kfps_words_where_it_has_some() -> None:
     assert judge([], {}, "FAILED", "Task plan failed.").sentence == "failed: Task plan failed."
     assert judge([], {}, "FAILED").sentence == "failed: KFP says FAILED"
