@@ -6,6 +6,7 @@ import io
 import json
 import os
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import yaml
