@@ -1,6 +1,7 @@
 """Splits the pinned requirements into what the steps without a model need and what the others need on top.
 
-python docker/split_requirements.py          writes docker/requirements-{light,torch,cpu,cuda}.txt
+python docker/split_requirements.py          writes docker/requirements-{light,torch,cpu,cuda}.txt, and the comments of
+                                             requirements.txt, which name the packages that need each one
 
 The closures are those of pyproject.toml's dependencies, as the installed packages tell them; the versions are the pins of
 requirements.txt and requirements-dev.txt. torch itself stands in the files of its two builds. What the CUDA build requires
@@ -30,8 +31,8 @@ def split(root: Path = ROOT) -> dict[str, list[str]]:
     project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extras = project["optional-dependencies"]
     pins = _pins(root / "requirements.txt") | _pins(root / "requirements-dev.txt")
-    light = closure([*project["dependencies"], *extras["s3"]])
-    torch = closure([*extras["torch"], *extras["lm-eval"]]) - light - {"torch"}
+    light = closure([*project["dependencies"], *extras["s3"]]).keys()
+    torch = closure([*extras["torch"], *extras["lm-eval"]]).keys() - light - {"torch"}
     return {
         "requirements-light.txt": [f"{name}=={pins[name]}" for name in sorted(light)],
         "requirements-torch.txt": [f"{name}=={pins[name]}" for name in sorted(torch)],
@@ -62,27 +63,39 @@ def cuda(constraints: Iterable[str], root: Path = ROOT) -> list[str]:
     return [torch, *sorted(f"{name}=={version}" for name, version in found.items() if name not in others)]
 
 
-def closure(requirements: Iterable[str]) -> set[str]:
-    """Names of the installed packages that these requirements come to."""
-    found: set[tuple[str, frozenset[str]]] = set()
-    left = [Requirement(one) for one in requirements]
+def with_reasons(root: Path = ROOT) -> list[str]:
+    """Returns the pins of requirements.txt, each with a comment that names the packages that require it."""
+    project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    needed = closure([*project["dependencies"], *project["optional-dependencies"]["torch"]])
+    pins = _pins(root / "requirements.txt")
+    return [f"{name}=={pins[name]}  # {', '.join(sorted(needed.get(name, ())))}" for name in sorted(pins)]
+
+
+def closure(requirements: Iterable[str]) -> dict[str, set[str]]:
+    """Returns the installed packages that these requirements come to, each with the packages that require it."""
+    found: dict[str, set[str]] = {}
+    seen: set[tuple[str, frozenset[str]]] = set()
+    left = [("mixtune", Requirement(one)) for one in requirements]
     while left:
-        wanted = left.pop()
-        key = (_normal(wanted.name), frozenset(wanted.extras))
-        if key in found:
+        parent, wanted = left.pop()
+        name = _normal(wanted.name)
+        found.setdefault(name, set()).add(parent)
+        key = (name, frozenset(wanted.extras))
+        if key in seen:
             continue
-        found.add(key)
+        seen.add(key)
         for text in metadata.requires(wanted.name) or []:
             one = Requirement(text)
             extras = wanted.extras or {""}
             if one.marker is None or any(one.marker.evaluate({"extra": extra}) for extra in extras):
-                left.append(one)
-    return {name for name, _ in found}
+                left.append((name, one))
+    return found
 
 
 def _pins(file: Path) -> dict[str, str]:
     lines = [line for line in file.read_text(encoding="utf-8").splitlines() if "==" in line and line[0] != "#"]
-    return {_normal(name): version.removeprefix("=") for name, _, version in (line.partition("==") for line in lines)}
+    pins = (line.partition("#")[0].strip().partition("==") for line in lines)
+    return {_normal(name): version.removeprefix("=") for name, _, version in pins}
 
 
 def _normal(name: str) -> str:
@@ -91,6 +104,9 @@ def _normal(name: str) -> str:
 
 def main() -> None:
     """Writes all files."""
+    whole = ROOT / "requirements.txt"
+    first = whole.read_text(encoding="utf-8").splitlines()[0]
+    whole.write_text("\n".join([first, *with_reasons(), ""]), encoding="utf-8")
     files = split()
     for name, lines in files.items():
         _write(name, lines)

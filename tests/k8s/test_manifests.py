@@ -259,7 +259,8 @@ def test_the_claim_for_checkpoints_is_looked_at_as_a_step_would(tmp_path: Path) 
 def test_the_servers_image_holds_what_is_tested_here() -> None:
     pins: dict[str, str] = {}
     for name in ("requirements.txt", "requirements-dev.txt"):
-        pins |= dict(line.split("==") for line in (ROOT / name).read_text().splitlines() if "==" in line)
+        lines = (line.partition("#")[0].strip() for line in (ROOT / name).read_text().splitlines())
+        pins |= dict(line.split("==") for line in lines if line)
     image = dict(
         line.split("==") for line in (ROOT / "docker/mlflow/requirements.txt").read_text().splitlines() if "==" in line
     )

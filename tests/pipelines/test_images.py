@@ -72,6 +72,13 @@ def test_the_files_of_requirements_are_the_whole_one_split(monkeypatch: pytest.M
     assert together.keys() - whole.keys() <= _pins(ROOT / "requirements-dev.txt").keys()
 
 
+def test_every_pinned_package_has_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    tool = _split_requirements(monkeypatch)
+    lines = (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()[1:]
+    assert lines == tool.with_reasons(), "run docker/split_requirements.py"
+    assert not [line for line in lines if line.endswith("# ")], "nothing needs these packages"
+
+
 def test_the_cuda_build_gets_all_that_torch_requires(monkeypatch: pytest.MonkeyPatch) -> None:
     """Extras included: the libraries of `cuda-toolkit[cublas,...]` come by those alone, and the images' pip follows none."""
     tool = _split_requirements(monkeypatch)
