@@ -10,6 +10,7 @@ from ..shared.checkpoints.resume import TrainingJob
 from ..shared.config import Budget
 from ..shared.data.prepared import DataManifest, Documents
 from ..shared.errors import RefusedError
+from ..shared.model.device import pick_device
 from ..shared.model.loading import add_task_head, load_model
 from ..shared.model.masking import Masking
 from ..shared.model.mixed_model import MixedModel
@@ -64,7 +65,7 @@ def run(
         head = training.head_learning_rate or training.learning_rate
         training = training.model_copy(update={"learning_rate": chosen.learning_rate, "head_learning_rate": head})
     assert labelled.task is not None
-    mixed_model = load_model(start.path, attention=training.attention)
+    mixed_model = load_model(start.path, pick_device(), attention=training.attention)
     add_task_head(mixed_model, labelled.task, labelled.labels, seed)
 
     pretrain = finetune = None
@@ -136,7 +137,7 @@ def _variant(
         if ModelCard.load(start.path).kind == "pretrained":
             reference = ReferenceModel(model, dropout=True)
         elif pretrained is not None:
-            reference = ReferenceModel(load_model(pretrained.path, attention=attention), dropout=True)
+            reference = ReferenceModel(load_model(pretrained.path, pick_device(), attention=attention), dropout=True)
         else:
             raise RefusedError(
                 "pretrained: is required for a forgetting budget where training starts from another model; give the pretrained "

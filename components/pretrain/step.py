@@ -9,6 +9,7 @@ from ..shared.checkpoints.resume import TrainingJob
 from ..shared.config import SCRATCH
 from ..shared.data.prepared import DataManifest, Documents
 from ..shared.errors import RefusedError
+from ..shared.model.device import pick_device
 from ..shared.model.loading import from_scratch, load_model
 from ..shared.model.masking import Masking
 from ..shared.model.mixed_model import MixedModel
@@ -80,8 +81,10 @@ def _base_model(config: PretrainStep, tokenizer_folder: str) -> MixedModel:
     base, objective, attention = config.model.base, config.model.objective, config.pretrain.attention
     if base == SCRATCH:
         length, tokenizer = config.model.max_length, load_tokenizer(tokenizer_folder)
-        return from_scratch(config.model.scratch, tokenizer, length, config.seed, objective or "causal_lm", attention)
-    model = load_model(base, revision=config.model.revision, attention=attention)
+        return from_scratch(
+            config.model.scratch, tokenizer, length, config.seed, objective or "causal_lm", attention, pick_device()
+        )
+    model = load_model(base, pick_device(), revision=config.model.revision, attention=attention)
     if objective is not None and objective != model.objective:
         raise RefusedError(
             f"model.objective: is {objective}, but {base} is of type {model.config.model_type}, which is for "

@@ -29,7 +29,7 @@ def requested_gpus() -> int:
 
 
 def pick_device() -> torch.device:
-    """Returns the GPU if there is one, else the CPU.
+    """Returns the GPU of this process if there is one, else the CPU. Of several GPUs, each process has the one of its rank.
 
     Raises:
         MixtuneError: if torch finds fewer GPUs than the task requested. A retry on another node can succeed.
@@ -45,7 +45,7 @@ def pick_device() -> torch.device:
             f"usual causes are an image without CUDA (torch {torch.__version__} here {build}), a driver on the node that is "
             "too old for it, and a device plugin that is missing on the node; set `gpus` to 0 to compute on the CPU"
         )
-    return torch.device("cuda" if available else "cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if available else torch.device("cpu")
 
 
 def require_compiler(option: str) -> None:

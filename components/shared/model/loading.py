@@ -47,8 +47,9 @@ def from_scratch(
     seed: int,
     objective: Objective = "causal_lm",
     attention: str = "auto",
+    device: torch.device | str = "cpu",
 ) -> MixedModel:
-    """Creates a new Llama, or for masked LM a new BERT, with random weights determined by the seed."""
+    """Creates a new Llama, or for masked LM a new BERT, with random weights that only the seed determines."""
     set_seed(seed)
     sizes: dict[str, Any] = {
         "vocab_size": len(tokenizer),
@@ -69,6 +70,7 @@ def from_scratch(
         intermediate_size = -(-scratch.hidden_size * 8 // 3 // 16) * 16
         config = LlamaConfig(intermediate_size=intermediate_size, num_key_value_heads=scratch.heads, **sizes)
         model = MixedModel(LlamaForCausalLM(config))
+    model.to(device)
     model.set_attention(attention)
     check_model(model, "scratch")
     return model

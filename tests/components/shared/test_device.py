@@ -196,3 +196,12 @@ def test_a_compiler_is_good_enough(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     monkeypatch.setattr("sysconfig.get_path", lambda name: str(tmp_path))
     monkeypatch.setenv("CXX", sys.executable)
     require_compiler("compile")
+
+
+def test_each_process_of_a_training_has_the_gpu_of_its_rank(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No machine with two GPUs is at hand; torch only tells how many there are."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert pick_device() == torch.device("cuda", 0)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert pick_device() == torch.device("cuda", 1)
