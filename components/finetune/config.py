@@ -1,4 +1,4 @@
-"""Options of the `finetune` step: λ = 0, on the fine-tuning stream alone."""
+"""Options of the `finetune` step: λ = 0, on the fine-tuning stream only."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ class Finetune(Training):
 
 
 class FinetuneStep(Section):
-    """All that the `finetune` step reads, as `plan` hands it over."""
+    """The configuration of the `finetune` task, which `plan` creates."""
 
     seed: int
     max_length: int

@@ -1,4 +1,4 @@
-"""Options of the `mixed` step: λ in between, on both streams."""
+"""Options of the `mixed` step: 0 < λ < 1, on both streams."""
 
 from __future__ import annotations
 
@@ -13,76 +13,77 @@ Lambda = Annotated[float, Field(ge=0, le=1)]
 
 
 def candidate_id(mix_weight: float) -> str:
-    """Id of the candidate with this λ, such as `mixed-0.3`."""
+    """Returns the id of the candidate with this λ, such as `mixed-0.3`."""
     return f"mixed-{mix_weight:g}"
 
 
 class MixedTraining(Training):
-    """What one mixed training reads, beside what its candidate says."""
+    """Options of a mixed training that all candidates share."""
 
     start: Literal["pretrained", "finetuned"] = "pretrained"
     """The model that mixed fine-tuning starts from."""
     replay_share: float = Field(0.5, gt=0, lt=1)
-    """Fraction of the tokens in an optimizer step that come from the pretraining stream (λ is a weight in the loss, this is
-    a share of the tokens; each can be set without the other)."""
+    """Fraction of the tokens of an optimizer step that come from the pretraining stream. It is independent of λ, which is a
+    weight in the loss."""
 
 
 class Controls(Section):
-    """Rivals and controls, trained like the mixed candidates and compared with them. All off unless asked for."""
+    """Other methods and controls that are trained like the mixed candidates and compared with them. All are off by default."""
 
     pooled: bool = False
-    """Ordinary mixing: one mean over the tokens of both streams, at the same replay share and on the same tokens."""
+    """Ordinary mixing: one mean loss over the tokens of both streams, with the same replay share and the same tokens."""
     more_pretraining: bool = False
-    """λ = 1 on as many tokens as the others: is it only more pretraining?"""
+    """λ = 1 on as many tokens as the others. Shows whether more pretraining explains the result."""
     lora_ranks: list[Annotated[int, Field(ge=1)]] = Field([])
-    """For each rank, low-rank adapters (LoRA) on all linear layers in place of full training."""
+    """For each rank, a candidate with low-rank adapters (LoRA) on all linear layers instead of full training."""
     lora_learning_rate: float | None = Field(None, gt=0)
-    """Peak learning rate of the adapters; null is ten times `mixed.learning_rate`."""
+    """Peak learning rate of the adapters; null means ten times `mixed.learning_rate`."""
     kl_weights: list[Annotated[float, Field(gt=0)]] = Field([])
-    """For each weight, a penalty on the divergence KL(start model || model) at the tokens of the labelled examples."""
+    """For each weight, a candidate with a penalty on KL(start model || model) at the tokens of the labelled examples."""
     l2sp_weights: list[Annotated[float, Field(gt=0)]] = Field([])
-    """For each weight w, a penalty w / 2 · ||weights - start weights||² (L2-SP)."""
+    """For each weight w, a candidate with the penalty w / 2 · ||weights - start weights||² (L2-SP)."""
     lambdas: list[Annotated[float, Field(ge=0, lt=1)]] = Field([0.0], min_length=1)
-    """λ of the LoRA, KL and L2-SP candidates; 0 is what they are usually used for: keeping without any pretraining text."""
+    """λ of the LoRA, KL and L2-SP candidates. 0 is their usual use: no pretraining text."""
 
 
 class Mixed(MixedTraining):
     """Mixed fine-tuning: L = λ · L_pretrain + (1 - λ) · L_finetune, one model for each λ, schedule and forgetting budget."""
 
     lambdas: list[Lambda] = Field([0.1, 0.3, 0.5])
-    """Weights λ of the pretraining loss, each between 0 and 1; every one gives a candidate."""
+    """Weights λ of the pretraining loss, each between 0 and 1. Each is a candidate."""
     lambda_schedules: list[LambdaSchedule] = Field([])
-    """λ as functions of the step, such as `{shape: linear, values: [0.5, 0.1]}`; every one gives a candidate."""
+    """λ as a function of the step, such as `{shape: linear, values: [0.5, 0.1]}`. Each is a candidate."""
     forgetting_budgets: list[Annotated[float, Field(ge=0)]] = Field([])
-    """Forgetting that is acceptable, in bits per byte: λ is adapted in training so as to keep to it; every one gives a
-    candidate."""
+    """Acceptable forgetting, in bits per byte. The training adapts λ to keep within it. Each is a candidate."""
     budget: Budget = Budget()
     controls: Controls = Controls()
     seeds: list[Annotated[int, Field(ge=0, lt=2**31)]] = Field([])
-    """Further seeds (order of the data, task head, dropout) that every one of these candidates is trained with too; they tell
-    how much chance in training moves the numbers, and are not selected."""
+    """Further seeds (order of the data, task head, dropout) with which each of these candidates is trained too. They show
+    how much the results vary by chance, and are never selected."""
 
     @model_validator(mode="after")
     def _each_once(self) -> Self:
         if len({candidate_id(weight) for weight in self.lambdas}) != len(self.lambdas):
-            raise ValueError("every λ in lambdas must stand there once (six digits count)")
+            raise ValueError("each λ in lambdas must be listed once (they are compared to six digits)")
         if self.controls.more_pretraining and 1.0 in self.lambdas:
-            raise ValueError("controls.more_pretraining is λ = 1, which stands in lambdas already; remove one of them")
+            raise ValueError("controls.more_pretraining is λ = 1, which lambdas contains already; remove one of them")
         ids = [candidate.id for candidate in candidates(self)]
         if not ids:
-            raise ValueError("there is no candidate; give lambdas, lambda_schedules, forgetting_budgets or controls")
+            raise ValueError("there is no candidate; set lambdas, lambda_schedules, forgetting_budgets or controls")
         twice = sorted({name for name in ids if ids.count(name) > 1})
         if twice:
-            raise ValueError(f"there are several candidates {', '.join(twice)}; give each once (six digits count)")
+            raise ValueError(
+                f"there are several candidates {', '.join(twice)}; list each once (compared to six digits)"
+            )
         return self
 
 
 class MixedCandidate(Section):
-    """One candidate of the loop, as `plan` lists it. Of λ, schedule, budget and pooling it has exactly one."""
+    """A candidate of the loop. Exactly one of λ, schedule, budget and pooling is set."""
 
     id: str
     name: str = ""
-    """In plain words."""
+    """Display name."""
     mix_weight: float | None = None
     """λ."""
     schedule: LambdaSchedule | None = None
@@ -92,11 +93,11 @@ class MixedCandidate(Section):
     pooled: bool = False
     lora_rank: int | None = None
     learning_rate: float | None = None
-    """In place of `mixed.learning_rate`."""
+    """Replaces `mixed.learning_rate`."""
     kl_weight: float = 0.0
     l2sp_weight: float = 0.0
     seed: int | None = None
-    """In place of the configuration's."""
+    """Replaces the configuration's seed."""
 
     @model_validator(mode="after")
     def _one_way(self) -> Self:
@@ -107,7 +108,7 @@ class MixedCandidate(Section):
 
 
 class MixedStep(Section):
-    """All that one `mixed` task reads beside its candidate, as `plan` hands it over."""
+    """The configuration of a `mixed` task, which `plan` creates; the candidate is given separately."""
 
     seed: int
     max_length: int
@@ -116,7 +117,7 @@ class MixedStep(Section):
 
 
 def candidates(mixed: Mixed) -> Iterator[MixedCandidate]:
-    """Everything that is trained beside `pretrained` and `finetuned`."""
+    """Yields the candidates that are trained in addition to `pretrained` and `finetuned`."""
     of_one_seed = list(_of_one_seed(mixed))
     yield from of_one_seed
     for seed in dict.fromkeys(mixed.seeds):

@@ -1,4 +1,4 @@
-"""Options of the `plan` step: the whole configuration, as text."""
+"""Options of the `plan` step: the whole configuration, not yet checked."""
 
 from __future__ import annotations
 
@@ -8,6 +8,6 @@ from ..shared.config import Section
 
 
 class PlanStep(Section):
-    """What a submission gives: the headline values and the sections, not yet checked."""
+    """The values of a submission: headline values and sections, not yet checked."""
 
     configuration: dict[str, Any]

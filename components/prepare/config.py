@@ -13,7 +13,7 @@ from ..shared.task_kinds import TASK_KINDS
 
 
 class Stream(Section):
-    """Options that both streams have."""
+    """Options of both streams."""
 
     section: ClassVar[str] = "data"
     source: str = Field(min_length=1)
@@ -21,15 +21,15 @@ class Stream(Section):
     data set as `hub:owner/name` (in full `hub:owner/name/config@revision#split`; the split is `train` unless given), or
     `embedded`: text and labels from the documentation of Python and of the installed packages."""
     dev_source: str | None = None
-    """Held-out data for choices, in the same form as `source`; null cuts `dev_fraction` off `source`."""
+    """Held-out data on which choices are made, in the same form as `source`. Null takes `dev_fraction` of `source`."""
     test_source: str | None = None
-    """Held-out data for the report, in the same form as `source`; null cuts `test_fraction` off `source`."""
+    """Held-out data for the report, in the same form as `source`. Null takes `test_fraction` of `source`."""
     dev_fraction: float = Field(0.1, gt=0, lt=1)
-    """Share of the documents or examples held out for choices, where no `dev_source` is given."""
+    """Fraction of the documents or examples that is held out for choices, if `dev_source` is not set."""
     test_fraction: float = Field(0.1, gt=0, lt=1)
-    """Share of the documents or examples held out for the report, where no `test_source` is given."""
+    """Fraction of the documents or examples that is held out for the report, if `test_source` is not set."""
     max_documents: int | None = Field(None, ge=1)
-    """Take no more than this many documents or examples of `source`, drawn by the seed; null takes all."""
+    """Maximum number of documents or examples of `source`, drawn with the seed; null means all."""
 
     @field_validator("source", "dev_source", "test_source")
     @classmethod
@@ -49,20 +49,20 @@ class Stream(Section):
 
     @property
     def columns(self) -> dict[str, str]:
-        """Column of each thing that the stream reads; how a value is read follows from what it is called here."""
+        """Returns the column of each role, such as `text`. The role determines how a value is read."""
         raise NotImplementedError
 
 
 class PretrainData(Stream):
-    """The pretraining stream: unlabelled text that stands for what the model knew."""
+    """The pretraining stream: unlabelled text that represents what the model knows."""
 
     section: ClassVar[str] = "data.pretrain"
     text_column: str = "text"
-    """Column or JSON field that holds the text (.txt: one document a file, or a paragraph where one file is given)."""
+    """Column or JSON field with the text. In .txt, each file is a document; in a single .txt file, each paragraph is one."""
     dev_fraction: float = Field(0.05, gt=0, lt=1)
-    """Share of the documents held out for choices, where no `dev_source` is given."""
+    """Fraction of the documents that is held out for choices, if `dev_source` is not set."""
     test_fraction: float = Field(0.05, gt=0, lt=1)
-    """Share of the documents held out for the report, where no `test_source` is given."""
+    """Fraction of the documents that is held out for the report, if `test_source` is not set."""
 
     @property
     def columns(self) -> dict[str, str]:
@@ -75,24 +75,24 @@ class FinetuneData(Stream):
     section: ClassVar[str] = "data.finetune"
     task: Task = "classification"
     """`classification`: a text and its label. `multi_label`: a text and any number of labels. `regression`: a text and a
-    number. `question_answering`: a question, a context, and the answer as it stands there. `generation`: a prompt and its
+    number. `question_answering`: a question, a context, and the answer as a span of the context. `generation`: a prompt and its
     completion."""
     text_column: str = "text"
-    """Classification, multi-label and regression: column that holds the text."""
+    """Classification, multi-label and regression: column with the text."""
     label_column: str = "label"
-    """Column that holds the label (classification), the list of labels (multi_label: a JSON list, or text in which `;`
-    separates them), or the number (regression)."""
+    """Column with the label (classification), the list of labels (multi_label: a JSON list, or labels separated by `;`), or the
+    number (regression)."""
     question_column: str = "question"
-    """Question answering: column that holds the question."""
+    """Question answering: column with the question."""
     context_column: str = "context"
-    """Question answering: column that holds the text in which the answer stands."""
+    """Question answering: column with the text that contains the answer."""
     answers_column: str = "answers"
-    """Question answering: column that holds the answer: text, a list of texts, or an object with the lists `text` and
-    `answer_start`, as in SQuAD; empty where the context holds no answer."""
+    """Question answering: column with the answer: text, a list of texts, or an object with the lists `text` and
+    `answer_start`, as in SQuAD. Empty if the context does not contain an answer."""
     prompt_column: str = "prompt"
-    """Generation: column that holds the prompt."""
+    """Generation: column with the prompt."""
     completion_column: str = "completion"
-    """Generation: column that holds the completion; the loss is on the completion alone."""
+    """Generation: column with the completion; the loss covers the completion only."""
 
     @property
     def columns(self) -> dict[str, str]:
@@ -100,19 +100,19 @@ class FinetuneData(Stream):
 
 
 class Tokenizer(Section):
-    """What `prepare` reads of `model`."""
+    """The options of `model` that `prepare` reads."""
 
     base: str
     revision: str | None
     max_length: int
     vocabulary_size: int | None
-    """Entries of the tokenizer to train; null where the base model brings its own."""
+    """Vocabulary size of the tokenizer to train; null if the base model has a tokenizer."""
     objective: Objective = "causal_lm"
-    """What the tokenizer to train is for; one for masked LM has a mask token and ends every text."""
+    """Objective of the tokenizer to train. For masked LM it has a mask token and ends every text."""
 
 
 class PrepareStep(Section):
-    """All that one `prepare` task reads, as `plan` hands it over."""
+    """The configuration of a `prepare` task, which `plan` creates."""
 
     stream: Literal["pretrain", "finetune"]
     seed: int
@@ -120,4 +120,4 @@ class PrepareStep(Section):
     pretrain: PretrainData | None = None
     finetune: FinetuneData | None = None
     fingerprint: str
-    """Identifies the content of the sources, so that changed data is prepared anew and unchanged data is not."""
+    """Identifies the content of the sources: changed data is prepared anew, unchanged data comes from the cache."""

@@ -1,4 +1,4 @@
-"""Options of the `pretrain` step: λ = 1, on the pretraining stream alone."""
+"""Options of the `pretrain` step: λ = 1, on the pretraining stream only."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ class Pretrain(Training):
     """Pretraining on unlabelled text (λ = 1)."""
 
     steps: int = Field(0, ge=0)
-    """Optimizer steps; 0 just brings in the base model."""
+    """Optimizer steps; with 0, the base model is used as it is."""
 
 
 class PretrainStep(Section):
-    """All that the `pretrain` step reads, as `plan` hands it over."""
+    """The configuration of the `pretrain` task, which `plan` creates."""
 
     seed: int
     model: Model

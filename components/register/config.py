@@ -6,7 +6,7 @@ from ..shared.config import Section
 
 
 class RegisterStep(Section):
-    """All that the `register` step reads, as `plan` hands it over."""
+    """The configuration of the `register` task, which `plan` creates."""
 
     registered_model: str
     alias: str

@@ -34,7 +34,7 @@ class Section(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _empty_section(cls, values: Any) -> Any:
-        """A section whose options are all comments reads as null; it means the defaults."""
+        """Treats a section whose options are all commented out, which YAML reads as null, as its defaults."""
         if not isinstance(values, dict):
             return values
         sections = {
@@ -45,15 +45,15 @@ class Section(BaseModel):
         return {name: {} if value is None and name in sections else value for name, value in values.items()}
 
     def to_json(self) -> str:
-        """Canonical JSON: equal configurations give equal strings, so that caches can compare them."""
+        """Returns canonical JSON: equal configurations give equal strings, so that caches can compare them."""
         return json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 
     @classmethod
     def from_json(cls, text: str) -> Self:
-        """Reads what `to_json` wrote.
+        """Reads the JSON that `to_json` returned.
 
         Raises:
-            RefusedError: naming every field that is wrong.
+            RefusedError: if fields are invalid; names all of them.
         """
         try:
             return cls.model_validate_json(text)
@@ -62,7 +62,7 @@ class Section(BaseModel):
 
 
 def describe_problems(error: ValidationError) -> list[str]:
-    """One plain sentence for each problem that pydantic found: field, what was found, what would be right."""
+    """Returns a sentence for each problem that pydantic found: the field, the value, and what is valid."""
     problems = []
     for item in error.errors(include_url=False):
         field = ".".join(str(part) for part in item["loc"]) or "the configuration"
@@ -86,13 +86,13 @@ def _shown(value: Any) -> str:
 
 
 class Scratch(Section):
-    """The size of a model that is trained from nothing, used where `model.base` is `scratch`: a Llama architecture, or a BERT
-    one where `model.objective` is `masked_lm`."""
+    """Size of a model that is trained from scratch, if `model.base` is `scratch`. The architecture is Llama, or BERT if
+    `model.objective` is `masked_lm`."""
 
     vocabulary_size: int = Field(4096, ge=300, le=1_000_000)
-    """Entries of the tokenizer, which is trained on the pretraining stream."""
+    """Vocabulary size of the tokenizer, which is trained on the pretraining stream."""
     hidden_size: int = Field(192, ge=8)
-    """Width of the hidden states; a multiple of `heads`."""
+    """Size of the hidden states; a multiple of `heads`."""
     layers: int = Field(4, ge=1)
     """Number of transformer blocks."""
     heads: int = Field(4, ge=1)
@@ -100,20 +100,20 @@ class Scratch(Section):
 
 
 class Model(Section):
-    """What training starts from."""
+    """The base model."""
 
     base: str = Field(min_length=1)
     """A Hugging Face hub name, a local folder in Hugging Face format (safetensors), or `scratch`."""
     revision: str | None = None
-    """Hub commit, tag or branch of the base model; a commit is best, since the others can move."""
+    """Commit, tag or branch of the base model on the hub. Prefer a commit, since tags and branches can change."""
     max_length: int = Field(512, ge=8)
-    """Longest training sequence, in tokens; longer text is cut into windows, longer examples are shortened."""
+    """Maximum length of a training sequence, in tokens. Longer text is split into windows; longer examples are truncated."""
     objective: Objective | None = None
     """Loss on the pretraining stream: `causal_lm` (the next token) or `masked_lm` (masked tokens, for encoders such as BERT);
-    null is the base model's own, and `causal_lm` for `scratch`."""
+    null means the base model's own objective, and `causal_lm` for `scratch`."""
     mask_probability: float = Field(0.15, gt=0, lt=1)
-    """Masked LM: share of a text's tokens that are predicted. Of these, 80 % are replaced by the mask token, 10 % by a random
-    one, 10 % stay; drawn anew each time that a text is read."""
+    """Masked LM: fraction of the tokens that the model predicts. 80 % of these are replaced by the mask token, 10 % by a random
+    token, 10 % are unchanged. They are drawn anew each time a text is read."""
     scratch: Scratch = Scratch()
 
 
@@ -123,55 +123,54 @@ class Training(Section):
     steps: int = Field(1000, ge=0)
     """Optimizer steps."""
     epochs: float | None = Field(None, gt=0)
-    """Passes over the training data (over the labelled examples, where both streams are read); where given, it takes the place
-    of `steps`."""
+    """Passes over the training data (over the labelled examples, if both streams are read). If set, it replaces `steps`."""
     max_tokens: int | None = Field(None, ge=1)
-    """Tokens to train on, of both streams together; where given, it takes the place of `steps`."""
+    """Number of training tokens, of both streams together. If set, it replaces `steps`."""
     learning_rate: float = Field(2e-5, gt=0)
-    """Peak learning rate of the backbone (and of the head, unless `head_learning_rate` is given)."""
+    """Peak learning rate of the backbone, and of the task head unless `head_learning_rate` is set."""
     head_learning_rate: float | None = Field(None, gt=0)
-    """Peak learning rate of a task head; null means `learning_rate`."""
+    """Peak learning rate of the task head; null means `learning_rate`."""
     layer_decay: float = Field(1.0, gt=0, le=1)
-    """Factor by which each layer's learning rate is below that of the layer above it; embeddings stand below the first layer.
-    1 gives all layers the same."""
+    """Each layer's learning rate is that of the layer above it times this factor; the embeddings count as the lowest layer.
+    With 1, all layers have the same learning rate."""
     schedule: Literal["cosine", "linear", "constant", "inverse_sqrt", "warmup_stable_decay"] = "cosine"
-    """Shape of the learning rate after warm-up. Cosine and linear end at zero; `warmup_stable_decay` stays at its peak and
-    falls to zero in the last fifth."""
+    """Learning rate schedule after the warm-up. `cosine` and `linear` end at zero; `warmup_stable_decay` stays at the peak and
+    decays to zero in the last fifth."""
     warmup_steps: int = Field(0, ge=0)
-    """Optimizer steps over which the learning rate rises from zero to its peak."""
+    """Optimizer steps in which the learning rate rises from zero to its peak."""
     weight_decay: float = Field(0.01, ge=0)
-    """AdamW weight decay, on matrices only (not on norms and biases)."""
+    """Weight decay of AdamW, applied to matrices only (not to norms and biases)."""
     max_grad_norm: float = Field(1.0, gt=0)
-    """Gradients are scaled down to this norm where theirs is larger."""
+    """Maximum gradient norm; larger gradients are scaled down to it."""
     batch_size: int = Field(32, ge=1)
-    """Size of one optimizer step over all devices: windows of text in pretraining, labelled examples otherwise."""
+    """Batch size of one optimizer step, over all devices: windows of text in pretraining, labelled examples otherwise."""
     micro_batch_size: int = Field(8, ge=1)
-    """Packed rows of `model.max_length` tokens in one forward pass on one device; lower it when memory runs out."""
+    """Packed rows of `model.max_length` tokens in one forward pass on one device. Lower it if memory runs out."""
     precision: Literal["auto", "float32", "bf16"] = "auto"
-    """Number format of the matrix products; `auto` is bf16 where the device computes it natively, else float32."""
+    """Precision of the matrix products. `auto` is bf16 if the device supports it natively, else float32."""
     attention: Attention = "auto"
-    """Implementation of attention in training; `auto` is what transformers chooses, `flash_attention_2` needs its package and a
-    GPU."""
+    """Attention implementation in training. `auto` is the choice of transformers; `flash_attention_2` needs its package and
+    a GPU."""
     compile: bool = False
-    """Compile the backbone with torch.compile: some minutes at the start, faster steps after that."""
+    """Whether to compile the backbone with torch.compile: takes minutes at the start and makes the steps faster."""
     gradient_checkpointing: bool = False
-    """Trade time for memory: recompute activations in the backward pass."""
+    """Whether to recompute activations in the backward pass, which saves memory and costs time."""
     log_every_steps: int = Field(10, ge=1)
-    """How often losses and learning rates go on record, in optimizer steps."""
+    """Optimizer steps between two log entries with losses and learning rates."""
     checkpoint_minutes: float = Field(5.0, gt=0)
-    """Time between two checkpoints, in minutes; a training that is killed loses at most that."""
+    """Minutes between two checkpoints. A training that is killed loses at most this much."""
     checkpoint_steps: int | None = Field(None, ge=1)
-    """Optimizer steps between two checkpoints, beside those by time; null is by time alone."""
+    """Optimizer steps between two checkpoints, in addition to `checkpoint_minutes`; null means by time only."""
 
     @model_validator(mode="after")
     def _one_length(self) -> Self:
         if self.epochs is not None and self.max_tokens is not None:
-            raise ValueError("epochs and max_tokens exclude each other; give one of them")
+            raise ValueError("epochs and max_tokens exclude each other; set one of them")
         return self
 
     @property
     def trains(self) -> bool:
-        """Whether there is anything to train."""
+        """Tells whether the stage trains at all."""
         return bool(self.steps or self.epochs or self.max_tokens)
 
 
@@ -179,11 +178,11 @@ class LambdaSchedule(Section):
     """λ as a function of the step."""
 
     shape: Literal["linear", "cosine", "steps"] = "linear"
-    """`linear` and `cosine` go from each value to the next over equal parts of the training; `steps` holds each value."""
+    """`linear` and `cosine` move from each value to the next over equal parts of the training; `steps` keeps each value."""
     values: list[Annotated[float, Field(ge=0, le=1)]] = Field(min_length=2, max_length=10)
     """Values of λ, in order."""
     starts: list[Annotated[float, Field(ge=0, lt=1)]] = Field([])
-    """Shape `steps`: where each value begins, as a share of the training, the first at 0; empty gives all equal parts."""
+    """Shape `steps`: start of each value, as a fraction of the training; the first is 0. Empty means equal parts."""
 
     @model_validator(mode="after")
     def _starts_fit(self) -> Self:
@@ -210,14 +209,14 @@ class Budget(Section):
     max_lambda: float = Field(0.95, gt=0, lt=1)
     """Largest λ."""
     gain: float = Field(6.0, gt=0)
-    """What log λ / (1 - λ) would change by over the whole training, were forgetting at twice the budget all the time."""
+    """Change of log λ / (1 - λ) over a whole training in which forgetting is always twice the budget."""
     response: float = Field(0.7, ge=0)
-    """What log λ / (1 - λ) changes by at once where forgetting is at twice the budget."""
+    """Immediate change of log λ / (1 - λ) when forgetting is twice the budget."""
     slack: float = Field(0.5, ge=0)
-    """Share of the budget by which forgetting may be above it while the learning rate is at its peak; the slack shrinks with
-    the learning rate, as does a part of the forgetting."""
+    """Fraction of the budget by which forgetting may exceed it while the learning rate is at its peak. The slack shrinks
+    with the learning rate, as part of the forgetting does."""
     smoothing_steps: float = Field(5.0, ge=1)
-    """Optimizer steps over which measured forgetting is averaged (exponentially)."""
+    """Optimizer steps over which the measured forgetting is averaged exponentially."""
 
     @model_validator(mode="after")
     def _bounds_in_order(self) -> Self:
@@ -227,28 +226,28 @@ class Budget(Section):
 
 
 class Tracking(Section):
-    """Where runs go on record."""
+    """Tracking of runs in MLflow."""
 
     uri: str | None = None
-    """MLflow tracking address for local runs; null is the environment variable MLFLOW_TRACKING_URI, else a SQLite store
-    in the output folder. On a cluster the address and the credentials come from a Kubernetes secret."""
+    """MLflow tracking address of local runs. Null means the environment variable MLFLOW_TRACKING_URI, else a SQLite store
+    in the output folder. On a cluster, the address and the credentials come from a Kubernetes secret."""
     experiment: str = Field("mixtune", min_length=1)
-    """MLflow experiment of local runs; on a cluster MLFLOW_EXPERIMENT_NAME in the secret names it."""
+    """MLflow experiment of local runs. On a cluster, MLFLOW_EXPERIMENT_NAME in the secret names it."""
     registered_model: str | None = Field(None, pattern=r"^[A-Za-z0-9][A-Za-z0-9 ._-]*$")
-    """Name in the MLflow model registry; null is the name of the run."""
+    """Name in the MLflow model registry; null means the name of the run."""
     alias: str = Field("candidate", pattern=r"^[A-Za-z][A-Za-z0-9_-]*$")
-    """Alias that `register` sets on the version it makes; not `latest`, and not `v` with a number: MLflow keeps those."""
+    """Alias that `register` sets on the new version. `latest` and `v` with a number are reserved by MLflow."""
 
     offline_when_unreachable: bool = False
-    """Whether a step whose MLflow server does not answer goes on without it, and `mixtune sync` delivers later. Otherwise the
-    step ends with status 4. On a cluster this is fixed when the pipeline is compiled, and nothing is kept unless
-    MIXTUNE_JOURNAL_DIR names a folder that lasts."""
+    """Whether a step continues if the MLflow server does not answer; `mixtune sync` delivers its records later. Otherwise
+    the step ends with status 4. On a cluster, the value is fixed when the pipeline is compiled, and the records are lost
+    unless MIXTUNE_JOURNAL_DIR names a persistent folder."""
 
     @field_validator("alias")
     @classmethod
     def _not_reserved(cls, alias: str) -> str:
         if re.fullmatch(r"(?i)latest|v\d+", alias):
-            raise ValueError("must not be latest or v and a number, which MLflow keeps for itself")
+            raise ValueError("must not be latest or v and a number, which MLflow reserves")
         return alias
 
     @field_validator("uri")
