@@ -15,10 +15,17 @@ import threading
 from collections.abc import Sequence
 from typing import Any
 
-from .step_server import __name__ as SERVER
-from .step_server import read_all
+from .step_server import SERVER, STEP, read_all
+from .step_server import __name__ as MODULE
 
-_RUNTIME = ("kfp.dsl.executor_main", "mixtune.components.shared.runtime", "mlflow", "mlflow.tracking")
+_RUNTIME = (
+    "kfp.dsl.executor_main",
+    "mixtune.components.shared.runtime",
+    "mlflow",
+    "mlflow.tracking",
+    "mixtune.components.plan.step",
+    "mixtune.components.finish.step",
+)
 _DATABASE = (
     "mlflow.store.tracking.sqlalchemy_store",
     "mlflow.store.model_registry.sqlalchemy_store",
@@ -51,22 +58,27 @@ class StepServer:
     Args:
         modules: modules that the server imports before it runs the first step.
         more_modules: modules that it imports later, while no step waits.
+        parent: a server to fork this one from, with all that it has imported; None starts a new process.
     """
 
-    def __init__(self, modules: Sequence[str], more_modules: Sequence[str]) -> None:
+    def __init__(self, modules: Sequence[str], more_modules: Sequence[str], parent: StepServer | None = None) -> None:
         self._control, theirs = socket.socketpair()
         with theirs:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", SERVER, str(theirs.fileno()), ",".join(modules), ",".join(more_modules)],
-                # Without it, `import kfp` also imports KFP's client and compiler.
-                env={**os.environ, "_KFP_RUNTIME": "true"},
-                pass_fds=[theirs.fileno()],
-            )
+            if parent is not None:
+                socket.send_fds(parent._control, [SERVER], [theirs.fileno()])
+            else:
+                subprocess.Popen(
+                    [sys.executable, "-m", MODULE, str(theirs.fileno())],
+                    # Without it, `import kfp` also imports KFP's client and compiler.
+                    env={**os.environ, "_KFP_RUNTIME": "true"},
+                    pass_fds=[theirs.fileno()],
+                )
+        order = {"modules": list(modules), "more_modules": list(more_modules)}
+        self._control.sendall(json.dumps(order).encode() + b"\n")
 
     def close(self) -> None:
         """Ends the server. Steps that still run go on."""
         self._control.close()
-        self._process.wait()
 
     def run(self, request: dict[str, Any]) -> int:
         """Runs a step and waits for its process to end. May be called from several threads.
@@ -77,7 +89,7 @@ class StepServer:
         mine, theirs = socket.socketpair()
         with mine:
             with theirs:
-                socket.send_fds(self._control, [b"f"], [theirs.fileno()])
+                socket.send_fds(self._control, [STEP], [theirs.fileno()])
             mine.sendall(json.dumps(request).encode())
             mine.shutdown(socket.SHUT_WR)
             answer = read_all(mine)
@@ -96,9 +108,8 @@ class StepServers:
     def __init__(self, parallel: int) -> None:
         self._parallel = parallel
         uri = os.environ.get("MLFLOW_TRACKING_URI", "")
-        self._common = _RUNTIME if uri.startswith("http") else (*_RUNTIME, *_DATABASE)
-        plan_and_finish = ("mixtune.components.plan.step", "mixtune.components.finish.step")
-        self._light = StepServer((*self._common, *plan_and_finish), _LIGHT)
+        database = () if uri.startswith("http") else _DATABASE
+        self._light = StepServer((*_RUNTIME, *database), _LIGHT)
         self._torch: StepServer | None = None
         self._lock = threading.Lock()
 
@@ -112,7 +123,7 @@ class StepServers:
         step = arguments[arguments.index("--function_to_execute") + 1]
         with self._lock:
             if self._torch is None and step not in NEVER_CACHED:
-                self._torch = StepServer((*self._common, *_TORCH), _TORCH_LATER)
+                self._torch = StepServer(_TORCH, _TORCH_LATER, self._light)
         server = self._torch if self._torch and step in _TORCH_STEPS else self._light
         shared = self._parallel > 1 and step in _CANDIDATE_STEPS
         threads = max(1, len(os.sched_getaffinity(0)) // self._parallel) if shared else None

@@ -15,18 +15,19 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
+STEP, SERVER = b"f", b"s"
+"""Requests: run a step, or become another server. Each comes with one end of a connection."""
 
-def serve(control: socket.socket, modules: Sequence[str], more_modules: Sequence[str]) -> None:
+
+def serve(control: socket.socket) -> None:
     """Imports modules and forks a process for each request, until the other end of `control` is closed.
 
     Args:
-        control: receives a connection for each request.
-        modules: modules that are imported before the first request is served.
-        more_modules: modules that are imported later, while no request waits.
+        control: receives the names of the modules, then a connection for each request.
     """
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel removes ended children; nobody waits for them
-    _import(modules)
-    more = list(more_modules)
+    order = json.loads(control.makefile("rb", buffering=0).readline())
+    _import(order["modules"])
+    more = list(order["more_modules"])
     while True:
         if more and not select.select([control], [], [], 0)[0]:
             _import([more.pop(0)])
@@ -36,8 +37,11 @@ def serve(control: socket.socket, modules: Sequence[str], more_modules: Sequence
             return
         connection = socket.socket(fileno=descriptors[0])
         if os.fork() == 0:
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             control.close()
+            if message == SERVER:
+                serve(connection)
+                sys.exit()
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             _answer(connection)
         connection.close()
 
@@ -99,4 +103,5 @@ def read_all(connection: socket.socket) -> bytes:
 
 
 if __name__ == "__main__":
-    serve(socket.socket(fileno=int(sys.argv[1])), sys.argv[2].split(","), sys.argv[3].split(","))
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel removes ended children; nobody waits for them
+    serve(socket.socket(fileno=int(sys.argv[1])))

@@ -7,7 +7,6 @@ import os
 import signal
 import sys
 import textwrap
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -119,17 +118,19 @@ def test_a_server_ends_with_the_process_that_started_it() -> None:
     pid = os.fork()
     if pid == 0:
         server = StepServer(["json"], [])
-        os.write(writer, str(server._process.pid).encode())
+        branch = StepServer(["json"], [], server)
+        children = psutil.Process().children(recursive=True)
+        while len(children) < 2:
+            children = psutil.Process().children(recursive=True)
+        os.write(writer, json.dumps([child.pid for child in children]).encode())
         signal.pause()
+        branch.close()
     os.close(writer)
-    server_pid = int(os.read(reader, 20))
+    servers = [psutil.Process(server) for server in json.loads(os.read(reader, 100))]
     os.close(reader)
     os.kill(pid, signal.SIGKILL)
     os.waitpid(pid, 0)
-    deadline = time.monotonic() + 60
-    while psutil.pid_exists(server_pid) and psutil.Process(server_pid).status() != psutil.STATUS_ZOMBIE:
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    assert not psutil.wait_procs(servers, timeout=60)[1]
 
 
 def test_the_light_server_imports_all_its_modules_and_no_torch(
