@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import gc
 import importlib
 import json
@@ -68,8 +69,15 @@ def _answer(connection: socket.socket) -> None:
     except BaseException:
         traceback.print_exc()
     connection.sendall(str(status).encode())
-    # The other end waits for this process to end: it closes the connection only then, after its exit handlers.
+    # The other end waits until this process has run its exit handlers: the connection closes when the process ends.
     sys.exit(status)
+
+
+def _leave() -> None:
+    """Ends the process without tearing down the interpreter, which would copy the memory that it shares with the server."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)  # the status of a step has been sent
 
 
 def _run_component(source: str, arguments: list[str], environment: dict[str, str], threads: int | None) -> int:
@@ -103,5 +111,6 @@ def read_all(connection: socket.socket) -> bytes:
 
 
 if __name__ == "__main__":
+    atexit.register(_leave)  # as the first handler, so that it runs last
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel removes ended children; nobody waits for them
     serve(socket.socket(fileno=int(sys.argv[1])))

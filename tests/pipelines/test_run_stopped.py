@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import psutil
@@ -18,47 +18,64 @@ from tests.conftest import sentences, small_disk
 from tests.pipelines.project import Project
 
 
-def test_interrupted_is_130_and_goes_on_from_there(fresh: Project) -> None:
-    (fresh.folder / "config.yaml").write_text(yaml.safe_dump(fresh.config), encoding="utf-8")
-    process = subprocess.Popen(
-        [sys.executable, "-m", "mixtune.pipelines.cli", "run", "config.yaml"], cwd=fresh.folder,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
-    )  # fmt: skip
-    deadline = time.monotonic() + 120
-    outcomes = fresh.output / ".mixtune" / "outcomes"
-    while not list(outcomes.glob("*/prepare-finetune.json")) and time.monotonic() < deadline:
-        time.sleep(0.2)
+@pytest.fixture
+def running(fresh: Project) -> Iterator[Callable[[str], subprocess.Popen[str]]]:
+    """Starts the command and returns it when a file of the output folder exists."""
+    processes = []
+
+    def start(pattern: str) -> subprocess.Popen[str]:
+        (fresh.folder / "config.yaml").write_text(yaml.safe_dump(fresh.config), encoding="utf-8")
+        process = subprocess.Popen(
+            [sys.executable, "-m", "mixtune.pipelines.cli", "run", "config.yaml"], cwd=fresh.folder,
+            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
+        )  # fmt: skip
+        processes.append(process)
+        deadline = time.monotonic() + 300
+        while not list(fresh.output.glob(pattern)):
+            assert time.monotonic() < deadline
+            assert process.poll() is None, "it ended too early"
+            time.sleep(0.05)
+        return process
+
+    yield start
+    for process in processes:
+        process.kill()
+
+
+def test_after_a_signal_the_same_command_goes_on(
+    fresh: Project, running: Callable[[str], subprocess.Popen[str]]
+) -> None:
+    goes_on = "finished steps are kept; run the same command again to continue\n"
+    # A step's result is in the cache when a step that depends on it has started.
+    process = running("logs/*/pretrain.log")
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=120)
-    assert process.returncode == 130
-    assert "run the same command again to continue" in errors
+    _, printed = process.communicate(timeout=120)
+    assert (process.returncode, printed) == (130, f"mixtune: interrupted; {goes_on}")
+
+    process = running("logs/*/mixed-0.3.log")
+    everyone = psutil.Process(process.pid).children(recursive=True)
+    process.send_signal(signal.SIGTERM)
+    _, printed = process.communicate(timeout=120)
+    assert (process.returncode, printed) == (143, f"mixtune: ended by SIGTERM; {goes_on}")
+    assert not psutil.wait_procs(everyone, timeout=20)[1], "no process is left"
+
     status, ran, _ = fresh.run()
     assert status == 0
-    assert "prepare pretrain" not in ran
+    assert not ran & {"prepare pretrain", "prepare finetune", "pretrain"}
     statuses = [run.info.status for run in fresh.pipeline_runs()]
-    assert statuses == ["FINISHED", "KILLED"], "newest first"
+    assert statuses == ["FINISHED", "KILLED", "KILLED"], "newest first"
 
 
-def test_killed_for_good_leaves_no_process_and_a_folder_to_go_on_in(fresh: Project) -> None:
-    (fresh.folder / "config.yaml").write_text(yaml.safe_dump(fresh.config), encoding="utf-8")
-    process = subprocess.Popen(
-        [sys.executable, "-m", "mixtune.pipelines.cli", "run", "config.yaml"],
-        cwd=fresh.folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
-    deadline = time.monotonic() + 60
-    while not list((fresh.output / "logs").glob("*/plan.log")) and time.monotonic() < deadline:
-        time.sleep(0.1)
+def test_killed_for_good_leaves_no_process_and_a_folder_to_go_on_in(
+    fresh: Project, running: Callable[[str], subprocess.Popen[str]]
+) -> None:
+    process = running("logs/*/prepare-pretrain.log")
+    everyone = psutil.Process(process.pid).children(recursive=True)
+    assert len(everyone) >= 3, "the runner, the server and a step"
     process.kill()
     process.wait()
-
-    def alive() -> bool:
-        lines = (" ".join(one.info["cmdline"] or ()) for one in psutil.process_iter(["cmdline"]))
-        return any(str(fresh.folder) in line for line in lines)
-
-    while alive():
-        assert time.monotonic() < deadline, "the runner or a step lives on"
-        time.sleep(0.2)
+    assert not psutil.wait_procs(everyone, timeout=60)[1], "the runner, a server or a step lives on"
     claim(fresh.output, "tiny").release()
 
 
