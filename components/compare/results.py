@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..shared.running.context import Context
+from ..shared.task_name import TaskName
 from .config import CompareStep
 from .evaluations import SPLITS, Candidate, Entry, Evaluations, Measurements
 from .examples import confusion, samples
@@ -189,7 +190,7 @@ def _row(
         "mlflow_run": entry.mlflow_runs.get(_stage(entry)),
         "mlflow_runs": {
             **entry.mlflow_runs,
-            **({f"evaluate {one.id}": entry.evaluate_run} if entry.evaluate_run else {}),
+            **({str(TaskName("evaluate", candidate=one.id)): entry.evaluate_run} if entry.evaluate_run else {}),
         },
     }
 

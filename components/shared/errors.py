@@ -70,4 +70,4 @@ def cannot_be_written(error: OSError) -> str | None:
         number, what = (int(match[1]), match[2]) if match else (None, "")
     if number not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
         return None
-    return f"{where or 'the output'}: cannot be written ({what.lower()}); make room, or choose another place, and run again"
+    return f"{where or 'the output'}: cannot be written ({what.lower()}); free space, or choose another folder, and run again"

@@ -158,5 +158,5 @@ def test_a_full_disk_is_said_in_a_sentence(fresh: Project) -> None:
         done = fresh.mixtune("run", "config.yaml")
     assert done.returncode == 1
     assert f"mixtune: {fresh.output}" in done.stderr
-    assert "cannot be written (no space left on device); make room" in done.stderr
+    assert "cannot be written (no space left on device); free space" in done.stderr
     assert "Traceback" not in done.stderr

@@ -110,7 +110,9 @@ class RemoteCheckpointStore(CheckpointStore):
         if taken != number + 1 or record.get("token") != self._token:
             return False
         if number and not known.get("released"):
-            self._say(f"checkpoints: taking over from {describe_holder(known)}, which has not stirred for a minute")
+            self._say(
+                f"checkpoints: taking over from {describe_holder(known)}, which has sent no heartbeat for a minute"
+            )
         self._lease = taken
         for older in range(max(1, taken - 3), taken):
             with contextlib.suppress(Exception):

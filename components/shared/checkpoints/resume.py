@@ -302,7 +302,7 @@ def check_free_space(store: CheckpointStore, model: MixedModel, output: Path) ->
         if free < need:
             raise MixtuneError(
                 f"checkpoints: checkpoints and model need about {megabytes(need)} in {folder}, where {megabytes(free)} are "
-                f"free; make room, or give {CHECKPOINT_DIR} another place"
+                f"available; free space, or set {CHECKPOINT_DIR} to another folder"
             )
 
 

@@ -102,7 +102,9 @@ class CheckpointStore:
             return False
         previous_holder = read_note(self.folder / "holder.json")
         if previous_holder is not None:
-            self._say(f"checkpoints: taking over from {describe_holder(previous_holder)}, which ended without a word")
+            self._say(
+                f"checkpoints: taking over from {describe_holder(previous_holder)}, which ended without releasing them"
+            )
         write_json(self.folder / "holder.json", holder())
         for leftover in self.folder.glob(f"{_PARTIAL_PREFIX}*"):
             remove(leftover)
@@ -160,7 +162,7 @@ class CheckpointStore:
             with_what, reason = f"it needs about {megabytes(need)}", "out of memory"
         return (
             f"checkpoints: the one of step {step} could not be written to {self.folder} ({reason}): {with_what}; {remaining}; "
-            "make room and run again"
+            "free space and run again"
         )
 
     def _remove_older(self, newest: Path) -> None:

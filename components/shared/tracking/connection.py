@@ -107,7 +107,7 @@ def unreachable(uri: str, error: Exception) -> UnreachableError:
         )
     if match := re.search(r"database or disk is full|attempt to write a readonly database", str(error)):
         return UnreachableError(
-            f"MLFLOW_TRACKING_URI: {without_credentials(uri)} cannot be written ({match[0]}); make room and run again"
+            f"MLFLOW_TRACKING_URI: {without_credentials(uri)} cannot be written ({match[0]}); free space and run again"
         )
     return UnreachableError(
         f"MLFLOW_TRACKING_URI: no MLflow server answers at {without_credentials(uri)} ({first_line(error)}); "

@@ -115,7 +115,7 @@ def judge(steps: Iterable[StepRun], parent_tags: Mapping[str, str], state: str, 
     if gate:
         problem = f"gate not met: {reasons}".rstrip(": ")
         return Verdict(GATE_NOT_MET, problem, (problem,), "FAILED" if ended_by_the_gate else "FINISHED")
-    return Verdict("unknown", "no verdict on record")
+    return Verdict("unknown", "no verdict is recorded")
 
 
 def _from_compare(name: str, last: Mapping[str, StepRun], parent_tags: Mapping[str, str]) -> str:

@@ -53,7 +53,7 @@ def _no_space(model: MixedModel, folder: Path) -> str:
     free = shutil.disk_usage(folder).free
     return (
         f"model: {folder} has no room for the trained model, which needs {megabytes(need)} where {megabytes(free)} are free; "
-        "make room and run again"
+        "free space and run again"
     )
 
 

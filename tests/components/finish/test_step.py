@@ -126,7 +126,7 @@ def test_without_mlflow_the_verdict_is_what_the_other_steps_left_on_disk(
     monkeypatch.setenv("MIXTUNE_TRACKING_OFFLINE", "1")
     monkeypatch.setenv("MIXTUNE_JOURNAL_DIR", str(tmp_path / "undelivered"))
     monkeypatch.setenv("MIXTUNE_OUTCOME_DIR", str(tmp_path / "outcomes"))
-    assert finish("SUCCEEDED")[0].facts["verdict"] == "no verdict on record"
+    assert finish("SUCCEEDED")[0].facts["verdict"] == "no verdict is recorded"
     # What compare could still tell MLflow is known from its record alone, ...
     facts = {"gate": "not met", "selected": "mixed-0.3", "gate_reasons": "forgets too much"}
     Outcome(title="compare", kind="done", facts=facts).save(tmp_path / "outcomes")

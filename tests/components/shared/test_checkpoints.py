@@ -280,7 +280,7 @@ def test_room_is_checked_before_training(tmp_path: Path, root: Path, monkeypatch
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
     training = Training(tmp_path)
-    with pytest.raises(MixtuneError, match=r"need about .* MB in .*, where 0\.0 MB are free; make room"):
+    with pytest.raises(MixtuneError, match=r"need about .* MB in .*, where 0\.0 MB are available; free space"):
         training.run()
     assert not list(root.glob("*/step-*"))
 

@@ -45,7 +45,7 @@ def test_a_store_on_a_full_disk_is_said_in_a_sentence(
                 file.write(bytes(512))
                 file.flush()
         with pytest.raises(
-            UnreachableError, match=r"mlflow.db cannot be written \(database or disk is full\); make room"
+            UnreachableError, match=r"mlflow.db cannot be written \(database or disk is full\); free space"
         ):
             Tracker.open("finetune", "finetune", "run-2")
         assert "Traceback" not in capfd.readouterr().err
