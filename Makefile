@@ -41,15 +41,14 @@ sbom: .venv/installed
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
 
-# Bytecode is made when a module is imported (--no-compile): few of the installed ones are.
 # torch comes with the rest; where a CPU wheel lies at hand, pip's own settings (PIP_FIND_LINKS) let it be found.
 .venv/installed: .venv/bin/python pyproject.toml requirements.txt
-	$(BIN)/python -m pip install --quiet --no-compile --requirement requirements.txt
+	$(BIN)/python -m pip install --quiet --requirement requirements.txt
 	$(BIN)/python -m pip install --quiet --no-deps --editable .
 	touch $@
 
 .venv/tests-installed: .venv/installed requirements-dev.txt
-	$(BIN)/python -m pip install --quiet --no-compile --requirement requirements-dev.txt
+	$(BIN)/python -m pip install --quiet --requirement requirements-dev.txt
 	touch $@
 
 # Lets mypy and editors follow imports from one of the two packages into the other.
