@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -43,6 +44,7 @@ class Built:
             [sys.executable, "-m", "mixtune.pipelines.cli", "run", "config.yaml", "--runner", "docker", *arguments],
             cwd=project.folder, env={**os.environ, "DOCKER_HOST": self.host}, text=True,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
         )  # fmt: skip
 
 
