@@ -6,6 +6,7 @@ import json
 import os
 import random
 import subprocess
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +19,9 @@ import pytest
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ["HF_HUB_OFFLINE"] = "1"
+# Code that inductor compiled for other instructions must not be used.
+_CAPABILITY = os.environ.get("ATEN_CPU_CAPABILITY", "all")
+os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", f"{tempfile.gettempdir()}/mixtune-tests-compiled-{_CAPABILITY}")
 for name in [name for name in os.environ if name.startswith(("MLFLOW_", "MIXTUNE_"))]:
     del os.environ[name]
 
