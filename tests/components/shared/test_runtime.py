@@ -117,7 +117,7 @@ def test_a_disk_that_takes_nothing_is_said_in_a_sentence(
     assert ended.value.code == 1
     (outcome,) = load_outcomes(outcomes)
     assert outcome.sentences[0].startswith(
-        f"{tmp_path / 'model'}: cannot be written ({os.strerror(number).lower()}); make"
+        f"{tmp_path / 'model'}: cannot be written ({os.strerror(number).lower()}); free space"
     )
     assert "Traceback" not in Path(outcome.log or "").read_text()
 
