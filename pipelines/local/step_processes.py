@@ -1,7 +1,7 @@
 """Runs local steps in processes that are forked from a server, which has imported their packages once.
 
 A Python process that imports what a training needs takes seconds before its first line. The server pays for this once; each
-step still has a process of its own. A server starts no threads and initialises no GPU, so that forking it is safe.
+step still has a process of its own. A server starts no Python threads and initialises no GPU, so that forking it is safe.
 """
 
 from __future__ import annotations
@@ -47,8 +47,6 @@ _LIGHT = (
 )
 _TORCH = ("mixtune.components.pretrain.step", "mixtune.components.finetune.step", "mixtune.components.mixed.step")
 _TORCH_LATER = ("torch.profiler", "mixtune.components.evaluate.step")
-# register imports torch for a version that is new.
-_TORCH_STEPS = frozenset({"pretrain", "finetune", "mixed", "evaluate", "register"})
 _CANDIDATE_STEPS = frozenset({"mixed", "evaluate"})
 
 
@@ -116,7 +114,7 @@ class StepServers:
     def run(self, full_command: list[str], env_vars: dict[str, str] | None = None) -> int:
         """Runs a task's command and returns its exit status. Replaces `run_local_subprocess` of KFP's local runner."""
         # Imported late, so that the light server starts before this process imports KFP.
-        from ..placement import NEVER_CACHED
+        from ..placement import GPU_STEPS, NEVER_CACHED
         from ..third_party.kfp import parts_of_command
 
         source, arguments = parts_of_command(full_command)
@@ -124,7 +122,8 @@ class StepServers:
         with self._lock:
             if self._torch is None and step not in NEVER_CACHED:
                 self._torch = StepServer(_TORCH, _TORCH_LATER, self._light)
-        server = self._torch if self._torch and step in _TORCH_STEPS else self._light
+        needs_torch = step in GPU_STEPS or step == "register"  # register imports it for a version that is new
+        server = self._torch if self._torch and needs_torch else self._light
         shared = self._parallel > 1 and step in _CANDIDATE_STEPS
         threads = max(1, len(os.sched_getaffinity(0)) // self._parallel) if shared else None
         return server.run({"source": source, "arguments": arguments, "environment": env_vars or {}, "threads": threads})

@@ -15,6 +15,7 @@ from sklearn.metrics import f1_score
 from mixtune.components.compare.statistics import Bootstrap, Value
 from mixtune.components.evaluate.texts import Overlap
 from mixtune.components.shared.metrics import Statistic, bleu, macro_f1, micro_f1, pearson, spearman
+from tests.components.shared.test_metrics import ANSWERS, REFERENCES
 
 DRAW = Bootstrap(seed=1, resamples=2000, coverage=0.95)
 
@@ -114,16 +115,6 @@ def test_macro_f1_difference_is_the_difference_of_the_two() -> None:
     parts = [f1_score(references, predictions, average="macro") for predictions in (ours, theirs)]
     assert difference.value == pytest.approx(parts[0] - parts[1])
     assert difference.low < difference.value < difference.high
-
-
-ANSWERS = [
-    ["the cat sat on the mat today", "a dog barks", "", "it rains in Tokyo again and again", "yes"],
-    ["今天的天气非常好", "他写了三行代码", "", "我们去公园散步", "不"],
-]
-REFERENCES = [
-    ["the cat sat on the red mat today", "the dog barks", "no", "it rains in Tokyo again", "yes"],
-    ["今天天气非常好", "他写了3行代码", "是", "我们一起去公园散步吧", "不"],
-]
 
 
 def test_the_interval_of_a_bleu_difference_is_paired() -> None:
