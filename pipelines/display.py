@@ -53,7 +53,7 @@ class Display:
             yield
             return
         columns = (
-            SpinnerColumn(), TextColumn("{task.description:<28}", markup=False), BarColumn(),
+            SpinnerColumn("line" if self.console.options.ascii_only else "dots"), TextColumn("{task.description:<28}", markup=False), BarColumn(),
             TextColumn("{task.fields[rate]:>14}", markup=False), TimeRemainingColumn(),
         )  # fmt: skip
         with Progress(*columns, console=self.console, transient=True) as self._bars:

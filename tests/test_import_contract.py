@@ -25,6 +25,7 @@ BASE = frozenset(
         "shared.task_name",
         "shared.outcome",
         "shared.startup",
+        "shared.ascii_text",
         "shared.code_digest",
         "shared.task_kinds",
         "shared.third_party",

@@ -17,6 +17,7 @@ from types import FrameType
 from typing import Any
 
 from .artifacts import Artifact, ArtifactLike, ModelCard, write_json
+from .ascii_text import spell_in_output
 from .config import Section
 from .errors import GateNotMetError, MixtuneError, RefusedError, cannot_be_written
 from .model.device import pick_device, requested_gpus
@@ -66,6 +67,7 @@ def launch(
     """
     package = __package__.rsplit(".", 1)[0]
     started = time.monotonic()
+    spell_in_output()
     take_tracking_secret()
     given = _given(step, config, artifacts, parameters)
     with _own_log(step, config, artifacts, parameters) as (title, log):

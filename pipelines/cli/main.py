@@ -9,6 +9,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
+from mixtune.components.shared.ascii_text import spell_in_output
 from mixtune.components.shared.errors import Terminated
 
 from . import cluster as cluster_cli
@@ -171,6 +172,7 @@ def _terminate(*_: object) -> NoReturn:
 def main() -> None:
     """Entry point."""
     signal.signal(signal.SIGTERM, _terminate)
+    spell_in_output()
     app(prog_name="mixtune")
 
 

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from mixtune.components.shared.ascii_text import spell_in_output
 from mixtune.components.shared.errors import MixtuneError
 
 from .step_processes import StepServers
@@ -72,6 +73,7 @@ def _end_with_parent(parent: int) -> None:
 
 
 if __name__ == "__main__":
+    spell_in_output()
     try:
         run(Path(sys.argv[1]))
     except MixtuneError as error:

@@ -2,35 +2,11 @@
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Callable
 from typing import Any
 
+from ..ascii_text import to_ascii
 from ..errors import first_line
-
-_NAMES = {
-    "λ": "lambda",
-    "Λ": "Lambda",
-    "α": "alpha",
-    "Δ": "Delta",
-    "δ": "delta",
-    "–": "-",
-    "—": "-",
-    "−": "-",
-    "·": "*",
-}
-
-
-def to_ascii(text: str) -> str:
-    """Converts text to ASCII: Greek letters by name, accents dropped, other characters as escape sequences.
-
-    >>> to_ascii("λ = 0.3, café")
-    'lambda = 0.3, cafe'
-    """
-    spelled = "".join(_NAMES.get(character, character) for character in text)
-    plain = "".join(c for c in unicodedata.normalize("NFKD", spelled) if not unicodedata.combining(c))
-    return plain.encode("ascii", "backslashreplace").decode("ascii")
-
 
 def is_refused(error: Exception) -> bool:
     """Tells whether MLflow rejected this particular operation, so that a retry cannot succeed."""

@@ -6,27 +6,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from mixtune.components.shared.tracking.connection import connect
-from mixtune.components.shared.tracking.mlflow_text import to_ascii
 from mixtune.components.shared.tracking.tracker import Tracker
 from tests.mlflow_server import MlflowServer, RejectingProxy, rejecting_proxy
-
-
-@given(st.text())
-def test_every_text_has_a_form_in_ascii(text: str) -> None:
-    assert to_ascii(text).isascii()
-
-
-@given(st.text(st.characters(max_codepoint=127)))
-def test_ascii_stays_as_it_is(text: str) -> None:
-    assert to_ascii(text) == text
-
-
-def test_spelling() -> None:
-    assert to_ascii("λ = 0.3, α, café, 中") == "lambda = 0.3, alpha, cafe, \\u4e2d"
 
 
 @pytest.fixture(scope="module")
