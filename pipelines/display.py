@@ -52,8 +52,9 @@ class Display:
         if not self.console.is_terminal:
             yield
             return
+        spinner = SpinnerColumn("line" if self.console.options.ascii_only else "dots")
         columns = (
-            SpinnerColumn("line" if self.console.options.ascii_only else "dots"), TextColumn("{task.description:<28}", markup=False), BarColumn(),
+            spinner, TextColumn("{task.description:<28}", markup=False), BarColumn(),
             TextColumn("{task.fields[rate]:>14}", markup=False), TimeRemainingColumn(),
         )  # fmt: skip
         with Progress(*columns, console=self.console, transient=True) as self._bars:

@@ -7,6 +7,8 @@ from typing import Any
 from ..shared.task_kinds import TASK_KINDS
 from ..shared.value_text import value_text
 
+SHOWN_LABELS = 30
+
 
 def model_card(report: dict[str, Any], candidate: dict[str, Any], name: str) -> str:
     """Renders the model card.
@@ -23,7 +25,7 @@ def model_card(report: dict[str, Any], candidate: dict[str, Any], name: str) -> 
         "candidate": f"{candidate['id']} ({candidate['kind']}{weight})",
         "base model": candidate["base"] or "–",
         "task": task["kind"],
-        "labels": ", ".join(task["labels"] or []) or "–",
+        "labels": _some_labels(task["labels"] or []),
         f"{task['metric']}, test": f"{value_text(candidate['task_score'], signed=False)}, {task['examples']:,} examples",
         "against fine-tuning alone": value_text(candidate["task_score_vs_finetuned"]),
         "forgetting, bits per byte": f"{value_text(candidate['delta_bpb'])}, {forgetting['documents']:,} documents",
@@ -46,6 +48,11 @@ def model_card(report: dict[str, Any], candidate: dict[str, Any], name: str) -> 
         f"The model is in Hugging Face format (safetensors), with the language model and the task head: `{load}`.",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _some_labels(labels: list[str]) -> str:
+    more = [f"and {len(labels) - SHOWN_LABELS:,} more, which config.json lists"] if len(labels) > SHOWN_LABELS else []
+    return ", ".join([*labels[:SHOWN_LABELS], *more]) or "–"
 
 
 def _cell(text: str) -> str:

@@ -231,9 +231,9 @@ class Tracking(Section):
     uri: str | None = None
     """MLflow tracking address of local runs. Null means the environment variable MLFLOW_TRACKING_URI, else a SQLite store
     in the output folder. On a cluster, the address and the credentials come from a Kubernetes secret."""
-    experiment: str = Field("mixtune", min_length=1)
+    experiment: str = Field("mixtune", min_length=1, max_length=256)
     """MLflow experiment of local runs. On a cluster, MLFLOW_EXPERIMENT_NAME in the secret names it."""
-    registered_model: str | None = Field(None, pattern=r"^[A-Za-z0-9][A-Za-z0-9 ._-]*$")
+    registered_model: str | None = Field(None, pattern=r"^[A-Za-z0-9][A-Za-z0-9 ._-]*$", max_length=256)
     """Name in the MLflow model registry; null means the name of the run."""
     alias: str = Field("candidate", pattern=r"^[A-Za-z][A-Za-z0-9_-]*$")
     """Alias that `register` sets on the new version. `latest` and `v` with a number are reserved by MLflow."""

@@ -26,6 +26,7 @@ from .running.context import ALONE, Context, note_progress, take_tracking_secret
 from .running.processes import is_main, num_processes, run_in_processes
 from .startup import quick_imports
 from .task_name import TaskName
+from .tracking.mlflow_text import TAG_CHARACTERS
 from .tracking.tracker import Tracker
 from .tracking.verdict import status_of
 
@@ -40,7 +41,6 @@ OUTPUTS: Mapping[str, tuple[str, ...]] = {
 }
 """Outputs of each step. All other artifacts are read only."""
 AGAIN_SECONDS = 5.0
-TAG_LENGTH = 5000
 TERMINATION_LOG = Path("/dev/termination-log")
 TERMINATION_BYTES = 4096
 
@@ -242,7 +242,7 @@ def _leave(outcome: Outcome, tracker: Tracker) -> None:
     if folder and is_main():
         outcome.save(folder)
     # Values that exceed the length limit of a tag are omitted: a truncated value would be useless.
-    given = {f"given.{name}": text for name, text in outcome.given.items() if len(text) <= TAG_LENGTH}
+    given = {f"given.{name}": text for name, text in outcome.given.items() if len(text) <= TAG_CHARACTERS}
     told = {"kind": outcome.kind, "sentence": "; ".join(outcome.sentences), **outcome.facts}
     if os.environ.get(ALONE):
         # A step that runs as its own pipeline has no `finish` step, so it ends the parent run itself.

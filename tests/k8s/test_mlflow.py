@@ -202,6 +202,40 @@ def test_greek_letters_come_back_as_they_were(client: Any) -> None:
     assert client.get_registered_model("greek").description == text
 
 
+def test_every_text_is_cut_to_what_the_database_stores(
+    deployed: Deployed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mixtune.components.shared.tracking.connection import connect
+    from mixtune.components.shared.tracking.tracker import Tracker
+
+    for name, value in deployed.for_steps().items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("MIXTUNE_JOURNAL_DIR", str(tmp_path))
+    text = "λ" * 100_000
+    tracker = Tracker.open("compare", "compare", "long-texts")
+    tracker.set_tags({"mixtune.headline": text})
+    tracker.set_tags({"mixtune.headline": text}, parent=True)
+    tracker.log_params({"labels": text})
+    tracker.log_input("finetune", "d" * 64, text, "training")
+    tracker.close_parent("FINISHED", text)
+    tracker.close("FINISHED", {"kind": "done", "sentence": text})
+    assert not list(tmp_path.rglob("*.jsonl")), "everything has arrived"
+
+    client = connect(deployed.uri)
+    run = client.get_run(tracker.run_id)
+    texts = [run.data.tags["mixtune.headline"], run.data.params["labels"], run.inputs.dataset_inputs[0].dataset.source]
+    client.update_run(tracker.run_id, name=text)
+    texts.append(client.get_run(tracker.run_id).info.run_name)
+    client.create_registered_model("long-texts")
+    client.create_model_version("long-texts", source=f"runs:/{tracker.run_id}/model", run_id=tracker.run_id)
+    client.update_model_version("long-texts", "1", text)
+    client.set_model_version_tag("long-texts", "1", "mixtune.gate_reasons", text)
+    version = client.get_model_version("long-texts", "1")
+    texts += [version.description, version.tags["mixtune.gate_reasons"]]
+    assert [len(one) for one in texts] == [5000, 6000, 65535, 250, 5000, 5000]
+    assert all(one == f"{'λ' * (len(one) - 3)}..." for one in texts)
+
+
 def test_two_runs_that_log_at_once_lose_nothing(deployed: Deployed, client: Any, tmp_path: Path) -> None:
     """Both make the same experiment, which neither has found."""
     both = [step(deployed, "mixed-0.3", f"at-once-{number}", "at-once", tmp_path / str(number)) for number in range(2)]

@@ -69,9 +69,9 @@ def connect(uri: str) -> MlflowClient:
         logging.getLogger(name).setLevel(level)
     if uri.startswith("sqlite:///"):
         Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
-    from mlflow import MlflowClient
+    from .fitting_client import FittingClient
 
-    client = MlflowClient(uri, registry_uri=uri)
+    client = FittingClient(uri, registry_uri=uri)
     try:
         with to_look():
             client.search_experiments(max_results=1)

@@ -7,7 +7,8 @@ for the pipeline run, and nested runs for its tasks and DAG nodes. These runs ar
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ..errors import RefusedError
@@ -179,5 +180,4 @@ def close_pipeline_run(
 
 def set_tag(client: MlflowClient, run_id: str, name: str, value: str) -> None:
     """Sets a tag. If MLflow rejects it, it is converted to ASCII; if that is rejected too, the tag is omitted."""
-    send: Callable[[str], object] = lambda text: client.set_tag(run_id, name, text[:5000])  # noqa: E731
-    send_text(send, value, f"the tag {name}")
+    send_text(partial(client.set_tag, run_id, name), value, f"the tag {name}")

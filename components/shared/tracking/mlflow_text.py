@@ -8,6 +8,10 @@ from typing import Any
 from ..ascii_text import to_ascii
 from ..errors import first_line
 
+TAG_CHARACTERS = 5000
+"""Maximum length of a tag: the shortest of MLflow's limits for tags of runs and of model versions."""
+
+
 def is_refused(error: Exception) -> bool:
     """Tells whether MLflow rejected this particular operation, so that a retry cannot succeed."""
     from mlflow.exceptions import MlflowException

@@ -156,7 +156,7 @@ class Tracker:
         self._close_outbox()
 
     def log_params(self, params: Mapping[str, Any]) -> None:
-        """Logs settings. Nested mappings become dotted names; long values are truncated."""
+        """Logs settings. Nested mappings become dotted names."""
         self._log_params(self.run_id, params, new_only=False)
 
     def log_parent_params(self, params: Mapping[str, Any]) -> None:
@@ -164,7 +164,7 @@ class Tracker:
         self._log_params(self.parent_id, params, new_only=True)
 
     def _log_params(self, target: str | None, params: Mapping[str, Any], new_only: bool) -> None:
-        values = {name: str(value)[:6000] for name, value in _flatten(params)}
+        values = {name: str(value) for name, value in _flatten(params)}
         if target and values:
             self._add({"op": "params", "run": target, "values": values, "new_only": new_only})
             self._deliver()
@@ -193,8 +193,7 @@ class Tracker:
         """Sets tags on this run or on the parent run."""
         target = self.parent_id if parent else self.run_id
         if target and tags:
-            values = {name: value[:5000] for name, value in tags.items()}
-            self._add({"op": "tags", "run": target, "values": values})
+            self._add({"op": "tags", "run": target, "values": dict(tags)})
             self._deliver()
 
     def log_artifact(self, path: str | Path, folder: str | None = None, parent: bool = False) -> None:
@@ -219,7 +218,7 @@ class Tracker:
     def log_input(self, name: str, digest: str, source: str, context: str) -> None:
         """Logs a data set that this run read, with its digest."""
         if self.run_id:
-            what = {"name": name, "digest": digest[:36], "source": source, "context": context}
+            what = {"name": name, "digest": digest, "source": source, "context": context}
             self._add({"op": "input", "run": self.run_id, **what})
             self._deliver()
 
@@ -238,7 +237,7 @@ class Tracker:
         if self.run_id is None:
             return
         if outcome:
-            values = {f"{OUTCOME}{name}": value[:5000] for name, value in outcome.items()}
+            values = {f"{OUTCOME}{name}": value for name, value in outcome.items()}
             self._add({"op": "tags", "run": self.run_id, "values": values})
         self._add({"op": "end", "run": self.run_id, "status": status, "time": _now()})
         self._close_outbox()

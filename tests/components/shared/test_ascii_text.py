@@ -52,8 +52,9 @@ print({SHOWN!r}, file=sys.stderr)
 
 
 def test_the_command_on_a_latin_1_terminal(tmp_path: Path) -> None:
-    command = [Path(sys.executable).with_name("mixtune"), "check", tmp_path / "λ.yaml"]
+    command = [str(Path(sys.executable).with_name("mixtune")), "check", str(tmp_path / "λ.yaml")]
     environment = os.environ | {"PYTHONIOENCODING": "latin-1"}
     done = subprocess.run(command, env=environment, capture_output=True, check=False)
     assert done.returncode == 2
-    assert b"lambda.yaml" in done.stderr and b"Traceback" not in done.stderr
+    assert b"lambda.yaml" in done.stderr
+    assert b"Traceback" not in done.stderr
