@@ -134,6 +134,7 @@ def candidates_table(report: dict[str, Any]) -> Table:
         table.add_column(heading, justify=justify)  # type: ignore[arg-type]
     for one in report["candidates"]:
         chosen = one["id"] == report["selected"]
+        mark = "← selected" if report["gate"]["passed"] else "← nearest"
         weight = one.get("lambda")
         table.add_row(
             Text(one["id"]),
@@ -141,7 +142,7 @@ def candidates_table(report: dict[str, Any]) -> Table:
             value_text(one["task_score"], signed=False),
             value_text(one["task_score_vs_finetuned"]) if one["kind"] != "finetuned" else "",
             value_text(one["delta_bpb"]) if one["kind"] != "pretrained" else "0",
-            "← selected" if chosen else "",
+            mark if chosen else "",
             style="bold" if chosen else None,
         )
     return table

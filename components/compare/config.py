@@ -13,9 +13,14 @@ class Gate(Section):
     """Conditions that a candidate must meet to be registered. They are checked on the dev split; the test split is only
     reported."""
 
-    rule: Literal["least_forgetting", "best_task_score"] = "best_task_score"
-    """Which of the candidates that meet the gate is selected: the one with the best task score, or with the least
-    forgetting."""
+    rule: Literal["least_forgetting_of_best", "best_task_score", "least_forgetting"] = "least_forgetting_of_best"
+    """Which of the candidates that meet the gate is selected. `least_forgetting_of_best`: of those whose task score is not
+    measurably below the best one's, the one that forgets least. `best_task_score` and `least_forgetting` look at one quantity
+    only."""
+    beat_trivial: bool = True
+    """Whether the candidate and fine-tuning alone must score measurably higher than the best trivial answer: the most frequent
+    label or answer, the mean, an empty answer, a copy of the prompt. The lower end of the interval of the paired difference
+    must be above 0."""
     max_score_drop: float = Field(0.02, ge=0)
     """Maximum drop of the task score below that of `finetuned`: the lower end of the interval of the paired difference must be
     above the negative of this value."""

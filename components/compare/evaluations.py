@@ -60,6 +60,8 @@ class Measurements:
         tokens: (N,) scored tokens.
         num_bytes: (N,) UTF-8 bytes.
         examples: rows written by `evaluate`; None if the model has no trained head.
+        trivial: trivial answers to the same examples; only `finetuned` has them.
+        trivial_name: description of the trivial answers, such as `the most frequent label`.
         sources: origin of each document: file, data set or package, without the line number.
     """
 
@@ -69,6 +71,8 @@ class Measurements:
     num_bytes: np.ndarray
     examples: list[dict[str, Any]] | None
     sources: list[str] = field(default_factory=list)
+    trivial: list[dict[str, Any]] | None = None
+    trivial_name: str = ""
 
 
 @dataclass(frozen=True)
@@ -180,15 +184,15 @@ def _candidate(folder: Path, entry: Entry, embedded: bool) -> Candidate:
     curve, harness = own / "training.jsonl", own / HARNESS_FILE
     return Candidate(
         entry=entry,
-        splits={split: _measurements(own, split, embedded) for split in SPLITS},
+        splits={split: _measurements(own, split, embedded, entry) for split in SPLITS},
         curve=list(read_jsonl(curve)) if curve.is_file() else [],
         harness=[Measure.model_validate(row) for row in read_jsonl(harness)] if harness.is_file() else [],
     )
 
 
-def _measurements(folder: Path, split: str, embedded: bool) -> Measurements:
+def _measurements(folder: Path, split: str, embedded: bool, entry: Entry) -> Measurements:
     documents = list(read_jsonl(folder / f"{split}.documents.jsonl"))
-    examples = folder / f"{split}.examples.jsonl"
+    examples, trivial = folder / f"{split}.examples.jsonl", folder / f"{split}.trivial.jsonl"
     return Measurements(
         documents=[row["id"] for row in documents],
         nats=np.array([math.nan if row["nats"] is None else row["nats"] for row in documents], np.float64),
@@ -196,6 +200,8 @@ def _measurements(folder: Path, split: str, embedded: bool) -> Measurements:
         num_bytes=np.array([row["bytes"] for row in documents], np.int64),
         examples=list(read_jsonl(examples)) if examples.is_file() else None,
         sources=[source_of(row.get("source"), embedded) for row in documents],
+        trivial=list(read_jsonl(trivial)) if trivial.is_file() else None,
+        trivial_name=(entry.splits.get(split, {}).get("trivial") or {}).get("name", ""),
     )
 
 
@@ -259,8 +265,14 @@ def _align(one: Candidate, documents_of: Candidate, examples_of: Candidate, prob
             ids, wanted_ids = [row["id"] for row in examples], [row["id"] for row in wanted]
             places = _order(f"{one.id}: on {split}", "examples", ids, wanted_ids, examples_of.id, problems)
             examples = [examples[place] for place in places] if places is not None else None
-        splits[split] = Measurements(
-            truth.documents, measured.nats[order], measured.tokens[order], num_bytes, examples, truth.sources
+        splits[split] = replace(
+            measured,
+            documents=truth.documents,
+            nats=measured.nats[order],
+            tokens=measured.tokens[order],
+            num_bytes=num_bytes,
+            examples=examples,
+            sources=truth.sources,
         )
     return replace(one, splits=splits)
 

@@ -7,7 +7,7 @@ from .config import Gate
 from .evaluations import Candidate, Evaluations
 from .names import candidate_name, metric_name
 from .scores import Scores, forgetting_share
-from .selection import Decision
+from .selection import Decision, learned_something
 from .statistics import Value
 
 
@@ -33,7 +33,12 @@ def headline(
     if ours.task_score_vs_champion is not None:
         parts.append(_against(ours.task_score_vs_champion, gate.drop_vs_champion, "the champion"))
     sentence = f"{candidate_name(selected.entry)}: {', '.join(parts)}"
-    return sentence if decision.passed else f"The gate is not met; nearest comes {sentence}"
+    if decision.passed:
+        return sentence
+    vs_trivial = scores[evaluations.of_kind("finetuned").id]["dev"].task_score_vs_trivial
+    if gate.beat_trivial and vs_trivial is not None and not learned_something(vs_trivial):
+        return f"Nothing was learned, so the gate is not met; nearest comes {sentence}"
+    return f"The gate is not met; nearest comes {sentence}"
 
 
 def _against(difference: Value, max_drop: float, other: str) -> str:

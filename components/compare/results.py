@@ -15,7 +15,7 @@ from .examples import confusion, samples
 from .headline import headline
 from .names import candidate_name, metric_name
 from .report.harness import by_candidate, described
-from .scores import Scores, forgetting_share, score_candidate
+from .scores import Scores, forgetting_share, score_candidate, task_difference
 from .seeds import over_seeds, replicate_of
 from .selection import Decision, Measured, decide, pareto
 from .sources import Source, forgetting_by_source, group, worst, worst_sentence
@@ -61,14 +61,29 @@ def compare(config: CompareStep, evaluations: Evaluations, context: Context) -> 
             scores[one.id] = {split: score_candidate(one, evaluations, split, draw) for split in SPLITS}
             progress.advance()
     dev = [_measured(one, scores[one.id]["dev"]) for one in evaluations.candidates]
-    decision = decide(dev, gate, metric_name(evaluations.task.metric))
+    examples = {one.id: one.splits["dev"].examples or [] for one in evaluations.candidates}
+    decision = decide(
+        dev,
+        gate,
+        metric_name(evaluations.task.metric),
+        lambda one, other: task_difference(evaluations.task, examples[one], examples[other], draw),
+        evaluations.of_kind("finetuned").splits["dev"].trivial_name,
+    )
     report = _report(config, evaluations, scores, decision, pareto(dev), draw)
     return Comparison(evaluations, scores, decision, report)
 
 
 def _measured(one: Candidate, scores: Scores) -> Measured:
     against = scores.task_score_vs_finetuned, scores.delta_bpb, scores.task_score_vs_champion
-    return Measured(one.id, one.entry.kind, scores.task_score, *against, replicate=replicate_of(one.entry) is not None)
+    return Measured(
+        one.id,
+        one.entry.kind,
+        scores.task_score,
+        *against,
+        task_score_vs_trivial=scores.task_score_vs_trivial,
+        examples=scores.counts["examples"],
+        replicate=replicate_of(one.entry) is not None,
+    )
 
 
 def _varying(scores: Scores) -> dict[str, Value | None]:
@@ -117,6 +132,7 @@ def _report(
             "examples": len(labelled),
             "labels": task.labels,
             "signatures": task.signatures,
+            "trivial": {split: finetuned.entry.splits.get(split, {}).get("trivial") for split in SPLITS},
             "digest": _same_examples(labelled),
         },
         "forgetting": {
@@ -204,8 +220,12 @@ def _budget(entry: Entry, forgets: Value) -> dict[str, Any] | None:
     budget = entry.forgetting_budget
     if budget is None:
         return None
-    tolerance = max(BUDGET_SHARE * budget, BUDGET_LEAST)
-    return {"budget": budget, "measured": forgets.to_json(), "kept": forgets.value <= budget + tolerance}
+    kept = forgets.value <= budget + max(BUDGET_SHARE * budget, BUDGET_LEAST)
+    verdict = "not kept" if not kept else "kept" if forgets.value <= budget else "kept, within the tolerance"
+    sentence = (
+        f"{entry.id}: asked for at most {budget:.3f} bits per byte, forgets {forgets.value:.3f} on dev: {verdict}"
+    )
+    return {"budget": budget, "measured": forgets.to_json(), "kept": kept, "sentence": sentence}
 
 
 def _contamination(measured: Measurements) -> dict[str, int]:

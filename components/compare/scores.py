@@ -37,6 +37,8 @@ class Scores:
     """Task score without contaminated examples."""
     task_score_vs_pretrained: Value | None
     task_score_vs_champion: Value | None
+    task_score_vs_trivial: Value | None
+    """Difference to the best trivial answer."""
     delta_bpb_vs_champion: Value | None
     counts: dict[str, int]
     """Numbers of documents and examples that differences are paired by."""
@@ -61,16 +63,20 @@ def score_candidate(candidate: Candidate, evaluations: Evaluations, split: str, 
     before = evaluations.of_kind("pretrained").splits[split]
     champion = evaluations.champion()
     in_use = champion.splits[split] if champion else None
-    others = {"finetuned": evaluations.of_kind("finetuned").splits[split], "pretrained": before, "champion": in_use}
+    finetuned = evaluations.of_kind("finetuned").splits[split]
+    others = {
+        "finetuned": finetuned.examples,
+        "pretrained": before.examples,
+        "champion": in_use.examples if in_use else None,
+        "trivial": finetuned.trivial,
+    }
     score = clean = None
     differences: dict[str, Value] = {}
     if ours.examples:
         task = evaluations.task
         score = _task_score(task, ours.examples, draw)
         differences = {
-            kind: _task_difference(task, ours.examples, other.examples, draw)
-            for kind, other in others.items()
-            if other is not None and other.examples
+            kind: task_difference(task, ours.examples, other, draw) for kind, other in others.items() if other
         }
         uncontaminated = [row for row in ours.examples if not row.get("contaminated")]
         if len(uncontaminated) == len(ours.examples):
@@ -86,6 +92,7 @@ def score_candidate(candidate: Candidate, evaluations: Evaluations, split: str, 
         task_score_clean=clean,
         task_score_vs_pretrained=differences.get("pretrained"),
         task_score_vs_champion=differences.get("champion"),
+        task_score_vs_trivial=differences.get("trivial"),
         delta_bpb_vs_champion=draw.forgetting(ours.nats, in_use.nats, ours.num_bytes) if in_use else None,
         counts={"documents": len(ours.documents), "examples": len(ours.examples or [])},
         extra={name: summary[name] for name in EXTRA_METRICS if summary.get(name) is not None},
@@ -97,9 +104,10 @@ def _task_score(task: EvaluatedTask, examples: Sequence[dict[str, Any]], draw: B
     return draw.mean(_per_example(examples)) if metric is None else draw.of_split(metric, len(examples))
 
 
-def _task_difference(
+def task_difference(
     task: EvaluatedTask, examples: Sequence[dict[str, Any]], baseline: Sequence[dict[str, Any]], draw: Bootstrap
 ) -> Value:
+    """Computes the difference of the task score between two sets of predictions for the same examples."""
     if all(mine["prediction"] == other["prediction"] for mine, other in zip(examples, baseline, strict=True)):
         return Value(0.0, 0.0, 0.0)  # exact, without rounding errors
     ours, theirs = split_statistic(task.metric, examples), split_statistic(task.metric, baseline)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from ..shared.value_text import value_text
@@ -21,6 +22,8 @@ class Measured:
         task_score: None if the model has no trained head.
         task_score_vs_finetuned: paired difference; None if the model has no trained head.
         delta_bpb: forgetting.
+        task_score_vs_trivial: paired difference to the best trivial answer; None if that was not measured.
+        examples: number of examples of the task.
         task_score_vs_champion: paired difference; None also if there is no champion with a task score.
         replicate: whether the candidate repeats another with a different seed. Such candidates are not selected, since the best
             of several seeds is biased upwards.
@@ -32,6 +35,8 @@ class Measured:
     task_score_vs_finetuned: Value | None
     delta_bpb: Value
     task_score_vs_champion: Value | None = None
+    task_score_vs_trivial: Value | None = None
+    examples: int = 0
     replicate: bool = False
 
 
@@ -84,7 +89,13 @@ def pareto(candidates: Sequence[Measured]) -> set[str]:
     }
 
 
-def decide(candidates: Sequence[Measured], gate: Gate, metric: str) -> Decision:
+def decide(
+    candidates: Sequence[Measured],
+    gate: Gate,
+    metric: str,
+    difference: Callable[[str, str], Value],
+    trivial_name: str = "the trivial answer",
+) -> Decision:
     """Applies the gate to every candidate and selects one by the gate's rule.
 
     Ties are resolved by the other quantity, then by the order of the candidates.
@@ -93,18 +104,19 @@ def decide(candidates: Sequence[Measured], gate: Gate, metric: str) -> Decision:
         candidates: measurements on the dev split; must include `finetuned`.
         gate: conditions and rule.
         metric: name of the task's main metric, for the sentences.
+        difference: returns the paired difference of the task scores of two candidates, given by their ids.
+        trivial_name: name of the best trivial answer, for the sentences.
     """
     finetuned = next(one for one in candidates if one.kind == "finetuned")
     eligible = [one for one in candidates if one.kind in ELIGIBLE and not one.replicate]
     champion = any(one.kind == "champion" and one.task_score is not None for one in candidates)
-    checks = {one.id: check(one, finetuned, gate, metric, champion) for one in eligible}
+    checks = {one.id: check(one, finetuned, gate, metric, champion, trivial_name) for one in eligible}
     meeting = [one for one in eligible if all(item.passed for item in checks[one.id])]
     if meeting:
-        best = min(meeting, key=lambda one: _preference(one, gate.rule))
+        best, why = _select(meeting, len(eligible), gate.rule, metric, difference)
         sentences = [item.sentence for item in checks[best.id]]
-        why = _why(len(meeting), len(eligible), gate.rule, metric)
         return Decision(best.id, True, [*sentences, why], why, checks)
-    best = min(eligible, key=lambda one: (_distance(one, eligible, checks), *_preference(one, gate.rule)))
+    best = min(eligible, key=lambda one: (_distance(one, eligible, checks), *_by_score(one)))
     failed = [item.sentence for item in checks[best.id] if not item.passed]
     why = (
         f"none of the {len(eligible)} candidates meets the gate; it misses by least in total, each miss measured against how "
@@ -113,16 +125,26 @@ def decide(candidates: Sequence[Measured], gate: Gate, metric: str) -> Decision:
     return Decision(best.id, False, [f"{best.id}: {sentence}" for sentence in failed], why, checks)
 
 
-def check(one: Measured, finetuned: Measured, gate: Gate, metric: str, champion: bool = False) -> list[Check]:
+def check(
+    one: Measured,
+    finetuned: Measured,
+    gate: Gate,
+    metric: str,
+    champion: bool = False,
+    trivial_name: str = "the trivial answer",
+) -> list[Check]:
     """Returns the gate's conditions for one candidate, in the order of the options.
 
     Args:
         champion: whether there is a champion with a task score to compare with.
+        trivial_name: name of the best trivial answer, for the sentences.
     """
     checks = [_score_drop(one, gate.max_score_drop, metric)]
+    if gate.beat_trivial and finetuned.task_score_vs_trivial is not None:
+        checks.append(_beats_trivial(one, finetuned.task_score_vs_trivial, trivial_name, metric))
     if champion:
         name, limit = "max_score_drop_vs_champion", gate.drop_vs_champion
-        checks.append(_no_worse(name, one.task_score_vs_champion, "the champion", limit, metric))
+        checks.append(_no_worse(name, one, one.task_score_vs_champion, "the champion", limit, metric))
     if gate.min_task_score is not None:
         checks.append(_lowest_score(one, gate.min_task_score, metric))
     forgets = one.delta_bpb.value
@@ -154,10 +176,47 @@ def share_limit(finetuned: Value, share: float) -> float:
 def _score_drop(one: Measured, max_drop: float, metric: str) -> Check:
     if one.kind == "finetuned" and one.task_score_vs_finetuned is not None:
         return Check("max_score_drop", True, 0.0, f"its {metric} is what the others are held against")
-    return _no_worse("max_score_drop", one.task_score_vs_finetuned, "fine-tuning alone", max_drop, metric)
+    return _no_worse("max_score_drop", one, one.task_score_vs_finetuned, "fine-tuning alone", max_drop, metric)
 
 
-def _no_worse(name: str, difference: Value | None, other: str, max_drop: float, metric: str) -> Check:
+def learned_something(vs_trivial: Value) -> bool:
+    """Tells whether a score is measurably higher than that of the best trivial answer."""
+    return vs_trivial.low > 0
+
+
+def _beats_trivial(one: Measured, finetuned: Value, trivial_name: str, metric: str) -> Check:
+    ours = one.task_score_vs_trivial
+    if ours is None:
+        return Check("beat_trivial", False, 1.0, f"it has no {metric}, since it was not trained on the task")
+    if not learned_something(finetuned):
+        sentence = (
+            f"nothing was learned: the {metric} of fine-tuning alone against {trivial_name} is {signed(finetuned)}; the lower "
+            "end is not above 0"
+        )
+        return Check("beat_trivial", False, -min(finetuned.low, ours.low, 0.0), sentence)
+    passed = learned_something(ours)
+    verb = "is" if passed else "is not"
+    sentence = f"its {metric} against {trivial_name} is {signed(ours)}; the lower end {verb} above 0"
+    return Check("beat_trivial", passed, 0.0 if passed else -ours.low, sentence)
+
+
+def examples_needed(difference: Value, max_drop: float, examples: int) -> int | None:
+    """Estimates how many examples would tell that a measured drop is within the accepted one.
+
+    The width of an interval falls with the square root of the number of examples.
+
+    Returns:
+        The number, to two digits; None if more examples would not help, since the measured drop itself is not accepted.
+    """
+    margin = difference.value + max_drop
+    if margin <= 0 or difference.low > -max_drop or not examples:
+        return None
+    needed = examples * ((difference.value - difference.low) / margin) ** 2
+    digits = 10 ** max(0, math.floor(math.log10(needed)) - 1)
+    return math.ceil(needed / digits) * digits
+
+
+def _no_worse(name: str, one: Measured, difference: Value | None, other: str, max_drop: float, metric: str) -> Check:
     if difference is None:
         return Check(name, False, 1.0, f"it has no {metric}, since it was not trained on the task")
     # Identical predictions pass even if no drop is accepted.
@@ -165,6 +224,8 @@ def _no_worse(name: str, difference: Value | None, other: str, max_drop: float, 
     verb = "is" if passed else "is not"
     limit = f"{-max_drop:g}" if max_drop else "0"
     sentence = f"its {metric} against {other} is {signed(difference)}; the lower end {verb} above {limit}"
+    if not passed and (needed := examples_needed(difference, max_drop, one.examples)) is not None:
+        sentence += f"; {one.examples:,} examples are too few to tell, about {needed:,} are needed"
     return Check(name, passed, 0.0 if passed else -max_drop - difference.low, sentence)
 
 
@@ -199,20 +260,37 @@ def signed(value: Value) -> str:
     return value_text(value.to_json())
 
 
-def _preference(one: Measured, rule: str) -> tuple[float, float]:
-    """Returns the sort key of the rule; smaller is better."""
+def _by_score(one: Measured) -> tuple[float, float]:
+    """Returns the sort key for the best task score; smaller is better."""
     score = one.task_score.value if one.task_score is not None else float("-inf")
-    forgets = one.delta_bpb.value
-    return (forgets, -score) if rule == "least_forgetting" else (-score, forgets)
+    return -score, one.delta_bpb.value
 
 
-def _why(meeting: int, eligible: int, rule: str, metric: str) -> str:
-    best = "forgets least" if rule == "least_forgetting" else f"has the best {metric}"
-    if meeting == 1:
+def _by_forgetting(one: Measured) -> tuple[float, float]:
+    """Returns the sort key for the least forgetting; smaller is better."""
+    return _by_score(one)[::-1]
+
+
+def _select(
+    meeting: Sequence[Measured], eligible: int, rule: str, metric: str, difference: Callable[[str, str], Value]
+) -> tuple[Measured, str]:
+    """Selects one of the candidates that meet the gate. Returns it with the reason."""
+    best = min(meeting, key=_by_score)
+    if len(meeting) == 1:
         return (
-            f"it is the only one of {eligible} candidates that meets the gate" if eligible > 1 else "it meets the gate"
+            best,
+            f"it is the only one of {eligible} candidates that meets the gate" if eligible > 1 else "it meets the gate",
         )
-    return f"of the {meeting} candidates (out of {eligible}) that meet the gate, it {best}"
+    those = f"of the {len(meeting)} candidates (out of {eligible}) that meet the gate, "
+    if rule == "best_task_score":
+        return best, f"{those}it has the best {metric}"
+    if rule == "least_forgetting":
+        return min(meeting, key=_by_forgetting), f"{those}it forgets least"
+    as_good = [one for one in meeting if one is best or difference(one.id, best.id).high >= 0]
+    if len(as_good) == 1:
+        return best, f"{those}it has the best {metric}, measurably above that of the others"
+    why = f"{those}{len(as_good)} are not measurably below the best in {metric}; of these it forgets least"
+    return min(as_good, key=_by_forgetting), why
 
 
 def _distance(one: Measured, eligible: Sequence[Measured], checks: dict[str, list[Check]]) -> float:

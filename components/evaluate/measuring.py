@@ -38,6 +38,7 @@ from .likelihood import (
 )
 from .subject import Subject
 from .summaries import summarize_documents, summarize_examples
+from .trivial import best_trivial_answer
 from .windows import mask_passes
 
 if TYPE_CHECKING:
@@ -78,6 +79,8 @@ def measure(
                     subject, split, "example", rows, "prediction", *([] if held_out.with_head else ["nats"])
                 )
                 splits[split] |= summarize_examples(rows, held_out, config.metric)
+                if subject.card.kind == "finetuned":  # `compare` needs them once
+                    splits[split]["trivial"] = candidate.trivial(split, rows, folder)
             else:
                 splits[split] |= {"task_score": None, "examples": 0}
         asked = harness.measure(model, tokenizer, context, f"{subject.card.id} lm_eval") if harness else []
@@ -160,6 +163,15 @@ class LoadedCandidate:
             row = example_row(record, self.held_out.task, self.config.metric, reference, answer, scores)
             rows.append({**row, **scores, "tokens": int(tokens[index]), "nats": _finite(nats[index])})
         return rows
+
+    def trivial(self, split: Split, rows: list[dict[str, Any]], folder: Path) -> dict[str, Any]:
+        """Writes the best trivial answers to the examples. Returns their name and their score."""
+        records = Documents(self.held_out.labelled_folder, split).records()
+        prompts = {record["id"]: record.get("prompt", "") for record in records}
+        overlap = None if self.held_out.with_head else self.held_out.overlap
+        best = best_trivial_answer(self.held_out.task, self.config.metric, rows, prompts, overlap)
+        write_jsonl(folder / f"{split}.trivial.jsonl", best.rows)
+        return {"name": best.name, "task_score": best.score}
 
     def _losses(self, segments: list[Segment], count: int, what: str) -> tuple[np.ndarray, np.ndarray]:
         work = batches(segments, self.config.max_length, self.config.batch_size)

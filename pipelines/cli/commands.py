@@ -103,6 +103,10 @@ def _print_verdict(console: Any, report: dict[str, Any]) -> None:
     console.print(Text.assemble("\n", (verdict, colour), f": {report['selected']} {words}; on the dev split"))
     for reason in gate["reasons"]:
         console.print(Text(f"  {reason}"))
+    for one in report["candidates"]:
+        budget = one.get("forgetting_budget")
+        if budget and not budget["kept"]:
+            console.print(Text(f"  forgetting budget: {budget['sentence']}"))
 
 
 def _mlflow_hint(uri: str, folder: Path) -> str:

@@ -73,7 +73,8 @@ def _candidates(report: dict[str, Any]) -> list[str]:
         weight = "" if one.get("lambda") is None else f"{one['lambda']:g}"
         score = value_text(one["task_score"], signed=False)
         lost = "0" if one["kind"] == "pretrained" else value_text(one["delta_bpb"])
-        chosen = "**selected**" if one["id"] == report["selected"] else ""
+        mark = "**selected**" if report["gate"]["passed"] else "nearest"
+        chosen = mark if one["id"] == report["selected"] else ""
         lines.append(f"| {one['id']} | {weight} | {score} | {lost} | {chosen} |")
     return lines
 

@@ -39,10 +39,11 @@ def publish(
     models = read_json(comparison / "models.json", "a comparison made by mixtune")
     if registered is not None and report["selected"] not in models:
         models = {**models, report["selected"]: registered.artifacts["model"]}
-    return report, _publish_models(run.output / "models", models, report["selected"])
+    selected = report["selected"] if report["gate"]["passed"] else None
+    return report, _publish_models(run.output / "models", models, selected)
 
 
-def _publish_models(target: Path, models: dict[str, str], selected: str) -> list[str]:
+def _publish_models(target: Path, models: dict[str, str], selected: str | None) -> list[str]:
     target.mkdir(exist_ok=True)
     link = target / "selected"
     if link.is_symlink():
@@ -60,7 +61,7 @@ def _publish_models(target: Path, models: dict[str, str], selected: str) -> list
             _link_weights(place)
     if link.exists():
         taken.append(link)
-    elif _is_published(target / selected):
+    elif selected is not None and _is_published(target / selected):
         link.symlink_to(selected)
     return [f"{place} was not created by mixtune; move it and run again" for place in taken]
 

@@ -32,7 +32,13 @@ from tests.conftest import small_disk
 class Made:
     """A run whose steps have ended: records, comparison and models stand in its folder as the steps leave them."""
 
-    def __init__(self, output: Path, id: str = "one", models: tuple[str, ...] = ("pretrained", "mixed-0.3")) -> None:
+    def __init__(
+        self,
+        output: Path,
+        id: str = "one",
+        models: tuple[str, ...] = ("pretrained", "mixed-0.3"),
+        passed: bool = True,
+    ) -> None:
         self.run = Run(id, output)
         self.config: Config = load({**ready_made("demo"), "name": id})
         for folder in (self.run.logs, self.run.outcomes, self.run.progress.parent):
@@ -44,7 +50,7 @@ class Made:
             (self.cache / name / "config.json").write_text("{}")
             (self.cache / name / "model.safetensors").write_bytes(b"weights of " + name.encode())
         comparison = self.cache / "comparison"
-        gate = {"passed": True, "reasons": []}
+        gate = {"passed": passed, "reasons": []}
         write_json(comparison / "models.json", {name: str(self.cache / name) for name in models})
         write_json(comparison / "report.json", {"name": id, "selected": models[-1], "gate": gate})
         facts = {"gate": "passed", "selected": models[-1]}
@@ -163,6 +169,13 @@ def test_publishing_leaves_alone_what_is_the_users(made: Made) -> None:
     assert (made.models / "selected").resolve().name == "mixed-0.6"
 
 
+def test_where_the_gate_is_not_met_no_model_is_selected(made: Made) -> None:
+    made.publish()
+    assert (made.models / "selected").is_symlink()
+    Made(made.run.output, "two", passed=False).publish()
+    assert {path.name for path in made.models.iterdir()} == {"pretrained", "mixed-0.3"}
+
+
 def test_something_of_the_users_in_a_models_place_is_kept_and_named(made: Made) -> None:
     for name in ("mixed-0.3", "selected"):
         (made.models / name).mkdir(parents=True)
@@ -256,7 +269,8 @@ def test_brackets_in_names_are_shown_as_they_are(made: Made, terminal: bool) -> 
         display.refresh()
         Outcome(title=title.replace("/", "|"), kind="done").save(made.run.outcomes)
         display.refresh()
-    row = {"id": title, "kind": "mixed", "lambda": 0.3} | dict.fromkeys(
+    budget = {"kept": False, "sentence": "not kept"}
+    row = {"id": title, "kind": "mixed", "lambda": 0.3, "forgetting_budget": budget} | dict.fromkeys(
         ("task_score", "task_score_vs_finetuned", "delta_bpb")
     )
     gate = {"passed": False, "reasons": [title]}
@@ -265,4 +279,6 @@ def test_brackets_in_names_are_shown_as_they_are(made: Made, terminal: bool) -> 
     _print_verdict(console, report)
     printed = console.file.getvalue()  # type: ignore[attr-defined]
     assert printed.count(title) >= 5
+    assert "← nearest" in printed
+    assert "forgetting budget: not kept" in printed
     assert "[|a] :smile: [red]" in printed

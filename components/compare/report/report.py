@@ -112,7 +112,7 @@ def _render(template: str, comparison: Comparison, drawn: Mapping[str, Picture],
         streams=STREAMS,
         titles=TITLES,
         likelihood=LIKELIHOODS.get(report["forgetting"]["likelihood"], report["forgetting"]["likelihood"]),
-        budgets=[budget_sentence(row) for row in report["candidates"] if row["forgetting_budget"]],
+        budgets=[row["forgetting_budget"]["sentence"] for row in report["candidates"] if row["forgetting_budget"]],
         further=[
             name
             for name in EXTRA_METRICS
@@ -170,14 +170,6 @@ def percent(share: float | None) -> str:
     return "–" if share is None else f"{100 * share:.0f} %"
 
 
-def budget_sentence(row: Mapping[str, Any]) -> str:
-    """States whether a candidate kept to its forgetting budget."""
-    found = row["forgetting_budget"]
-    budget, measured = found["budget"], found["measured"]["value"]
-    verdict = "not kept" if not found["kept"] else "kept" if measured <= budget else "kept, within the tolerance"
-    return f"{row['id']}: asked for at most {budget:.3f} bits per byte, forgets {measured:.3f} on dev: {verdict}"
-
-
 def costs_sentence(costs: Mapping[str, Any]) -> str:
     """Summarises the costs of a run in one sentence."""
     tokens, total = costs["tokens"]["total"], costs["seconds"] + costs["evaluate_seconds"]
@@ -218,6 +210,8 @@ def _limits(comparison: Comparison, gate: Gate) -> dict[str, float | None]:
     least = [limit for limit in (gate.min_task_score,) if limit is not None]
     if finetuned.task_score is not None:
         least.append(finetuned.task_score.value - gate.max_score_drop)
+    if gate.beat_trivial and finetuned.task_score is not None and finetuned.task_score_vs_trivial is not None:
+        least.append(finetuned.task_score.value - finetuned.task_score_vs_trivial.value)
     champion = comparison.evaluations.champion()
     in_use = comparison.scores[champion.id]["dev"].task_score if champion else None
     if in_use is not None:

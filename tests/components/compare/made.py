@@ -12,6 +12,7 @@ import numpy as np
 
 from mixtune.components.compare.config import CompareStep, Gate
 from mixtune.components.compare.step import run
+from mixtune.components.evaluate.trivial import best_trivial_answer
 from mixtune.components.shared.artifacts import Artifact, write_json, write_jsonl
 from mixtune.components.shared.running.context import Context
 
@@ -102,7 +103,7 @@ def write_evaluation(
     for one in candidates:
         splits: dict[str, dict[str, Any]] = {}
         for number, split in enumerate(("dev", "test")):
-            splits[split] = _write_split(folder / one.id, split, number, one, documents, examples, kind, source)
+            splits[split] = _write_split(folder / one.id, split, number, one, documents, examples, kind, metric, source)
         if one.curve:
             write_jsonl(folder / one.id / "training.jsonl", one.curve)
         entries.append(
@@ -156,6 +157,7 @@ def _write_split(
     documents: int,
     examples: int,
     kind: str,
+    metric: str,
     source: Callable[[int], str | None],
 ) -> dict[str, Any]:
     draw = np.random.default_rng(number)  # the same documents and examples for every candidate
@@ -188,7 +190,12 @@ def _write_split(
     write_jsonl(folder / f"{split}.examples.jsonl", rows)
     if not rows:
         return {}
-    return {"accuracy": float(np.mean([row["score"] for row in rows]))}
+    summary: dict[str, Any] = {"accuracy": float(np.mean([row["score"] for row in rows]))}
+    if one.kind == "finetuned":
+        trivial = best_trivial_answer(kind, metric, rows, {}, None)  # type: ignore[arg-type]
+        write_jsonl(folder / f"{split}.trivial.jsonl", trivial.rows)
+        summary["trivial"] = {"name": trivial.name, "task_score": trivial.score}
+    return summary
 
 
 @dataclass

@@ -15,7 +15,7 @@ def again(seed: int, forgets: float, right: float) -> Made:
 
 
 def test_the_spread_over_the_seeds_is_told_and_the_luckiest_is_not_selected(tmp_path: Path) -> None:
-    other = Made("mixed-0.5", "mixed", forgets=0.3, right=0.6, mix_weight=0.5)
+    other = Made("mixed-0.5", "mixed", forgets=0.5, right=0.6, mix_weight=0.5)
     made = compare(tmp_path, write_all(tmp_path, MIXED, other, again(1, 0.1, 0.9), again(2, 0.5, 0.7)))
     assert made.report["selected"] == "mixed-0.3"
     assert made.row("mixed-0.3-seed-1")["task_score"]["value"] > made.row("mixed-0.3")["task_score"]["value"]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from mixtune.components.compare.config import Gate
-from mixtune.components.compare.selection import Decision, Measured, decide, pareto, share_limit
+from mixtune.components.compare.selection import Decision, Measured, decide, examples_needed, pareto, share_limit
 from mixtune.components.compare.statistics import Value
 
 PRETRAINED = Measured("pretrained", "pretrained", None, None, Value(0, 0, 0))
@@ -25,8 +27,16 @@ def mixed(name: str, score: float, forgets: float, half: float = 0.01) -> Measur
     return Measured(name, "mixed", around(score), around(score - 0.6, half), around(forgets))
 
 
-def choose(*candidates: Measured, **gate: object) -> Decision:
-    return decide([PRETRAINED, *candidates], Gate.model_validate(gate), "accuracy")
+def choose(*candidates: Measured, half: float = 0.01, **gate: object) -> Decision:
+    """Decides among candidates whose scores differ by less than `half` if they cannot be told apart."""
+    scores = {one.id: one.task_score.value for one in candidates if one.task_score is not None}
+    return decide(
+        [PRETRAINED, *candidates],
+        Gate.model_validate(gate),
+        "accuracy",
+        lambda one, other: around(scores[one] - scores[other], half),
+        "the most frequent label",
+    )
 
 
 def test_least_forgetting_among_those_that_meet_the_gate() -> None:
@@ -42,6 +52,60 @@ def test_least_forgetting_among_those_that_meet_the_gate() -> None:
 def test_best_task_score_among_those_that_meet_the_gate() -> None:
     candidates = [finetuned(), mixed("a", 0.65, 0.4), mixed("b", 0.6, 0.2), mixed("c", 0.9, 0.6)]
     assert choose(*candidates, rule="best_task_score").selected == "a"
+
+
+def test_of_scores_that_cannot_be_told_apart_the_one_that_forgets_least_is_taken() -> None:
+    candidates = [finetuned(), mixed("a", 0.597, 0.154), mixed("b", 0.596, -0.063), mixed("c", 0.591, -0.2)]
+    found = choose(*candidates, half=0.004)
+    assert found.selected == "b"
+    assert found.why == (
+        "of the 3 candidates (out of 4) that meet the gate, 2 are not measurably below the best in accuracy; of these "
+        "it forgets least"
+    )
+    assert choose(*candidates, half=0.0005).why.endswith(
+        "it has the best accuracy, measurably above that of the others"
+    )
+    assert choose(*candidates, rule="best_task_score").selected == "a"
+
+
+def against_trivial(one: Measured, value: float, half: float = 0.05) -> Measured:
+    return replace(one, task_score_vs_trivial=around(value, half))
+
+
+def test_a_score_no_better_than_the_trivial_one_is_nothing_learned() -> None:
+    found = choose(against_trivial(finetuned(), 0.04), against_trivial(mixed("a", 0.65, 0.1), 0.09))
+    assert not found.passed
+    (sentence,) = [item.sentence for item in found.checks["a"] if item.name == "beat_trivial"]
+    assert sentence == (
+        "nothing was learned: the accuracy of fine-tuning alone against the most frequent label is +0.040 [-0.010, +0.090]; "
+        "the lower end is not above 0"
+    )
+    learned = choose(against_trivial(finetuned(), 0.06), against_trivial(mixed("a", 0.65, 0.1), 0.11))
+    assert (learned.selected, learned.passed) == ("a", True)
+    found = choose(against_trivial(finetuned(), 0.06), against_trivial(mixed("a", 0.65, 0.1), 0.04))
+    assert [item.passed for item in found.checks["a"]] == [True, False, True]
+    assert choose(
+        against_trivial(finetuned(), 0.0), against_trivial(mixed("a", 0.65, 0.1), 0.0), beat_trivial=False
+    ).passed
+
+
+@pytest.mark.parametrize(
+    ("drop", "half", "needed"),
+    [
+        (-0.004, 0.054, 2800),
+        (0.0, 0.054, 1800),
+        (0.01, 0.04, 430),
+        (-0.02, 0.01, None),
+        (-0.03, 0.001, None),
+        (0.0, 0.01, None),
+    ],
+)
+def test_too_few_examples_are_said_to_be_too_few(drop: float, half: float, needed: int | None) -> None:
+    one = replace(mixed("a", 0.6 + drop, 0.1, half), examples=240)
+    (check,) = [item for item in choose(finetuned(), one).checks["a"] if item.name == "max_score_drop"]
+    assert examples_needed(around(drop, half), 0.02, 240) == needed
+    told = f"; 240 examples are too few to tell, about {needed:,} are needed" if needed else ""
+    assert check.sentence.endswith(f"above -0.02{told}")
 
 
 def test_ties_go_to_the_other_quantity_and_then_to_the_first() -> None:
@@ -118,7 +182,7 @@ def test_a_mixed_model_without_a_trained_head_never_passes() -> None:
 
 def test_pretrained_is_never_selected() -> None:
     generator = Measured("pretrained", "pretrained", around(0.9), around(0.3), Value(0, 0, 0))
-    found = decide([generator, finetuned()], Gate(), "exact match")
+    found = choose(generator, finetuned())
     assert found.selected == "finetuned"
     assert set(found.checks) == {"finetuned"}
 
@@ -175,7 +239,7 @@ def test_every_candidate_off_the_front_is_beaten_by_one_on_it(points: list[tuple
         assert beaten == (str(i) not in front)
 
 
-@given(points=POINTS, rule=st.sampled_from(["least_forgetting", "best_task_score"]))
+@given(points=POINTS, rule=st.sampled_from(["least_forgetting", "best_task_score", "least_forgetting_of_best"]))
 def test_what_is_selected_is_the_best_that_meets_the_gate(points: list[tuple[int, int]], rule: str) -> None:
     candidates = [mixed(str(i), score / 5, forgets / 5) for i, (score, forgets) in enumerate(points)]
     found = choose(finetuned(), *candidates, rule=rule)
@@ -183,7 +247,12 @@ def test_what_is_selected_is_the_best_that_meets_the_gate(points: list[tuple[int
     assert found.passed == bool(meeting)
     if meeting:
         chosen = next(one for one in meeting if one.id == found.selected)
-        if rule == "least_forgetting":
+        if rule == "least_forgetting_of_best":
+            best = max(one.task_score.value for one in meeting if one.task_score)
+            as_good = [one for one in meeting if one.task_score and one.task_score.value >= best - 0.01]
+            assert chosen in as_good
+            assert chosen.delta_bpb.value == min(one.delta_bpb.value for one in as_good)
+        elif rule == "least_forgetting":
             assert chosen.delta_bpb.value == min(one.delta_bpb.value for one in meeting)
         else:
             assert chosen.task_score is not None

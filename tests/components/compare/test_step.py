@@ -6,18 +6,30 @@ import json
 import re
 import subprocess
 import sys
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from mixtune.components.shared.artifacts import Artifact, read_json, write_json
+from mixtune.components.shared.artifacts import Artifact, read_json, read_jsonl, write_json
 from mixtune.components.shared.errors import MixtuneError, RefusedError
 from mixtune.components.shared.running.context import Context
 from mixtune.components.shared.tracking.connection import connect
 from mixtune.components.shared.tracking.tracker import Tracker
 
-from .made import INTERPOLATED, LABELS, MIXED, PRETRAINED, STRONGER, Made, compare, write_all, write_evaluation
+from .made import (
+    FINETUNED,
+    INTERPOLATED,
+    LABELS,
+    MIXED,
+    PRETRAINED,
+    STRONGER,
+    Made,
+    compare,
+    write_all,
+    write_evaluation,
+)
 
 
 def test_the_report_has_what_version_1_asks_for(tmp_path: Path) -> None:
@@ -274,7 +286,8 @@ def test_generation_where_pretrained_has_a_score(tmp_path: Path) -> None:
 )
 def test_every_task_is_compared_by_its_metric(tmp_path: Path, kind: str, metric: str, named: str) -> None:
     better = replace(MIXED, right=0.8)
-    done = compare(tmp_path, write_all(tmp_path, better, kind=kind, metric=metric))
+    finetuned = replace(FINETUNED, right=0.7)  # with fewer right, predicting all labels for every text would be better
+    done = compare(tmp_path, write_all(tmp_path, better, finetuned=finetuned, kind=kind, metric=metric))
     assert done.passed
     assert named in done.report["headline"]
     better_row, baseline = done.row("mixed-0.3"), done.row("finetuned")
@@ -284,6 +297,26 @@ def test_every_task_is_compared_by_its_metric(tmp_path: Path, kind: str, metric:
     assert baseline["task_score_vs_finetuned"] == {"value": 0.0, "low": 0.0, "high": 0.0}
     assert better_row["task_score"]["low"] < better_row["task_score"]["value"] < better_row["task_score"]["high"]
     assert done.report["task"]["examples"] == 300
+
+
+def test_a_run_in_which_nothing_was_learned(tmp_path: Path) -> None:
+    constant = replace(FINETUNED, predict=lambda index, reference: "yes")
+    better = replace(MIXED, right=0.8)
+    done = compare(tmp_path, write_all(tmp_path, better, finetuned=constant))
+    assert not done.passed
+    assert done.report["headline"].startswith("Nothing was learned, so the gate is not met; nearest comes")
+    trivial = done.report["task"]["trivial"]["test"]
+    assert trivial["name"] == "the most frequent label"
+    shares = Counter(
+        row["reference"] for row in read_jsonl(tmp_path / "finetuned" / "finetuned" / "test.examples.jsonl")
+    )
+    assert trivial["task_score"] == max(shares.values()) / shares.total()
+    assert done.row("mixed-0.3")["task_score_vs_trivial"]["low"] > 0
+    for name in ("report.html", "report.md"):
+        text = (done.folder / name).read_text(encoding="utf-8")
+        assert f"the most frequent label scores {trivial['task_score']:.3f}" in text
+        assert "nothing was learned: the accuracy of fine-tuning alone against the most frequent label is" in text
+    assert compare(tmp_path, write_all(tmp_path, better, finetuned=constant), beat_trivial=False).passed
 
 
 def test_labels_numbers_and_answers_are_shown_as_a_person_reads_them(tmp_path: Path) -> None:
