@@ -58,7 +58,7 @@ class Placement(Section):
     profiles_file: str | None = Field(None, min_length=1)
     """YAML file with your own profiles, in the format of `pipelines/node_pools.yaml`. A profile in it replaces an included
     profile of the same name."""
-    gpus: int = Field(0, ge=0)
+    gpus: int = Field(0, ge=0, le=64)
     """GPUs of each pretrain, finetune, mixed and evaluate task."""
     cpu: Cpu | None = None
     """CPUs of a task without a GPU, such as `2` or `500m`. Null uses the value of the profile."""
@@ -134,6 +134,8 @@ class Config(Section):
             objective = self.model.objective or "causal_lm"
             if objective in kind.refused_from_scratch:
                 problems.append(f"data.finetune.task is {task}, {kind.refused_from_scratch[objective]}")
+        if self.seed in self.mixed.seeds:
+            problems.append(f"mixed.seeds must not contain {self.seed}, the seed of the run, which would train a copy")
         stages: dict[str, Training] = {"pretrain": self.pretrain, "finetune": self.finetune, "mixed": self.mixed}
         for name, stage in stages.items():
             if not stage.trains and name != "pretrain":

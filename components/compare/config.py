@@ -38,7 +38,7 @@ class Gate(Section):
     it as failed after the report is written and recorded. `mixtune run` ends with status 3 in both cases."""
     interval: float = Field(0.95, gt=0.5, lt=1)
     """Coverage of the intervals in the report."""
-    resamples: int = Field(2000, ge=200)
+    resamples: int = Field(2000, ge=200, le=100_000)
     """Number of bootstrap resamples for each interval."""
 
     @property

@@ -36,7 +36,7 @@ class Controls(Section):
     """λ = 1 on as many tokens as the others. Shows whether more pretraining explains the result."""
     lora_ranks: list[Annotated[int, Field(ge=1)]] = Field([])
     """For each rank, a candidate with low-rank adapters (LoRA) on all linear layers instead of full training."""
-    lora_learning_rate: float | None = Field(None, gt=0)
+    lora_learning_rate: float | None = Field(None, gt=0, le=1)
     """Peak learning rate of the adapters; null means ten times `mixed.learning_rate`."""
     kl_weights: list[Annotated[float, Field(gt=0)]] = Field([])
     """For each weight, a candidate with a penalty on KL(start model || model) at the tokens of the labelled examples."""

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import json
 import re
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from .errors import RefusedError
@@ -22,6 +22,8 @@ Attention = Literal["auto", "sdpa", "eager", "flash_attention_2", "flex_attentio
 
 SCRATCH = "scratch"
 EMBEDDED = "embedded"
+PLACEHOLDER = "{{$"
+"""Beginning of the placeholders that KFP replaces in constants, file names and parameters."""
 
 
 class Section(BaseModel):
@@ -44,6 +46,19 @@ class Section(BaseModel):
         }
         return {name: {} if value is None and name in sections else value for name, value in values.items()}
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def _as_written(cls, value: Any, info: ValidationInfo) -> Any:
+        """Refuses values that pydantic or Kubeflow would silently change."""
+        parts = value if isinstance(value, list) else [value]
+        if any(isinstance(part, str) and PLACEHOLDER in part for part in parts):
+            raise ValueError(f"must not contain {PLACEHOLDER}, which Kubeflow replaces")
+        # Python's booleans are numbers: `learning_rate: yes` would be 1.0.
+        annotation = cls.model_fields[info.field_name].annotation if info.field_name else None
+        if any(isinstance(part, bool) for part in parts) and not _takes_bool(annotation):
+            raise ValueError("must not be true or false (in YAML also yes, no, on, off)")
+        return value
+
     def to_json(self) -> str:
         """Returns canonical JSON: equal configurations give equal strings, so that caches can compare them."""
         return json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
@@ -59,6 +74,10 @@ class Section(BaseModel):
             return cls.model_validate_json(text)
         except ValidationError as error:
             raise RefusedError(*describe_problems(error)) from None
+
+
+def _takes_bool(annotation: Any) -> bool:
+    return annotation is bool or isinstance(annotation, bool) or any(map(_takes_bool, get_args(annotation)))
 
 
 def describe_problems(error: ValidationError) -> list[str]:
@@ -122,13 +141,13 @@ class Training(Section):
 
     steps: int = Field(1000, ge=0)
     """Optimizer steps."""
-    epochs: float | None = Field(None, gt=0)
+    epochs: float | None = Field(None, gt=0, le=10_000)
     """Passes over the training data (over the labelled examples, if both streams are read). If set, it replaces `steps`."""
     max_tokens: int | None = Field(None, ge=1)
     """Number of training tokens, of both streams together. If set, it replaces `steps`."""
-    learning_rate: float = Field(2e-5, gt=0)
+    learning_rate: float = Field(2e-5, gt=0, le=1)
     """Peak learning rate of the backbone, and of the task head unless `head_learning_rate` is set."""
-    head_learning_rate: float | None = Field(None, gt=0)
+    head_learning_rate: float | None = Field(None, gt=0, le=1)
     """Peak learning rate of the task head; null means `learning_rate`."""
     layer_decay: float = Field(1.0, gt=0, le=1)
     """Each layer's learning rate is that of the layer above it times this factor; the embeddings count as the lowest layer.

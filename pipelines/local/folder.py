@@ -14,6 +14,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from mixtune.components.shared.artifacts import write_json
+from mixtune.components.shared.config import PLACEHOLDER
 from mixtune.components.shared.errors import RefusedError
 
 
@@ -54,18 +55,23 @@ class Run:
         return self.state / "progress" / f"{self.id}.jsonl"
 
 
+_NOT_IN_PATHS = {
+    "%": "which an SQLite address for MLflow cannot contain",
+    "?": "which an SQLite address for MLflow cannot contain",
+    PLACEHOLDER: "which Kubeflow replaces",
+}
+"""Text that the path of an output folder cannot contain, with the reason."""
+
+
 def claim(output: Path, name: str) -> FileLock:
     """Locks an output folder for one run.
 
     Raises:
         RefusedError: if it cannot be used, contains something other than a mixtune run, or is used by another run.
     """
-    for character in "%?":
-        if character in str(output.absolute()):
-            raise RefusedError(
-                f"--output: {output.absolute()} contains the character {character}, which an SQLite address "
-                "for MLflow cannot contain; choose another folder"
-            )
+    for text, reason in _NOT_IN_PATHS.items():
+        if text in str(output.absolute()):
+            raise RefusedError(f"--output: {output.absolute()} contains {text}, {reason}; choose another folder")
     marker = output / ".mixtune" / "folder.json"
     lock = FileLock(marker.parent / "lock", timeout=0)
     try:

@@ -39,6 +39,7 @@ from .publishing import keep_history, publish
 if TYPE_CHECKING:
     from .containers import Containers
 
+SHOWN_CHARACTERS = 200
 # Packages that affect results: a new version must not use results that another version cached.
 _RESULT_PACKAGES = ("torch", "transformers", "tokenizers", "accelerate", "numpy", "scipy", "scikit-learn")
 
@@ -193,7 +194,8 @@ def _conclude(run: Run, config: Config, stopped: Literal["interrupted", "termina
             report, taken = publish(run, config, done["compare"], done.get("register"))
             outcomes += [Outcome(title="models", kind="refused", sentences=taken)] if taken else []
     state = "CANCELED" if stopped else "SUCCEEDED" if "finish" in done and report is not None else "FAILED"
-    early = f"the pipeline ended early; see {run.logs / 'kfp.log'}"
+    log = run.logs / "kfp.log"
+    early = f"the pipeline ended early{_last_line(log)}; see {log}"
     verdict = judge(map(StepRun.from_outcome, outcomes), {}, state, early)
     if stopped or ("finish" not in done and has_records):
         _close_on_record(config, run, verdict)
@@ -204,6 +206,15 @@ def _conclude(run: Run, config: Config, stopped: Literal["interrupted", "termina
     if verdict.kind == "failed":
         problems = problems or list(verdict.problems)
     return Ended(run.id, state, stopped or verdict.kind, verdict.sentence, problems, report)
+
+
+def _last_line(log: Path) -> str:
+    """Returns the last line of a log in brackets: the error, if a program ended with one."""
+    if not log.is_file():
+        return ""
+    lines = log.read_text(encoding="utf-8", errors="replace").split("\n")
+    last = next((line.strip() for line in reversed(lines) if line.strip()), "")
+    return f" ({last[:SHOWN_CHARACTERS]})" if last else ""
 
 
 def _lines(outcome: Outcome) -> list[str]:

@@ -135,10 +135,13 @@ def test_a_finish_that_failed_gives_its_status(made: Made) -> None:
     assert (ended.status, ended.problems) == (4, ["finish: no MLflow server answers"])
 
 
-def test_a_run_without_a_finish_has_failed(made: Made) -> None:
+def test_a_run_without_a_finish_has_failed_and_says_how_its_process_ended(made: Made) -> None:
+    (made.run.logs / "kfp.log").write_text("Traceback\nIndexError: list index out of range\n\n", encoding="utf-8")
     ended = made.conclude(made.compared, done("register"))
     assert ended.status == 1
-    assert ended.problems == [f"the pipeline ended early; see {made.run.logs / 'kfp.log'}"]
+    assert ended.problems == [
+        f"the pipeline ended early (IndexError: list index out of range); see {made.run.logs / 'kfp.log'}"
+    ]
 
 
 @pytest.mark.parametrize(("stopped", "status"), [("interrupted", 130), ("terminated", 143)])
@@ -230,9 +233,9 @@ def test_history_pairs_a_report_with_its_own_configuration(made: Made) -> None:
     assert (output / "config.yaml").read_text() == "name: failed"
 
 
-@pytest.mark.parametrize("name", ["100%", "what?"])
-def test_a_folder_that_mlflow_could_not_use_is_refused_before_anything_is_made(tmp_path: Path, name: str) -> None:
-    with pytest.raises(RefusedError, match="MLflow"):
+@pytest.mark.parametrize(("name", "who"), [("100%", "MLflow"), ("what?", "MLflow"), ("a{{$.x}}b", "Kubeflow replaces")])
+def test_a_folder_that_cannot_be_used_is_refused_before_anything_is_made(tmp_path: Path, name: str, who: str) -> None:
+    with pytest.raises(RefusedError, match=who):
         claim(tmp_path / name / "run", "x")
     assert list(tmp_path.iterdir()) == []
 

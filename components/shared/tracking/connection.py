@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..errors import MixtuneError, RefusedError, TurnedAwayError, UnreachableError, first_line, without_credentials
+from ..errors import RefusedError, TurnedAwayError, UnreachableError, cannot_be_written, first_line, without_credentials
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -67,17 +67,34 @@ def connect(uri: str) -> MlflowClient:
     levels = {"mlflow.store": logging.WARNING, "mlflow.store.db.utils": logging.CRITICAL, "alembic": logging.WARNING}
     for name, level in {**levels, "urllib3.connectionpool": logging.ERROR}.items():
         logging.getLogger(name).setLevel(level)
-    if uri.startswith("sqlite:///"):
-        Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
     from .fitting_client import FittingClient
 
-    client = FittingClient(uri, registry_uri=uri)
     try:
+        if uri.startswith("sqlite:///"):
+            Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+        client = FittingClient(uri, registry_uri=uri)
         with to_look():
             client.search_experiments(max_results=1)
     except Exception as error:
+        if _is_no_address(uri, error):
+            raise RefusedError(
+                f"MLFLOW_TRACKING_URI: {without_credentials(uri)} cannot be used ({first_line(error)}); give the address of an "
+                "MLflow server, such as https://mlflow.example.com, or sqlite:///FILE"
+            ) from None
         raise unreachable(uri, error) from None
     return client
+
+
+def _is_no_address(uri: str, error: Exception) -> bool:
+    """Tells whether MLflow cannot use an address at all: a scheme it does not know, a missing driver, a plain folder."""
+    from mlflow.exceptions import MlflowException
+    from mlflow.tracking.registry import UnsupportedModelRegistryStoreURIException
+
+    if isinstance(error, ImportError | UnsupportedModelRegistryStoreURIException):
+        return True
+    if isinstance(error, OSError):  # a refused connection is an OSError, too
+        return uri.startswith("sqlite:") and cannot_be_written(error) is None
+    return isinstance(error, MlflowException) and ("://" not in uri or uri.startswith("file:"))
 
 
 def download_artifact(uri: str, run: str, path: str, folder: Path) -> Path:
@@ -120,7 +137,7 @@ def experiment_id(client: MlflowClient, name: str, uri: str) -> str:
     experiment = client.get_experiment_by_name(name)
     if experiment is not None:
         if experiment.lifecycle_stage == "deleted":
-            raise MixtuneError(f"tracking.experiment: {name} is deleted in MLflow; restore it or choose another name")
+            raise RefusedError(f"tracking.experiment: {name} is deleted in MLflow; restore it or choose another name")
         return experiment.experiment_id
     location = None
     if uri.startswith("sqlite:///"):

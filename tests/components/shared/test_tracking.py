@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from mixtune.components.shared.errors import UnreachableError, without_credentials
+from mixtune.components.shared.errors import RefusedError, UnreachableError, without_credentials
 from mixtune.components.shared.tracking.connection import connect
 from mixtune.components.shared.tracking.mlflow_runs import PARENT
 from mixtune.components.shared.tracking.tracker import Tracker
@@ -49,6 +49,35 @@ def test_a_store_on_a_full_disk_is_said_in_a_sentence(
         ):
             Tracker.open("finetune", "finetune", "run-2")
         assert "Traceback" not in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "foo://bar",
+        "mlruns",
+        "file:///mlruns",
+        "http//no-colon",
+        "postgresql://u:secret@127.0.0.1/x",
+        "sqlite:////proc/x/y.db",
+    ],
+)
+def test_an_address_that_mlflow_cannot_use_is_refused(uri: str) -> None:
+    with pytest.raises(
+        RefusedError, match=r"^MLFLOW_TRACKING_URI: .* cannot be used .*; give the address of an MLflow server"
+    ) as refused:
+        connect(uri)
+    assert "secret" not in str(refused.value)
+
+
+def test_a_deleted_experiment_is_refused(store: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "trash")
+    client = connect(store)
+    client.delete_experiment(client.create_experiment("trash"))
+    with pytest.raises(
+        RefusedError, match=r"^tracking\.experiment: trash is deleted in MLflow; restore it or choose another name"
+    ):
+        Tracker.open("plan", "plan", "run-1")
 
 
 def test_an_injected_run_id_does_not_redirect_a_nested_run(store: str, monkeypatch: pytest.MonkeyPatch) -> None:
