@@ -164,7 +164,7 @@ def task_logits(
 
     Args:
         hidden: (B·L, H).
-        first: whether the head reads a segment's first token (encoders) instead of its last.
+        first: whether the head reads a segment's first token (encoders) instead of its last that is not padding.
 
     Returns:
         (M, C) logits; (M, 1) for regression; (M, L, 2) logits of start and end for question answering, -inf after a
@@ -177,7 +177,7 @@ def task_logits(
         at = torch.where(inside, batch.first_at[:, None] + offsets[None], 0)
         both = output_logits(kind, on_hidden(task, HiddenStates(hidden[at])))
         return both.masked_fill(~inside[..., None], float("-inf"))
-    states = hidden[batch.first_at if first else batch.last_at][:, None]
+    states = hidden[batch.first_at if first else batch.read_at][:, None]
     pooler = getattr(backbone, "pooler", None)
     pooled = pooler(states) if isinstance(pooler, nn.Module) else None
     return output_logits(kind, on_hidden(task, HiddenStates(states, pooled)))
