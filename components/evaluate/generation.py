@@ -13,6 +13,7 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList,
 
 from ..shared.model.mixed_model import MixedModel
 from ..shared.model.precision import autocast
+from ..shared.model.tokenizer import text_ends
 from ..shared.running.context import ProgressCounter
 
 
@@ -132,7 +133,7 @@ def _own_settings_aside(model: MixedModel) -> Iterator[None]:
 
 
 def stop_ids(model: MixedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Returns the tokenizer's EOS and the model's own stop tokens."""
+    """Returns the last token of a text (the tokenizer's EOS, if it has one) and the model's own stop tokens."""
     own = model.lm.generation_config.eos_token_id if model.lm.generation_config is not None else None
     listed = own if isinstance(own, list) else [own]
-    return sorted({stop for stop in (tokenizer.eos_token_id, *listed) if stop is not None})
+    return sorted({stop for stop in (text_ends(tokenizer)[1], *listed) if stop is not None})

@@ -32,6 +32,7 @@ from .heads import HiddenStates, describe_head, make_head, on_hidden, task_logit
 from .lm_loss import can_be_chunked, chunked_losses, plain_head
 from .packing import Batch
 from .probing import position_offset
+from .tokenizer import text_ends
 
 transformers_logging.set_verbosity_error()
 transformers_logging.disable_progress_bar()
@@ -234,6 +235,13 @@ class MixedModel(nn.Module):
         for part in (config, config.get_text_config()):
             if self.objective == "causal_lm" or part.pad_token_id is None:
                 part.pad_token_id = tokenizer.pad_token_id
+        own = self.lm.generation_config if self.objective == "causal_lm" else None
+        if own is not None:
+            own.pad_token_id = tokenizer.pad_token_id
+        if own is not None and tokenizer.eos_token_id is None:
+            # Completions ended in another token than EOS, which transformers must stop at.
+            stops = own.eos_token_id if isinstance(own.eos_token_id, list) else [own.eos_token_id]
+            own.eos_token_id = [text_ends(tokenizer)[1], *(stop for stop in stops if stop is not None)]
         if self.task is not None and self.kind is not None:
             state |= self.task.state_dict()
             architectures = [type(self.task).__name__]
