@@ -9,10 +9,24 @@ from typing import Any
 from .config import Config
 from .shared.config import EMBEDDED, SCRATCH
 from .shared.model.tokenizer import NO_ENDS, TOO_LARGE_ID
+from .shared.model.weight_files import NO_LM_HEAD, StoredTensor, shown, stored_tensors
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
 PLAIN_TOKENIZERS = ("PreTrainedTokenizerFast", "TokenizersBackend")
 """Tokenizer classes that have no special tokens besides those in their files."""
+EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight", "tok_embeddings.weight", "embed_in.weight")
+"""Ends of the names of token embeddings."""
+WIDTHS = ("embedding_size", "word_embed_proj_dim", "hidden_size", "n_embd", "d_model", "dim", "emb_dim")
+"""Names of the embeddings' width in config.json."""
+LM_HEADS: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(("bert", "deberta", "deberta-v2"), ("cls.predictions.", "lm_predictions.")),
+    **dict.fromkeys(("roberta", "xlm-roberta", "camembert", "mpnet"), ("lm_head.",)),
+    "albert": ("predictions.",),
+    "distilbert": ("vocab_",),
+    "electra": ("generator_",),
+    "modernbert": ("decoder.",),
+}
+"""Beginnings of the names of a masked LM's head by model type."""
 
 
 def model_problems(config: Config) -> list[str]:
@@ -40,7 +54,7 @@ def model_problems(config: Config) -> list[str]:
         return [f"model.base: {config_file} cannot be read as JSON ({error})"]
     return [
         *_length_problems(config, model_config),
-        *_weight_problems(folder),
+        *_weight_problems(config, model_config),
         *_tokenizer_problems(folder, model_config),
     ]
 
@@ -64,12 +78,51 @@ def _length_problems(config: Config, model_config: dict[str, Any]) -> list[str]:
     ]
 
 
-def _weight_problems(folder: Path) -> list[str]:
-    if any(folder.glob("*.safetensors")):
+def _weight_problems(config: Config, model_config: dict[str, Any]) -> list[str]:
+    folder = Path(config.model.base)
+    if not any(folder.glob("*.safetensors")):
+        pickled = any(folder.glob("*.bin"))
+        hint = "; its weights are in .bin files, which can run code when loaded: convert them" if pickled else ""
+        return [f"model.base: {folder} has no .safetensors file{hint}"]
+    tensors, problems = stored_tensors(folder)
+    if problems:
+        return [f"model.base: {problem}" for problem in problems]
+    problems = _shape_problems(tensors, model_config)
+    missing = _missing_lm_head(tensors, model_config)
+    if missing is not None and not config.pretrain.trains:
+        problems.append(NO_LM_HEAD.format(folder, missing))
+    return problems
+
+
+def _shape_problems(tensors: dict[str, StoredTensor], model_config: dict[str, Any]) -> list[str]:
+    """Compares the embeddings with the configuration. Loading compares all other shapes."""
+    named = [(name, tensor) for name, tensor in tensors.items() if name.endswith(EMBEDDINGS)]
+    size = vocabulary_size(model_config)
+    if len(named) != 1 or size is None or "quantization_config" in model_config:
         return []
-    pickled = any(folder.glob("*.bin"))
-    hint = "; its weights are in .bin files, which can run code when loaded: convert them" if pickled else ""
-    return [f"model.base: {folder} has no .safetensors file{hint}"]
+    ((name, tensor),) = named
+    text_config = model_config.get("text_config") or model_config
+    widths = [text_config[key] for key in WIDTHS if isinstance(text_config.get(key), int)]
+    if tensor.shape[:1] == (size,) and (not widths or tensor.shape[1:] in [(width,) for width in widths]):
+        return []
+    return [
+        f"model.base: {tensor.file}: {name} has the shape {shown(tensor.shape)}, but config.json asks for "
+        f"{shown((size, *(widths[:1] or tensor.shape[1:])))}; they do not belong together, download both again"
+    ]
+
+
+def _missing_lm_head(tensors: dict[str, StoredTensor], model_config: dict[str, Any]) -> str | None:
+    """Returns the name of the LM head's weights if they are missing, as far as the configuration alone tells their names."""
+    names = LM_HEADS.get(str(model_config.get("model_type")), ())
+    if (
+        not names
+        and model_config.get("tie_word_embeddings") is False
+        and any(n.endswith(EMBEDDINGS[0]) for n in tensors)
+    ):
+        names = ("lm_head.",)
+    if not names or any(name.startswith(names) or name.partition(".")[2].startswith(names) for name in tensors):
+        return None
+    return f"{names[0]}*"
 
 
 def _tokenizer_problems(folder: Path, model_config: dict[str, Any]) -> list[str]:
