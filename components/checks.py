@@ -1,4 +1,4 @@
-"""Checks before any heavy work: the base model's folder and the sources. They take about a second and need no torch."""
+"""Checks before any heavy work: the base model and the sources. They take about a second and need no torch."""
 
 from __future__ import annotations
 
@@ -7,18 +7,17 @@ import json
 import re
 from pathlib import Path
 
+from .base_model import looks_local, model_problems
 from .config import Config, Fingerprints
 from .evaluate.harness_tasks import NOT_INSTALLED, installed, known_tasks
-from .shared.config import EMBEDDED, SCRATCH
+from .shared.config import SCRATCH
 from .shared.data.sources import check_source, fingerprint
 from .shared.errors import RefusedError
-
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
 
 
 def find_problems(config: Config) -> list[str]:
     """Returns the problems of a valid configuration with its files, models and sources, one sentence for each."""
-    problems = _model_problems(config.model.base, config.model.max_length)
+    problems = model_problems(config)
     problems += check_source(config.data.pretrain)
     problems += check_source(config.data.finetune)
     problems += _champion_problems(config.evaluate.champion)
@@ -108,51 +107,6 @@ def _tasks_fingerprint(config: Config) -> str:
     return digest.hexdigest()
 
 
-def _looks_local(base: str) -> bool:
-    return base.startswith((".", "/", "~")) or Path(base).exists()
-
-
-def _model_problems(base: str, max_length: int) -> list[str]:
-    if base == SCRATCH:
-        return []
-    if base == EMBEDDED:
-        return ["model.base: embedded is a data source, not a model; use scratch, a folder or a hub name"]
-    if not _looks_local(base):
-        if _is_hub_name(base):
-            return []
-        return [f"model.base: {base} is neither scratch, nor a folder, nor a hub name such as owner/name"]
-    folder = Path(base)
-    if not folder.is_dir():
-        return [f"model.base: there is no folder {base}"]
-    problems = []
-    config_file = folder / "config.json"
-    if not config_file.is_file():
-        return [f"model.base: {base} has no config.json, so it is no model in Hugging Face format"]
-    try:
-        model_config = json.loads(config_file.read_text(encoding="utf-8"))
-        if not isinstance(model_config, dict):
-            raise ValueError("it holds no object")
-    except ValueError as error:
-        return [f"model.base: {config_file} cannot be read as JSON ({error})"]
-    positions = model_config.get("n_positions") or model_config.get("max_position_embeddings")
-    if isinstance(positions, int) and positions < max_length:
-        problems.append(f"model.max_length: is {max_length}, but the model in {base} has only {positions} positions")
-    if not any(folder.glob("*.safetensors")):
-        pickled = any(folder.glob("*.bin"))
-        hint = "; its weights are in .bin files, which can run code when loaded: convert them" if pickled else ""
-        problems.append(f"model.base: {base} has no .safetensors file{hint}")
-    if not any((folder / name).is_file() for name in TOKENIZER_FILES):
-        problems.append(f"model.base: {base} has no tokenizer ({', '.join(TOKENIZER_FILES)})")
-    elif (folder / "tokenizer.json").is_file() and isinstance(model_config.get("vocab_size"), int):
-        tokenizer_size = _tokenizer_size(folder / "tokenizer.json")
-        if tokenizer_size is not None and tokenizer_size > model_config["vocab_size"]:
-            problems.append(
-                f"model.base: the tokenizer in {base} has {tokenizer_size} entries, but the model's vocabulary has only "
-                f"{model_config['vocab_size']}; they do not belong together"
-            )
-    return problems
-
-
 def _hub_commit(base: str, revision: str | None) -> str:
     """Returns the commit of a branch or tag, which can change; the name itself if the hub cannot be reached."""
     if revision and len(revision) == 40:
@@ -165,25 +119,11 @@ def _hub_commit(base: str, revision: str | None) -> str:
         return revision or "main"
 
 
-def _tokenizer_size(file: Path) -> int | None:
-    from tokenizers import Tokenizer
-
-    try:
-        return Tokenizer.from_file(str(file)).get_vocab_size(with_added_tokens=True)
-    except Exception:
-        return None
-
-
-def _is_hub_name(base: str) -> bool:
-    parts = base.split("/")
-    return len(parts) <= 2 and all(part and all(c.isalnum() or c in "-_." for c in part) for part in parts)
-
-
 def _model_fingerprint(config: Config) -> str:
     base = config.model.base
     if base == SCRATCH:
         return SCRATCH
-    if not _looks_local(base):
+    if not looks_local(base):
         return f"{base}@{_hub_commit(base, config.model.revision)}"
     return _folder_digest(Path(base))
 

@@ -22,6 +22,7 @@ class Ended:
         report: content of `report.json`, if the run got that far.
         links: URLs of the run by name.
         notes: further messages for the user.
+        kept: whether results of finished steps, or checkpoints, are kept for a next run with the same command.
     """
 
     run_id: str
@@ -32,6 +33,7 @@ class Ended:
     report: dict[str, Any] | None = None
     links: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    kept: bool = False
 
     @property
     def status(self) -> int:

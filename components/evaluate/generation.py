@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import groupby, islice
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList,
 
 from ..shared.model.mixed_model import MixedModel
 from ..shared.model.precision import autocast
+from ..shared.model.tokenizer import text_ends
 from ..shared.running.context import ProgressCounter
 
 
@@ -27,24 +29,19 @@ def generate(
     """Answers each prompt greedily, until EOS, a stop token of the model, or `max_new_tokens`.
 
     Prompts are padded on the left, so that all answers of a batch start at the same position. Other generation settings of the
-    model (repetition penalty, minimum length) are ignored.
+    model (repetition penalty, minimum length) are ignored. The answers do not depend on the batches, except for rounding.
 
     Args:
         prompts: token ids of each prompt.
-        progress: counts batches.
+        progress: counts prompts.
 
     Returns:
-        The decoded answers, in the order of the prompts, up to the first stop token, stripped and without special tokens; None
-        if a logit before the end is not finite.
+        The answers as `plain_text` decodes them, in the order of the prompts; None if a logit before the end is not finite.
     """
     answers: list[str | None] = [""] * len(prompts)
-    stops = _stops(model, tokenizer)
-    order = sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]), i))
-    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    for start in range(0, len(order), batch_size):
-        chosen = order[start : start + batch_size]
+    stops = stop_ids(model, tokenizer)
+    for chosen, room in _batches(model, prompts, max_new_tokens, batch_size):
         width = len(prompts[chosen[0]])
-        room = max_new_tokens if positions is None else min(max_new_tokens, positions - width)
         if room > 0:
             ids = np.full((len(chosen), width), tokenizer.pad_token_id, np.int64)
             mask = np.zeros((len(chosen), width), np.int64)
@@ -67,12 +64,41 @@ def generate(
                     logits_processor=LogitsProcessorList([watch]),
                 )
             for index, tokens, broken in zip(chosen, made[:, width:].tolist(), watch.rows_B.tolist(), strict=True):
-                end = next((place for place, token in enumerate(tokens) if token in stops), len(tokens))
-                answers[index] = (
-                    None if broken else str(tokenizer.decode(tokens[:end], skip_special_tokens=True)).strip()
-                )
-        progress.advance(tokens=sum(len(prompts[index]) for index in chosen))
+                answers[index] = None if broken else plain_text(tokenizer, tokens, stops)
+        progress.advance(len(chosen), tokens=sum(len(prompts[index]) for index in chosen))
     return answers
+
+
+def plain_text(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int], stops: Sequence[int]) -> str:
+    """Decodes an answer or a reference up to the first stop token, stripped.
+
+    BOS, EOS, padding, CLS and SEP are left out. Other special tokens are part of the text: a task can have them in its answers.
+    """
+    end = next((place for place, token in enumerate(tokens) if token in stops), len(tokens))
+    ends = {
+        tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id, tokenizer.cls_token_id,
+        tokenizer.sep_token_id,
+    }  # fmt: skip
+    kept = [int(token) for token in tokens[:end] if token not in ends]
+    return str(tokenizer.decode(kept, skip_special_tokens=False)).strip()
+
+
+def _batches(
+    model: MixedModel, prompts: Sequence[np.ndarray], max_new_tokens: int, batch_size: int
+) -> Iterator[tuple[list[int], int]]:
+    """Yields batches of prompts of similar length, the longest first in each, and the number of tokens that each may get.
+
+    Prompts that leave fewer than `max_new_tokens` positions are batched with prompts of the same length only.
+    """
+    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+
+    def room(index: int) -> int:
+        return max_new_tokens if positions is None else min(max_new_tokens, positions - len(prompts[index]))
+
+    order = sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]), i))
+    for tokens, group in groupby(order, key=room):
+        while chosen := list(islice(group, batch_size)):
+            yield chosen, tokens
 
 
 class _NotFinite(LogitsProcessor):
@@ -106,8 +132,8 @@ def _own_settings_aside(model: MixedModel) -> Iterator[None]:
         lm.generation_config = own
 
 
-def _stops(model: MixedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Returns the tokenizer's EOS and the model's own stop tokens."""
+def stop_ids(model: MixedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Returns the last token of a text (the tokenizer's EOS, if it has one) and the model's own stop tokens."""
     own = model.lm.generation_config.eos_token_id if model.lm.generation_config is not None else None
     listed = own if isinstance(own, list) else [own]
-    return sorted({stop for stop in (tokenizer.eos_token_id, *listed) if stop is not None})
+    return sorted({stop for stop in (text_ends(tokenizer)[1], *listed) if stop is not None})

@@ -24,7 +24,7 @@ from ..shared.running.context import Context, ProgressCounter
 from .checks import check_model
 from .config import EvaluateStep
 from .examples import example_row, from_head
-from .generation import generate
+from .generation import generate, plain_text, stop_ids
 from .harness import Harness
 from .held_out import SPLITS, HeldOut
 from .likelihood import (
@@ -152,13 +152,16 @@ class LoadedCandidate:
         examples = Documents(self.held_out.labelled_folder, split)
         size = self.config.batch_size
         nats, tokens = self._losses(example_segments(examples, with_head=False), len(examples), f"{split} examples")
-        prompts = [np.asarray(examples.tokens(i))[: int(examples.supervised_from[i])] for i in range(len(examples))]
-        with self._progress(-(-len(prompts) // size), f"{split} answers") as progress:
+        parts = [np.split(examples.tokens(i), [int(examples.supervised_from[i])]) for i in range(len(examples))]
+        prompts = [prompt for prompt, _ in parts]
+        with self._progress(len(prompts), f"{split} answers", "prompts") as progress:
             longest = self.config.max_new_tokens or 1
             answers = generate(self.model, self.tokenizer, prompts, longest, size, progress)
+        stops = stop_ids(self.model, self.tokenizer)
         rows = []
         for index, (record, answer) in enumerate(zip(examples.records(), answers, strict=True)):
-            reference = record["completion"].strip()
+            # Decoded like the answers: tokens that repeat the completion exactly must give its text.
+            reference = plain_text(self.tokenizer, parts[index][1].tolist(), stops)
             scores = {} if answer is None else self.held_out.overlap.of_example(answer, reference)
             row = example_row(record, self.held_out.task, self.config.metric, reference, answer, scores)
             rows.append({**row, **scores, "tokens": int(tokens[index]), "nats": _finite(nats[index])})
@@ -182,9 +185,9 @@ class LoadedCandidate:
             nats[bad] = losses(self.model, again, count, self._pad_id, progress)[0][bad]
         return nats, tokens
 
-    def _progress(self, total: int, what: str) -> ProgressCounter:
+    def _progress(self, total: int, what: str, unit: str = "batches") -> ProgressCounter:
         name = f"{self.subject.card.id} {what}" if self.subject.alpha is not None else what
-        return self.context.progress(total, "batches", name)
+        return self.context.progress(total, unit, name)
 
     @property
     def _pad_id(self) -> int:

@@ -63,4 +63,4 @@ def run(
         base=before.base,
         mlflow_runs={**before.mlflow_runs, "prepare finetune": manifest.mlflow_run or ""},
     )
-    save_trained(mixed_model, tokenizer, card, result, context, model, metrics)
+    save_trained(mixed_model, tokenizer, card, result, context, model, metrics, stream)

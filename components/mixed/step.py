@@ -109,7 +109,7 @@ def run(
         base=before.base,
         mlflow_runs={**before.mlflow_runs, "prepare finetune": labelled.mlflow_run or ""},
     )
-    save_trained(mixed_model, tokenizer, card, result, context, model, metrics)
+    save_trained(mixed_model, tokenizer, card, result, context, model, metrics, finetune)
 
 
 def _mix_weight(chosen: MixedCandidate, steps: int, text: DataManifest, masked: bool) -> MixWeight:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..shared.config import Objective
 from ..shared.errors import RefusedError, first_line
+from ..shared.model.tokenizer import TOO_LARGE_ID, text_ends
 from ..shared.running.context import Context
 from .config import Tokenizer
 
@@ -75,7 +76,7 @@ def load_tokenizer(config: Tokenizer) -> PreTrainedTokenizerBase:
     """Loads the base model's tokenizer, without running code from the hub.
 
     Raises:
-        RefusedError: if there is none, or if it has more entries than the model.
+        RefusedError: if there is none, or if it gives an id that the model has no embedding for.
     """
     from transformers import AutoConfig, AutoTokenizer
 
@@ -86,11 +87,10 @@ def load_tokenizer(config: Tokenizer) -> PreTrainedTokenizerBase:
     except Exception as error:  # a broken file can raise anything; the message contains the library's error
         raise RefusedError(f"{shown} has no tokenizer that can be loaded ({first_line(error)})") from None
     size = getattr(model.get_text_config(), "vocab_size", None)
-    if size is not None and len(tokenizer) > size:
-        raise RefusedError(
-            f"{shown} has a tokenizer of {len(tokenizer)} entries and a vocabulary of {size}; they do not fit together"
-        )
-    _ends(tokenizer, shown)
+    token, largest = max(tokenizer.get_vocab().items(), key=lambda entry: entry[1])
+    if size is not None and largest >= size:
+        raise RefusedError(TOO_LARGE_ID.format(shown, token, largest, size))
+    text_ends(tokenizer, shown)
     return tokenizer
 
 
@@ -120,19 +120,6 @@ def _is_plain(folder: Path) -> bool:
     ) in ("TokenizersBackend", "PreTrainedTokenizerFast")
 
 
-def _ends(tokenizer: PreTrainedTokenizerBase, shown: str = "the tokenizer") -> tuple[int, int]:
-    """Returns the ids of the first and the last token of a pretraining document."""
-    eos = _first_known(tokenizer.eos_token_id, tokenizer.sep_token_id, tokenizer.bos_token_id)
-    bos = _first_known(tokenizer.bos_token_id, tokenizer.cls_token_id, eos)
-    if eos is None or bos is None:
-        raise RefusedError(f"{shown} has a tokenizer with neither an EOS nor a BOS token, one of which is needed")
-    return bos, eos
-
-
-def _first_known(*ids: int | None) -> int | None:
-    return next((number for number in ids if number is not None), None)
-
-
 class Encoder:
     """Converts documents and examples to token sequences.
 
@@ -148,7 +135,7 @@ class Encoder:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, max_length: int, context: Context) -> None:
         self.tokenizer, self.max_length, self.context = copy.deepcopy(tokenizer), max_length, context
-        self.bos, self.eos = _ends(tokenizer)
+        self.bos, self.eos = text_ends(tokenizer)
         self._before, self._after = self._added()
 
     def ids(self, texts: Sequence[str], what: str, special: bool = False) -> list[list[int]]:

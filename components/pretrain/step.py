@@ -10,10 +10,11 @@ from ..shared.config import SCRATCH
 from ..shared.data.prepared import DataManifest, Documents
 from ..shared.errors import RefusedError
 from ..shared.model.device import pick_device
-from ..shared.model.loading import from_scratch, load_model
+from ..shared.model.loading import from_scratch, load_model, refuse_not_finite
 from ..shared.model.masking import Masking
 from ..shared.model.mixed_model import MixedModel
 from ..shared.model.tokenizer import load_tokenizer
+from ..shared.model.weight_files import NO_LM_HEAD
 from ..shared.running.context import Context
 from ..shared.training.loop import Result, train
 from ..shared.training.mix_weight import Constant
@@ -85,6 +86,7 @@ def _base_model(config: PretrainStep, tokenizer_folder: str) -> MixedModel:
             config.model.scratch, tokenizer, length, config.seed, objective or "causal_lm", attention, pick_device()
         )
     model = load_model(base, pick_device(), revision=config.model.revision, attention=attention)
+    refuse_not_finite(model, base)
     if objective is not None and objective != model.objective:
         raise RefusedError(
             f"model.objective: is {objective}, but {base} is of type {model.config.model_type}, which is for "
@@ -103,10 +105,7 @@ def _base_model(config: PretrainStep, tokenizer_folder: str) -> MixedModel:
 def _refuse_new_weights(model: MixedModel, base: str) -> None:
     """Refuses a model without a trained LM head: its forgetting cannot be measured."""
     if model.new_weights:
-        raise RefusedError(
-            f"pretrain.steps: is 0, but {base} has no trained language-model head ({model.new_weights[0]} is missing), so "
-            "that forgetting could not be measured; train it for some steps"
-        )
+        raise RefusedError(NO_LM_HEAD.format(base, model.new_weights[0]))
 
 
 def _absolute(base: str) -> str:

@@ -88,9 +88,11 @@ def run_and_show(
         console.print(Text(f"MLflow  {_mlflow_hint(tracking_uri(config, folder), folder)}"))
     for line in (*ended.problems, *ended.notes):
         print(f"mixtune: {line}", file=sys.stderr)
-    stopped = {130: "interrupted; ", 143: "ended by SIGTERM; "}.get(ended.status, "")
-    if ended.status == 1 or stopped:
-        print(f"mixtune: {stopped}finished steps are kept; run the same command again to continue", file=sys.stderr)
+    said = [{130: "interrupted", 143: "ended by SIGTERM"}.get(ended.status, "")]
+    if ended.kept and (said[0] or ended.status == 1):
+        said.append("finished steps are kept; run the same command again to continue")
+    if any(said):
+        print(f"mixtune: {'; '.join(filter(None, said))}", file=sys.stderr)
     return ended.status
 
 

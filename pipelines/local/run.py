@@ -76,6 +76,8 @@ def run_local(
             # Also deletes checkpoints of killed trainings that were never resumed.
             shutil.rmtree(run.checkpoints, ignore_errors=True)
         ended.notes += _notes(run)
+        kept = (run.state / "cache" / code, run.checkpoints)
+        ended.kept = use_cache and any(any(folder.glob("*")) for folder in kept)
         return ended
     except OSError as error:
         error.filename = error.filename or str(output)  # errors of write calls contain no file name

@@ -11,6 +11,9 @@ import pytest
 
 from mixtune.components.checks import find_problems, fingerprints, missing_here
 from mixtune.components.config import Config, load
+from mixtune.components.prepare.config import Tokenizer
+from mixtune.components.prepare.tokenization import load_tokenizer
+from mixtune.components.shared.errors import RefusedError
 from tests.components.evaluate.harness_made import write_tasks
 from tests.components.shared.tiny import tiny_model, tiny_tokenizer
 
@@ -70,9 +73,24 @@ def test_a_folder_that_lacks_something_is_refused(folder: Path, spoil: Any, word
 def test_a_tokenizer_that_does_not_fit_the_model_is_refused(folder: Path) -> None:
     values = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(values | {"vocab_size": 10}))
+    of_weights, problem = find_problems(config(folder))
+    assert "model.embed_tokens.weight has the shape 61 x 16, but config.json asks for 10 x 16" in of_weights
+    assert "gives the token <pad> the id 60, but the model has 10 embeddings" in problem
+
+
+def test_a_token_id_beyond_the_embeddings_is_refused(folder: Path) -> None:
+    """The number of entries says nothing: ids can have gaps."""
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    tokenizer["model"]["vocab"]["far"] = 600
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
     (problem,) = find_problems(config(folder))
-    assert "61 entries" in problem
-    assert "only 10" in problem
+    assert "gives the token far the id 600, but the model has 61 embeddings" in problem
+    with pytest.raises(RefusedError, match="the token far the id 600, but the model has 61 embeddings"):
+        load_tokenizer(Tokenizer(base=str(folder), max_length=32, vocabulary_size=None, revision=None))
+    lm: Any = tiny_model().lm
+    lm.resize_token_embeddings(601)
+    lm.save_pretrained(folder)
+    assert find_problems(config(folder)) == []
 
 
 def test_a_model_with_too_few_positions_is_refused(folder: Path) -> None:

@@ -229,6 +229,7 @@ def test_a_failing_candidate_ends_in_a_sentence_and_the_next_run_goes_on(first: 
     assert "mixed-0.3: step" in printed
     assert "not finite" in printed
     assert "its log is" in printed
+    assert "finished steps are kept; run the same command again to continue" in printed
     assert "pretrain" not in ran
     newest = project.pipeline_runs()[0]
     assert newest.info.status == "FAILED"

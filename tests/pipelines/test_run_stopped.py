@@ -19,14 +19,14 @@ from tests.pipelines.project import Project
 
 
 @pytest.fixture
-def running(fresh: Project) -> Iterator[Callable[[str], subprocess.Popen[str]]]:
+def running(fresh: Project) -> Iterator[Callable[..., subprocess.Popen[str]]]:
     """Starts the command and returns it when a file of the output folder exists."""
     processes = []
 
-    def start(pattern: str) -> subprocess.Popen[str]:
+    def start(pattern: str, *options: str) -> subprocess.Popen[str]:
         (fresh.folder / "config.yaml").write_text(yaml.safe_dump(fresh.config), encoding="utf-8")
         process = subprocess.Popen(
-            [sys.executable, "-m", "mixtune.pipelines.cli", "run", "config.yaml"], cwd=fresh.folder,
+            [sys.executable, "-m", "mixtune.pipelines.cli", "run", "config.yaml", *options], cwd=fresh.folder,
             stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
         )  # fmt: skip
@@ -43,9 +43,7 @@ def running(fresh: Project) -> Iterator[Callable[[str], subprocess.Popen[str]]]:
         process.kill()
 
 
-def test_after_a_signal_the_same_command_goes_on(
-    fresh: Project, running: Callable[[str], subprocess.Popen[str]]
-) -> None:
+def test_after_a_signal_the_same_command_goes_on(fresh: Project, running: Callable[..., subprocess.Popen[str]]) -> None:
     goes_on = "finished steps are kept; run the same command again to continue\n"
     # A step's result is in the cache when a step that depends on it has started.
     process = running("logs/*/pretrain.log")
@@ -67,8 +65,17 @@ def test_after_a_signal_the_same_command_goes_on(
     assert statuses == ["FINISHED", "KILLED", "KILLED"], "newest first"
 
 
+def test_nothing_is_said_to_be_kept_where_it_is_not(
+    fresh: Project, running: Callable[..., subprocess.Popen[str]]
+) -> None:
+    process = running("logs/*/pretrain.log", "--no-cache")
+    process.send_signal(signal.SIGINT)
+    _, printed = process.communicate(timeout=120)
+    assert (process.returncode, printed) == (130, "mixtune: interrupted\n")
+
+
 def test_killed_for_good_leaves_no_process_and_a_folder_to_go_on_in(
-    fresh: Project, running: Callable[[str], subprocess.Popen[str]]
+    fresh: Project, running: Callable[..., subprocess.Popen[str]]
 ) -> None:
     process = running("logs/*/prepare-pretrain.log")
     everyone = psutil.Process(process.pid).children(recursive=True)

@@ -162,14 +162,24 @@ def task_logits(
 ) -> Tensor:
     """Returns the head's output for each labelled segment.
 
+    Heads compute in the format of their weights, float32, also where the backbone computes in bf16: with its 8 bits, nearby
+    scores would become equal, and numbers near 1,000 would be multiples of 4.
+
     Args:
         hidden: (B·L, H).
-        first: whether the head reads a segment's first token (encoders) instead of its last.
+        first: whether the head reads a segment's first token (encoders) instead of its last that is not padding.
 
     Returns:
         (M, C) logits; (M, 1) for regression; (M, L, 2) logits of start and end for question answering, -inf after a
         segment's end.
     """
+    with torch.autocast(hidden.device.type, enabled=False):
+        return _logits(task, kind, backbone, hidden.to(next(task.parameters()).dtype), batch, first)
+
+
+def _logits(
+    task: PreTrainedModel, kind: Task, backbone: nn.Module, hidden: Tensor, batch: Batch, first: bool
+) -> Tensor:
     if TASK_KINDS[kind].head == "span":
         lengths = batch.last_at - batch.first_at + 1
         offsets = torch.arange(int(lengths.max()) if len(lengths) else 1, device=hidden.device)
@@ -177,7 +187,7 @@ def task_logits(
         at = torch.where(inside, batch.first_at[:, None] + offsets[None], 0)
         both = output_logits(kind, on_hidden(task, HiddenStates(hidden[at])))
         return both.masked_fill(~inside[..., None], float("-inf"))
-    states = hidden[batch.first_at if first else batch.last_at][:, None]
+    states = hidden[batch.first_at if first else batch.read_at][:, None]
     pooler = getattr(backbone, "pooler", None)
     pooled = pooler(states) if isinstance(pooler, nn.Module) else None
     return output_logits(kind, on_hidden(task, HiddenStates(states, pooled)))

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -26,6 +26,7 @@ from ..task_kinds import TASK_KINDS
 from .checks import check_model, check_task_head
 from .heads import make_head
 from .mixed_model import MixedModel, objective_of
+from .weight_files import shown, stored_tensors
 
 
 def add_task_head(model: MixedModel, kind: Task, labels: list[str] | None, seed: int) -> None:
@@ -102,10 +103,17 @@ def load_model(
             use_safetensors=True,
             trust_remote_code=False,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # refused below, with their names
         )
-    except (OSError, ValueError, KeyError, ImportError) as error:
+    except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0]
         raise RefusedError(f"model.base: {folder} cannot be loaded as a language model ({reason})") from None
+    if loading_info["mismatched_keys"]:
+        name, stored, wanted = min(loading_info["mismatched_keys"])
+        raise RefusedError(
+            f"model.base: {_file_of(name, folder)}: {name} has the shape {shown(stored)}, but config.json asks for "
+            f"{shown(wanted)}; they do not belong together, download both again"
+        )
     try:
         model = MixedModel(lm)
     except Exception as error:  # models of other kinds can fail in any way
@@ -125,6 +133,33 @@ def load_model(
     model.set_attention(attention)
     check_model(model, folder)
     return model
+
+
+@torch.no_grad()
+def refuse_not_finite(model: MixedModel, folder: str) -> None:
+    """Refuses a base model with weights that are not finite: its losses would not be finite either.
+
+    Raises:
+        RefusedError: names the files and the tensors.
+    """
+    broken = [(name, int((~weight.isfinite()).sum())) for name, weight in model.lm.named_parameters()]
+    named = [
+        f"model.base: {_file_of(name, folder)}: {name} has {count:,} values that are not finite; download the model again, or "
+        "choose another"
+        for name, count in broken
+        if count
+    ]
+    if named:
+        raise RefusedError(
+            *named[:3], *([f"model.base: {len(named) - 3} more tensors are like this"] if named[3:] else [])
+        )
+
+
+def _file_of(name: str, folder: str) -> str:
+    """Returns the file of a weight, or the model's name if it is not a local folder. Files can omit the backbone's prefix."""
+    stored = stored_tensors(Path(folder))[0] if Path(folder).is_dir() else {}
+    found = stored.get(name) or stored.get(name.partition(".")[2])
+    return str(found.file) if found else folder
 
 
 def _weights_location(folder: str | Path, revision: str | None) -> tuple[str, str | None]:
@@ -149,7 +184,7 @@ def _load_head(model: MixedModel, folder: str) -> None:
         ),
         None,
     )
-    stored = _stored_in(folder)
+    stored = stored_tensors(Path(folder))[0] if Path(folder).is_dir() else {}
     if kind is None or not stored:
         return
     named = TASK_KINDS[kind].has_label_names
@@ -159,21 +194,12 @@ def _load_head(model: MixedModel, folder: str) -> None:
     except RefusedError:
         return  # a base model's own head, which is not trained here
     wanted = task.state_dict() | {name: value for name, value in model.lm.state_dict().items() if ".pooler." in name}
-    if not wanted.keys() <= stored.keys():
+    if any(name not in stored or stored[name].shape != tuple(weight.shape) for name, weight in wanted.items()):
         return
     for key, weight in wanted.items():
-        with safe_open(stored[key], framework="pt") as tensors:
+        with safe_open(stored[key].file, framework="pt") as tensors:
             weight.copy_(tensors.get_tensor(key))
     model.task, model.kind, model.labels = task, kind, labels
-
-
-def _stored_in(folder: str) -> dict[str, Path]:
-    """Maps the name of each tensor in a local folder to its file."""
-    stored = {}
-    for file in sorted(Path(folder).glob("*.safetensors")) if Path(folder).is_dir() else []:
-        with safe_open(file, framework="pt") as tensors:
-            stored.update(dict.fromkeys(tensors.keys(), file))
-    return stored
 
 
 @torch.no_grad()

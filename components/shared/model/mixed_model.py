@@ -32,6 +32,7 @@ from .heads import HiddenStates, describe_head, make_head, on_hidden, task_logit
 from .lm_loss import can_be_chunked, chunked_losses, plain_head
 from .packing import Batch
 from .probing import position_offset
+from .tokenizer import text_ends
 
 transformers_logging.set_verbosity_error()
 transformers_logging.disable_progress_bar()
@@ -47,6 +48,7 @@ class MixedModel(nn.Module):
         labels: names of the classes.
         objective: the language model's training objective.
         new_weights: names of LM head weights that are missing in the loaded files and are therefore random.
+        takes_token_types: whether the backbone takes token types.
         precision: number format of the matrix products when the model is evaluated.
     """
 
@@ -63,7 +65,7 @@ class MixedModel(nn.Module):
         self.labels: list[str] | None = None
         self.objective = objective_of(lm.config)
         self.new_weights: list[str] = []
-        self._takes_token_types = "token_type_ids" in inspect.signature(type(lm.base_model).forward).parameters
+        self.takes_token_types = "token_type_ids" in inspect.signature(type(lm.base_model).forward).parameters
         self.position_offset = position_offset(lm) if self.objective == "masked_lm" else 0
         # Wrapped in a tuple, so that it is not registered as a module and its weights are not listed twice.
         self._plain = (plain_head(lm),)
@@ -134,11 +136,11 @@ class MixedModel(nn.Module):
         """Returns the last hidden states of packed rows, (B·L, H)."""
         given: dict[str, Any] = {
             "input_ids": batch.input_ids,
-            "position_ids": batch.position_ids + self.position_offset,
+            "position_ids": self._positions(batch),
         }
         if self.objective == "masked_lm":
             given["attention_mask"] = self._mask(batch)
-            if self._takes_token_types:
+            if self.takes_token_types:
                 given["token_type_ids"] = batch.token_type_ids
         else:
             given["use_cache"] = False
@@ -221,21 +223,48 @@ class MixedModel(nn.Module):
         return lm.generate(**given)
 
     def save(self, folder: str | Path, tokenizer: PreTrainedTokenizerBase) -> None:
-        """Writes the model and its tokenizer in Hugging Face format, with safetensors."""
+        """Writes the model and its tokenizer in Hugging Face format, with safetensors.
+
+        A task head is saved with a tokenizer that pads on the right: transformers gives absolute positions to padding on the
+        left.
+        """
         config = self.lm.config
         state = self.lm.state_dict()
         architectures = [type(self.lm).__name__]
-        if config.pad_token_id is None and tokenizer.pad_token_id is not None:
-            config.pad_token_id = tokenizer.pad_token_id
+        # Heads of causal models read the last token that is not this one. Encoders can count positions from it, so it stays.
+        for part in (config, config.get_text_config()):
+            if self.objective == "causal_lm" or part.pad_token_id is None:
+                part.pad_token_id = tokenizer.pad_token_id
+        own = self.lm.generation_config if self.objective == "causal_lm" else None
+        if own is not None:
+            own.pad_token_id = tokenizer.pad_token_id
+        if own is not None and tokenizer.eos_token_id is None:
+            # Completions ended in another token than EOS, which transformers must stop at.
+            stops = own.eos_token_id if isinstance(own.eos_token_id, list) else [own.eos_token_id]
+            own.eos_token_id = [text_ends(tokenizer)[1], *(stop for stop in stops if stop is not None)]
         if self.task is not None and self.kind is not None:
             state |= self.task.state_dict()
             architectures = [type(self.task).__name__]
+            tokenizer.padding_side = "right"
             describe_head(config, self.kind, self.labels)
         self.lm.save_pretrained(folder, state_dict={name: value.contiguous() for name, value in state.items()})
         # save_pretrained records the class of `lm`, but the folder is for the head's task.
         config.architectures = architectures
         config.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
+
+    def _positions(self, batch: Batch) -> Tensor:
+        """Returns the (B, L) position ids as the model computes them for each segment alone.
+
+        Models of the RoBERTa family do not count padding tokens, even inside of a text.
+        """
+        if not self.position_offset:
+            return batch.position_ids
+        pad_id = self.position_offset - 1
+        counted = (batch.input_ids != pad_id).long()
+        total = counted.cumsum(1)
+        before = torch.where(batch.position_ids == 0, total - counted, 0).cummax(1).values
+        return (total - before) * counted + pad_id
 
     def _mask(self, batch: Batch) -> Any:
         """Returns an encoder's attention mask, (B, 1, L, L): tokens attend within their segment."""

@@ -74,6 +74,8 @@ class Batch:
         lm_pretrain: (N,) bool, whether it belongs to the pretraining stream.
         first_at: (M,) int64, index of the first token of each labelled segment.
         last_at: (M,) int64, index of its last token.
+        read_at: (M,) int64, index of its last token that is not the padding token (its first if there is none). The heads of
+            causal models in transformers read this token.
         label: (M,) int64, its class; -1 for none.
         targets: (M, K) float32, its target.
         label_key: (M,) int64, its key.
@@ -90,6 +92,7 @@ class Batch:
     lm_pretrain: Tensor
     first_at: Tensor
     last_at: Tensor
+    read_at: Tensor
     label: Tensor
     targets: Tensor
     label_key: Tensor
@@ -170,7 +173,8 @@ def collate(rows: Sequence[Sequence[Segment]], pad_id: int, label_all: bool = Fa
 
     Args:
         rows: segments of each row.
-        pad_id: token id for padding. Segments never attend to it, and it is never supervised.
+        pad_id: token id for padding. Segments never attend to the padding, and it is never supervised. A text can contain
+            the same token, for example where EOS is the padding token.
         label_all: treat every segment as labelled, even if its label is unknown.
         width_multiple: pad to a multiple of this width.
     """
@@ -219,12 +223,19 @@ def collate(rows: Sequence[Sequence[Segment]], pad_id: int, label_all: bool = Fa
         lm_pretrain=joined(lm_pretrain, np.bool_),
         first_at=of_labelled([flat for flat, _ in labelled]),
         last_at=of_labelled([flat + len(segment.tokens) - 1 for flat, segment in labelled]),
+        read_at=of_labelled([flat + _last_unlike(segment.tokens, pad_id) for flat, segment in labelled]),
         label=of_labelled([segment.label for _, segment in labelled]),
         targets=torch.tensor([segment.targets for _, segment in labelled], dtype=torch.float32),
         label_key=of_labelled([segment.key for _, segment in labelled]),
         finetune_at=joined(finetune_at, np.int64),
         num_tokens=num_tokens,
     )
+
+
+def _last_unlike(tokens: np.ndarray, pad_id: int) -> int:
+    """Returns the index of the last token that is not `pad_id`; 0 if there is none."""
+    at = np.flatnonzero(np.asarray(tokens) != pad_id)
+    return int(at[-1]) if len(at) else 0
 
 
 def _supervised(segment: Segment) -> tuple[np.ndarray, np.ndarray]:

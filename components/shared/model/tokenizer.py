@@ -25,8 +25,38 @@ def append_eos(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
+def text_ends(tokenizer: PreTrainedTokenizerBase, shown: str = "the tokenizer") -> tuple[int, int]:
+    """Returns the ids of the first and the last token of a text: BOS and EOS, or what the tokenizer has instead.
+
+    Raises:
+        RefusedError: if it has neither.
+    """
+    eos = _first_known(tokenizer.eos_token_id, tokenizer.sep_token_id, tokenizer.bos_token_id)
+    bos = _first_known(tokenizer.bos_token_id, tokenizer.cls_token_id, eos)
+    if eos is None or bos is None:
+        raise RefusedError(NO_ENDS.format(shown))
+    return bos, eos
+
+
+NO_ENDS = (
+    "{} has a tokenizer with neither an EOS nor a BOS token, one of which is needed; set eos_token in its "
+    "tokenizer_config.json"
+)
+TOO_LARGE_ID = (
+    "{}: its tokenizer gives the token {} the id {}, but the model has {} embeddings; they do not belong together"
+)
+
+
+def _first_known(*ids: int | None) -> int | None:
+    return next((number for number in ids if number is not None), None)
+
+
 def load_tokenizer(folder: str | Path, revision: str | None = None) -> PreTrainedTokenizerBase:
-    """Loads the tokenizer of a model or tokenizer folder. Without a padding token it pads with EOS."""
+    """Loads the tokenizer of a model or tokenizer folder. Without a padding token it pads with the last token of a text.
+
+    Raises:
+        RefusedError: if there is none, or if it has neither an EOS nor a BOS token.
+    """
     from transformers import AutoTokenizer
 
     try:
@@ -35,5 +65,6 @@ def load_tokenizer(folder: str | Path, revision: str | None = None) -> PreTraine
         reason = str(error).strip().splitlines()[0]
         raise RefusedError(f"{folder}: has no tokenizer that can be loaded ({reason})") from None
     if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
+        _, last = text_ends(tokenizer, str(folder))
+        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(last)
     return tokenizer

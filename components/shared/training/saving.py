@@ -13,6 +13,8 @@ from ..errors import MixtuneError
 from ..model.mixed_model import MixedModel
 from ..running.context import Context
 from .loop import Result
+from .plain_comparison import compare_with_transformers
+from .streams import FinetuneStream
 
 
 def save_trained(
@@ -23,13 +25,20 @@ def save_trained(
     context: Context,
     output: ArtifactLike,
     metrics: ArtifactLike,
+    examples: FinetuneStream | None = None,
 ) -> None:
     """Writes a model folder. The card is written last, so that a folder with a card is complete. Only the main process writes.
 
     Args:
+        model: afterwards without weights, if there are examples.
         card: fields that are known before training; counts and times are filled in from `result`.
         output: the model artifact.
         metrics: output artifact, metrics for the KFP UI.
+        examples: labelled examples that the model was trained on; the saved model is compared with plain transformers on some.
+
+    Raises:
+        MixtuneError: if there is no space.
+        RefusedError: if plain transformers gives other outputs.
     """
     if not result.main:
         return
@@ -43,6 +52,8 @@ def save_trained(
         if "o space left" not in str(error):  # safetensors wraps errors of the file system in its own exception
             raise
         raise MixtuneError(_no_space(model, Path(output.path))) from None
+    if examples is not None:
+        compare_with_transformers(model, Path(output.path), tokenizer, examples)
     save_card(tokenizer, card, result, context, output, metrics)
     if result.checkpoints is not None:
         result.checkpoints.finish()

@@ -97,7 +97,7 @@ class FinetuneStream:
     """
 
     def __init__(self, documents: Documents, seed: int, task: Task) -> None:
-        self._documents, self._task = documents, task
+        self._documents, self.task = documents, task
         self._order = _Permutations(len(documents), seed, FINETUNE_ID)
 
     def __len__(self) -> int:
@@ -115,7 +115,7 @@ class FinetuneStream:
     def item(self, position: int) -> list[Segment]:
         index = self._order[position]
         tokens = np.asarray(self._documents.tokens(index))
-        if TASK_KINDS[self._task].head is None:
+        if TASK_KINDS[self.task].head is None:
             return [Segment(tokens, int(self._documents.supervised_from[index]), -1, index)]
         targets = tuple(float(value) for value in self._documents.targets[index])
         label, second_from = int(self._documents.labels[index]), int(self._documents.second_from[index])

@@ -9,13 +9,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, GenerationConfig
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedTokenizerFast
 
-from mixtune.components.evaluate.generation import generate
+from mixtune.components.evaluate.generation import generate, plain_text, stop_ids
+from mixtune.components.evaluate.scores import exact_match
 from mixtune.components.shared.artifacts import Artifact, ModelCard, read_jsonl
+from mixtune.components.shared.data.prepared import DataManifest, Document, write_split
 from mixtune.components.shared.errors import MixtuneError
 from mixtune.components.shared.model.loading import load_model
 from mixtune.components.shared.model.mixed_model import MixedModel
+from mixtune.components.shared.model.packing import Segment, collate
 from mixtune.components.shared.model.tokenizer import load_tokenizer
 from mixtune.components.shared.running.context import Context
 
@@ -77,8 +81,30 @@ def test_nothing_but_the_likeliest_token_counts(tmp_path: Path) -> None:
     assert settings.repetition_penalty == 5.0
 
 
-def test_answers_do_not_depend_on_the_batch() -> None:
-    assert answers(tiny_model("llama"), 1) == answers(tiny_model("llama"), 4)
+def few_positions(architecture: str) -> MixedModel:
+    """A random model for texts of 64 tokens."""
+    model = tiny_model(architecture)
+    if architecture == "llama":
+        config: Any = model.config
+        config.max_position_embeddings = 64
+    outputs: Any = model.lm.get_output_embeddings()
+    outputs.weight.data[57:] = 0  # other tokens are likelier than special ones
+    return model
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
+def test_answers_do_not_depend_on_the_batch(architecture: str) -> None:
+    """Also where a long prompt leaves less room than the others need; it has what room it leaves itself."""
+    assert answers(tiny_model(architecture), 1) == answers(tiny_model(architecture), 4)
+    prompts = [np.arange(length) * 7 % 50 for length in (4, 60, 9, 62, 6, 62, 56, 57, 3, 64, 40)]
+    model = own(few_positions(architecture)).eval()
+    found = {
+        size: generate(model, tiny_tokenizer(), prompts, 8, size, Context.for_tests().progress(11, "prompts"))
+        for size in (1, 2, 3, 32)
+    }
+    assert found[1] == found[2] == found[3] == found[32]
+    rooms = [len((text or "").split()) for text in found[1]]
+    assert rooms == [min(8, 64 - len(prompt)) for prompt in prompts]
 
 
 def test_an_answer_whose_logits_are_not_finite_is_none_and_the_others_stay() -> None:
@@ -114,6 +140,67 @@ def test_a_written_answer_that_is_not_finite_has_no_score_and_is_named(tmp_path:
     assert {row["score"] for row in rows} == {None}
 
 
+def lowering() -> Any:
+    """A tokenizer that changes its texts: lower case, and a name and a literal EOS that are special tokens."""
+    words = [
+        *(chr(letter) for letter in range(ord("a"), ord("z") + 1)),
+        "<pad>",
+        "<s>",
+        "</s>",
+        "<TOWN>",
+        "<CITY>",
+        "winter",
+    ]
+    inner = Tokenizer(models.WordLevel({word: number for number, word in enumerate(words)}, unk_token="a"))
+    inner.normalizer = normalizers.Lowercase()
+    inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    wrap: Any = PreTrainedTokenizerFast
+    return wrap(
+        tokenizer_object=inner, bos_token="<s>", eos_token="</s>", pad_token="<pad>",
+        additional_special_tokens=["<TOWN>", "<CITY>"],
+    )  # fmt: skip
+
+
+COMPLETIONS = ["<TOWN>", "to <TOWN> b", "winter</s>", "Winter", "winter </s> winter", " A  b "]
+
+
+def test_the_tokens_of_the_reference_are_a_right_answer(tmp_path: Path) -> None:
+    """A model that has learned the completions by heart has every score in full."""
+    tokenizer, model = lowering(), tiny_model("llama")
+    documents = []
+    for number, completion in enumerate(COMPLETIONS):
+        tokens = [number, *tokenizer(completion, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+        record = {"id": str(number), "source": "made", "bytes": 9, "prompt": chr(97 + number), "completion": completion}
+        documents.append(Document(tokens, record, supervised_from=1))
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-2)
+    for _ in range(60):
+        losses = model(collate([[Segment(np.array(one.tokens), 1)] for one in documents], 60), 0.0, 1.0)
+        losses["weighted"].backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    model.save(tmp_path / "model", tokenizer)
+    ModelCard(id="finetuned", kind="finetuned", has_task_head=True).save(tmp_path / "model")
+    splits: dict[Any, Any] = {split: write_split(tmp_path / "labelled", split, documents) for split in ("dev", "test")}
+    DataManifest(
+        stream="finetune", task="generation", max_length=16, vocabulary_size=61, source="made", splits=splits
+    ).save(tmp_path / "labelled")
+    found, folder = evaluate(tmp_path, Artifact(str(tmp_path / "model")), Artifact(str(tmp_path / "labelled")))
+    test = found["candidates"][0]["splits"]["test"]
+    rows = list(read_jsonl(folder / "finetuned" / "test.examples.jsonl"))
+    assert [row["prediction"] for row in rows] == ["<TOWN>", "a <TOWN> b", "winter", "winter", "winter", "a b"]
+    assert {test[name] for name in ("exact_match", "token_f1", "rouge_l", "chrf")} == {1.0}
+
+
+def test_another_special_token_is_a_wrong_answer() -> None:
+    tokenizer = lowering()
+    stops = stop_ids(tiny_model("llama"), tokenizer)
+    town, city = (
+        plain_text(tokenizer, tokenizer(text, add_special_tokens=False)["input_ids"], stops)
+        for text in ("<TOWN>", "<CITY>")
+    )
+    assert exact_match(town, city) == 0.0
+
+
 def test_rows_carry_what_compare_resamples(tmp_path: Path) -> None:
     model = write_model(tmp_path / "model", "pretrained", "pretrained")
     assert load_tokenizer(model.path).pad_token_id is not None
@@ -133,11 +220,24 @@ def test_the_references_of_both_splits_choose_bleus_tokenizer(tmp_path: Path) ->
     """Chinese test references alone make it that of Chinese; then every character is a word."""
     labelled = write_labelled(tmp_path / "labelled", "generation", examples=(2, 3))
     path = tmp_path / "labelled" / "test" / "records.jsonl"
-    records = [{**record, "completion": "今天的天气非常好"} for record in read_jsonl(path)]
+
+    def chinese(word: str) -> str:
+        return "今天的" + chr(0x4E00 + int(word[1:]))
+
+    records = list(read_jsonl(path))
+    for record in records:
+        record["completion"] = " ".join(chinese(word) for word in record["completion"].split())
     path.write_text("".join(json.dumps(record) + "\n" for record in records))
-    found, folder = evaluate(
-        tmp_path, write_model(tmp_path / "model", "pretrained", "pretrained"), labelled, metric="rouge_l"
-    )
+    model = write_model(tmp_path / "model", "pretrained", "pretrained")
+    tokenizer = tmp_path / "model" / "tokenizer.json"
+    settings = json.loads(tokenizer.read_text())
+    words = settings["model"]["vocab"]
+    settings["model"]["vocab"] = {
+        chinese(word) if word.startswith("w") else word: number for word, number in words.items()
+    }
+    settings["model"]["unk_token"] = chinese("w0")
+    tokenizer.write_text(json.dumps(settings))
+    found, folder = evaluate(tmp_path, model, labelled, metric="rouge_l")
     assert "tok:zh|" in found["task"]["signatures"]["bleu"]
     rows = list(read_jsonl(folder / "pretrained" / "test.examples.jsonl"))
     assert [row["bleu_counts"][1] for row in rows] == [8, 8, 8]

@@ -148,7 +148,7 @@ class TestBase:
             load(tmp_path)
 
     def test_tokenizer_larger_than_the_vocabulary_is_refused(self, tmp_path: Path) -> None:
-        with pytest.raises(RefusedError, match="a tokenizer of 8 entries and a vocabulary of 7"):
+        with pytest.raises(RefusedError, match="the token <eos> the id 7, but the model has 7 embeddings"):
             load(tmp_path, vocab_size=7, eos_token="<eos>")
         assert len(load(tmp_path, vocab_size=8, eos_token="<eos>")) == 8
 

@@ -35,7 +35,7 @@ def divergence(model: MixedModel, start: MixedModel, streams: Streams) -> torch.
     found = []
     for segment in streams.finetune:
         given: dict[str, torch.Tensor] = {"input_ids": torch.as_tensor(segment.tokens)[None]}
-        if segment.second_from >= 0 and model._takes_token_types and model.objective == "masked_lm":
+        if segment.second_from >= 0 and model.takes_token_types and model.objective == "masked_lm":
             given["token_type_ids"] = (torch.arange(len(segment.tokens)) >= segment.second_from).long()[None]
         ours, theirs = (one.lm(**given).logits[0] for one in (model, start))
         chance = theirs.softmax(-1).detach()

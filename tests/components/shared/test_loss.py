@@ -99,7 +99,7 @@ def task_loss(model: MixedModel, segment: Segment) -> torch.Tensor:
     if model.kind == "question_answering":
         start, end = (torch.tensor([int(target)]) for target in segment.targets)
         given |= {"start_positions": start, "end_positions": end}
-        if model._takes_token_types and model.objective == "masked_lm":
+        if model.takes_token_types and model.objective == "masked_lm":
             types = torch.zeros_like(ids)
             types[:, segment.second_from :] = 1
             given["token_type_ids"] = types
