@@ -13,9 +13,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ..shared import task_kinds
 from ..shared.artifacts import ArtifactLike, ModelCard, read_json, read_jsonl
+from ..shared.data.source_names import source_of
 from ..shared.errors import MixtuneError, RefusedError
 from ..shared.measures import HARNESS_FILE, Measure
-from .sources import source_of
 
 FORMAT = "mixtune-evaluation/1"
 SPLITS = ("dev", "test")

@@ -28,6 +28,9 @@ class Stream(Section):
     """Fraction of the documents or examples that is held out for choices, if `dev_source` is not set."""
     test_fraction: float = Field(0.1, gt=0, lt=1)
     """Fraction of the documents or examples that is held out for the report, if `test_source` is not set."""
+    tsv_quotes: bool = False
+    """Whether fields of .tsv files can stand in double quotes, as pandas and spreadsheets write fields that contain a tab, a
+    quote or a line end. Otherwise a quote is a character like any other and each line is a record."""
     max_documents: int | None = Field(None, ge=1)
     """Maximum number of documents or examples of `source`, drawn with the seed; null means all."""
 

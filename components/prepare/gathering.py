@@ -9,10 +9,13 @@ from typing import Any
 
 import numpy as np
 
+from ..shared.config import EMBEDDED
 from ..shared.data.prepared import Split
 from ..shared.data.problems import Problems
+from ..shared.data.readers import Reading
 from ..shared.data.records import Row
 from ..shared.data.sources import named_sources, read
+from ..shared.data.tallies import Tallies
 from ..shared.task_kinds import TASK_KINDS, Target
 from .config import FinetuneData, PretrainData
 from .splitting import HeldOut, cut, draw, fold, shuffled
@@ -64,11 +67,13 @@ class Gathered:
         splits: documents or examples of each split, in an order that depends on the seed.
         labels: classification and multi-label: all label names, sorted.
         notes: numbers of rows that were read and removed.
+        tallies: counts of what was lost or changed.
     """
 
     splits: dict[Split, list[Item]]
     labels: list[str] | None = None
     notes: dict[str, Any] = field(default_factory=dict)
+    tallies: Tallies = field(default_factory=Tallies)
 
 
 def gather(stream: PretrainData | FinetuneData, seed: int, problems: Problems) -> Gathered:
@@ -82,11 +87,12 @@ def gather(stream: PretrainData | FinetuneData, seed: int, problems: Problems) -
         problems: collects all problems. The result is only valid if there are none.
     """
     counts: Counter[str] = Counter(read=0, duplicates_removed=0)
+    tallies = Tallies(embedded=stream.source == EMBEDDED)
     by_option: dict[str, list[Item]] = {}
     whole = True
     for option, source in named_sources(stream):
         before = len(problems)
-        rows = list(read(source, stream.columns, option, problems))
+        rows = list(read(source, Reading(stream.columns, option, stream.tsv_quotes, problems, tallies)))
         if not rows:
             whole = False
             if len(problems) == before:
@@ -113,7 +119,7 @@ def gather(stream: PretrainData | FinetuneData, seed: int, problems: Problems) -
 
     splits = _cut(stream, items, by_option, seed, problems)
     splits = {name: shuffled(inside, seed, key=lambda item: item.key) for name, inside in splits.items()}
-    gathered = Gathered(splits, notes=dict(counts))
+    gathered = Gathered(splits, notes=dict(counts), tallies=tallies)
     if isinstance(stream, FinetuneData):
         check = _CHECKS[TASK_KINDS[stream.task].target]
         if check is not None:

@@ -11,6 +11,7 @@ import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from ..shared.data.prepared import DataManifest, Document, Split
+from ..shared.data.tallies import KINDS, Tally, by_kind, percentage, whole
 from ..shared.task_kinds import TASK_KINDS
 
 SAMPLES = 5
@@ -48,6 +49,7 @@ def render(
     environment = Environment(
         loader=PackageLoader(__package__, "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
+    environment.filters["percentage"] = percentage
     splits = list(documents)
     numbers: dict[Split, list[float]] = {}
     if "target_mean" in manifest.notes:
@@ -67,6 +69,7 @@ def render(
         quantile_names=list(QUANTILES),
         answers=_answers(manifest.notes, splits) if "windows" in manifest.notes else [],
         changes=_changes(manifest.notes),
+        tallies=[row for found in by_kind(manifest.tallies) for row in _found(found)],
         samples={split: [_sample(item, manifest, decode) for item in _shown(documents[split])] for split in splits},
     )
 
@@ -148,6 +151,18 @@ def _changes(notes: Mapping[str, Any]) -> list[tuple[str, str]]:
         elif value or name in ("read", "duplicates_removed"):
             rows.append((words, f"{value or 0:,}"))
     return rows
+
+
+def _found(rows: Sequence[Tally]) -> list[dict[str, Any]]:
+    """Returns the table of one kind: all parts together, then the parts and the sources in which something was found."""
+    kind, parts = KINDS[rows[0].kind], {row.part for row in rows}
+    shown = [row for row in rows if row.count and (row.source is not None or len(parts) > 1)]
+    marked = any(row.is_warning() for row in rows)
+    table = [{"what": f"{kind.unit} that {kind.words}", "row": whole(rows), "where": "", "marked": marked}]
+    for row in shown:
+        where = " · ".join(name for name in (row.part if len(parts) > 1 else None, row.source) if name)
+        table.append({"what": "", "row": row, "where": where, "marked": row.is_warning()})
+    return table
 
 
 def _shown(documents: Sequence[Document]) -> list[Document]:

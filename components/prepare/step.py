@@ -11,6 +11,7 @@ from ..shared.artifacts import ArtifactLike, read_jsonl
 from ..shared.config import Task
 from ..shared.data.prepared import DataManifest, Split, SplitInfo, write_split
 from ..shared.data.problems import Problems
+from ..shared.data.tallies import log_lines
 from ..shared.errors import RefusedError
 from ..shared.model.tokenizer import append_eos
 from ..shared.running.context import Context
@@ -84,6 +85,9 @@ def run(
                 f"{config.tokenizer.max_length} tokens; raise it"
             )
     problems.raise_if_any()
+    tallies = gathered.tallies.table()
+    for line in log_lines(tallies, config.stream):
+        context.say(line)
 
     folders = {"train": train, "dev": heldout, "test": heldout}
     for folder in (train, heldout):
@@ -103,6 +107,7 @@ def run(
             splits={split: infos[split] for split in splits},
             mlflow_run=context.tracker.run_id,
             notes=gathered.notes,
+            tallies=tallies,
         )
         for name, splits in (("train", ("train",)), ("heldout", HELD_OUT))
     }
