@@ -69,6 +69,11 @@ def parse_labels(value: Any) -> tuple[str, ...]:
         raise InvalidValueError("is NaN, not a list of labels")
     if isinstance(value, str):
         parsed = _parse_json(value)
+        if isinstance(parsed, str) and parsed.lstrip().startswith("["):
+            # Text such as ['red', 'green'], which pandas writes, would become one class of this name.
+            raise InvalidValueError(
+                f'is {_quote(value)}, which starts as a list but is no JSON; write it as ["red", "green"], or red;green'
+            )
         value = parsed if isinstance(parsed, list) else [part for part in value.split(";") if part.strip()]
     if not isinstance(value, list):
         raise InvalidValueError(f"is {kind_of(value)}, not a list of labels")
