@@ -53,10 +53,9 @@ class Item:
         return "\n".join(text for role, text in self.row.values.items() if role != "label")
 
     @property
-    def unit(self) -> str:
-        """Returns the unit that must not be divided between splits: all questions on a context, or the item alone."""
-        values = self.row.values
-        return fold(values["context"]) if "context" in values else self.key
+    def shared(self) -> str | None:
+        """Returns the text that examples share and that must stand in one split: a context or a prompt."""
+        return self.row.values.get("context", self.row.values.get("prompt"))
 
 
 @dataclass
@@ -155,25 +154,36 @@ def _cut(
         fractions["test"] = stream.test_fraction
     splits: dict[Split, list[Item]] = {"train": [], "dev": by_option.get("dev_source", [])}
     splits["test"] = by_option.get("test_source", [])
-    units = {item.unit: group for item, group in zip(items, _groups(items), strict=True)}
+    unit_of = _units(items)
+    units = {unit_of[item.key]: group for item, group in zip(items, _groups(items), strict=True)}
     place = cut(list(units), list(units.values()), fractions, seed)
     if place is None:
         names = " and ".join(["train", *(name for name in SPLITS if name in fractions)])
         labelled = ", and each label one in train" if any(units.values()) else ""
-        contexts = " (different contexts: a context stands in one split)" if len(units) < len(items) else ""
+        what = "context" if "context" in items[0].row.values else "prompt"
+        shared = f" (different {what}s: a {what} stands in one split)" if len(units) < len(items) else ""
         problems.add(
-            f"{stream.section}.source: {len(units)} left after removing duplicates{contexts}, too few for {names} to get "
+            f"{stream.section}.source: {len(units)} left after removing duplicates{shared}, too few for {names} to get "
             f"one each{labelled}; give more, or name {stream.section}.dev_source and {stream.section}.test_source"
         )
         return splits
     for item in items:
-        splits[place[item.unit]].append(item)
+        splits[place[unit_of[item.key]]].append(item)
     for name, inside in splits.items():
         if not inside:
             problems.add(
                 f"{stream.section}: the split {name} is empty after removing what also stands in another; give more"
             )
     return splits
+
+
+def _units(items: list[Item]) -> dict[str, str]:
+    """Assigns each item, by its key, to a unit that is not divided: the smallest key of those that share a text."""
+    smallest: dict[str, str] = {}
+    units = {item.key: item.key if item.shared is None else fold(item.shared) for item in items}
+    for key, unit in units.items():
+        smallest[unit] = min(key, smallest.get(unit, key))
+    return {key: smallest[unit] for key, unit in units.items()}
 
 
 def _groups(items: list[Item]) -> list[str]:

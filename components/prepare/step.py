@@ -19,7 +19,7 @@ from ..shared.task_kinds import TASK_KINDS
 from .config import FinetuneData, PrepareStep, PretrainData
 from .contamination import contaminated
 from .documents import split_documents
-from .gathering import SPLITS, Gathered, gather
+from .gathering import SPLITS, Gathered, Item, gather
 from .report import render
 from .tokenization import Encoder, load_saved_tokenizer, load_tokenizer, train_tokenizer
 
@@ -173,13 +173,14 @@ def _task(config: PrepareStep) -> Task | None:
 
 
 def _contamination(gathered: Gathered, pretraining_data: ArtifactLike | None) -> dict[Split, list[list[str]]]:
-    """Detects the held-out examples whose text occurs in training text.
+    """Detects the held-out examples whose text, or whose prompt alone, occurs in training text.
 
     Returns:
         For each held-out example the streams, `pretrain` and `finetune`, whose train split contains its text.
     """
-    held_out = [item.text for split in HELD_OUT for item in gathered.splits[split]]
-    found = {"finetune": contaminated(held_out, (item.text for item in gathered.splits["train"]))}
+    held_out = [_compared(item) for split in HELD_OUT for item in gathered.splits[split]]
+    training = (text for item in gathered.splits["train"] for text in _compared(item))
+    found = {"finetune": contaminated(held_out, training)}
     if pretraining_data is not None:
         DataManifest.load(pretraining_data.path)
         records = read_jsonl(Path(pretraining_data.path) / "train" / "records.jsonl")
@@ -193,6 +194,12 @@ def _contamination(gathered: Gathered, pretraining_data: ArtifactLike | None) ->
             split: sum(stream in those for those in inside) for split, inside in streams.items()
         }
     return streams
+
+
+def _compared(item: Item) -> list[str]:
+    """Returns the texts of an example that are looked for elsewhere: the whole text, and in generation the prompt."""
+    prompt = item.row.values.get("prompt")
+    return [item.text] if prompt is None else [item.text, prompt]
 
 
 def _describe(artifact: ArtifactLike, manifest: DataManifest) -> None:

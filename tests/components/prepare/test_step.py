@@ -342,6 +342,44 @@ class TestGeneration:
         assert str(tokenizer.decode(tokens[1:start])).endswith("end")
         assert tokenizer.decode(tokens[start:-1]) == "yes"
 
+    def test_a_prompt_stands_in_one_split(self, tmp_path: Path, pretrained: Prepared) -> None:
+        rows = [
+            {"prompt": f"Say {number}".upper() if n % 2 else f"Say {number}", "completion": f"{number} {n}"}
+            for number in range(60)
+            for n in range(5)
+        ]
+        made = prepare_finetune(tmp_path / "out", jsonl(tmp_path / "a.jsonl", rows), pretrained, task="generation")
+        prompts = {split: {text.lower() for text in made.texts(split)} for split in SPLITS}
+        assert [len(prompts[split]) for split in SPLITS] == [48, 6, 6]
+        assert [len(made.documents(split)) for split in SPLITS] == [240, 30, 30]
+        assert made.manifest.notes["contaminated"] == {"dev": 0, "test": 0}
+        one = jsonl(tmp_path / "b.jsonl", [{"prompt": "Go on", "completion": f"{n}"} for n in range(60)])
+        with pytest.raises(
+            RefusedError, match=r"1 left after removing duplicates \(different prompts: a prompt stands"
+        ):
+            prepare_finetune(tmp_path / "out", one, pretrained, task="generation")
+
+    def test_a_prompt_of_training_marks_a_held_out_example(self, tmp_path: Path, pretrained: Prepared) -> None:
+        source = jsonl(tmp_path / "a.jsonl", self.rows())
+        text = next(text for text in pretrained.texts("train") if text.startswith("第"))
+        test = jsonl(
+            tmp_path / "test.jsonl",
+            [
+                {"prompt": self.rows()[3]["prompt"], "completion": "another answer"},
+                {"prompt": text, "completion": "and then?"},
+                {"prompt": "a new one", "completion": " 4!"},
+            ],
+        )
+        made = prepare_finetune(
+            tmp_path / "out", source, pretrained, task="generation", test_source=str(test), dev_fraction=0.1,
+            tokenizer=tokenizer_options(max_length=64),
+        )  # fmt: skip
+        records = made.documents("test").records()
+        by = {record["completion"]: record["contaminated_by"] for record in records}
+        trained = self.rows()[3]["prompt"] in made.texts("train")
+        assert by == {"another answer": ["finetune"] * trained, "and then?": ["pretrain"], " 4!": []}
+        assert trained
+
     def test_no_completion_fits(self, tmp_path: Path, pretrained: Prepared) -> None:
         rows = [{"prompt": f"p{n}", "completion": f"{n}" + "答" * 50} for n in range(10)]
         source = jsonl(tmp_path / "a.jsonl", rows)
