@@ -20,21 +20,18 @@ def split_documents(
     """Returns the documents of one split.
 
     Args:
-        gathered: all splits; counts of shortened and dropped examples are added to its notes.
+        gathered: all splits; counts of what is lost are added to its tallies.
         split: the split to convert.
         task: the task; None for the pretraining stream.
         encoder: encoder that tokenises the texts.
         found_in: for each held-out example, the streams whose training text contains its text.
     """
-    items, counts = gathered.splits[split], Counter[str]()
+    items = gathered.splits[split]
     records = [_record(item) for item in items]
     for record, streams in zip(records, found_in or [], strict=found_in is not None):
         record |= {"contaminated": bool(streams), "contaminated_by": streams}
     make = _texts if task is None else _MAKERS[TASK_KINDS[task].target]
-    found = list(make(items, records, encoder, split, gathered.labels or [], counts))
-    for name, count in counts.items():
-        gathered.notes.setdefault(name, {})[split] = count
-    return found
+    return list(make(items, records, encoder, split, gathered))
 
 
 def _texts(
@@ -42,8 +39,7 @@ def _texts(
     records: list[dict[str, Any]],
     encoder: Encoder,
     split: Split,
-    labels: list[str],
-    counts: Counter[str],
+    gathered: Gathered,
 ) -> Iterator[Document]:
     ids = encoder.ids([item.text for item in items], split)
     for record, tokens in zip(records, ids, strict=True):
@@ -55,16 +51,15 @@ def _labelled(
     records: list[dict[str, Any]],
     encoder: Encoder,
     split: Split,
-    labels: list[str],
-    counts: Counter[str],
+    gathered: Gathered,
 ) -> Iterator[Document]:
     """Yields texts with a label, with labels or with a number."""
-    counts["shortened"] = 0
+    labels = gathered.labels or []
     place = {label: index for index, label in enumerate(labels)}
     ids = encoder.ids([item.text for item in items], split, special=True)
     for item, record, whole in zip(items, records, ids, strict=True):
         tokens, cut = encoder.text(item.text, whole)
-        counts["shortened"] += cut
+        gathered.tallies.add("shortened", split, item.row.where, cut)
         if item.row.number is not None:
             record["label"] = item.row.number
             yield Document(tokens, record, targets=[item.row.number])
@@ -80,20 +75,18 @@ def _prompted(
     records: list[dict[str, Any]],
     encoder: Encoder,
     split: Split,
-    labels: list[str],
-    counts: Counter[str],
+    gathered: Gathered,
 ) -> Iterator[Document]:
     """Yields prompts with their completions. Examples that do not fit are dropped."""
-    counts.update(shortened=0, dropped=0)
     prompts = encoder.ids([item.row.values["prompt"] for item in items], f"{split} prompts", special=True)
     completions = encoder.ids([item.row.values["completion"] for item in items], f"{split} completions")
-    for record, prompt, completion in zip(records, prompts, completions, strict=True):
+    for item, record, prompt, completion in zip(items, records, prompts, completions, strict=True):
         fitted = encoder.prompted(prompt, completion)
+        gathered.tallies.add("dropped", split, item.row.where, fitted is None)
         if fitted is None:
-            counts["dropped"] += 1
             continue
         tokens, supervised_from, cut = fitted
-        counts["shortened"] += cut
+        gathered.tallies.add("shortened", split, item.row.where, cut)
         yield Document(tokens, record, supervised_from=supervised_from)
 
 
@@ -102,21 +95,22 @@ def _questions(
     records: list[dict[str, Any]],
     encoder: Encoder,
     split: Split,
-    labels: list[str],
-    counts: Counter[str],
+    gathered: Gathered,
 ) -> Iterator[Document]:
     """Yields windows over contexts. If a window does not contain the whole first answer, its target is the first token."""
-    counts.update(examples=0, dropped=0, windows=0, windows_with_answer=0, answers_in_no_window=0)
+    counts = Counter(examples=0, windows=0, windows_with_answer=0)
     asked = []
     for item in items:
         first = item.row.answers[0] if item.row.answers else None
         span = (first.start, first.start + len(first.text)) if first else None
         asked.append(Question(item.row.values["question"], item.row.values["context"], span))
     for item, record, inside in zip(items, records, windows(encoder, asked, split), strict=True):
-        counts["examples" if inside else "dropped"] += 1
+        gathered.tallies.add("dropped", split, item.row.where, not inside)
+        if not inside:
+            continue
         having = sum(window.answer is not None for window in inside)
-        counts.update(windows=len(inside), windows_with_answer=having)
-        counts["answers_in_no_window"] += bool(inside and item.row.answers and not having)
+        counts.update(examples=1, windows=len(inside), windows_with_answer=having)
+        gathered.tallies.add("answers_in_no_window", split, item.row.where, bool(item.row.answers) and not having)
         question, context = record["question"], record["context"]
         for window in inside:
             low, high = (window.offsets[0][0], window.offsets[-1][1]) if window.offsets else (0, 0)
@@ -129,6 +123,8 @@ def _questions(
             yield Document(
                 window.tokens, record | extra, targets=window.answer or (0, 0), second_from=window.second_from
             )
+    for name, count in counts.items():
+        gathered.notes.setdefault(name, {})[split] = count
 
 
 _MAKERS: dict[Target, Callable[..., Iterator[Document]]] = {

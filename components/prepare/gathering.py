@@ -15,12 +15,14 @@ from ..shared.data.problems import Problems
 from ..shared.data.readers import Reading
 from ..shared.data.records import Row
 from ..shared.data.sources import named_sources, read
-from ..shared.data.tallies import Tallies
+from ..shared.data.tallies import Part, Tallies
 from ..shared.task_kinds import TASK_KINDS, Target
 from .config import FinetuneData, PretrainData
 from .splitting import HeldOut, cut, draw, fold, shuffled
 
 SPLITS: tuple[Split, ...] = ("train", "dev", "test")
+OPTIONS: tuple[Part, ...] = ("test_source", "dev_source", "source")
+"""Options of the sources, in the order in which they keep a text that stands in several."""
 SHOWN_LABELS = 5
 
 
@@ -85,30 +87,30 @@ def gather(stream: PretrainData | FinetuneData, seed: int, problems: Problems) -
         seed: seed of the splits and of `max_documents`.
         problems: collects all problems. The result is only valid if there are none.
     """
-    counts: Counter[str] = Counter(read=0, duplicates_removed=0)
+    counts: Counter[str] = Counter(read=0)
     tallies = Tallies(embedded=stream.source == EMBEDDED)
-    by_option: dict[str, list[Item]] = {}
+    by_option: dict[Part, list[Item]] = {}
     whole = True
     for option, source in named_sources(stream):
         before = len(problems)
-        rows = list(read(source, Reading(stream.columns, option, stream.tsv_quotes, problems, tallies)))
+        reading = Reading(stream.columns, option, stream.tsv_quotes, problems, tallies)
+        rows = list(read(source, reading))
         if not rows:
             whole = False
             if len(problems) == before:
                 problems.add(f"{option}: {source} holds no records")
         counts["read"] += len(rows)
-        by_option[option.rsplit(".", 1)[1]] = _unique(rows, counts)
+        by_option[reading.part] = _unique(rows, reading)
     if not whole:
         return Gathered({name: [] for name in SPLITS})
 
     taken: set[str] = set()
-    for option in ("test_source", "dev_source", "source"):
-        if option in by_option:
-            kept = [item for item in by_option[option] if item.key not in taken]
-            if taken:
-                counts[f"also_held_out_removed_from_{option}"] = len(by_option[option]) - len(kept)
-            by_option[option] = kept
-            taken.update(item.key for item in kept)
+    for part in OPTIONS:
+        if part in by_option:
+            for item in by_option[part] if taken else []:
+                tallies.add("held_out_too", part, item.row.where, item.key in taken)
+            by_option[part] = [item for item in by_option[part] if item.key not in taken]
+            taken.update(item.key for item in by_option[part])
 
     items = by_option["source"]
     if stream.max_documents is not None and len(items) > stream.max_documents:
@@ -126,24 +128,22 @@ def gather(stream: PretrainData | FinetuneData, seed: int, problems: Problems) -
     return gathered
 
 
-def _unique(rows: list[Row], counts: Counter[str]) -> list[Item]:
+def _unique(rows: list[Row], reading: Reading) -> list[Item]:
     """Keeps the first row of each text. A second label for the same text is contradictory, so it is removed too."""
     kept: dict[str, Item] = {}
     for row in rows:
         key = fold(*(text for role, text in row.values.items() if role != "label"))
         item = Item(key, row)
         first = kept.setdefault(key, item)
-        if first is not item:
-            counts["duplicates_removed"] += 1
-            if first.target != item.target:
-                counts["contradictory_labels"] += 1
+        reading.tallies.add("duplicates", reading.part, row.where, first is not item)
+        reading.tallies.add("contradictory", reading.part, row.where, first.target != item.target)
     return list(kept.values())
 
 
 def _cut(
     stream: PretrainData | FinetuneData,
     items: list[Item],
-    by_option: dict[str, list[Item]],
+    by_option: dict[Part, list[Item]],
     seed: int,
     problems: Problems,
 ) -> dict[Split, list[Item]]:

@@ -11,7 +11,7 @@ import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from ..shared.data.prepared import DataManifest, Document, Split
-from ..shared.data.tallies import KINDS, Tally, by_kind, percentage, whole
+from ..shared.data.tallies import table_lines
 from ..shared.task_kinds import TASK_KINDS
 
 SAMPLES = 5
@@ -49,7 +49,6 @@ def render(
     environment = Environment(
         loader=PackageLoader(__package__, "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
-    environment.filters["percentage"] = percentage
     splits = list(documents)
     numbers: dict[Split, list[float]] = {}
     if "target_mean" in manifest.notes:
@@ -69,7 +68,7 @@ def render(
         quantile_names=list(QUANTILES),
         answers=_answers(manifest.notes, splits) if "windows" in manifest.notes else [],
         changes=_changes(manifest.notes),
-        tallies=[row for found in by_kind(manifest.tallies) for row in _found(found)],
+        tallies=table_lines(manifest.tallies),
         samples={split: [_sample(item, manifest, decode) for item in _shown(documents[split])] for split in splits},
     )
 
@@ -128,14 +127,7 @@ def _bars(rows: Sequence[tuple[str, list[int]]]) -> list[Bar]:
 
 _PLAIN = {
     "read": "records read",
-    "duplicates_removed": "removed: the same text (case and white space aside) stood there before",
-    "contradictory_labels": "of these, with another label, number or answer than the first",
-    "also_held_out_removed_from_source": "removed from the training data: also in the held-out data",
-    "also_held_out_removed_from_dev_source": "removed from dev: also in test",
     "not_drawn": "left out by max_documents",
-    "shortened": "shortened to the longest sequence",
-    "dropped": "dropped: the completion alone, or the question, is too long",
-    "answers_in_no_window": "answers that no window holds whole, since they are too long or cut off",
     "contaminated": "contaminated: text that also occurs in training text, marked and kept",
     "contaminated_by_finetune": "of these, in the training examples of this stream",
     "contaminated_by_pretrain": "of these, in the training text of the pretraining stream",
@@ -148,21 +140,9 @@ def _changes(notes: Mapping[str, Any]) -> list[tuple[str, str]]:
         value = notes.get(name)
         if isinstance(value, Mapping):
             rows.append((words, ", ".join(f"{split} {count:,}" for split, count in value.items())))
-        elif value or name in ("read", "duplicates_removed"):
-            rows.append((words, f"{value or 0:,}"))
+        elif value:
+            rows.append((words, f"{value:,}"))
     return rows
-
-
-def _found(rows: Sequence[Tally]) -> list[dict[str, Any]]:
-    """Returns the table of one kind: all parts together, then the parts and the sources in which something was found."""
-    kind, parts = KINDS[rows[0].kind], {row.part for row in rows}
-    shown = [row for row in rows if row.count and (row.source is not None or len(parts) > 1)]
-    marked = any(row.is_warning() for row in rows)
-    table = [{"what": f"{kind.unit} that {kind.words}", "row": whole(rows), "where": "", "marked": marked}]
-    for row in shown:
-        where = " · ".join(name for name in (row.part if len(parts) > 1 else None, row.source) if name)
-        table.append({"what": "", "row": row, "where": where, "marked": row.is_warning()})
-    return table
 
 
 def _shown(documents: Sequence[Document]) -> list[Document]:

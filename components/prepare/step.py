@@ -231,6 +231,7 @@ def _track(
             metrics |= {f"{split}.{name}": count for split, count in value.items()}
         elif not isinstance(value, dict):
             metrics[name] = value
+    metrics |= {f"{row.part}.{row.kind}": row.count for row in manifest.tallies if row.source is None}
     context.tracker.log_metrics(metrics)
     for name, use in (("train", "training"), ("heldout", "evaluation")):
         context.tracker.log_input(f"{stream}-{name}", manifests[name].digest, manifests[name].source, use)

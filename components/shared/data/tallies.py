@@ -44,6 +44,27 @@ KINDS: dict[str, TallyKind] = {
     "swallowed_lines": TallyKind(
         "lines", "stand in quotes and look like records of their own", "close the quotes, or double those that are text"
     ),
+    "duplicates": TallyKind("records", "are removed as duplicates of earlier ones"),
+    "contradictory": TallyKind(
+        "records",
+        "have another label, number or answer than an earlier one with the same text, and are removed",
+        "correct them in the source",
+    ),
+    "held_out_too": TallyKind("records", "are removed, since they stand in held-out data too"),
+    "dropped": TallyKind(
+        "examples",
+        "are dropped, since the completion, or the question, leaves no room in model.max_length",
+        "raise model.max_length",
+    ),
+    "shortened": TallyKind("examples", "are cut to model.max_length", "raise model.max_length"),
+    "answers_in_no_window": TallyKind(
+        "examples", "have an answer that no window of model.max_length tokens holds whole", "raise model.max_length"
+    ),
+    "long_references": TallyKind(
+        "examples",
+        "have a reference longer than evaluate.max_new_tokens, which no answer can equal",
+        "raise evaluate.max_new_tokens",
+    ),
 }
 
 
@@ -139,6 +160,48 @@ def log_lines(rows: Iterable[Tally], stream: str) -> list[str]:
 def warnings(rows: Iterable[Tally], stream: str) -> list[str]:
     """Returns a sentence for each kind of which so much was found that users are warned."""
     return [_sentence(found, stream) for found in by_kind(rows) if any(row.is_warning() for row in found)]
+
+
+@dataclass(frozen=True)
+class TallyLine:
+    """One line of a table for people.
+
+    Attributes:
+        what: unit and words of the kind; empty in the lines below its first one.
+        where: part and source; empty for all together.
+        marked: whether it is a warning.
+    """
+
+    what: str
+    where: str
+    tally: Tally
+    marked: bool
+
+    @property
+    def share(self) -> str:
+        """Returns the share in percent."""
+        return percentage(self.tally.share)
+
+
+def table_lines(rows: Iterable[Tally], found_only: bool = False) -> list[TallyLine]:
+    """Returns for each kind a line of all together, and lines for the parts and sources in which something was found.
+
+    Args:
+        found_only: whether to leave out kinds of which nothing was found.
+    """
+    lines: list[TallyLine] = []
+    for inside in by_kind(rows):
+        kind, together = KINDS[inside[0].kind], whole(inside)
+        if found_only and not together.count:
+            continue
+        what, marked = f"{kind.unit} that {kind.words}", any(row.is_warning() for row in inside)
+        lines.append(TallyLine(what, "", together, marked))
+        several = len({row.part for row in inside}) > 1
+        for row in inside:
+            where = " · ".join(name for name in (row.part if several else None, row.source) if name)
+            if row.count and where:
+                lines.append(TallyLine("", where, row, row.is_warning()))
+    return lines
 
 
 def by_kind(rows: Iterable[Tally]) -> list[list[Tally]]:

@@ -92,7 +92,7 @@ class TestPretrain:
     def test_duplicates_are_removed_but_for_the_first(self, tmp_path: Path) -> None:
         rows = [{"text": text} for text in ["One  text", "one text", "ONE\ttext", *sentences(20)]]
         made = prepare_pretrain(tmp_path / "out", jsonl(tmp_path / "a.jsonl", rows))
-        assert made.manifest.notes["duplicates_removed"] == 2
+        assert made.count("duplicates") == 2
         assert [text for split in SPLITS for text in made.texts(split) if text.lower().startswith("one")] == [
             "One  text"
         ]
@@ -106,8 +106,8 @@ class TestPretrain:
         assert sorted(made.texts("train")) == sorted(texts[8:])
         assert sorted(made.texts("dev")) == sorted([*texts[:3], "in dev only"])
         assert sorted(made.texts("test")) == sorted(texts[3:8])
-        assert made.manifest.notes["also_held_out_removed_from_source"] == 8
-        assert made.manifest.notes["also_held_out_removed_from_dev_source"] == 2
+        assert made.count("held_out_too", "source") == 8
+        assert made.count("held_out_too", "dev_source") == 2
 
     def test_max_documents(self, tmp_path: Path) -> None:
         source = jsonl(tmp_path / "a.jsonl", [{"text": text} for text in sentences(50)])
@@ -184,7 +184,7 @@ class TestClassification:
         assert lengths.max() == 32
         tokenizer: Any = AutoTokenizer.from_pretrained(made.tokenizer.path)
         longer = [row for row in rows if len(tokenizer(row["text"], verbose=False)["input_ids"]) > 32]
-        assert sum(made.manifest.notes["shortened"].values()) == len(longer) >= 1
+        assert made.count("shortened") == len(longer) >= 1
         for split in SPLITS:
             for index, text in enumerate(made.texts(split)):
                 plain = tokenizer(text, truncation=True, max_length=32)["input_ids"]
@@ -201,7 +201,7 @@ class TestClassification:
     def test_one_text_with_two_labels_is_counted(self, tmp_path: Path, pretrained: Prepared) -> None:
         rows = [*labelled(), {**labelled()[0], "label": "y"}]
         made = prepare_finetune(tmp_path / "out", jsonl(tmp_path / "a.jsonl", rows), pretrained)
-        assert made.manifest.notes["contradictory_labels"] == 1
+        assert made.count("contradictory") == 1
 
     def test_contamination_by_either_stream_is_marked(self, tmp_path: Path, pretrained: Prepared) -> None:
         seen_in_pretraining = next(text for text in pretrained.texts("train") if len(text.split()) >= 13)
@@ -330,7 +330,7 @@ class TestGeneration:
         source = jsonl(tmp_path / "a.jsonl", rows)
         test = jsonl(tmp_path / "test.jsonl", [rows[-2], rows[-1], rows[0]])
         made = prepare_finetune(tmp_path / "out", source, pretrained, task="generation", test_source=str(test))
-        assert made.manifest.notes["dropped"]["test"] == 1
+        assert made.count("dropped", "test") == 1
         assert len(made.documents("test")) == 2
         tokenizer = AutoTokenizer.from_pretrained(made.tokenizer.path)
         records = made.documents("test").records()
