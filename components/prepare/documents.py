@@ -8,10 +8,11 @@ from typing import Any
 
 from ..shared.config import Task
 from ..shared.data.prepared import Document, Split
+from ..shared.data.tallies import Tallies
 from ..shared.task_kinds import TASK_KINDS, Target
 from .gathering import Gathered, Item
 from .spans import Question, windows
-from .tokenization import Encoder
+from .tokenization import Encoder, Survival
 
 
 def split_documents(
@@ -42,7 +43,8 @@ def _texts(
     gathered: Gathered,
 ) -> Iterator[Document]:
     ids = encoder.ids([item.text for item in items], split)
-    for record, tokens in zip(records, ids, strict=True):
+    for item, record, tokens in zip(items, records, ids, strict=True):
+        _count_survival(gathered.tallies, split, item, encoder.survival(item.text, tokens))
         yield Document(encoder.document(tokens), record)
 
 
@@ -58,6 +60,7 @@ def _labelled(
     place = {label: index for index, label in enumerate(labels)}
     ids = encoder.ids([item.text for item in items], split, special=True)
     for item, record, whole in zip(items, records, ids, strict=True):
+        _count_survival(gathered.tallies, split, item, encoder.survival(item.text, whole, special=True))
         tokens, cut = encoder.text(item.text, whole)
         gathered.tallies.add("shortened", split, item.row.where, cut)
         if item.row.number is not None:
@@ -81,6 +84,10 @@ def _prompted(
     prompts = encoder.ids([item.row.values["prompt"] for item in items], f"{split} prompts", special=True)
     completions = encoder.ids([item.row.values["completion"] for item in items], f"{split} completions")
     for item, record, prompt, completion in zip(items, records, prompts, completions, strict=True):
+        _count_survival(
+            gathered.tallies, split, item, encoder.survival(item.row.values["prompt"], prompt, special=True)
+        )
+        _count_survival(gathered.tallies, split, item, encoder.survival(item.row.values["completion"], completion))
         fitted = encoder.prompted(prompt, completion)
         gathered.tallies.add("dropped", split, item.row.where, fitted is None)
         if fitted is None:
@@ -99,6 +106,10 @@ def _questions(
 ) -> Iterator[Document]:
     """Yields windows over contexts. If a window does not contain the whole first answer, its target is the first token."""
     counts = Counter(examples=0, windows=0, windows_with_answer=0)
+    for role in ("question", "context"):
+        texts = {item.row.values[role]: item for item in items}  # several questions share a context
+        for (text, item), ids in zip(texts.items(), encoder.ids(list(texts), f"{split} {role}s"), strict=True):
+            _count_survival(gathered.tallies, split, item, encoder.survival(text, ids))
     asked = []
     for item in items:
         first = item.row.answers[0] if item.row.answers else None
@@ -125,6 +136,11 @@ def _questions(
             )
     for name, count in counts.items():
         gathered.notes.setdefault(name, {})[split] = count
+
+
+def _count_survival(tallies: Tallies, split: Split, item: Item, found: Survival) -> None:
+    tallies.add("unknown_tokens", split, item.row.where, found.unknown, found.tokens)
+    tallies.add("lost_characters", split, item.row.where, found.lost, found.characters)
 
 
 _MAKERS: dict[Target, Callable[..., Iterator[Document]]] = {

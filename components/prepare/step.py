@@ -11,7 +11,7 @@ from ..shared.artifacts import ArtifactLike, read_jsonl
 from ..shared.config import Task
 from ..shared.data.prepared import DataManifest, Split, SplitInfo, write_split
 from ..shared.data.problems import Problems
-from ..shared.data.tallies import log_lines
+from ..shared.data.tallies import log_lines, refusals
 from ..shared.errors import RefusedError
 from ..shared.model.tokenizer import append_eos
 from ..shared.running.context import Context
@@ -84,8 +84,10 @@ def run(
                 f"{stream.section}: no example of the split {split} has {must_fit} model.max_length = "
                 f"{config.tokenizer.max_length} tokens; raise it"
             )
-    problems.raise_if_any()
     tallies = gathered.tallies.table()
+    for sentence in refusals(tallies, config.stream):
+        problems.add(sentence)
+    problems.raise_if_any()
     for line in log_lines(tallies, config.stream):
         context.say(line)
 

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import copy
 import json
+import re
+import unicodedata
+from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +21,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 BATCH = 500
+_FOLDED_AWAY = re.compile("[\\s\u0300-\u036f]")
+"""White space and combining marks."""
 
 
 def train_tokenizer(
@@ -133,6 +139,20 @@ def _first_known(*ids: int | None) -> int | None:
     return next((number for number in ids if number is not None), None)
 
 
+@dataclass(frozen=True)
+class Survival:
+    """What became of a text: its tokens and those of them that are unknown, its characters and those of them that are lost."""
+
+    unknown: int
+    tokens: int
+    lost: int
+    characters: int
+
+
+def _folded(text: str) -> str:
+    return _FOLDED_AWAY.sub("", unicodedata.normalize("NFKD", text.casefold()))
+
+
 class Encoder:
     """Converts documents and examples to token sequences.
 
@@ -149,7 +169,10 @@ class Encoder:
     def __init__(self, tokenizer: PreTrainedTokenizerBase, max_length: int, context: Context) -> None:
         self.tokenizer, self.max_length, self.context = copy.deepcopy(tokenizer), max_length, context
         self.bos, self.eos = _ends(tokenizer)
-        self._before, self._after = self._added()
+        self._before, self._after, self._behind = self._added()
+        # GPT-2 has one token for EOS and for what is unknown, and knows all text.
+        unknown = tokenizer.unk_token_id
+        self._unknown = None if unknown in (tokenizer.eos_token_id, tokenizer.bos_token_id) else unknown
 
     def ids(self, texts: Sequence[str], what: str, special: bool = False) -> list[list[int]]:
         """Returns the token ids of each text, without truncation.
@@ -167,6 +190,23 @@ class Encoder:
                 found += ids["input_ids"]
                 progress.advance(len(batch), tokens=sum(map(len, ids["input_ids"])))
         return found
+
+    def survival(self, text: str, ids: list[int], special: bool = False) -> Survival:
+        """Compares a text with what its tokens stand for.
+
+        Changes of case, accents, width and white space, which tokenizers of many models make, lose no character.
+
+        Args:
+            text: the text as read.
+            ids: its token ids without truncation.
+            special: whether they include the tokenizer's own special tokens.
+        """
+        own = ids[self._before : len(ids) - self._behind] if special else ids
+        known = [token for token in own if token != self._unknown]
+        decoded = str(self.tokenizer.decode(known))
+        lost = 0 if decoded == text else (Counter(_folded(text)) - Counter(_folded(decoded))).total()
+        characters = len("".join(text.split()))
+        return Survival(len(own) - len(known), len(own), min(lost, characters), characters)
 
     def decode(self, ids: list[int]) -> str:
         """Decodes the model's input, including special tokens."""
@@ -209,8 +249,8 @@ class Encoder:
         kept = text[max(0, len(text) - room) :]
         return [*first, *kept, *completion, self.eos], len(first) + len(kept), len(kept) < len(text)
 
-    def _added(self) -> tuple[int, int]:
-        """Returns how many special tokens the tokenizer adds before a text, and how many EOS or SEP after it."""
+    def _added(self) -> tuple[int, int, int]:
+        """Returns how many special tokens the tokenizer adds before a text, how many EOS or SEP and how many in all after it."""
         (alone,), (whole,) = (self.tokenizer(["a"], add_special_tokens=add)["input_ids"] for add in (False, True))
         spare = len(whole) - len(alone)
         before = next((start for start in range(spare + 1) if whole[start : start + len(alone)] == alone), 0)
@@ -220,4 +260,4 @@ class Encoder:
             self.tokenizer.sep_token_id,
         ):
             after += 1
-        return before, after
+        return before, after, spare - before

@@ -31,13 +31,17 @@ class TallyKind:
         words: predicate of the sentence "3 of 60 UNIT WORDS".
         advice: what to do.
         warn_from: share from which it is a warning; None if it never is.
+        refuse_from: share of a part from which the data is refused; None if it never is.
     """
 
     unit: str
     words: str
     advice: str = ""
     warn_from: float | None = 0.01
+    refuse_from: float | None = None
 
+
+_OTHER_TOKENIZER = "use a base model whose tokenizer knows this text"
 
 KINDS: dict[str, TallyKind] = {
     "several_lines": TallyKind("records", "span several lines of their file", warn_from=None),
@@ -51,6 +55,8 @@ KINDS: dict[str, TallyKind] = {
         "correct them in the source",
     ),
     "held_out_too": TallyKind("records", "are removed, since they stand in held-out data too"),
+    "unknown_tokens": TallyKind("tokens", "are unknown to the tokenizer", _OTHER_TOKENIZER, refuse_from=0.5),
+    "lost_characters": TallyKind("characters", "do not come back from their tokens", _OTHER_TOKENIZER, refuse_from=0.5),
     "dropped": TallyKind(
         "examples",
         "are dropped, since the completion, or the question, leaves no room in model.max_length",
@@ -202,6 +208,16 @@ def table_lines(rows: Iterable[Tally], found_only: bool = False) -> list[TallyLi
             if row.count and where:
                 lines.append(TallyLine("", where, row, row.is_warning()))
     return lines
+
+
+def refusals(rows: Iterable[Tally], stream: str) -> list[str]:
+    """Returns a sentence for each kind of which so much was found in a part that the data is of no use."""
+    return [
+        f"{_sentence(found, stream)}; from {percentage(limit)} on this is refused"
+        for found in by_kind(rows)
+        if (limit := KINDS[found[0].kind].refuse_from) is not None
+        and any(row.source is None and row.count and row.share >= limit for row in found)
+    ]
 
 
 def by_kind(rows: Iterable[Tally]) -> list[list[Tally]]:

@@ -1,0 +1,107 @@
+"""What a tokenizer does not know or changes: counted by source, warned of, and refused where it is most of a text."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tokenizers import Tokenizer as Backend
+from tokenizers import decoders, models, pre_tokenizers, trainers
+from transformers import LlamaConfig, PreTrainedTokenizerFast
+
+from mixtune.components.prepare.tokenization import Survival
+from mixtune.components.shared.data.tallies import log_lines, warnings
+from mixtune.components.shared.errors import RefusedError
+from tests.conftest import sentences
+
+from .prepared import jsonl, prepare_finetune, prepare_pretrain, tokenizer_options
+from .test_tokenization import encoder
+from .wordpiece import bert_folder
+
+CYRILLIC = "Съешь ещё этих мягких французских булок"
+
+
+def latin_model(folder: Path, unknown: str | None = "<unk>") -> str:
+    """A base model whose tokenizer has the letters of `sentences` only; without an unknown token, it leaves out the others."""
+    backend = Backend(models.BPE(unk_token=unknown))
+    backend.pre_tokenizer = pre_tokenizers.Metaspace()
+    backend.decoder = decoders.Metaspace()
+    names = [name for name in (unknown, "</s>", "<TOWN>") if name]
+    trainer = trainers.BpeTrainer(vocab_size=300, special_tokens=names, show_progress=False)
+    backend.train_from_iterator(sentences(100), trainer)
+    wrap: Any = PreTrainedTokenizerFast
+    wrap(
+        tokenizer_object=backend, unk_token=unknown, eos_token="</s>", additional_special_tokens=["<TOWN>"]
+    ).save_pretrained(folder)
+    LlamaConfig(vocab_size=300).save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.mark.parametrize("unknown", ["<unk>", None])
+def test_characters_that_the_tokenizer_does_not_know(tmp_path: Path, unknown: str | None) -> None:
+    options = tokenizer_options(base=latin_model(tmp_path / "base", unknown), vocabulary_size=None)
+    (tmp_path / "text").mkdir()
+    jsonl(tmp_path / "text" / "latin.jsonl", [{"text": text} for text in sentences(150)])
+    foreign = [{"text": f"{CYRILLIC} {text}"} for text in sentences(20, seed=9)]
+    jsonl(tmp_path / "text" / "cyrillic.jsonl", foreign)
+    made = prepare_pretrain(tmp_path / "out", tmp_path / "text", tokenizer=options)
+    rows = made.manifest.tallies
+    lost = {(row.part, row.source): row.count for row in rows if row.kind == "lost_characters" and row.count}
+    assert {source for _, source in lost} == {None, f"{tmp_path}/text/cyrillic.jsonl"}
+    assert sum(count for (_, source), count in lost.items() if source) == 20 * len(CYRILLIC.replace(" ", ""))
+    assert (made.count("unknown_tokens") > 100) == (unknown is not None)
+    found = warnings(rows, "pretrain")
+    assert len(found) == (2 if unknown else 1)
+    assert "characters" in found[-1]
+    assert f"most in {tmp_path}/text/cyrillic.jsonl" in found[-1]
+    assert "do not come back from their tokens" in made.page
+
+
+def test_text_that_is_mostly_unknown_is_refused(tmp_path: Path) -> None:
+    options = tokenizer_options(base=latin_model(tmp_path / "base"), vocabulary_size=None)
+    source = jsonl(tmp_path / "a.jsonl", [{"text": f"{CYRILLIC} {number}"} for number in range(60)])
+    with pytest.raises(RefusedError) as refused:
+        prepare_pretrain(tmp_path / "out", source, tokenizer=options)
+    unknown, lost = refused.value.problems
+    assert unknown.startswith("data.pretrain: ")
+    assert "tokens" in unknown
+    assert "are unknown to the tokenizer (train " in unknown
+    assert lost.endswith("use a base model whose tokenizer knows this text; from 50 % on this is refused")
+    assert not (tmp_path / "out" / "train").exists()
+
+
+def test_a_task_in_unknown_letters_is_refused(tmp_path: Path) -> None:
+    options = tokenizer_options(base=latin_model(tmp_path / "base"), vocabulary_size=None)
+    text = jsonl(tmp_path / "text.jsonl", [{"text": text} for text in sentences(60)])
+    pretrained = prepare_pretrain(tmp_path / "pt", text, tokenizer=options)
+    task = jsonl(tmp_path / "a.jsonl", [{"text": f"{CYRILLIC} {n}", "label": "ab"[n % 2]} for n in range(60)])
+    with pytest.raises(RefusedError, match=r"data\.finetune: .* are unknown to the tokenizer"):
+        prepare_finetune(tmp_path / "ft", task, pretrained, tokenizer=options)
+
+
+def test_case_accents_and_white_space_are_not_lost(tmp_path: Path) -> None:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(bert_folder(tmp_path, ["über cafe straße 北京 ( ) ' ."]))
+    encode = encoder(tokenizer, 64)
+    for text in ("ÜBER  Café (straße)", "cafe's 北京."):
+        (ids,) = encode.ids([text], "", special=True)
+        found = encode.survival(text, ids, special=True)
+        assert (found.lost, found.characters) == (0, len(text.replace(" ", "")))
+
+
+def test_names_of_special_tokens_hide_no_lost_character(tmp_path: Path) -> None:
+    from transformers import AutoTokenizer
+
+    encode = encoder(AutoTokenizer.from_pretrained(latin_model(tmp_path)))
+    text = "Ж unk Ж"
+    (ids,) = encode.ids([text], "")
+    assert encode.survival(text, ids) == Survival(unknown=2, tokens=len(ids), lost=2, characters=5)
+
+
+def test_a_trained_tokenizer_loses_nothing(tmp_path: Path) -> None:
+    rows = [{"text": f"{CYRILLIC} 🙂 {text} e\u0301"} for text in sentences(60)]
+    made = prepare_pretrain(tmp_path / "out", jsonl(tmp_path / "a.jsonl", rows))
+    assert log_lines(made.manifest.tallies, "pretrain") == []
+    assert "tokens that are unknown to the tokenizer" in made.page
