@@ -80,21 +80,27 @@ def _prompted(
     split: Split,
     gathered: Gathered,
 ) -> Iterator[Document]:
-    """Yields prompts with their completions. Examples that do not fit are dropped."""
+    """Yields prompts with their completions, each followed by one EOS. Examples that do not fit are dropped."""
+    for record in records:
+        completion = encoder.without_eos(record["completion"])
+        record["bytes"] -= len(record["completion"].encode()) - len(completion.encode())
+        record["completion"] = completion
     prompts = encoder.ids([item.row.values["prompt"] for item in items], f"{split} prompts", special=True)
-    completions = encoder.ids([item.row.values["completion"] for item in items], f"{split} completions")
-    for item, record, prompt, completion in zip(items, records, prompts, completions, strict=True):
+    completions = encoder.ids([record["completion"] for record in records], f"{split} completions")
+    for item, record, prompt, tokens in zip(items, records, prompts, completions, strict=True):
         _count_survival(
             gathered.tallies, split, item, encoder.survival(item.row.values["prompt"], prompt, special=True)
         )
-        _count_survival(gathered.tallies, split, item, encoder.survival(item.row.values["completion"], completion))
-        fitted = encoder.prompted(prompt, completion)
+        _count_survival(gathered.tallies, split, item, encoder.survival(record["completion"], tokens))
+        kept = encoder.keeps(record["completion"], tokens)
+        gathered.tallies.add("changed_references", split, item.row.where, not kept)
+        fitted = encoder.prompted(prompt, tokens)
         gathered.tallies.add("dropped", split, item.row.where, fitted is None)
         if fitted is None:
             continue
-        tokens, supervised_from, cut = fitted
+        joined, supervised_from, cut = fitted
         gathered.tallies.add("shortened", split, item.row.where, cut)
-        yield Document(tokens, record, supervised_from=supervised_from)
+        yield Document(joined, record, supervised_from=supervised_from)
 
 
 def _questions(

@@ -170,6 +170,8 @@ class Encoder:
         self.tokenizer, self.max_length, self.context = copy.deepcopy(tokenizer), max_length, context
         self.bos, self.eos = _ends(tokenizer)
         self._before, self._after, self._behind = self._added()
+        named = ("bos", "eos", "pad", "cls", "sep")
+        self._closing = {getattr(tokenizer, f"{name}_token_id") for name in named}
         # GPT-2 has one token for EOS and for what is unknown, and knows all text.
         unknown = tokenizer.unk_token_id
         self._unknown = None if unknown in (tokenizer.eos_token_id, tokenizer.bos_token_id) else unknown
@@ -207,6 +209,16 @@ class Encoder:
         lost = 0 if decoded == text else (Counter(_folded(text)) - Counter(_folded(decoded))).total()
         characters = len("".join(text.split()))
         return Survival(len(own) - len(known), len(own), min(lost, characters), characters)
+
+    def keeps(self, text: str, ids: list[int]) -> bool:
+        """Tells whether a text comes back from its tokens, white space aside. BOS, EOS and the like are left out."""
+        decoded = str(self.tokenizer.decode([token for token in ids if token not in self._closing]))
+        return "".join(decoded.split()) == "".join(text.split())
+
+    def without_eos(self, text: str) -> str:
+        """Removes one EOS, written by its name, from the end of a text that has more than that."""
+        shorter = text.rstrip().removesuffix(str(self.tokenizer.convert_ids_to_tokens(self.eos)))
+        return text if shorter == text.rstrip() or not shorter.strip() else shorter
 
     def decode(self, ids: list[int]) -> str:
         """Decodes the model's input, including special tokens."""
@@ -250,7 +262,7 @@ class Encoder:
         return [*first, *kept, *completion, self.eos], len(first) + len(kept), len(kept) < len(text)
 
     def _added(self) -> tuple[int, int, int]:
-        """Returns how many special tokens the tokenizer adds before a text, how many EOS or SEP and how many in all after it."""
+        """Returns how many special tokens the tokenizer adds before a text, how many EOS or SEP and how many in all behind."""
         (alone,), (whole,) = (self.tokenizer(["a"], add_special_tokens=add)["input_ids"] for add in (False, True))
         spare = len(whole) - len(alone)
         before = next((start for start in range(spare + 1) if whole[start : start + len(alone)] == alone), 0)

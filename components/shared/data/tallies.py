@@ -57,6 +57,11 @@ KINDS: dict[str, TallyKind] = {
     "held_out_too": TallyKind("records", "are removed, since they stand in held-out data too"),
     "unknown_tokens": TallyKind("tokens", "are unknown to the tokenizer", _OTHER_TOKENIZER, refuse_from=0.5),
     "lost_characters": TallyKind("characters", "do not come back from their tokens", _OTHER_TOKENIZER, refuse_from=0.5),
+    "changed_references": TallyKind(
+        "examples",
+        "have a completion that the tokenizer changes, so that answers are compared with other text",
+        "write completions in characters and case that the tokenizer keeps",
+    ),
     "dropped": TallyKind(
         "examples",
         "are dropped, since the completion, or the question, leaves no room in model.max_length",

@@ -105,3 +105,56 @@ def test_a_trained_tokenizer_loses_nothing(tmp_path: Path) -> None:
     made = prepare_pretrain(tmp_path / "out", jsonl(tmp_path / "a.jsonl", rows))
     assert log_lines(made.manifest.tallies, "pretrain") == []
     assert "tokens that are unknown to the tokenizer" in made.page
+
+
+class TestReferences:
+    def prepared(self, folder: Path, base: str, completions: list[str]) -> Any:
+        options = tokenizer_options(base=base, vocabulary_size=None, max_length=64)
+        text = jsonl(folder / "text.jsonl", [{"text": text} for text in sentences(60)])
+        pretrained = prepare_pretrain(folder / "pt", text, tokenizer=options)
+        rows = [
+            {"prompt": prompt, "completion": completions[number % len(completions)]}
+            for number, prompt in enumerate(sentences(60, seed=6))
+        ]
+        source = jsonl(folder / "a.jsonl", rows)
+        return prepare_finetune(folder / "ft", source, pretrained, task="generation", tokenizer=options)
+
+    def test_those_that_the_tokenizer_changes_are_counted(self, tmp_path: Path) -> None:
+        base = bert_folder(tmp_path / "base", [*sentences(100), "Winter"])
+        made = self.prepared(tmp_path, base, ["the cat", "The cat"])
+        assert made.count("changed_references") == 30
+        assert made.count("lost_characters") == 0
+        (line,) = warnings(made.manifest.tallies, "finetune")
+        assert line.startswith("data.finetune: 30 of 60 examples (50 %) have a completion that the tokenizer changes")
+
+    def test_special_tokens_are_kept_and_white_space_does_not_count(self, tmp_path: Path) -> None:
+        made = self.prepared(tmp_path, latin_model(tmp_path / "base"), [" the <TOWN> cat", "the  cat ", "<TOWN>"])
+        assert made.count("changed_references") == 0
+
+    @pytest.mark.parametrize("trained_here", [False, True])
+    def test_a_written_eos_is_not_doubled(self, tmp_path: Path, trained_here: bool) -> None:
+        rows = [{"prompt": text, "completion": "the cat"} for text in sentences(60, seed=6)]
+        text = jsonl(tmp_path / "text.jsonl", [{"text": text} for text in sentences(60)])
+        base = "scratch" if trained_here else latin_model(tmp_path / "base")
+        options = tokenizer_options(base=base, vocabulary_size=400 if trained_here else None, max_length=64)
+        pretrained = prepare_pretrain(tmp_path / "pt", text, tokenizer=options)
+        eos = "<|eos|>" if trained_here else "</s>"
+        made = []
+        for name, completion in (("plain", "the cat"), ("eos", f"the cat{eos}")):
+            source = jsonl(tmp_path / f"{name}.jsonl", [{**row, "completion": completion} for row in rows])
+            made.append(prepare_finetune(tmp_path / name, source, pretrained, task="generation", tokenizer=options))
+        trained = [one.documents("train") for one in made]
+        ends = [{tuple(one.tokens(index).tolist()[-3:]) for index in range(len(one))} for one in trained]
+        assert ends[0] == ends[1]
+        records = made[1].documents("train").records()
+        assert {record["completion"] for record in records} == {"the cat"}
+        assert {record["bytes"] - len(record["prompt"]) for record in records} == {len("the cat")}
+
+    def test_only_one_eos_is_removed_and_no_whole_completion(self, tmp_path: Path) -> None:
+        from transformers import AutoTokenizer
+
+        encode = encoder(AutoTokenizer.from_pretrained(latin_model(tmp_path)))
+        texts = ["winter</s>", "winter</s> \n", "winter</s></s>", "</s>", "win</s>ter", "winter "]
+        assert [encode.without_eos(text) for text in texts] == [
+            "winter", "winter", "winter</s>", "</s>", "win</s>ter", "winter "
+        ]  # fmt: skip
