@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -24,6 +25,7 @@ SPLITS: tuple[Split, ...] = ("train", "dev", "test")
 OPTIONS: tuple[Part, ...] = ("test_source", "dev_source", "source")
 """Options of the sources, in the order in which they keep a text that stands in several."""
 SHOWN_LABELS = 5
+_WHOLE_NUMBER = re.compile("[+-]?[0-9]{1,18}")
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,7 @@ class Gathered:
 
     Attributes:
         splits: documents or examples of each split, in an order that depends on the seed.
-        labels: classification and multi-label: all label names, sorted.
+        labels: classification and multi-label: all label names, in the order of their indices.
         notes: numbers of rows that were read and removed.
         tallies: counts of what was lost or changed.
     """
@@ -256,14 +258,16 @@ _CHECKS: dict[Target, Callable[[FinetuneData, Gathered, Problems], None] | None]
 
 
 def _checked_labels(column: str, splits: dict[Split, list[Item]], single: bool, problems: Problems) -> list[str]:
-    """Returns all labels, sorted.
+    """Returns all labels, sorted as text, or as numbers if all are whole numbers.
 
     Args:
         column: name of the column, for messages.
         single: whether each example has exactly one label.
     """
     counts = Counter(label for inside in splits.values() for item in inside for label in item.labels)
-    labels = sorted(counts)
+    # Index n of classes 0, 1, ... is then class n, also of more than ten.
+    whole_numbers = all(_WHOLE_NUMBER.fullmatch(label) for label in counts)
+    labels = sorted(counts, key=lambda label: (int(label) if whole_numbers else 0, label))
     if not labels and any(splits.values()):
         problems.add(f"{column}: no example has any label; at least one label is needed")
     if single and len(labels) == 1:

@@ -176,6 +176,19 @@ class TestClassification:
             assert made.manifest.notes["labels"][split]["x"] == sum(documents.labels == 0)
         assert [len(made.documents(split)) for split in SPLITS] == [48, 6, 6]
 
+    def test_whole_numbers_are_sorted_as_numbers(self, tmp_path: Path, pretrained: Prepared) -> None:
+        rows = [{"text": text, "label": number % 12} for number, text in enumerate(sentences(240, seed=1))]
+        made = prepare_finetune(tmp_path / "out", jsonl(tmp_path / "a.jsonl", rows), pretrained)
+        assert made.manifest.labels == [str(number) for number in range(12)]
+        documents = made.documents("train")
+        assert documents.labels.tolist() == [int(record["label"]) for record in documents.records()]
+        signed = [{**row, "label": [-1, 0, 1, 10, 2][number % 5]} for number, row in enumerate(rows)]
+        made = prepare_finetune(tmp_path / "signed", jsonl(tmp_path / "b.jsonl", signed), pretrained)
+        assert made.manifest.labels == ["-1", "0", "1", "2", "10"]
+        mixed = [{**row, "label": ["1", "10", "2", "a"][number % 4]} for number, row in enumerate(rows)]
+        made = prepare_finetune(tmp_path / "mixed", jsonl(tmp_path / "c.jsonl", mixed), pretrained)
+        assert made.manifest.labels == ["1", "10", "2", "a"]
+
     def test_long_texts_are_cut_and_counted(self, tmp_path: Path, pretrained: Prepared) -> None:
         rows = labelled(30)
         rows[0]["text"] = "天" * 100
