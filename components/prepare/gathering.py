@@ -218,6 +218,23 @@ def _count_labels(stream: FinetuneData, gathered: Gathered, single: bool, proble
         name: dict(sorted(Counter(label for item in inside for label in item.labels).items()))
         for name, inside in gathered.splits.items()
     }
+    _count_case_labels(gathered)
+
+
+def _count_case_labels(gathered: Gathered) -> None:
+    """Counts examples with a label that is also spelled in another case, and more often so."""
+    counts = Counter(label for inside in gathered.splits.values() for item in inside for label in item.labels)
+    spellings: dict[str, list[str]] = {}
+    for label in sorted(counts, key=lambda label: (-counts[label], label)):
+        spellings.setdefault(label.casefold(), []).append(label)
+    rarer = {label for same in spellings.values() for label in same[1:]}
+    named = [" and ".join(map(repr, same)) for same in spellings.values() if len(same) > 1]
+    more = [f"{len(named) - SHOWN_LABELS} more"] if len(named) > SHOWN_LABELS else []
+    detail = ", ".join([*named[:SHOWN_LABELS], *more])
+    for split, inside in gathered.splits.items():
+        for item in inside:
+            found = not rarer.isdisjoint(item.labels)
+            gathered.tallies.add("case_labels", split, item.row.where, found, detail=detail)
 
 
 def _check_numbers(stream: FinetuneData, gathered: Gathered, problems: Problems) -> None:

@@ -159,7 +159,7 @@ def _read_csv(file: File, reading: Reading) -> Iterator[Record]:
     except csv.Error as error:
         problems.add_detail(f"{file.shown}, line {line}: is no valid {file.format[1:].upper()} ({error})")
     if quoted:
-        place = f"the longest spans {longest[0]} lines, from {file.shown}, line {-longest[1]}" if spanning else ""
+        place = f"such as the {longest[0]} lines from {file.shown}, line {-longest[1]}" if spanning else ""
         reading.tallies.add("several_lines", reading.part, file.shown, spanning, records, place)
         reading.tallies.add("swallowed_lines", reading.part, file.shown, swallowed, reader.line_num, place)
 

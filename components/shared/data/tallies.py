@@ -55,6 +55,12 @@ KINDS: dict[str, TallyKind] = {
         "correct them in the source",
     ),
     "held_out_too": TallyKind("records", "are removed, since they stand in held-out data too"),
+    "case_labels": TallyKind(
+        "examples",
+        "have a label that differs from another in case alone",
+        "write it alike if it is one label",
+        warn_from=0.0,
+    ),
     "unknown_tokens": TallyKind("tokens", "are unknown to the tokenizer", _OTHER_TOKENIZER, refuse_from=0.5),
     "lost_characters": TallyKind("characters", "do not come back from their tokens", _OTHER_TOKENIZER, refuse_from=0.5),
     "changed_references": TallyKind(
@@ -205,7 +211,9 @@ def table_lines(rows: Iterable[Tally], found_only: bool = False) -> list[TallyLi
         kind, together = KINDS[inside[0].kind], whole(inside)
         if found_only and not together.count:
             continue
-        what, marked = f"{kind.unit} that {kind.words}", any(row.is_warning() for row in inside)
+        details = "; ".join(dict.fromkeys(row.detail for row in inside if row.detail and row.count))
+        what = f"{kind.unit} that {kind.words}{f' ({details})' if details else ''}"
+        marked = any(row.is_warning() for row in inside)
         lines.append(TallyLine(what, "", together, marked))
         several = len({row.part for row in inside}) > 1
         for row in inside:
@@ -253,7 +261,7 @@ def _sentence(rows: Sequence[Tally], stream: str) -> str:
     worst = max(sources, key=lambda row: row.share, default=None)
     if worst is not None and worst.share > 2 * together.share:
         notes.append(f"most in {worst.source}, {worst.count:,} of {worst.of:,}")
-    notes += [row.detail for row in parts if row.detail and row.count]
+    notes += dict.fromkeys(row.detail for row in parts if row.detail and row.count)
     inside = f" ({'; '.join(notes)})" if notes else ""
     advice = f"; {kind.advice}" if kind.advice else ""
     return f"data.{stream}: {together.words} {kind.words}{inside}{advice}"

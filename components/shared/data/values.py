@@ -6,6 +6,7 @@ import contextlib
 import json
 import math
 import re
+import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass
 from decimal import Decimal
@@ -35,7 +36,7 @@ class InvalidValueError(Exception):
 
 
 def parse_text(value: Any, role: str) -> str:
-    """Returns a text, or a label as text. A label can also be a number or a boolean."""
+    """Returns a text, or a label as text: stripped, and in the Unicode form NFC. A label can also be a number or a boolean."""
     if role == "label" and isinstance(value, int | float) and not isinstance(value, bool):
         if isinstance(value, float) and math.isnan(value):
             raise InvalidValueError("is NaN, not a label")
@@ -55,7 +56,7 @@ def parse_text(value: Any, role: str) -> str:
     if _SURROGATE.search(value):
         raise InvalidValueError("holds half of a surrogate pair, which is no character")
     if role == "label":
-        value = value.strip()
+        value = unicodedata.normalize("NFC", value.strip())
         if value.lower() == "nan":
             raise InvalidValueError("is NaN, not a label")
     return value

@@ -97,7 +97,8 @@ def test_what_was_lost_is_a_table(tmp_path: Path) -> None:
         ("several_lines", f"{tmp_path}/pt/a.csv", 3, 20),
     ]
     text = " ".join(parsed(made.page).text.split())
-    assert f"records that span several lines of their file 3 40 7.5 % {tmp_path}/pt/a.csv 3 20 15 %" in text
+    what = f"records that span several lines of their file (such as the 2 lines from {tmp_path}/pt/a.csv, line 2)"
+    assert f"{what} 3 40 7.5 % {tmp_path}/pt/a.csv 3 20 15 %" in text
     assert "lines that stand in quotes and look like records of their own 0 45 0 %" in text
 
 

@@ -107,6 +107,25 @@ def test_a_trained_tokenizer_loses_nothing(tmp_path: Path) -> None:
     assert "tokens that are unknown to the tokenizer" in made.page
 
 
+def test_labels_that_look_the_same(tmp_path: Path) -> None:
+    text = jsonl(tmp_path / "text.jsonl", [{"text": text} for text in sentences(60)])
+    pretrained = prepare_pretrain(tmp_path / "pt", text)
+    labels = ["caf\u00e9", "cafe\u0301 ", "Caf\u00e9", "tea", "tea"]
+    rows = [{"text": text, "label": labels[number % 5]} for number, text in enumerate(sentences(100, seed=1))]
+    made = prepare_finetune(tmp_path / "ft", jsonl(tmp_path / "a.jsonl", rows), pretrained)
+    assert made.manifest.labels == ["Caf\u00e9", "caf\u00e9", "tea"]
+    (line,) = [one for one in warnings(made.manifest.tallies, "finetune") if "case" in one]
+    assert line.startswith(
+        "data.finetune: 20 of 100 examples (20 %) have a label that differs from another in case alone"
+    )
+    assert "'caf\u00e9' and 'Caf\u00e9'" in line
+    assert "&#39;caf\u00e9&#39; and &#39;Caf\u00e9&#39;" in made.page
+    several = [{**row, "label": [row["label"], "x"]} for row in rows]
+    made = prepare_finetune(tmp_path / "m", jsonl(tmp_path / "b.jsonl", several), pretrained, task="multi_label")
+    assert made.manifest.labels == ["Caf\u00e9", "caf\u00e9", "tea", "x"]
+    assert made.count("case_labels") == 20
+
+
 class TestReferences:
     def prepared(self, folder: Path, base: str, completions: list[str]) -> Any:
         options = tokenizer_options(base=base, vocabulary_size=None, max_length=64)

@@ -112,7 +112,7 @@ class TestFormats:
         assert len(list(read(str(path), by))) == 30
         one, two = log_lines(by.tallies.table(), "x")
         assert one == (
-            "data.x: 1 of 30 records (3.3 %) span several lines of their file (the longest spans 31 lines, from "
+            "data.x: 1 of 30 records (3.3 %) span several lines of their file (such as the 31 lines from "
             f"{path}, line 12)"
         )
         assert two.startswith("data.x: 29 of 61 lines (48 %) stand in quotes and look like records of their own")
