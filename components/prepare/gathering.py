@@ -16,12 +16,15 @@ from ..shared.data.problems import Problems
 from ..shared.data.readers import Reading
 from ..shared.data.records import Row
 from ..shared.data.sources import named_sources, read
-from ..shared.data.tallies import Part, Tallies
+from ..shared.data.tallies import Part, Tallies, warnings
 from ..shared.task_kinds import TASK_KINDS, Target
 from .config import FinetuneData, PretrainData
-from .splitting import HeldOut, cut, draw, fold, shuffled
+from .splitting import HeldOut, cut, draw, exact, fold, shuffled
 
 SPLITS: tuple[Split, ...] = ("train", "dev", "test")
+FOLDED = "case and white space aside; duplicates: exact keeps those that differ in them"
+REMOVED = ("duplicates", "contradictory", "held_out_too")
+"""Kinds of tallies that can be the cause of a problem with the labels or the splits."""
 OPTIONS: tuple[Part, ...] = ("test_source", "dev_source", "source")
 """Options of the sources, in the order in which they keep a text that stands in several."""
 SHOWN_LABELS = 5
@@ -33,7 +36,7 @@ class Item:
     """A document or an example.
 
     Attributes:
-        key: digest of its text, ignoring case and white space; unique in a stream.
+        key: digest of its text, see `duplicates`; unique in a stream.
         row: the row as read.
     """
 
@@ -102,7 +105,7 @@ def gather(stream: PretrainData | FinetuneData, seed: int, problems: Problems) -
             if len(problems) == before:
                 problems.add(f"{option}: {source} holds no records")
         counts["read"] += len(rows)
-        by_option[reading.part] = _unique(rows, reading)
+        by_option[reading.part] = _unique(rows, stream.exact_duplicates, reading)
     if not whole:
         return Gathered({name: [] for name in SPLITS})
 
@@ -114,6 +117,7 @@ def gather(stream: PretrainData | FinetuneData, seed: int, problems: Problems) -
             by_option[part] = [item for item in by_option[part] if item.key not in taken]
             taken.update(item.key for item in by_option[part])
 
+    before = len(problems)
     items = by_option["source"]
     if stream.max_documents is not None and len(items) > stream.max_documents:
         drawn = draw([item.key for item in items], stream.max_documents, seed)
@@ -127,17 +131,22 @@ def gather(stream: PretrainData | FinetuneData, seed: int, problems: Problems) -
         check = _CHECKS[TASK_KINDS[stream.task].target]
         if check is not None:
             check(stream, gathered, problems)
+    if len(problems) > before:
+        name = stream.section.rsplit(".", 1)[-1]
+        for sentence in warnings((row for row in tallies.table() if row.kind in REMOVED), name):
+            problems.add(sentence)
     return gathered
 
 
-def _unique(rows: list[Row], reading: Reading) -> list[Item]:
+def _unique(rows: list[Row], only_exact: bool, reading: Reading) -> list[Item]:
     """Keeps the first row of each text. A second label for the same text is contradictory, so it is removed too."""
     kept: dict[str, Item] = {}
+    digest, detail = (exact, "") if only_exact else (fold, FOLDED)
     for row in rows:
-        key = fold(*(text for role, text in row.values.items() if role != "label"))
+        key = digest(*(text for role, text in row.values.items() if role != "label"))
         item = Item(key, row)
         first = kept.setdefault(key, item)
-        reading.tallies.add("duplicates", reading.part, row.where, first is not item)
+        reading.tallies.add("duplicates", reading.part, row.where, first is not item, detail=detail)
         reading.tallies.add("contradictory", reading.part, row.where, first.target != item.target)
     return list(kept.values())
 

@@ -97,6 +97,12 @@ class TestPretrain:
             "One  text"
         ]
 
+    def test_exact_duplicates_are_a_choice(self, tmp_path: Path) -> None:
+        rows = [{"text": text} for text in ["One  text", "one text", "one text", *sentences(20)]]
+        made = prepare_pretrain(tmp_path / "out", jsonl(tmp_path / "a.jsonl", rows), duplicates="exact")
+        assert made.count("duplicates") == 1
+        assert {"One  text", "one text"} <= {text for split in SPLITS for text in made.texts(split)}
+
     def test_dev_and_test_sources_take_precedence(self, tmp_path: Path) -> None:
         texts = sentences(20)
         dev = jsonl(tmp_path / "dev.jsonl", [{"text": text} for text in [*texts[:5], "in dev only"]])
@@ -215,6 +221,24 @@ class TestClassification:
         rows = [*labelled(), {**labelled()[0], "label": "y"}]
         made = prepare_finetune(tmp_path / "out", jsonl(tmp_path / "a.jsonl", rows), pretrained)
         assert made.count("contradictory") == 1
+
+    def test_labels_that_go_with_duplicates_are_put_down_to_them(self, tmp_path: Path, pretrained: Prepared) -> None:
+        texts = sentences(30, seed=1)
+        rows = [{"text": text, "label": "lower"} for text in texts]
+        rows += [{"text": text.upper(), "label": "UPPER"} for text in texts]
+        source = jsonl(tmp_path / "a.jsonl", rows)
+        with pytest.raises(RefusedError) as refused:
+            prepare_finetune(tmp_path / "out", source, pretrained)
+        one, two, three = refused.value.problems
+        assert one.endswith("every example has the label 'lower'; at least two labels are needed")
+        assert two == (
+            "data.finetune: 30 of 60 records (50 %) are removed as duplicates of earlier ones (case and white space aside; "
+            "duplicates: exact keeps those that differ in them)"
+        )
+        assert "have another label, number or answer" in three
+        made = prepare_finetune(tmp_path / "out", source, pretrained, duplicates="exact")
+        assert made.manifest.labels == ["UPPER", "lower"]
+        assert made.count("duplicates") == 0
 
     def test_contamination_by_either_stream_is_marked(self, tmp_path: Path, pretrained: Prepared) -> None:
         seen_in_pretraining = next(text for text in pretrained.texts("train") if len(text.split()) >= 13)
@@ -375,6 +399,7 @@ class TestGeneration:
     def test_a_prompt_of_training_marks_a_held_out_example(self, tmp_path: Path, pretrained: Prepared) -> None:
         source = jsonl(tmp_path / "a.jsonl", self.rows())
         text = next(text for text in pretrained.texts("train") if text.startswith("第"))
+        dev = jsonl(tmp_path / "dev.jsonl", [{"prompt": "another", "completion": "one"}])
         test = jsonl(
             tmp_path / "test.jsonl",
             [
@@ -384,14 +409,23 @@ class TestGeneration:
             ],
         )
         made = prepare_finetune(
-            tmp_path / "out", source, pretrained, task="generation", test_source=str(test), dev_fraction=0.1,
+            tmp_path / "out", source, pretrained, task="generation", test_source=str(test), dev_source=str(dev),
             tokenizer=tokenizer_options(max_length=64),
         )  # fmt: skip
         records = made.documents("test").records()
         by = {record["completion"]: record["contaminated_by"] for record in records}
-        trained = self.rows()[3]["prompt"] in made.texts("train")
-        assert by == {"another answer": ["finetune"] * trained, "and then?": ["pretrain"], " 4!": []}
-        assert trained
+        assert by == {"another answer": ["finetune"], "and then?": ["pretrain"], " 4!": []}
+
+    def test_duplicates_are_exact(self, tmp_path: Path, pretrained: Prepared) -> None:
+        rows = [{"prompt": f"city {number}", "completion": word} for number in range(20) for word in ("Rome", "rome")]
+        source = jsonl(tmp_path / "a.jsonl", [*rows, rows[0]])
+        made = prepare_finetune(tmp_path / "out", source, pretrained, task="generation")
+        assert made.count("duplicates") == 1
+        assert sum(len(made.documents(split)) for split in SPLITS) == 40
+        records = [record for split in SPLITS for record in made.documents(split).records()]
+        assert len({record["id"] for record in records}) == 40
+        folded = prepare_finetune(tmp_path / "f", source, pretrained, task="generation", duplicates="folded")
+        assert folded.count("duplicates") == 21
 
     def test_no_completion_fits(self, tmp_path: Path, pretrained: Prepared) -> None:
         rows = [{"prompt": f"p{n}", "completion": f"{n}" + "答" * 50} for n in range(10)]

@@ -380,9 +380,12 @@ class TestQuestionAnswering:
             {**rows[3], "question": "another"},
         ]
         source = jsonl(tmp_path / "a.jsonl", [*rows, *more])
-        made = prepare_finetune(tmp_path / "out", source, masked, task="question_answering", tokenizer=MASKED)
-        assert made.count("duplicates") == 2
-        assert made.count("contradictory") == 1
+        options: dict[str, Any] = {"task": "question_answering", "tokenizer": MASKED}
+        made = prepare_finetune(tmp_path / "exact", source, masked, **options)
+        assert (made.count("duplicates"), made.count("contradictory")) == (1, 1)
+        assert sum(made.manifest.notes["examples"].values()) == 42
+        made = prepare_finetune(tmp_path / "folded", source, masked, **options, duplicates="folded")
+        assert (made.count("duplicates"), made.count("contradictory")) == (2, 1)
         assert sum(made.manifest.notes["examples"].values()) == 41
 
     def test_contamination_of_a_context_marks_all_its_windows(self, tmp_path: Path, masked: Prepared) -> None:
