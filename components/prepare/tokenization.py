@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 BATCH = 500
+LONGEST_WORD_BYTES = 1024
 _FOLDED_AWAY = re.compile("[\\s\u0300-\u036f]")
 """White space and combining marks."""
 
@@ -34,16 +35,20 @@ def train_tokenizer(
     BOS a EOS, and for two texts BOS a EOS b EOS, where b EOS has token type 1.
 
     Names of special tokens in a text are encoded as ordinary text, except for masked LM, where a text can contain the mask by
-    name. Small texts give fewer entries than `vocabulary_size`.
+    name. Small texts give fewer entries than `vocabulary_size`. Runs of letters longer than `LONGEST_WORD_BYTES`, such as DNA
+    or Base64, are split.
     """
+    from tokenizers import Regex, decoders, models, pre_tokenizers, processors, trainers
     from tokenizers import Tokenizer as Backend
-    from tokenizers import decoders, models, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
 
     pad, bos, eos, mask = "<|pad|>", "<|bos|>", "<|eos|>", "<|mask|>"
     masked = objective == "masked_lm"
     backend = Backend(models.BPE())
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    # After ByteLevel, a character is a byte. The merges within a run of letters take time that grows with its square.
+    bounded = pre_tokenizers.Split(Regex(f".{{{LONGEST_WORD_BYTES}}}"), "isolated")
+    backend.pre_tokenizer = pre_tokenizers.Sequence([byte_level, bounded])
     backend.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocabulary_size,
