@@ -36,6 +36,11 @@ class Ended:
     kept: bool = False
 
     @property
+    def warnings(self) -> list[str]:
+        """Returns what the report warns of, such as data that was lost."""
+        return [f"warning: {line}" for line in (self.report or {}).get("warnings", [])]
+
+    @property
     def status(self) -> int:
         """Returns the exit status of the command."""
         return exit_status(self.outcome)
@@ -45,4 +50,5 @@ class Ended:
         return {
             "run_id": self.run_id, "state": self.state, "exit_status": self.status, "outcome": self.outcome,
             "verdict": self.verdict, "problems": self.problems, "links": self.links, "report": self.report,
+            "warnings": self.warnings,
         }  # fmt: skip

@@ -13,9 +13,10 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ..shared import task_kinds
 from ..shared.artifacts import ArtifactLike, ModelCard, read_json, read_jsonl
+from ..shared.data.source_names import source_of
+from ..shared.data.tallies import Tally
 from ..shared.errors import MixtuneError, RefusedError
 from ..shared.measures import HARNESS_FILE, Measure
-from .sources import source_of
 
 FORMAT = "mixtune-evaluation/1"
 SPLITS = ("dev", "test")
@@ -100,6 +101,8 @@ class Evaluations:
     candidates: list[Candidate]
     likelihood: str
     """The type of the loss on text: `causal`, or a pseudo-likelihood for masked language models."""
+    tallies: dict[str, list[Tally]]
+    """What was lost or changed in each stream on the way from its sources."""
 
     def of_kind(self, kind: str) -> Candidate:
         """Returns the candidate of a kind that occurs once."""
@@ -164,14 +167,16 @@ def load_evaluations(artifacts: Sequence[ArtifactLike]) -> Evaluations:
     aligned = [_align(one, reference, with_task, problems) for one in candidates]
     if problems:
         raise RefusedError(*problems)
-    return Evaluations(EvaluatedTask.model_validate(first["task"]), first["data"], aligned, next(iter(likelihoods)))
+    tallies = {stream: [Tally.model_validate(row) for row in rows] for stream, rows in first["tallies"].items()}
+    task = EvaluatedTask.model_validate(first["task"])
+    return Evaluations(task, first["data"], aligned, next(iter(likelihoods)), tallies)
 
 
 def _manifest(folder: Path) -> dict[str, Any]:
     manifest = read_json(folder / "evaluation.json", "an evaluation made by mixtune")
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise RefusedError(f"{folder}: evaluation.json is not of the format {FORMAT}, so it is not an evaluation")
-    missing = [name for name in ("task", "candidates", "data", "likelihood") if name not in manifest]
+    missing = [name for name in ("task", "candidates", "data", "tallies", "likelihood") if name not in manifest]
     if not missing and manifest["candidates"] and not manifest["likelihood"]:
         missing = ["likelihood"]
     if missing:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ..shared.data.tallies import warnings
 from ..shared.running.context import Context
 from ..shared.task_name import TaskName
 from .config import CompareStep
@@ -155,6 +156,10 @@ def _report(
         ],
         "lm_eval": {"columns": described(pretrained.harness)} if pretrained.harness else None,
         "data": evaluations.data,
+        "tallies": {
+            stream: [row.model_dump(mode="json") for row in rows] for stream, rows in evaluations.tallies.items()
+        },
+        "warnings": [line for stream, rows in evaluations.tallies.items() for line in warnings(rows, stream)],
         "seeds": over_seeds(evaluations.candidates, {name: _varying(by["test"]) for name, by in scores.items()}),
         "costs": _costs(evaluations),
         "confusion": confusion(task, selected),

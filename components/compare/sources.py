@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,14 +11,10 @@ import numpy as np
 from ..shared.value_text import value_text
 from .statistics import Bootstrap
 
-NO_NAME = "(no name)"
-"""Source of documents without a source name."""
 SHOWN = 12
 """Maximum number of sources in a table or a figure. With more, the rest are combined."""
 WITH_INTERVAL = 100
 """Maximum number of sources, largest first, with an interval. The others have values only."""
-_PLACE = re.compile(r", (?:line|item|row|passage) \d+$")
-_PACKAGE = re.compile(r"[/,]")
 
 
 @dataclass(frozen=True)
@@ -34,16 +29,6 @@ class Source:
     name: str
     places: np.ndarray
     num_bytes: int
-
-
-def source_of(where: str | None, embedded: bool) -> str:
-    """Returns the source in the `source` field of a document row, which also names a line or row.
-
-    Args:
-        embedded: whether the text is the embedded one, whose fields name packages, modules and passages. Returns the package.
-    """
-    named = (where or "").strip()
-    return (_PACKAGE.split(named)[0] if embedded else _PLACE.sub("", named)) or NO_NAME
 
 
 def group(names: Sequence[str], num_bytes: np.ndarray) -> list[Source]:

@@ -6,8 +6,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from ..shared.config import Task
+import numpy as np
+
+from ..shared.config import EMBEDDED, Task
 from ..shared.data.prepared import DataManifest, Documents, Split
+from ..shared.data.tallies import Tallies, Tally
 from ..shared.task_kinds import TASK_KINDS
 from .texts import Overlap
 
@@ -28,6 +31,16 @@ class HeldOut:
         """Returns the task of the labelled examples."""
         assert self.labelled.task is not None
         return self.labelled.task
+
+    def tallies(self, max_new_tokens: int | None) -> dict[str, list[Tally]]:
+        """Returns what was lost in each stream: what `prepare` counted, and references longer than `max_new_tokens`."""
+        long = Tallies(embedded=self.labelled.source == EMBEDDED)
+        for split in SPLITS if max_new_tokens is not None else ():
+            documents = Documents(self.labelled_folder, split)
+            lengths = np.diff(documents.offsets) - documents.supervised_from - 1  # EOS needs no place in an answer
+            for record, length in zip(documents.records(), lengths.tolist(), strict=True):
+                long.add("long_references", split, record["source"], length > max_new_tokens)
+        return {"pretrain": self.text.tallies, "finetune": [*self.labelled.tallies, *long.table()]}
 
     @property
     def with_head(self) -> bool:

@@ -10,6 +10,7 @@ from typing import Any
 from ..shared.artifacts import ArtifactLike, ModelCard, write_json
 from ..shared.config import Objective
 from ..shared.data.prepared import DataManifest
+from ..shared.data.tallies import log_lines
 from ..shared.errors import MixtuneError, RefusedError
 from ..shared.running.context import Context
 from .checks import check_data
@@ -78,6 +79,9 @@ def run(
         not_finite += bad
         likelihood = LIKELIHOODS[objective]
         context.say(f"{subject.card.id}: {_words(entry)}")
+    tallies = held_out.tallies(config.max_new_tokens)
+    for line in [line for stream, rows in tallies.items() for line in log_lines(rows, stream)]:
+        context.say(line)
     write_json(
         folder / "evaluation.json",
         {
@@ -95,6 +99,7 @@ def run(
                 "pretrain": describe_stream(held_out.text, held_out.text_folder),
                 "finetune": describe_stream(held_out.labelled, held_out.labelled_folder),
             },
+            "tallies": {stream: [row.model_dump(mode="json") for row in rows] for stream, rows in tallies.items()},
             "not_finite": not_finite,
         },
     )

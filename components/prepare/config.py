@@ -28,6 +28,13 @@ class Stream(Section):
     """Fraction of the documents or examples that is held out for choices, if `dev_source` is not set."""
     test_fraction: float = Field(0.1, gt=0, lt=1)
     """Fraction of the documents or examples that is held out for the report, if `test_source` is not set."""
+    duplicates: Literal["auto", "exact", "folded"] = "auto"
+    """Which documents or examples count as the same, so that only the first is kept: `exact` those with the same characters,
+    `folded` also those that differ in case or white space only. `auto` is `exact` for generation and question answering,
+    otherwise `folded`."""
+    tsv_quotes: bool = False
+    """Whether fields of .tsv files can stand in double quotes, as pandas and spreadsheets write fields that contain a tab, a
+    quote or a line end. Otherwise a quote is a character like any other and each line is a record."""
     max_documents: int | None = Field(None, ge=1)
     """Maximum number of documents or examples of `source`, drawn with the seed; null means all."""
 
@@ -51,6 +58,11 @@ class Stream(Section):
     def columns(self) -> dict[str, str]:
         """Returns the column of each role, such as `text`. The role determines how a value is read."""
         raise NotImplementedError
+
+    @property
+    def exact_duplicates(self) -> bool:
+        """Tells whether only texts with the same characters are duplicates."""
+        return self.duplicates == "exact"
 
 
 class PretrainData(Stream):
@@ -97,6 +109,10 @@ class FinetuneData(Stream):
     @property
     def columns(self) -> dict[str, str]:
         return {role: getattr(self, option) for role, option in TASK_KINDS[self.task].columns.items()}
+
+    @property
+    def exact_duplicates(self) -> bool:
+        return super().exact_duplicates or (self.duplicates == "auto" and TASK_KINDS[self.task].exact_duplicates)
 
 
 class Tokenizer(Section):

@@ -22,12 +22,16 @@ def words(text: str) -> list[str]:
     return _WORD.findall(unicodedata.normalize("NFKC", text).casefold())
 
 
-def contaminated(held_out: Sequence[str], training: Iterable[str]) -> list[bool]:
-    """Returns for each held-out text whether it shares a passage with any training text.
+def contaminated(held_out: Sequence[Sequence[str]], training: Iterable[str]) -> list[bool]:
+    """Returns for each held-out example whether any of its texts shares a passage with any training text.
 
     Memory use depends on the held-out texts only; training texts are read once.
+
+    Args:
+        held_out: texts of each example.
+        training: training texts.
     """
-    marks = [set(_marks(text)) for text in held_out]
+    marks = [{mark for text in texts for mark in _marks(text)} for texts in held_out]
     wanted = set().union(*marks)
     found: set[str] = set()
     for text in training:

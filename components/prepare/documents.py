@@ -8,10 +8,11 @@ from typing import Any
 
 from ..shared.config import Task
 from ..shared.data.prepared import Document, Split
+from ..shared.data.tallies import Tallies
 from ..shared.task_kinds import TASK_KINDS, Target
 from .gathering import Gathered, Item
 from .spans import Question, windows
-from .tokenization import Encoder
+from .tokenization import Encoder, Survival
 
 
 def split_documents(
@@ -20,21 +21,18 @@ def split_documents(
     """Returns the documents of one split.
 
     Args:
-        gathered: all splits; counts of shortened and dropped examples are added to its notes.
+        gathered: all splits; counts of what is lost are added to its tallies.
         split: the split to convert.
         task: the task; None for the pretraining stream.
         encoder: encoder that tokenises the texts.
         found_in: for each held-out example, the streams whose training text contains its text.
     """
-    items, counts = gathered.splits[split], Counter[str]()
+    items = gathered.splits[split]
     records = [_record(item) for item in items]
     for record, streams in zip(records, found_in or [], strict=found_in is not None):
         record |= {"contaminated": bool(streams), "contaminated_by": streams}
     make = _texts if task is None else _MAKERS[TASK_KINDS[task].target]
-    found = list(make(items, records, encoder, split, gathered.labels or [], counts))
-    for name, count in counts.items():
-        gathered.notes.setdefault(name, {})[split] = count
-    return found
+    return list(make(items, records, encoder, split, gathered))
 
 
 def _texts(
@@ -42,11 +40,11 @@ def _texts(
     records: list[dict[str, Any]],
     encoder: Encoder,
     split: Split,
-    labels: list[str],
-    counts: Counter[str],
+    gathered: Gathered,
 ) -> Iterator[Document]:
     ids = encoder.ids([item.text for item in items], split)
-    for record, tokens in zip(records, ids, strict=True):
+    for item, record, tokens in zip(items, records, ids, strict=True):
+        _count_survival(gathered.tallies, split, item, encoder.survival(item.text, tokens))
         yield Document(encoder.document(tokens), record)
 
 
@@ -55,16 +53,16 @@ def _labelled(
     records: list[dict[str, Any]],
     encoder: Encoder,
     split: Split,
-    labels: list[str],
-    counts: Counter[str],
+    gathered: Gathered,
 ) -> Iterator[Document]:
     """Yields texts with a label, with labels or with a number."""
-    counts["shortened"] = 0
+    labels = gathered.labels or []
     place = {label: index for index, label in enumerate(labels)}
     ids = encoder.ids([item.text for item in items], split, special=True)
     for item, record, whole in zip(items, records, ids, strict=True):
+        _count_survival(gathered.tallies, split, item, encoder.survival(item.text, whole, special=True))
         tokens, cut = encoder.text(item.text, whole)
-        counts["shortened"] += cut
+        gathered.tallies.add("shortened", split, item.row.where, cut)
         if item.row.number is not None:
             record["label"] = item.row.number
             yield Document(tokens, record, targets=[item.row.number])
@@ -80,21 +78,29 @@ def _prompted(
     records: list[dict[str, Any]],
     encoder: Encoder,
     split: Split,
-    labels: list[str],
-    counts: Counter[str],
+    gathered: Gathered,
 ) -> Iterator[Document]:
-    """Yields prompts with their completions. Examples that do not fit are dropped."""
-    counts.update(shortened=0, dropped=0)
+    """Yields prompts with their completions, each followed by one EOS. Examples that do not fit are dropped."""
+    for record in records:
+        completion = encoder.without_eos(record["completion"])
+        record["bytes"] -= len(record["completion"].encode()) - len(completion.encode())
+        record["completion"] = completion
     prompts = encoder.ids([item.row.values["prompt"] for item in items], f"{split} prompts", special=True)
-    completions = encoder.ids([item.row.values["completion"] for item in items], f"{split} completions")
-    for record, prompt, completion in zip(records, prompts, completions, strict=True):
-        fitted = encoder.prompted(prompt, completion)
+    completions = encoder.ids([record["completion"] for record in records], f"{split} completions")
+    for item, record, prompt, tokens in zip(items, records, prompts, completions, strict=True):
+        _count_survival(
+            gathered.tallies, split, item, encoder.survival(item.row.values["prompt"], prompt, special=True)
+        )
+        _count_survival(gathered.tallies, split, item, encoder.survival(record["completion"], tokens))
+        kept = encoder.keeps(record["completion"], tokens)
+        gathered.tallies.add("changed_references", split, item.row.where, not kept)
+        fitted = encoder.prompted(prompt, tokens)
+        gathered.tallies.add("dropped", split, item.row.where, fitted is None)
         if fitted is None:
-            counts["dropped"] += 1
             continue
-        tokens, supervised_from, cut = fitted
-        counts["shortened"] += cut
-        yield Document(tokens, record, supervised_from=supervised_from)
+        joined, supervised_from, cut = fitted
+        gathered.tallies.add("shortened", split, item.row.where, cut)
+        yield Document(joined, record, supervised_from=supervised_from)
 
 
 def _questions(
@@ -102,21 +108,26 @@ def _questions(
     records: list[dict[str, Any]],
     encoder: Encoder,
     split: Split,
-    labels: list[str],
-    counts: Counter[str],
+    gathered: Gathered,
 ) -> Iterator[Document]:
     """Yields windows over contexts. If a window does not contain the whole first answer, its target is the first token."""
-    counts.update(examples=0, dropped=0, windows=0, windows_with_answer=0, answers_in_no_window=0)
+    counts = Counter(examples=0, windows=0, windows_with_answer=0)
+    for role in ("question", "context"):
+        texts = {item.row.values[role]: item for item in items}  # several questions share a context
+        for (text, item), ids in zip(texts.items(), encoder.ids(list(texts), f"{split} {role}s"), strict=True):
+            _count_survival(gathered.tallies, split, item, encoder.survival(text, ids))
     asked = []
     for item in items:
         first = item.row.answers[0] if item.row.answers else None
         span = (first.start, first.start + len(first.text)) if first else None
         asked.append(Question(item.row.values["question"], item.row.values["context"], span))
     for item, record, inside in zip(items, records, windows(encoder, asked, split), strict=True):
-        counts["examples" if inside else "dropped"] += 1
+        gathered.tallies.add("dropped", split, item.row.where, not inside)
+        if not inside:
+            continue
         having = sum(window.answer is not None for window in inside)
-        counts.update(windows=len(inside), windows_with_answer=having)
-        counts["answers_in_no_window"] += bool(inside and item.row.answers and not having)
+        counts.update(examples=1, windows=len(inside), windows_with_answer=having)
+        gathered.tallies.add("answers_in_no_window", split, item.row.where, bool(item.row.answers) and not having)
         question, context = record["question"], record["context"]
         for window in inside:
             low, high = (window.offsets[0][0], window.offsets[-1][1]) if window.offsets else (0, 0)
@@ -129,6 +140,13 @@ def _questions(
             yield Document(
                 window.tokens, record | extra, targets=window.answer or (0, 0), second_from=window.second_from
             )
+    for name, count in counts.items():
+        gathered.notes.setdefault(name, {})[split] = count
+
+
+def _count_survival(tallies: Tallies, split: Split, item: Item, found: Survival) -> None:
+    tallies.add("unknown_tokens", split, item.row.where, found.unknown, found.tokens)
+    tallies.add("lost_characters", split, item.row.where, found.lost, found.characters)
 
 
 _MAKERS: dict[Target, Callable[..., Iterator[Document]]] = {

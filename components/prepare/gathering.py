@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -9,16 +10,25 @@ from typing import Any
 
 import numpy as np
 
+from ..shared.config import EMBEDDED
 from ..shared.data.prepared import Split
 from ..shared.data.problems import Problems
+from ..shared.data.readers import Reading
 from ..shared.data.records import Row
 from ..shared.data.sources import named_sources, read
+from ..shared.data.tallies import Part, Tallies, warnings
 from ..shared.task_kinds import TASK_KINDS, Target
 from .config import FinetuneData, PretrainData
-from .splitting import HeldOut, cut, draw, fold, shuffled
+from .splitting import HeldOut, cut, draw, exact, fold, shuffled
 
 SPLITS: tuple[Split, ...] = ("train", "dev", "test")
+FOLDED = "case and white space aside; duplicates: exact keeps those that differ in them"
+REMOVED = ("duplicates", "contradictory", "held_out_too")
+"""Kinds of tallies that can be the cause of a problem with the labels or the splits."""
+OPTIONS: tuple[Part, ...] = ("test_source", "dev_source", "source")
+"""Options of the sources, in the order in which they keep a text that stands in several."""
 SHOWN_LABELS = 5
+_WHOLE_NUMBER = re.compile("[+-]?[0-9]{1,18}")
 
 
 @dataclass(frozen=True)
@@ -26,7 +36,7 @@ class Item:
     """A document or an example.
 
     Attributes:
-        key: digest of its text, ignoring case and white space; unique in a stream.
+        key: digest of its text, see `duplicates`; unique in a stream.
         row: the row as read.
     """
 
@@ -50,10 +60,9 @@ class Item:
         return "\n".join(text for role, text in self.row.values.items() if role != "label")
 
     @property
-    def unit(self) -> str:
-        """Returns the unit that must not be divided between splits: all questions on a context, or the item alone."""
-        values = self.row.values
-        return fold(values["context"]) if "context" in values else self.key
+    def shared(self) -> str | None:
+        """Returns the text that examples share and that must stand in one split: a context or a prompt."""
+        return self.row.values.get("context", self.row.values.get("prompt"))
 
 
 @dataclass
@@ -62,13 +71,15 @@ class Gathered:
 
     Attributes:
         splits: documents or examples of each split, in an order that depends on the seed.
-        labels: classification and multi-label: all label names, sorted.
+        labels: classification and multi-label: all label names, in the order of their indices.
         notes: numbers of rows that were read and removed.
+        tallies: counts of what was lost or changed.
     """
 
     splits: dict[Split, list[Item]]
     labels: list[str] | None = None
     notes: dict[str, Any] = field(default_factory=dict)
+    tallies: Tallies = field(default_factory=Tallies)
 
 
 def gather(stream: PretrainData | FinetuneData, seed: int, problems: Problems) -> Gathered:
@@ -81,30 +92,32 @@ def gather(stream: PretrainData | FinetuneData, seed: int, problems: Problems) -
         seed: seed of the splits and of `max_documents`.
         problems: collects all problems. The result is only valid if there are none.
     """
-    counts: Counter[str] = Counter(read=0, duplicates_removed=0)
-    by_option: dict[str, list[Item]] = {}
+    counts: Counter[str] = Counter(read=0)
+    tallies = Tallies(embedded=stream.source == EMBEDDED)
+    by_option: dict[Part, list[Item]] = {}
     whole = True
     for option, source in named_sources(stream):
         before = len(problems)
-        rows = list(read(source, stream.columns, option, problems))
+        reading = Reading(stream.columns, option, stream.tsv_quotes, problems, tallies)
+        rows = list(read(source, reading))
         if not rows:
             whole = False
             if len(problems) == before:
                 problems.add(f"{option}: {source} holds no records")
         counts["read"] += len(rows)
-        by_option[option.rsplit(".", 1)[1]] = _unique(rows, counts)
+        by_option[reading.part] = _unique(rows, stream.exact_duplicates, reading)
     if not whole:
         return Gathered({name: [] for name in SPLITS})
 
     taken: set[str] = set()
-    for option in ("test_source", "dev_source", "source"):
-        if option in by_option:
-            kept = [item for item in by_option[option] if item.key not in taken]
-            if taken:
-                counts[f"also_held_out_removed_from_{option}"] = len(by_option[option]) - len(kept)
-            by_option[option] = kept
-            taken.update(item.key for item in kept)
+    for part in OPTIONS:
+        if part in by_option:
+            for item in by_option[part] if taken else []:
+                tallies.add("held_out_too", part, item.row.where, item.key in taken)
+            by_option[part] = [item for item in by_option[part] if item.key not in taken]
+            taken.update(item.key for item in by_option[part])
 
+    before = len(problems)
     items = by_option["source"]
     if stream.max_documents is not None and len(items) > stream.max_documents:
         drawn = draw([item.key for item in items], stream.max_documents, seed)
@@ -113,32 +126,35 @@ def gather(stream: PretrainData | FinetuneData, seed: int, problems: Problems) -
 
     splits = _cut(stream, items, by_option, seed, problems)
     splits = {name: shuffled(inside, seed, key=lambda item: item.key) for name, inside in splits.items()}
-    gathered = Gathered(splits, notes=dict(counts))
+    gathered = Gathered(splits, notes=dict(counts), tallies=tallies)
     if isinstance(stream, FinetuneData):
         check = _CHECKS[TASK_KINDS[stream.task].target]
         if check is not None:
             check(stream, gathered, problems)
+    if len(problems) > before:
+        name = stream.section.rsplit(".", 1)[-1]
+        for sentence in warnings((row for row in tallies.table() if row.kind in REMOVED), name):
+            problems.add(sentence)
     return gathered
 
 
-def _unique(rows: list[Row], counts: Counter[str]) -> list[Item]:
+def _unique(rows: list[Row], only_exact: bool, reading: Reading) -> list[Item]:
     """Keeps the first row of each text. A second label for the same text is contradictory, so it is removed too."""
     kept: dict[str, Item] = {}
+    digest, detail = (exact, "") if only_exact else (fold, FOLDED)
     for row in rows:
-        key = fold(*(text for role, text in row.values.items() if role != "label"))
+        key = digest(*(text for role, text in row.values.items() if role != "label"))
         item = Item(key, row)
         first = kept.setdefault(key, item)
-        if first is not item:
-            counts["duplicates_removed"] += 1
-            if first.target != item.target:
-                counts["contradictory_labels"] += 1
+        reading.tallies.add("duplicates", reading.part, row.where, first is not item, detail=detail)
+        reading.tallies.add("contradictory", reading.part, row.where, first.target != item.target)
     return list(kept.values())
 
 
 def _cut(
     stream: PretrainData | FinetuneData,
     items: list[Item],
-    by_option: dict[str, list[Item]],
+    by_option: dict[Part, list[Item]],
     seed: int,
     problems: Problems,
 ) -> dict[Split, list[Item]]:
@@ -149,25 +165,36 @@ def _cut(
         fractions["test"] = stream.test_fraction
     splits: dict[Split, list[Item]] = {"train": [], "dev": by_option.get("dev_source", [])}
     splits["test"] = by_option.get("test_source", [])
-    units = {item.unit: group for item, group in zip(items, _groups(items), strict=True)}
+    unit_of = _units(items)
+    units = {unit_of[item.key]: group for item, group in zip(items, _groups(items), strict=True)}
     place = cut(list(units), list(units.values()), fractions, seed)
     if place is None:
         names = " and ".join(["train", *(name for name in SPLITS if name in fractions)])
         labelled = ", and each label one in train" if any(units.values()) else ""
-        contexts = " (different contexts: a context stands in one split)" if len(units) < len(items) else ""
+        what = "context" if "context" in items[0].row.values else "prompt"
+        shared = f" (different {what}s: a {what} stands in one split)" if len(units) < len(items) else ""
         problems.add(
-            f"{stream.section}.source: {len(units)} left after removing duplicates{contexts}, too few for {names} to get "
+            f"{stream.section}.source: {len(units)} left after removing duplicates{shared}, too few for {names} to get "
             f"one each{labelled}; give more, or name {stream.section}.dev_source and {stream.section}.test_source"
         )
         return splits
     for item in items:
-        splits[place[item.unit]].append(item)
+        splits[place[unit_of[item.key]]].append(item)
     for name, inside in splits.items():
         if not inside:
             problems.add(
                 f"{stream.section}: the split {name} is empty after removing what also stands in another; give more"
             )
     return splits
+
+
+def _units(items: list[Item]) -> dict[str, str]:
+    """Assigns each item, by its key, to a unit that is not divided: the smallest key of those that share a text."""
+    smallest: dict[str, str] = {}
+    units = {item.key: item.key if item.shared is None else fold(item.shared) for item in items}
+    for key, unit in units.items():
+        smallest[unit] = min(key, smallest.get(unit, key))
+    return {key: smallest[unit] for key, unit in units.items()}
 
 
 def _groups(items: list[Item]) -> list[str]:
@@ -200,6 +227,23 @@ def _count_labels(stream: FinetuneData, gathered: Gathered, single: bool, proble
         name: dict(sorted(Counter(label for item in inside for label in item.labels).items()))
         for name, inside in gathered.splits.items()
     }
+    _count_case_labels(gathered)
+
+
+def _count_case_labels(gathered: Gathered) -> None:
+    """Counts examples with a label that is also spelled in another case, and more often so."""
+    counts = Counter(label for inside in gathered.splits.values() for item in inside for label in item.labels)
+    spellings: dict[str, list[str]] = {}
+    for label in sorted(counts, key=lambda label: (-counts[label], label)):
+        spellings.setdefault(label.casefold(), []).append(label)
+    rarer = {label for same in spellings.values() for label in same[1:]}
+    named = [" and ".join(map(repr, same)) for same in spellings.values() if len(same) > 1]
+    more = [f"{len(named) - SHOWN_LABELS} more"] if len(named) > SHOWN_LABELS else []
+    detail = ", ".join([*named[:SHOWN_LABELS], *more])
+    for split, inside in gathered.splits.items():
+        for item in inside:
+            found = not rarer.isdisjoint(item.labels)
+            gathered.tallies.add("case_labels", split, item.row.where, found, detail=detail)
 
 
 def _check_numbers(stream: FinetuneData, gathered: Gathered, problems: Problems) -> None:
@@ -240,14 +284,16 @@ _CHECKS: dict[Target, Callable[[FinetuneData, Gathered, Problems], None] | None]
 
 
 def _checked_labels(column: str, splits: dict[Split, list[Item]], single: bool, problems: Problems) -> list[str]:
-    """Returns all labels, sorted.
+    """Returns all labels, sorted as text, or as numbers if all are whole numbers.
 
     Args:
         column: name of the column, for messages.
         single: whether each example has exactly one label.
     """
     counts = Counter(label for inside in splits.values() for item in inside for label in item.labels)
-    labels = sorted(counts)
+    # Index n of classes 0, 1, ... is then class n, also of more than ten.
+    whole_numbers = all(_WHOLE_NUMBER.fullmatch(label) for label in counts)
+    labels = sorted(counts, key=lambda label: (int(label) if whole_numbers else 0, label))
     if not labels and any(splits.values()):
         problems.add(f"{column}: no example has any label; at least one label is needed")
     if single and len(labels) == 1:

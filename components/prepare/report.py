@@ -11,6 +11,7 @@ import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from ..shared.data.prepared import DataManifest, Document, Split
+from ..shared.data.tallies import table_lines
 from ..shared.task_kinds import TASK_KINDS
 
 SAMPLES = 5
@@ -67,6 +68,7 @@ def render(
         quantile_names=list(QUANTILES),
         answers=_answers(manifest.notes, splits) if "windows" in manifest.notes else [],
         changes=_changes(manifest.notes),
+        tallies=table_lines(manifest.tallies),
         samples={split: [_sample(item, manifest, decode) for item in _shown(documents[split])] for split in splits},
     )
 
@@ -125,14 +127,7 @@ def _bars(rows: Sequence[tuple[str, list[int]]]) -> list[Bar]:
 
 _PLAIN = {
     "read": "records read",
-    "duplicates_removed": "removed: the same text (case and white space aside) stood there before",
-    "contradictory_labels": "of these, with another label, number or answer than the first",
-    "also_held_out_removed_from_source": "removed from the training data: also in the held-out data",
-    "also_held_out_removed_from_dev_source": "removed from dev: also in test",
     "not_drawn": "left out by max_documents",
-    "shortened": "shortened to the longest sequence",
-    "dropped": "dropped: the completion alone, or the question, is too long",
-    "answers_in_no_window": "answers that no window holds whole, since they are too long or cut off",
     "contaminated": "contaminated: text that also occurs in training text, marked and kept",
     "contaminated_by_finetune": "of these, in the training examples of this stream",
     "contaminated_by_pretrain": "of these, in the training text of the pretraining stream",
@@ -145,8 +140,8 @@ def _changes(notes: Mapping[str, Any]) -> list[tuple[str, str]]:
         value = notes.get(name)
         if isinstance(value, Mapping):
             rows.append((words, ", ".join(f"{split} {count:,}" for split, count in value.items())))
-        elif value or name in ("read", "duplicates_removed"):
-            rows.append((words, f"{value or 0:,}"))
+        elif value:
+            rows.append((words, f"{value:,}"))
     return rows
 
 

@@ -19,6 +19,11 @@ def fold(*texts: str) -> str:
     return hashlib.sha256(folded.encode()).hexdigest()
 
 
+def exact(*texts: str) -> str:
+    """Returns a digest that is equal for equal texts only."""
+    return hashlib.sha256("\0".join(texts).encode()).hexdigest()
+
+
 def draw(keys: Sequence[str], count: int, seed: int) -> set[str]:
     """Draws `count` of the keys. Whether a key is drawn depends on its rank, a function of the key and the seed only."""
     return set(sorted(keys, key=lambda key: _rank(seed, "draw", key))[:count])

@@ -11,6 +11,7 @@ from ..shared.artifacts import ArtifactLike, read_jsonl
 from ..shared.config import Task
 from ..shared.data.prepared import DataManifest, Split, SplitInfo, write_split
 from ..shared.data.problems import Problems
+from ..shared.data.tallies import log_lines, refusals
 from ..shared.errors import RefusedError
 from ..shared.model.tokenizer import append_eos
 from ..shared.running.context import Context
@@ -18,7 +19,7 @@ from ..shared.task_kinds import TASK_KINDS
 from .config import FinetuneData, PrepareStep, PretrainData
 from .contamination import contaminated
 from .documents import split_documents
-from .gathering import SPLITS, Gathered, gather
+from .gathering import SPLITS, Gathered, Item, gather
 from .report import render
 from .scale import scale_warning
 from .tokenization import Encoder, load_saved_tokenizer, load_tokenizer, train_tokenizer
@@ -84,7 +85,12 @@ def run(
                 f"{stream.section}: no example of the split {split} has {must_fit} model.max_length = "
                 f"{config.tokenizer.max_length} tokens; raise it"
             )
+    tallies = gathered.tallies.table()
+    for sentence in refusals(tallies, config.stream):
+        problems.add(sentence)
     problems.raise_if_any()
+    for line in log_lines(tallies, config.stream):
+        context.say(line)
 
     folders = {"train": train, "dev": heldout, "test": heldout}
     for folder in (train, heldout):
@@ -104,6 +110,7 @@ def run(
             splits={split: infos[split] for split in splits},
             mlflow_run=context.tracker.run_id,
             notes=gathered.notes,
+            tallies=tallies,
         )
         for name, splits in (("train", ("train",)), ("heldout", HELD_OUT))
     }
@@ -172,13 +179,14 @@ def _task(config: PrepareStep) -> Task | None:
 
 
 def _contamination(gathered: Gathered, pretraining_data: ArtifactLike | None) -> dict[Split, list[list[str]]]:
-    """Detects the held-out examples whose text occurs in training text.
+    """Detects the held-out examples whose text, or whose prompt alone, occurs in training text.
 
     Returns:
         For each held-out example the streams, `pretrain` and `finetune`, whose train split contains its text.
     """
-    held_out = [item.text for split in HELD_OUT for item in gathered.splits[split]]
-    found = {"finetune": contaminated(held_out, (item.text for item in gathered.splits["train"]))}
+    held_out = [_compared(item) for split in HELD_OUT for item in gathered.splits[split]]
+    training = (text for item in gathered.splits["train"] for text in _compared(item))
+    found = {"finetune": contaminated(held_out, training)}
     if pretraining_data is not None:
         DataManifest.load(pretraining_data.path)
         records = read_jsonl(Path(pretraining_data.path) / "train" / "records.jsonl")
@@ -192,6 +200,12 @@ def _contamination(gathered: Gathered, pretraining_data: ArtifactLike | None) ->
             split: sum(stream in those for those in inside) for split, inside in streams.items()
         }
     return streams
+
+
+def _compared(item: Item) -> list[str]:
+    """Returns the texts of an example that are looked for elsewhere: the whole text, and in generation the prompt."""
+    prompt = item.row.values.get("prompt")
+    return [item.text] if prompt is None else [item.text, prompt]
 
 
 def _describe(artifact: ArtifactLike, manifest: DataManifest) -> None:
@@ -223,6 +237,7 @@ def _track(
             metrics |= {f"{split}.{name}": count for split, count in value.items()}
         elif not isinstance(value, dict):
             metrics[name] = value
+    metrics |= {f"{row.part}.{row.kind}": row.count for row in manifest.tallies if row.source is None}
     context.tracker.log_metrics(metrics)
     for name, use in (("train", "training"), ("heldout", "evaluation")):
         context.tracker.log_input(f"{stream}-{name}", manifests[name].digest, manifests[name].source, use)

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import copy
 import json
+import re
+import unicodedata
+from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +22,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 BATCH = 500
+LONGEST_WORD_BYTES = 1024
+_FOLDED_AWAY = re.compile("[\\s\u0300-\u036f]")
+"""White space and combining marks."""
 
 
 def train_tokenizer(
@@ -29,16 +36,20 @@ def train_tokenizer(
     BOS a EOS, and for two texts BOS a EOS b EOS, where b EOS has token type 1.
 
     Names of special tokens in a text are encoded as ordinary text, except for masked LM, where a text can contain the mask by
-    name. Small texts give fewer entries than `vocabulary_size`.
+    name. Small texts give fewer entries than `vocabulary_size`. Runs of letters longer than `LONGEST_WORD_BYTES`, such as DNA
+    or Base64, are split.
     """
+    from tokenizers import Regex, decoders, models, pre_tokenizers, processors, trainers
     from tokenizers import Tokenizer as Backend
-    from tokenizers import decoders, models, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
 
     pad, bos, eos, mask = "<|pad|>", "<|bos|>", "<|eos|>", "<|mask|>"
     masked = objective == "masked_lm"
     backend = Backend(models.BPE())
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    # After ByteLevel, a character is a byte. The merges within a run of letters take time that grows with its square.
+    bounded = pre_tokenizers.Split(Regex(f".{{{LONGEST_WORD_BYTES}}}"), "isolated")
+    backend.pre_tokenizer = pre_tokenizers.Sequence([byte_level, bounded])
     backend.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocabulary_size,
@@ -120,6 +131,20 @@ def _is_plain(folder: Path) -> bool:
     ) in ("TokenizersBackend", "PreTrainedTokenizerFast")
 
 
+@dataclass(frozen=True)
+class Survival:
+    """What became of a text: its tokens and those of them that are unknown, its characters and those of them that are lost."""
+
+    unknown: int
+    tokens: int
+    lost: int
+    characters: int
+
+
+def _folded(text: str) -> str:
+    return _FOLDED_AWAY.sub("", unicodedata.normalize("NFKD", text.casefold()))
+
+
 class Encoder:
     """Converts documents and examples to token sequences.
 
@@ -136,7 +161,12 @@ class Encoder:
     def __init__(self, tokenizer: PreTrainedTokenizerBase, max_length: int, context: Context) -> None:
         self.tokenizer, self.max_length, self.context = copy.deepcopy(tokenizer), max_length, context
         self.bos, self.eos = text_ends(tokenizer)
-        self._before, self._after = self._added()
+        self._before, self._after, self._behind = self._added()
+        named = ("bos", "eos", "pad", "cls", "sep")
+        self._closing = {getattr(tokenizer, f"{name}_token_id") for name in named}
+        # GPT-2 has one token for EOS and for what is unknown, and knows all text.
+        unknown = tokenizer.unk_token_id
+        self._unknown = None if unknown in (tokenizer.eos_token_id, tokenizer.bos_token_id) else unknown
 
     def ids(self, texts: Sequence[str], what: str, special: bool = False) -> list[list[int]]:
         """Returns the token ids of each text, without truncation.
@@ -154,6 +184,33 @@ class Encoder:
                 found += ids["input_ids"]
                 progress.advance(len(batch), tokens=sum(map(len, ids["input_ids"])))
         return found
+
+    def survival(self, text: str, ids: list[int], special: bool = False) -> Survival:
+        """Compares a text with what its tokens stand for.
+
+        Changes of case, accents, width and white space, which tokenizers of many models make, lose no character.
+
+        Args:
+            text: the text as read.
+            ids: its token ids without truncation.
+            special: whether they include the tokenizer's own special tokens.
+        """
+        own = ids[self._before : len(ids) - self._behind] if special else ids
+        known = [token for token in own if token != self._unknown]
+        decoded = str(self.tokenizer.decode(known))
+        lost = 0 if decoded == text else (Counter(_folded(text)) - Counter(_folded(decoded))).total()
+        characters = len("".join(text.split()))
+        return Survival(len(own) - len(known), len(own), min(lost, characters), characters)
+
+    def keeps(self, text: str, ids: list[int]) -> bool:
+        """Tells whether a text comes back from its tokens, white space aside. BOS, EOS and the like are left out."""
+        decoded = str(self.tokenizer.decode([token for token in ids if token not in self._closing]))
+        return "".join(decoded.split()) == "".join(text.split())
+
+    def without_eos(self, text: str) -> str:
+        """Removes one EOS, written by its name, from the end of a text that has more than that."""
+        shorter = text.rstrip().removesuffix(str(self.tokenizer.convert_ids_to_tokens(self.eos)))
+        return text if shorter == text.rstrip() or not shorter.strip() else shorter
 
     def decode(self, ids: list[int]) -> str:
         """Decodes the model's input, including special tokens."""
@@ -196,8 +253,8 @@ class Encoder:
         kept = text[max(0, len(text) - room) :]
         return [*first, *kept, *completion, self.eos], len(first) + len(kept), len(kept) < len(text)
 
-    def _added(self) -> tuple[int, int]:
-        """Returns how many special tokens the tokenizer adds before a text, and how many EOS or SEP after it."""
+    def _added(self) -> tuple[int, int, int]:
+        """Returns how many special tokens the tokenizer adds before a text, how many EOS or SEP and how many in all behind."""
         (alone,), (whole,) = (self.tokenizer(["a"], add_special_tokens=add)["input_ids"] for add in (False, True))
         spare = len(whole) - len(alone)
         before = next((start for start in range(spare + 1) if whole[start : start + len(alone)] == alone), 0)
@@ -207,4 +264,4 @@ class Encoder:
             self.tokenizer.sep_token_id,
         ):
             after += 1
-        return before, after
+        return before, after, spare - before

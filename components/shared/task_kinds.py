@@ -39,6 +39,7 @@ class TaskKind:
         loss_unit: unit of the training loss.
         document: name of what one prepared document is.
         must_fit: requirement that an example must meet to be kept, for messages; None if no example is dropped.
+        exact_duplicates: whether texts that differ in case or white space are different examples by default.
         offsets: whether `prepare` needs a tokenizer that gives the position of each token in the text.
         refused_from_scratch: objectives that a model made from scratch cannot have, with the rest of the message.
     """
@@ -55,6 +56,7 @@ class TaskKind:
     loss_unit: str = "nats per example"
     document: str = "examples"
     must_fit: str | None = None
+    exact_duplicates: bool = False
     offsets: bool = False
     refused_from_scratch: Mapping[Objective, str] = field(default_factory=dict)
 
@@ -110,6 +112,7 @@ TASK_KINDS: dict[Task, TaskKind] = {
         pipeline=None,
         document="windows",
         must_fit="a question that leaves its context room in",
+        exact_duplicates=True,
         offsets=True,
         refused_from_scratch={
             "causal_lm": "which a Llama from scratch has no head for; set model.objective to masked_lm"
@@ -126,6 +129,7 @@ TASK_KINDS: dict[Task, TaskKind] = {
         further_metrics=("rouge_1", "rouge_2"),
         loss_unit="nats per token",
         must_fit="a completion that fits into",
+        exact_duplicates=True,
         refused_from_scratch={"masked_lm": "for which model.objective must be causal_lm"},
     ),
 }

@@ -86,7 +86,7 @@ def run_and_show(
         console.print(Text(f"\nreport  {folder / 'report' / 'report.html'}"))
         console.print(Text(f"models  {folder / 'models'}"))
         console.print(Text(f"MLflow  {_mlflow_hint(tracking_uri(config, folder), folder)}"))
-    for line in (*ended.problems, *ended.notes):
+    for line in (*ended.warnings, *ended.problems, *ended.notes):
         print(f"mixtune: {line}", file=sys.stderr)
     said = [{130: "interrupted", 143: "ended by SIGTERM"}.get(ended.status, "")]
     if ended.kept and (said[0] or ended.status == 1):

@@ -10,6 +10,10 @@ from tests.pipelines.project import Project
 
 def test_generation_runs_end_to_end(fresh: Project) -> None:
     rows = [{"prompt": f"{text} =>", "completion": f" {text.split()[0]}"} for text in sentences(160, seed=3)]
+    for number in range(0, 160, 4):  # longer than the longest sequence
+        rows[number]["completion"] = f" {rows[number]['prompt']}" * 20
+    for number in range(1, 160, 4):  # longer than max_new_tokens
+        rows[number]["completion"] = f" {rows[number]['prompt']}"
     fresh.write("pairs.jsonl", rows)
     options = {"source": "pairs.jsonl", "task": "generation", "dev_fraction": 0.2, "test_fraction": 0.2}
     fresh.config["data"]["finetune"] = options
@@ -19,6 +23,16 @@ def test_generation_runs_end_to_end(fresh: Project) -> None:
     report = fresh.report()
     assert report["task"]["metric"] == "exact_match"
     assert all(one["task_score"] is not None for one in report["candidates"])
+    dropped, long = report["warnings"]
+    assert dropped.startswith("data.finetune: 40 of 160 examples (25 %) are dropped, since the completion")
+    assert long.startswith("data.finetune: ")
+    assert "have a reference longer than evaluate.max_new_tokens, which no answer can equal (dev " in long
+    for warning in report["warnings"]:
+        assert printed.count(f"mixtune: warning: {warning}\n") == 1
+        assert warning in (fresh.output / "report" / "report.html").read_text(encoding="utf-8")
+    for name, warning in (("prepare*finetune", dropped), ("evaluate*finetuned", long)):
+        (log,) = fresh.output.rglob(f"{name}.log")
+        assert warning in log.read_text(encoding="utf-8")
     version = fresh.client().get_model_version_by_alias("tiny", "candidate")
     assert version.tags["mixtune.kind"] in {"mixed", "finetuned", "interpolated"}
 

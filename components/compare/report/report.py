@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from ...shared.data.tallies import table_lines
 from ...shared.running.context import Context
 from ...shared.task_kinds import TASK_KINDS
 from ...shared.value_text import value_text
@@ -106,6 +107,11 @@ def _render(template: str, comparison: Comparison, drawn: Mapping[str, Picture],
         ),
         sources=_source_rows(report),
         rows_of_sources=_rows_of_sources(report),
+        tally_lines={
+            stream: lines
+            for stream, rows in comparison.evaluations.tallies.items()
+            if (lines := table_lines(rows, found_only=True))
+        },
         single_documents=any(one["documents"] == 1 for one in report["forgetting"]["sources"]),
         costs_sentence=costs_sentence(report["costs"]),
         harness_sentence=harness_sentence((report["lm_eval"] or {"columns": []})["columns"]),

@@ -35,6 +35,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from ..artifacts import read_json, read_jsonl, write_json, write_jsonl
 from ..config import Task
 from ..errors import RefusedError
+from .tallies import Tally
 
 Split = Literal["train", "dev", "test"]
 
@@ -70,7 +71,9 @@ class DataManifest(BaseModel):
     """Heads that read one hidden state: whether the tokenizer appends EOS to every text (see model/tokenizer.py)."""
     mlflow_run: str | None = None
     notes: dict[str, Any] = Field(default_factory=dict)
-    """Statistics of `prepare`: removed duplicates, shortened examples, contamination."""
+    """Statistics of `prepare`: records read, labels, contamination."""
+    tallies: list[Tally] = Field(default_factory=list)
+    """What was lost or changed on the way from the source, in all splits."""
 
     @property
     def digest(self) -> str:

@@ -5,20 +5,55 @@ from __future__ import annotations
 import csv
 import json
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import islice
+from typing import Any, cast
 
 from ..errors import first_line
 from .files import File, numbered_lines
 from .problems import Problems, UnreadableError
 from .records import Record, Row, missing_columns, rows_of
+from .tallies import Part, Tallies
 from .values import kind_of
 
+LEAST_SWALLOWED = 3
+"""Lines in a quoted field, as many as which seldom look like records by chance."""
 
-def read_file(
-    file: File, columns: Mapping[str, str], option: str, problems: Problems, single: bool, first: int | None = None
-) -> Iterator[Row]:
-    """Reads one file. `first` limits the number of records, valid or not."""
+
+@dataclass(frozen=True)
+class Reading:
+    """How the files of a source are read.
+
+    Attributes:
+        columns: column name for each role.
+        option: full name of the option that names the source, for messages.
+        tsv_quotes: whether fields of a .tsv file can be quoted.
+        problems: collects problems.
+        tallies: collects counts.
+    """
+
+    columns: Mapping[str, str]
+    option: str
+    tsv_quotes: bool
+    problems: Problems
+    tallies: Tallies
+
+    @property
+    def part(self) -> Part:
+        """Returns the last part of the option's name."""
+        name: Any = self.option.rsplit(".", 1)[-1]
+        return cast("Part", name)
+
+
+def read_file(file: File, reading: Reading, single: bool, first: int | None = None) -> Iterator[Row]:
+    """Reads one file.
+
+    Args:
+        single: whether it is the only file of its source.
+        first: maximum number of records, valid or not.
+    """
+    columns, option, problems = reading.columns, reading.option, reading.problems
     if file.format == ".txt" and set(columns) != {"text"}:
         problems.add(f"{option}: {file.shown} is plain text and has no columns {', '.join(columns.values())}")
         return
@@ -29,15 +64,16 @@ def read_file(
             return
         reader = {".csv": _read_csv, ".tsv": _read_csv, ".parquet": _read_parquet}.get(file.format, _read_json)
         untyped = file.format in (".csv", ".tsv")
-        yield from rows_of(islice(reader(file, columns, problems), first), columns, problems, untyped)
+        yield from rows_of(islice(reader(file, reading), first), columns, problems, untyped)
     except UnreadableError as error:
         problems.add(f"{option}: {error}")
     except (OSError, EOFError, ValueError, zlib.error) as error:
         problems.add(f"{option}: {file.shown} cannot be read ({first_line(error)})")
 
 
-def _read_json(file: File, columns: Mapping[str, str], problems: Problems) -> Iterator[Record]:
+def _read_json(file: File, reading: Reading) -> Iterator[Record]:
     """Reads JSON lines; a .json file can also contain a single list."""
+    problems = reading.problems
     lines = numbered_lines(file, problems)
     for number, line in lines:
         if not line.strip():
@@ -71,16 +107,35 @@ def _read_json_list(file: File, text: str, problems: Problems) -> Iterator[Recor
             problems.add_detail(f"{file.shown}, item {number}: is {kind_of(record)}, not an object with named fields")
 
 
-def _read_csv(file: File, columns: Mapping[str, str], problems: Problems) -> Iterator[Record]:
-    """Reads comma- or tab-separated records with a header. Quoted fields can contain line breaks."""
+def _read_csv(file: File, reading: Reading) -> Iterator[Record]:
+    """Reads comma- or tab-separated records with a header.
+
+    Quoted fields can contain line breaks. In a .tsv file, a quotation mark is a character like any other, unless
+    `tsv_quotes` is set.
+    """
     csv.field_size_limit(2**31 - 1)
-    delimiter = "\t" if file.format == ".tsv" else ","
-    reader = csv.reader((line for _, line in numbered_lines(file, problems)), delimiter=delimiter, strict=True)
+    columns, problems = reading.columns, reading.problems
+    tabs = file.format == ".tsv"
+    quoted = not tabs or reading.tsv_quotes
+    options: dict[str, Any] = {
+        "delimiter": "\t" if tabs else ",",
+        "quoting": csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE,
+    }
+    taken: list[str] = []
+
+    def lines() -> Iterator[str]:
+        for _, line in numbered_lines(file, problems):
+            taken.append(line)
+            yield line
+
+    reader = csv.reader(lines(), strict=True, **options)
     header: list[str] | None = None
-    line = 1
+    line, records, spanning, swallowed, longest = 1, 0, 0, 0, (0, 0)
     try:
         for fields in reader:
-            where, line = f"{file.shown}, line {line}", reader.line_num + 1
+            where, first, line = f"{file.shown}, line {line}", line, reader.line_num + 1
+            inside, size = taken[1:-1], len(taken)
+            taken.clear()
             if not fields:
                 continue
             if header is None:
@@ -91,18 +146,36 @@ def _read_csv(file: File, columns: Mapping[str, str], problems: Problems) -> Ite
                 for column in columns.values():
                     if header.count(column) > 1:
                         raise UnreadableError(f"{file.shown} has {header.count(column)} columns named {column}")
-            elif len(fields) != len(header):
+                continue
+            records += 1
+            if size > 1:
+                spanning, longest = spanning + 1, max(longest, (size, -first))
+                if _look_like_records(inside, len(header), options):
+                    swallowed += len(inside)
+            if len(fields) != len(header):
                 problems.add_detail(f"{where}: the number of fields is {len(fields)}, in the header {len(header)}")
             else:
                 yield dict(zip(header, fields, strict=True)), where
     except csv.Error as error:
         problems.add_detail(f"{file.shown}, line {line}: is no valid {file.format[1:].upper()} ({error})")
+    if quoted:
+        place = f"such as the {longest[0]} lines from {file.shown}, line {-longest[1]}" if spanning else ""
+        reading.tallies.add("several_lines", reading.part, file.shown, spanning, records, place)
+        reading.tallies.add("swallowed_lines", reading.part, file.shown, swallowed, reader.line_num, place)
 
 
-def _read_parquet(file: File, columns: Mapping[str, str], problems: Problems) -> Iterator[Record]:
+def _look_like_records(lines: Sequence[str], num_fields: int, options: Mapping[str, Any]) -> bool:
+    """Tells whether each of several lines in a quoted field has as many fields as the header: a quote may not be closed."""
+    return len(lines) >= LEAST_SWALLOWED and all(
+        len(fields) == num_fields for line in lines for fields in csv.reader([line], **options)
+    )
+
+
+def _read_parquet(file: File, reading: Reading) -> Iterator[Record]:
     import pyarrow as pa
     from pyarrow import parquet
 
+    columns = reading.columns
     with file.open() as opened:
         try:
             table = parquet.ParquetFile(opened)

@@ -18,8 +18,9 @@ from ..config import EMBEDDED
 from ..errors import RefusedError, first_line
 from .files import File, format_of, known_formats
 from .problems import Problems, UnreadableError
-from .readers import read_file
+from .readers import Reading, read_file
 from .records import Row, missing_columns, rows_of
+from .tallies import Tallies
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -64,6 +65,8 @@ class StreamOptions(Protocol):
     @property
     def test_source(self) -> str | None: ...
     @property
+    def tsv_quotes(self) -> bool: ...
+    @property
     def columns(self) -> dict[str, str]: ...
 
 
@@ -78,15 +81,14 @@ def has_password(source: str) -> bool:
     return _PASSWORD.search(source) is not None
 
 
-def read(source: str, columns: Mapping[str, str], option: str, problems: Problems) -> Iterator[Row]:
-    """Reads the documents or examples of a source, in a fixed order.
+def read(source: str, reading: Reading) -> Iterator[Row]:
+    """Reads the documents or examples of a source, in a fixed order. Invalid rows are skipped.
 
     Args:
         source: value of the option.
-        columns: column name for each role, see `StreamOptions.columns`.
-        option: full name of the option, for messages.
-        problems: collects invalid rows, which are skipped.
+        reading: how to read it, and what collects problems and counts.
     """
+    columns, option, problems = reading.columns, reading.option, reading.problems
     if source == EMBEDDED:
         yield from _read_embedded(columns, option, problems)
     elif source.startswith(HUB):
@@ -95,7 +97,7 @@ def read(source: str, columns: Mapping[str, str], option: str, problems: Problem
         files = _find(source, option, problems)
         for file in files:
             rows, before = 0, len(problems)
-            for row in read_file(file, columns, option, problems, single=len(files) == 1):
+            for row in read_file(file, reading, single=len(files) == 1):
                 rows += 1
                 yield row
             if not rows and len(problems) == before:
@@ -117,11 +119,10 @@ def check_source(stream: StreamOptions) -> list[str]:
             _hub_name(source, option, problems)
         elif _is_local(source, option, problems):
             files = _find(source, option, problems)
+            reading = Reading(stream.columns, option, stream.tsv_quotes, problems, Tallies())
             for file in files[:CHECKED_FILES]:
                 before = len(problems)
-                records = read_file(
-                    file, stream.columns, option, problems, single=len(files) == 1, first=CHECKED_RECORDS
-                )
+                records = read_file(file, reading, single=len(files) == 1, first=CHECKED_RECORDS)
                 if not list(records) and len(problems) == before:
                     problems.add(f"{option}: {file.shown} holds no records")
     return problems.sentences()

@@ -6,6 +6,7 @@ import contextlib
 import json
 import math
 import re
+import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass
 from decimal import Decimal
@@ -35,7 +36,7 @@ class InvalidValueError(Exception):
 
 
 def parse_text(value: Any, role: str) -> str:
-    """Returns a text, or a label as text. A label can also be a number or a boolean."""
+    """Returns a text, or a label as text: stripped, and in the Unicode form NFC. A label can also be a number or a boolean."""
     if role == "label" and isinstance(value, int | float) and not isinstance(value, bool):
         if isinstance(value, float) and math.isnan(value):
             raise InvalidValueError("is NaN, not a label")
@@ -55,7 +56,7 @@ def parse_text(value: Any, role: str) -> str:
     if _SURROGATE.search(value):
         raise InvalidValueError("holds half of a surrogate pair, which is no character")
     if role == "label":
-        value = value.strip()
+        value = unicodedata.normalize("NFC", value.strip())
         if value.lower() == "nan":
             raise InvalidValueError("is NaN, not a label")
     return value
@@ -69,6 +70,11 @@ def parse_labels(value: Any) -> tuple[str, ...]:
         raise InvalidValueError("is NaN, not a list of labels")
     if isinstance(value, str):
         parsed = _parse_json(value)
+        if isinstance(parsed, str) and parsed.lstrip().startswith("["):
+            # Text such as ['red', 'green'], which pandas writes, would become one class of this name.
+            raise InvalidValueError(
+                f'is {_quote(value)}, which starts as a list but is no JSON; write it as ["red", "green"], or red;green'
+            )
         value = parsed if isinstance(parsed, list) else [part for part in value.split(";") if part.strip()]
     if not isinstance(value, list):
         raise InvalidValueError(f"is {kind_of(value)}, not a list of labels")

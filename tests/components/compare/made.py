@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from mixtune.components.compare.config import CompareStep, Gate
 from mixtune.components.compare.step import run
 from mixtune.components.evaluate.trivial import best_trivial_answer
 from mixtune.components.shared.artifacts import Artifact, write_json, write_jsonl
+from mixtune.components.shared.data.tallies import Tally
 from mixtune.components.shared.running.context import Context
 
 LABELS = ["kfp", "mlflow", "pandas", "rich"]
@@ -97,6 +98,7 @@ def write_evaluation(
     likelihood: str = "causal",
     source: Callable[[int], str | None] = lambda index: "random",
     origin: str = "embedded",
+    tallies: Sequence[Tally] = (),
 ) -> Artifact:
     """Writes one evaluation folder; the same documents and examples for every call with the same counts."""
     entries = []
@@ -138,7 +140,8 @@ def write_evaluation(
     write_json(
         folder / "evaluation.json",
         {"format": "mixtune-evaluation/1", "likelihood": likelihood if candidates else None, "task": task,
-         "candidates": entries, "data": data, "not_finite": []},
+         "candidates": entries, "data": data, "not_finite": [],
+         "tallies": {stream: [row.model_dump(mode="json") for row in tallies if stream == "finetune"] for stream in data}},
     )  # fmt: skip
     return Artifact(str(folder))
 

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from mixtune.components.compare.report.plots import looks, markers, name_in_legend, shown_in_pareto
+from mixtune.components.shared.data.tallies import Tally
 
 from .made import CURVE, INTERPOLATED, MIXED, PRETRAINED, STRONGER, compare, write_all, write_evaluation
 
@@ -37,6 +38,27 @@ class Elements(HTMLParser):
     def handle_endtag(self, tag: str) -> None:
         if tag not in self.VOID:
             assert self.open.pop() == tag
+
+
+def test_what_was_lost_is_a_warning_and_a_table(tmp_path: Path) -> None:
+    rows = [
+        Tally(kind="duplicates", part="source", count=2, of=300),
+        Tally(kind="dropped", part="train", count=190, of=240),
+        Tally(kind="dropped", part="test", count=0, of=60),
+        Tally(kind="shortened", part="train", count=0, of=50),
+    ]
+    done = compare(tmp_path, write_all(tmp_path, MIXED, alphas=(), tallies=rows))
+    (warning,) = done.report["warnings"]
+    assert warning == (
+        "data.finetune: 190 of 300 examples (63 %) are dropped, since the completion, or the question, leaves no room in "
+        "model.max_length (train 190 of 240; test 0 of 60); raise model.max_length"
+    )
+    text = (done.folder / "report.html").read_text(encoding="utf-8")
+    cells = re.findall(r'<td class="wrap">([^<]*)</td><td class="wrap">([^<]*)</td><td>(\d+)</td><td>(\d+)</td>', text)
+    assert [row[1:] for row in cells] == [("", "2", "300"), ("", "190", "300"), ("train", "190", "240")]
+    assert text.count(warning) == 1
+    assert f"- Warning: {warning}" in (done.folder / "report.md").read_text(encoding="utf-8")
+    assert done.report["tallies"]["finetune"][1]["count"] == 190
 
 
 @pytest.fixture(scope="module")

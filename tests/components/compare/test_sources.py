@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mixtune.components.compare.sources import NO_NAME, forgetting_by_source, group, source_of
+from mixtune.components.compare.sources import forgetting_by_source, group
 from mixtune.components.compare.statistics import Bootstrap
+from mixtune.components.shared.data.source_names import NO_NAME, source_of
 
 from .made import MIXED, Outcome, compare, write_all
 

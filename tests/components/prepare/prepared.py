@@ -32,6 +32,12 @@ class Prepared:
     def page(self) -> str:
         return Path(self.report.path).read_text(encoding="utf-8")
 
+    def count(self, kind: str, part: str | None = None) -> int:
+        """The number of affected units of one kind, in one part or in all."""
+        found = [row for row in self.manifest.tallies if row.kind == kind and row.source is None]
+        assert found
+        return sum(row.count for row in found if part in (None, row.part))
+
     def documents(self, split: Split) -> Documents:
         return Documents(self.train.path if split == "train" else self.heldout.path, split)
 

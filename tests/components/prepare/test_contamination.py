@@ -5,9 +5,19 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mixtune.components.prepare.contamination import WORDS, contaminated, words
+from mixtune.components.prepare.contamination import WORDS, words
+from mixtune.components.prepare.contamination import contaminated as contaminated_examples
 
 LONG = [f"w{number}" for number in range(40)]
+
+
+def contaminated(held_out: list[str], training: list[str]) -> list[bool]:
+    return contaminated_examples([[text] for text in held_out], training)
+
+
+def test_one_of_several_texts_is_enough() -> None:
+    held_out = [["prompt one answer", "prompt one"], ["prompt two answer", "prompt two"]]
+    assert contaminated_examples(held_out, ["prompt two other", "prompt two"]) == [False, True]
 
 
 def test_thirteen_words_in_a_row_are_enough_and_twelve_are_not() -> None:

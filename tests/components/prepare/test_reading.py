@@ -43,9 +43,25 @@ class TestLabelLists:
         assert rows_of(source, MULTI)[0].values == {"text": "t"}
 
     def test_csv(self, tmp_path: Path) -> None:
-        cells = ["b;a", "", " 天气 ; 3;", '["x;y", 4]', "[draft]", "one"]
+        cells = ["b;a", "", " 天气 ; 3;", '["x;y", 4]', "one [draft]", "one"]
         source = table(tmp_path / "a.csv", [["text", "label"], *[["t", cell] for cell in cells]])
-        assert self.found(source) == [("a", "b"), (), ("3", "天气"), ("4", "x;y"), ("[draft]",), ("one",)]
+        assert self.found(source) == [("a", "b"), (), ("3", "天气"), ("4", "x;y"), ("one [draft]",), ("one",)]
+
+    def test_text_of_a_list_that_is_no_json_is_refused(self, tmp_path: Path) -> None:
+        path = tmp_path / "a.csv"
+        lists = [["red", "green"], ["it's"], []]  # the second is JSON too
+        pd.DataFrame({"text": ["t"] * 3, "label": lists}).to_csv(path, index=False)
+        with path.open("a") as file:
+            file.write("t,['red' 'green']\nt,[draft]\n")
+        form = 'which starts as a list but is no JSON; write it as ["red", "green"], or red;green'
+        assert problems_of(path, MULTI) == [
+            f"{path}, line {number}: label is {shown}, {form}"
+            for number, shown in (
+                (2, '"[\'red\', \'green\']"'), (5, '"[\'red\' \'green\']"'), (6, "'[draft]'")
+            )
+        ]  # fmt: skip
+        rows = [{"text": "t", "label": "['red']"}]
+        assert len(problems_of(jsonl(tmp_path / "a.jsonl", rows), MULTI)) == 1
 
     def test_parquet(self, tmp_path: Path) -> None:
         path = tmp_path / "a.parquet"

@@ -85,6 +85,23 @@ def test_page_holds_the_counts_and_five_samples_of_each_split(pretrained: Prepar
     assert "<|bos|>" in text
 
 
+def test_what_was_lost_is_a_table(tmp_path: Path) -> None:
+    (tmp_path / "pt").mkdir()
+    for name, count in (("a.csv", 3), ("b.csv", 0)):
+        lines = [f'"text\n{name} {n}"' if n < count else f"text {name} {n}" for n in range(20)]
+        (tmp_path / "pt" / name).write_text("\n".join(["text", *lines]) + "\n")
+    made = prepare_pretrain(tmp_path / "out", tmp_path / "pt")
+    rows = made.manifest.tallies
+    assert [(row.kind, row.source, row.count, row.of) for row in rows if row.kind == "several_lines"] == [
+        ("several_lines", None, 3, 40),
+        ("several_lines", f"{tmp_path}/pt/a.csv", 3, 20),
+    ]
+    text = " ".join(parsed(made.page).text.split())
+    what = f"records that span several lines of their file (such as the 2 lines from {tmp_path}/pt/a.csv, line 2)"
+    assert f"{what} 3 40 7.5 % {tmp_path}/pt/a.csv 3 20 15 %" in text
+    assert "lines that stand in quotes and look like records of their own 0 45 0 %" in text
+
+
 def charted(page: str) -> dict[str, list[int]]:
     """The counts beside each bar of all charts."""
     rows = re.findall(r"<tr><td class=\"name\">(.*?)</td>(.*?)</tr>", page, re.DOTALL)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mixtune.components.prepare.splitting import HeldOut, cut, draw, fold, shuffled
+from mixtune.components.prepare.splitting import HeldOut, cut, draw, exact, fold, shuffled
 
 fractions_of = st.fixed_dictionaries({}, optional={"dev": st.floats(0.01, 0.45), "test": st.floats(0.01, 0.45)})
 keys_of = st.lists(st.integers(0, 10**6).map(str), unique=True, min_size=1, max_size=300)
@@ -92,6 +92,11 @@ def test_order_does_not_depend_on_the_input_order() -> None:
     assert shuffled(items, 3, str) == shuffled(items[::-1], 3, str)
     assert shuffled(items, 3, str) != shuffled(items, 4, str)
     assert sorted(shuffled(items, 3, str)) == sorted(items)
+
+
+def test_exact_digests_heed_everything() -> None:
+    assert exact("a", "b") == exact("a", "b")
+    assert len({exact("a b"), exact("A b"), exact("a  b"), exact("a", "b"), exact("b", "a")}) == 5
 
 
 def test_folding_pays_no_heed_to_case_and_white_space() -> None:

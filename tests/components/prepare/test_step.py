@@ -92,10 +92,16 @@ class TestPretrain:
     def test_duplicates_are_removed_but_for_the_first(self, tmp_path: Path) -> None:
         rows = [{"text": text} for text in ["One  text", "one text", "ONE\ttext", *sentences(20)]]
         made = prepare_pretrain(tmp_path / "out", jsonl(tmp_path / "a.jsonl", rows))
-        assert made.manifest.notes["duplicates_removed"] == 2
+        assert made.count("duplicates") == 2
         assert [text for split in SPLITS for text in made.texts(split) if text.lower().startswith("one")] == [
             "One  text"
         ]
+
+    def test_exact_duplicates_are_a_choice(self, tmp_path: Path) -> None:
+        rows = [{"text": text} for text in ["One  text", "one text", "one text", *sentences(20)]]
+        made = prepare_pretrain(tmp_path / "out", jsonl(tmp_path / "a.jsonl", rows), duplicates="exact")
+        assert made.count("duplicates") == 1
+        assert {"One  text", "one text"} <= {text for split in SPLITS for text in made.texts(split)}
 
     def test_dev_and_test_sources_take_precedence(self, tmp_path: Path) -> None:
         texts = sentences(20)
@@ -106,8 +112,8 @@ class TestPretrain:
         assert sorted(made.texts("train")) == sorted(texts[8:])
         assert sorted(made.texts("dev")) == sorted([*texts[:3], "in dev only"])
         assert sorted(made.texts("test")) == sorted(texts[3:8])
-        assert made.manifest.notes["also_held_out_removed_from_source"] == 8
-        assert made.manifest.notes["also_held_out_removed_from_dev_source"] == 2
+        assert made.count("held_out_too", "source") == 8
+        assert made.count("held_out_too", "dev_source") == 2
 
     def test_max_documents(self, tmp_path: Path) -> None:
         source = jsonl(tmp_path / "a.jsonl", [{"text": text} for text in sentences(50)])
@@ -176,6 +182,19 @@ class TestClassification:
             assert made.manifest.notes["labels"][split]["x"] == sum(documents.labels == 0)
         assert [len(made.documents(split)) for split in SPLITS] == [48, 6, 6]
 
+    def test_whole_numbers_are_sorted_as_numbers(self, tmp_path: Path, pretrained: Prepared) -> None:
+        rows = [{"text": text, "label": number % 12} for number, text in enumerate(sentences(240, seed=1))]
+        made = prepare_finetune(tmp_path / "out", jsonl(tmp_path / "a.jsonl", rows), pretrained)
+        assert made.manifest.labels == [str(number) for number in range(12)]
+        documents = made.documents("train")
+        assert documents.labels.tolist() == [int(record["label"]) for record in documents.records()]
+        signed = [{**row, "label": [-1, 0, 1, 10, 2][number % 5]} for number, row in enumerate(rows)]
+        made = prepare_finetune(tmp_path / "signed", jsonl(tmp_path / "b.jsonl", signed), pretrained)
+        assert made.manifest.labels == ["-1", "0", "1", "2", "10"]
+        mixed = [{**row, "label": ["1", "10", "2", "a"][number % 4]} for number, row in enumerate(rows)]
+        made = prepare_finetune(tmp_path / "mixed", jsonl(tmp_path / "c.jsonl", mixed), pretrained)
+        assert made.manifest.labels == ["1", "10", "2", "a"]
+
     def test_long_texts_are_cut_and_counted(self, tmp_path: Path, pretrained: Prepared) -> None:
         rows = labelled(30)
         rows[0]["text"] = "天" * 100
@@ -184,7 +203,7 @@ class TestClassification:
         assert lengths.max() == 32
         tokenizer: Any = AutoTokenizer.from_pretrained(made.tokenizer.path)
         longer = [row for row in rows if len(tokenizer(row["text"], verbose=False)["input_ids"]) > 32]
-        assert sum(made.manifest.notes["shortened"].values()) == len(longer) >= 1
+        assert made.count("shortened") == len(longer) >= 1
         for split in SPLITS:
             for index, text in enumerate(made.texts(split)):
                 plain = tokenizer(text, truncation=True, max_length=32)["input_ids"]
@@ -201,7 +220,25 @@ class TestClassification:
     def test_one_text_with_two_labels_is_counted(self, tmp_path: Path, pretrained: Prepared) -> None:
         rows = [*labelled(), {**labelled()[0], "label": "y"}]
         made = prepare_finetune(tmp_path / "out", jsonl(tmp_path / "a.jsonl", rows), pretrained)
-        assert made.manifest.notes["contradictory_labels"] == 1
+        assert made.count("contradictory") == 1
+
+    def test_labels_that_go_with_duplicates_are_put_down_to_them(self, tmp_path: Path, pretrained: Prepared) -> None:
+        texts = sentences(30, seed=1)
+        rows = [{"text": text, "label": "lower"} for text in texts]
+        rows += [{"text": text.upper(), "label": "UPPER"} for text in texts]
+        source = jsonl(tmp_path / "a.jsonl", rows)
+        with pytest.raises(RefusedError) as refused:
+            prepare_finetune(tmp_path / "out", source, pretrained)
+        one, two, three = refused.value.problems
+        assert one.endswith("every example has the label 'lower'; at least two labels are needed")
+        assert two == (
+            "data.finetune: 30 of 60 records (50 %) are removed as duplicates of earlier ones (case and white space aside; "
+            "duplicates: exact keeps those that differ in them)"
+        )
+        assert "have another label, number or answer" in three
+        made = prepare_finetune(tmp_path / "out", source, pretrained, duplicates="exact")
+        assert made.manifest.labels == ["UPPER", "lower"]
+        assert made.count("duplicates") == 0
 
     def test_contamination_by_either_stream_is_marked(self, tmp_path: Path, pretrained: Prepared) -> None:
         seen_in_pretraining = next(text for text in pretrained.texts("train") if len(text.split()) >= 13)
@@ -330,7 +367,7 @@ class TestGeneration:
         source = jsonl(tmp_path / "a.jsonl", rows)
         test = jsonl(tmp_path / "test.jsonl", [rows[-2], rows[-1], rows[0]])
         made = prepare_finetune(tmp_path / "out", source, pretrained, task="generation", test_source=str(test))
-        assert made.manifest.notes["dropped"]["test"] == 1
+        assert made.count("dropped", "test") == 1
         assert len(made.documents("test")) == 2
         tokenizer = AutoTokenizer.from_pretrained(made.tokenizer.path)
         records = made.documents("test").records()
@@ -341,6 +378,54 @@ class TestGeneration:
         assert tokens[0] == tokenizer.bos_token_id
         assert str(tokenizer.decode(tokens[1:start])).endswith("end")
         assert tokenizer.decode(tokens[start:-1]) == "yes"
+
+    def test_a_prompt_stands_in_one_split(self, tmp_path: Path, pretrained: Prepared) -> None:
+        rows = [
+            {"prompt": f"Say {number}".upper() if n % 2 else f"Say {number}", "completion": f"{number} {n}"}
+            for number in range(60)
+            for n in range(5)
+        ]
+        made = prepare_finetune(tmp_path / "out", jsonl(tmp_path / "a.jsonl", rows), pretrained, task="generation")
+        prompts = {split: {text.lower() for text in made.texts(split)} for split in SPLITS}
+        assert [len(prompts[split]) for split in SPLITS] == [48, 6, 6]
+        assert [len(made.documents(split)) for split in SPLITS] == [240, 30, 30]
+        assert made.manifest.notes["contaminated"] == {"dev": 0, "test": 0}
+        one = jsonl(tmp_path / "b.jsonl", [{"prompt": "Go on", "completion": f"{n}"} for n in range(60)])
+        with pytest.raises(
+            RefusedError, match=r"1 left after removing duplicates \(different prompts: a prompt stands"
+        ):
+            prepare_finetune(tmp_path / "out", one, pretrained, task="generation")
+
+    def test_a_prompt_of_training_marks_a_held_out_example(self, tmp_path: Path, pretrained: Prepared) -> None:
+        source = jsonl(tmp_path / "a.jsonl", self.rows())
+        text = next(text for text in pretrained.texts("train") if text.startswith("第"))
+        dev = jsonl(tmp_path / "dev.jsonl", [{"prompt": "another", "completion": "one"}])
+        test = jsonl(
+            tmp_path / "test.jsonl",
+            [
+                {"prompt": self.rows()[3]["prompt"], "completion": "another answer"},
+                {"prompt": text, "completion": "and then?"},
+                {"prompt": "a new one", "completion": " 4!"},
+            ],
+        )
+        made = prepare_finetune(
+            tmp_path / "out", source, pretrained, task="generation", test_source=str(test), dev_source=str(dev),
+            tokenizer=tokenizer_options(max_length=64),
+        )  # fmt: skip
+        records = made.documents("test").records()
+        by = {record["completion"]: record["contaminated_by"] for record in records}
+        assert by == {"another answer": ["finetune"], "and then?": ["pretrain"], " 4!": []}
+
+    def test_duplicates_are_exact(self, tmp_path: Path, pretrained: Prepared) -> None:
+        rows = [{"prompt": f"city {number}", "completion": word} for number in range(20) for word in ("Rome", "rome")]
+        source = jsonl(tmp_path / "a.jsonl", [*rows, rows[0]])
+        made = prepare_finetune(tmp_path / "out", source, pretrained, task="generation")
+        assert made.count("duplicates") == 1
+        assert sum(len(made.documents(split)) for split in SPLITS) == 40
+        records = [record for split in SPLITS for record in made.documents(split).records()]
+        assert len({record["id"] for record in records}) == 40
+        folded = prepare_finetune(tmp_path / "f", source, pretrained, task="generation", duplicates="folded")
+        assert folded.count("duplicates") == 21
 
     def test_no_completion_fits(self, tmp_path: Path, pretrained: Prepared) -> None:
         rows = [{"prompt": f"p{n}", "completion": f"{n}" + "答" * 50} for n in range(10)]

@@ -110,8 +110,8 @@ class TestMultiLabel:
         made = prepare_finetune(
             tmp_path / "out", jsonl(tmp_path / "a.jsonl", [*rows, *more]), causal, task="multi_label"
         )
-        assert made.manifest.notes["duplicates_removed"] == 3
-        assert made.manifest.notes["contradictory_labels"] == 2
+        assert made.count("duplicates") == 3
+        assert made.count("contradictory") == 2
 
     def test_labels_that_are_held_out_only_and_none_at_all(self, tmp_path: Path, causal: Prepared) -> None:
         source = jsonl(tmp_path / "a.jsonl", self.rows())
@@ -164,8 +164,8 @@ class TestRegression:
     def test_contradictions_are_counted(self, tmp_path: Path, causal: Prepared) -> None:
         rows = [*self.rows(), {**self.rows()[0], "label": 100}, self.rows()[1]]
         made = prepare_finetune(tmp_path / "out", jsonl(tmp_path / "a.jsonl", rows), causal, task="regression")
-        assert made.manifest.notes["duplicates_removed"] == 2
-        assert made.manifest.notes["contradictory_labels"] == 1
+        assert made.count("duplicates") == 2
+        assert made.count("contradictory") == 1
 
 
 class TestEnds:
@@ -299,7 +299,7 @@ class TestQuestionAnswering:
             assert train["unanswerable"][split] == train["examples"][split] - len(answered)
             assert train["windows"][split] == len(documents) > train["examples"][split]
             assert train["windows_with_answer"][split] == sum(any(target) for target in documents.targets.tolist())
-            assert (train["dropped"][split], train["answers_in_no_window"][split]) == (0, 0)
+            assert (made.count("dropped", split), made.count("answers_in_no_window", split)) == (0, 0)
 
     def test_tokens_are_those_of_a_plain_call(self, made: Prepared) -> None:
         tokenizer: Any = AutoTokenizer.from_pretrained(made.tokenizer.path)
@@ -342,8 +342,8 @@ class TestQuestionAnswering:
             tmp_path / "out", jsonl(tmp_path / "a.jsonl", rows[:-2]), masked,
             task="question_answering", tokenizer=MASKED, test_source=str(test),
         )  # fmt: skip
-        notes = made.manifest.notes
-        assert (notes["dropped"]["test"], notes["examples"]["test"], notes["answers_in_no_window"]["test"]) == (1, 2, 1)
+        assert made.manifest.notes["examples"]["test"] == 2
+        assert (made.count("dropped", "test"), made.count("answers_in_no_window", "test")) == (1, 1)
         assert {record["question"] for record in made.documents("test").records()} == {rows[-3]["question"], "什么?"}
 
     def test_no_question_leaves_room(self, tmp_path: Path, masked: Prepared) -> None:
@@ -380,9 +380,12 @@ class TestQuestionAnswering:
             {**rows[3], "question": "another"},
         ]
         source = jsonl(tmp_path / "a.jsonl", [*rows, *more])
-        made = prepare_finetune(tmp_path / "out", source, masked, task="question_answering", tokenizer=MASKED)
-        assert made.manifest.notes["duplicates_removed"] == 2
-        assert made.manifest.notes["contradictory_labels"] == 1
+        options: dict[str, Any] = {"task": "question_answering", "tokenizer": MASKED}
+        made = prepare_finetune(tmp_path / "exact", source, masked, **options)
+        assert (made.count("duplicates"), made.count("contradictory")) == (1, 1)
+        assert sum(made.manifest.notes["examples"].values()) == 42
+        made = prepare_finetune(tmp_path / "folded", source, masked, **options, duplicates="folded")
+        assert (made.count("duplicates"), made.count("contradictory")) == (2, 1)
         assert sum(made.manifest.notes["examples"].values()) == 41
 
     def test_contamination_of_a_context_marks_all_its_windows(self, tmp_path: Path, masked: Prepared) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+import time
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer as Backend
-from tokenizers import models, pre_tokenizers, processors
+from tokenizers import models, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, LlamaConfig, PreTrainedTokenizerFast
 
 from mixtune.components.prepare.tokenization import Encoder, load_saved_tokenizer, load_tokenizer, train_tokenizer
@@ -55,6 +57,37 @@ class TestTraining:
     def test_any_text_comes_back(self, trained: Any, text: str) -> None:
         (ids,) = encoder(trained).ids([text], "")
         assert trained.decode(ids) == text
+
+    def test_a_long_run_of_letters_is_trained_on_in_bounded_time(self, tmp_path: Path) -> None:
+        letters = random.Random(0)
+        run = "".join(letters.choices("acgt", k=400_000))
+        started = time.process_time()
+        tokenizer: Any = train_tokenizer([*TEXTS, run], 500, 64)
+        (ids,) = encoder(tokenizer).ids([run], "")
+        assert time.process_time() - started < 20  # 40 s without a bound
+        assert tokenizer.decode(ids) == run
+        chinese = "".join(letters.choices("天地人和", k=3000))
+        found = tokenizer(chinese, return_offsets_mapping=True, verbose=False)
+        assert tokenizer.decode(found["input_ids"][1:]) == chinese
+        assert {place for low, high in found["offset_mapping"] for place in range(low, high)} == set(range(3000))
+
+    def test_other_text_is_tokenised_as_without_a_bound(self) -> None:
+        tokenizer: Any = train_tokenizer(TEXTS, 500, 64)
+        plain = Backend(models.BPE())
+        plain.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        trainer = trainers.BpeTrainer(
+            vocab_size=500,
+            min_frequency=2,
+            special_tokens=["<|pad|>", "<|bos|>", "<|eos|>"],
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        )
+        plain.train_from_iterator(TEXTS, trainer)
+        assert tokenizer.get_vocab() == plain.get_vocab()
+        texts = [*TEXTS, "x" * 1024, " " * 1000, "天" * 300, "a\n\n b 123 " * 500]
+        assert [tokenizer(text, verbose=False)["input_ids"][1:] for text in texts] == [
+            plain.encode(text).ids for text in texts
+        ]
 
     def test_names_of_special_tokens_in_a_text_are_ordinary_text_also_after_loading(
         self, trained: Any, tmp_path: Path

@@ -21,18 +21,24 @@ from hypothesis import strategies as st
 
 from mixtune.components.prepare.config import FinetuneData, PretrainData
 from mixtune.components.shared.data.problems import SHOWN_PROBLEMS, Problems
+from mixtune.components.shared.data.readers import Reading
 from mixtune.components.shared.data.records import Row
 from mixtune.components.shared.data.sources import check_source, fingerprint, read, read_dataset
+from mixtune.components.shared.data.tallies import Tallies, log_lines, warnings
 from mixtune.components.shared.errors import RefusedError
 
 TEXT = {"text": "text"}
 LABELLED = {"text": "text", "label": "label"}
 
 
-def rows_of(source: str | Path, columns: dict[str, str] | None = None) -> list[Row]:
-    problems = Problems()
-    rows = list(read(str(source), columns or TEXT, "data.x.source", problems))
-    assert problems.sentences() == []
+def reading(columns: dict[str, str] | None = None, tsv_quotes: bool = False) -> Reading:
+    return Reading(columns or TEXT, "data.x.source", tsv_quotes, Problems(), Tallies())
+
+
+def rows_of(source: str | Path, columns: dict[str, str] | None = None, tsv_quotes: bool = False) -> list[Row]:
+    by = reading(columns, tsv_quotes)
+    rows = list(read(str(source), by))
+    assert by.problems.sentences() == []
     return rows
 
 
@@ -41,9 +47,9 @@ def texts_of(source: str | Path) -> list[str]:
 
 
 def problems_of(source: str | Path, columns: dict[str, str] | None = None) -> list[str]:
-    problems = Problems()
-    list(read(str(source), columns or TEXT, "data.x.source", problems))
-    return problems.sentences()
+    by = reading(columns)
+    list(read(str(source), by))
+    return by.problems.sentences()
 
 
 class TestFormats:
@@ -81,6 +87,45 @@ class TestFormats:
         path = tmp_path / "a.tsv"
         path.write_text("label\ttext\nx\ta, b\n")
         assert rows_of(path, LABELLED)[0].values == {"text": "a, b", "label": "x"}
+
+    def test_quotes_in_tsv_are_characters_unless_asked_for(self, tmp_path: Path) -> None:
+        rows = [f"text {number}\tlabel {number % 2}" for number in range(60)]
+        rows[10], rows[40] = '"Why\tx', 'not?"\ty'
+        path = tmp_path / "a.tsv"
+        path.write_text("\n".join(["text\tlabel", *rows]) + "\n")
+        found = rows_of(path, LABELLED)
+        assert len(found) == 60
+        assert [found[number].values for number in (10, 40)] == [
+            {"text": '"Why', "label": "x"},
+            {"text": 'not?"', "label": "y"},
+        ]
+        frame = pd.DataFrame({"text": ["a\tb", 'say "x"', "one\ntwo"], "label": ["x", "y", "z"]})
+        frame.to_csv(path, sep="\t", index=False)
+        assert [row.values["text"] for row in rows_of(path, LABELLED, tsv_quotes=True)] == list(frame["text"])
+
+    def test_records_that_span_lines_are_counted(self, tmp_path: Path) -> None:
+        lines = [f"text {number},label {number % 2}" for number in range(60)]
+        lines[10], lines[40] = '"Why,x', 'not?",y'
+        path = tmp_path / "a.csv"
+        path.write_text("\n".join(["text,label", *lines]) + "\n")
+        by = reading(LABELLED)
+        assert len(list(read(str(path), by))) == 30
+        one, two = log_lines(by.tallies.table(), "x")
+        assert one == (
+            "data.x: 1 of 30 records (3.3 %) span several lines of their file (such as the 31 lines from "
+            f"{path}, line 12)"
+        )
+        assert two.startswith("data.x: 29 of 61 lines (48 %) stand in quotes and look like records of their own")
+        assert warnings(by.tallies.table(), "x") == [two]
+
+    def test_paragraphs_in_a_field_are_no_swallowed_records(self, tmp_path: Path) -> None:
+        path = tmp_path / "a.csv"
+        text = "Dear all,\n\nthe train, as it seems, is late.\nIt comes at five.\n\nYours,\nAnn"
+        pd.DataFrame({"text": [f"{number} {text}" for number in range(20)], "label": ["x"] * 20}).to_csv(path)
+        by = reading(LABELLED)
+        assert len(list(read(str(path), by))) == 20
+        assert len(log_lines(by.tallies.table(), "x")) == 1
+        assert warnings(by.tallies.table(), "x") == []
 
     def test_parquet(self, tmp_path: Path) -> None:
         path = tmp_path / "a.parquet"
