@@ -248,7 +248,10 @@ def parts(config: Config, fingerprints: Fingerprints, champion: str | None = Non
         interpolate=evaluate.model_copy(update={"interpolation_alphas": alphas}),
         compare=CompareStep(name=config.name, seed=seed, gate=config.gate),
         register=RegisterStep(
-            registered_model=config.tracking.registered_model or config.name, alias=config.tracking.alias
+            registered_model=config.tracking.registered_model or config.name,
+            alias=config.tracking.alias,
+            max_length=model.max_length,
+            max_new_tokens=evaluate.max_new_tokens,
         ),
         candidates=list(candidates(config.mixed)),
     )

@@ -36,8 +36,9 @@ UNDOCUMENTED = ("kfp.compiler.compiler_utils", "kfp.local.")
 """Modules of other libraries without documentation and without a leading underscore."""
 ROOMS: dict[str, set[str]] = {
     "shared.data": set(),
-    "shared.model": set(),
-    "shared.tracking": set(),
+    "shared.serving": set(),
+    "shared.model": {"shared.serving"},
+    "shared.tracking": {"shared.serving"},
     "shared.running": {"shared.tracking", "shared.model"},
     "shared.checkpoints": {"shared.model", "shared.running"},
     "shared.training": {"shared.checkpoints", "shared.data", "shared.model", "shared.running"},

@@ -10,8 +10,9 @@ import numpy as np
 
 from ..shared.config import Task
 from ..shared.data.prepared import Documents
+from ..shared.serving.answers import ContextWindow, answer
+from ..shared.serving.decoding import predicted_label, predicted_labels
 from ..shared.task_kinds import TASK_KINDS, Target
-from .answers import ContextWindow, answer
 from .scores import Label, example_score
 
 SHOWN_CHARACTERS = 400
@@ -94,23 +95,8 @@ def _true_number(_: Sequence[str], examples: Documents, index: int) -> Label:
     return float(examples.targets[index, 0])
 
 
-def _predicted_label(labels: Sequence[str], logits: np.ndarray) -> tuple[Label, list[float]]:
-    shares = np.exp(logits - logits.max())
-    shares /= shares.sum()
-    return labels[int(np.argmax(shares))], _rounded(shares)
-
-
-def _predicted_labels(labels: Sequence[str], logits: np.ndarray) -> tuple[Label, list[float]]:
-    shares = np.exp(-np.logaddexp(0, -logits))  # logistic function without overflow
-    return [label for label, share in zip(labels, shares, strict=True) if share > 0.5], _rounded(shares)
-
-
 def _predicted_number(_: Sequence[str], logits: np.ndarray) -> tuple[Label, list[float]]:
     return float(logits[0]), []
-
-
-def _rounded(shares: np.ndarray) -> list[float]:
-    return [round(float(share), 6) for share in shares]
 
 
 def _answers(
@@ -135,8 +121,8 @@ def _answers(
 
 
 _FROM_HEAD: dict[Target, Callable[..., list[dict[str, Any]]]] = {
-    "label": partial(_one_by_one, _true_label, _predicted_label),
-    "labels": partial(_one_by_one, _true_labels, _predicted_labels),
+    "label": partial(_one_by_one, _true_label, predicted_label),
+    "labels": partial(_one_by_one, _true_labels, predicted_labels),
     "number": partial(_one_by_one, _true_number, _predicted_number),
     "answers": _answers,
 }

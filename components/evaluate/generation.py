@@ -13,8 +13,8 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList,
 
 from ..shared.model.mixed_model import MixedModel
 from ..shared.model.precision import autocast
-from ..shared.model.tokenizer import text_ends
 from ..shared.running.context import ProgressCounter
+from ..shared.serving.decoding import greedy, plain_text, stop_ids
 
 
 @torch.inference_mode()
@@ -39,7 +39,7 @@ def generate(
         The answers as `plain_text` decodes them, in the order of the prompts; None if a logit before the end is not finite.
     """
     answers: list[str | None] = [""] * len(prompts)
-    stops = stop_ids(model, tokenizer)
+    stops = stop_ids(model.lm.generation_config, tokenizer)
     for chosen, room in _batches(model, prompts, max_new_tokens, batch_size):
         width = len(prompts[chosen[0]])
         if room > 0:
@@ -48,13 +48,7 @@ def generate(
             for row, index in enumerate(chosen):
                 ids[row, width - len(prompts[index]) :] = prompts[index]
                 mask[row, width - len(prompts[index]) :] = 1
-            settings = GenerationConfig(
-                max_new_tokens=room,
-                do_sample=False,
-                num_beams=1,
-                eos_token_id=stops or None,
-                pad_token_id=tokenizer.pad_token_id,
-            )
+            settings = greedy(room, stops, tokenizer.pad_token_id)
             watch = _NotFinite(width, stops, len(chosen), model.device)
             with autocast(model.device, model.precision), _own_settings_aside(model):
                 made = model.generate(
@@ -67,20 +61,6 @@ def generate(
                 answers[index] = None if broken else plain_text(tokenizer, tokens, stops)
         progress.advance(len(chosen), tokens=sum(len(prompts[index]) for index in chosen))
     return answers
-
-
-def plain_text(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int], stops: Sequence[int]) -> str:
-    """Decodes an answer or a reference up to the first stop token, stripped.
-
-    BOS, EOS, padding, CLS and SEP are left out. Other special tokens are part of the text: a task can have them in its answers.
-    """
-    end = next((place for place, token in enumerate(tokens) if token in stops), len(tokens))
-    ends = {
-        tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id, tokenizer.cls_token_id,
-        tokenizer.sep_token_id,
-    }  # fmt: skip
-    kept = [int(token) for token in tokens[:end] if token not in ends]
-    return str(tokenizer.decode(kept, skip_special_tokens=False)).strip()
 
 
 def _batches(
@@ -130,10 +110,3 @@ def _own_settings_aside(model: MixedModel) -> Iterator[None]:
         yield
     finally:
         lm.generation_config = own
-
-
-def stop_ids(model: MixedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Returns the last token of a text (the tokenizer's EOS, if it has one) and the model's own stop tokens."""
-    own = model.lm.generation_config.eos_token_id if model.lm.generation_config is not None else None
-    listed = own if isinstance(own, list) else [own]
-    return sorted({stop for stop in (text_ends(tokenizer)[1], *listed) if stop is not None})

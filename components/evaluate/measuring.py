@@ -21,10 +21,11 @@ from ..shared.model.mixed_model import MixedModel
 from ..shared.model.packing import Segment
 from ..shared.model.precision import pick_precision
 from ..shared.running.context import Context, ProgressCounter
+from ..shared.serving.decoding import plain_text, stop_ids
 from .checks import check_model
 from .config import EvaluateStep
 from .examples import example_row, from_head
-from .generation import generate, plain_text, stop_ids
+from .generation import generate
 from .harness import Harness
 from .held_out import SPLITS, HeldOut
 from .likelihood import (
@@ -157,7 +158,7 @@ class LoadedCandidate:
         with self._progress(len(prompts), f"{split} answers", "prompts") as progress:
             longest = self.config.max_new_tokens or 1
             answers = generate(self.model, self.tokenizer, prompts, longest, size, progress)
-        stops = stop_ids(self.model, self.tokenizer)
+        stops = stop_ids(self.model.lm.generation_config, self.tokenizer)
         rows = []
         for index, (record, answer) in enumerate(zip(examples.records(), answers, strict=True)):
             # Decoded like the answers: tokens that repeat the completion exactly must give its text.

@@ -16,6 +16,7 @@ from ..shared.config import Objective
 from ..shared.errors import RefusedError, first_line
 from ..shared.model.tokenizer import TOO_LARGE_ID, text_ends
 from ..shared.running.context import Context
+from ..shared.serving.encoding import AddedTokens, prompt_parts, text_ids
 from .config import Tokenizer
 
 if TYPE_CHECKING:
@@ -161,7 +162,7 @@ class Encoder:
     def __init__(self, tokenizer: PreTrainedTokenizerBase, max_length: int, context: Context) -> None:
         self.tokenizer, self.max_length, self.context = copy.deepcopy(tokenizer), max_length, context
         self.bos, self.eos = text_ends(tokenizer)
-        self._before, self._after, self._behind = self._added()
+        self._added = AddedTokens.by(tokenizer)
         named = ("bos", "eos", "pad", "cls", "sep")
         self._closing = {getattr(tokenizer, f"{name}_token_id") for name in named}
         # GPT-2 has one token for EOS and for what is unknown, and knows all text.
@@ -195,7 +196,7 @@ class Encoder:
             ids: its token ids without truncation.
             special: whether they include the tokenizer's own special tokens.
         """
-        own = ids[self._before : len(ids) - self._behind] if special else ids
+        own = ids[self._added.before : len(ids) - self._added.behind] if special else ids
         known = [token for token in own if token != self._unknown]
         decoded = str(self.tokenizer.decode(known))
         lost = 0 if decoded == text else (Counter(_folded(text)) - Counter(_folded(decoded))).total()
@@ -228,9 +229,7 @@ class Encoder:
             ids: its token ids without truncation, including the tokenizer's special tokens.
         """
         cut = len(ids) > self.max_length
-        if cut:
-            ids = self.tokenizer(text, truncation=True, max_length=self.max_length)["input_ids"]
-        return ids or [self.bos], cut
+        return (text_ids(self.tokenizer, text, self.max_length) if cut or not ids else ids), cut
 
     def prompted(self, prompt: list[int], completion: list[int]) -> tuple[list[int], int, bool] | None:
         """Joins a prompt, truncated on the left to fit `max_length`, with its completion and EOS.
@@ -244,24 +243,9 @@ class Encoder:
             The tokens, the index of the completion's first token, which is at least 1, and whether the prompt was truncated;
             None if the completion does not fit.
         """
-        first, text = prompt[: self._before], prompt[self._before : len(prompt) - self._after]
-        if not first and not text:
-            first = [self.bos]
+        first, text = prompt_parts(self.tokenizer, self._added, prompt)
         room = self.max_length - len(first) - len(completion) - 1
         if room < (not first):
             return None
         kept = text[max(0, len(text) - room) :]
         return [*first, *kept, *completion, self.eos], len(first) + len(kept), len(kept) < len(text)
-
-    def _added(self) -> tuple[int, int, int]:
-        """Returns how many special tokens the tokenizer adds before a text, how many EOS or SEP and how many in all behind."""
-        (alone,), (whole,) = (self.tokenizer(["a"], add_special_tokens=add)["input_ids"] for add in (False, True))
-        spare = len(whole) - len(alone)
-        before = next((start for start in range(spare + 1) if whole[start : start + len(alone)] == alone), 0)
-        after = 0
-        while after < spare - before and whole[-1 - after] in (
-            self.tokenizer.eos_token_id,
-            self.tokenizer.sep_token_id,
-        ):
-            after += 1
-        return before, after, spare - before

@@ -10,3 +10,7 @@ class RegisterStep(Section):
 
     registered_model: str
     alias: str
+    max_length: int
+    """Maximum length of an input, in tokens."""
+    max_new_tokens: int | None = None
+    """Generation: maximum length of an answer, in tokens; None for tasks with a head."""

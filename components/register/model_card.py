@@ -45,7 +45,8 @@ def model_card(report: dict[str, Any], candidate: dict[str, Any], name: str) -> 
         "Forgetting is the rise of the loss on held-out pretraining text over the pretrained model. The choice was made on "
         "the dev split, the numbers are from the test split.",
         "",
-        f"The model is in Hugging Face format (safetensors), with the language model and the task head: `{load}`.",
+        f"The model is in Hugging Face format (safetensors), with the language model and the task head: `{load}`. "
+        "`mlflow.pyfunc.load_model(uri).predict(rows)` predicts what was scored.",
     ]
     return "\n".join(lines) + "\n"
 

@@ -50,6 +50,8 @@ def run(
             name=config.registered_model,
             alias=config.alias,
             kind=report["task"]["kind"],
+            max_length=config.max_length,
+            max_new_tokens=config.max_new_tokens,
             card=model_card(report, candidate, config.registered_model),
             tags=_lineage(report, candidate, context),
             files=[Path(comparison.path) / name for name in ("report.html", "report.md", "report.json")],

@@ -17,6 +17,7 @@ TRAINING = (
     "shared/checkpoints",
     "shared/data",
     "shared/model",
+    "shared/serving",
     "shared/task_kinds.py",
     "shared/third_party/accelerate.py",
     "shared/third_party/torch.py",

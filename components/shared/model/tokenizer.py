@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import RefusedError
+from ..serving.encoding import first_and_last
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -31,8 +32,7 @@ def text_ends(tokenizer: PreTrainedTokenizerBase, shown: str = "the tokenizer") 
     Raises:
         RefusedError: if it has neither.
     """
-    eos = _first_known(tokenizer.eos_token_id, tokenizer.sep_token_id, tokenizer.bos_token_id)
-    bos = _first_known(tokenizer.bos_token_id, tokenizer.cls_token_id, eos)
+    bos, eos = first_and_last(tokenizer)
     if eos is None or bos is None:
         raise RefusedError(NO_ENDS.format(shown))
     return bos, eos
@@ -45,10 +45,6 @@ NO_ENDS = (
 TOO_LARGE_ID = (
     "{}: its tokenizer gives the token {} the id {}, but the model has {} embeddings; they do not belong together"
 )
-
-
-def _first_known(*ids: int | None) -> int | None:
-    return next((number for number in ids if number is not None), None)
 
 
 def load_tokenizer(folder: str | Path, revision: str | None = None) -> PreTrainedTokenizerBase:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import shutil
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .. import serving
+from ..artifacts import write_json
 from ..config import Task
 from ..errors import RefusedError
 from ..startup import quick_imports
@@ -20,6 +23,10 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 DIGEST = "mixtune.digest"
+SERVING = "mixtune_serving"
+"""Name of the copy of `shared/serving` in a logged model."""
+SETTINGS = "mixtune_serving.json"
+"""Settings of the predictions, in the model folder."""
 MODEL = "model"
 """Subfolder of a logged model in which MLflow's flavor stores the weights."""
 
@@ -33,6 +40,8 @@ def register(
     kind: Task,
     tags: Mapping[str, str],
     card: str,
+    max_length: int,
+    max_new_tokens: int | None,
 ) -> str:
     """Registers a version of a model, unless one with the same weights, labels and tokenizer exists. Then sets the alias.
 
@@ -47,15 +56,23 @@ def register(
         kind: the model's task.
         tags: lineage of the version.
         card: model card in Markdown.
+        max_length: maximum length of an input, in tokens.
+        max_new_tokens: maximum length of a generated answer, in tokens; None for tasks with a head.
 
     Returns:
         The version.
     """
-    digest = _digest(folder)
+    served = {
+        "auto_class": TASK_KINDS[kind].auto_class,
+        "target": TASK_KINDS[kind].target,
+        "max_length": max_length,
+        "max_new_tokens": max_new_tokens,
+    }
+    digest = _digest(folder, served)
     with patience(60, 2):
         version = _version_with(client, name, digest)
         if version is None:
-            model_id, uri = _log_model(client, run_id, folder, kind, card)
+            model_id, uri = _log_model(client, run_id, folder, kind, card, served)
             version = _make_version(client, run_id, name, model_id, uri, digest)
         # Set separately from the version: a text that MLflow rejects must not prevent the registration.
         for tag, value in tags.items():
@@ -142,7 +159,9 @@ def _make_version(client: MlflowClient, run_id: str, name: str, model_id: str, u
     return str(made.version)
 
 
-def _log_model(client: MlflowClient, run_id: str, folder: Path, kind: Task, card: str) -> tuple[str, str]:
+def _log_model(
+    client: MlflowClient, run_id: str, folder: Path, kind: Task, card: str, served: Mapping[str, Any]
+) -> tuple[str, str]:
     """Logs the model to the run and returns its id and URI."""
     with quick_imports():
         import mlflow
@@ -158,7 +177,7 @@ def _log_model(client: MlflowClient, run_id: str, folder: Path, kind: Task, card
     with mlflow.start_run(run_id=run_id):
         info = mlflow.models.Model.log(
             artifact_path=None,
-            flavor=_CompleteFlavor(folder, card, predicts=pipeline is not None),
+            flavor=_CompleteFlavor(folder, card, kind, served),
             transformers_model={"model": model, "tokenizer": tokenizer},
             name="model",
             task=pipeline or "feature-extraction",
@@ -168,21 +187,21 @@ def _log_model(client: MlflowClient, run_id: str, folder: Path, kind: Task, card
 
 
 class _CompleteFlavor:
-    """MLflow's flavor for transformers, but with mixtune's complete model folder.
+    """MLflow's flavor for transformers, but with mixtune's complete model folder, and with predictions as in the report.
 
     MLflow would store only the class that its pipeline uses. It would drop the model card and the LM head, which is needed to
-    measure forgetting.
+    measure forgetting. Its predictions are those of the pipeline: of several labels the most likely one alone, and none for
+    question answering. The python_function flavor is therefore `serving.predictor`, of which the model holds a copy.
 
     Args:
         folder: the model folder.
         card: model card in Markdown.
-        predicts: whether transformers has a pipeline for the task. MLflow requires one in any case, so it gets a generic one.
-            Its predictions are meaningless, so the python_function flavor is removed. Load model and tokenizer with
-            `return_type="components"` instead.
+        kind: the model's task.
+        served: settings of the predictions.
     """
 
-    def __init__(self, folder: Path, card: str, predicts: bool) -> None:
-        self._folder, self._card, self._predicts = folder, card, predicts
+    def __init__(self, folder: Path, card: str, kind: Task, served: Mapping[str, Any]) -> None:
+        self._folder, self._card, self._kind, self._served = folder, card, kind, served
 
     def save_model(self, path: str, mlflow_model: Any, **options: Any) -> None:
         """Saves the model. Called by MLflow."""
@@ -195,11 +214,26 @@ class _CompleteFlavor:
         for file in self._folder.iterdir():
             if file.is_file():
                 shutil.copyfile(file, saved / file.name)
+        write_json(saved / SETTINGS, dict(self._served))
         (Path(path) / "README.md").write_text(self._card, encoding="utf-8")
-        if not self._predicts:
-            mlflow_model.flavors.pop("python_function")
-            mlflow_model.signature = None
-            mlflow_model.save(str(Path(path) / "MLmodel"))
+        package = Path(serving.__file__).parent
+        shutil.copytree(package, Path(path) / "code" / SERVING, ignore=shutil.ignore_patterns("__pycache__"))
+        predictor = {"loader_module": f"{SERVING}.predictor", "code": "code", "data": MODEL}
+        mlflow_model.flavors["python_function"] |= predictor
+        mlflow_model.signature = _signature(self._kind, self._served)
+        mlflow_model.save(str(Path(path) / "MLmodel"))
+
+
+def _signature(kind: Task, served: Mapping[str, Any]) -> Any:
+    """Returns the input of the predictions: one unnamed column of texts, or questions with their contexts."""
+    from mlflow.models import ModelSignature
+    from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
+
+    roles = TASK_KINDS[kind].inputs
+    columns = [ColSpec("string")] if len(roles) == 1 else [ColSpec("string", role) for role in roles]
+    limit = served["max_new_tokens"]
+    params = None if limit is None else ParamSchema([ParamSpec("max_new_tokens", "long", limit)])
+    return ModelSignature(inputs=Schema(columns), params=params)
 
 
 def _version(package: str) -> str:
@@ -208,8 +242,8 @@ def _version(package: str) -> str:
     return version(package).split("+")[0]
 
 
-def _digest(folder: Path) -> str:
-    digest = hashlib.sha256()
+def _digest(folder: Path, served: Mapping[str, Any]) -> str:
+    digest = hashlib.sha256(json.dumps(served, sort_keys=True).encode())
     names = [*sorted(folder.glob("*.safetensors")), folder / "config.json", folder / "tokenizer.json"]
     for file in filter(Path.is_file, names):
         with file.open("rb") as content:

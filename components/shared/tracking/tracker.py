@@ -15,7 +15,6 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..config import Task
 from ..errors import MixtuneError, TurnedAwayError, UnreachableError
 from .connection import came_from_server, offline_allowed, to_deliver, unreachable
 from .journal import (
@@ -292,19 +291,13 @@ class Tracker:
         self._outbox.store.look()
         return self._outbox.store.client
 
-    def register_model(
-        self, folder: Path, name: str, alias: str, kind: Task, tags: Mapping[str, str], files: Iterable[Path], card: str
-    ) -> str | None:
+    def register_model(self, folder: Path, files: Iterable[Path], **version: Any) -> str | None:
         """Registers a version of a model, unless one with the same weights, labels and tokenizer exists. Then sets the alias.
 
         Args:
             folder: model folder in Hugging Face format.
-            name: name of the registered model.
-            alias: alias to set on the version.
-            kind: the model's task.
-            tags: lineage of the version.
             files: files to log with the model, such as the report.
-            card: model card in Markdown.
+            version: further arguments of `registry.register`.
 
         Returns:
             The version, or None if nothing is tracked.
@@ -323,7 +316,7 @@ class Tracker:
             store.look()
             self._outbox.deliver_now()
             run_id = self._outbox.id_in_mlflow(self.run_id) or self.run_id
-            return register(store.client, run_id, folder, name, alias, kind, tags, card)
+            return register(store.client, run_id, folder, **version)
         except MixtuneError:
             raise
         except Exception:

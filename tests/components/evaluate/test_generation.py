@@ -12,7 +12,7 @@ import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedTokenizerFast
 
-from mixtune.components.evaluate.generation import generate, plain_text, stop_ids
+from mixtune.components.evaluate.generation import generate
 from mixtune.components.evaluate.scores import exact_match
 from mixtune.components.shared.artifacts import Artifact, ModelCard, read_jsonl
 from mixtune.components.shared.data.prepared import DataManifest, Document, write_split
@@ -22,6 +22,7 @@ from mixtune.components.shared.model.mixed_model import MixedModel
 from mixtune.components.shared.model.packing import Segment, collate
 from mixtune.components.shared.model.tokenizer import load_tokenizer
 from mixtune.components.shared.running.context import Context
+from mixtune.components.shared.serving.decoding import plain_text, stop_ids
 
 from ..shared.tiny import tiny_model, tiny_tokenizer
 from .made import evaluate, write_labelled, write_model, write_text
@@ -193,7 +194,7 @@ def test_the_tokens_of_the_reference_are_a_right_answer(tmp_path: Path) -> None:
 
 def test_another_special_token_is_a_wrong_answer() -> None:
     tokenizer = lowering()
-    stops = stop_ids(tiny_model("llama"), tokenizer)
+    stops = stop_ids(tiny_model("llama").lm.generation_config, tokenizer)
     town, city = (
         plain_text(tokenizer, tokenizer(text, add_special_tokens=False)["input_ids"], stops)
         for text in ("<TOWN>", "<CITY>")

@@ -119,7 +119,8 @@ def test_the_model_in_use_from_the_registry(stages: Stages, monkeypatch: pytest.
     write_report(stages.folder / "comparison", "finetuned", "classification", ["no", "yes"])
     tracker = Tracker.open("register", "register", "run-1")
     register(
-        RegisterStep(registered_model="tiny", alias="candidate"), context=Context("register", tracker, "run-1", quiet=True),
+        RegisterStep(registered_model="tiny", alias="candidate", max_length=16),
+        context=Context("register", tracker, "run-1", quiet=True),
         selected=stages.artifact("finetuned"), other=stages.artifact("comparison"), comparison=stages.artifact("comparison"),
         model=stages.artifact("registered"),
     )  # fmt: skip

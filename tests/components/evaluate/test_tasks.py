@@ -13,7 +13,6 @@ from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import f1_score
 from transformers import AutoModelForQuestionAnswering, AutoModelForSequenceClassification
 
-from mixtune.components.evaluate.answers import ContextWindow, answer
 from mixtune.components.evaluate.config import EvaluateStep
 from mixtune.components.shared.artifacts import Artifact, ModelCard, read_jsonl
 from mixtune.components.shared.data.prepared import Documents
@@ -21,6 +20,7 @@ from mixtune.components.shared.errors import MixtuneError, RefusedError
 from mixtune.components.shared.model.loading import load_model
 from mixtune.components.shared.model.tokenizer import load_tokenizer
 from mixtune.components.shared.runtime import OUTPUTS, launch
+from mixtune.components.shared.serving.answers import ContextWindow, answer
 
 from .made import LABELS, MAX_LENGTH, METRIC, WORDS, evaluate, write_labelled, write_model, write_text
 

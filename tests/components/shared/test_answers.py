@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mixtune.components.evaluate.answers import LONGEST, ContextWindow, answer
+from mixtune.components.shared.serving.answers import LONGEST, ContextWindow, answer
 
 WORDS = [f"word{i}" for i in range(110)]
 CONTEXT = " ".join(WORDS)
