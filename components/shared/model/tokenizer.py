@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import RefusedError
+from .refusals import NO_ENDS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -34,17 +35,8 @@ def text_ends(tokenizer: PreTrainedTokenizerBase, shown: str = "the tokenizer") 
     eos = _first_known(tokenizer.eos_token_id, tokenizer.sep_token_id, tokenizer.bos_token_id)
     bos = _first_known(tokenizer.bos_token_id, tokenizer.cls_token_id, eos)
     if eos is None or bos is None:
-        raise RefusedError(NO_ENDS.format(shown))
+        raise RefusedError(NO_ENDS.format(base=shown))
     return bos, eos
-
-
-NO_ENDS = (
-    "{} has a tokenizer with neither an EOS nor a BOS token, one of which is needed; set eos_token in its "
-    "tokenizer_config.json"
-)
-TOO_LARGE_ID = (
-    "{}: its tokenizer gives the token {} the id {}, but the model has {} embeddings; they do not belong together"
-)
 
 
 def _first_known(*ids: int | None) -> int | None:
