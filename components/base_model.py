@@ -8,12 +8,32 @@ from typing import Any
 
 from .config import Config
 from .shared.config import EMBEDDED, SCRATCH
-from .shared.model.tokenizer import NO_ENDS, TOO_LARGE_ID
-from .shared.model.weight_files import NO_LM_HEAD, StoredTensor, shown, stored_tensors
+from .shared.model.device import has_gpu
+from .shared.model.refusals import (
+    CAUSAL_ATTENTION,
+    MASKED_WRITES_NOTHING,
+    NO_ENDS,
+    NO_GPU,
+    NO_HEAD,
+    NO_LM_HEAD,
+    OTHER_OBJECTIVE,
+    OTHER_PREFIX,
+    TOO_LARGE_ID,
+)
+from .shared.model.weight_files import StoredTensor, shown, stored_tensors
+from .shared.task_kinds import TASK_KINDS, Head
+from .shared.third_party.transformers_sources import auto_classes, base_prefixes
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
 PLAIN_TOKENIZERS = ("PreTrainedTokenizerFast", "TokenizersBackend")
 """Tokenizer classes that have no special tokens besides those in their files."""
+HEADS: dict[Head, str] = {
+    "sequence": "MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES",
+    "span": "MODEL_FOR_QUESTION_ANSWERING_MAPPING_NAMES",
+}
+"""transformers' names of the classes with a task head, by model type."""
+ON_GPU = ("flash_attention_2", "flex_attention")
+"""Attention implementations that cannot train on a CPU."""
 EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight", "tok_embeddings.weight", "embed_in.weight")
 """Ends of the names of token embeddings."""
 WIDTHS = ("embedding_size", "word_embed_proj_dim", "hidden_size", "n_embd", "d_model", "dim", "emb_dim")
@@ -33,7 +53,7 @@ def model_problems(config: Config) -> list[str]:
     """Returns what is wrong with the base model, one sentence for each problem."""
     base = config.model.base
     if base == SCRATCH:
-        return []
+        return _masked_attention_problems(config, "bert") if config.model.objective == "masked_lm" else []
     if base == EMBEDDED:
         return ["model.base: embedded is a data source, not a model; use scratch, a folder or a hub name"]
     if not looks_local(base):
@@ -53,6 +73,7 @@ def model_problems(config: Config) -> list[str]:
     except ValueError as error:
         return [f"model.base: {config_file} cannot be read as JSON ({error})"]
     return [
+        *_type_problems(config, model_config),
         *_length_problems(config, model_config),
         *_weight_problems(config, model_config),
         *_tokenizer_problems(folder, model_config),
@@ -67,6 +88,82 @@ def looks_local(base: str) -> bool:
 def _is_hub_name(base: str) -> bool:
     parts = base.split("/")
     return len(parts) <= 2 and all(part and all(c.isalnum() or c in "-_." for c in part) for part in parts)
+
+
+def attention_problems(config: Config, where: str, gpu: bool) -> list[str]:
+    """Returns the stages whose attention needs a GPU, if there is none.
+
+    Args:
+        where: `here`, or where the steps run.
+        gpu: whether there is one.
+    """
+    return [
+        NO_GPU.format(option=f"{stage}.attention", attention=attention, where=where)
+        for stage, attention in _attention(config).items()
+        if attention in ON_GPU and not gpu
+    ]
+
+
+def missing_gpu_here(config: Config) -> list[str]:
+    """Returns what a run on this machine lacks, one sentence for each option."""
+    return attention_problems(config, "here", has_gpu())
+
+
+def notes(config: Config) -> list[str]:
+    """Returns what a user should know about the name of the base model, although it is valid."""
+    base = config.model.base
+    owner, slash, _ = base.partition("/")
+    if looks_local(base) or not slash or not Path(owner).is_dir():
+        return []
+    return [
+        f"model.base: {base} is taken as a name on the Hugging Face hub, because there is no such folder, although there is a "
+        f"folder {owner}; correct the name if you mean a folder in it"
+    ]
+
+
+def _attention(config: Config) -> dict[str, str]:
+    stages = {"pretrain": config.pretrain, "finetune": config.finetune, "mixed": config.mixed}
+    return {name: stage.attention for name, stage in stages.items()}
+
+
+def _type_problems(config: Config, model_config: dict[str, Any]) -> list[str]:
+    """Compares the model's type with the objective, the task and the attention."""
+    masked = auto_classes("MODEL_FOR_MASKED_LM_MAPPING_NAMES")
+    causal = auto_classes("MODEL_FOR_CAUSAL_LM_MAPPING_NAMES")
+    kind = model_config.get("model_type")
+    if masked is None or causal is None or not isinstance(kind, str):
+        return []
+    base, task, objective = config.model.base, config.data.finetune.task, config.model.objective
+    is_masked = kind in masked and not model_config.get("is_decoder")
+    lm = (masked if is_masked else causal).get(kind)
+    if lm is None:
+        return [f"model.base: {base} is of type {kind}, for which transformers has no language model; choose another"]
+    problems = []
+    own = "masked_lm" if is_masked else "causal_lm"
+    if objective is not None and objective != own:
+        problems.append(OTHER_OBJECTIVE.format(objective=objective, base=base, type=kind, own=own))
+    head = TASK_KINDS[task].head
+    if head is None and is_masked:
+        problems.append(MASKED_WRITES_NOTHING.format(task=task, type=kind))
+    if head is not None:
+        chosen = (auto_classes(HEADS[head]) or {}).get(kind)
+        prefixes = base_prefixes(kind)
+        common = next((prefix for name, prefix in prefixes.items() if name.endswith("PreTrainedModel")), None)
+        if chosen is None:
+            problems.append(NO_HEAD.format(task=task, type=kind))
+        elif prefixes.get(chosen, common) != prefixes.get(lm, common):
+            problems.append(OTHER_PREFIX.format(task=task, head=chosen, lm=lm))
+    if is_masked:
+        problems += _masked_attention_problems(config, kind)
+    return problems
+
+
+def _masked_attention_problems(config: Config, kind: str) -> list[str]:
+    return [
+        CAUSAL_ATTENTION.format(option=f"{stage}.attention", attention=attention, type=kind)
+        for stage, attention in _attention(config).items()
+        if attention not in ("auto", "sdpa", "eager")
+    ]
 
 
 def _length_problems(config: Config, model_config: dict[str, Any]) -> list[str]:
@@ -90,7 +187,7 @@ def _weight_problems(config: Config, model_config: dict[str, Any]) -> list[str]:
     problems = _shape_problems(tensors, model_config)
     missing = _missing_lm_head(tensors, model_config)
     if missing is not None and not config.pretrain.trains:
-        problems.append(NO_LM_HEAD.format(folder, missing))
+        problems.append(NO_LM_HEAD.format(base=folder, name=missing))
     return problems
 
 
@@ -133,12 +230,12 @@ def _tokenizer_problems(folder: Path, model_config: dict[str, Any]) -> list[str]
     if settings.get("tokenizer_class") in PLAIN_TOKENIZERS:
         named = _json_object(folder / "special_tokens_map.json") | settings
         if not any(named.get(name) for name in ("eos_token", "sep_token", "bos_token")):
-            problems.append(f"model.base: {NO_ENDS.format(folder)}")
+            problems.append(f"model.base: {NO_ENDS.format(base=folder)}")
     size = vocabulary_size(model_config)
     if size is not None and (folder / "tokenizer.json").is_file():
         token, largest = _largest_id(folder / "tokenizer.json")
         if largest >= size:
-            problems.append(f"model.base: {TOO_LARGE_ID.format(folder, token, largest, size)}")
+            problems.append(f"model.base: {TOO_LARGE_ID.format(base=folder, token=token, id=largest, size=size)}")
     return problems
 
 

@@ -7,7 +7,7 @@ import json
 import re
 from pathlib import Path
 
-from .base_model import looks_local, model_problems
+from .base_model import attention_problems, looks_local, missing_gpu_here, model_problems
 from .config import Config, Fingerprints
 from .evaluate.harness_tasks import NOT_INSTALLED, installed, known_tasks
 from .shared.config import SCRATCH
@@ -15,9 +15,15 @@ from .shared.data.sources import check_source, fingerprint
 from .shared.errors import RefusedError
 
 
-def find_problems(config: Config) -> list[str]:
-    """Returns the problems of a valid configuration with its files, models and sources, one sentence for each."""
+def find_problems(config: Config, gpus: int | None = None) -> list[str]:
+    """Returns the problems of a valid configuration with its files, models and sources, one sentence for each.
+
+    Args:
+        gpus: GPUs of a training task on a cluster; None in a local run.
+    """
     problems = model_problems(config)
+    if gpus is not None:
+        problems += attention_problems(config, "where placement.gpus is 0", gpus > 0)
     problems += check_source(config.data.pretrain)
     problems += check_source(config.data.finetune)
     problems += _champion_problems(config.evaluate.champion)
@@ -26,8 +32,9 @@ def find_problems(config: Config) -> list[str]:
 
 
 def missing_here(config: Config) -> list[str]:
-    """Returns required packages that are missing on this machine. On a cluster this does not matter: steps run in images."""
-    return [NOT_INSTALLED] if config.evaluate.lm_eval.tasks and not installed() else []
+    """Returns what a run on this machine lacks: packages, a GPU. On a cluster this does not matter: steps run in images."""
+    packages = [NOT_INSTALLED] if config.evaluate.lm_eval.tasks and not installed() else []
+    return packages + missing_gpu_here(config)
 
 
 def fingerprints(config: Config) -> Fingerprints:

@@ -16,7 +16,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from mixtune.components.compare.component import compare
 from mixtune.components.prepare.component import prepare
-from mixtune.components.shared.third_party import accelerate, sacrebleu, transformers
+from mixtune.components.shared.third_party import accelerate, sacrebleu, transformers, transformers_sources
 from mixtune.components.shared.third_party import lm_eval as harness
 from mixtune.components.shared.third_party import torch as torch_names
 from mixtune.pipelines.third_party import kfp as kfp_names
@@ -243,3 +243,25 @@ def test_the_module_imports_nothing_heavy(module: str) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["MASKED_LM", "CAUSAL_LM", "SEQUENCE_CLASSIFICATION", "QUESTION_ANSWERING"],
+)
+def test_classes_are_read_from_the_source_of_transformers(name: str) -> None:
+    theirs = getattr(import_module("transformers.models.auto.modeling_auto"), f"MODEL_FOR_{name}_MAPPING_NAMES")
+    wanted = {kind: one if isinstance(one, str) else one[0] for kind, one in theirs.items()}
+    found = transformers_sources.auto_classes(f"MODEL_FOR_{name}_MAPPING_NAMES")
+    assert found == wanted, changed("transformers", "the mappings in models/auto/modeling_auto.py")
+    assert transformers_sources.auto_classes("NO_SUCH_MAPPING") is None
+
+
+def test_prefixes_are_read_from_the_source_of_transformers() -> None:
+    names = import_module("transformers")
+    for kind in ("llama", "gpt2", "qwen2", "bert", "xlm-roberta", "modernbert"):
+        found = transformers_sources.base_prefixes(kind)
+        assert found, changed("transformers", f"models/{kind}")
+        for name, prefix in found.items():
+            assert getattr(names, name).base_model_prefix == prefix, changed("transformers", name)
+    assert transformers_sources.base_prefixes("no-such-type") == {}

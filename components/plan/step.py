@@ -40,7 +40,8 @@ def run(
         RefusedError: if the configuration, the base model's folder or the sources have problems; names all of them.
     """
     whole = load(assemble(config.configuration, os.environ.get(COMPILED, "{}")))
-    problems = find_problems(whole)
+    on_cluster = COMPILED in os.environ
+    problems = find_problems(whole, int(gpu["gpus"]) if gpu and on_cluster else None)
     if context.run_id and context.tracker.run_id is None:
         problems.append(
             "MLFLOW_TRACKING_URI: is not set, so nothing would go on record or be registered; on a cluster it comes from the "

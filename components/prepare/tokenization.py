@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from ..shared.config import Objective
 from ..shared.errors import RefusedError, first_line
-from ..shared.model.tokenizer import TOO_LARGE_ID, text_ends
+from ..shared.model.refusals import TOO_LARGE_ID
+from ..shared.model.tokenizer import text_ends
 from ..shared.running.context import Context
 from ..shared.serving.encoding import AddedTokens, prompt_parts, text_ids
 from .config import Tokenizer
@@ -101,7 +102,7 @@ def load_tokenizer(config: Tokenizer) -> PreTrainedTokenizerBase:
     size = getattr(model.get_text_config(), "vocab_size", None)
     token, largest = max(tokenizer.get_vocab().items(), key=lambda entry: entry[1])
     if size is not None and largest >= size:
-        raise RefusedError(TOO_LARGE_ID.format(shown, token, largest, size))
+        raise RefusedError(TOO_LARGE_ID.format(base=shown, token=token, id=largest, size=size))
     text_ends(tokenizer, shown)
     return tokenizer
 

@@ -13,8 +13,8 @@ from ..shared.model.device import pick_device
 from ..shared.model.loading import from_scratch, load_model, refuse_not_finite
 from ..shared.model.masking import Masking
 from ..shared.model.mixed_model import MixedModel
+from ..shared.model.refusals import NO_LM_HEAD, OTHER_OBJECTIVE
 from ..shared.model.tokenizer import load_tokenizer
-from ..shared.model.weight_files import NO_LM_HEAD
 from ..shared.running.context import Context
 from ..shared.training.loop import Result, train
 from ..shared.training.mix_weight import Constant
@@ -88,10 +88,8 @@ def _base_model(config: PretrainStep, tokenizer_folder: str) -> MixedModel:
     model = load_model(base, pick_device(), revision=config.model.revision, attention=attention)
     refuse_not_finite(model, base)
     if objective is not None and objective != model.objective:
-        raise RefusedError(
-            f"model.objective: is {objective}, but {base} is of type {model.config.model_type}, which is for "
-            f"{model.objective}; leave it out or choose another base model"
-        )
+        of_type = {"base": base, "type": model.config.model_type, "own": model.objective}
+        raise RefusedError(OTHER_OBJECTIVE.format(objective=objective, **of_type))
     positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if positions is not None and positions - model.position_offset < config.model.max_length:
         raise RefusedError(
@@ -105,7 +103,7 @@ def _base_model(config: PretrainStep, tokenizer_folder: str) -> MixedModel:
 def _refuse_new_weights(model: MixedModel, base: str) -> None:
     """Refuses a model without a trained LM head: its forgetting cannot be measured."""
     if model.new_weights:
-        raise RefusedError(NO_LM_HEAD.format(base, model.new_weights[0]))
+        raise RefusedError(NO_LM_HEAD.format(base=base, name=model.new_weights[0]))
 
 
 def _absolute(base: str) -> str:

@@ -20,6 +20,7 @@ def check_and_show(config_file: Path | None, overrides: Sequence[str]) -> None:
     Raises:
         RefusedError: if there are problems; names all of them.
     """
+    from mixtune.components.base_model import notes
     from mixtune.components.checks import find_problems, missing_here
     from mixtune.components.mixed.config import candidates
 
@@ -29,6 +30,8 @@ def check_and_show(config_file: Path | None, overrides: Sequence[str]) -> None:
         raise RefusedError(*problems)
     names = ", ".join(candidate.id for candidate in candidates(parsed.mixed))
     print(f"{parsed.name}: the configuration is valid; base model {parsed.model.base}, candidates {names}")
+    for sentence in notes(parsed):
+        print(f"note: {sentence}")
     for sentence in missing_here(parsed):  # irrelevant if the steps run in images
         print(f"a run on this machine would be refused: {sentence}")
 
@@ -50,6 +53,7 @@ def run_and_show(
     from rich.console import Console
     from rich.text import Text
 
+    from mixtune.components.base_model import notes
     from mixtune.components.checks import find_problems, missing_here
 
     from ..display import Display, candidates_table
@@ -67,6 +71,8 @@ def run_and_show(
         problems += missing_here(config)
     if problems:
         raise RefusedError(*problems)
+    for sentence in notes(config):
+        print(f"mixtune: {sentence}", file=sys.stderr)
     folder = output or Path("runs") / config.name
     console = Console(soft_wrap=True)
     console.print(Text(f"{config.name}: running in {folder}"))

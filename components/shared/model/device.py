@@ -48,6 +48,22 @@ def pick_device() -> torch.device:
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if available else torch.device("cpu")
 
 
+def has_gpu() -> bool:
+    """Tells whether this machine has a GPU that the installed torch can use, as far as this can be determined without torch."""
+    if os.environ.get("CUDA_VISIBLE_DEVICES") == "" or _torch_version().endswith("+cpu"):
+        return False
+    return any(Path(device).exists() for device in ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd"))
+
+
+def _torch_version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("torch")
+    except PackageNotFoundError:
+        return "+cpu"
+
+
 def require_compiler(option: str) -> None:
     """Checks that torch can compile the code that the option needs.
 

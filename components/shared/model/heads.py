@@ -27,6 +27,7 @@ from ..errors import RefusedError
 from ..task_kinds import TASK_KINDS, Head, Target
 from ..third_party.transformers import initialize
 from .packing import Batch
+from .refusals import NO_HEAD, OTHER_PREFIX
 
 
 class HiddenStates:
@@ -89,10 +90,7 @@ def task_class(config: PretrainedConfig, kind: Task) -> Any:
     try:
         return _CLASSES[head][type(config)]
     except KeyError:
-        raise RefusedError(
-            f"data.finetune.task: is {kind}, for which transformers has no head on models of type {config.model_type}; "
-            "choose another base model or task"
-        ) from None
+        raise RefusedError(NO_HEAD.format(task=kind, type=config.model_type)) from None
 
 
 def make_head(lm: PreTrainedModel, kind: Task, labels: list[str] | None, seed: int) -> PreTrainedModel:
@@ -109,10 +107,7 @@ def make_head(lm: PreTrainedModel, kind: Task, labels: list[str] | None, seed: i
     """
     chosen = task_class(lm.config, kind)
     if chosen.base_model_prefix != lm.base_model_prefix:
-        raise RefusedError(
-            f"data.finetune.task: is {kind}, but transformers names the weights of {chosen.__name__} otherwise than those of "
-            f"{type(lm).__name__}, so that one folder cannot be loaded as both; choose an encoder such as BERT"
-        )
+        raise RefusedError(OTHER_PREFIX.format(task=kind, head=chosen.__name__, lm=type(lm).__name__))
     config = copy.deepcopy(lm.config)
     describe_head(config, kind, labels)
     if config.get_text_config().pad_token_id is None:

@@ -32,6 +32,7 @@ from .heads import HiddenStates, describe_head, make_head, on_hidden, task_logit
 from .lm_loss import can_be_chunked, chunked_losses, plain_head
 from .packing import Batch
 from .probing import position_offset
+from .refusals import CAUSAL_ATTENTION, MASKED_WRITES_NOTHING
 from .tokenizer import text_ends
 
 transformers_logging.set_verbosity_error()
@@ -95,10 +96,7 @@ class MixedModel(nn.Module):
         """
         if TASK_KINDS[kind].head is None:
             if self.objective == "masked_lm":
-                raise RefusedError(
-                    f"data.finetune.task: is {kind}, for which a masked language model ({self.config.model_type}) is of no "
-                    "use; choose a causal one, or another task"
-                )
+                raise RefusedError(MASKED_WRITES_NOTHING.format(task=kind, type=self.config.model_type))
             self.task, self.kind, self.labels = None, None, None
             return
         if self.kind == kind and self.labels == labels:
@@ -116,8 +114,7 @@ class MixedModel(nn.Module):
             return
         if self.objective == "masked_lm" and attention not in ("sdpa", "eager"):
             raise RefusedError(
-                f"attention: is {attention}, which keeps packed documents apart in causal models only; use sdpa or eager for "
-                f"{self.config.model_type}"
+                CAUSAL_ATTENTION.format(option="attention", attention=attention, type=self.config.model_type)
             )
         if attention == "flex_attention":
             if pick_device().type == "cpu":

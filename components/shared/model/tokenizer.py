@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import RefusedError
 from ..serving.encoding import first_and_last
+from .refusals import NO_ENDS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -34,17 +35,8 @@ def text_ends(tokenizer: PreTrainedTokenizerBase, shown: str = "the tokenizer") 
     """
     bos, eos = first_and_last(tokenizer)
     if eos is None or bos is None:
-        raise RefusedError(NO_ENDS.format(shown))
+        raise RefusedError(NO_ENDS.format(base=shown))
     return bos, eos
-
-
-NO_ENDS = (
-    "{} has a tokenizer with neither an EOS nor a BOS token, one of which is needed; set eos_token in its "
-    "tokenizer_config.json"
-)
-TOO_LARGE_ID = (
-    "{}: its tokenizer gives the token {} the id {}, but the model has {} embeddings; they do not belong together"
-)
 
 
 def load_tokenizer(folder: str | Path, revision: str | None = None) -> PreTrainedTokenizerBase:

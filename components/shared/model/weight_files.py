@@ -15,10 +15,6 @@ from typing import Any
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 LARGEST_HEADER = 100_000_000
 """Bytes; the limit of the safetensors library."""
-NO_LM_HEAD = (
-    "pretrain.steps: is 0, but {} has no trained language-model head ({} is missing), so that forgetting could not be "
-    "measured; train it for some steps"
-)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,117 @@
+"""What a base model's type rules out is told by `check`, in the words in which a step would refuse it later."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mixtune.components.base_model import notes
+from mixtune.components.checks import find_problems, missing_here
+from mixtune.components.config import Config, load, parameters
+from mixtune.components.plan.config import PlanStep
+from mixtune.components.plan.step import run as run_plan
+from mixtune.components.shared.config import Task
+from mixtune.components.shared.errors import RefusedError
+from mixtune.components.shared.model import device
+from mixtune.components.shared.running.context import COMPILED, Context
+
+from .shared.test_loss import TASKS
+from .shared.tiny import ARCHITECTURES, ENCODERS, tiny_model, tiny_tokenizer
+
+
+def config(base: str | Path, task: Task = "classification", **options: Any) -> Config:
+    sources: dict[str, Any] = {"pretrain": {"source": "embedded"}, "finetune": {"source": "embedded", "task": task}}
+    model = {"base": str(base), "max_length": 32, **options.pop("model", {})}
+    return load({"model": model, "data": sources, "pretrain": {"steps": 1}, **options})
+
+
+def save(folder: Path, architecture: str) -> Path:
+    tiny_model(architecture).save(folder, tiny_tokenizer())
+    return folder
+
+
+@pytest.mark.parametrize("architecture", [*ARCHITECTURES, *ENCODERS])
+def test_check_and_the_model_agree_on_each_task(tmp_path: Path, architecture: str) -> None:
+    folder = save(tmp_path / "model", architecture)
+    for task in TASKS:
+        problems = [one for one in find_problems(config(folder, task)) if not one.startswith("data.finetune.source")]
+        try:
+            tiny_model(architecture).add_head(task, ["a", "b"], 0)
+            wanted = []
+        except RefusedError as error:
+            wanted = error.problems
+        assert problems == wanted, (task, problems)
+
+
+def test_an_objective_that_is_not_the_models_is_refused(tmp_path: Path) -> None:
+    for architecture, other in (("bert", "causal_lm"), ("llama", "masked_lm")):
+        folder = save(tmp_path / architecture, architecture)
+        (problem,) = find_problems(config(folder, model={"objective": other}))
+        assert problem.startswith(f"model.objective: is {other}, but {folder} is of type {architecture}, which is for")
+
+
+def test_a_type_without_a_language_model_is_refused(tmp_path: Path) -> None:
+    folder = save(tmp_path / "model", "llama")
+    file = folder / "config.json"
+    file.write_text(file.read_text().replace('"model_type": "llama"', '"model_type": "vit"'))
+    assert "is of type vit, for which transformers has no language model" in find_problems(config(folder))[0]
+
+
+@pytest.mark.parametrize("attention", ["flash_attention_2", "flex_attention"])
+def test_attention_that_cannot_work_is_refused(tmp_path: Path, attention: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = save(tmp_path / "bert", "bert")
+    (problem,) = find_problems(config(folder, mixed={"attention": attention}))
+    assert problem.startswith(
+        f"mixed.attention: is {attention}, which keeps packed documents apart in causal models only"
+    )
+    scratch = config("scratch", mixed={"attention": attention})
+    assert find_problems(scratch) == []
+    monkeypatch.setattr(device, "has_gpu", lambda: False)
+    monkeypatch.setattr("mixtune.components.base_model.has_gpu", lambda: False)
+    assert missing_here(scratch) == [
+        f"mixed.attention: is {attention}, which needs a GPU, and there is none here; use sdpa"
+    ]
+    monkeypatch.setattr("mixtune.components.base_model.has_gpu", lambda: True)
+    assert missing_here(scratch) == []
+
+
+def test_a_cpu_build_of_torch_has_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device, "_torch_version", lambda: "2.13.0+cpu")
+    assert not device.has_gpu()
+
+
+@pytest.mark.parametrize(("gpus", "refused"), [("0", True), ("1", False)])
+def test_plan_knows_the_gpus_of_a_cluster(
+    tmp_path: Path, gpus: str, refused: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(COMPILED, "{}")
+    chosen = config("scratch", mixed={"attention": "flash_attention_2"})
+    placed = {"gpus": gpus, "gpu_node_selector": {}, "gpu_tolerations": [], "gpu_affinity": {}, "cpu_affinity": {}}
+    names = ("gpus", "node_selector", "tolerations", "affinity")
+    files = {f"pretrain_{name}": str(tmp_path / name) for name in names}
+
+    def plan() -> None:
+        step = PlanStep(configuration=parameters(chosen))
+        run_plan(step, context=Context.for_tests(), outputs=files, gpu=placed)
+
+    if refused:
+        with pytest.raises(
+            RefusedError, match=r"mixed\.attention: is flash_attention_2, .* none where placement\.gpus is 0"
+        ):
+            plan()
+    else:
+        plan()
+
+
+def test_a_hub_name_that_looks_like_a_path_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "m").mkdir()
+    (note,) = notes(config("m/gtp2"))
+    assert note.startswith(
+        "model.base: m/gtp2 is taken as a name on the Hugging Face hub, because there is no such folder"
+    )
+    assert notes(config("n/gpt2")) == notes(config("scratch")) == notes(config("gpt2")) == []
+    (tmp_path / "m" / "gtp2").mkdir()
+    assert notes(config("m/gtp2")) == []
