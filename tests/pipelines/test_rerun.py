@@ -1,4 +1,4 @@
-"""Running an earlier run again: on a cluster that is a small server, and on this machine for real."""
+"""Running an earlier run again, on a cluster that is a small server; `test_run.py` does it on this machine for real."""
 
 from __future__ import annotations
 
@@ -24,7 +24,6 @@ from mixtune.pipelines.local.folder import Run
 from mixtune.pipelines.local.rerun import forget, forget_from, run_only
 
 from .kfp_server import KfpServer
-from .project import Project
 
 QUICK = Patience(seconds=3.0, first=0.01, longest=0.05, answer=5)
 STEPS = ("prepare", "pretrain", "finetune", "mixed", "evaluate")
@@ -316,25 +315,3 @@ def test_a_folder_without_a_run(tmp_path: Path) -> None:
     Outcome(title="mixed-0.3", kind="done").save(tmp_path / ".mixtune" / "outcomes" / "one")
     with pytest.raises(RefusedError, match="use --from"):
         run_only(tmp_path, "mixed", [])
-
-
-def test_a_local_run_again(tmp_path: Path) -> None:
-    project = Project(tmp_path)
-    status, _, told = project.run()
-    assert status == 0, told
-    done = project.mixtune("rerun", "runs/tiny", "--from", "mixed")
-    assert done.returncode == 0, done.stderr
-    assert project.ran() == {"plan", "mixed-0.3", "evaluate mixed-0.3", "compare", "register", "finish"}
-    # With nothing asked for, all is in the cache again.
-    status, ran, told = project.run()
-    assert (status, ran & {"mixed-0.3", "evaluate mixed-0.3"}) == (0, set()), told
-
-    done = project.mixtune("rerun", "runs/tiny", "--only", "mixed", "--set", "mixed.learning_rate=0.001")
-    assert done.returncode == 0, done.stderr
-    (made,) = (project.output / "only").glob("mixed-0.3-*")
-    assert (made / "model" / "model.safetensors").is_file()
-    assert json.loads((made / "model" / "mixtune.json").read_text())["params"]["learning_rate"] == 0.001
-    done = project.mixtune("rerun", "runs/tiny", "--only", "evaluate interpolated")
-    assert done.returncode == 0, done.stderr
-    (made,) = (project.output / "only").glob("evaluate-interpolated-*")
-    assert (made / "evaluation" / "evaluation.json").is_file()
