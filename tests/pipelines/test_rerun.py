@@ -22,6 +22,7 @@ from mixtune.pipelines.cluster.api import Api, Connection, Patience
 from mixtune.pipelines.configuration import read_config
 from mixtune.pipelines.local.folder import Run
 from mixtune.pipelines.local.rerun import forget, forget_from, run_only
+from tests.stores import new_store
 
 from .kfp_server import KfpServer
 
@@ -156,7 +157,7 @@ def on_record(recorded: tuple[str, str], monkeypatch: pytest.MonkeyPatch) -> str
 @pytest.fixture(scope="module")
 def recorded(tmp_path_factory: pytest.TempPathFactory, earlier: str) -> tuple[str, str]:
     """A store with the record of the earlier run, of which one evaluation came from the cache."""
-    uri = f"sqlite:///{tmp_path_factory.mktemp('mlflow') / 'mlflow.db'}"
+    uri = new_store(tmp_path_factory.mktemp("mlflow") / "mlflow.db")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLFLOW_TRACKING_URI", uri)
         return uri, write_record(earlier)
@@ -226,7 +227,7 @@ def container_of(server: KfpServer, run_id: str, step: str) -> tuple[dict[str, A
 def test_one_step_alone_is_placed_as_the_run_was(
     server: KfpServer, api: Api, placed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", new_store(tmp_path / "mlflow.db"))
     write_record(placed)
     (made,) = rerun.rerun_only(api, placed, "mixed", [])
     container, platform, values = container_of(server, made.id, "mixed")

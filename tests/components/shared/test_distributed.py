@@ -24,6 +24,7 @@ from mixtune.components.shared.running import processes as distributed
 from mixtune.components.shared.running.processes import num_processes
 from mixtune.components.shared.runtime import launch
 from tests.components.stages import SCRATCH, Stages
+from tests.stores import new_store
 
 from . import compared, pair
 from .compared import assert_same_movement
@@ -175,7 +176,7 @@ def test_under_torchrun_a_step_is_run_once_by_all_processes(tmp_path: Path) -> N
     steps = Steps(tmp_path, "classification")
     steps.run("mixed", "start", mixed_at(0.3), learning_rate=1e-30)
     steps.run("mixed", "alone", mixed_at(0.3))
-    database = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    database = new_store(tmp_path / "mlflow.db")
     done = torchrun(
         steps, "mixed", "together", mixed_at(0.3), ("-m", BY_DESCENT), MLFLOW_TRACKING_URI=database, MIXTUNE_PROCESSES="2",
         MIXTUNE_RUN_ID="run-1", MIXTUNE_OUTCOME_DIR=str(tmp_path / "outcomes"),
@@ -211,7 +212,7 @@ def assert_each_metric_once(database: str, outcome: Outcome, model: Path) -> Non
 
 def test_mlflow_gets_each_metric_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     steps = Steps(tmp_path, "classification")
-    database = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    database = new_store(tmp_path / "mlflow.db")
     for name, value in {
         PROCESSES: "2", "MLFLOW_TRACKING_URI": database, "MIXTUNE_RUN_ID": "run-1",
         "MIXTUNE_OUTCOME_DIR": str(tmp_path / "outcomes"), "MIXTUNE_PROGRESS_FILE": str(tmp_path / "progress.jsonl"),
