@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import http.server
 import json
 import os
@@ -18,6 +19,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import ClassVar
 
+import psutil
+
+from .stores import new_store
+
 
 def free_port() -> int:
     """A port of this machine that nobody listens at."""
@@ -26,8 +31,48 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+FORKS = """
+import json, os, signal, sys, threading
+import uvicorn
+import mlflow.store.model_registry.sqlalchemy_store
+import mlflow.store.tracking.sqlalchemy_store
+from mlflow.server import constants
+from mlflow.server.fastapi_app import app
+
+signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+assert threading.active_count() == 1, threading.enumerate()
+for line in sys.stdin:
+    order = json.loads(line)
+    process = os.fork()
+    if process == 0:
+        os.setsid()
+        log = os.open(order["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        for stream in (1, 2):
+            os.dup2(log, stream)
+        # What `mlflow server` passes on to its workers.
+        os.environ[constants.BACKEND_STORE_URI_ENV_VAR] = os.environ[constants.REGISTRY_STORE_URI_ENV_VAR] = order["store"]
+        os.environ[constants.ARTIFACT_ROOT_ENV_VAR] = "mlflow-artifacts:/"
+        os.environ[constants.SERVE_ARTIFACTS_ENV_VAR] = "true"
+        os.environ[constants.ARTIFACTS_DESTINATION_ENV_VAR] = order["artifacts"]
+        uvicorn.run(app, host="127.0.0.1", port=order["port"])
+        os._exit(0)
+    print(process, flush=True)
+"""
+"""A process that has imported MLflow's server, which takes seconds, and forks for each server."""
+
+
+@functools.cache
+def forks() -> subprocess.Popen[str]:
+    """Starts the process that servers are forked from. It ends with this one."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW_", "MIXTUNE_"))}
+    environment |= {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    return subprocess.Popen(
+        [sys.executable, "-c", FORKS], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+    )
+
+
 class MlflowServer:
-    """One worker on a SQLite store, which serves the artifacts too.
+    """MLflow's own server with one worker on a SQLite store, which serves the artifacts too.
 
     Args:
         folder: where the store and the log are.
@@ -37,33 +82,29 @@ class MlflowServer:
         self.folder = folder
         self.port = free_port()
         self.uri = f"http://127.0.0.1:{self.port}"
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: int | None = None
 
     def start(self) -> None:
         """Starts it and waits until it answers."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        command = [
-            sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port), "--workers", "1",
-            "--backend-store-uri", f"sqlite:///{self.folder / 'server.db'}",
-            "--artifacts-destination", str(self.folder / "artifacts"),
-        ]  # fmt: skip
-        environment = {
-            name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW_", "MIXTUNE_"))
-        }
-        environment |= {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-        with (self.folder / "server.log").open("ab") as log:
-            self._process = subprocess.Popen(
-                command, stdout=log, stderr=subprocess.STDOUT, env=environment, start_new_session=True
-            )
+        store = new_store(self.folder / "server.db")
+        log = self.folder / "server.log"
+        order = {"log": str(log), "port": self.port, "store": store, "artifacts": str(self.folder / "artifacts")}
+        maker = forks()
+        assert maker.stdin
+        assert maker.stdout
+        maker.stdin.write(json.dumps(order) + "\n")
+        maker.stdin.flush()
+        self._process = int(maker.stdout.readline())
         deadline = time.monotonic() + 90
         while time.monotonic() < deadline:
-            assert self._process.poll() is None, (self.folder / "server.log").read_text()
+            assert psutil.pid_exists(self._process), log.read_text()
             try:
                 with urllib.request.urlopen(f"{self.uri}/health", timeout=2):
                     return
             except (urllib.error.URLError, OSError):
-                time.sleep(0.2)
-        raise AssertionError("the MLflow server did not start: " + (self.folder / "server.log").read_text())
+                time.sleep(0.05)
+        raise AssertionError("the MLflow server did not start: " + log.read_text())
 
     @property
     def runs(self) -> bool:
@@ -73,13 +114,14 @@ class MlflowServer:
     def signal(self, number: int) -> None:
         """A signal to it and all its processes, such as SIGSTOP, after which it takes requests and answers none."""
         assert self._process is not None
-        os.killpg(self._process.pid, number)
+        os.killpg(self._process, number)
 
     def kill(self) -> None:
         """SIGKILL to it and all its processes."""
         if self._process is not None:
-            os.killpg(self._process.pid, signal.SIGKILL)
-            self._process.wait()
+            os.killpg(self._process, signal.SIGKILL)
+            while psutil.pid_exists(self._process):
+                time.sleep(0.01)
             self._process = None
 
 

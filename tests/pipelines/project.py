@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import yaml
 
@@ -18,6 +19,19 @@ from tests.conftest import sentences
 
 ALWAYS = {"plan", "compare", "finish"}
 """Steps that run each time, whatever the cache holds."""
+LONGER = {"steps": 120, "batch_size": 8, "learning_rate": 0.003, "precision": "float32", "checkpoint_steps": 5}
+"""A mixed training that lasts long enough to be killed in the middle."""
+
+# Without what is told by a clock or belongs to a run.
+OF_THE_MOMENT = {
+    "seconds",
+    "evaluate_seconds",
+    "mlflow_run",
+    "mlflow_runs",
+    "evaluate_run",
+    "parent_run",
+    "tokens_per_second",
+}
 
 
 class Project:
@@ -27,9 +41,9 @@ class Project:
         self.folder = folder
         self.output = folder / "runs" / "tiny"
         self.environment: dict[str, str] = {}
-        texts = sentences(240)
-        self.write("text.jsonl", [{"text": f"{one} . {two}"} for one, two in pairwise(texts)])
-        self.write_labels(200)
+        if not (folder / "text.jsonl").exists():
+            self.write("text.jsonl", [{"text": f"{one} . {two}"} for one, two in pairwise(sentences(240))])
+            self.write_labels(200)
         self.config: dict[str, Any] = {
             "name": "tiny",
             "model": {
@@ -54,6 +68,17 @@ class Project:
                 "beat_trivial": False,  # the models are too small to learn anything
             },
         }
+
+    def copied_to(self, folder: Path) -> Self:
+        """The same project in another folder, to go on with.
+
+        Artifacts stay where they are, since the cache and MLflow name their places; new ones of MLflow go there too.
+        """
+        apart = shutil.ignore_patterns("artifacts", "lock")
+        shutil.copytree(self.folder, folder, symlinks=True, dirs_exist_ok=True, ignore=apart)
+        copy = type(self)(folder)
+        copy.config = json.loads(json.dumps(self.config))
+        return copy
 
     def write(self, name: str, rows: list[dict[str, Any]]) -> None:
         lines = [json.dumps(row, ensure_ascii=False) for row in rows]
@@ -93,3 +118,12 @@ class Project:
         experiment = client.get_experiment_by_name("mixtune").experiment_id
         order = ["attributes.start_time DESC"]
         return list(client.search_runs([experiment], "tags.`mixtune.step` = 'pipeline'", order_by=order))
+
+
+def plain(value: Any) -> Any:
+    """Without what differs from run to run."""
+    if isinstance(value, dict):
+        return {name: plain(inner) for name, inner in value.items() if name not in OF_THE_MOMENT}
+    if isinstance(value, list):
+        return [plain(inner) for inner in value]
+    return value

@@ -15,6 +15,7 @@ from mixtune.pipelines.cli import app
 from mixtune.pipelines.cluster.estimate import estimate
 from mixtune.pipelines.configuration import read_config
 from tests.components.shared.tiny import tiny_model, tiny_tokenizer
+from tests.stores import new_store
 
 from .kfp_server import KfpServer
 from .kubernetes_server import KubernetesServer, local_queue, node
@@ -33,7 +34,7 @@ def kfp() -> Iterator[KfpServer]:
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> str:
     """An MLflow store; to make one takes seconds."""
-    uri = f"sqlite:///{tmp_path_factory.mktemp('mlflow') / 'mlflow.db'}"
+    uri = new_store(tmp_path_factory.mktemp("mlflow") / "mlflow.db")
     connect(uri)
     return uri
 

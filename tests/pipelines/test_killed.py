@@ -1,4 +1,4 @@
-"""Runs and single steps that are killed half-way, on real files: run again they give what an undisturbed one gives."""
+"""Runs and single steps that are killed half-way, on real files: run again they give what an finished one gives."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import signal
 import subprocess
 import sys
 import time
+from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
@@ -22,33 +22,13 @@ from mixtune.components.config import load, parts
 from mixtune.components.shared.outcome import Outcome, load_outcomes
 from mixtune.components.shared.tracking.connection import connect
 
-from .project import ALWAYS, Project
-
-LONGER = {"steps": 120, "batch_size": 8, "learning_rate": 0.003, "precision": "float32", "checkpoint_steps": 5}
-# Without what is told by a clock or belongs to a run.
-OF_THE_MOMENT = {
-    "seconds",
-    "evaluate_seconds",
-    "mlflow_run",
-    "mlflow_runs",
-    "evaluate_run",
-    "parent_run",
-    "tokens_per_second",
-}
+from . import forked
+from .project import ALWAYS, Project, plain
 
 
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Project:
-    project = Project(tmp_path_factory.mktemp("undisturbed"))
-    project.config["mixed"] = project.config["mixed"] | LONGER
-    status, _, printed = project.run()
-    assert status == 0, printed
-    return project
-
-
-def test_a_run_that_is_killed_in_training_ends_with_the_same_report(undisturbed: Project, tmp_path: Path) -> None:
+def test_a_run_that_is_killed_in_training_ends_with_the_same_report(finished: Project, tmp_path: Path) -> None:
     project = Project(tmp_path)
-    project.config = undisturbed.config
+    project.config = finished.config
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(project.config), encoding="utf-8")
     process = subprocess.Popen(
         [sys.executable, "-m", "mixtune.pipelines.cli", "run", "config.yaml"],
@@ -65,33 +45,24 @@ def test_a_run_that_is_killed_in_training_ends_with_the_same_report(undisturbed:
         killed.kill()
     assert not psutil.wait_procs(everyone, timeout=20)[1]
     process.wait()
-    finished = project.ran() - {"mixed-0.3"}
-    assert finished > {"prepare pretrain", "prepare finetune", "pretrain"}
+    before = project.ran() - {"mixed-0.3"}
+    assert before > {"prepare pretrain", "prepare finetune", "pretrain"}
 
     status, ran, printed = project.run()
     assert status == 0, printed
     # KFP's local runner takes tasks in an arbitrary order, so that `finetune` may come after the mixed candidates.
-    assert not ran & (finished - ALWAYS), "finished steps are not repeated"
+    assert not ran & (before - ALWAYS), "finished steps are not repeated"
     (log,) = [path for path in (project.output / "logs").glob("*/mixed-0.3.log") if "goes on from" in path.read_text()]
     assert "mixed-0.3: goes on from the checkpoint of step" in log.read_text()
-    assert plain(project.report()) == plain(undisturbed.report())
+    assert plain(project.report()) == plain(finished.report())
     assert not checkpoints.exists(), "a run that succeeded needs none"
 
     client = project.client()
     (experiment,) = [one for one in client.search_experiments() if one.name == "mixtune"]
     runs = client.search_runs([experiment.experiment_id], "attributes.run_name = 'mixed-0.3'")
-    (finished,) = [run for run in runs if run.info.status == "FINISHED"]
-    steps = [point.step for point in client.get_metric_history(finished.info.run_id, "loss")]
+    (whole,) = [run for run in runs if run.info.status == "FINISHED"]
+    steps = [point.step for point in client.get_metric_history(whole.info.run_id, "loss")]
     assert steps == list(range(10, 121, 10)), "no gap and no duplicate"
-
-
-def plain(value: Any) -> Any:
-    """Without what differs from run to run."""
-    if isinstance(value, dict):
-        return {name: plain(inner) for name, inner in value.items() if name not in OF_THE_MOMENT}
-    if isinstance(value, list):
-        return [plain(inner) for inner in value]
-    return value
 
 
 def outcome_of(project: Project, title: str) -> Outcome:
@@ -110,19 +81,17 @@ STEPS = {
 
 def start(
     project: Project, title: str, folder: Path, environment: dict[str, str]
-) -> tuple[subprocess.Popen[bytes], list[Path]]:
-    """One step on the inputs that it had in the run, with outputs of its own."""
+) -> tuple[BaseProcess, list[Path], Path]:
+    """One step on the inputs that it had in the run, with outputs of its own; its output is in the file."""
     config = load(project.config)
     name, outputs = STEPS[title]
     with contextlib.chdir(project.folder):  # the sources are relative
         part = getattr(parts(config, fingerprints(config)), name)
     given = outcome_of(project, title).artifacts | {output: str(folder / output) for output in outputs}
-    command = [sys.executable, "-m", "mixtune.pipelines.cli", "step", title.split()[0], "--config", part.to_json()]
+    command = ["step", title.split()[0], "--config", part.to_json()]
     command += [word for name, path in given.items() for word in ("--artifact", f"{name}={path}")]
-    process = subprocess.Popen(
-        command, cwd=project.folder, env=os.environ | environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-    )
-    return process, [folder / output for output in outputs]
+    log = folder.with_suffix(".log")
+    return forked.start(command, project.folder, environment, log), [folder / output for output in outputs], log
 
 
 def digests(folder: Path, root: Path) -> dict[str, str]:
@@ -150,48 +119,49 @@ def digests(folder: Path, root: Path) -> dict[str, str]:
     ],
 )
 def test_a_step_that_is_killed_half_way_leaves_no_output_and_gives_the_same_when_run_again(
-    undisturbed: Project, tmp_path: Path, title: str, number: signal.Signals
+    finished: Project, tmp_path: Path, title: str, number: signal.Signals
 ) -> None:
     environment = {"MIXTUNE_CHECKPOINT_DIR": "", "MLFLOW_TRACKING_URI": "", "MIXTUNE_OUTCOME_DIR": str(tmp_path / "o")}
     again = tmp_path / "again"
-    made = outcome_of(undisturbed, title).artifacts
+    made = outcome_of(finished, title).artifacts
     expected = {output: digests(Path(made[output]), Path(made[output])) for output in STEPS[title][1]}
 
-    process, outputs = start(undisturbed, title, again, environment)
+    process, outputs, log = start(finished, title, again, environment)
     deadline = time.monotonic() + 300
     while not any(path.is_file() for path in again.rglob("*.part*")) and not list(again.glob("*.part/*")):
         assert time.monotonic() < deadline
-        assert process.poll() is None, "it ended before it could be killed"
+        assert process.is_alive(), "it ended before it could be killed"
         time.sleep(0.0005)
-    process.send_signal(number)
-    process.communicate(timeout=60)
-    assert process.returncode == (143 if number == signal.SIGTERM else -number)
+    assert process.pid
+    os.kill(process.pid, number)
+    process.join(60)
+    assert process.exitcode == (143 if number == signal.SIGTERM else -number)
     assert not any(output.exists() for output in outputs), "what is half-written is never in its place"
 
-    process, outputs = start(undisturbed, title, again, environment)
-    printed, _ = process.communicate(timeout=300)
-    assert process.returncode == 0, printed
+    process, outputs, log = start(finished, title, again, environment)
+    process.join(300)
+    assert process.exitcode == 0, log.read_text()
     assert {output.name: digests(output, output) for output in outputs} == expected
     assert {path.name for path in again.iterdir()} == {output.name for output in outputs if expected[output.name]}
 
 
 def test_registering_twice_makes_one_version(
-    undisturbed: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    finished: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = load(undisturbed.config)
-    (made,) = undisturbed.client().search_model_versions("name = 'tiny'")
-    monkeypatch.chdir(undisturbed.folder)
+    config = load(finished.config)
+    (made,) = finished.client().search_model_versions("name = 'tiny'")
+    monkeypatch.chdir(finished.folder)
     part = parts(config, fingerprints(config)).register
-    artifacts = outcome_of(undisturbed, "register").artifacts | {"model": str(tmp_path / "model")}
+    artifacts = outcome_of(finished, "register").artifacts | {"model": str(tmp_path / "model")}
     environment = os.environ | {
-        "MLFLOW_TRACKING_URI": f"sqlite:///{undisturbed.output / 'mlflow' / 'mlflow.db'}",
+        "MLFLOW_TRACKING_URI": f"sqlite:///{finished.output / 'mlflow' / 'mlflow.db'}",
         "MIXTUNE_OUTCOME_DIR": str(tmp_path / "outcomes"),
     }
     command = [sys.executable, "-m", "mixtune.pipelines.cli", "step", "register", "--config", part.to_json()]
     command += [word for name, path in artifacts.items() for word in ("--artifact", f"{name}={path}")]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert [one.version for one in undisturbed.client().search_model_versions("name = 'tiny'")] == [made.version]
+    assert [one.version for one in finished.client().search_model_versions("name = 'tiny'")] == [made.version]
     assert (
         connect(environment["MLFLOW_TRACKING_URI"]).get_model_version_by_alias("tiny", "candidate").version
         == made.version

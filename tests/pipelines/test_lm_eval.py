@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 from pathlib import Path
 
 import pytest
@@ -12,13 +13,16 @@ from tests.components.evaluate.harness_made import write_tasks
 from .project import ALWAYS, Project
 
 
-def test_a_run_with_tasks_of_ones_own(tmp_path: Path) -> None:
-    project = Project(tmp_path)
+def test_a_run_with_tasks_of_ones_own(copied: Project, tmp_path: Path) -> None:
+    project = copied
+    shutil.rmtree(project.output / "mlflow")  # only what this run records is looked for
     tasks = write_tasks(tmp_path / "tasks", examples=20)
     asked = {"tasks": ["tiny_choice", "tiny_cloze"], "tasks_folder": "tasks"}
     project.config["evaluate"] |= {"lm_eval": asked, "interpolate_mixed": True}
-    status, _, printed = project.run()
+    evaluations = {"evaluate pretrained", "evaluate finetuned", "evaluate mixed-0.3", "evaluate interpolated"}
+    status, ran, printed = project.run()
     assert status == 0, printed
+    assert ran == ALWAYS | evaluations | {"register"}
     rows = {row["id"]: row for row in project.report()["candidates"]}
     assert set(rows) == {"pretrained", "finetuned", "mixed-0.3", "interpolated-0.5", "interpolated-0.5-mixed-0.3"}
     for name, row in rows.items():
@@ -42,6 +46,5 @@ def test_a_run_with_tasks_of_ones_own(tmp_path: Path) -> None:
         file.write((tasks / "solved.jsonl").read_text(encoding="utf-8").splitlines()[0] + "\n")
     status, ran, printed = project.run()
     assert status == 0, printed
-    evaluations = {"evaluate pretrained", "evaluate finetuned", "evaluate mixed-0.3", "evaluate interpolated"}
     assert ran == ALWAYS | evaluations | {"register"}
     assert project.report()["lm_eval"]["columns"][0]["examples"] == 21

@@ -18,6 +18,7 @@ from mixtune.pipelines.cluster.api import Api, Connection, Patience
 from mixtune.pipelines.cluster.waiting import wait_for
 from mixtune.pipelines.configuration import read_config
 from mixtune.pipelines.ended import Ended
+from tests.stores import new_store
 
 from .kfp_server import Fault, KfpServer
 
@@ -43,7 +44,7 @@ def _alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> str:
     """An MLflow store; to make one takes seconds."""
-    return f"sqlite:///{tmp_path_factory.mktemp('mlflow') / 'mlflow.db'}"
+    return new_store(tmp_path_factory.mktemp("mlflow") / "mlflow.db")
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""Running an earlier run again: on a cluster that is a small server, and on this machine for real."""
+"""Running an earlier run again, on a cluster that is a small server; `test_run.py` does it on this machine for real."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from mixtune.pipelines.cluster.api import Api, Connection, Patience
 from mixtune.pipelines.configuration import read_config
 from mixtune.pipelines.local.folder import Run
 from mixtune.pipelines.local.rerun import forget, forget_from, run_only
+from tests.stores import new_store
 
 from .kfp_server import KfpServer
-from .project import Project
 
 QUICK = Patience(seconds=3.0, first=0.01, longest=0.05, answer=5)
 STEPS = ("prepare", "pretrain", "finetune", "mixed", "evaluate")
@@ -157,7 +157,7 @@ def on_record(recorded: tuple[str, str], monkeypatch: pytest.MonkeyPatch) -> str
 @pytest.fixture(scope="module")
 def recorded(tmp_path_factory: pytest.TempPathFactory, earlier: str) -> tuple[str, str]:
     """A store with the record of the earlier run, of which one evaluation came from the cache."""
-    uri = f"sqlite:///{tmp_path_factory.mktemp('mlflow') / 'mlflow.db'}"
+    uri = new_store(tmp_path_factory.mktemp("mlflow") / "mlflow.db")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLFLOW_TRACKING_URI", uri)
         return uri, write_record(earlier)
@@ -227,7 +227,7 @@ def container_of(server: KfpServer, run_id: str, step: str) -> tuple[dict[str, A
 def test_one_step_alone_is_placed_as_the_run_was(
     server: KfpServer, api: Api, placed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", new_store(tmp_path / "mlflow.db"))
     write_record(placed)
     (made,) = rerun.rerun_only(api, placed, "mixed", [])
     container, platform, values = container_of(server, made.id, "mixed")
@@ -316,25 +316,3 @@ def test_a_folder_without_a_run(tmp_path: Path) -> None:
     Outcome(title="mixed-0.3", kind="done").save(tmp_path / ".mixtune" / "outcomes" / "one")
     with pytest.raises(RefusedError, match="use --from"):
         run_only(tmp_path, "mixed", [])
-
-
-def test_a_local_run_again(tmp_path: Path) -> None:
-    project = Project(tmp_path)
-    status, _, told = project.run()
-    assert status == 0, told
-    done = project.mixtune("rerun", "runs/tiny", "--from", "mixed")
-    assert done.returncode == 0, done.stderr
-    assert project.ran() == {"plan", "mixed-0.3", "evaluate mixed-0.3", "compare", "register", "finish"}
-    # With nothing asked for, all is in the cache again.
-    status, ran, told = project.run()
-    assert (status, ran & {"mixed-0.3", "evaluate mixed-0.3"}) == (0, set()), told
-
-    done = project.mixtune("rerun", "runs/tiny", "--only", "mixed", "--set", "mixed.learning_rate=0.001")
-    assert done.returncode == 0, done.stderr
-    (made,) = (project.output / "only").glob("mixed-0.3-*")
-    assert (made / "model" / "model.safetensors").is_file()
-    assert json.loads((made / "model" / "mixtune.json").read_text())["params"]["learning_rate"] == 0.001
-    done = project.mixtune("rerun", "runs/tiny", "--only", "evaluate interpolated")
-    assert done.returncode == 0, done.stderr
-    (made,) = (project.output / "only").glob("evaluate-interpolated-*")
-    assert (made / "evaluation" / "evaluation.json").is_file()

@@ -26,6 +26,7 @@ from mixtune.pipelines.cluster import waiting
 from mixtune.pipelines.cluster.api import Api, Connection, Patience
 from mixtune.pipelines.cluster.records import read_record
 from mixtune.pipelines.cluster.waiting import TimedOutError, seconds_of, wait_for
+from tests.stores import new_store
 
 from .kfp_server import Fault, KfpServer, settle
 
@@ -48,7 +49,7 @@ def _quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> str:
     """An MLflow store for all tests, since to make one takes seconds; every run has an id of its own."""
-    return f"sqlite:///{tmp_path_factory.mktemp('mlflow') / 'mlflow.db'}"
+    return new_store(tmp_path_factory.mktemp("mlflow") / "mlflow.db")
 
 
 @pytest.fixture

@@ -18,6 +18,7 @@ from mixtune.components.shared.tracking.connection import connect
 from mixtune.components.shared.tracking.tracker import Tracker
 from tests.components.register.made import write_report
 from tests.components.stages import Stages
+from tests.stores import new_store
 
 from .made import write_model
 
@@ -113,7 +114,7 @@ def test_the_model_in_use_from_the_registry(stages: Stages, monkeypatch: pytest.
     from mixtune.components.register.step import run as register
     from mixtune.components.shared.tracking.registry import version_behind
 
-    uri = f"sqlite:///{stages.folder / 'mlflow.db'}"
+    uri = new_store(stages.folder / "mlflow.db")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     assert version_behind(connect(uri), "models:/tiny@candidate") is None
     write_report(stages.folder / "comparison", "finetuned", "classification", ["no", "yes"])

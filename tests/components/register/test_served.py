@@ -22,6 +22,7 @@ from mixtune.components.shared.tracking.tracker import Tracker
 from tests.components.evaluate.made import METRIC
 from tests.components.prepare.prepared import Prepared, jsonl, prepare_finetune, prepare_pretrain, tokenizer_options
 from tests.components.shared.tiny import ENCODERS, SPECIAL, tiny_model, tiny_tokenizer
+from tests.stores import new_store
 
 from .made import write_report
 from .served import sent, served
@@ -139,7 +140,7 @@ def test_a_registered_model_predicts_what_was_scored(
     import mlflow
     import pandas as pd
 
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", new_store(tmp_path / "mlflow.db"))
     scored = Scored(tmp_path, task, architecture)
     model = mlflow.pyfunc.load_model(scored.uri)
     assert_as_scored(
@@ -154,7 +155,7 @@ def test_a_registered_model_predicts_what_was_scored(
 def test_mlflows_server_answers_what_was_scored(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, task: Task, architecture: str
 ) -> None:
-    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    uri = new_store(tmp_path / "mlflow.db")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     scored = Scored(tmp_path, task, architecture)
     with served(scored.uri, uri) as address:

@@ -21,13 +21,14 @@ from mixtune.components.shared.tracking.registry import fetch
 from mixtune.components.shared.tracking.tracker import Tracker
 from tests.components.stages import Stages
 from tests.mlflow_server import MlflowServer, rejecting_proxy
+from tests.stores import new_store
 
 from .made import write_report
 
 
 @pytest.fixture
 def stages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Stages:
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", new_store(tmp_path / "mlflow.db"))
     stages = Stages(tmp_path)
     stages.pretrain()
     stages.finetune()
@@ -49,7 +50,7 @@ def register(stages: Stages, kind: str, run_id: str, headline: str = "") -> Cont
 
 
 def test_the_same_model_twice_is_one_version_and_another_is_another(stages: Stages, tmp_path: Path) -> None:
-    client = connect(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    client = connect(new_store(tmp_path / "mlflow.db"))
     for run_id in ("run-1", "run-2"):
         assert register(stages, "finetuned", run_id).facts["registered"] == "tiny version 1, alias candidate"
     context = register(stages, "interpolated", "run-3")
@@ -79,7 +80,7 @@ def test_text_that_mlflow_does_not_take_costs_no_model(
 
 
 def test_a_version_is_the_whole_model_with_its_card(stages: Stages, tmp_path: Path) -> None:
-    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    uri = new_store(tmp_path / "mlflow.db")
     client = connect(uri)
     register(stages, "finetuned", "run-1")
     place = fetch(client, "models:/tiny/1", tmp_path / "fetched")
@@ -119,7 +120,7 @@ def test_killed_at_any_point_the_next_attempt_makes_or_finds_the_one_version(
     code = KILLED_AT.format(root=str(Path(__file__).parents[3]), call=call, folder=str(tmp_path))
     killed = subprocess.run([sys.executable, "-c", code], env=os.environ, capture_output=True, text=True, check=False)
     assert killed.returncode == -9, killed.stderr
-    client = connect(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    client = connect(new_store(tmp_path / "mlflow.db"))
     (made,) = client.search_model_versions("name = 'tiny'") or [None]
     assert (made is None) == (call == "create_model_version")
     assert made is None or made.tags["mixtune.digest"]

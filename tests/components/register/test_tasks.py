@@ -17,6 +17,7 @@ from mixtune.components.shared.running.context import Context
 from mixtune.components.shared.tracking.connection import connect
 from mixtune.components.shared.tracking.tracker import Tracker
 from tests.components.evaluate.made import LABELS, MAX_LENGTH, write_model
+from tests.stores import new_store
 
 from .made import write_report
 
@@ -41,7 +42,7 @@ def test_what_classifies_is_a_text_classification_pipeline(
 ) -> None:
     import mlflow
 
-    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    uri = new_store(tmp_path / "mlflow.db")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     labels = None if task == "regression" else LABELS
     model = write_model(tmp_path / "model", "finetuned", "finetuned", labels, architecture="bert", task=task)
@@ -62,7 +63,7 @@ def test_what_classifies_is_a_text_classification_pipeline(
 def test_question_answering_is_a_model_and_its_tokenizer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import mlflow
 
-    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    uri = new_store(tmp_path / "mlflow.db")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     model = write_model(tmp_path / "model", "finetuned", "finetuned", architecture="bert", task="question_answering")
     version = register(tmp_path, model, "question_answering")
@@ -83,7 +84,7 @@ def test_question_answering_is_a_model_and_its_tokenizer(tmp_path: Path, monkeyp
 def test_the_same_question_answering_model_twice_is_one_version(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    uri = new_store(tmp_path / "mlflow.db")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     model = write_model(tmp_path / "model", "finetuned", "finetuned", architecture="bert", task="question_answering")
     for _ in range(2):
@@ -94,7 +95,7 @@ def test_the_same_question_answering_model_twice_is_one_version(
 def test_what_writes_answers_is_a_text_generation_pipeline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import mlflow
 
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", new_store(tmp_path / "mlflow.db"))
     model = write_model(tmp_path / "model", "finetuned", "finetuned", task="generation")
     pipeline: Any = mlflow.transformers.load_model(register(tmp_path, model, "generation"))
     assert type(pipeline).__name__ == "TextGenerationPipeline"

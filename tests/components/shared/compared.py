@@ -21,6 +21,8 @@ from mixtune.components.shared.running import processes as distributed
 from mixtune.components.shared.training import loop as training
 from mixtune.components.shared.training.optimizer import make_optimizer
 
+from .pair import serve
+
 Tensors = Mapping[str, Tensor]
 
 SHARE_OF_WHOLE = {torch.float32: 1e-2, torch.float64: 1e-3}
@@ -69,11 +71,11 @@ def gradient_descent(model: MixedModel, options: Training) -> Optimizer:
 
 
 if __name__ == "__main__":
-    # A process of a training step in several, or under torchrun the command, that descends by the gradient alone.
+    # A process of training steps in several, or under torchrun the command, that descends by the gradient alone.
     vars(training)["make_optimizer"] = gradient_descent
-    if sys.argv[1] == "step":
+    if sys.argv[1] == "serve":
+        serve(Path(sys.argv[2]), distributed.run_process)
+    else:
         from mixtune.pipelines.cli import main
 
         main()
-    else:
-        sys.exit(distributed.run_process(Path(sys.argv[1])))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,9 @@ from mixtune.components.shared.running import processes as distributed
 from mixtune.components.shared.running.processes import num_processes
 from mixtune.components.shared.runtime import launch
 from tests.components.stages import SCRATCH, Stages
+from tests.stores import new_store
 
-from . import compared
+from . import compared, pair
 from .compared import assert_same_movement
 
 pytestmark = pytest.mark.numeric
@@ -33,10 +35,9 @@ OPTIONS: dict[str, Any] = {
     "steps": 3, "batch_size": 5, "micro_batch_size": 2, "learning_rate": 0.1, "precision": "float32",
     "log_every_steps": 1, "max_grad_norm": 1e3,  # no clipping, which would hide a wrong factor
 }  # fmt: skip
-ROOT = Path(__file__).resolve().parents[3]
 PROCESSES = "MIXTUNE_PROCESSES"
 BY_DESCENT = compared.__name__
-"""The module that a process runs to train by plain gradient descent."""
+"""The module that runs the two processes, and the command under torchrun, by plain gradient descent."""
 
 
 class Steps:
@@ -99,18 +100,26 @@ CASES: dict[str, tuple[str, Task, str, MixedCandidate | None]] = {
 }  # fmt: skip
 
 
+@pytest.fixture(scope="module")
+def queue(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The queue of two processes that descend by the gradient alone."""
+    folder = tmp_path_factory.mktemp("queue")
+    with pair.pair(folder, BY_DESCENT):
+        yield folder
+
+
 @pytest.fixture
-def descent(monkeypatch: pytest.MonkeyPatch, plain_descent: None) -> None:
-    """Plain gradient descent in this process and in those that it starts."""
-    monkeypatch.setattr(distributed, "__name__", BY_DESCENT)
-    monkeypatch.setenv("PYTHONPATH", str(ROOT), prepend=os.pathsep)
+def two(queue: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Gives what a step runs in several processes to two that have started."""
+    monkeypatch.setattr(distributed, "TORCHRUN", pair.ASK)
+    monkeypatch.setenv(pair.QUEUE, str(queue))
 
 
 def weights_in(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / "model.safetensors")
 
 
-@pytest.mark.usefixtures("descent")
+@pytest.mark.usefixtures("two", "plain_descent")
 @pytest.mark.parametrize("case", CASES)
 def test_two_processes_give_the_weights_of_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: str) -> None:
     objective, task, step, candidate = CASES[case]
@@ -156,19 +165,18 @@ def torchrun(
     words = [f"--config={config}"]
     words += [f"--artifact={key}={path}" for key, path in artifacts.items()]
     words += [f"--parameter={key}={value}" for key, value in parameters.items()]
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    variables = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
+    variables = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(pair.ROOT), **environment}
     return subprocess.run(
-        [*command, *program, "step", step, *words], env=variables, capture_output=True, text=True, timeout=300
+        [*pair.TORCHRUN, *program, "step", step, *words], env=variables, capture_output=True, text=True, timeout=300
     )
 
 
-@pytest.mark.usefixtures("descent")
+@pytest.mark.usefixtures("plain_descent")
 def test_under_torchrun_a_step_is_run_once_by_all_processes(tmp_path: Path) -> None:
     steps = Steps(tmp_path, "classification")
     steps.run("mixed", "start", mixed_at(0.3), learning_rate=1e-30)
     steps.run("mixed", "alone", mixed_at(0.3))
-    database = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    database = new_store(tmp_path / "mlflow.db")
     done = torchrun(
         steps, "mixed", "together", mixed_at(0.3), ("-m", BY_DESCENT), MLFLOW_TRACKING_URI=database, MIXTUNE_PROCESSES="2",
         MIXTUNE_RUN_ID="run-1", MIXTUNE_OUTCOME_DIR=str(tmp_path / "outcomes"),
@@ -204,7 +212,7 @@ def assert_each_metric_once(database: str, outcome: Outcome, model: Path) -> Non
 
 def test_mlflow_gets_each_metric_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     steps = Steps(tmp_path, "classification")
-    database = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    database = new_store(tmp_path / "mlflow.db")
     for name, value in {
         PROCESSES: "2", "MLFLOW_TRACKING_URI": database, "MIXTUNE_RUN_ID": "run-1",
         "MIXTUNE_OUTCOME_DIR": str(tmp_path / "outcomes"), "MIXTUNE_PROGRESS_FILE": str(tmp_path / "progress.jsonl"),
@@ -240,6 +248,7 @@ def test_what_a_process_refuses_comes_out_as_the_plain_sentence(
     assert f"finetune: {wanted}" in done.stderr
 
 
+@pytest.mark.usefixtures("two")
 def test_what_is_not_finite_is_explained_by_several_processes_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

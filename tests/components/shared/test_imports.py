@@ -14,6 +14,7 @@ import pytest
 
 from mixtune.components.shared.startup import quick_imports
 from tests.entries import STEPS, Entries, is_useful
+from tests.stores import new_store
 
 HEAVY = frozenset(
     {
@@ -64,7 +65,7 @@ def imports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[set[str]
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW_", "MIXTUNE_"))}
     environment |= {
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-        "MLFLOW_TRACKING_URI": f"sqlite:///{folder / 'mlflow.db'}",
+        "MLFLOW_TRACKING_URI": new_store(folder / "mlflow.db"),
         "MIXTUNE_RUN_ID": "run-1",
         "PYTHONUNBUFFERED": "1",
         "PYTHONPROFILEIMPORTTIME": "1",  # a line for each import, in between the step's own

@@ -20,6 +20,7 @@ from mixtune.components.shared.tracking.mlflow_runs import PARENT
 from mixtune.components.shared.tracking.mlflow_store import store_at
 from mixtune.components.shared.tracking.tracker import Tracker
 from mixtune.pipelines.cluster.records import read_record
+from tests.stores import new_store
 
 
 class Plugin:
@@ -57,7 +58,7 @@ class Plugin:
 
 @pytest.fixture
 def plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Plugin:
-    return Plugin(f"sqlite:///{tmp_path / 'mlflow.db'}", monkeypatch)
+    return Plugin(new_store(tmp_path / "mlflow.db"), monkeypatch)
 
 
 def test_one_tree_with_the_candidates_named_and_nothing_left_open(plugin: Plugin) -> None:

@@ -23,6 +23,7 @@ from mixtune.components.shared.runtime import OUTPUTS, _given, launch
 from mixtune.components.shared.task_name import STEPS
 from mixtune.components.shared.tracking.connection import connect
 from tests.conftest import small_disk
+from tests.stores import new_store
 
 from .tiny import write_data
 
@@ -262,7 +263,7 @@ def test_what_was_refused_is_refused_at_once_in_the_same_run_and_not_in_the_next
 def test_a_refusal_on_record_in_mlflow_ends_a_retry_that_sees_no_outcome_record(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", new_store(tmp_path / "mlflow.db"))
     for run_id, said_before in (("run-1", True), ("run-1", True), ("run-2", False)):
         monkeypatch.setenv("MIXTUNE_RUN_ID", run_id)
         with pytest.raises(SystemExit) as ended:
@@ -304,7 +305,7 @@ for name in {LIGHT!r}:
 def test_what_a_step_was_given_is_on_record_so_that_it_can_run_alone(
     tmp_path: Path, outcomes: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", new_store(tmp_path / "mlflow.db"))
     with pytest.raises(SystemExit):
         finetune(tmp_path)
     (outcome,) = load_outcomes(outcomes)

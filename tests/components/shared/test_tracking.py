@@ -12,6 +12,7 @@ from mixtune.components.shared.tracking.connection import connect
 from mixtune.components.shared.tracking.mlflow_runs import PARENT
 from mixtune.components.shared.tracking.tracker import Tracker
 from tests.conftest import small_disk
+from tests.stores import new_store
 
 
 @pytest.fixture
@@ -38,7 +39,7 @@ def test_a_store_on_a_full_disk_is_said_in_a_sentence(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     with small_disk(tmp_path, "4m"):
-        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", new_store(tmp_path / "mlflow.db"))
         Tracker.open("plan", "plan", "run-1").close("FINISHED")
         with contextlib.suppress(OSError), (tmp_path / "other").open("wb") as file:
             while True:

@@ -27,6 +27,7 @@ from mixtune.components.shared.tracking.mlflow_runs import PARENT
 from mixtune.components.shared.tracking.tracker import Tracker
 from mixtune.pipelines.cli import app
 from tests.mlflow_server import MlflowServer
+from tests.stores import new_store
 
 
 @pytest.fixture(scope="module")
@@ -298,7 +299,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 def test_what_mlflow_refuses_is_left_out_alone(
     tmp_path: Path, run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    uri = new_store(tmp_path / "mlflow.db")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     tracker = Tracker.open("plan", "plan", "run-1")
     tracker.log_params({"a": 1})
@@ -318,7 +319,7 @@ def test_what_mlflow_refuses_is_left_out_alone(
 def test_a_folder_that_cannot_be_written_costs_no_metric(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    uri = new_store(tmp_path / "mlflow.db")
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     monkeypatch.setenv("MIXTUNE_JOURNAL_DIR", str(tmp_path / "file" / "undelivered"))
@@ -333,7 +334,7 @@ def test_a_folder_that_cannot_be_written_costs_no_metric(
 def test_a_step_that_was_killed_with_nothing_undelivered_is_ended_by_a_sync(
     tmp_path: Path, run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    uri = new_store(tmp_path / "mlflow.db")
     code = (
         "import os, signal\nfrom mixtune.components.shared.tracking.tracker import Tracker\n"
         "tracker = Tracker.open('mixed', 'mixed-0.3', 'run-1')\ntracker.log_params({'a': 1})\n"
@@ -353,7 +354,7 @@ def test_a_step_that_was_killed_with_nothing_undelivered_is_ended_by_a_sync(
 def test_a_new_attempt_ends_the_run_that_a_killed_one_left_open(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    uri = new_store(tmp_path / "mlflow.db")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     killed = Tracker.open("mixed", "mixed-0.3", "run-1")
     other = Tracker.open("mixed", "mixed-0.6", "run-1")

@@ -1,0 +1,40 @@
+"""The command in processes that are forked from one that has imported what steps need, as the steps of a local run are."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import sys
+from collections.abc import Mapping
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+STEPS = tuple(f"mixtune.components.{step}.step" for step in ("prepare", "pretrain", "evaluate"))
+
+
+def start(arguments: list[str], folder: Path, environment: Mapping[str, str], log: Path) -> BaseProcess:
+    """Starts `mixtune` in a folder, with its output in a file.
+
+    Args:
+        environment: added to that of the tests.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["mixtune.pipelines.cli", *STEPS])
+    if str(ROOT) not in sys.path:
+        sys.path.append(str(ROOT))  # the process finds this module
+    process = context.Process(target=_run, args=(arguments, folder, dict(environment), log))
+    process.start()
+    return process
+
+
+def _run(arguments: list[str], folder: Path, environment: dict[str, str], log: Path) -> None:
+    from mixtune.pipelines.cli import main
+
+    os.chdir(folder)
+    os.environ.update(environment)
+    output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    for stream in (1, 2):
+        os.dup2(output, stream)
+    sys.argv = ["mixtune", *arguments]
+    main()
