@@ -109,7 +109,7 @@ def _tasks_fingerprint(config: Config) -> str:
 
 
 def _looks_local(base: str) -> bool:
-    return base.startswith((".", "/", "~")) or Path(base).exists()
+    return base.startswith((".", "/")) or Path(base).exists()
 
 
 def _model_problems(base: str, max_length: int) -> list[str]:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from typing import Any, cast
 
 from ..errors import first_line
@@ -17,6 +18,8 @@ from .records import Record, Row, missing_columns, rows_of
 from .tallies import Part, Tallies
 from .values import kind_of
 
+PEEKED_LINES = 1000
+_LIST_OF_OBJECTS = re.compile(r"\[\s*(\{|$)")
 LEAST_SWALLOWED = 3
 """Lines in a quoted field, as many as which seldom look like records by chance."""
 
@@ -74,7 +77,8 @@ def read_file(file: File, reading: Reading, single: bool, first: int | None = No
 def _read_json(file: File, reading: Reading) -> Iterator[Record]:
     """Reads JSON lines; a .json file can also contain a single list."""
     problems = reading.problems
-    lines = numbered_lines(file, problems)
+    lines: Iterator[tuple[int, str]] = numbered_lines(file, problems)
+    lines = chain(_checked_start(file, lines), lines)
     for number, line in lines:
         if not line.strip():
             continue
@@ -83,16 +87,53 @@ def _read_json(file: File, reading: Reading) -> Iterator[Record]:
             return
         where = f"{file.shown}, line {number}"
         try:
-            record = json.loads(line)
+            record = json.loads(line.rstrip("\r\n"))
         except (ValueError, RecursionError) as error:
             message = error.msg if isinstance(error, json.JSONDecodeError) else first_line(error)
-            position = f", character {error.colno}" if isinstance(error, json.JSONDecodeError) else ""
+            position = f", character {error.pos + 1}" if isinstance(error, json.JSONDecodeError) else ""
             problems.add_detail(f"{where}{position}: is no JSON ({message})")
             continue
         if isinstance(record, dict):
             yield record, where
         else:
             problems.add_detail(f"{where}: is {kind_of(record)}, not an object with named fields")
+
+
+def _checked_start(file: File, lines: Iterator[tuple[int, str]]) -> list[tuple[int, str]]:
+    """Reads the first line that is not blank, and more if it is no JSON. Returns all lines that it has read.
+
+    Raises:
+        UnreadableError: if the file is a list, or if an object spans lines.
+    """
+    taken: list[tuple[int, str]] = []
+    for number, line in lines:
+        taken.append((number, line))
+        if line.strip():
+            break
+    else:
+        return taken
+    if _LIST_OF_OBJECTS.match(line.strip()) and file.format != ".json":
+        raise UnreadableError(
+            f"{file.shown} is a JSON list; write one object on each line, or let its name end in .json"
+        )
+    if line.lstrip().startswith("{") and not _is_json(line):
+        more = list(islice(lines, PEEKED_LINES))
+        if _is_json(line + "".join(rest for _, rest in more), whole=False):
+            either = " or a list of objects" if file.format == ".json" else ""
+            raise UnreadableError(
+                f"{file.shown}, line {number}: an object spans several lines; write one object on each line{either}"
+            )
+        taken += more
+    return taken
+
+
+def _is_json(text: str, whole: bool = True) -> bool:
+    """Tells whether a text, or only its beginning, is JSON."""
+    try:
+        json.loads(text) if whole else json.JSONDecoder().raw_decode(text.lstrip())
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 def _read_json_list(file: File, text: str, problems: Problems) -> Iterator[Record]:
