@@ -20,6 +20,8 @@ from .values import kind_of
 
 PEEKED_LINES = 1000
 _LIST_OF_OBJECTS = re.compile(r"\[\s*(\{|$)")
+_QUOTED = re.compile(r'"(?:[^"]|"")*""(?:[^"]|"")*"')
+"""A field in quotes with doubled quotes inside."""
 LEAST_SWALLOWED = 3
 """Lines in a quoted field, as many as which seldom look like records by chance."""
 
@@ -171,7 +173,7 @@ def _read_csv(file: File, reading: Reading) -> Iterator[Record]:
 
     reader = csv.reader(lines(), strict=True, **options)
     header: list[str] | None = None
-    line, records, spanning, swallowed, longest = 1, 0, 0, 0, (0, 0)
+    line, records, spanning, swallowed, longest, quoted_like = 1, 0, 0, 0, (0, 0), 0
     try:
         for fields in reader:
             where, first, line = f"{file.shown}, line {line}", line, reader.line_num + 1
@@ -189,6 +191,7 @@ def _read_csv(file: File, reading: Reading) -> Iterator[Record]:
                         raise UnreadableError(f"{file.shown} has {header.count(column)} columns named {column}")
                 continue
             records += 1
+            quoted_like += not quoted and any(_QUOTED.fullmatch(field) for field in fields)
             if size > 1:
                 spanning, longest = spanning + 1, max(longest, (size, -first))
                 if _look_like_records(inside, len(header), options):
@@ -203,6 +206,8 @@ def _read_csv(file: File, reading: Reading) -> Iterator[Record]:
         place = f"such as the {longest[0]} lines from {file.shown}, line {-longest[1]}" if spanning else ""
         reading.tallies.add("several_lines", reading.part, file.shown, spanning, records, place)
         reading.tallies.add("swallowed_lines", reading.part, file.shown, swallowed, reader.line_num, place)
+    else:
+        reading.tallies.add("quoted_like", reading.part, file.shown, quoted_like, records)
 
 
 def _look_like_records(lines: Sequence[str], num_fields: int, options: Mapping[str, Any]) -> bool:

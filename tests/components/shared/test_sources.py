@@ -102,6 +102,13 @@ class TestFormats:
             {"text": 'not?"', "label": "y"},
         ]
         frame = pd.DataFrame({"text": ["a\tb", 'say "x"', "one\ntwo"], "label": ["x", "y", "z"]})
+        frame[1:2].to_csv(path, sep="\t", index=False)
+        by = reading(LABELLED)
+        assert [row.values["text"] for row in read(str(path), by)] == ['"say ""x"""']
+        assert warnings(by.tallies.table(), "x") == [
+            "data.x: 1 of 1 records (100 %) have a field in quotes with doubled quotes inside, which are kept as they are; set "
+            "tsv_quotes"
+        ]
         frame.to_csv(path, sep="\t", index=False)
         assert [row.values["text"] for row in rows_of(path, LABELLED, tsv_quotes=True)] == list(frame["text"])
 
