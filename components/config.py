@@ -20,7 +20,7 @@ from .mixed.config import Mixed, MixedCandidate, MixedStep, MixedTraining, candi
 from .prepare.config import FinetuneData, PrepareStep, PretrainData, Tokenizer
 from .pretrain.config import Pretrain, PretrainStep
 from .register.config import RegisterStep
-from .shared.config import SCRATCH, Model, Section, Tracking, Training, describe_problems
+from .shared.config import SCRATCH, LocalPath, Model, Section, Tracking, Training, describe_problems
 from .shared.errors import RefusedError
 from .shared.task_kinds import TASK_KINDS
 
@@ -55,7 +55,7 @@ class Placement(Section):
     profile: str = "cpu"
     """Name of a placement profile. A profile defines how GPU nodes are selected on one kind of cluster and which resources
     tasks request. mixtune includes `cpu`, `nvidia`, `gke`, `eks` and `aks` (`pipelines/node_pools.yaml`)."""
-    profiles_file: str | None = Field(None, min_length=1)
+    profiles_file: LocalPath | None = Field(None, min_length=1)
     """YAML file with your own profiles, in the format of `pipelines/node_pools.yaml`. A profile in it replaces an included
     profile of the same name."""
     gpus: int = Field(0, ge=0, le=64)

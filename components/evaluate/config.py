@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from ..shared.config import Section
+from ..shared.config import LocalPath, Section
 from ..shared.task_kinds import Metric
 
 
@@ -16,7 +16,7 @@ class LmEval(Section):
 
     tasks: list[Annotated[str, Field(min_length=1)]] = Field([])
     """Names of tasks, groups or tags, such as `hellaswag`. The harness downloads their data from the hub."""
-    tasks_folder: str | None = Field(None, min_length=1)
+    tasks_folder: LocalPath | None = Field(None, min_length=1)
     """Folder with your own task files (YAML in the format of the harness). Paths in them are relative to this folder. The
     Python functions that they name are executed."""
     limit: int | None = Field(None, ge=1)
@@ -52,7 +52,7 @@ class Evaluate(Section):
     max_documents: int | None = Field(2000, ge=1)
     """Maximum number of held-out documents of each split on which forgetting is measured; null means all."""
 
-    champion: str | None = Field(None, min_length=1)
+    champion: LocalPath | None = Field(None, min_length=1)
     """The model in use. It is evaluated too, and a candidate must not be worse than it: `models:/name@alias` or
     `models:/name/version` in the MLflow registry (made by mixtune; an alias that does not exist yet means none), or a model
     folder."""

@@ -7,7 +7,7 @@ from typing import ClassVar, Literal, Self
 from pydantic import Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
-from ..shared.config import Objective, Section, Task
+from ..shared.config import LocalPath, Objective, Section, Task
 from ..shared.data.sources import PASSWORD_REFUSED, has_password
 from ..shared.task_kinds import TASK_KINDS
 
@@ -16,13 +16,13 @@ class Stream(Section):
     """Options of both streams."""
 
     section: ClassVar[str] = "data"
-    source: str = Field(min_length=1)
+    source: LocalPath = Field(min_length=1)
     """A file, a glob or an fsspec URL (.jsonl, .json, .csv, .tsv, .parquet, .txt; .gz too), a folder of them, a hub
     data set as `hub:owner/name` (in full `hub:owner/name/config@revision#split`; the split is `train` unless given), or
     `embedded`: text and labels from the documentation of Python and of the installed packages."""
-    dev_source: str | None = None
+    dev_source: LocalPath | None = None
     """Held-out data on which choices are made, in the same form as `source`. Null takes `dev_fraction` of `source`."""
-    test_source: str | None = None
+    test_source: LocalPath | None = None
     """Held-out data for the report, in the same form as `source`. Null takes `test_fraction` of `source`."""
     dev_fraction: float = Field(0.1, gt=0, lt=1)
     """Fraction of the documents or examples that is held out for choices, if `dev_source` is not set."""

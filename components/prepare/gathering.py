@@ -171,7 +171,7 @@ def _cut(
     if place is None:
         names = " and ".join(["train", *(name for name in SPLITS if name in fractions)])
         labelled = ", and each label one in train" if any(units.values()) else ""
-        what = "context" if "context" in items[0].row.values else "prompt"
+        what = "context" if "context" in stream.columns else "prompt"
         shared = f" (different {what}s: a {what} stands in one split)" if len(units) < len(items) else ""
         problems.add(
             f"{stream.section}.source: {len(units)} left after removing duplicates{shared}, too few for {names} to get "

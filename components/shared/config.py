@@ -7,11 +7,21 @@ annotated configuration, the JSON Schema, the reference documentation and the KF
 from __future__ import annotations
 
 import json
+import os
 import re
 from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
 from .errors import RefusedError
@@ -19,6 +29,9 @@ from .task_kinds import Objective as Objective
 from .task_kinds import Task as Task
 
 Attention = Literal["auto", "sdpa", "eager", "flash_attention_2", "flex_attention"]
+
+LocalPath = Annotated[str, AfterValidator(os.path.expanduser)]
+"""A path, or another name that does not begin with `~`, which stands for the home folder."""
 
 SCRATCH = "scratch"
 EMBEDDED = "embedded"
@@ -121,7 +134,7 @@ class Scratch(Section):
 class Model(Section):
     """The base model."""
 
-    base: str = Field(min_length=1)
+    base: LocalPath = Field(min_length=1)
     """A Hugging Face hub name, a local folder in Hugging Face format (safetensors), or `scratch`."""
     revision: str | None = None
     """Commit, tag or branch of the base model on the hub. Prefer a commit, since tags and branches can change."""
@@ -247,7 +260,7 @@ class Budget(Section):
 class Tracking(Section):
     """Tracking of runs in MLflow."""
 
-    uri: str | None = None
+    uri: LocalPath | None = None
     """MLflow tracking address of local runs. Null means the environment variable MLFLOW_TRACKING_URI, else a SQLite store
     in the output folder. On a cluster, the address and the credentials come from a Kubernetes secret."""
     experiment: str = Field("mixtune", min_length=1, max_length=256)
@@ -278,4 +291,6 @@ class Tracking(Section):
                 "credentials",
                 "must not carry a password; set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD in the environment",
             )
+        if uri and "://" in uri and "/~" in uri:
+            raise ValueError("must hold the whole path, since ~ does not stand for the home folder in an address")
         return uri

@@ -18,7 +18,7 @@ from ..cluster.waiting import PendingTooLongError, TimedOutError, hint, wait_for
 from ..configuration import read_config
 from ..ended import Ended
 from ..images import Images
-from .options import Server, Waiting
+from .options import Server, Waiting, with_home
 
 
 def _api(server: Server, waiting: Waiting | None = None) -> Api:
@@ -127,6 +127,7 @@ def rerun_and_show(
             "--from, --only: give one of them; --from STEP runs the step and all later steps, --only STEP just the step"
         )
     waiting.check()
+    run = with_home(run)
     if Path(run).is_dir():
         from ..local.rerun import forget_from, run_only
         from .commands import run_and_show

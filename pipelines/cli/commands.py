@@ -10,6 +10,7 @@ from typing import Any
 from mixtune.components.shared.errors import RefusedError
 
 from ..configuration import read_config
+from .options import with_home
 
 WHOLE_RUN_STEPS = ("plan", "finish")
 
@@ -150,11 +151,11 @@ def run_step(name: str, config: str, artifacts: Sequence[str], parameters: Seque
     if name not in STEPS:
         steps = [one for one in STEPS if one not in WHOLE_RUN_STEPS]
         raise RefusedError(f"there is no step {name}; the steps are {', '.join(steps)}")
-    text = config if config.lstrip().startswith("{") else _read_text(Path(config))
+    text = config if config.lstrip().startswith("{") else _read_text(Path(with_home(config)))
     given: dict[str, Any] = {}
     for item in artifacts:
         key, path = _pair("--artifact", item)
-        given.setdefault(key, []).append(Artifact(path))
+        given.setdefault(key, []).append(Artifact(with_home(path)))
     values = dict(_pair("--parameter", item) for item in parameters)
 
     wanted = inspect.signature(import_module(f"mixtune.components.{name}.step").run).parameters

@@ -14,7 +14,7 @@ from mixtune.components.shared.errors import Terminated
 
 from . import cluster as cluster_cli
 from .errors import plain_errors
-from .options import ConfigFile, ImagePrefix, ImageTag, Overrides, Server, with_option_groups
+from .options import ConfigFile, ImagePrefix, ImageTag, Overrides, Server, expanded, with_option_groups
 
 app = typer.Typer(
     add_completion=False,
@@ -66,7 +66,9 @@ def check(
 def run(
     config: ConfigFile = None,
     overrides: Overrides = [],
-    output: Annotated[Path | None, typer.Option(help="Output folder (default: runs/<name>).")] = None,
+    output: Annotated[
+        Path | None, typer.Option(callback=expanded, help="Output folder (default: runs/<name>).")
+    ] = None,
     runner: Annotated[
         str, typer.Option(help="subprocess, or docker, which runs each step in its image.")
     ] = "subprocess",
@@ -109,7 +111,7 @@ def step(
 
 @app.command("compile")
 def compile_(
-    output: Annotated[Path, typer.Option(help="File to write.")],
+    output: Annotated[Path, typer.Option(callback=expanded, help="File to write.")],
     config: ConfigFile = None,
     overrides: Overrides = [],
     step: Annotated[str | None, typer.Option(help="Compile the pipeline of this step only.")] = None,
@@ -129,7 +131,9 @@ def compile_(
 def sync(
     folder: Annotated[
         Path | None,
-        typer.Argument(metavar="[FOLDER]", help="Output folder of a run. Without it, all runs in ./runs."),
+        typer.Argument(
+            metavar="[FOLDER]", callback=expanded, help="Output folder of a run. Without it, all runs in ./runs."
+        ),
     ] = None,
 ) -> None:
     """Deliver records to MLflow that it has not received yet."""
@@ -145,7 +149,9 @@ def report(
         list[str],
         typer.Argument(metavar="RUN...", help="Output folders, folders with a report.json, or MLflow run ids."),
     ],
-    output: Annotated[Path, typer.Option(help="Folder to write the report to.")] = Path("runs/report"),
+    output: Annotated[Path, typer.Option(callback=expanded, help="Folder to write the report to.")] = Path(
+        "runs/report"
+    ),
 ) -> None:
     """Compare several runs in one report: base models, λ values, versions of the data."""
     from .report import report_and_show

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,8 +14,22 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 
+
+def with_home(path: str) -> str:
+    """Replaces `~` by the home folder: a shell leaves it as it is in `--output=~/run`."""
+    return os.path.expanduser(path)  # noqa: PTH111 - Path.expanduser fails if there is no such user, and changes URLs
+
+
+def expanded(path: Path | None) -> Path | None:
+    """Replaces `~` by the home folder in a path."""
+    return path and Path(with_home(str(path)))
+
+
 ConfigFile = Annotated[
-    Path | None, typer.Argument(metavar="[CONFIG]", help="YAML file. Without it, the embedded configuration is used.")
+    Path | None,
+    typer.Argument(
+        metavar="[CONFIG]", callback=expanded, help="YAML file. Without it, the embedded configuration is used."
+    ),
 ]
 Overrides = Annotated[list[str], typer.Option("--set", metavar="A.B=C", help="Override an option. Can be repeated.")]
 ImagePrefix = Annotated[
@@ -40,12 +55,15 @@ class Server:
     token_file: Annotated[
         Path | None,
         typer.Option(
-            help="File with a bearer token (default: MIXTUNE_KFP_TOKEN, else MIXTUNE_KFP_TOKEN_FILE, else the pod's own)."
+            callback=expanded,
+            help="File with a bearer token (default: MIXTUNE_KFP_TOKEN, else MIXTUNE_KFP_TOKEN_FILE, else the pod's own).",
         ),
     ] = None
     ca: Annotated[
         Path | None,
-        typer.Option(help="File with the certificate authority of the address (default: MIXTUNE_KFP_CA)."),
+        typer.Option(
+            callback=expanded, help="File with the certificate authority of the address (default: MIXTUNE_KFP_CA)."
+        ),
     ] = None
 
 
@@ -65,7 +83,9 @@ class Waiting:
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object; progress goes to standard error.")] = (
         False
     )
-    summary: Annotated[Path | None, typer.Option(help="Append the result to this file, as Markdown.")] = None
+    summary: Annotated[
+        Path | None, typer.Option(callback=expanded, help="Append the result to this file, as Markdown.")
+    ] = None
 
     @property
     def waits(self) -> bool:

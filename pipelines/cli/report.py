@@ -13,6 +13,8 @@ from mixtune.components.compare.names import metric_name
 from mixtune.components.compare.report.several import RunReport, gate_words, name_runs, read_report, write
 from mixtune.components.shared.errors import RefusedError
 
+from .options import with_home
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -71,7 +73,7 @@ def read_runs(places: Sequence[str]) -> list[RunReport]:
 
 
 def _plain(place: str) -> str:
-    return place.rstrip("/") or place
+    return with_home(place.rstrip("/") or place)
 
 
 def _read(place: str) -> dict[str, Any]:

@@ -81,6 +81,27 @@ def test_a_section_whose_options_are_all_comments_means_the_defaults() -> None:
     assert load(values(gate=None, mixed=None)) == load(values())
 
 
+def test_the_home_folder_can_stand_in_every_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    streams = {name: f"~/{name}.jsonl" for name in ("source", "dev_source", "test_source")}
+    found = load(
+        {
+            "model": {"base": "~/model"},
+            "data": {"pretrain": streams, "finetune": streams},
+            "evaluate": {"champion": "~/champion", "lm_eval": {"tasks_folder": "~/tasks"}},
+            "placement": {"profiles_file": "~/pools.yaml"},
+            "tracking": {"uri": "~/mlruns"},
+        }
+    )
+    text = found.to_json()
+    assert "~" not in text
+    assert text.count('"/home/me/') == 11
+    given = load(values(evaluate={"champion": "models:/name~1@alias"}, model={"base": "owner/name"}))
+    assert (given.evaluate.champion, given.model.base) == ("models:/name~1@alias", "owner/name")
+    (problem,) = problems(tracking={"uri": "sqlite:///~/mlflow.db"})
+    assert problem.startswith("tracking.uri: must hold the whole path, since ~ does not stand for the home folder")
+
+
 def test_kfp_parameters_and_back_is_the_same_configuration() -> None:
     config = load(values(gate={"max_forgetting": 0.25, "max_forgetting_share": None}, mixed={"lambdas": [0.25, 1]}))
     assert load(assemble(parameters(config))).model_dump(exclude={"placement"}) == config.model_dump(

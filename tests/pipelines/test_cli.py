@@ -179,6 +179,20 @@ def test_compile_refuses_in_one_sentence(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_the_home_folder_can_stand_in_paths(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(data))
+    (data / "config.yaml").write_text(
+        NEEDED.replace("source: embedded", "source: ~/data/text.jsonl", 1) + "pretrain: {steps: 1}\n"
+    )
+    checked = mixtune("check", "~/config.yaml")
+    assert checked.exit_code == 0, checked.stderr
+    compiled = mixtune("compile", "~/config.yaml", "--output=~/p.yaml", "--step", "compare")
+    assert compiled.exit_code == 0, compiled.stderr
+    assert (data / "p.yaml").is_file()
+    assert mixtune("report", "~/data").stderr.startswith(f"mixtune: {data}/data: contains no report")
+    assert not (data / "~").exists()
+
+
 def test_compile_for_gitops(tmp_path: Path) -> None:
     file = tmp_path / "p.yaml"
     assert mixtune("compile", "--output", str(file), "--format", "kubernetes").exit_code == 0

@@ -16,6 +16,17 @@ _FORMATS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".txt")
 _COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst")
 
 
+_OTHER_CONTENTS = {
+    b"\x1f\x8b": "is compressed with gzip; its name must end in .gz",
+    b"BZh91AY&SY": "is compressed with bzip2; its name must end in .bz2",
+    b"\xfd7zXZ": "is compressed with xz; its name must end in .xz",
+    b"\x28\xb5\x2f\xfd": "is compressed with Zstandard; its name must end in .zst",
+    b"PAR1": "is a Parquet file; its name must end in .parquet",
+    b"PK\x03\x04": "is a ZIP archive or an Excel file; unpack it, or save it as CSV",
+}
+"""First bytes of files that are no text, and what to do."""
+
+
 @dataclass(frozen=True)
 class File:
     """A file of a source, local or remote."""
@@ -58,6 +69,9 @@ def numbered_lines(file: File, problems: Problems) -> Iterator[tuple[int, str]]:
             if number == 1:
                 if line.startswith((b"\xff\xfe", b"\xfe\xff")):
                     raise UnreadableError(f"{file.shown} is UTF-16; save it as UTF-8")
+                for magic, problem in _OTHER_CONTENTS.items():
+                    if line.startswith(magic):
+                        raise UnreadableError(f"{file.shown} {problem}")
                 line = line.removeprefix(b"\xef\xbb\xbf")
             try:
                 yield number, line.decode("utf-8")

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from typing import Any, cast
 
 from ..errors import first_line
@@ -17,6 +18,10 @@ from .records import Record, Row, missing_columns, rows_of
 from .tallies import Part, Tallies
 from .values import kind_of
 
+PEEKED_LINES = 1000
+_LIST_OF_OBJECTS = re.compile(r"\[\s*(\{|$)")
+_QUOTED = re.compile(r'"(?:[^"]|"")*""(?:[^"]|"")*"')
+"""A field in quotes with doubled quotes inside."""
 LEAST_SWALLOWED = 3
 """Lines in a quoted field, as many as which seldom look like records by chance."""
 
@@ -74,7 +79,8 @@ def read_file(file: File, reading: Reading, single: bool, first: int | None = No
 def _read_json(file: File, reading: Reading) -> Iterator[Record]:
     """Reads JSON lines; a .json file can also contain a single list."""
     problems = reading.problems
-    lines = numbered_lines(file, problems)
+    lines: Iterator[tuple[int, str]] = numbered_lines(file, problems)
+    lines = chain(_checked_start(file, lines), lines)
     for number, line in lines:
         if not line.strip():
             continue
@@ -83,16 +89,53 @@ def _read_json(file: File, reading: Reading) -> Iterator[Record]:
             return
         where = f"{file.shown}, line {number}"
         try:
-            record = json.loads(line)
+            record = json.loads(line.rstrip("\r\n"))
         except (ValueError, RecursionError) as error:
             message = error.msg if isinstance(error, json.JSONDecodeError) else first_line(error)
-            position = f", character {error.colno}" if isinstance(error, json.JSONDecodeError) else ""
+            position = f", character {error.pos + 1}" if isinstance(error, json.JSONDecodeError) else ""
             problems.add_detail(f"{where}{position}: is no JSON ({message})")
             continue
         if isinstance(record, dict):
             yield record, where
         else:
             problems.add_detail(f"{where}: is {kind_of(record)}, not an object with named fields")
+
+
+def _checked_start(file: File, lines: Iterator[tuple[int, str]]) -> list[tuple[int, str]]:
+    """Reads the first line that is not blank, and more if it is no JSON. Returns all lines that it has read.
+
+    Raises:
+        UnreadableError: if the file is a list, or if an object spans lines.
+    """
+    taken: list[tuple[int, str]] = []
+    for number, line in lines:
+        taken.append((number, line))
+        if line.strip():
+            break
+    else:
+        return taken
+    if _LIST_OF_OBJECTS.match(line.strip()) and file.format != ".json":
+        raise UnreadableError(
+            f"{file.shown} is a JSON list; write one object on each line, or let its name end in .json"
+        )
+    if line.lstrip().startswith("{") and not _is_json(line):
+        more = list(islice(lines, PEEKED_LINES))
+        if _is_json(line + "".join(rest for _, rest in more), whole=False):
+            either = " or a list of objects" if file.format == ".json" else ""
+            raise UnreadableError(
+                f"{file.shown}, line {number}: an object spans several lines; write one object on each line{either}"
+            )
+        taken += more
+    return taken
+
+
+def _is_json(text: str, whole: bool = True) -> bool:
+    """Tells whether a text, or only its beginning, is JSON."""
+    try:
+        json.loads(text) if whole else json.JSONDecoder().raw_decode(text.lstrip())
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 def _read_json_list(file: File, text: str, problems: Problems) -> Iterator[Record]:
@@ -130,7 +173,7 @@ def _read_csv(file: File, reading: Reading) -> Iterator[Record]:
 
     reader = csv.reader(lines(), strict=True, **options)
     header: list[str] | None = None
-    line, records, spanning, swallowed, longest = 1, 0, 0, 0, (0, 0)
+    line, records, spanning, swallowed, longest, quoted_like = 1, 0, 0, 0, (0, 0), 0
     try:
         for fields in reader:
             where, first, line = f"{file.shown}, line {line}", line, reader.line_num + 1
@@ -148,6 +191,7 @@ def _read_csv(file: File, reading: Reading) -> Iterator[Record]:
                         raise UnreadableError(f"{file.shown} has {header.count(column)} columns named {column}")
                 continue
             records += 1
+            quoted_like += not quoted and any(_QUOTED.fullmatch(field) for field in fields)
             if size > 1:
                 spanning, longest = spanning + 1, max(longest, (size, -first))
                 if _look_like_records(inside, len(header), options):
@@ -162,6 +206,8 @@ def _read_csv(file: File, reading: Reading) -> Iterator[Record]:
         place = f"such as the {longest[0]} lines from {file.shown}, line {-longest[1]}" if spanning else ""
         reading.tallies.add("several_lines", reading.part, file.shown, spanning, records, place)
         reading.tallies.add("swallowed_lines", reading.part, file.shown, swallowed, reader.line_num, place)
+    else:
+        reading.tallies.add("quoted_like", reading.part, file.shown, quoted_like, records)
 
 
 def _look_like_records(lines: Sequence[str], num_fields: int, options: Mapping[str, Any]) -> bool:

@@ -48,6 +48,9 @@ KINDS: dict[str, TallyKind] = {
     "swallowed_lines": TallyKind(
         "lines", "stand in quotes and look like records of their own", "close the quotes, or double those that are text"
     ),
+    "quoted_like": TallyKind(
+        "records", "have a field in quotes with doubled quotes inside, which are kept as they are", "set tsv_quotes"
+    ),
     "duplicates": TallyKind("records", "are removed as duplicates of earlier ones"),
     "contradictory": TallyKind(
         "records",

@@ -15,6 +15,8 @@ from typing import Any
 SHOWN_CHARACTERS = 60
 LARGEST_NUMBER = 3.4e38  # approximate maximum of float32, the type of stored targets
 
+MISSING = frozenset({"None", "nan", "NaN", "NAN", "null", "NULL", "N/A", "n/a", "#N/A", "NA", "<NA>"})
+"""Texts as which programs write a missing value. They are labels in no format, just as null, NaN and empty text."""
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -57,8 +59,10 @@ def parse_text(value: Any, role: str) -> str:
         raise InvalidValueError("holds half of a surrogate pair, which is no character")
     if role == "label":
         value = unicodedata.normalize("NFC", value.strip())
-        if value.lower() == "nan":
-            raise InvalidValueError("is NaN, not a label")
+        if value in MISSING:
+            raise InvalidValueError(
+                f"is {value}, which stands for a missing value; remove the record, or give the class another name"
+            )
     return value
 
 

@@ -108,7 +108,8 @@ class TestLabelLists:
                     "holds a label that is a list, not text",
                     "is NaN, not a list of labels",
                     "holds a label that holds half of a surrogate pair, which is no character",
-                    "holds a label that is NaN, not a label",
+                    "holds a label that is nan, which stands for a missing value; remove the record, or give the class "
+                    "another name",
                 ],
                 start=1,
             )

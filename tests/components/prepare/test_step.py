@@ -133,6 +133,14 @@ class TestPretrain:
         with pytest.raises(RefusedError, match="the split train is empty after removing what also stands"):
             prepare_pretrain(tmp_path / "out", source, dev_source=source, test_source=other)
 
+    def test_nothing_left_to_cut_dev_from(self, tmp_path: Path) -> None:
+        source = str(jsonl(tmp_path / "a.jsonl", [{"text": "one"}, {"text": "two"}]))
+        with pytest.raises(RefusedError) as refused:
+            prepare_pretrain(tmp_path / "out", source, test_source=source)
+        few, removed = refused.value.problems
+        assert "0 left after removing duplicates, too few for train and dev" in few
+        assert removed == "data.pretrain: 2 of 2 records (100 %) are removed, since they stand in held-out data too"
+
     def test_an_unfinished_folder_loses_its_manifest_first(
         self, tmp_path: Path, pretrained: Prepared, monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import bz2
 import csv
 import functools
 import gzip
 import http.server
 import io
 import json
+import lzma
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +102,13 @@ class TestFormats:
             {"text": 'not?"', "label": "y"},
         ]
         frame = pd.DataFrame({"text": ["a\tb", 'say "x"', "one\ntwo"], "label": ["x", "y", "z"]})
+        frame[1:2].to_csv(path, sep="\t", index=False)
+        by = reading(LABELLED)
+        assert [row.values["text"] for row in read(str(path), by)] == ['"say ""x"""']
+        assert warnings(by.tallies.table(), "x") == [
+            "data.x: 1 of 1 records (100 %) have a field in quotes with doubled quotes inside, which are kept as they are; set "
+            "tsv_quotes"
+        ]
         frame.to_csv(path, sep="\t", index=False)
         assert [row.values["text"] for row in rows_of(path, LABELLED, tsv_quotes=True)] == list(frame["text"])
 
@@ -364,6 +373,58 @@ class TestMistakes:
         found = problems_of(path, LABELLED)
         assert len(found) == 2
         assert f"{path}, {'row 2' if name == 'a.parquet' else 'line 3' if name == 'a.csv' else 'line 2'}: " in found[0]
+
+    @pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.csv", "a.tsv", "a.parquet"])
+    def test_missing_labels_are_the_same_in_every_format(self, tmp_path: Path, name: str) -> None:
+        labels = ["none", "x", "None", "N/A", "null", "nan", "NA", " NULL ", ""]
+        frame = pd.DataFrame({"text": ["t"] * len(labels), "label": labels})
+        write = {
+            "a.jsonl": lambda: frame.to_json(tmp_path / name, orient="records", lines=True),
+            "a.json": lambda: frame.to_json(tmp_path / name, orient="records"),
+            "a.csv": lambda: frame.to_csv(tmp_path / name, index=False),
+            "a.tsv": lambda: frame.to_csv(tmp_path / name, index=False, sep="\t", quoting=csv.QUOTE_NONE),
+            "a.parquet": lambda: frame.to_parquet(tmp_path / name),
+        }
+        write[name]()
+        by = reading(LABELLED)
+        assert [row.values["label"] for row in read(str(tmp_path / name), by)] == ["none", "x"]
+        found = [problem.split(": ", 1)[1] for problem in by.problems.sentences()]
+        rule = "which stands for a missing value; remove the record, or give the class another name"
+        assert found == [*(f"label is {text.strip()}, {rule}" for text in labels[2:-1]), "label is empty"]
+
+    def test_other_json_is_one_sentence(self, tmp_path: Path) -> None:
+        rows = [{"text": "a", "more": [1, 2]}, {"text": "b"}]
+        path = tmp_path / "a.jsonl"
+        path.write_text("\n" + "\n".join(json.dumps(row, indent=1) for row in rows))
+        objects = f"data.x.source: {path}, line 2: an object spans several lines; write one object on each line"
+        assert problems_of(path) == [objects]
+        for indent in (None, 2):
+            path.write_text(json.dumps(rows, indent=indent))
+            assert problems_of(path) == [
+                f"data.x.source: {path} is a JSON list; write one object on each line, or let its name end in .json"
+            ]
+        pretty = tmp_path / "a.json"
+        pretty.write_text(json.dumps(rows[0], indent=1))
+        assert problems_of(pretty) == [f"{objects.replace('a.jsonl, line 2', 'a.json, line 1')} or a list of objects"]
+
+    @pytest.mark.parametrize("name", ["a.jsonl", "a.csv", "a.txt"])
+    def test_compressed_content_with_another_name_is_one_sentence(self, tmp_path: Path, name: str) -> None:
+        content: dict[Callable[[bytes], bytes], str] = {
+            gzip.compress: "is compressed with gzip; its name must end in .gz",
+            bz2.compress: "is compressed with bzip2; its name must end in .bz2",
+            lzma.compress: "is compressed with xz; its name must end in .xz",
+        }
+        for compress, problem in content.items():
+            (tmp_path / name).write_bytes(compress(b'{"text": "a"}\n' * 100))
+            assert problems_of(tmp_path / name) == [f"data.x.source: {tmp_path / name} {problem}"]
+
+    def test_columns_count_within_the_line(self, tmp_path: Path) -> None:
+        path = tmp_path / "a.jsonl"
+        path.write_bytes(b'{"text": "a"}\r\n{"text": \r\n{"text": oops}\n')
+        first, second = problems_of(path)
+        assert first.startswith(f"{path}, line 2, character ")
+        assert int(first.split("character ")[1].split(":")[0]) in (9, 10)
+        assert second.startswith(f"{path}, line 3, character 10: ")
 
     def test_csv_with_wrong_number_of_fields_and_an_open_quote(self, tmp_path: Path) -> None:
         path = tmp_path / "a.csv"
