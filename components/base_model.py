@@ -82,7 +82,7 @@ def model_problems(config: Config) -> list[str]:
 
 def looks_local(base: str) -> bool:
     """Tells whether the name of a base model is a folder rather than a name on the hub."""
-    return base.startswith((".", "/", "~")) or Path(base).exists()
+    return base.startswith((".", "/")) or Path(base).exists()
 
 
 def _is_hub_name(base: str) -> bool:
