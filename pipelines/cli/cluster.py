@@ -7,7 +7,17 @@ from typing import Annotated
 import typer
 
 from .errors import plain_errors
-from .options import ConfigFile, ImagePrefix, ImageTag, MaybeWaiting, Overrides, Server, Waiting, with_option_groups
+from .options import (
+    ConfigFile,
+    ImagePrefix,
+    ImageTag,
+    MaybeWaiting,
+    Overrides,
+    Server,
+    UploadData,
+    Waiting,
+    with_option_groups,
+)
 
 Experiment = Annotated[str, typer.Option(help="KFP experiment. It is created if it does not exist.")]
 RunKey = Annotated[
@@ -29,6 +39,7 @@ def upload(
     step: Annotated[str | None, typer.Option(help="Upload the pipeline of this step only.")] = None,
     image_prefix: ImagePrefix = None,
     tag: ImageTag = None,
+    upload_data: UploadData = None,
     *,
     server: Server,
 ) -> None:
@@ -37,7 +48,7 @@ def upload(
     from .cluster_commands import upload_and_show
 
     with plain_errors():
-        upload_and_show(server, config, overrides, step, images(image_prefix, tag))
+        upload_and_show(server, config, overrides, step, images(image_prefix, tag), upload_data)
 
 
 def submit(
@@ -51,6 +62,7 @@ def submit(
         str | None,
         typer.Option(help="Service account of the run's pods (default: KFP's own)."),
     ] = None,
+    upload_data: UploadData = None,
     *,
     server: Server,
     waiting: MaybeWaiting,
@@ -62,7 +74,9 @@ def submit(
     with plain_errors():
         chosen = images(image_prefix, tag)
         raise typer.Exit(
-            submit_and_show(server, config, overrides, experiment, run_key, chosen, service_account, waiting)
+            submit_and_show(
+                server, config, overrides, experiment, run_key, chosen, service_account, upload_data, waiting
+            )
         )
 
 

@@ -13,9 +13,9 @@ from mixtune.components.shared.outcome import EXIT_STATUS
 
 from ..cluster import runs as client
 from ..cluster.api import Api, Connection
+from ..cluster.local_paths import read_for_cluster
 from ..cluster.results import append_summary, show, summary
 from ..cluster.waiting import PendingTooLongError, TimedOutError, hint, wait_for
-from ..configuration import read_config
 from ..ended import Ended
 from ..images import Images
 from .options import Server, Waiting, with_home
@@ -27,11 +27,17 @@ def _api(server: Server, waiting: Waiting | None = None) -> Api:
 
 
 def upload_and_show(
-    server: Server, config: Path | None, overrides: Sequence[str], step: str | None, in_images: Images
+    server: Server,
+    config: Path | None,
+    overrides: Sequence[str],
+    step: str | None,
+    in_images: Images,
+    upload_data: str | None,
 ) -> None:
     """Uploads the pipeline and prints its version."""
+    wanted = read_for_cluster(config, overrides, upload_data)
     api = _api(server)
-    package = client.package_of(read_config(config, overrides), step, in_images=in_images)
+    package = client.package_of(wanted, step, in_images=in_images)
     version = client.upload(api, package)
     print(f"{package.pipeline} {version.name}: {'uploaded' if version.new else 'already uploaded'}")
     print(api.connection.link(f"pipelines/details/{version.pipeline_id}/version/{version.id}"))
@@ -45,12 +51,13 @@ def submit_and_show(
     run_key: str | None,
     in_images: Images,
     service_account: str | None,
+    upload_data: str | None,
     waiting: Waiting,
 ) -> int:
     """Starts a run, waits for it on request, and returns the exit status."""
     waiting.check()
+    wanted = read_for_cluster(config, overrides, upload_data)
     api = _api(server, waiting)
-    wanted = read_config(config, overrides)
     version = client.upload(api, client.package_of(wanted, in_images=in_images))
     waiting.tell(f"pipeline mixtune, version {version.name}{'' if version.new else ' (already uploaded)'}")
     made = client.submit(
@@ -153,11 +160,11 @@ def rerun_and_show(
 def check_cluster_and_show(server: Server, config: Path | None, overrides: Sequence[str]) -> int:
     """Lists what the cluster has and lacks for a configuration, and returns the exit status.
 
-    Folders and files in the configuration are not checked, since they are on the cluster.
+    Paths that do not exist on this machine are not checked, since they can be in images or volumes.
     """
     from ..cluster.preflight import check_cluster
 
-    wanted = read_config(config, overrides)
+    wanted = read_for_cluster(config, overrides)
     try:
         connection, why = Connection.find(*astuple(server)), ""
     except RefusedError as error:

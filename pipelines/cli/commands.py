@@ -195,10 +195,12 @@ def compile_pipeline(
     format: str,
     image_prefix: str | None = None,
     tag: str | None = None,
+    upload_data: str | None = None,
 ) -> None:
     """Writes the compiled pipeline, or the pipeline of one step."""
     from kfp import compiler
 
+    from ..cluster.local_paths import read_for_cluster
     from ..images import images
     from ..pipeline import NAME, make_pipeline
     from ..placement import Placer
@@ -208,7 +210,7 @@ def compile_pipeline(
         raise RefusedError(f"--format: must be ir or kubernetes, found {format}")
     if output.suffix not in (".yaml", ".yml"):
         raise RefusedError(f"--output: must end in .yaml, found {output}")
-    config = read_config(config_file, overrides)
+    config = read_for_cluster(config_file, overrides, upload_data)
     place = Placer.cluster(config, images(image_prefix, tag))
     pipeline = make_step_pipeline(step, config, place) if step else make_pipeline(config, place)
     name = f"{NAME}-{step}" if step else NAME

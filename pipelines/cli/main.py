@@ -14,7 +14,7 @@ from mixtune.components.shared.errors import Terminated
 
 from . import cluster as cluster_cli
 from .errors import plain_errors
-from .options import ConfigFile, ImagePrefix, ImageTag, Overrides, Server, expanded, with_option_groups
+from .options import ConfigFile, ImagePrefix, ImageTag, Overrides, Server, UploadData, expanded, with_option_groups
 
 app = typer.Typer(
     add_completion=False,
@@ -118,12 +118,13 @@ def compile_(
     format: Annotated[str, typer.Option(help="ir for a pipeline package, kubernetes for manifests (GitOps).")] = "ir",
     image_prefix: ImagePrefix = None,
     tag: ImageTag = None,
+    upload_data: UploadData = None,
 ) -> None:
     """Compile the pipeline for a cluster. The configuration sets the defaults of its parameters."""
     from .commands import compile_pipeline
 
     with plain_errors():
-        compile_pipeline(config, overrides, output, step, format, image_prefix, tag)
+        compile_pipeline(config, overrides, output, step, format, image_prefix, tag, upload_data)
         typer.echo(f"wrote {output}")
 
 

@@ -39,6 +39,14 @@ ImageTag = Annotated[
     str | None,
     typer.Option("--tag", help="Tag of the images; latest is refused (default: as in images.json)."),
 ]
+UploadData = Annotated[
+    str | None,
+    typer.Option(
+        "--upload-data",
+        metavar="URL",
+        help="Upload data files of this machine to this folder of an object store, such as s3://bucket/data.",
+    ),
+]
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ from ..pipeline import NAME
 from ..placement import Placer
 from ..step_pipelines import STEPS
 from .api import Api
+from .local_paths import refuse_local_paths
 from .records import StepRecord, read_record, steps_behind
 from .runs import Package, Submitted, describe_alone, get_run, package_of, submit, upload
 
@@ -105,7 +106,9 @@ def _config(values: Mapping[str, Any], fixed: str, overrides: Sequence[str] = ()
     assembled = load(assemble(values, fixed)).model_dump(mode="json")
     for override in overrides:
         lay_over(assembled, override)
-    return load(assembled)
+    changed = load(assembled)
+    refuse_local_paths(changed)
+    return changed
 
 
 def compiled_in(spec: Mapping[str, Any]) -> str:

@@ -11,7 +11,7 @@ import json
 import os
 import re
 from collections.abc import Iterator, Mapping
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from ..config import EMBEDDED
@@ -152,6 +152,18 @@ def fingerprint(stream: StreamOptions) -> str:
                 digest.update(f"{PurePosixPath(file.path).name} {_content(file)}\n".encode())
     problems.raise_if_any()
     return digest.hexdigest()
+
+
+def local_files(source: str, option: str) -> list[Path]:
+    """Returns the files of a source on this machine, sorted by name.
+
+    Raises:
+        RefusedError: if there is none, or if the format of a file is not known.
+    """
+    problems = Problems()
+    files = _find(source, option, problems)
+    problems.raise_if_any()
+    return [Path(file.path) for file in files]
 
 
 def _content(file: File) -> str:
