@@ -16,6 +16,7 @@ from .shared.model.refusals import (
     NO_GPU,
     NO_HEAD,
     NO_LM_HEAD,
+    NO_MASK,
     OTHER_OBJECTIVE,
     OTHER_PREFIX,
     TOO_LARGE_ID,
@@ -128,14 +129,13 @@ def _attention(config: Config) -> dict[str, str]:
 
 def _type_problems(config: Config, model_config: dict[str, Any]) -> list[str]:
     """Compares the model's type with the objective, the task and the attention."""
-    masked = auto_classes("MODEL_FOR_MASKED_LM_MAPPING_NAMES")
-    causal = auto_classes("MODEL_FOR_CAUSAL_LM_MAPPING_NAMES")
+    is_masked = is_masked_type(model_config)
+    known = auto_classes(f"MODEL_FOR_{'MASKED' if is_masked else 'CAUSAL'}_LM_MAPPING_NAMES")
     kind = model_config.get("model_type")
-    if masked is None or causal is None or not isinstance(kind, str):
+    if known is None or not isinstance(kind, str):
         return []
     base, task, objective = config.model.base, config.data.finetune.task, config.model.objective
-    is_masked = kind in masked and not model_config.get("is_decoder")
-    lm = (masked if is_masked else causal).get(kind)
+    lm = known.get(kind)
     if lm is None:
         return [f"model.base: {base} is of type {kind}, for which transformers has no language model; choose another"]
     problems = []
@@ -156,6 +156,12 @@ def _type_problems(config: Config, model_config: dict[str, Any]) -> list[str]:
     if is_masked:
         problems += _masked_attention_problems(config, kind)
     return problems
+
+
+def is_masked_type(model_config: dict[str, Any]) -> bool:
+    """Tells whether mixtune trains models of this type as masked language models."""
+    masked = auto_classes("MODEL_FOR_MASKED_LM_MAPPING_NAMES") or {}
+    return model_config.get("model_type") in masked and not model_config.get("is_decoder")
 
 
 def _masked_attention_problems(config: Config, kind: str) -> list[str]:
@@ -231,6 +237,8 @@ def _tokenizer_problems(folder: Path, model_config: dict[str, Any]) -> list[str]
         named = _json_object(folder / "special_tokens_map.json") | settings
         if not any(named.get(name) for name in ("eos_token", "sep_token", "bos_token")):
             problems.append(f"model.base: {NO_ENDS.format(base=folder)}")
+        if is_masked_type(model_config) and not named.get("mask_token"):
+            problems.append(NO_MASK)
     size = vocabulary_size(model_config)
     if size is not None and (folder / "tokenizer.json").is_file():
         token, largest = _largest_id(folder / "tokenizer.json")

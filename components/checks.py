@@ -7,7 +7,7 @@ import json
 import re
 from pathlib import Path
 
-from .base_model import attention_problems, looks_local, missing_gpu_here, model_problems
+from .base_model import attention_problems, is_masked_type, looks_local, missing_gpu_here, model_problems
 from .config import Config, Fingerprints
 from .evaluate.harness_tasks import NOT_INSTALLED, installed, known_tasks
 from .shared.config import SCRATCH
@@ -95,8 +95,7 @@ def _is_masked(config: Config) -> bool:
     if config.model.objective is not None:
         return config.model.objective == "masked_lm"
     try:
-        base_config = json.loads((Path(config.model.base) / "config.json").read_text(encoding="utf-8"))
-        return any(str(name).endswith("ForMaskedLM") for name in base_config.get("architectures") or [])
+        return is_masked_type(json.loads((Path(config.model.base) / "config.json").read_text(encoding="utf-8")))
     except (OSError, ValueError, AttributeError):
         return False
 

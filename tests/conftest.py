@@ -38,13 +38,15 @@ LONG = (
     "test_run.py",
     "test_run_tasks.py",
     "test_mlflow.py",
-    "test_killed.py",
     "test_run_stopped.py",
-    "test_sync.py",
-    "test_storm.py",
-    "test_rerun.py",
     "test_distributed.py",
+    "test_sync.py",
+    "test_undelivered.py",
+    "test_storm.py",
     "test_lm_eval.py",
+    "test_images.py",
+    "test_killed.py",
+    "test_training_options.py",
 )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,9 @@ from mixtune.components.plan.step import run as run_plan
 from mixtune.components.shared.config import Task
 from mixtune.components.shared.errors import RefusedError
 from mixtune.components.shared.model import device
+from mixtune.components.shared.model.masking import Masking
 from mixtune.components.shared.running.context import COMPILED, Context
+from mixtune.pipelines.configuration import to_yaml
 
 from .shared.test_loss import TASKS
 from .shared.tiny import ARCHITECTURES, ENCODERS, tiny_model, tiny_tokenizer
@@ -115,3 +119,26 @@ def test_a_hub_name_that_looks_like_a_path_is_told(tmp_path: Path, monkeypatch: 
     assert notes(config("n/gpt2")) == notes(config("scratch")) == notes(config("gpt2")) == []
     (tmp_path / "m" / "gtp2").mkdir()
     assert notes(config("m/gtp2")) == []
+
+
+def test_the_command_tells_it_too(tmp_path: Path) -> None:
+    (tmp_path / "m").mkdir()
+    (tmp_path / "config.yaml").write_text(to_yaml(config("m/gtp2")))
+    done = subprocess.run(
+        [sys.executable, "-m", "mixtune.pipelines.cli", "check", "config.yaml"], cwd=tmp_path, capture_output=True,
+        text=True, check=True,
+    )  # fmt: skip
+    assert "note: model.base: m/gtp2 is taken as a name on the Hugging Face hub" in done.stdout
+
+
+def test_an_encoder_whose_tokenizer_has_no_mask_is_refused(tmp_path: Path) -> None:
+    folder = save(tmp_path / "bert", "bert")
+    tokenizer: Any = tiny_tokenizer()
+    tokenizer.mask_token = None
+    for file in folder.glob("*token*"):
+        file.unlink()
+    tokenizer.save_pretrained(folder)
+    (problem,) = find_problems(config(folder))
+    with pytest.raises(RefusedError) as refused:
+        Masking.of(tokenizer, 0.15)
+    assert refused.value.problems == [problem]

@@ -13,9 +13,7 @@ import time
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
-import psutil
 import pytest
-import yaml
 
 from mixtune.components.checks import fingerprints
 from mixtune.components.config import load, parts
@@ -23,46 +21,7 @@ from mixtune.components.shared.outcome import Outcome, load_outcomes
 from mixtune.components.shared.tracking.connection import connect
 
 from . import forked
-from .project import ALWAYS, Project, plain
-
-
-def test_a_run_that_is_killed_in_training_ends_with_the_same_report(finished: Project, tmp_path: Path) -> None:
-    project = Project(tmp_path)
-    project.config = finished.config
-    (tmp_path / "config.yaml").write_text(yaml.safe_dump(project.config), encoding="utf-8")
-    process = subprocess.Popen(
-        [sys.executable, "-m", "mixtune.pipelines.cli", "run", "config.yaml"],
-        cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
-    checkpoints = project.output / ".mixtune" / "checkpoints"
-    deadline = time.monotonic() + 300
-    while not list(checkpoints.glob("mixed-0.3-*/step-0000002*")):
-        assert time.monotonic() < deadline
-        assert process.poll() is None, "it ended before it could be killed"
-        time.sleep(0.02)
-    everyone = [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]
-    for killed in everyone:
-        killed.kill()
-    assert not psutil.wait_procs(everyone, timeout=20)[1]
-    process.wait()
-    before = project.ran() - {"mixed-0.3"}
-    assert before > {"prepare pretrain", "prepare finetune", "pretrain"}
-
-    status, ran, printed = project.run()
-    assert status == 0, printed
-    # KFP's local runner takes tasks in an arbitrary order, so that `finetune` may come after the mixed candidates.
-    assert not ran & (before - ALWAYS), "finished steps are not repeated"
-    (log,) = [path for path in (project.output / "logs").glob("*/mixed-0.3.log") if "goes on from" in path.read_text()]
-    assert "mixed-0.3: goes on from the checkpoint of step" in log.read_text()
-    assert plain(project.report()) == plain(finished.report())
-    assert not checkpoints.exists(), "a run that succeeded needs none"
-
-    client = project.client()
-    (experiment,) = [one for one in client.search_experiments() if one.name == "mixtune"]
-    runs = client.search_runs([experiment.experiment_id], "attributes.run_name = 'mixed-0.3'")
-    (whole,) = [run for run in runs if run.info.status == "FINISHED"]
-    steps = [point.step for point in client.get_metric_history(whole.info.run_id, "loss")]
-    assert steps == list(range(10, 121, 10)), "no gap and no duplicate"
+from .project import Project, plain
 
 
 def outcome_of(project: Project, title: str) -> Outcome:

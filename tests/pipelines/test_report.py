@@ -19,6 +19,7 @@ from mixtune.components.shared.running.context import Context
 from mixtune.components.shared.tracking.tracker import Tracker
 from mixtune.pipelines.cli import app
 from tests.components.compare.made import INTERPOLATED, MIXED, Made, compare, write_all
+from tests.stores import new_store
 
 OTHER = Made("mixed-0.5", "mixed", forgets=0.2, right=0.64, mix_weight=0.5)
 
@@ -173,7 +174,7 @@ def test_runs_on_record_in_mlflow(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     done = report(unknown, "--output", tmp_path / "joint")
     assert (done.exit_code, "set MLFLOW_TRACKING_URI" in done.output) == (2, True)
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow' / 'mlflow.db'}")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", new_store(tmp_path / "mlflow" / "mlflow.db"))
     tracker = Tracker.open("compare", "compare", "a-run")
     compare(tmp_path, write_all(tmp_path, MIXED), Context("compare", tracker, "a-run", quiet=True))
     tracker.close("FINISHED", {})

@@ -13,9 +13,10 @@ import psutil
 import pytest
 import yaml
 
+from mixtune.components.shared.outcome import load_outcomes
 from mixtune.pipelines.local.folder import claim
 from tests.conftest import sentences, small_disk
-from tests.pipelines.project import Project
+from tests.pipelines.project import ALWAYS, Project, plain
 
 
 @pytest.fixture
@@ -43,7 +44,10 @@ def running(fresh: Project) -> Iterator[Callable[..., subprocess.Popen[str]]]:
         process.kill()
 
 
-def test_after_a_signal_the_same_command_goes_on(fresh: Project, running: Callable[..., subprocess.Popen[str]]) -> None:
+def test_after_signals_and_a_kill_the_same_command_ends_with_the_report_of_an_undisturbed_run(
+    fresh: Project, finished: Project, running: Callable[..., subprocess.Popen[str]]
+) -> None:
+    fresh.config = finished.config
     goes_on = "finished steps are kept; run the same command again to continue\n"
     # A step's result is in the cache when a step that depends on it has started.
     process = running("logs/*/pretrain.log")
@@ -58,11 +62,34 @@ def test_after_a_signal_the_same_command_goes_on(fresh: Project, running: Callab
     assert (process.returncode, printed) == (143, f"mixtune: ended by SIGTERM; {goes_on}")
     assert not psutil.wait_procs(everyone, timeout=20)[1], "no process is left"
 
-    status, ran, _ = fresh.run()
-    assert status == 0
-    assert not ran & {"prepare pretrain", "prepare finetune", "pretrain"}
+    process = running(".mixtune/checkpoints/mixed-0.3-*/step-0000002*")
+    everyone = [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]
+    for killed in everyone:
+        killed.kill()
+    assert not psutil.wait_procs(everyone, timeout=20)[1]
+    process.wait()
+    outcomes = (fresh.output / ".mixtune" / "outcomes").iterdir()
+    done = {outcome.title for run in outcomes for outcome in load_outcomes(run) if outcome.kind == "done"}
+    assert done > {"prepare pretrain", "prepare finetune", "pretrain"}
+    assert "mixed-0.3" not in done
+
+    status, ran, told = fresh.run()
+    assert status == 0, told
+    # KFP's local runner takes tasks in an arbitrary order, so that `finetune` may come after the mixed candidates.
+    assert not ran & (done - ALWAYS), "finished steps are not repeated"
+    newest = max((fresh.output / "logs").iterdir())
+    assert "mixed-0.3: goes on from the checkpoint of step" in (newest / "mixed-0.3.log").read_text()
+    assert plain(fresh.report()) == plain(finished.report())
+    assert not (fresh.output / ".mixtune" / "checkpoints").exists(), "a run that succeeded needs none"
+
     statuses = [run.info.status for run in fresh.pipeline_runs()]
-    assert statuses == ["FINISHED", "KILLED", "KILLED"], "newest first"
+    assert (statuses[0], statuses[2:]) == ("FINISHED", ["KILLED", "KILLED"]), "newest first"
+    client = fresh.client()
+    experiment = client.get_experiment_by_name("mixtune").experiment_id
+    runs = client.search_runs([experiment], "attributes.run_name = 'mixed-0.3'")
+    (whole,) = [run for run in runs if run.info.status == "FINISHED"]
+    steps = [point.step for point in client.get_metric_history(whole.info.run_id, "loss")]
+    assert steps == list(range(10, 121, 10)), "no gap and no duplicate"
 
 
 def test_nothing_is_said_to_be_kept_where_it_is_not(

@@ -9,6 +9,7 @@ import numpy as np
 
 from ..errors import RefusedError
 from .packing import Segment
+from .refusals import NO_MASK
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -40,9 +41,7 @@ class Masking:
             RefusedError: if the tokenizer has none.
         """
         if tokenizer.mask_token_id is None:
-            raise RefusedError(
-                "model.objective: is masked_lm, but the tokenizer has no mask token; choose another base model"
-            )
+            raise RefusedError(NO_MASK)
         return cls(int(tokenizer.mask_token_id), special_ids(tokenizer), len(tokenizer), probability)
 
     def __call__(self, segment: Segment, draw: np.random.Generator) -> Segment | None:

@@ -14,6 +14,7 @@ NO_LM_HEAD = (
     "pretrain.steps: is 0, but {base} has no trained language-model head ({name} is missing), so that forgetting could not be "
     "measured; train it for some steps"
 )
+NO_MASK = "model.objective: is masked_lm, but the tokenizer has no mask token; choose another base model"
 OTHER_OBJECTIVE = (
     "model.objective: is {objective}, but {base} is of type {type}, which is for {own}; leave it out or choose another base "
     "model"

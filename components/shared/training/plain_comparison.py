@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..errors import RefusedError
 from ..model.device import pick_device
-from ..model.heads import output_logits
+from ..model.heads import HiddenStates, on_hidden, output_logits
 from ..model.mixed_model import MixedModel
 from ..model.packing import Segment, collate
 from ..model.probing import measuring
@@ -113,15 +113,18 @@ def _theirs(
     head = TASK_KINDS[stream.task].head
     # On the left, only `generate` counts positions from the mask.
     side = "right" if head is None else None
-    given = tokenizer.pad(rows, padding_side=side, return_tensors="pt").to(plain.device)
-    output, mask = plain(**given), given["attention_mask"].bool()
-    logits = output.logits if head is None else output_logits(stream.task, output)
-    logits = logits.float()
+    padded = tokenizer.pad(rows, padding_side=side, return_attention_mask=True, return_tensors="pt")
+    given = padded.to(plain.device)
+    if head is None:
+        # The LM head runs on the last token only: the logits of all tokens can be larger than the model.
+        hidden = plain.base_model(**given, use_cache=False).last_hidden_state
+        last = given["attention_mask"].sum(1) - 1
+        states = hidden[torch.arange(len(segments), device=last.device), last][:, None]
+        return list(on_hidden(plain, HiddenStates(states)).logits.float().cpu())
+    logits = output_logits(stream.task, plain(**given)).float().cpu()
     if head == "sequence":
-        return [row[None].cpu() for row in logits]
-    # Padding can be on either side.
-    of_each = [row[real] for row, real in zip(logits, mask, strict=True)]
-    return [(row if head == "span" else row[-1:]).cpu() for row in of_each]
+        return [row[None] for row in logits]
+    return [row[real] for row, real in zip(logits, given["attention_mask"].bool().cpu(), strict=True)]
 
 
 def _width(task: Any) -> int:

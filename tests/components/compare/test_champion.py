@@ -18,6 +18,7 @@ from mixtune.components.shared.outcome import load_outcome
 from mixtune.components.shared.running.context import Context
 from mixtune.components.shared.runtime import launch
 from mixtune.components.shared.tracking.connection import connect
+from tests.stores import new_store
 
 from .made import BASE, CHAMPION, FINETUNED, INTERPOLATED, MIXED, PRETRAINED, Made, Outcome, compare, write_all
 from .made import write_evaluation as write
@@ -170,7 +171,7 @@ def test_a_gate_that_fails_the_run_does_so_when_all_is_written(tmp_path: Path, m
     assert compare(tmp_path / "met", inputs, on_miss="fail").passed
     assert compare(tmp_path / "skip", inputs, min_task_score=0.99).passed is False
 
-    uri = f"sqlite:///{tmp_path / 'mlflow' / 'mlflow.db'}"
+    uri = new_store(tmp_path / "mlflow" / "mlflow.db")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     monkeypatch.setenv("MIXTUNE_RUN_ID", "a-run")
     monkeypatch.setenv("MIXTUNE_OUTCOME_DIR", str(tmp_path / "outcomes"))

@@ -17,6 +17,7 @@ from mixtune.components.shared.errors import MixtuneError, RefusedError
 from mixtune.components.shared.running.context import Context
 from mixtune.components.shared.tracking.connection import connect
 from mixtune.components.shared.tracking.tracker import Tracker
+from tests.stores import new_store
 
 from .made import (
     FINETUNED,
@@ -451,7 +452,7 @@ def test_different_likelihoods_are_not_compared(tmp_path: Path) -> None:
 
 
 def test_everything_goes_on_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    uri = f"sqlite:///{tmp_path / 'mlflow' / 'mlflow.db'}"
+    uri = new_store(tmp_path / "mlflow" / "mlflow.db")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     tracker = Tracker.open("compare", "compare", "a-pipeline-run")
     done = compare(tmp_path, write_all(tmp_path, MIXED), Context("compare", tracker, "a-pipeline-run", quiet=True))

@@ -29,8 +29,6 @@ from tests.stores import new_store
 from . import compared, pair
 from .compared import assert_same_movement
 
-pytestmark = pytest.mark.numeric
-
 OPTIONS: dict[str, Any] = {
     "steps": 3, "batch_size": 5, "micro_batch_size": 2, "learning_rate": 0.1, "precision": "float32",
     "log_every_steps": 1, "max_grad_norm": 1e3,  # no clipping, which would hide a wrong factor
@@ -119,6 +117,7 @@ def weights_in(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / "model.safetensors")
 
 
+@pytest.mark.numeric
 @pytest.mark.usefixtures("two", "plain_descent")
 @pytest.mark.parametrize("case", CASES)
 def test_two_processes_give_the_weights_of_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: str) -> None:
@@ -171,6 +170,7 @@ def torchrun(
     )
 
 
+@pytest.mark.numeric
 @pytest.mark.usefixtures("plain_descent")
 def test_under_torchrun_a_step_is_run_once_by_all_processes(tmp_path: Path) -> None:
     steps = Steps(tmp_path, "classification")

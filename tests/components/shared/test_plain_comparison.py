@@ -115,17 +115,18 @@ def test_texts_that_hold_the_padding_token_are_read_alike(
     compare_with_transformers(model, tmp_path / "model", tokenizer, stream)
 
 
-@pytest.mark.parametrize("change", ["padding", "weights"])
+@pytest.mark.parametrize("change", ["padding", "weights", "language model"])
 def test_a_saved_model_that_answers_differently_is_refused(tmp_path: Path, change: str) -> None:
-    examples = write_examples(tmp_path / "labels", "classification", [[5], []])
-    model = tiny_model("llama", labels=["no", "yes"])
+    task: Task = "generation" if change == "language model" else "classification"
+    examples = write_examples(tmp_path / "labels", task, [[5], []])
+    model = tiny_model("llama", labels=None if task == "generation" else ["no", "yes"])
     model.save(tmp_path / "model", tiny_tokenizer())
     if change == "padding":
         config = tmp_path / "model" / "config.json"
         config.write_text(json.dumps(json.loads(config.read_text()) | {"pad_token_id": 5}))
     else:
-        assert model.task is not None
-        model.task.get_parameter("score.weight").data.mul_(1.5)
-    stream = FinetuneStream(Documents(examples, "train"), 0, "classification")
-    with pytest.raises(RefusedError, match=r"LlamaForSequenceClassification gives other outputs .* read alone: they"):
+        changed: Any = model.lm if task == "generation" else model.task
+        changed.get_parameter("lm_head.weight" if task == "generation" else "score.weight").data.mul_(1.5)
+    stream = FinetuneStream(Documents(examples, "train"), 0, task)
+    with pytest.raises(RefusedError, match=r"transformers' Llama\w+ gives other outputs .* read alone: they"):
         compare_with_transformers(model, tmp_path / "model", tiny_tokenizer(), stream)
