@@ -186,7 +186,7 @@ def test_the_home_folder_can_stand_in_paths(data: Path, monkeypatch: pytest.Monk
     )
     checked = mixtune("check", "~/config.yaml")
     assert checked.exit_code == 0, checked.stderr
-    (data / "config.yaml").write_text(NEEDED)
+    (data / "config.yaml").write_text(NEEDED + "pretrain: {steps: 1}\n")
     compiled = mixtune("compile", "~/config.yaml", "--output=~/p.yaml", "--step", "compare")
     assert compiled.exit_code == 0, compiled.stderr
     assert (data / "p.yaml").is_file()
