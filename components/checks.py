@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from pathlib import Path
+from statistics import NormalDist
 
 from .base_model import attention_problems, is_masked_type, looks_local, missing_gpu_here, model_problems
 from .config import Config, Fingerprints
 from .evaluate.harness_tasks import NOT_INSTALLED, installed, known_tasks
 from .shared.config import SCRATCH
-from .shared.data.sources import check_source, fingerprint
+from .shared.data.sources import check_source, count_records, fingerprint
 from .shared.errors import RefusedError
+from .shared.task_kinds import TASK_KINDS
+
+DISAGREEMENT = 0.2
+"""Assumed share of the examples on which exactly one of two models is right."""
 
 
 def find_problems(config: Config, gpus: int | None = None) -> list[str]:
@@ -29,6 +35,32 @@ def find_problems(config: Config, gpus: int | None = None) -> list[str]:
     problems += _champion_problems(config.evaluate.champion)
     problems += _lm_eval_problems(config)
     return problems
+
+
+def few_examples(config: Config) -> str | None:
+    """Says how many examples the gate needs if the dev split will hold fewer. None if it holds enough, or if that is not known.
+
+    The interval of a paired difference of accuracies is about ± z · √(d / n), where d is the share of the n examples on which
+    exactly one of two models is right.
+    """
+    labelled, gate = config.data.finetune, config.gate
+    metric = config.evaluate.metric or TASK_KINDS[labelled.task].metrics[0]
+    if metric not in ("accuracy", "exact_match") or gate.max_score_drop == 0:
+        return None
+    if labelled.dev_source:
+        found = count_records(labelled.dev_source, "data.finetune.dev_source")
+    else:
+        whole = count_records(labelled.source, "data.finetune.source")
+        found = None if whole is None else round(min(whole, labelled.max_documents or whole) * labelled.dev_fraction)
+    z = NormalDist().inv_cdf((1 + gate.interval) / 2)
+    needed = math.ceil(DISAGREEMENT * (z / gate.max_score_drop) ** 2)
+    if found is None or found >= needed:
+        return None
+    return (
+        f"gate.max_score_drop: the dev split will hold about {found:,} examples, and {needed:,} are needed to tell a drop of "
+        f"{gate.max_score_drop:g} (if two models disagree on {100 * DISAGREEMENT:.0f} % of them); give more examples or a larger "
+        "margin"
+    )
 
 
 def missing_here(config: Config) -> list[str]:

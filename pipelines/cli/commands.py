@@ -22,7 +22,7 @@ def check_and_show(config_file: Path | None, overrides: Sequence[str]) -> None:
         RefusedError: if there are problems; names all of them.
     """
     from mixtune.components.base_model import notes
-    from mixtune.components.checks import find_problems, missing_here
+    from mixtune.components.checks import few_examples, find_problems, missing_here
     from mixtune.components.mixed.config import candidates
 
     parsed = read_config(config_file, overrides)
@@ -31,7 +31,8 @@ def check_and_show(config_file: Path | None, overrides: Sequence[str]) -> None:
         raise RefusedError(*problems)
     names = ", ".join(candidate.id for candidate in candidates(parsed.mixed))
     print(f"{parsed.name}: the configuration is valid; base model {parsed.model.base}, candidates {names}")
-    for sentence in notes(parsed):
+    few = few_examples(parsed)
+    for sentence in [*notes(parsed), *([few] if few else [])]:
         print(f"note: {sentence}")
     for sentence in missing_here(parsed):  # irrelevant if the steps run in images
         print(f"a run on this machine would be refused: {sentence}")

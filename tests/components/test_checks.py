@@ -7,12 +7,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 
-from mixtune.components.checks import find_problems, fingerprints, missing_here
+from mixtune.components.checks import few_examples, find_problems, fingerprints, missing_here
 from mixtune.components.config import Config, load
 from mixtune.components.prepare.config import Tokenizer
 from mixtune.components.prepare.tokenization import load_tokenizer
+from mixtune.components.shared.data.sources import count_records
 from mixtune.components.shared.errors import RefusedError
 from tests.components.evaluate.harness_made import write_tasks
 from tests.components.shared.tiny import tiny_model, tiny_tokenizer
@@ -31,6 +33,46 @@ def folder(tmp_path: Path) -> Path:
     """A good model folder."""
     tiny_model().save(tmp_path / "model", tiny_tokenizer())
     return tmp_path / "model"
+
+
+@pytest.mark.parametrize(
+    ("rows", "options", "said"),
+    [
+        (1200, {}, "the dev split will hold about 120 examples, and 1,921 are needed to tell a drop of 0.02"),
+        (1200, {"gate": {"max_score_drop": 0.1}}, None),
+        (30_000, {}, None),
+        (30_000, {"max_documents": 500}, "about 50 examples"),
+        (1200, {"evaluate": {"metric": "macro_f1"}}, None),
+    ],
+)
+def test_too_few_examples_for_the_gate_are_said_before_training(
+    tmp_path: Path, rows: int, options: dict[str, Any], said: str | None
+) -> None:
+    file = tmp_path / "labels.csv"
+    file.write_text("text,label\n" + "a text,good\n" * rows)
+    labelled = {"source": str(file), "dev_fraction": 0.1, "max_documents": options.pop("max_documents", None)}
+    values = {"model": {"base": "scratch"}, "data": {"pretrain": {"source": "embedded"}, "finetune": labelled}}
+    found = few_examples(load({**values, "pretrain": {"steps": 1}, **options}))
+    assert (found is None) if said is None else found is not None and said in found
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "csv", "tsv", "parquet", "txt"])
+def test_records_are_counted_without_being_parsed(tmp_path: Path, ending: str) -> None:
+    table = pd.DataFrame({"text": ["one", "two", "three"], "label": ["a", "b", "a"]})
+    file = tmp_path / f"labels.{ending}"
+    if ending == "txt":
+        file.write_text("one\n\ntwo\nthree")
+    elif ending == "parquet":
+        table.to_parquet(file)
+    elif ending == "jsonl":
+        table.to_json(file, orient="records", lines=True)
+    else:
+        table.to_csv(file, index=False, sep="\t" if ending == "tsv" else ",")
+    assert count_records(str(file), "source") == 3
+    assert count_records(str(tmp_path), "source") == 3
+    assert count_records("s3://bucket/labels.jsonl", "source") is None
+    (tmp_path / "labels.json").write_text("[]")
+    assert count_records(str(tmp_path), "source") is None
 
 
 def test_a_good_folder_a_hub_name_and_scratch_are_good(folder: Path) -> None:
