@@ -1,11 +1,19 @@
-"""Copies the report and the models of a local run to the output folder, without overwriting the user's files."""
+"""Puts the results of a local run into the output folder. Deletes nothing that a person may need.
+
+What a run replaces by something else, and what it no longer has, moves to `history/<run>/`. Files that mixtune did not write
+stay where they are; those inside of a replaced folder move with it.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import filecmp
 import json
 import os
 import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,52 +26,133 @@ from ..configuration import to_yaml
 from .folder import Run
 
 
-def publish(
-    run: Run, config: Config, compared: Outcome, registered: Outcome | None
-) -> tuple[dict[str, Any], list[str]]:
-    """Publishes report and models in the output folder, without overwriting the user's files.
+@dataclass(frozen=True)
+class Published:
+    """What a run put into its output folder.
+
+    Attributes:
+        report: content of `report.json`.
+        problems: a sentence for each result that could not be published because its path is in use.
+        notes: further messages for the user.
+    """
+
+    report: dict[str, Any]
+    problems: list[str]
+    notes: list[str]
+
+
+@dataclass
+class _Folder:
+    """An output folder in which results are replaced.
+
+    Attributes:
+        output: the output folder.
+        history: folder for what is replaced.
+        new: folder in which results are completed before they get their name.
+        moved: names of what was moved to the history.
+    """
+
+    output: Path
+    history: Path
+    new: Path
+    moved: list[str] = field(default_factory=list)
+
+    def put(self, name: str, write: Callable[[Path], None]) -> None:
+        """Puts a file or folder at a name, and moves what has the name already to the history, unless it is the same."""
+        made, target = self.new / name, self.output / name
+        made.parent.mkdir(parents=True, exist_ok=True)
+        write(made)
+        if target.exists() and _is_same(target, made):
+            return
+        if target.exists():
+            self.move_to_history(name)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        made.rename(target)
+
+    def move_to_history(self, name: str) -> None:
+        """Moves a file or folder to the history. It is on the same file system, so this copies nothing."""
+        target = self.history / name
+        number = 1
+        while target.exists() or target.is_symlink():
+            number += 1
+            target = (self.history / name).with_name(f"{number}-{Path(name).name}")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        (self.output / name).rename(target)
+        self.moved.append(name)
+
+
+def publish(run: Run, config: Config, compared: Outcome, registered: Outcome | None) -> Published:
+    """Publishes report and models in the output folder.
 
     Args:
         config: configuration of the run; stored with the report.
         compared: record of `compare`, with the locations of all candidates' models.
         registered: record of `register`, the only step that writes interpolated models.
-
-    Returns:
-        The report, and a sentence for each model that could not be published because its path is in use.
     """
     comparison = Path(compared.artifacts["comparison"])
     report: dict[str, Any] = read_json(comparison / "report.json", "a comparison made by mixtune")
-    _replace(
-        run.output / "report", comparison, {"config.yaml": to_yaml(config), "run.json": json.dumps({"id": run.id})}
-    )
     models = read_json(comparison / "models.json", "a comparison made by mixtune")
     if registered is not None and report["selected"] not in models:
         models = {**models, report["selected"]: registered.artifacts["model"]}
     selected = report["selected"] if report["gate"]["passed"] else None
-    return report, _publish_models(run.output / "models", models, selected)
+    folder = _Folder(run.output, run.output / "history" / _published_by(run), run.state / "new")
+    shutil.rmtree(folder.new, ignore_errors=True)
+    try:
+        _publish_report(folder, comparison, {"config.yaml": to_yaml(config), "run.json": json.dumps({"id": run.id})})
+        problems = _publish_models(folder, models, selected)
+    finally:
+        shutil.rmtree(folder.new, ignore_errors=True)
+    earlier = [name.removeprefix("models/") for name in folder.moved if name.startswith("models/")]
+    notes = [f"earlier models are kept in {folder.history / 'models'}: {', '.join(earlier)}"] if earlier else []
+    return Published(report, problems, notes)
 
 
-def _publish_models(target: Path, models: dict[str, str], selected: str | None) -> list[str]:
+def _published_by(run: Run) -> str:
+    """Returns the id of the run whose results are in the output folder."""
+    file = run.output / "report" / "run.json"
+    with contextlib.suppress(RefusedError, KeyError, TypeError):  # a person may have deleted or changed the file
+        return str(read_json(file, "a report of a mixtune run")["id"])
+    return f"before-{run.id}"
+
+
+def _publish_report(folder: _Folder, comparison: Path, texts: dict[str, str]) -> None:
+    def write(target: Path) -> None:
+        _copy_folder(comparison, target)
+        for name, text in texts.items():
+            (target / name).write_text(text, encoding="utf-8")
+
+    folder.put("report", write)
+    earlier = folder.history / "report" / "config.yaml"
+    if earlier.is_file():
+        shutil.copy2(earlier, folder.history / "config.yaml")
+
+
+def _publish_models(folder: _Folder, models: dict[str, str], selected: str | None) -> list[str]:
+    target = folder.output / "models"
     target.mkdir(exist_ok=True)
     link = target / "selected"
     if link.is_symlink():
         link.unlink()
-    for folder in target.iterdir():
-        if folder.name not in models and _is_published(folder):
-            shutil.rmtree(folder)
+    for one in sorted(target.iterdir()):
+        if one.name not in models and _is_published(one):
+            folder.move_to_history(f"models/{one.name}")
     taken = []
     for candidate, uri in models.items():
         place = target / candidate
         if (place.exists() or place.is_symlink()) and not _is_published(place):
             taken.append(place)
         elif Path(uri).is_dir():
-            _replace(place, Path(uri))
-            _link_weights(place)
+            folder.put(f"models/{candidate}", partial(_copy_model, Path(uri)))
     if link.exists():
         taken.append(link)
     elif selected is not None and _is_published(target / selected):
         link.symlink_to(selected)
     return [f"{place} was not created by mixtune; move it and run again" for place in taken]
+
+
+def _copy_model(source: Path, target: Path) -> None:
+    _copy_folder(source, target)
+    _link_weights(target)
 
 
 def _link_weights(folder: Path) -> None:
@@ -94,15 +183,19 @@ def _is_published(folder: Path) -> bool:
         return False
 
 
-def _replace(target: Path, source: Path, texts: dict[str, str] | None = None) -> None:
-    """Replaces a folder with a copy of another and adds text files."""
-    aside = target.with_name(target.name + ".part")
-    shutil.rmtree(aside, ignore_errors=True)
-    shutil.copytree(source, aside, copy_function=_copy)
-    for name, text in (texts or {}).items():
-        (aside / name).write_text(text, encoding="utf-8")
-    shutil.rmtree(target, ignore_errors=True)
-    aside.rename(target)
+def _is_same(one: Path, other: Path) -> bool:
+    """Tells whether two files or folders have the same content. Hard links of one file are not read."""
+    if one.is_symlink() or other.is_symlink():
+        return one.is_symlink() and other.is_symlink() and one.readlink() == other.readlink()
+    if one.is_dir() and other.is_dir():
+        names = {file.name for file in one.iterdir()}
+        same_names = names == {file.name for file in other.iterdir()}
+        return same_names and all(_is_same(one / name, other / name) for name in names)
+    return one.is_file() and other.is_file() and (one.samefile(other) or filecmp.cmp(one, other, shallow=False))
+
+
+def _copy_folder(source: Path, target: Path) -> None:
+    shutil.copytree(source, target, copy_function=_copy)
 
 
 def _copy(source: str, target: str) -> None:
@@ -112,15 +205,3 @@ def _copy(source: str, target: str) -> None:
             os.link(source, target)
             return
     shutil.copy2(source, target)
-
-
-def keep_history(output: Path) -> None:
-    """Archives the last report and its configuration before another report replaces it."""
-    report = output / "report"
-    if not (report / "run.json").is_file():
-        return
-    kept = output / "history" / read_json(report / "run.json", "a report of a mixtune run")["id"]
-    if not (kept / "report").exists():
-        kept.mkdir(parents=True, exist_ok=True)
-        shutil.copy2(report / "config.yaml", kept / "config.yaml")
-        _replace(kept / "report", report)

@@ -34,7 +34,7 @@ from ..configuration import to_yaml
 from ..display import Display
 from ..ended import Ended
 from .folder import Run, claim
-from .publishing import keep_history, publish
+from .publishing import publish
 
 if TYPE_CHECKING:
     from .containers import Containers
@@ -63,7 +63,6 @@ def run_local(
         for folder in (run.logs, run.outcomes, run.progress.parent):
             folder.mkdir(parents=True, exist_ok=True)
         run.progress.touch()
-        keep_history(output)
         (output / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
         write_json(run.state / "last_run.json", {"id": run.id})
         if not use_cache:
@@ -190,11 +189,14 @@ def _conclude(run: Run, config: Config, stopped: Literal["interrupted", "termina
     done = {outcome.title: outcome for outcome in outcomes if outcome.kind in ("done", GATE_NOT_MET)}
     has_records = any(outcome.mlflow_run for outcome in outcomes)
     report: dict[str, Any] | None = None
+    notes: list[str] = []
     if stopped is None:
         outcomes += _without_record(run, outcomes)
         if "compare" in done:
-            report, taken = publish(run, config, done["compare"], done.get("register"))
-            outcomes += [Outcome(title="models", kind="refused", sentences=taken)] if taken else []
+            published = publish(run, config, done["compare"], done.get("register"))
+            report, notes = published.report, published.notes
+            if published.problems:
+                outcomes.append(Outcome(title="models", kind="refused", sentences=published.problems))
     state = "CANCELED" if stopped else "SUCCEEDED" if "finish" in done and report is not None else "FAILED"
     log = run.logs / "kfp.log"
     early = f"the pipeline ended early{_last_line(log)}; see {log}"
@@ -207,7 +209,7 @@ def _conclude(run: Run, config: Config, stopped: Literal["interrupted", "termina
     problems = [line for outcome in ended if outcome.title in failed for line in _lines(outcome)]
     if verdict.kind == "failed":
         problems = problems or list(verdict.problems)
-    return Ended(run.id, state, stopped or verdict.kind, verdict.sentence, problems, report)
+    return Ended(run.id, state, stopped or verdict.kind, verdict.sentence, problems, report, notes=notes)
 
 
 def _last_line(log: Path) -> str:

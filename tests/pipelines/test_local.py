@@ -24,7 +24,7 @@ from mixtune.pipelines.configuration import ready_made
 from mixtune.pipelines.display import Display, candidates_table
 from mixtune.pipelines.ended import Ended
 from mixtune.pipelines.local.folder import Run, claim
-from mixtune.pipelines.local.publishing import keep_history, publish
+from mixtune.pipelines.local.publishing import Published, publish
 from mixtune.pipelines.local.run import _conclude, _notes, tracking_uri
 from tests.conftest import small_disk
 
@@ -60,8 +60,8 @@ class Made:
     def models(self) -> Path:
         return self.run.output / "models"
 
-    def publish(self) -> list[str]:
-        return publish(self.run, self.config, self.compared, None)[1]
+    def publish(self) -> Published:
+        return publish(self.run, self.config, self.compared, None)
 
     def conclude(self, *outcomes: Outcome) -> Ended:
         for outcome in outcomes:
@@ -165,7 +165,7 @@ def test_publishing_leaves_alone_what_is_the_users(made: Made) -> None:
     ModelCard(id="mixed-0.3", kind="mixed").save(made.models / "copy-of-mixed")
     (made.models / "best").symlink_to("mixed-0.3")
     second = Made(made.run.output, "two", models=("pretrained", "mixed-0.6"))
-    assert second.publish() == []
+    assert second.publish().problems == []
     names = {path.name for path in made.models.iterdir()}
     assert names == {"notes.txt", "mine", "copy-of-mixed", "best", "pretrained", "mixed-0.6", "selected"}
     assert (made.models / "mine" / "weights").read_text() == "mine"
@@ -209,28 +209,78 @@ def test_a_report_that_does_not_fit_is_said_in_a_sentence_and_the_one_before_sta
             made.publish()
         sentence = cannot_be_written(raised.value)
         assert sentence is not None
-        assert "report.part/large: cannot be written (no space left on device)" in sentence
+        assert "new/report/large: cannot be written (no space left on device)" in sentence
         assert json.loads((tmp_path / "out" / "report" / "run.json").read_text()) == {"id": "one"}
 
 
 def test_history_pairs_a_report_with_its_own_configuration(made: Made) -> None:
     output = made.run.output
-    keep_history(output)
-    assert not (output / "history").exists()
     made.publish()
     # A run that failed before it had a report: only config.yaml at the top is its own.
-    keep_history(output)
     (output / "config.yaml").write_text("name: failed")
-    keep_history(output)
-    assert [path.name for path in (output / "history").iterdir()] == ["one"]
-    Made(output, "two").publish()
-    keep_history(output)
+    assert not (output / "history").exists()
+    for id in ("two", "three"):
+        Made(output, id).publish()
+    assert {path.name for path in (output / "history").iterdir()} == {"one", "two"}
     for id in ("one", "two"):
         kept = output / "history" / id
         assert yaml.safe_load((kept / "config.yaml").read_text())["name"] == id
         assert json.loads((kept / "report" / "report.json").read_text())["name"] == id
         assert json.loads((kept / "report" / "run.json").read_text()) == {"id": id}
     assert (output / "config.yaml").read_text() == "name: failed"
+
+
+def everything(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_what_a_run_no_longer_has_or_replaces_is_in_the_history_with_the_files_of_the_user(made: Made) -> None:
+    made.publish()
+    mine = {"mixed-0.3/thesis.txt": b"years", "pretrained/notes/one.txt": b"of work"}
+    for name, content in mine.items():
+        (made.models / name).parent.mkdir(exist_ok=True)
+        (made.models / name).write_bytes(content)
+    (made.run.output / "report" / "remarks.md").write_text("mine too")
+    before, report = everything(made.models), everything(made.run.output / "report")
+    weights = (made.models / "mixed-0.3" / "model.safetensors").stat().st_ino
+
+    second = Made(made.run.output, "two", models=("pretrained", "mixed-0.6"))
+    kept = made.run.output / "history" / "one"
+    assert second.publish().notes == [f"earlier models are kept in {kept / 'models'}: mixed-0.3, pretrained"]
+    assert everything(kept / "models") == {
+        name: content for name, content in before.items() if not name.startswith("selected/")
+    }
+    assert everything(kept / "report") == report
+    assert (kept / "models" / "mixed-0.3" / "model.safetensors").stat().st_ino == weights, "moved, not copied"
+    assert {path.name for path in made.models.iterdir()} == {"pretrained", "mixed-0.6", "selected"}
+
+
+def test_a_candidate_that_has_not_changed_stays_where_it_is(made: Made) -> None:
+    made.publish()
+    folder = (made.models / "mixed-0.3").stat().st_ino
+    for id in ("two", "three"):
+        made.run = Run(id, made.run.output)
+        published = made.publish()
+        assert published.notes == []
+    assert (made.models / "mixed-0.3").stat().st_ino == folder
+    assert not list((made.run.output / "history").glob("*/models"))
+    (made.models / "mixed-0.3" / "config.json").write_text('{"changed": "by the user"}')
+    (made.run.output / "report" / "run.json").unlink()
+    made.run = Run("four", made.run.output)
+    made.publish()
+    kept = made.run.output / "history" / "before-four" / "models" / "mixed-0.3" / "config.json"
+    assert kept.read_text() == '{"changed": "by the user"}'
+    assert (made.models / "mixed-0.3" / "config.json").read_text() == "{}"
+
+
+def test_a_name_that_is_taken_in_the_history_costs_nothing_there(made: Made) -> None:
+    made.publish()
+    (made.models / "mixed-0.3" / "first.txt").write_text("first")
+    taken = made.run.output / "history" / "one" / "models" / "mixed-0.3"
+    taken.mkdir(parents=True)
+    made.publish()
+    assert list(taken.iterdir()) == []
+    assert (taken.parent / "2-mixed-0.3" / "first.txt").is_file()
 
 
 @pytest.mark.parametrize(("name", "who"), [("100%", "MLflow"), ("what?", "MLflow"), ("a{{$.x}}b", "Kubeflow replaces")])
