@@ -58,8 +58,8 @@ def few_examples(config: Config) -> str | None:
         return None
     return (
         f"gate.max_score_drop: the dev split will hold about {found:,} examples, and {needed:,} are needed to tell a drop of "
-        f"{gate.max_score_drop:g} (if two models disagree on {100 * DISAGREEMENT:.0f} % of them); give more examples or a larger "
-        "margin"
+        f"{gate.max_score_drop:g} (if two models disagree on {100 * DISAGREEMENT:.0f} % of them); give more examples or a "
+        "larger margin"
     )
 
 
