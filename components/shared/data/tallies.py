@@ -32,6 +32,7 @@ class TallyKind:
         advice: what to do.
         warn_from: share from which it is a warning; None if it never is.
         refuse_from: share of a part from which the data is refused; None if it never is.
+        by_source: whether the share in one source alone can be a warning.
     """
 
     unit: str
@@ -39,6 +40,7 @@ class TallyKind:
     advice: str = ""
     warn_from: float | None = 0.01
     refuse_from: float | None = None
+    by_source: bool = False
 
 
 _OTHER_TOKENIZER = "use a base model whose tokenizer knows this text"
@@ -64,8 +66,12 @@ KINDS: dict[str, TallyKind] = {
         "write it alike if it is one label",
         warn_from=0.0,
     ),
-    "unknown_tokens": TallyKind("tokens", "are unknown to the tokenizer", _OTHER_TOKENIZER, refuse_from=0.5),
-    "lost_characters": TallyKind("characters", "do not come back from their tokens", _OTHER_TOKENIZER, refuse_from=0.5),
+    "unknown_tokens": TallyKind(
+        "tokens", "are unknown to the tokenizer", _OTHER_TOKENIZER, refuse_from=0.5, by_source=True
+    ),
+    "lost_characters": TallyKind(
+        "characters", "do not come back from their tokens", _OTHER_TOKENIZER, refuse_from=0.5, by_source=True
+    ),
     "changed_references": TallyKind(
         "examples",
         "have a completion that the tokenizer changes, so that answers are compared with other text",
@@ -120,12 +126,13 @@ class Tally(BaseModel):
 
     def is_warning(self) -> bool:
         """Tells whether the share is so large that users are warned."""
-        least = KINDS[self.kind].warn_from
+        kind = KINDS[self.kind]
+        least = kind.warn_from
         return (
             least is not None
             and self.count > 0
             and self.share >= least
-            and (self.source is None or self.of >= LEAST_UNITS)
+            and (self.source is None or (kind.by_source and self.of >= LEAST_UNITS))
         )
 
 
