@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from types import UnionType
-from typing import Any, Union, get_args, get_origin
+from typing import Any, get_args, get_origin
 
 import yaml
 
 from mixtune.components.config import Config, load
-from mixtune.components.shared.config import Section, Task
+from mixtune.components.shared.config import Task
 from mixtune.components.shared.errors import RefusedError
+from mixtune.components.shared.section import Section, section_of
 
 EMBEDDED_DEFAULT = "demo"
 
@@ -34,16 +34,31 @@ class _Loader(yaml.SafeLoader):
         return node
 
 
-def read_config(path: Path | None, overrides: Sequence[str] = ()) -> Config:
+def read_config(
+    path: Path | None, overrides: Sequence[str] = (), check: Callable[[Config], list[str]] = lambda _: []
+) -> Config:
     """Reads a YAML file (or the embedded default) and applies overrides of the form `a.b=c`.
+
+    Args:
+        check: finds further problems, as in `load`.
 
     Raises:
         RefusedError: if there are problems; names all of them.
     """
     values = _read_yaml(path) if path is not None else ready_made(EMBEDDED_DEFAULT)
+    problems = []
     for override in overrides:
-        lay_over(values, override)
-    return load(values)
+        try:
+            lay_over(values, override)
+        except RefusedError as error:
+            problems += error.problems
+    try:
+        config = load(values, check)
+    except RefusedError as error:
+        problems += error.problems
+    if problems:
+        raise RefusedError(*problems)
+    return config
 
 
 def ready_made(name: str) -> dict[str, Any]:
@@ -126,14 +141,6 @@ def _annotate(section: type[Section], values: Mapping[str, Any], indent: str, li
         value = values[name] if given else field.get_default(call_default_factory=True)
         text = yaml.safe_dump(value, default_flow_style=True, allow_unicode=True).removesuffix("...\n").strip()
         lines.append(f"{indent}{'' if given else '# '}{name}: {text}")
-
-
-def section_of(annotation: Any) -> type[Section] | None:
-    """Returns the section class of a field's type; None if it is no section."""
-    for one in (annotation, *(get_args(annotation) if get_origin(annotation) in (Union, UnionType) else ())):
-        if isinstance(one, type) and issubclass(one, Section):
-            return one
-    return None
 
 
 def items_of(annotation: Any) -> type[Section] | None:

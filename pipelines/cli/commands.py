@@ -5,12 +5,15 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mixtune.components.shared.errors import RefusedError
 
 from ..configuration import read_config
 from .options import with_home
+
+if TYPE_CHECKING:
+    from mixtune.components.config import Config
 
 WHOLE_RUN_STEPS = ("plan", "finish")
 
@@ -25,10 +28,7 @@ def check_and_show(config_file: Path | None, overrides: Sequence[str]) -> None:
     from mixtune.components.checks import find_problems, missing_here
     from mixtune.components.mixed.config import candidates
 
-    parsed = read_config(config_file, overrides)
-    problems = find_problems(parsed)
-    if problems:
-        raise RefusedError(*problems)
+    parsed = read_config(config_file, overrides, find_problems)
     names = ", ".join(candidate.id for candidate in candidates(parsed.mixed))
     print(f"{parsed.name}: the configuration is valid; base model {parsed.model.base}, candidates {names}")
     for sentence in notes(parsed):
@@ -66,12 +66,12 @@ def run_and_show(
     if given and runner != "docker":
         options = ", ".join(f"--{name.replace('_', '-')}" for name in given)
         raise RefusedError(f"{options}: valid only with --runner docker")
-    config = read_config(config_file, overrides)
-    problems = find_problems(config)
-    if runner == "subprocess":  # images contain all that steps need
-        problems += missing_here(config)
-    if problems:
-        raise RefusedError(*problems)
+
+    def check(given: Config) -> list[str]:
+        # Images contain all that steps need.
+        return find_problems(given) + (missing_here(given) if runner == "subprocess" else [])
+
+    config = read_config(config_file, overrides, check)
     for sentence in notes(config):
         print(f"mixtune: {sentence}", file=sys.stderr)
     folder = output or Path("runs") / config.name

@@ -75,6 +75,25 @@ def test_check_names_all_problems_at_once(data: Path) -> None:
     assert all(line.startswith("mixtune: ") for line in result.stderr.splitlines())
 
 
+@pytest.mark.parametrize("command", ["check", "run"])
+def test_types_ranges_rules_overrides_and_files_are_told_in_one_pass(data: Path, command: str) -> None:
+    (data / "data" / "text.jsonl").unlink()
+    (data / "mixtune.yaml").write_text(mixtune("init").stdout)
+    overrides = (
+        "seed=many", "gate.interval=2", "mixed.lambda=[0.1]", "evaluate.metric=bleu", "data.finetune.task=classify",
+        "data.finetune.dev_source=none.jsonl", "model.base=./nowhere", "model.max_length=0", "nonsense",
+        "evaluate.champion=nobody",
+    )  # fmt: skip
+    result = mixtune(command, "mixtune.yaml", *(part for one in overrides for part in ("--set", one)))
+    assert result.exit_code == 2
+    told = [line.removeprefix("mixtune: ").split(":")[0] for line in result.stderr.splitlines()]
+    assert sorted(told) == sorted(
+        ["--set nonsense", "seed", "gate.interval", "mixed.lambda", "data.finetune.task", "model.base", "model.max_length",
+         "data.pretrain.source", "data.finetune.dev_source", "evaluate.champion"]
+    )  # fmt: skip
+    assert not (data / "runs").exists()
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
