@@ -72,7 +72,10 @@ class Section(BaseModel):
         """Treats a section whose options are all commented out, which YAML reads as null, as its defaults."""
         if not isinstance(values, dict):
             return values
-        sections = {name for name, field in cls.model_fields.items() if section_of(field.annotation)}
+        # Null is null where it is a value: `LambdaSchedule | None`.
+        sections = {
+            name for name, field in cls.model_fields.items() if section_of(field.annotation) is field.annotation
+        }
         return {name: {} if value is None and name in sections else value for name, value in values.items()}
 
     @field_validator("*", mode="before")

@@ -113,28 +113,28 @@ def check_source(stream: StreamOptions) -> list[str]:
     Reads only local files, and only the first records of each.
     """
     problems = Problems()
-    found: dict[str, list[File]] = {}
-    embedded = []
     for option, source in named_sources(stream):
-        if has_password(source):
-            problems.add(f"{option}: {PASSWORD_REFUSED}")
-        elif source == EMBEDDED:
-            embedded.append(option)
-        elif source.startswith(HUB):
-            _hub_name(source, option, problems)
-        elif _is_local(source, option, problems):
-            found[option] = _find(source, option, problems)
-    with contextlib.suppress(InvalidOptionError):  # what the files hold is unknown if the task or a column is invalid
-        for option in embedded:
-            _check_embedded(stream.columns, option, problems)
-        for option, files in found.items():
-            reading = Reading(stream.columns, option, stream.tsv_quotes, problems, Tallies())
-            for file in files[:CHECKED_FILES]:
-                before = len(problems)
-                records = read_file(file, reading, single=len(files) == 1, first=CHECKED_RECORDS)
-                if not list(records) and len(problems) == before:
-                    problems.add(f"{option}: {file.shown} holds no records")
+        # What a source must hold is unknown if the task or a column is invalid.
+        with contextlib.suppress(InvalidOptionError):
+            _check(stream, option, source, problems)
     return problems.sentences()
+
+
+def _check(stream: StreamOptions, option: str, source: str, problems: Problems) -> None:
+    if has_password(source):
+        problems.add(f"{option}: {PASSWORD_REFUSED}")
+    elif source == EMBEDDED:
+        _check_embedded(stream.columns, option, problems)
+    elif source.startswith(HUB):
+        _hub_name(source, option, problems)
+    elif _is_local(source, option, problems):
+        files = _find(source, option, problems)
+        reading = Reading(stream.columns, option, stream.tsv_quotes, problems, Tallies())
+        for file in files[:CHECKED_FILES]:
+            before = len(problems)
+            records = read_file(file, reading, single=len(files) == 1, first=CHECKED_RECORDS)
+            if not list(records) and len(problems) == before:
+                problems.add(f"{option}: {file.shown} holds no records")
 
 
 def fingerprint(stream: StreamOptions) -> str:
