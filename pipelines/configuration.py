@@ -74,6 +74,8 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         raise RefusedError(f"{path}: no such file; `mixtune init > mixtune.yaml` writes one") from None
     except IsADirectoryError:
         raise RefusedError(f"{path}: is a folder, not a configuration file") from None
+    except RecursionError:
+        raise RefusedError(f"{path}: has too many brackets or levels inside each other; correct the file") from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark else ""
@@ -106,7 +108,9 @@ def lay_over(values: dict[str, Any], override: str) -> None:
     try:
         values[last] = yaml.load(text, _Loader)
     except (yaml.YAMLError, ValueError):
-        raise RefusedError(f"--set {override}: {text} is not valid YAML value") from None
+        raise RefusedError(f"--set {override}: {text} is not a valid YAML value") from None
+    except RecursionError:
+        raise RefusedError(f"--set {path}: has too many brackets or levels inside each other") from None
 
 
 def to_yaml(config: Config) -> str:
@@ -152,7 +156,7 @@ def init_values(name: str, task: str) -> dict[str, Any]:
     """Returns the configuration that `mixtune init` writes: a ready-made one, adapted to a task.
 
     Raises:
-        RefusedError: if there is no such configuration or task.
+        RefusedError: if there is no such configuration or task, or the two do not go together.
     """
     known = sorted(
         file.name.removesuffix(".yaml") for file in resources.files(__package__).joinpath("configs").iterdir()
@@ -164,4 +168,5 @@ def init_values(name: str, task: str) -> dict[str, Any]:
         raise RefusedError(f"--task: must be one of {', '.join(tasks)}, found {task}")
     values = ready_made(name)
     values["data"]["finetune"]["task"] = task
+    load(values)
     return values

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -123,7 +124,8 @@ def _mlflow_hint(uri: str, folder: Path) -> str:
 
     if uri.endswith(str(folder / "mlflow" / "mlflow.db")):
         # Relative, like the given folder: short enough to copy.
-        return f"mlflow ui --backend-store-uri sqlite:///{folder / 'mlflow' / 'mlflow.db'}"
+        store = f"sqlite:///{folder / 'mlflow' / 'mlflow.db'}"
+        return f"mlflow ui --backend-store-uri {shlex.quote(store)}"
     return without_credentials(uri)
 
 
