@@ -22,6 +22,7 @@ from .shared.model.refusals import (
     TOO_LARGE_ID,
 )
 from .shared.model.weight_files import StoredTensor, shown, stored_tensors
+from .shared.section import known
 from .shared.task_kinds import TASK_KINDS, Head
 from .shared.third_party.transformers_sources import auto_classes, base_prefixes
 
@@ -74,9 +75,9 @@ def model_problems(config: Config) -> list[str]:
     except ValueError as error:
         return [f"model.base: {config_file} cannot be read as JSON ({error})"]
     return [
-        *_type_problems(config, model_config),
-        *_length_problems(config, model_config),
-        *_weight_problems(config, model_config),
+        *known(lambda: _type_problems(config, model_config)),
+        *known(lambda: _length_problems(config, model_config)),
+        *known(lambda: _weight_problems(config, model_config)),
         *_tokenizer_problems(folder, model_config),
     ]
 

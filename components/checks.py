@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import re
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from statistics import NormalDist
 
@@ -15,6 +16,7 @@ from .evaluate.harness_tasks import NOT_INSTALLED, installed, known_tasks
 from .shared.config import SCRATCH
 from .shared.data.sources import check_source, count_records, fingerprint
 from .shared.errors import RefusedError
+from .shared.section import known
 from .shared.task_kinds import TASK_KINDS
 
 DISAGREEMENT = 0.2
@@ -22,19 +24,21 @@ DISAGREEMENT = 0.2
 
 
 def find_problems(config: Config, gpus: int | None = None) -> list[str]:
-    """Returns the problems of a valid configuration with its files, models and sources, one sentence for each.
+    """Returns the problems of a configuration with its files, models and sources, one sentence for each.
 
     Args:
+        config: the configuration. Checks that read an invalid option of it are skipped.
         gpus: GPUs of a training task on a cluster; None in a local run.
     """
-    problems = model_problems(config)
-    if gpus is not None:
-        problems += attention_problems(config, "where placement.gpus is 0", gpus > 0)
-    problems += check_source(config.data.pretrain)
-    problems += check_source(config.data.finetune)
-    problems += _champion_problems(config.evaluate.champion)
-    problems += _lm_eval_problems(config)
-    return problems
+    checks: list[Callable[[], Iterable[str]]] = [
+        lambda: model_problems(config),
+        lambda: [] if gpus is None else attention_problems(config, "where placement.gpus is 0", gpus > 0),
+        lambda: check_source(config.data.pretrain),
+        lambda: check_source(config.data.finetune),
+        lambda: _champion_problems(config.evaluate.champion),
+        lambda: _lm_eval_problems(config),
+    ]
+    return [problem for check in checks for problem in known(check)]
 
 
 def few_examples(config: Config) -> str | None:
@@ -65,8 +69,8 @@ def few_examples(config: Config) -> str | None:
 
 def missing_here(config: Config) -> list[str]:
     """Returns what a run on this machine lacks: packages, a GPU. On a cluster this does not matter: steps run in images."""
-    packages = [NOT_INSTALLED] if config.evaluate.lm_eval.tasks and not installed() else []
-    return packages + missing_gpu_here(config)
+    packages = known(lambda: [NOT_INSTALLED] if config.evaluate.lm_eval.tasks and not installed() else [])
+    return packages + known(lambda: missing_gpu_here(config))
 
 
 def fingerprints(config: Config) -> Fingerprints:

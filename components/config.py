@@ -7,31 +7,32 @@ the steps that read it.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Self
+from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Field, ValidationError, model_validator
+from pydantic import Field
 
 from .compare.config import CompareStep, Gate
 from .evaluate.config import Evaluate, EvaluateStep, LmEvalStep, References
 from .finetune.config import Finetune, FinetuneStep
 from .mixed.config import Mixed, MixedCandidate, MixedStep, MixedTraining, candidates
+from .placement import Placement
 from .prepare.config import FinetuneData, PrepareStep, PretrainData, Tokenizer
 from .pretrain.config import Pretrain, PretrainStep
 from .register.config import RegisterStep
-from .shared.config import SCRATCH, LocalPath, Model, Section, Tracking, Training, describe_problems
+from .shared.config import SCRATCH, Model, Tracking, Training
 from .shared.errors import RefusedError
+from .shared.section import Section, known, matching, read_section, rule
 from .shared.task_kinds import TASK_KINDS
 
-
-def _as_text(value: Any) -> Any:
-    """Converts a number such as the 4 in `cpu: 4` to text, as Kubernetes expects it."""
-    return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
-
-
-Cpu = Annotated[str, BeforeValidator(_as_text), Field(pattern=r"^\d+(\.\d+)?m?$")]
-Memory = Annotated[str, Field(pattern=r"^\d+(\.\d+)?(E|Ei|P|Pi|T|Ti|G|Gi|M|Mi|K|Ki)$")]
+RunName = Annotated[
+    str,
+    matching(
+        r"^[a-z0-9]([a-z0-9-]{0,48}[a-z0-9])?$",
+        "be at most 50 lower-case letters, digits and hyphens, and begin and end with a letter or a digit",
+    ),
+]
 
 
 class Data(Section):
@@ -49,58 +50,10 @@ class LocalRun(Section):
     KFP's local runner allows two."""
 
 
-class Placement(Section):
-    """Nodes and resources of the steps on a cluster. Local runs ignore this section."""
-
-    profile: str = "cpu"
-    """Name of a placement profile. A profile defines how GPU nodes are selected on one kind of cluster and which resources
-    tasks request. mixtune includes `cpu`, `nvidia`, `gke`, `eks` and `aks` (`pipelines/node_pools.yaml`)."""
-    profiles_file: LocalPath | None = Field(None, min_length=1)
-    """YAML file with your own profiles, in the format of `pipelines/node_pools.yaml`. A profile in it replaces an included
-    profile of the same name."""
-    gpus: int = Field(0, ge=0, le=64)
-    """GPUs of each pretrain, finetune, mixed and evaluate task."""
-    cpu: Cpu | None = None
-    """CPUs of a task without a GPU, such as `2` or `500m`. Null uses the value of the profile."""
-    memory: Memory | None = None
-    """Memory of a task without a GPU, such as `8Gi`. Null uses the value of the profile."""
-    gpu_cpu: Cpu | None = None
-    """CPUs of each pretrain, finetune, mixed and evaluate task. Null uses the value of the profile."""
-    gpu_memory: Memory | None = None
-    """Memory of each pretrain, finetune, mixed and evaluate task. Null uses the value of the profile."""
-    shared_memory: Memory | None = None
-    """Size of /dev/shm in each of these tasks; it counts as memory of the task. Null sets no limit besides that of the node."""
-    cpu_tasks_on_gpu_nodes: bool = False
-    """Allow tasks without a GPU on GPU nodes, for clusters that have no other nodes."""
-    queue: str | None = Field(None, pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")
-    """Local queue of Kueue for all pods, set as the label `kueue.x-k8s.io/queue-name`. Null uses no queue."""
-    gpu_retries: int = Field(2, ge=0, le=10)
-    """Number of retries of each pretrain, finetune, mixed and evaluate task after a failure."""
-    gpu_timeout_hours: float | None = Field(None, gt=0)
-    """Maximum run time of a pretrain, finetune, mixed or evaluate pod. A pod that takes longer is stopped. Its retry resumes
-    from the last checkpoint."""
-    run_as_user: int | None = Field(None, ge=0)
-    """User id of the containers, for clusters that require one. Null uses the user of the image."""
-    run_as_group: int | None = Field(None, ge=0)
-    """Group id of the containers. Null uses the group of the image."""
-    checkpoint_claim: str | None = Field(None, pattern=r"^[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?$")
-    """Name of a PersistentVolumeClaim for checkpoints. If candidates are trained on several nodes at the same time, it needs
-    the access mode ReadWriteMany."""
-    checkpoint_url: str | None = Field(None, pattern=r"^[a-z0-9]+://[^?#@]+$")
-    """fsspec URL for checkpoints, such as `s3://bucket/checkpoints`, instead of a claim. The credentials come from a Kubernetes
-    secret. Without a claim or a URL, a training that is killed restarts from the beginning."""
-
-    @model_validator(mode="after")
-    def _one_checkpoint_location(self) -> Self:
-        if self.checkpoint_claim and self.checkpoint_url:
-            raise ValueError("checkpoint_claim and checkpoint_url exclude each other; give one of them")
-        return self
-
-
 class Config(Section):
     """The configuration of a run."""
 
-    name: str = Field("mixtune", pattern=r"^[a-z0-9]([a-z0-9-]{0,48}[a-z0-9])?$")
+    name: RunName = "mixtune"
     """Name of the run and of its output folder: lower-case letters, digits and hyphens. It is also the name of the registered
     model, unless `tracking.registered_model` is set."""
     seed: int = Field(0, ge=0, lt=2**31)
@@ -116,48 +69,79 @@ class Config(Section):
     placement: Placement = Placement()
     run: LocalRun = LocalRun()
 
-    @model_validator(mode="after")
-    def _sections_agree(self) -> Self:
-        problems = []
+    @rule
+    def _metric_fits(self) -> Iterator[str]:
         task, metric = self.data.finetune.task, self.evaluate.metric
-        kind = TASK_KINDS[task]
-        if metric is not None and metric not in kind.metrics:
-            problems.append(f"evaluate.metric must be one of {', '.join(kind.metrics)} for the task {task}")
-        scratch = self.model.scratch
-        if self.model.base == SCRATCH:
-            if scratch.hidden_size % (2 * scratch.heads):
-                problems.append("model.scratch.hidden_size must be an even multiple of model.scratch.heads")
-            if not self.pretrain.trains:
-                problems.append(
-                    "pretrain.steps must be above 0 where model.base is scratch, or nothing is there to forget"
-                )
-            objective = self.model.objective or "causal_lm"
-            if objective in kind.refused_from_scratch:
-                problems.append(f"data.finetune.task is {task}, {kind.refused_from_scratch[objective]}")
+        metrics = TASK_KINDS[task].metrics
+        if metric is not None and metric not in metrics:
+            yield f"evaluate.metric: must be one of {', '.join(metrics)} for the task {task}, found {metric}"
+
+    @rule
+    def _heads_fit(self) -> Iterator[str]:
+        size, heads = self.model.scratch.hidden_size, self.model.scratch.heads
+        if self.model.base == SCRATCH and size % (2 * heads):
+            yield f"model.scratch.hidden_size: must be an even multiple of model.scratch.heads ({heads}), found {size}"
+
+    @rule
+    def _something_to_forget(self) -> Iterator[str]:
+        if self.model.base == SCRATCH and not self.pretrain.trains:
+            yield "pretrain.steps: must be above 0 where model.base is scratch, or nothing is there to forget"
+
+    @rule
+    def _objective_fits(self) -> Iterator[str]:
+        task, objective = self.data.finetune.task, self.model.objective or "causal_lm"
+        refused = TASK_KINDS[task].refused_from_scratch
+        if self.model.base == SCRATCH and objective in refused:
+            yield f"data.finetune.task: is {task}, {refused[objective]}"
+
+    @rule
+    def _other_seeds(self) -> Iterator[str]:
         if self.seed in self.mixed.seeds:
-            problems.append(f"mixed.seeds must not contain {self.seed}, the seed of the run, which would train a copy")
-        stages: dict[str, Training] = {"pretrain": self.pretrain, "finetune": self.finetune, "mixed": self.mixed}
-        for name, stage in stages.items():
-            if not stage.trains and name != "pretrain":
-                problems.append(f"{name}.steps must be above 0")
-            by_steps = stage.epochs is None and stage.max_tokens is None
-            if by_steps and stage.steps and stage.warmup_steps >= stage.steps:
-                problems.append(f"{name}.warmup_steps must be below {name}.steps")
-        if problems:
-            raise ValueError("; ".join(problems))
-        return self
+            yield f"mixed.seeds: must not contain {self.seed}, the seed of the run, which would train a copy"
+
+    @rule
+    def _finetune_trains(self) -> Iterator[str]:
+        if not self.finetune.trains:
+            yield "finetune.steps: must be above 0"
+
+    @rule
+    def _mixed_trains(self) -> Iterator[str]:
+        if not self.mixed.trains:
+            yield "mixed.steps: must be above 0"
+
+    @rule
+    def _warm_up_of_pretrain_ends(self) -> Iterator[str]:
+        yield from _warm_up_problems("pretrain", self.pretrain)
+
+    @rule
+    def _warm_up_of_finetune_ends(self) -> Iterator[str]:
+        yield from _warm_up_problems("finetune", self.finetune)
+
+    @rule
+    def _warm_up_of_mixed_ends(self) -> Iterator[str]:
+        yield from _warm_up_problems("mixed", self.mixed)
 
 
-def load(values: Mapping[str, Any]) -> Config:
+def _warm_up_problems(name: str, stage: Training) -> Iterator[str]:
+    by_steps = stage.epochs is None and stage.max_tokens is None
+    if by_steps and stage.steps and stage.warmup_steps >= stage.steps:
+        yield f"{name}.warmup_steps: must be below {name}.steps ({stage.steps}), found {stage.warmup_steps}"
+
+
+def load(values: Mapping[str, Any], check: Callable[[Config], list[str]] = lambda _: []) -> Config:
     """Validates a configuration that was read from a file or from KFP parameters.
+
+    Args:
+        check: finds further problems. It reads the options that are valid, and is ended by `InvalidOptionError` at others.
 
     Raises:
         RefusedError: if there are problems; names all of them.
     """
-    try:
-        return Config.model_validate(dict(values))
-    except ValidationError as error:
-        raise RefusedError(*describe_problems(error)) from None
+    config, problems = read_section(Config, values)
+    problems += known(lambda: check(config))
+    if problems:
+        raise RefusedError(*problems)
+    return config
 
 
 @dataclass(frozen=True)

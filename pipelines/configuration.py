@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from types import UnionType
-from typing import Any, Union, get_args, get_origin
+from typing import Any, get_args, get_origin
 
 import yaml
 
 from mixtune.components.config import Config, load
-from mixtune.components.shared.config import Section, Task
+from mixtune.components.shared.config import Task
 from mixtune.components.shared.errors import RefusedError
+from mixtune.components.shared.section import Section, section_of
 
 EMBEDDED_DEFAULT = "demo"
 
@@ -34,16 +34,31 @@ class _Loader(yaml.SafeLoader):
         return node
 
 
-def read_config(path: Path | None, overrides: Sequence[str] = ()) -> Config:
+def read_config(
+    path: Path | None, overrides: Sequence[str] = (), check: Callable[[Config], list[str]] = lambda _: []
+) -> Config:
     """Reads a YAML file (or the embedded default) and applies overrides of the form `a.b=c`.
+
+    Args:
+        check: finds further problems, as in `load`.
 
     Raises:
         RefusedError: if there are problems; names all of them.
     """
     values = _read_yaml(path) if path is not None else ready_made(EMBEDDED_DEFAULT)
+    problems = []
     for override in overrides:
-        lay_over(values, override)
-    return load(values)
+        try:
+            lay_over(values, override)
+        except RefusedError as error:
+            problems += error.problems
+    try:
+        config = load(values, check)
+    except RefusedError as error:
+        problems += error.problems
+    if problems:
+        raise RefusedError(*problems)
+    return config
 
 
 def ready_made(name: str) -> dict[str, Any]:
@@ -59,6 +74,8 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         raise RefusedError(f"{path}: no such file; `mixtune init > mixtune.yaml` writes one") from None
     except IsADirectoryError:
         raise RefusedError(f"{path}: is a folder, not a configuration file") from None
+    except RecursionError:
+        raise RefusedError(f"{path}: has too many brackets or levels inside each other; correct the file") from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark else ""
@@ -91,7 +108,9 @@ def lay_over(values: dict[str, Any], override: str) -> None:
     try:
         values[last] = yaml.load(text, _Loader)
     except (yaml.YAMLError, ValueError):
-        raise RefusedError(f"--set {override}: {text} is not valid YAML value") from None
+        raise RefusedError(f"--set {override}: {text} is not a valid YAML value") from None
+    except RecursionError:
+        raise RefusedError(f"--set {path}: has too many brackets or levels inside each other") from None
 
 
 def to_yaml(config: Config) -> str:
@@ -128,14 +147,6 @@ def _annotate(section: type[Section], values: Mapping[str, Any], indent: str, li
         lines.append(f"{indent}{'' if given else '# '}{name}: {text}")
 
 
-def section_of(annotation: Any) -> type[Section] | None:
-    """Returns the section class of a field's type; None if it is no section."""
-    for one in (annotation, *(get_args(annotation) if get_origin(annotation) in (Union, UnionType) else ())):
-        if isinstance(one, type) and issubclass(one, Section):
-            return one
-    return None
-
-
 def items_of(annotation: Any) -> type[Section] | None:
     """Returns the section class of a list's items; None if they are no sections."""
     return section_of(get_args(annotation)[0]) if get_origin(annotation) is list else None
@@ -145,7 +156,7 @@ def init_values(name: str, task: str) -> dict[str, Any]:
     """Returns the configuration that `mixtune init` writes: a ready-made one, adapted to a task.
 
     Raises:
-        RefusedError: if there is no such configuration or task.
+        RefusedError: if there is no such configuration or task, or the two do not go together.
     """
     known = sorted(
         file.name.removesuffix(".yaml") for file in resources.files(__package__).joinpath("configs").iterdir()
@@ -157,4 +168,5 @@ def init_values(name: str, task: str) -> dict[str, Any]:
         raise RefusedError(f"--task: must be one of {', '.join(tasks)}, found {task}")
     values = ready_made(name)
     values["data"]["finetune"]["task"] = task
+    load(values)
     return values

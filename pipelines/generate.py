@@ -15,9 +15,9 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from mixtune.components.config import HEADLINE, SECTIONS, Config, describe
-from mixtune.components.shared.config import Section
+from mixtune.components.shared.section import Section, section_of
 
-from .configuration import items_of, section_of
+from .configuration import items_of
 
 
 def generate(folder: Path) -> list[Path]:

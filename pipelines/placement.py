@@ -13,12 +13,13 @@ import yaml
 from kfp import dsl, kubernetes
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from mixtune.components.config import Config, Placement
+from mixtune.components.config import Config
+from mixtune.components.placement import Placement
 from mixtune.components.shared.checkpoints.store import CHECKPOINT_DIR
-from mixtune.components.shared.config import describe_problems
 from mixtune.components.shared.errors import RefusedError, first_line
 from mixtune.components.shared.model.device import GPUS
 from mixtune.components.shared.running.context import ALONE, COMPILED, TRACKING_KEYS, from_secret
+from mixtune.components.shared.section import describe_problems
 from mixtune.components.shared.task_name import TaskName
 
 from .images import Images, images

@@ -21,6 +21,7 @@ BASE = frozenset(
     {
         "shared.errors",
         "shared.config",
+        "shared.section",
         "shared.artifacts",
         "shared.task_name",
         "shared.outcome",

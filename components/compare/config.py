@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from ..shared.config import Section
+from ..shared.section import Section
 
 
 class Gate(Section):

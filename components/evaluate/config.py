@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from collections.abc import Iterator
+from typing import Annotated, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, field_validator
 
-from ..shared.config import LocalPath, Section
+from ..shared.config import LocalPath
+from ..shared.section import Section, rule
 from ..shared.task_kinds import Metric
 
 
@@ -59,11 +61,10 @@ class Evaluate(Section):
 
     lm_eval: LmEval = LmEval()
 
-    @model_validator(mode="after")
-    def _each_alpha_once(self) -> Self:
+    @rule
+    def _each_alpha_once(self) -> Iterator[str]:
         if len({f"{alpha:g}" for alpha in self.interpolation_alphas}) != len(self.interpolation_alphas):
-            raise ValueError("each α in interpolation_alphas must be listed once (they are compared to six digits)")
-        return self
+            yield "each α in interpolation_alphas must be listed once (they are compared to six digits)"
 
 
 class References(Section):

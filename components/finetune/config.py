@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from ..shared.config import Section, Training
+from ..shared.config import Training
+from ..shared.section import Section
 
 
 class Finetune(Training):

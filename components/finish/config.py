@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..shared.config import Section
+from ..shared.section import Section
 
 
 class FinishStep(Section):

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
-from ..shared.config import Budget, LambdaSchedule, Section, Training
+from ..shared.config import Budget, LambdaSchedule, Training
+from ..shared.section import Section, rule
 
 Lambda = Annotated[float, Field(ge=0, le=1)]
 
@@ -61,21 +62,19 @@ class Mixed(MixedTraining):
     """Further seeds (order of the data, task head, dropout) with which each of these candidates is trained too. They show
     how much the results vary by chance, and are never selected."""
 
-    @model_validator(mode="after")
-    def _each_once(self) -> Self:
+    @rule
+    def _each_once(self) -> Iterator[str]:
         if len({candidate_id(weight) for weight in self.lambdas}) != len(self.lambdas):
-            raise ValueError("each λ in lambdas must be listed once (they are compared to six digits)")
-        if self.controls.more_pretraining and 1.0 in self.lambdas:
-            raise ValueError("controls.more_pretraining is λ = 1, which lambdas contains already; remove one of them")
-        ids = [candidate.id for candidate in candidates(self)]
-        if not ids:
-            raise ValueError("there is no candidate; set lambdas, lambda_schedules, forgetting_budgets or controls")
-        twice = sorted({name for name in ids if ids.count(name) > 1})
-        if twice:
-            raise ValueError(
-                f"there are several candidates {', '.join(twice)}; list each once (compared to six digits)"
-            )
-        return self
+            yield "each λ in lambdas must be listed once (they are compared to six digits)"
+        elif self.controls.more_pretraining and 1.0 in self.lambdas:
+            yield "controls.more_pretraining is λ = 1, which lambdas contains already; remove one of them"
+        else:
+            ids = [candidate.id for candidate in candidates(self)]
+            if not ids:
+                yield "there is no candidate; set lambdas, lambda_schedules, forgetting_budgets or controls"
+            twice = sorted({name for name in ids if ids.count(name) > 1})
+            if twice:
+                yield f"there are several candidates {', '.join(twice)}; list each once (compared to six digits)"
 
 
 class MixedCandidate(Section):
@@ -99,12 +98,11 @@ class MixedCandidate(Section):
     seed: int | None = None
     """Replaces the configuration's seed."""
 
-    @model_validator(mode="after")
-    def _one_way(self) -> Self:
+    @rule
+    def _one_way(self) -> Iterator[str]:
         ways = [self.mix_weight is not None, self.schedule is not None, self.forgetting_budget is not None, self.pooled]
         if sum(ways) != 1:
-            raise ValueError("exactly one of mix_weight, schedule, forgetting_budget and pooled must be given")
-        return self
+            yield "exactly one of mix_weight, schedule, forgetting_budget and pooled must be given"
 
 
 class MixedStep(Section):

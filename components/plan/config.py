@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..shared.config import Section
+from ..shared.section import Section
 
 
 class PlanStep(Section):

@@ -16,6 +16,10 @@ from ..shared.runtime import launch
 from .config import PlanStep
 
 PRETRAIN_PLACEMENT = ("pretrain_gpus", "pretrain_node_selector", "pretrain_tolerations", "pretrain_affinity")
+NOT_ON_RECORD = (
+    "MLFLOW_TRACKING_URI: is not set, so nothing would go on record or be registered; on a cluster it comes from the "
+    "secret that the parameter mlflow_secret names"
+)
 PLACEMENT_INPUTS = ("gpus", "gpu_node_selector", "gpu_tolerations", "gpu_affinity", "cpu_affinity")
 
 
@@ -39,16 +43,13 @@ def run(
     Raises:
         RefusedError: if the configuration, the base model's folder or the sources have problems; names all of them.
     """
-    whole = load(assemble(config.configuration, os.environ.get(COMPILED, "{}")))
-    on_cluster = COMPILED in os.environ
-    problems = find_problems(whole, int(gpu["gpus"]) if gpu and on_cluster else None)
-    if context.run_id and context.tracker.run_id is None:
-        problems.append(
-            "MLFLOW_TRACKING_URI: is not set, so nothing would go on record or be registered; on a cluster it comes from the "
-            "secret that the parameter mlflow_secret names"
-        )
-    if problems:
-        raise RefusedError(*problems)
+    gpus = int(gpu["gpus"]) if gpu and COMPILED in os.environ else None
+
+    def check(given: Config) -> list[str]:
+        on_record = not context.run_id or context.tracker.run_id is not None
+        return find_problems(given, gpus) + ([] if on_record else [NOT_ON_RECORD])
+
+    whole = load(assemble(config.configuration, os.environ.get(COMPILED, "{}")), check)
     cut = parts(whole, fingerprints(whole), _champion(whole.evaluate.champion, context))
     texts = {field.name: getattr(cut, field.name) for field in fields(Parts) if field.name != "candidates"}
     contents = {name: part.to_json() for name, part in texts.items()} | _pretrain_placement(whole, gpu)

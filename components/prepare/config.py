@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal, Self
+from collections.abc import Iterator
+from typing import ClassVar, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, field_validator
 from pydantic_core import PydanticCustomError
 
-from ..shared.config import LocalPath, Objective, Section, Task
+from ..shared.config import LocalPath, Objective, Task
 from ..shared.data.sources import PASSWORD_REFUSED, has_password
+from ..shared.section import Section, rule
 from ..shared.task_kinds import TASK_KINDS
 
 
@@ -46,13 +48,12 @@ class Stream(Section):
             raise PydanticCustomError("credentials", PASSWORD_REFUSED)
         return source
 
-    @model_validator(mode="after")
-    def _leaves_something_to_train_on(self) -> Self:
+    @rule
+    def _leaves_something_to_train_on(self) -> Iterator[str]:
         dev = 0.0 if self.dev_source else self.dev_fraction
         test = 0.0 if self.test_source else self.test_fraction
         if dev + test >= 1:
-            raise ValueError("dev_fraction and test_fraction together must be below 1, so that training data is left")
-        return self
+            yield "dev_fraction and test_fraction together must be below 1, so that training data is left"
 
     @property
     def columns(self) -> dict[str, str]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from ..shared.config import Model, Section, Training
+from ..shared.config import Model, Training
+from ..shared.section import Section
 
 
 class Pretrain(Training):

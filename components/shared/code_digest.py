@@ -17,6 +17,7 @@ TRAINING = (
     "shared/checkpoints",
     "shared/data",
     "shared/model",
+    "shared/section.py",
     "shared/serving",
     "shared/task_kinds.py",
     "shared/third_party/accelerate.py",

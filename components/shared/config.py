@@ -6,25 +6,16 @@ annotated configuration, the JSON Schema, the reference documentation and the KF
 
 from __future__ import annotations
 
-import json
 import os
 import re
-from typing import Annotated, Any, ClassVar, Literal, Self, get_args
+from collections.abc import Iterator
+from typing import Annotated, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    ConfigDict,
-    Field,
-    ValidationError,
-    ValidationInfo,
-    field_validator,
-    model_validator,
-)
+from pydantic import AfterValidator, Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
-from .errors import RefusedError
+from .section import Section, matching, rule
 from .task_kinds import Objective as Objective
 from .task_kinds import Task as Task
 
@@ -33,88 +24,19 @@ Attention = Literal["auto", "sdpa", "eager", "flash_attention_2", "flex_attentio
 LocalPath = Annotated[str, AfterValidator(os.path.expanduser)]
 """A path, or another name that does not begin with `~`, which stands for the home folder."""
 
+RegisteredName = Annotated[
+    str,
+    matching(
+        r"^[A-Za-z0-9][A-Za-z0-9 ._-]*$",
+        "be letters, digits, spaces, dots, underscores and hyphens, and begin with a letter or a digit",
+    ),
+]
+Alias = Annotated[
+    str, matching(r"^[A-Za-z][A-Za-z0-9_-]*$", "be letters, digits, underscores and hyphens, and begin with a letter")
+]
+
 SCRATCH = "scratch"
 EMBEDDED = "embedded"
-PLACEHOLDER = "{{$"
-"""Beginning of the placeholders that KFP replaces in constants, file names and parameters."""
-
-
-class Section(BaseModel):
-    """A group of options: immutable, and unknown keys are refused."""
-
-    model_config: ClassVar[ConfigDict] = ConfigDict(
-        frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False
-    )
-
-    @model_validator(mode="before")
-    @classmethod
-    def _empty_section(cls, values: Any) -> Any:
-        """Treats a section whose options are all commented out, which YAML reads as null, as its defaults."""
-        if not isinstance(values, dict):
-            return values
-        sections = {
-            name
-            for name, field in cls.model_fields.items()
-            if isinstance(field.annotation, type) and issubclass(field.annotation, Section)
-        }
-        return {name: {} if value is None and name in sections else value for name, value in values.items()}
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _as_written(cls, value: Any, info: ValidationInfo) -> Any:
-        """Refuses values that pydantic or Kubeflow would silently change."""
-        parts = value if isinstance(value, list) else [value]
-        if any(isinstance(part, str) and PLACEHOLDER in part for part in parts):
-            raise ValueError(f"must not contain {PLACEHOLDER}, which Kubeflow replaces")
-        # Python's booleans are numbers: `learning_rate: yes` would be 1.0.
-        annotation = cls.model_fields[info.field_name].annotation if info.field_name else None
-        if any(isinstance(part, bool) for part in parts) and not _takes_bool(annotation):
-            raise ValueError("must not be true or false (in YAML also yes, no, on, off)")
-        return value
-
-    def to_json(self) -> str:
-        """Returns canonical JSON: equal configurations give equal strings, so that caches can compare them."""
-        return json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-
-    @classmethod
-    def from_json(cls, text: str) -> Self:
-        """Reads the JSON that `to_json` returned.
-
-        Raises:
-            RefusedError: if fields are invalid; names all of them.
-        """
-        try:
-            return cls.model_validate_json(text)
-        except ValidationError as error:
-            raise RefusedError(*describe_problems(error)) from None
-
-
-def _takes_bool(annotation: Any) -> bool:
-    return annotation is bool or isinstance(annotation, bool) or any(map(_takes_bool, get_args(annotation)))
-
-
-def describe_problems(error: ValidationError) -> list[str]:
-    """Returns a sentence for each problem that pydantic found: the field, the value, and what is valid."""
-    problems = []
-    for item in error.errors(include_url=False):
-        field = ".".join(str(part) for part in item["loc"]) or "the configuration"
-        kind, message = item["type"], item["msg"]
-        if kind == "extra_forbidden":
-            problems.append(f"{field}: there is no such option; remove it or correct its name")
-        elif kind == "missing":
-            problems.append(f"{field}: is required and was not given")
-        elif kind in ("json_invalid", "credentials"):
-            problems.append(f"{field}: {message}")
-        else:
-            message = message.removeprefix("Value error, ")
-            found = _shown(item["input"])
-            problems.append(f"{field}: {message[0].lower()}{message[1:]}, found {found}")
-    return problems
-
-
-def _shown(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False, default=str)
-    return text if len(text) <= 80 else text[:77] + "..."
 
 
 class Scratch(Section):
@@ -194,11 +116,10 @@ class Training(Section):
     checkpoint_steps: int | None = Field(None, ge=1)
     """Optimizer steps between two checkpoints, in addition to `checkpoint_minutes`; null means by time only."""
 
-    @model_validator(mode="after")
-    def _one_length(self) -> Self:
+    @rule
+    def _one_length(self) -> Iterator[str]:
         if self.epochs is not None and self.max_tokens is not None:
-            raise ValueError("epochs and max_tokens exclude each other; set one of them")
-        return self
+            yield "epochs and max_tokens exclude each other; set one of them"
 
     @property
     def trains(self) -> bool:
@@ -217,17 +138,19 @@ class LambdaSchedule(Section):
     """Shape `steps`: start of each value, as a fraction of the training; the first is 0. Empty means equal parts."""
 
     @model_validator(mode="after")
-    def _starts_fit(self) -> Self:
-        if self.shape != "steps":
-            if self.starts:
-                raise ValueError("starts are for the shape steps only; remove them")
-            return self
-        if not self.starts:
-            equal = [number / len(self.values) for number in range(len(self.values))]
-            object.__setattr__(self, "starts", equal)
-        if len(self.starts) != len(self.values) or self.starts[0] != 0 or sorted(set(self.starts)) != self.starts:
-            raise ValueError("starts must be one for each of values, the first 0 and each above the one before")
+    def _equal_parts(self) -> Self:
+        if self.shape == "steps" and not self.starts:
+            object.__setattr__(self, "starts", [number / len(self.values) for number in range(len(self.values))])
         return self
+
+    @rule
+    def _starts_fit(self) -> Iterator[str]:
+        if self.starts and self.shape != "steps":
+            yield "starts are for the shape steps only; remove them"
+        elif self.starts and (
+            len(self.starts) != len(self.values) or self.starts[0] != 0 or sorted(set(self.starts)) != self.starts
+        ):
+            yield "starts must be one for each of values, the first 0 and each above the one before"
 
 
 class Budget(Section):
@@ -250,11 +173,10 @@ class Budget(Section):
     smoothing_steps: float = Field(5.0, ge=1)
     """Optimizer steps over which the measured forgetting is averaged exponentially."""
 
-    @model_validator(mode="after")
-    def _bounds_in_order(self) -> Self:
+    @rule
+    def _bounds_in_order(self) -> Iterator[str]:
         if not self.min_lambda <= self.start_lambda <= self.max_lambda:
-            raise ValueError("min_lambda, start_lambda and max_lambda must be in that order")
-        return self
+            yield "min_lambda, start_lambda and max_lambda must be in that order"
 
 
 class Tracking(Section):
@@ -265,9 +187,9 @@ class Tracking(Section):
     in the output folder. On a cluster, the address and the credentials come from a Kubernetes secret."""
     experiment: str = Field("mixtune", min_length=1, max_length=256)
     """MLflow experiment of local runs. On a cluster, MLFLOW_EXPERIMENT_NAME in the secret names it."""
-    registered_model: str | None = Field(None, pattern=r"^[A-Za-z0-9][A-Za-z0-9 ._-]*$", max_length=256)
+    registered_model: RegisteredName | None = Field(None, max_length=256)
     """Name in the MLflow model registry; null means the name of the run."""
-    alias: str = Field("candidate", pattern=r"^[A-Za-z][A-Za-z0-9_-]*$")
+    alias: Alias = "candidate"
     """Alias that `register` sets on the new version. `latest` and `v` with a number are reserved by MLflow."""
 
     offline_when_unreachable: bool = False

@@ -18,12 +18,12 @@ from typing import Any
 
 from .artifacts import Artifact, ArtifactLike, ModelCard, write_json
 from .ascii_text import spell_in_output
-from .config import Section
 from .errors import GateNotMetError, MixtuneError, RefusedError, cannot_be_written
 from .model.device import pick_device, requested_gpus
 from .outcome import EXIT_STATUS, Outcome, load_outcome
 from .running.context import ALONE, Context, note_progress, take_tracking_secret
 from .running.processes import is_main, num_processes, run_in_processes
+from .section import Section
 from .startup import quick_imports
 from .task_name import TaskName
 from .tracking.mlflow_text import TAG_CHARACTERS

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mixtune.components.shared.errors import RefusedError
 
 from ..configuration import read_config
 from .options import with_home
+
+if TYPE_CHECKING:
+    from mixtune.components.config import Config
 
 WHOLE_RUN_STEPS = ("plan", "finish")
 
@@ -25,10 +29,7 @@ def check_and_show(config_file: Path | None, overrides: Sequence[str]) -> None:
     from mixtune.components.checks import few_examples, find_problems, missing_here
     from mixtune.components.mixed.config import candidates
 
-    parsed = read_config(config_file, overrides)
-    problems = find_problems(parsed)
-    if problems:
-        raise RefusedError(*problems)
+    parsed = read_config(config_file, overrides, find_problems)
     names = ", ".join(candidate.id for candidate in candidates(parsed.mixed))
     print(f"{parsed.name}: the configuration is valid; base model {parsed.model.base}, candidates {names}")
     few = few_examples(parsed)
@@ -67,12 +68,12 @@ def run_and_show(
     if given and runner != "docker":
         options = ", ".join(f"--{name.replace('_', '-')}" for name in given)
         raise RefusedError(f"{options}: valid only with --runner docker")
-    config = read_config(config_file, overrides)
-    problems = find_problems(config)
-    if runner == "subprocess":  # images contain all that steps need
-        problems += missing_here(config)
-    if problems:
-        raise RefusedError(*problems)
+
+    def check(given: Config) -> list[str]:
+        # Images contain all that steps need.
+        return find_problems(given) + (missing_here(given) if runner == "subprocess" else [])
+
+    config = read_config(config_file, overrides, check)
     for sentence in notes(config):
         print(f"mixtune: {sentence}", file=sys.stderr)
     folder = output or Path("runs") / config.name
@@ -124,7 +125,8 @@ def _mlflow_hint(uri: str, folder: Path) -> str:
 
     if uri.endswith(str(folder / "mlflow" / "mlflow.db")):
         # Relative, like the given folder: short enough to copy.
-        return f"mlflow ui --backend-store-uri sqlite:///{folder / 'mlflow' / 'mlflow.db'}"
+        store = f"sqlite:///{folder / 'mlflow' / 'mlflow.db'}"
+        return f"mlflow ui --backend-store-uri {shlex.quote(store)}"
     return without_credentials(uri)
 
 

@@ -11,6 +11,7 @@ import typer
 
 from mixtune.components.shared.ascii_text import spell_in_output
 from mixtune.components.shared.errors import Terminated
+from mixtune.components.shared.task_kinds import TASK_KINDS
 
 from . import cluster as cluster_cli
 from .errors import plain_errors
@@ -27,9 +28,26 @@ app = typer.Typer(
 )
 
 
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"mixtune {version('mixtune')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
 @app.command()
 def init(
-    task: Annotated[str, typer.Option(help="Kind of task: classification or generation.")] = "classification",
+    task: Annotated[str, typer.Option(help=f"Kind of task: {', '.join(TASK_KINDS)}.")] = "classification",
     config: Annotated[str, typer.Option("--from", help="Ready-made configuration to start from.")] = "start",
 ) -> None:
     """Print an annotated configuration: mixtune init > mixtune.yaml."""
@@ -166,7 +184,8 @@ def schema() -> None:
     """Print the JSON Schema of the configuration, for editors."""
     from mixtune.components.config import Config
 
-    typer.echo(json.dumps(Config.model_json_schema(), indent=2, ensure_ascii=False))
+    with plain_errors():
+        typer.echo(json.dumps(Config.model_json_schema(), indent=2, ensure_ascii=False))
 
 
 cluster_cli.add_to(app)
@@ -180,7 +199,8 @@ def main() -> None:
     """Entry point."""
     signal.signal(signal.SIGTERM, _terminate)
     spell_in_output()
-    app(prog_name="mixtune")
+    with plain_errors():  # also what typer prints itself, such as the help
+        app(prog_name="mixtune")
 
 
 if __name__ == "__main__":

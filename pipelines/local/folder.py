@@ -14,8 +14,8 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from mixtune.components.shared.artifacts import write_json
-from mixtune.components.shared.config import PLACEHOLDER
 from mixtune.components.shared.errors import RefusedError
+from mixtune.components.shared.section import PLACEHOLDER
 
 
 @dataclass(frozen=True)

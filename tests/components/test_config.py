@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import Field
 
 from mixtune.components.config import Config, Fingerprints, assemble, load, parameters, parts
 from mixtune.components.shared.errors import RefusedError
+from mixtune.components.shared.section import Section
 
 FINGERPRINTS = Fingerprints(pretrain="p", finetune="f", base="b")
 
@@ -39,6 +42,83 @@ def test_all_problems_are_named_at_once_with_field_and_value() -> None:
     assert any(one.startswith("gate.interval:") for one in found)
 
 
+def test_rules_between_sections_are_checked_beside_invalid_fields() -> None:
+    found = problems(
+        model={"base": "scratch", "max_length": "long", "scratch": {"hidden_size": 30}},
+        evaluate={"metric": "exact_match", "interpolation_alphas": [0.5, 0.5], "batch_size": 0},
+        finetune={"steps": 4, "warmup_steps": 4, "epochs": 0},
+        mixed={"lambda_schedules": [{"values": [0.1, 0.2], "starts": [0.5, 0.6]}], "seeds": [0]},
+        seed=0,
+        placement={"checkpoint_claim": "c", "checkpoint_url": "s3://b", "gpus": -1},
+    )
+    assert [one.partition(": ")[0] for one in found] == [
+        "model.max_length", "finetune.epochs", "evaluate.batch_size", "placement.gpus",
+        "evaluate.metric", "model.scratch.hidden_size", "mixed.seeds",
+        "mixed.lambda_schedules.0", "evaluate", "placement",
+    ]  # fmt: skip
+    assert "found" not in "".join(one for one in found if one.startswith(("evaluate: ", "placement: ", "mixed.lambda")))
+
+
+@pytest.mark.parametrize(
+    ("sections", "field"),
+    [
+        # The defaults would break other rules.
+        ({"pretrain": {"steps": "many"}}, "pretrain.steps"),
+        ({"finetune": {"steps": "few", "warmup_steps": 5000}}, "finetune.steps"),
+        ({"mixed": {"lambdas": 0.3, "controls": {"more_pretraining": True}}}, "mixed.lambdas"),
+        ({"seed": -1, "mixed": {"seeds": [0]}}, "seed"),
+        ({"data": {"pretrain": {"source": "embedded"}}}, "data.finetune"),
+        ({"data": {"pretrain": {"source": "embedded"}, "finetune": 3}}, "data.finetune"),
+        ({"model": {"bass": "x", "base": "scratch"}, "pretrain": {"steps": 1}}, "model.bass"),
+        ({"model": {"base": 3}, "pretrain": {"steps": 0}}, "model.base"),
+        ({"name": "No Capitals"}, "name"),
+    ],
+)
+def test_an_invalid_option_is_told_once_and_breaks_no_rule(sections: dict[str, Any], field: str) -> None:
+    (problem,) = problems(**sections)
+    assert problem.startswith(f"{field}: ")
+
+
+def _patterns(schema: Any) -> Iterator[str]:
+    for key, value in schema.items() if isinstance(schema, dict) else enumerate(schema):
+        if key == "pattern" and isinstance(value, str):
+            yield value
+        elif isinstance(value, dict | list):
+            yield from _patterns(value)
+
+
+def test_every_regular_expression_has_a_sentence_for_people() -> None:
+    patterns = set(_patterns(Config.model_json_schema()))
+    assert patterns
+    for pattern in patterns:
+
+        class Made(Section):
+            text: str = Field(pattern=pattern)
+
+        with pytest.raises(RefusedError) as refused:
+            Made.from_json('{"text": "?"}')
+        (problem,) = refused.value.problems
+        assert problem.startswith("text: must be ")
+        assert problem.endswith(', found "?"')
+        assert pattern not in problem
+    name, alias = problems(name="No Capitals", tracking={"alias": "1"})
+    assert name == (
+        "name: must be at most 50 lower-case letters, digits and hyphens, and begin and end with a letter or a digit, "
+        'found "No Capitals"'
+    )
+    assert (
+        alias == 'tracking.alias: must be letters, digits, underscores and hyphens, and begin with a letter, found "1"'
+    )
+
+
+def test_a_configuration_that_contains_itself_is_refused() -> None:
+    loop: dict[str, Any] = {}
+    loop["finetune"] = loop
+    found = problems(mixed=loop)
+    assert found
+    assert all(one.startswith("mixed.finetune: there is no such option") for one in found)
+
+
 @pytest.mark.parametrize("weight", [-0.1, 1.1, float("nan"), float("inf"), "much", None])
 def test_lambda_outside_zero_and_one_is_refused(weight: Any) -> None:
     assert problems(mixed={"lambdas": [weight]})
@@ -60,7 +140,7 @@ def test_lambda_outside_zero_and_one_is_refused(weight: Any) -> None:
         ({"finetune": {"steps": 4, "warmup_steps": 4}}, "finetune.warmup_steps"),
         ({"model": {"base": "scratch", "scratch": {"hidden_size": 30, "heads": 4}}}, "model.scratch.hidden_size"),
         ({"name": "No Capitals"}, "name"),
-        ({"mixed": {"lambdas": [0.1], "seeds": [3, 0]}}, "mixed.seeds must not contain 0"),
+        ({"mixed": {"lambdas": [0.1], "seeds": [3, 0]}}, "mixed.seeds: must not contain 0"),
         ({"finetune": {"learning_rate": True}}, "finetune.learning_rate: must not be true or false"),
         ({"finetune": {"steps": True}}, "finetune.steps: must not be true or false"),
         ({"seed": False}, "seed: must not be true or false"),

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import json
+import os
+import shlex
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 import yaml
 from typer.testing import CliRunner, Result
 
 from mixtune.components.config import Config
+from mixtune.components.shared.task_kinds import TASK_KINDS
+from mixtune.components.shared.tracking.journal import sync_command
 from mixtune.pipelines.cli import app
+from mixtune.pipelines.cli.commands import _mlflow_hint
 from mixtune.pipelines.configuration import read_config
 from tests.components.shared.tiny import tiny_tokenizer, write_data
 from tests.conftest import sentences
@@ -36,12 +43,20 @@ def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("task", ["classification", "generation"])
+@pytest.mark.parametrize("task", TASK_KINDS)
 @pytest.mark.parametrize("name", ["start", "demo"])
 def test_init_prints_a_configuration_that_reads_as_what_it_started_from(tmp_path: Path, task: str, name: str) -> None:
-    printed = mixtune("init", "--task", task, "--from", name).stdout
+    result = mixtune("init", "--task", task, "--from", name)
+    if (name, task) == ("demo", "question_answering"):
+        assert (result.exit_code, result.stdout) == (2, "")
+        assert result.stderr.startswith(
+            "mixtune: data.finetune.task: is question_answering, which a Llama from scratch has"
+        )
+        return
+    printed = result.stdout
     config = Config.model_validate(yaml.safe_load(printed))
     assert config.data.finetune.task == task
+    jsonschema.validate(yaml.safe_load(printed), json.loads(mixtune("schema").stdout))
     # Every option stands there, with its default where it is a comment.
     uncommented = "\n".join(
         line.replace("# ", "", 1) if line.lstrip().startswith("# ") and ": " in line and line.count("# ") == 1 else line
@@ -55,6 +70,53 @@ def test_init_prints_a_configuration_that_reads_as_what_it_started_from(tmp_path
         "gradient_checkpointing",
     ):
         assert f"{option}: " in uncommented
+
+
+def test_help_of_init_names_all_tasks() -> None:
+    shown = " ".join(mixtune("init", "--help").output.replace("│", " ").split())
+    assert f"Kind of task: {', '.join(TASK_KINDS)}." in shown
+
+
+def test_version() -> None:
+    shown = mixtune("--version")
+    assert (shown.exit_code, shown.stdout) == (0, f"mixtune {version('mixtune')}\n")
+
+
+@pytest.mark.parametrize("arguments", [("schema",), ("--help",), ("init",), ("check",), ("init", "--help")])
+def test_a_full_disk_and_a_reader_that_ends_are_no_tracebacks(arguments: tuple[str, ...]) -> None:
+    command = [sys.executable, "-m", "mixtune.pipelines.cli", *arguments]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr == (
+        "mixtune: the output: cannot be written (no space left on device); free space, or choose another folder, and run "
+        "again\n"
+    )
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writer)
+    assert done.stderr == ""
+    assert done.returncode in (0, 1)
+
+
+def test_brackets_without_end_are_refused_in_a_sentence(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text(NEEDED + "finetune: " + "[" * 10_000)
+    result = mixtune("check", str(tmp_path / "c.yaml"))
+    assert (result.exit_code, result.stderr) == (
+        2, f"mixtune: {tmp_path}/c.yaml: has too many brackets or levels inside each other; correct the file\n",
+    )  # fmt: skip
+    result = mixtune("check", "--set", f"finetune.steps={'[' * 10_000}")
+    assert (result.exit_code, result.stderr) == (
+        2, "mixtune: --set finetune.steps: has too many brackets or levels inside each other\n",
+    )  # fmt: skip
+
+
+def test_commands_to_paste_have_quotes_where_paths_have_spaces(tmp_path: Path) -> None:
+    folder = tmp_path / "my runs" / "one"
+    hint = _mlflow_hint(f"sqlite:///{folder}/mlflow/mlflow.db", folder)
+    assert shlex.split(hint)[-2:] == ["--backend-store-uri", f"sqlite:///{folder}/mlflow/mlflow.db"]
+    assert shlex.split(sync_command(folder / ".mixtune" / "journal")) == ["mixtune", "sync", str(folder)]
 
 
 def test_init_then_check(data: Path) -> None:
@@ -73,6 +135,25 @@ def test_check_names_all_problems_at_once(data: Path) -> None:
     for word in ("text.jsonl", "nope", "nowhere"):
         assert word in result.stderr
     assert all(line.startswith("mixtune: ") for line in result.stderr.splitlines())
+
+
+@pytest.mark.parametrize("command", ["check", "run"])
+def test_types_ranges_rules_overrides_and_files_are_told_in_one_pass(data: Path, command: str) -> None:
+    (data / "data" / "text.jsonl").unlink()
+    (data / "mixtune.yaml").write_text(mixtune("init").stdout)
+    overrides = (
+        "seed=many", "gate.interval=2", "mixed.lambda=[0.1]", "evaluate.metric=bleu", "data.finetune.task=classify",
+        "data.finetune.dev_source=none.jsonl", "model.base=./nowhere", "model.max_length=0", "nonsense",
+        "evaluate.champion=nobody",
+    )  # fmt: skip
+    result = mixtune(command, "mixtune.yaml", *(part for one in overrides for part in ("--set", one)))
+    assert result.exit_code == 2
+    told = [line.removeprefix("mixtune: ").split(":")[0] for line in result.stderr.splitlines()]
+    assert sorted(told) == sorted(
+        ["--set nonsense", "seed", "gate.interval", "mixed.lambda", "data.finetune.task", "model.base", "model.max_length",
+         "data.pretrain.source", "data.finetune.dev_source", "evaluate.champion"]
+    )  # fmt: skip
+    assert not (data / "runs").exists()
 
 
 @pytest.mark.parametrize(

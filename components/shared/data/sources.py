@@ -6,6 +6,7 @@ in `Problems`, with file and line, and reported at once.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from ..config import EMBEDDED
 from ..errors import RefusedError, first_line
+from ..section import InvalidOptionError
 from .files import File, format_of, known_formats
 from .problems import Problems, UnreadableError
 from .readers import Reading, read_file
@@ -74,7 +76,8 @@ class StreamOptions(Protocol):
 
 def named_sources(stream: StreamOptions) -> list[tuple[str, str]]:
     """Returns pairs of a source option's full name, such as `data.pretrain.dev_source`, and its value."""
-    named = [("source", stream.source), ("dev_source", stream.dev_source), ("test_source", stream.test_source)]
+    # An option whose value is invalid is no attribute.
+    named = [(name, getattr(stream, name, None)) for name in ("source", "dev_source", "test_source")]
     return [(f"{stream.section}.{name}", source) for name, source in named if source is not None]
 
 
@@ -113,21 +116,27 @@ def check_source(stream: StreamOptions) -> list[str]:
     """
     problems = Problems()
     for option, source in named_sources(stream):
-        if has_password(source):
-            problems.add(f"{option}: {PASSWORD_REFUSED}")
-        elif source == EMBEDDED:
-            _check_embedded(stream.columns, option, problems)
-        elif source.startswith(HUB):
-            _hub_name(source, option, problems)
-        elif _is_local(source, option, problems):
-            files = _find(source, option, problems)
-            reading = Reading(stream.columns, option, stream.tsv_quotes, problems, Tallies())
-            for file in files[:CHECKED_FILES]:
-                before = len(problems)
-                records = read_file(file, reading, single=len(files) == 1, first=CHECKED_RECORDS)
-                if not list(records) and len(problems) == before:
-                    problems.add(f"{option}: {file.shown} holds no records")
+        # What a source must hold is unknown if the task or a column is invalid.
+        with contextlib.suppress(InvalidOptionError):
+            _check(stream, option, source, problems)
     return problems.sentences()
+
+
+def _check(stream: StreamOptions, option: str, source: str, problems: Problems) -> None:
+    if has_password(source):
+        problems.add(f"{option}: {PASSWORD_REFUSED}")
+    elif source == EMBEDDED:
+        _check_embedded(stream.columns, option, problems)
+    elif source.startswith(HUB):
+        _hub_name(source, option, problems)
+    elif _is_local(source, option, problems):
+        files = _find(source, option, problems)
+        reading = Reading(stream.columns, option, stream.tsv_quotes, problems, Tallies())
+        for file in files[:CHECKED_FILES]:
+            before = len(problems)
+            records = read_file(file, reading, single=len(files) == 1, first=CHECKED_RECORDS)
+            if not list(records) and len(problems) == before:
+                problems.add(f"{option}: {file.shown} holds no records")
 
 
 def fingerprint(stream: StreamOptions) -> str:

@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from ..artifacts import Artifact, ArtifactLike, write_json
-from ..config import Section
 from ..errors import MixtuneError, RefusedError
 from ..model.device import requested_gpus
+from ..section import Section
 from ..startup import quick_imports
 from ..tracking.tracker import Tracker
 from .context import Context

@@ -17,6 +17,7 @@ import contextlib
 import json
 import os
 import re
+import shlex
 import shutil
 import time
 from collections import Counter
@@ -326,7 +327,7 @@ def _in_use(path: Path) -> bool:
 def sync_command(folder: Path) -> str:
     """Returns the command that delivers a folder of journals."""
     inside_a_run = folder.parent.name == ".mixtune"
-    return f"mixtune sync {folder.parent.parent}" if inside_a_run else "mixtune sync"
+    return f"mixtune sync {shlex.quote(str(folder.parent.parent))}" if inside_a_run else "mixtune sync"
 
 
 def folder_from_environment() -> Path | None:

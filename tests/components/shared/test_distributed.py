@@ -17,12 +17,13 @@ from mixtune.components.finetune.config import Finetune, FinetuneStep
 from mixtune.components.mixed.config import MixedCandidate, MixedStep, MixedTraining
 from mixtune.components.pretrain.config import Pretrain, PretrainStep
 from mixtune.components.shared.artifacts import Artifact, ModelCard, read_json, read_jsonl
-from mixtune.components.shared.config import Model, Section, Task
+from mixtune.components.shared.config import Model, Task
 from mixtune.components.shared.errors import RefusedError
 from mixtune.components.shared.outcome import Outcome, load_outcomes
 from mixtune.components.shared.running import processes as distributed
 from mixtune.components.shared.running.processes import num_processes
 from mixtune.components.shared.runtime import launch
+from mixtune.components.shared.section import Section
 from tests.components.stages import SCRATCH, Stages
 from tests.stores import new_store
 

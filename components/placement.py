@@ -1,0 +1,89 @@
+"""Options of the placement on a cluster. They change no result, so no step reads them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, Field
+
+from .shared.config import LocalPath
+from .shared.section import Section, matching, rule
+
+
+def _as_text(value: Any) -> Any:
+    """Converts a number such as the 4 in `cpu: 4` to text, as Kubernetes expects it."""
+    return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
+
+
+Cpu = Annotated[
+    str, BeforeValidator(_as_text), matching(r"^\d+(\.\d+)?m?$", "be a number of CPUs, such as 2, 0.5 or 500m")
+]
+Memory = Annotated[
+    str, matching(r"^\d+(\.\d+)?(E|Ei|P|Pi|T|Ti|G|Gi|M|Mi|K|Ki)$", "be a number with a unit, such as 8Gi or 500M")
+]
+QueueName = Annotated[
+    str,
+    matching(
+        r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$",
+        "be at most 63 lower-case letters, digits and hyphens, and begin and end with a letter or a digit",
+    ),
+]
+ClaimName = Annotated[
+    str,
+    matching(
+        r"^[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?$",
+        "be at most 253 lower-case letters, digits, dots and hyphens, and begin and end with a letter or a digit",
+    ),
+]
+CheckpointUrl = Annotated[
+    str,
+    matching(r"^[a-z0-9]+://[^?#@]+$", "be a URL such as s3://bucket/checkpoints, without any of the signs ?, # and @"),
+]
+
+
+class Placement(Section):
+    """Nodes and resources of the steps on a cluster. Local runs ignore this section."""
+
+    profile: str = "cpu"
+    """Name of a placement profile. A profile defines how GPU nodes are selected on one kind of cluster and which resources
+    tasks request. mixtune includes `cpu`, `nvidia`, `gke`, `eks` and `aks` (`pipelines/node_pools.yaml`)."""
+    profiles_file: LocalPath | None = Field(None, min_length=1)
+    """YAML file with your own profiles, in the format of `pipelines/node_pools.yaml`. A profile in it replaces an included
+    profile of the same name."""
+    gpus: int = Field(0, ge=0, le=64)
+    """GPUs of each pretrain, finetune, mixed and evaluate task."""
+    cpu: Cpu | None = None
+    """CPUs of a task without a GPU, such as `2` or `500m`. Null uses the value of the profile."""
+    memory: Memory | None = None
+    """Memory of a task without a GPU, such as `8Gi`. Null uses the value of the profile."""
+    gpu_cpu: Cpu | None = None
+    """CPUs of each pretrain, finetune, mixed and evaluate task. Null uses the value of the profile."""
+    gpu_memory: Memory | None = None
+    """Memory of each pretrain, finetune, mixed and evaluate task. Null uses the value of the profile."""
+    shared_memory: Memory | None = None
+    """Size of /dev/shm in each of these tasks; it counts as memory of the task. Null sets no limit besides that of the node."""
+    cpu_tasks_on_gpu_nodes: bool = False
+    """Allow tasks without a GPU on GPU nodes, for clusters that have no other nodes."""
+    queue: QueueName | None = None
+    """Local queue of Kueue for all pods, set as the label `kueue.x-k8s.io/queue-name`. Null uses no queue."""
+    gpu_retries: int = Field(2, ge=0, le=10)
+    """Number of retries of each pretrain, finetune, mixed and evaluate task after a failure."""
+    gpu_timeout_hours: float | None = Field(None, gt=0)
+    """Maximum run time of a pretrain, finetune, mixed or evaluate pod. A pod that takes longer is stopped. Its retry resumes
+    from the last checkpoint."""
+    run_as_user: int | None = Field(None, ge=0)
+    """User id of the containers, for clusters that require one. Null uses the user of the image."""
+    run_as_group: int | None = Field(None, ge=0)
+    """Group id of the containers. Null uses the group of the image."""
+    checkpoint_claim: ClaimName | None = None
+    """Name of a PersistentVolumeClaim for checkpoints. If candidates are trained on several nodes at the same time, it needs
+    the access mode ReadWriteMany."""
+    checkpoint_url: CheckpointUrl | None = None
+    """fsspec URL for checkpoints, such as `s3://bucket/checkpoints`, instead of a claim. The credentials come from a Kubernetes
+    secret. Without a claim or a URL, a training that is killed restarts from the beginning."""
+
+    @rule
+    def _one_checkpoint_location(self) -> Iterator[str]:
+        if self.checkpoint_claim and self.checkpoint_url:
+            yield "checkpoint_claim and checkpoint_url exclude each other; give one of them"

@@ -1,0 +1,272 @@
+"""The base class of all groups of options, and the sentences about what is wrong with their values.
+
+Options are checked in one pass. An option with an invalid value is left out of the result of `read_section`; a check that
+reads it ends with `InvalidOptionError` and is skipped, all other checks run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import functools
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from types import UnionType
+from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar, Union, get_args, get_origin
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    GetJsonSchemaHandler,
+    StringConstraints,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema, PydanticCustomError
+
+from .errors import RefusedError
+
+PLACEHOLDER = "{{$"
+"""Beginning of the placeholders that KFP replaces in constants, file names and parameters."""
+_VALID_TEXTS: dict[str, str] = {}
+_STAND_IN = "-"
+_RULES_LATER = {"rules": "later"}
+
+Rule = TypeVar("Rule", bound=Callable[[Any], Iterator[str]])
+AnySection = TypeVar("AnySection", bound="Section")
+
+
+class InvalidOptionError(AttributeError):
+    """A check read an option whose value is invalid, which has been told already."""
+
+
+def rule(method: Rule) -> Rule:
+    """Marks a method of a section that compares its options and yields a sentence for each problem."""
+    method.is_rule = True  # type: ignore[attr-defined]
+    return method
+
+
+def matching(pattern: str, valid: str) -> StringConstraints:
+    """Limits a text to a regular expression.
+
+    Args:
+        valid: what is valid, for people: the end of a sentence that begins with "must".
+    """
+    _VALID_TEXTS[pattern] = valid
+    return StringConstraints(pattern=pattern)
+
+
+class Section(BaseModel):
+    """A group of options: immutable, and unknown keys are refused."""
+
+    model_config: ClassVar[ConfigDict] = ConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _empty_section(cls, values: Any) -> Any:
+        """Treats a section whose options are all commented out, which YAML reads as null, as its defaults."""
+        if not isinstance(values, dict):
+            return values
+        # Null is null where it is a value: `LambdaSchedule | None`.
+        sections = {
+            name for name, field in cls.model_fields.items() if section_of(field.annotation) is field.annotation
+        }
+        return {name: {} if value is None and name in sections else value for name, value in values.items()}
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _as_written(cls, value: Any, info: ValidationInfo) -> Any:
+        """Refuses values that pydantic or Kubeflow would silently change."""
+        parts = value if isinstance(value, list) else [value]
+        if any(isinstance(part, str) and PLACEHOLDER in part for part in parts):
+            raise ValueError(f"must not contain {PLACEHOLDER}, which Kubeflow replaces")
+        # Python's booleans are numbers: `learning_rate: yes` would be 1.0.
+        annotation = cls.model_fields[info.field_name].annotation if info.field_name else None
+        if any(isinstance(part, bool) for part in parts) and not _takes_bool(annotation):
+            raise ValueError("must not be true or false (in YAML also yes, no, on, off)")
+        return value
+
+    @model_validator(mode="after")
+    def _keeps_its_rules(self, info: ValidationInfo) -> Self:
+        if info.context != _RULES_LATER and (problems := list(self._broken_rules())):
+            raise PydanticCustomError("rule", "{sentence}", {"sentence": "; ".join(problems)})
+        return self
+
+    def _broken_rules(self) -> Iterator[str]:
+        for kind in type(self).__mro__:
+            for method in vars(kind).values():
+                if not getattr(method, "is_rule", False):
+                    continue
+                with contextlib.suppress(ValidationError):  # it made a section of one that breaks its own rules
+                    yield from known(functools.partial(method, self))
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            if name in type(self).model_fields:
+                raise InvalidOptionError(name)
+            return super().__getattr__(name)
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        """Returns the JSON Schema, in which null stands for a section of defaults, as `_empty_section` reads it."""
+        made = handler(schema)
+        if not any(field.is_required() for field in cls.model_fields.values()):
+            handler.resolve_ref_schema(made)["type"] = ["object", "null"]
+        return made
+
+    def to_json(self) -> str:
+        """Returns canonical JSON: equal configurations give equal strings, so that caches can compare them."""
+        return json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """Reads the JSON that `to_json` returned.
+
+        Raises:
+            RefusedError: if fields are invalid; names all of them.
+        """
+        try:
+            return cls.model_validate_json(text)
+        except ValidationError as error:
+            raise RefusedError(*describe_problems(error)) from None
+
+
+def known(check: Callable[[], Iterable[str]]) -> list[str]:
+    """Returns the problems that a check finds, until it reads an option whose value is invalid."""
+    found: list[str] = []
+    with contextlib.suppress(InvalidOptionError):
+        found.extend(check())
+    return found
+
+
+def section_of(annotation: Any) -> type[Section] | None:
+    """Returns the section class of a field's type; None if it is no section."""
+    for one in (annotation, *(get_args(annotation) if get_origin(annotation) in (Union, UnionType) else ())):
+        if isinstance(one, type) and issubclass(one, Section):
+            return one
+    return None
+
+
+def read_section(kind: type[AnySection], values: Mapping[str, Any]) -> tuple[AnySection, list[str]]:
+    """Validates as much of a section as possible.
+
+    Returns:
+        The section, without the options whose values are invalid, and a sentence for each problem.
+
+    Raises:
+        RefusedError: if nothing of it can be read.
+    """
+    left = copy.deepcopy(dict(values))
+    invalid: list[tuple[str, ...]] = []
+    problems: list[str] = []
+    while True:
+        try:
+            section = kind.model_validate(left, context=_RULES_LATER)
+            break
+        except ValidationError as error:
+            problems += describe_problems(error, told=invalid)
+            places = {_option_at(kind, item["loc"]) for item in error.errors(include_url=False, include_input=False)}
+            changed = [_replace(kind, left, place) for place in places]
+            if not any(changed):
+                raise RefusedError(*problems) from None
+            invalid += places
+    for place in invalid:
+        _leave_out(section, place)
+    return section, problems + list(_broken_rules_below(section, ""))
+
+
+def _option_at(kind: type[Section], location: tuple[int | str, ...]) -> tuple[str, ...]:
+    """Returns the option in which a problem is, without the part of its value."""
+    place: list[str] = []
+    inner: type[Section] | None = kind
+    for part in map(str, location):
+        if inner is None:
+            break
+        place.append(part)
+        field = inner.model_fields.get(part)
+        inner = section_of(field.annotation) if field else None
+    return tuple(place)
+
+
+def _replace(kind: type[Section], values: dict[str, Any], place: tuple[str, ...]) -> bool:
+    """Deletes an invalid value, or replaces it if one is required. Returns whether this changed anything."""
+    *parents, last = place
+    for parent in parents:
+        inner = section_of(kind.model_fields[parent].annotation)
+        assert inner is not None
+        kind = inner
+        values[parent] = values = values.get(parent) or {}
+    field = kind.model_fields.get(last)
+    if field and field.is_required():
+        before, values[last] = values.get(last), {} if section_of(field.annotation) else _STAND_IN
+        return bool(before != values[last])
+    return values.pop(next((key for key in values if str(key) == last), last), values) is not values
+
+
+def _leave_out(section: Section, place: tuple[str, ...]) -> None:
+    for name in place[:-1]:
+        if name not in section.__dict__:
+            return
+        section = section.__dict__[name]
+    section.__dict__.pop(place[-1], None)
+
+
+def _broken_rules_below(section: Section, path: str) -> Iterator[str]:
+    yield from (f"{path}: {problem}" if path else problem for problem in section._broken_rules())
+    for name, value in section.__dict__.items():
+        below = f"{path}.{name}" if path else name
+        parts = [(f"{below}.{n}", one) for n, one in enumerate(value)] if isinstance(value, list) else [(below, value)]
+        for where, part in parts:
+            if isinstance(part, Section):
+                yield from _broken_rules_below(part, where)
+
+
+def _takes_bool(annotation: Any) -> bool:
+    return annotation is bool or isinstance(annotation, bool) or any(map(_takes_bool, get_args(annotation)))
+
+
+def describe_problems(error: ValidationError, told: Iterable[tuple[str, ...]] = ()) -> list[str]:
+    """Returns a sentence for each problem that pydantic found: the field, the value, and what is valid.
+
+    Args:
+        told: options whose problems are known and left out.
+    """
+    problems = []
+    for item in error.errors(include_url=False):
+        location = tuple(map(str, item["loc"]))
+        if any(location[: len(place)] == place for place in told):
+            continue
+        sentence = _sentence(item["type"], item["msg"], item.get("ctx", {}), item["input"])
+        problems.append(": ".join(filter(None, (".".join(location), sentence))))
+    return problems
+
+
+def _sentence(kind: str, message: str, context: Mapping[str, Any], found: Any) -> str:
+    match kind:
+        case "extra_forbidden":
+            return "there is no such option; remove it or correct its name"
+        case "missing":
+            return "is required and was not given"
+        case "json_invalid" | "credentials" | "rule":
+            return message
+        case "string_pattern_mismatch":
+            message = f"must {_VALID_TEXTS[context['pattern']]}"
+        case "model_type" | "dict_type":
+            message = "must be a section with options"
+        case _:
+            message = message.removeprefix("Value error, ")
+    return f"{message[0].lower()}{message[1:]}, found {_shown(found)}"
+
+
+def _shown(value: Any) -> str:
+    try:
+        text = json.dumps(value, ensure_ascii=False, default=str)
+    except (ValueError, TypeError):  # it contains itself, or has keys that JSON does not have
+        text = f"a {type(value).__name__}"
+    return text if len(text) <= 80 else text[:77] + "..."
