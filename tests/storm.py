@@ -14,10 +14,10 @@ import json
 import os
 import random
 import signal
-import subprocess
 import sys
 import tempfile
 import time
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -25,6 +25,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from mixtune.components.mixed.config import MixedCandidate, MixedStep, MixedTraining
 from mixtune.components.shared.config import Budget
 from tests.components.stages import Stages
+from tests.pipelines import forked
 
 STEPS_A_KILL = 16
 GRACE_SECONDS = 30.0
@@ -60,30 +61,20 @@ class Storm:
         self.candidate = MixedCandidate(id="mixed-budget-0.05", forgetting_budget=0.05, budget=Budget())
         self.config = MixedStep(seed=0, max_length=32, mixed=training)
 
-    def start(self, output: str, checkpoints: str) -> subprocess.Popen[bytes]:
+    def start(self, output: str, checkpoints: str) -> BaseProcess:
         """The step in a process (group) of its own."""
         names = {"start": "pretrained", "pretrain_data": "text", "finetune_data": "labels", "metrics": f"{output}.json"}
         given = [f"{name}={self.folder / path}" for name, path in (names | {"model": output}).items()]
-        command = [
-            sys.executable,
-            "-m",
-            "mixtune.pipelines.cli",
-            "step",
-            "mixed",
-            "--config",
-            self.config.to_json(),
-        ]
+        command = ["step", "mixed", "--config", self.config.to_json()]
         command += [word for one in given for word in ("--artifact", one)]
         command += ["--parameter", f"candidate={self.candidate.to_json()}"]
         environment = {
-            **os.environ,
             "MIXTUNE_CHECKPOINT_DIR": str(self.folder / checkpoints),
             "MIXTUNE_PROCESSES": str(self.processes),
             "OMP_NUM_THREADS": "1",
+            "MLFLOW_TRACKING_URI": "",
         }
-        environment.pop("MLFLOW_TRACKING_URI", None)
-        with (self.folder / f"{output}.log").open("ab") as log:
-            return subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
+        return forked.start(command, self.folder, environment, self.folder / f"{output}.log")
 
     def kill_one(self) -> str | None:
         """Starts the training and kills it; a sentence where it ended by itself or did not end as it should."""
@@ -93,7 +84,7 @@ class Storm:
         root = self.folder / "checkpoints"
         seen = {path.name for path in root.glob("*/step-*")}
         deadline = time.monotonic() + PATIENCE_SECONDS
-        while time.monotonic() < deadline and process.poll() is None:
+        while time.monotonic() < deadline and process.is_alive():
             new = {path.name for path in root.glob("*/step-*")} - seen
             if len(new) > 2 or len(new) >= min(wanted, 2):  # two are kept, so more are never seen at once
                 seen |= new
@@ -103,17 +94,18 @@ class Storm:
             time.sleep(0.0005)
         if not while_saving:
             time.sleep(delay)
-        if process.poll() is not None:
-            return f"the training ended by itself with status {process.returncode}"
+        if not process.is_alive():
+            return f"the training ended by itself with status {process.exitcode}"
+        assert process.pid
         started = time.monotonic()
         if self.number == signal.SIGTERM:
             process.terminate()
-            status = process.wait(GRACE_SECONDS + 30)
+            status = _status_of(process, GRACE_SECONDS + 30)
             if status != 128 + signal.SIGTERM or time.monotonic() - started > GRACE_SECONDS:
                 return f"SIGTERM: status {status} after {time.monotonic() - started:.0f} s"
         else:
             os.killpg(process.pid, self.number)
-            process.wait()
+            process.join()
         return None
 
     def run(self) -> int:
@@ -122,7 +114,7 @@ class Storm:
         Returns:
             Exit status.
         """
-        if self.start("undisturbed", "others").wait() != 0:
+        if _status_of(self.start("undisturbed", "others")) != 0:
             return self.give_up("the undisturbed training failed", "undisturbed")
         for number in range(self.kills):
             problem = self.kill_one()
@@ -130,7 +122,7 @@ class Storm:
                 return self.give_up(f"kill {number + 1}: {problem}", "killed")
             steps = sorted(path.name for path in (self.folder / "checkpoints").glob("*/step-*"))
             print(f"kill {number + 1}: {steps[-1] if steps else 'no checkpoint yet'}", flush=True)  # noqa: T201
-        if self.start("killed", "checkpoints").wait() != 0:
+        if _status_of(self.start("killed", "checkpoints")) != 0:
             return self.give_up("the last attempt failed", "killed")
         differing = self.compare()
         verdict = f"{self.kills} kills, " + (f"different: {', '.join(differing)}" if differing else "bitwise equal")
@@ -152,6 +144,12 @@ class Storm:
         print((self.folder / f"{log}.log").read_text(encoding="utf-8", errors="replace")[-3000:])  # noqa: T201
         print(problem)  # noqa: T201
         return 1
+
+
+def _status_of(process: BaseProcess, seconds: float | None = None) -> int | None:
+    """Waits until a process ends; its exit status, None where it goes on."""
+    process.join(seconds)
+    return process.exitcode
 
 
 def _digest(file: Path) -> str:

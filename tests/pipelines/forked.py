@@ -10,11 +10,11 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-STEPS = tuple(f"mixtune.components.{step}.step" for step in ("prepare", "pretrain", "evaluate"))
+STEPS = tuple(f"mixtune.components.{step}.step" for step in ("prepare", "pretrain", "mixed", "evaluate"))
 
 
 def start(arguments: list[str], folder: Path, environment: Mapping[str, str], log: Path) -> BaseProcess:
-    """Starts `mixtune` in a folder, with its output in a file.
+    """Starts `mixtune` in a folder and a process group of its own, with its output in a file.
 
     Args:
         environment: added to that of the tests.
@@ -31,6 +31,7 @@ def start(arguments: list[str], folder: Path, environment: Mapping[str, str], lo
 def _run(arguments: list[str], folder: Path, environment: dict[str, str], log: Path) -> None:
     from mixtune.pipelines.cli import main
 
+    os.setsid()
     os.chdir(folder)
     os.environ.update(environment)
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
