@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import shutil
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,8 @@ from ..shared.model.packing import Segment
 from ..shared.model.precision import pick_precision
 from ..shared.running.context import Context, ProgressCounter
 from ..shared.serving.decoding import plain_text, stop_ids
+from ..shared.serving.encoding import text_ids
+from ..shared.task_kinds import TASK_KINDS
 from .checks import check_model
 from .config import EvaluateStep
 from .examples import example_row, from_head
@@ -139,7 +141,7 @@ class LoadedCandidate:
     def labelled(self, split: Split) -> list[dict[str, Any]]:
         """Predicts each example with the task head and scores it."""
         examples = Documents(self.held_out.labelled_folder, split)
-        segments = example_segments(examples, with_head=True)
+        segments = self._as_trained(example_segments(examples, with_head=True), examples)
         work = batches(segments, self.config.max_length, self.config.batch_size)
         with self._progress(len(work), f"{split} examples") as progress:
             logits = head_logits(self.model, work, self._pad_id, progress)
@@ -168,6 +170,22 @@ class LoadedCandidate:
             rows.append({**row, **scores, "tokens": int(tokens[index]), "nats": _finite(nats[index])})
         return rows
 
+    def _as_trained(self, segments: list[Segment], examples: Documents) -> list[Segment]:
+        """Encodes the texts with the champion's tokenizer if that ends them otherwise than this run's, such as with EOS."""
+        if self.subject.card.kind != "champion" or TASK_KINDS[self.held_out.task].inputs != ("text",):
+            return segments
+        texts = [record["text"] for record in examples.records()]
+        own = [text_ids(self.tokenizer, text, self.config.max_length) for text in texts]
+        ends = set(self.tokenizer.all_special_ids)
+        if not any(
+            _differ_at_ends(ids, segment.tokens.tolist(), ends) for ids, segment in zip(own, segments, strict=True)
+        ):
+            return segments
+        return [
+            replace(segment, tokens=np.array(ids), supervised_from=len(ids))
+            for ids, segment in zip(own, segments, strict=True)
+        ]
+
     def trivial(self, split: Split, rows: list[dict[str, Any]], folder: Path) -> dict[str, Any]:
         """Writes the best trivial answers to the examples. Returns their name and their score."""
         records = Documents(self.held_out.labelled_folder, split).records()
@@ -193,6 +211,10 @@ class LoadedCandidate:
     @property
     def _pad_id(self) -> int:
         return int(self.tokenizer.pad_token_id)
+
+
+def _differ_at_ends(ids: list[int], others: list[int], ends: set[int]) -> bool:
+    return ids != others and [one for one in ids if one not in ends] == [one for one in others if one not in ends]
 
 
 def _not_finite(

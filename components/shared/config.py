@@ -82,7 +82,7 @@ class Training(Section):
     """Number of training tokens, of both streams together. If set, it replaces `steps`."""
     learning_rate: float = Field(2e-5, gt=0, le=1)
     """Peak learning rate of the backbone, and of the task head unless `head_learning_rate` is set."""
-    head_learning_rate: float | None = Field(None, gt=0, le=1)
+    head_learning_rate: float | None = Field(None, gt=0)
     """Peak learning rate of the task head; null means `learning_rate`."""
     layer_decay: float = Field(1.0, gt=0, le=1)
     """Each layer's learning rate is that of the layer above it times this factor; the embeddings count as the lowest layer.

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from transformers import AutoModelForSequenceClassification
 
 from mixtune.components.evaluate.config import EvaluateStep, References
 from mixtune.components.evaluate.step import run
-from mixtune.components.shared.artifacts import ModelCard, read_json
+from mixtune.components.shared.artifacts import Artifact, ModelCard, read_json, read_jsonl
 from mixtune.components.shared.errors import RefusedError
 from mixtune.components.shared.model.loading import interpolate
-from mixtune.components.shared.model.tokenizer import load_tokenizer
+from mixtune.components.shared.model.tokenizer import append_eos, load_tokenizer
 from mixtune.components.shared.running.context import Context
 from mixtune.components.shared.tracking.connection import connect
 from mixtune.components.shared.tracking.tracker import Tracker
+from tests.components.prepare.prepared import jsonl, prepare_finetune, prepare_pretrain, tokenizer_options
 from tests.components.register.made import write_report
+from tests.components.shared.tiny import tiny_model, tiny_tokenizer
 from tests.components.stages import Stages
 from tests.stores import new_store
 
@@ -72,6 +77,48 @@ def test_one_with_another_tokenizer_or_other_labels_is_refused(stages: Stages) -
     other = write_model(stages.folder / "other", "finetuned", "finetuned", ["a", "b", "c"])
     with pytest.raises(RefusedError, match=r"champion.*(another tokenizer|labels)"):
         evaluate(stages, References(champion=other.path, fingerprint="x"))
+
+
+def test_a_champion_reads_texts_as_it_was_trained_on_them(tmp_path: Path) -> None:
+    """Its tokenizer ends texts with EOS, which that of this run's base model does not."""
+    draw = random.Random(1)
+    words = [f"w{number}" for number in range(50)]
+    labels = ["no", "yes"]
+    network = tiny_model("llama")
+    network.save(tmp_path / "pretrained", tiny_tokenizer())
+    ModelCard(id="pretrained", kind="pretrained", base="tiny").save(tmp_path / "pretrained")
+    network.add_head("classification", labels, 0)
+    assert network.task is not None
+    for parameter in network.task.parameters():
+        torch.nn.init.normal_(parameter, std=1.0)
+    tokenizer = append_eos(tiny_tokenizer())
+    network.save(tmp_path / "champion", tokenizer)
+    ModelCard(id="finetuned", kind="finetuned", has_task_head=True, labels=labels, base="tiny").save(
+        tmp_path / "champion"
+    )
+    base = tokenizer_options(str(tmp_path / "pretrained"), 16, None)
+    rows = [
+        {"text": " ".join(draw.choices(words, k=draw.randint(2, 20))), "label": draw.choice(labels)} for _ in range(60)
+    ]
+    text = prepare_pretrain(tmp_path / "text", jsonl(tmp_path / "text.jsonl", rows), tokenizer=base)
+    labelled = prepare_finetune(tmp_path / "labels", jsonl(tmp_path / "labels.jsonl", rows), text, tokenizer=base)
+    config = EvaluateStep(
+        max_length=16, metric="accuracy", max_new_tokens=None, precision="float32", batch_size=8, max_documents=None,
+        references=References(champion=str(tmp_path / "champion"), fingerprint="x"),
+    )  # fmt: skip
+    outputs = {name: Artifact(str(tmp_path / name)) for name in ("evaluation", "metrics", "classification")}
+    run(
+        config, context=Context.for_tests(), model=Artifact(str(tmp_path / "pretrained")), other=None,
+        pretrain_heldout=text.heldout, finetune_heldout=labelled.heldout, **outputs,
+    )  # fmt: skip
+    plain = AutoModelForSequenceClassification.from_pretrained(tmp_path / "champion").eval()
+    texts = {record["id"]: record["text"] for record in labelled.documents("test").records()}
+    found = list(read_jsonl(tmp_path / "evaluation" / "champion" / "test.examples.jsonl"))
+    assert found
+    for row in found:
+        with torch.no_grad():
+            logits = plain(**tokenizer(texts[row["id"]], truncation=True, max_length=16, return_tensors="pt")).logits[0]
+        assert row["probabilities"] == pytest.approx(logits.softmax(-1).tolist(), abs=1e-5)
 
 
 def test_a_mixed_model_is_interpolated_too_where_asked(stages: Stages) -> None:
