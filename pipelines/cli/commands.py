@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from mixtune.components.config import Config
 
 WHOLE_RUN_STEPS = ("plan", "finish")
+_COMPILED = (b"# PIPELINE DEFINITION", b"apiVersion: pipelines.kubeflow.org/")
+"""How a file that KFP's compiler wrote begins, as a package and as manifests."""
 
 
 def check_and_show(config_file: Path | None, overrides: Sequence[str]) -> None:
@@ -224,6 +226,8 @@ def compile_pipeline(
         )
         manifests = {"kubernetes_manifest_options": options, "kubernetes_manifest_format": True}
     try:
+        if output.exists() and not output.read_bytes().startswith(_COMPILED):
+            raise RefusedError(f"--output: {output} was not written by `mixtune compile`; choose another file")
         output.parent.mkdir(parents=True, exist_ok=True)
         compiler.Compiler().compile(pipeline, str(output), **manifests)
     except OSError as error:

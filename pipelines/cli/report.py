@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mixtune.components.compare.names import metric_name
-from mixtune.components.compare.report.several import RunReport, gate_words, name_runs, read_report, write
+from mixtune.components.compare.report.several import KIND, RunReport, gate_words, name_runs, read_report, write
+from mixtune.components.shared.artifacts import read_json
 from mixtune.components.shared.errors import RefusedError
 
 from .options import with_home
@@ -31,13 +32,17 @@ def report_and_show(places: Sequence[str], output: Path) -> None:
         output: folder to write to.
 
     Raises:
-        RefusedError: if a place has no report; names all of them.
+        RefusedError: if a place has no report, or if the folder to write to contains anything but such a report; names all
+            problems.
         UnreachableError: if MLflow does not answer.
     """
     from rich.console import Console
     from rich.text import Text
 
-    runs = read_runs(places)
+    problems: list[str] = []
+    if not _can_be_written(output):
+        problems.append(f"--output: {output} was not written by `mixtune report`; choose another folder")
+    runs = read_runs(places, problems)
     try:
         joined = write(runs, output)
     except OSError as error:
@@ -53,14 +58,28 @@ def report_and_show(places: Sequence[str], output: Path) -> None:
     console.print(Text(f"\nreport  {output / 'report.html'}"))
 
 
-def read_runs(places: Sequence[str]) -> list[RunReport]:
+def _can_be_written(folder: Path) -> bool:
+    """Tells whether a folder does not exist, is empty, or contains a report over several runs."""
+    try:
+        if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+            return True
+        found = read_json(folder / "report.json", "a report over several runs")
+    except (RefusedError, OSError):
+        return False
+    return isinstance(found, dict) and found.get("kind") == KIND
+
+
+def read_runs(places: Sequence[str], problems: Sequence[str] = ()) -> list[RunReport]:
     """Reads the reports of runs.
+
+    Args:
+        problems: problems that were found before, to be named with those of the places.
 
     Raises:
         RefusedError: if a place has no report; names all of them.
         UnreachableError: if MLflow does not answer.
     """
-    problems: list[str] = []
+    problems = list(problems)
     reports: list[tuple[str, dict[str, Any]]] = []
     for place in dict.fromkeys(_plain(place) for place in places):
         try:

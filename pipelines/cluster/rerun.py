@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import yaml
 
 from mixtune.components.config import HEADLINE, SECTIONS, Config, Fingerprints, Parts, assemble, load, parameters, parts
+from mixtune.components.mixed.config import candidates
 from mixtune.components.shared.errors import RefusedError
 from mixtune.components.shared.running.context import COMPILED
 from mixtune.components.shared.task_name import STEPS as ALL_STEPS
@@ -217,7 +218,7 @@ def rerun_only(
             f"{run_id}: MLflow has no record of the inputs of its steps; set MLFLOW_TRACKING_URI to "
             "the server that the run uses"
         )
-    chosen = choose(only, steps_behind(record), run_id)
+    chosen = choose(only, steps_behind(record), run_id, before)
     jobs = []
     for one in chosen:
         config, uris, candidate = given_to(one.title, {
@@ -268,18 +269,26 @@ def step_of(only: str) -> str:
     return name.step
 
 
-def choose(only: str, steps: Mapping[str, StepRecord], run: str) -> list[StepRecord]:
-    """Returns the tasks that `--only` selects.
+def choose(only: str, steps: Mapping[str, StepRecord], run: str, config: Config) -> list[StepRecord]:
+    """Returns the tasks that `--only` selects. Mixed candidates that the run's configuration does not have are left out.
 
     Raises:
         RefusedError: if the run has no such task on record.
     """
     step = step_of(only)
+    known = {candidate.id for candidate in candidates(config.mixed)}
+    steps = {title: one for title, one in steps.items() if _is_of(title, known)}
     found = [one for one in steps.values() if one.title == only or (only == step and one.step == step)]
     if not found:
         titles = ", ".join(sorted(steps)) or "none"
         raise RefusedError(f"--only: {run} has no record of {only}; it has records of {titles}")
     return found
+
+
+def _is_of(title: str, mixed: Collection[str]) -> bool:
+    """Tells whether a task belongs to a run with these mixed candidates."""
+    candidate = (TaskName.parse(title) or TaskName("")).candidate or ""
+    return candidate in mixed or not candidate.startswith("mixed-")
 
 
 def given_to(title: str, given: Mapping[str, str]) -> tuple[str, dict[str, str | list[str]], dict[str, str]]:

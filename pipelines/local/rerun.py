@@ -117,7 +117,7 @@ def run_only(folder: Path, only: str, overrides: Sequence[str]) -> int:
         title: StepRecord(title, "FINISHED", step=name.step) for title in newest if (name := TaskName.parse(title))
     }
     status = 0
-    for one in choose(only, records, str(folder)):
+    for one in choose(only, records, str(folder), before):
         outcome = newest[one.title]
         status = max(status, _run_task(folder, step, outcome, before, after))
     return status

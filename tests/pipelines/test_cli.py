@@ -281,6 +281,20 @@ def test_compile_for_gitops(tmp_path: Path) -> None:
     assert [one["kind"] for one in yaml.safe_load_all(file.read_text())] == ["Pipeline", "PipelineVersion"]
 
 
+@pytest.mark.parametrize("format", ["ir", "kubernetes"])
+def test_compile_replaces_only_what_it_has_written(tmp_path: Path, format: str) -> None:
+    file = tmp_path / "config.yaml"
+    arguments = ("compile", "--output", str(file), "--step", "compare", "--format", format)
+    file.write_text("name: mine\n")
+    refused = mixtune(*arguments)
+    said = f"mixtune: --output: {file} was not written by `mixtune compile`; choose another file\n"
+    assert (refused.exit_code, refused.stderr) == (2, said)
+    assert file.read_text() == "name: mine\n"
+    file.unlink()
+    assert mixtune(*arguments).exit_code == 0
+    assert mixtune(*arguments).exit_code == 0, "again"
+
+
 def test_one_step_from_a_shell(tmp_path: Path) -> None:
     write_data(tmp_path / "text", "pretrain", None)
     tiny_tokenizer().save_pretrained(tmp_path / "tokenizer")

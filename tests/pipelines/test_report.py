@@ -15,9 +15,11 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from mixtune.components.shared.artifacts import read_json, write_json
+from mixtune.components.shared.errors import RefusedError
 from mixtune.components.shared.running.context import Context
 from mixtune.components.shared.tracking.tracker import Tracker
 from mixtune.pipelines.cli import app
+from mixtune.pipelines.local.folder import claim
 from tests.components.compare.made import INTERPOLATED, MIXED, Made, compare, write_all
 from tests.stores import new_store
 
@@ -167,6 +169,34 @@ def test_places_without_a_report_are_all_named(tmp_path: Path, made: Callable[[P
     assert "not of version 1" in lines[3]
     assert lines[4] == f"mixtune: {tmp_path / 'joint'}: is a report over several runs; give the runs themselves"
     assert not (tmp_path / "refused").exists()
+
+
+@pytest.mark.parametrize("where", ["one/report", "one", "two", "of-the-user", "file"])
+def test_what_the_command_has_not_written_is_not_overwritten(
+    tmp_path: Path, made: Callable[[Path, str], Path], where: str
+) -> None:
+    one = made(tmp_path, "one")
+    claim(tmp_path / "two", "two").release()
+    (tmp_path / "of-the-user").mkdir()
+    (tmp_path / "of-the-user" / "report.json").write_text("[]")
+    (tmp_path / "file").write_text("mine")
+    before = {path: path.is_file() and path.read_bytes() for path in tmp_path.rglob("*")}
+    done = report(one, tmp_path / "missing", "--output", tmp_path / where)
+    assert done.exit_code == 2
+    said, missing = done.output.splitlines()
+    assert said == f"mixtune: --output: {tmp_path / where} was not written by `mixtune report`; choose another folder"
+    assert "contains no report" in missing, "all problems at once"
+    assert {path: path.is_file() and path.read_bytes() for path in tmp_path.rglob("*")} == before
+
+
+def test_a_run_and_a_report_do_not_share_a_folder(
+    tmp_path: Path, made: Callable[[Path, str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    one = made(tmp_path, "one")
+    assert report(one).exit_code == 0
+    with pytest.raises(RefusedError, match="runs/report is not empty and contains no mixtune run"):
+        claim(Path("runs/report"), "report")
 
 
 def test_runs_on_record_in_mlflow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

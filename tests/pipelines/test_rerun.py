@@ -19,6 +19,7 @@ from mixtune.components.shared.tracking.tracker import Tracker
 from mixtune.pipelines.cluster import rerun
 from mixtune.pipelines.cluster import runs as client
 from mixtune.pipelines.cluster.api import Api, Connection, Patience
+from mixtune.pipelines.cluster.records import StepRecord
 from mixtune.pipelines.configuration import read_config
 from mixtune.pipelines.local.folder import Run
 from mixtune.pipelines.local.rerun import forget, forget_from, run_only
@@ -316,3 +317,27 @@ def test_a_folder_without_a_run(tmp_path: Path) -> None:
     Outcome(title="mixed-0.3", kind="done").save(tmp_path / ".mixtune" / "outcomes" / "one")
     with pytest.raises(RefusedError, match="use --from"):
         run_only(tmp_path, "mixed", [])
+
+
+def test_one_step_alone_runs_the_candidates_of_the_configuration_and_no_earlier_ones(tmp_path: Path) -> None:
+    config = read_config(None, ["mixed.lambdas=[0.3, 0.6]"])
+    records = {
+        title: StepRecord(title, "FINISHED", step=step)
+        for step, titles in {
+            "mixed": ("mixed-0.2", "mixed-0.3", "mixed-0.6", "mixed-budget-0.5"),
+            "evaluate": ("evaluate pretrained", "evaluate mixed-0.2", "evaluate mixed-0.6", "evaluate interpolated"),
+        }.items()
+        for title in titles
+    }
+    records["compare"] = StepRecord("compare", "FINISHED", step="compare")
+
+    def chosen(only: str) -> list[str]:
+        return [one.title for one in rerun.choose(only, records, "a-run", config)]
+
+    assert chosen("mixed") == ["mixed-0.3", "mixed-0.6"]
+    assert chosen("evaluate") == ["evaluate pretrained", "evaluate mixed-0.6", "evaluate interpolated"]
+    assert chosen("compare") == ["compare"]
+    with pytest.raises(
+        RefusedError, match=r"has no record of evaluate mixed-0\.2; it has records of compare, evaluate "
+    ):
+        chosen("evaluate mixed-0.2")
