@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from importlib import resources
@@ -9,13 +10,17 @@ from pathlib import Path
 from typing import Any, get_args, get_origin
 
 import yaml
+from pydantic.fields import FieldInfo
 
 from mixtune.components.config import Config, load
 from mixtune.components.shared.config import Task
 from mixtune.components.shared.errors import RefusedError
 from mixtune.components.shared.section import Section, section_of
 
+from .paths import RELATIVE, path_option, with_absolute_paths
+
 EMBEDDED_DEFAULT = "demo"
+STANDARD_INPUT = Path("-")
 
 
 class _Loader(yaml.SafeLoader):
@@ -39,13 +44,16 @@ def read_config(
 ) -> Config:
     """Reads a YAML file (or the embedded default) and applies overrides of the form `a.b=c`.
 
+    Relative paths start at the folder of the file, those in overrides at the working directory.
+
     Args:
+        path: the file; `-` is standard input.
         check: finds further problems, as in `load`.
 
     Raises:
         RefusedError: if there are problems; names all of them.
     """
-    values = _read_yaml(path) if path is not None else ready_made(EMBEDDED_DEFAULT)
+    values = ready_made(EMBEDDED_DEFAULT) if path is None else _read_file(path)
     problems = []
     for override in overrides:
         try:
@@ -67,9 +75,17 @@ def ready_made(name: str) -> dict[str, Any]:
     return dict(yaml.safe_load(text))
 
 
+def _read_file(path: Path) -> dict[str, Any]:
+    values, file = _read_yaml(path), path.absolute()
+    # Standard input, pipes and /dev/fd are in no folder of the user.
+    has_folder = file.is_file() and file.parts[1] not in ("dev", "proc")
+    return dict(with_absolute_paths(Config, values, file.parent if has_folder else Path.cwd()))
+
+
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        values = yaml.load(path.read_text(encoding="utf-8-sig"), _Loader)
+        text = sys.stdin.read() if path == STANDARD_INPUT else path.read_text(encoding="utf-8-sig")
+        values = yaml.load(text, _Loader)
     except FileNotFoundError:
         raise RefusedError(f"{path}: no such file; `mixtune init > mixtune.yaml` writes one") from None
     except IsADirectoryError:
@@ -90,7 +106,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 
 
 def lay_over(values: dict[str, Any], override: str) -> None:
-    """Sets one option from a `--set` argument: `section.option=value`.
+    """Sets one option from a `--set` argument: `section.option=value`. Relative paths start at the working directory.
 
     Raises:
         RefusedError: if the argument does not have this form.
@@ -106,11 +122,17 @@ def lay_over(values: dict[str, Any], override: str) -> None:
             raise RefusedError(f"--set {override}: {parent} is an option, not a section")
         values = values[parent]
     try:
-        values[last] = yaml.load(text, _Loader)
+        given = {last: yaml.load(text, _Loader)}
     except (yaml.YAMLError, ValueError):
         raise RefusedError(f"--set {override}: {text} is not a valid YAML value") from None
     except RecursionError:
         raise RefusedError(f"--set {path}: has too many brackets or levels inside each other") from None
+    for parent in reversed(parents):
+        given = {parent: given}
+    given = with_absolute_paths(Config, given, Path.cwd())
+    for parent in parents:
+        given = given[parent]
+    values[last] = given[last]
 
 
 def to_yaml(config: Config) -> str:
@@ -132,8 +154,8 @@ def annotated(values: Mapping[str, Any]) -> str:
 def _annotate(section: type[Section], values: Mapping[str, Any], indent: str, lines: list[str]) -> None:
     for name, field in section.model_fields.items():
         inner = section_of(field.annotation)
-        description = field.description or (inner.__doc__ if inner else "") or ""
-        lines += textwrap.wrap(" ".join(description.split()), 110 - len(indent), initial_indent=f"{indent}# ",
+        description = described(field) or " ".join(((inner and inner.__doc__) or "").split())
+        lines += textwrap.wrap(description, 110 - len(indent), initial_indent=f"{indent}# ",
                                subsequent_indent=f"{indent}# ")  # fmt: skip
         if inner is not None:
             lines.append(f"{indent}{name}:")
@@ -145,6 +167,12 @@ def _annotate(section: type[Section], values: Mapping[str, Any], indent: str, li
         value = values[name] if given else field.get_default(call_default_factory=True)
         text = yaml.safe_dump(value, default_flow_style=True, allow_unicode=True).removesuffix("...\n").strip()
         lines.append(f"{indent}{'' if given else '# '}{name}: {text}")
+
+
+def described(field: FieldInfo) -> str:
+    """Returns the description of an option in one line, with what is true of all paths."""
+    words = (field.description or "").split()
+    return " ".join([*words, *([RELATIVE] if path_option(field) else [])])
 
 
 def items_of(annotation: Any) -> type[Section] | None:

@@ -17,7 +17,7 @@ from pydantic_core import PydanticUndefined
 from mixtune.components.config import HEADLINE, SECTIONS, Config, describe
 from mixtune.components.shared.section import Section, section_of
 
-from .configuration import items_of
+from .configuration import described, items_of
 
 
 def generate(folder: Path) -> list[Path]:
@@ -55,6 +55,10 @@ def configuration_page() -> str:
         "JSON Schema for editors ([configuration.schema.json](configuration.schema.json)). Unknown keys are refused.",
         "This page is generated from the schema.",
         "",
+        "Relative paths in a file are relative to its folder; those given with `--set`, and those in a file that is read from",
+        "standard input (`mixtune run -`), to the working directory. `~` is the home folder. The stored configuration,",
+        "`config.yaml` in the output folder, holds absolute paths.",
+        "",
     ]
     lines += [*_table("", Config.model_fields), ""]
     for path, section in _sections(Config, ""):
@@ -91,7 +95,7 @@ def _table(path: str, fields: Mapping[str, FieldInfo]) -> list[str]:
         if section_of(field.annotation) is not None:
             continue
         default = "required" if field.is_required() else f"`{_shown(field.get_default(call_default_factory=True))}`"
-        text = " ".join((field.description or "").split()).replace("|", "\\|")
+        text = described(field).replace("|", "\\|")
         limits = ", ".join(_limits(field))
         rows.append(f"| `{name}` | {default} | {text}{f' ({limits})' if limits else ''} |")
     return ["| option | default | |", "|---|---|---|", *rows] if rows else []

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Annotated, Literal, Self
 from urllib.parse import urlsplit
 
@@ -21,8 +22,22 @@ from .task_kinds import Task as Task
 
 Attention = Literal["auto", "sdpa", "eager", "flash_attention_2", "flex_attention"]
 
-LocalPath = Annotated[str, AfterValidator(os.path.expanduser)]
-"""A path, or another name that does not begin with `~`, which stands for the home folder."""
+
+@dataclass(frozen=True)
+class PathOption:
+    """Marks the type of an option that can be a path. Where a configuration is read, relative paths become absolute.
+
+    Attributes:
+        can_be_name: whether a text that does not begin with `.` is a name unless there is such a folder.
+    """
+
+    can_be_name: bool = False
+
+
+LocalPath = Annotated[str, PathOption(), AfterValidator(os.path.expanduser)]
+"""A path, an address, or another name that does not begin with `~`, which stands for the home folder."""
+NameOrPath = Annotated[str, PathOption(can_be_name=True), AfterValidator(os.path.expanduser)]
+"""A folder, or a name on the Hugging Face hub."""
 
 RegisteredName = Annotated[
     str,
@@ -56,7 +71,7 @@ class Scratch(Section):
 class Model(Section):
     """The base model."""
 
-    base: LocalPath = Field(min_length=1)
+    base: NameOrPath = Field(min_length=1)
     """A Hugging Face hub name, a local folder in Hugging Face format (safetensors), or `scratch`."""
     revision: str | None = None
     """Commit, tag or branch of the base model on the hub. Prefer a commit, since tags and branches can change."""

@@ -28,10 +28,19 @@ def expanded(path: Path | None) -> Path | None:
 ConfigFile = Annotated[
     Path | None,
     typer.Argument(
-        metavar="[CONFIG]", callback=expanded, help="YAML file. Without it, the embedded configuration is used."
+        metavar="[CONFIG]",
+        callback=expanded,
+        help="YAML file; - is standard input. Without it, the embedded configuration is used.",
     ),
 ]
-Overrides = Annotated[list[str], typer.Option("--set", metavar="A.B=C", help="Override an option. Can be repeated.")]
+Overrides = Annotated[
+    list[str],
+    typer.Option(
+        "--set",
+        metavar="A.B=C",
+        help="Override an option; a relative path starts at the working directory. Can be repeated.",
+    ),
+]
 ImagePrefix = Annotated[
     str | None, typer.Option(help="Registry and folder of the images (default: as in images.json).")
 ]
