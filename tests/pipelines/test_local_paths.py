@@ -16,6 +16,7 @@ from mixtune.components.shared.data.sources import fingerprint
 from mixtune.components.shared.errors import RefusedError, UnreachableError
 from mixtune.pipelines.cli.main import app
 from mixtune.pipelines.cluster.local_paths import read_for_cluster
+from tests.s3_server import s3_server
 
 
 def mixtune(*arguments: str | Path) -> Result:
@@ -23,21 +24,15 @@ def mixtune(*arguments: str | Path) -> Result:
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[Any]:
-    from moto.server import ThreadedMotoServer
-
-    running = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    running.start()
-    yield running
-    running.stop()
+def server() -> Iterator[dict[str, str]]:
+    with s3_server() as environment:
+        yield environment
 
 
 @pytest.fixture
-def store(server: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
-    _, port = server.get_host_and_port()
-    settings = {"ACCESS_KEY_ID": "key", "SECRET_ACCESS_KEY": "secret", "ENDPOINT_URL": f"http://127.0.0.1:{port}"}
-    for name, value in {**settings, "DEFAULT_REGION": "us-east-1", "MAX_ATTEMPTS": "1"}.items():
-        monkeypatch.setenv(f"AWS_{name}", value)
+def store(server: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> Any:
+    for variable, value in server.items():
+        monkeypatch.setenv(variable, value)
     files = fsspec.filesystem("s3", use_listings_cache=False, skip_instance_cache=True)
     if not files.exists("bucket"):
         files.mkdir("bucket")

@@ -17,6 +17,7 @@ from mixtune.components.shared.checkpoints import remote as remote_checkpoints
 from mixtune.components.shared.checkpoints.remote import RemoteCheckpointStore, clear_finished_at
 from mixtune.components.shared.checkpoints.store import CHECKPOINT_DIR
 from mixtune.components.shared.errors import MixtuneError
+from tests.s3_server import s3_server
 
 from .cut_off import CutOffError, Training, equal
 
@@ -24,26 +25,15 @@ TENSORS = {"weights": {"w": torch.arange(1000.0)}, "optimizer": {"0.exp_avg": to
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[Any]:
-    from moto.server import ThreadedMotoServer
-
-    running = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    running.start()
-    yield running
-    running.stop()
+def server() -> Iterator[dict[str, str]]:
+    with s3_server() as environment:
+        yield environment
 
 
 @pytest.fixture
-def bucket(server: Any, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> str:
-    _, port = server.get_host_and_port()
-    for name, value in {
-        "AWS_ACCESS_KEY_ID": "key",
-        "AWS_SECRET_ACCESS_KEY": "secret",
-        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
-        "AWS_DEFAULT_REGION": "us-east-1",
-        "AWS_MAX_ATTEMPTS": "1",
-    }.items():
-        monkeypatch.setenv(name, value)
+def bucket(server: dict[str, str], monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> str:
+    for variable, value in server.items():
+        monkeypatch.setenv(variable, value)
     name = f"bucket-{abs(hash(request.node.name))}"
     fsspec.filesystem("s3", skip_instance_cache=True).mkdir(name)
     return f"s3://{name}/checkpoints"
