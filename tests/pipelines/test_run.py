@@ -49,6 +49,17 @@ def test_the_output_folder_is_as_the_design_has_it(finished: Project) -> None:
     assert yaml.safe_load((finished.output / "config.yaml").read_text())["mixed"]["lambdas"] == [0.3]
 
 
+def test_the_predictions_of_every_candidate_are_in_the_output_folder(finished: Project) -> None:
+    report = finished.report()
+    scores = {row["id"]: row["task_score"] for row in report["candidates"] if row["task_score"]}
+    files = {file.stem: file for file in (finished.output / "predictions").iterdir()}
+    assert set(files) == set(scores)
+    for candidate, file in files.items():
+        rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+        assert {"id", "text", "reference", "prediction", "score"} <= set(rows[0])
+        assert sum(row["score"] for row in rows) / len(rows) == pytest.approx(scores[candidate]["value"])
+
+
 def test_the_report_has_the_fields_of_the_contract(finished: Project) -> None:
     report = finished.report()
     assert report["schema_version"] == 1
