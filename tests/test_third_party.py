@@ -34,6 +34,7 @@ NAMES = (
     ("lm_eval", "evaluate", "load"),
     ("kfp", "kfp.local.docker_task_handler", "run_docker_container"),
     ("kfp", "kfp.local.subprocess_task_handler", "run_local_subprocess"),
+    ("kfp", "kfp.local.cache", "LocalCache._serialize_value_for_key"),
     ("kfp", "kfp.compiler.compiler_utils", "additional_input_name_for_pipeline_channel"),
 )
 

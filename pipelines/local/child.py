@@ -38,7 +38,7 @@ def _run_pipeline(spec: dict[str, Any], servers: StepServers | None) -> None:
 
     from ..pipeline import make_pipeline
     from ..placement import Placer
-    from ..third_party.kfp import run_commands_with
+    from ..third_party.kfp import key_cache_without, run_commands_with
 
     # The runner logs cached tasks only at this level.
     logging.basicConfig(level=logging.INFO, format="%(message)s")
@@ -61,6 +61,7 @@ def _run_pipeline(spec: dict[str, Any], servers: StepServers | None) -> None:
         enable_caching=spec["cache_root"] is not None,
         cache_root=spec["cache_root"],
     )
+    key_cache_without(spec["pipeline_root"])
     config = load(spec["config"])
     make_pipeline(config, Placer.local(in_images, config.run.parallel))()
 

@@ -17,6 +17,8 @@ from mixtune.components.shared.artifacts import write_json
 from mixtune.components.shared.errors import RefusedError
 from mixtune.components.shared.section import PLACEHOLDER
 
+from .moving import follow, marker_of
+
 
 @dataclass(frozen=True)
 class Run:
@@ -64,7 +66,7 @@ _NOT_IN_PATHS = {
 
 
 def claim(output: Path, name: str) -> FileLock:
-    """Locks an output folder for one run.
+    """Locks an output folder for one run, and follows it if it was moved.
 
     Raises:
         RefusedError: if it cannot be used, contains something other than a mixtune run, or is used by another run.
@@ -72,7 +74,7 @@ def claim(output: Path, name: str) -> FileLock:
     for text, reason in _NOT_IN_PATHS.items():
         if text in str(output.absolute()):
             raise RefusedError(f"--output: {output.absolute()} contains {text}, {reason}; choose another folder")
-    marker = output / ".mixtune" / "folder.json"
+    marker = marker_of(output)
     lock = FileLock(marker.parent / "lock", timeout=0)
     try:
         if output.exists() and not output.is_dir():
@@ -83,6 +85,10 @@ def claim(output: Path, name: str) -> FileLock:
         lock.acquire()
         if not marker.is_file():
             write_json(marker, {"format": "mixtune-run/1", "name": name})
+        follow(output)
+    except RefusedError:
+        lock.release()
+        raise
     except Timeout:
         raise RefusedError(f"--output: another run is using {output}; wait for it or choose another folder") from None
     except OSError as error:

@@ -100,6 +100,7 @@ def publish(run: Run, config: Config, compared: Outcome, registered: Outcome | N
     try:
         _publish_report(folder, comparison, {"config.yaml": to_yaml(config), "run.json": json.dumps({"id": run.id})})
         problems = _publish_models(folder, models, selected)
+        _publish_predictions(folder, compared)
     finally:
         shutil.rmtree(folder.new, ignore_errors=True)
     earlier = [name.removeprefix("models/") for name in folder.moved if name.startswith("models/")]
@@ -125,6 +126,20 @@ def _publish_report(folder: _Folder, comparison: Path, texts: dict[str, str]) ->
     earlier = folder.history / "report" / "config.yaml"
     if earlier.is_file():
         shutil.copy2(earlier, folder.history / "config.yaml")
+
+
+def _publish_predictions(folder: _Folder, compared: Outcome) -> None:
+    """Publishes the predictions of each candidate on the test split, one example a line."""
+    uris = json.loads(compared.given.get("artifacts", "{}"))
+    evaluations = [Path(uri) for given in uris.values() for uri in ([given] if isinstance(given, str) else given)]
+    files = {file.parent.name: file for one in evaluations for file in sorted(one.glob("*/test.examples.jsonl"))}
+    for candidate, file in files.items():
+        folder.put(f"predictions/{candidate}.jsonl", partial(_copy, str(file)))
+    before = folder.history / "report" / "report.json"
+    rows = read_json(before, "the report of a mixtune run").get("candidates", []) if before.is_file() else []
+    for name in (f"predictions/{row['id']}.jsonl" for row in rows if row["id"] not in files):
+        if (folder.output / name).is_file():
+            folder.move_to_history(name)
 
 
 def _publish_models(folder: _Folder, models: dict[str, str], selected: str | None) -> list[str]:
@@ -198,7 +213,7 @@ def _copy_folder(source: Path, target: Path) -> None:
     shutil.copytree(source, target, copy_function=_copy)
 
 
-def _copy(source: str, target: str) -> None:
+def _copy(source: str, target: str | Path) -> None:
     """Copies a file. Weights, which are large, are hard-linked if the file system supports it."""
     if source.endswith(".safetensors"):
         with contextlib.suppress(OSError):

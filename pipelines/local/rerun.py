@@ -31,6 +31,7 @@ from ..configuration import read_config
 from ..pipeline import make_pipeline
 from ..placement import Placer
 from .folder import Run, claim
+from .moving import marker_of, was_moved
 from .run import tracking_uri
 
 
@@ -64,7 +65,7 @@ def forget_from(folder: Path, step: str, overrides: Sequence[str]) -> Path:
 
 def _config_of(folder: Path) -> Path:
     file = folder / "config.yaml"
-    if not file.is_file() or not (folder / ".mixtune").is_dir():
+    if not file.is_file() or not marker_of(folder).is_file():
         raise RefusedError(
             f"{folder}: contains no run; give the output folder of `mixtune run`, or the id of a KFP run"
         )
@@ -111,6 +112,8 @@ def run_only(folder: Path, only: str, overrides: Sequence[str]) -> int:
     """
     file = _config_of(folder)
     step = step_of(only)
+    if was_moved(folder):
+        claim(folder.absolute(), folder.name).release()
     before, after = read_config(file), read_config(file, overrides)
     newest = _newest(folder)
     records = {
@@ -125,7 +128,7 @@ def run_only(folder: Path, only: str, overrides: Sequence[str]) -> int:
 
 def _newest(folder: Path) -> dict[str, Outcome]:
     """Returns the newest record of each task. Records of tasks that the last run took from the cache are of earlier runs."""
-    runs = sorted((folder / ".mixtune" / "outcomes").glob("*"), key=lambda one: one.stat().st_mtime_ns)
+    runs = sorted((folder / ".mixtune" / "outcomes").glob("*"))  # their names begin with the time
     return {outcome.title: outcome for run in runs for outcome in load_outcomes(run) if outcome.kind == "done"}
 
 

@@ -34,6 +34,7 @@ from ..configuration import to_yaml
 from ..display import Display
 from ..ended import Ended
 from .folder import Run, claim
+from .last_run import begin_record, close_killed_run, end_record
 from .publishing import publish
 
 if TYPE_CHECKING:
@@ -64,13 +65,15 @@ def run_local(
             folder.mkdir(parents=True, exist_ok=True)
         run.progress.touch()
         (output / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
-        write_json(run.state / "last_run.json", {"id": run.id})
+        close_killed_run(output)
+        begin_record(run, tracking_uri(config, output), config.tracking.experiment)
         if not use_cache:
             shutil.rmtree(run.checkpoints, ignore_errors=True)
         with tempfile.TemporaryDirectory(prefix="mixtune-", ignore_cleanup_errors=True) as scratch:
             child = _start(config, run, code if use_cache else None, containers, Path(scratch))
             stopped = _watch(child, run, display)
         ended = _conclude(run, config, stopped)
+        end_record(output)
         if not ended.problems and stopped is None:
             # Also deletes checkpoints of killed trainings that were never resumed.
             shutil.rmtree(run.checkpoints, ignore_errors=True)

@@ -11,6 +11,8 @@ from mixtune.components.shared.outcome import EXIT_STATUS
 from mixtune.components.shared.tracking.journal import in_words, undelivered
 
 from .folder import journal_folder
+from .last_run import close_killed_run, was_killed
+from .moving import follow, marker_of, was_moved
 
 RUNS = Path("runs")
 
@@ -24,20 +26,16 @@ def sync_and_show(folder: Path | None) -> int:
     Raises:
         RefusedError: if the folder contains no mixtune run.
     """
-    if folder is not None and not _marker(folder).is_file():
+    if folder is not None and not marker_of(folder).is_file():
         raise RefusedError(f"{folder}: is not the output folder of a mixtune run; give one, such as runs/<name>")
     folders = (
         [folder] if folder is not None else sorted(one.parent.parent for one in RUNS.glob("*/.mixtune/folder.json"))
     )
-    left = [one for one in folders if undelivered(journal_folder(one)).counts]
+    left = [one for one in folders if was_moved(one) or was_killed(one) or undelivered(journal_folder(one)).counts]
     if not left:
         where = str(folder) if folder else f"the runs below {RUNS}" if folders else f"{RUNS} (there is no run)"
         print(f"no records are left to deliver in {where}")
     return max((_sync_one(one) for one in left), default=0)
-
-
-def _marker(folder: Path) -> Path:
-    return folder / ".mixtune" / "folder.json"
 
 
 def _sync_one(folder: Path) -> int:
@@ -50,6 +48,8 @@ def _sync_one(folder: Path) -> int:
         )
         return 0
     try:
+        follow(folder)
+        close_killed_run(folder)
         return _deliver(folder)
     finally:
         lock.release()

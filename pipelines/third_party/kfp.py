@@ -35,6 +35,22 @@ def run_containers_with(function: Callable[..., int]) -> None:
     docker_task_handler.run_docker_container = function
 
 
+def key_cache_without(root: str) -> None:
+    """Makes the keys of KFP's local cache independent of where a folder is, in this process.
+
+    The keys contain the URIs of a task's input artifacts, so that a folder that was moved would start anew.
+    """
+    from kfp.local.cache import LocalCache
+
+    plain = LocalCache._serialize_value_for_key
+
+    def without_root(value: Any) -> Any:
+        made = plain(value)
+        return {**made, "uri": value.uri.removeprefix(root)} if isinstance(value, dsl.Artifact) else made
+
+    LocalCache._serialize_value_for_key = staticmethod(without_root)
+
+
 def run_commands_with(function: Callable[[list[str], dict[str, str] | None], int]) -> None:
     """Replaces the function with which KFP's local SubprocessRunner runs a task's command, in this process.
 

@@ -70,11 +70,8 @@ class Project:
         }
 
     def copied_to(self, folder: Path) -> Self:
-        """The same project in another folder, to go on with.
-
-        Artifacts stay where they are, since the cache and MLflow name their places; new ones of MLflow go there too.
-        """
-        apart = shutil.ignore_patterns("artifacts", "lock")
+        """The same project in another folder, to go on with."""
+        apart = shutil.ignore_patterns("lock")
         shutil.copytree(self.folder, folder, symlinks=True, dirs_exist_ok=True, ignore=apart)
         copy = type(self)(folder)
         copy.config = json.loads(json.dumps(self.config))

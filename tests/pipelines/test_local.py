@@ -18,14 +18,17 @@ from mixtune.components.shared.errors import RefusedError, cannot_be_written
 from mixtune.components.shared.outcome import Outcome
 from mixtune.components.shared.running.context import note_progress
 from mixtune.components.shared.tracking.connection import connect
+from mixtune.components.shared.tracking.tracker import Tracker
 from mixtune.components.shared.tracking.verdict import judge
 from mixtune.pipelines.cli.commands import _print_verdict
 from mixtune.pipelines.configuration import ready_made
 from mixtune.pipelines.display import Display, candidates_table
 from mixtune.pipelines.ended import Ended
 from mixtune.pipelines.local.folder import Run, claim
+from mixtune.pipelines.local.last_run import KILLED, begin_record, close_killed_run, was_killed
 from mixtune.pipelines.local.publishing import Published, publish
 from mixtune.pipelines.local.run import _conclude, _notes, tracking_uri
+from mixtune.pipelines.local.sync import sync_and_show
 from tests.conftest import small_disk
 
 
@@ -335,3 +338,35 @@ def test_brackets_in_names_are_shown_as_they_are(made: Made, terminal: bool) -> 
     assert "← nearest" in printed
     assert "forgetting budget: not kept" in printed
     assert "[|a] :smile: [red]" in printed
+
+
+@pytest.mark.parametrize("by_sync", [False, True])
+def test_the_mlflow_run_of_a_killed_command_is_closed_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, by_sync: bool
+) -> None:
+    output = tmp_path / "out"
+    claim(output, "one").release()
+    made = Made(output)
+    uri = tracking_uri(made.config, output)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    begin_record(made.run, uri, "mixtune")
+    tracker = Tracker.open("pretrain", "pretrain", made.run.id)
+    assert tracker.parent_id
+    client = connect(uri)
+    assert client.get_run(tracker.parent_id).info.status == "RUNNING"
+    for _ in range(2):
+        if by_sync:
+            assert sync_and_show(output) == 0
+        else:
+            close_killed_run(output)
+    runs = client.search_runs([one.experiment_id for one in client.search_experiments()])
+    assert {run.info.status for run in runs} == {"KILLED"}
+    assert len(runs) == 2
+    assert client.get_run(tracker.parent_id).data.tags["mixtune.verdict"] == KILLED
+    assert not was_killed(output)
+    # A run that `finish` has closed keeps its verdict.
+    begin_record(made.run, uri, "mixtune")
+    client.set_terminated(tracker.parent_id, "FINISHED")
+    done("finish").save(made.run.outcomes)
+    close_killed_run(output)
+    assert client.get_run(tracker.parent_id).info.status == "FINISHED"

@@ -21,7 +21,7 @@ from mixtune.pipelines.cluster import runs as client
 from mixtune.pipelines.cluster.api import Api, Connection, Patience
 from mixtune.pipelines.cluster.records import StepRecord
 from mixtune.pipelines.configuration import read_config
-from mixtune.pipelines.local.folder import Run
+from mixtune.pipelines.local.folder import Run, claim
 from mixtune.pipelines.local.rerun import forget, forget_from, run_only
 from tests.stores import new_store
 
@@ -310,6 +310,7 @@ def test_forgetting_leaves_what_comes_before(tmp_path: Path) -> None:
 def test_a_folder_without_a_run(tmp_path: Path) -> None:
     with pytest.raises(RefusedError, match="contains no run"):
         forget_from(tmp_path, "mixed", [])
+    claim(tmp_path, "one").release()
     (tmp_path / ".mixtune" / "outcomes" / "one").mkdir(parents=True)
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(read_config(None).model_dump(mode="json")))
     with pytest.raises(RefusedError, match="has no record of mixed"):

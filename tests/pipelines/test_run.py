@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
+import sqlite3
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +47,17 @@ def test_the_output_folder_is_as_the_design_has_it(finished: Project) -> None:
     assert {"pretrained", "finetuned", "mixed-0.3"} <= models
     assert (finished.output / "models" / "selected" / "model.safetensors").is_file()
     assert yaml.safe_load((finished.output / "config.yaml").read_text())["mixed"]["lambdas"] == [0.3]
+
+
+def test_the_predictions_of_every_candidate_are_in_the_output_folder(finished: Project) -> None:
+    report = finished.report()
+    scores = {row["id"]: row["task_score"] for row in report["candidates"] if row["task_score"]}
+    files = {file.stem: file for file in (finished.output / "predictions").iterdir()}
+    assert set(files) == set(scores)
+    for candidate, file in files.items():
+        rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+        assert {"id", "text", "reference", "prediction", "score"} <= set(rows[0])
+        assert sum(row["score"] for row in rows) / len(rows) == pytest.approx(scores[candidate]["value"])
 
 
 def test_the_report_has_the_fields_of_the_contract(finished: Project) -> None:
@@ -159,6 +172,39 @@ def test_a_run_again_from_a_step_then_all_from_the_cache_then_single_steps(copie
     assert done.returncode == 0, done.stderr
     (made,) = (copied.output / "only").glob("evaluate-interpolated-*")
     assert (made / "evaluation" / "evaluation.json").is_file()
+
+
+def test_a_folder_that_was_moved_goes_on_where_it_is(
+    copied: Project, finished: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import mlflow
+
+    copied.output = copied.output.rename(tmp_path / "runs" / "über's dort")
+    status, ran, printed = copied.run("--output", str(copied.output))
+    assert status == 0, printed
+    assert ran == ALWAYS | {"register"}, "all comes from the cache"
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == [copied.output.name]
+    records = [path for path in (copied.output / ".mixtune").rglob("*.json") if path.name != "executor_output.json"]
+    assert not [path for path in records if str(finished.output) in path.read_text(encoding="utf-8")]
+    with contextlib.closing(sqlite3.connect(copied.output / "mlflow" / "mlflow.db")) as store:
+        assert not [line for line in store.iterdump() if str(finished.output) in line]
+    assert len(copied.client().search_model_versions("name = 'tiny'")) == 1
+
+    copied.output = copied.output.rename(tmp_path / "runs" / "again")
+    done = copied.mixtune("rerun", str(copied.output), "--only", "evaluate mixed-0.3")
+    assert done.returncode == 0, done.stderr
+    assert list((copied.output / "only").glob("evaluate-mixed-0.3-*/evaluation/evaluation.json"))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{copied.output / 'mlflow' / 'mlflow.db'}")
+    found = mlflow.artifacts.download_artifacts("models:/tiny@candidate")
+    assert Path(found).is_relative_to(copied.output)
+    classify: Any = mlflow.transformers.load_model("models:/tiny@candidate")
+    assert classify("a lovely bright film")[0]["label"] in {"good", "bad"}
+
+    copied.output = copied.output.rename(tmp_path / "runs" / "third")
+    done = copied.mixtune("sync", str(copied.output))
+    assert (done.returncode, done.stderr) == (0, "")
+    experiment = copied.client().get_experiment_by_name("mixtune")
+    assert experiment.artifact_location == str(copied.output / "mlflow" / "artifacts")
 
 
 def test_another_lambda_and_the_model_in_use_run_alone_and_a_gate_that_is_not_met_registers_nothing(
