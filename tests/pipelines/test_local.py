@@ -21,7 +21,7 @@ from mixtune.components.shared.tracking.connection import connect
 from mixtune.components.shared.tracking.verdict import judge
 from mixtune.pipelines.cli.commands import _print_verdict
 from mixtune.pipelines.configuration import ready_made
-from mixtune.pipelines.display import Display, candidates_table
+from mixtune.pipelines.display import Display, candidates_table, print_candidates
 from mixtune.pipelines.ended import Ended
 from mixtune.pipelines.local.folder import Run, claim
 from mixtune.pipelines.local.publishing import keep_history, publish
@@ -285,3 +285,29 @@ def test_brackets_in_names_are_shown_as_they_are(made: Made, terminal: bool) -> 
     assert "← nearest" in printed
     assert "forgetting budget: not kept" in printed
     assert "[|a] :smile: [red]" in printed
+
+
+@pytest.mark.parametrize(("width", "terminal"), [(80, True), (80, False), (140, True)])
+def test_each_candidate_is_one_line_of_the_table_at_any_width(width: int, terminal: bool) -> None:
+    value = {"value": 0.0791, "low": 0.0701, "high": 0.0881}
+    names = ["pretrained", "mixed-budget-0.05", "interpolated-0.5"]
+    values = dict.fromkeys(("task_score", "task_score_vs_finetuned", "delta_bpb"), value)
+    rows = [{"id": name, "kind": "mixed", "lambda": 0.3, **values} for name in names]
+    report = {
+        "name": "r",
+        "selected": names[1],
+        "task": {"metric": "accuracy"},
+        "candidates": rows,
+        "gate": {"passed": True},
+    }
+    file = io.StringIO()
+    print_candidates(
+        report, Console(file=file, width=width, force_terminal=terminal, color_system=None, soft_wrap=True)
+    )
+    lines = file.getvalue().splitlines()
+    shown = "+0.079 ±0.009" if terminal and width == 80 else "+0.079 [+0.070, +0.088]"
+    for name in names:
+        (line,) = [line for line in lines if name in line]
+        assert line.count(shown) == 2
+        assert len(line.rstrip()) <= (width if terminal else 120)
+    assert any("half the width" in line for line in lines) == (terminal and width == 80)
