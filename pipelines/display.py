@@ -20,6 +20,8 @@ from mixtune.components.shared.task_name import TaskName
 from mixtune.components.shared.value_text import value_text
 
 PLAIN_LINE_SECONDS = 15.0
+WIDE = 120
+"""Width in characters from which on intervals are shown with both ends."""
 _CACHE_HIT = re.compile(r"Task (\S+) cache hit")
 
 
@@ -122,16 +124,30 @@ def _is_of(bar: str, title: str) -> bool:
     return f"{bar} ".startswith(f"{title} ")
 
 
-def candidates_table(report: dict[str, Any]) -> Table:
-    """Returns the table of candidates from `report.json`."""
+def print_candidates(report: dict[str, Any], console: Console) -> None:
+    """Prints the table of candidates as wide as the terminal allows, and in full where the output is no terminal."""
+    if not console.is_terminal:
+        console.width = max(console.width, WIDE)
+    console.print(candidates_table(report, narrow=console.width < WIDE), soft_wrap=False)
+
+
+def candidates_table(report: dict[str, Any], narrow: bool = False) -> Table:
+    """Returns the table of candidates from `report.json`.
+
+    Args:
+        narrow: fits 80 columns: a value with half the width of its interval instead of both ends.
+    """
     task = report["task"]
     title = Text(f"{report['name']}: candidates, on the test split", style="table.title")
     table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    shown = _with_half_width if narrow else value_text
+    if narrow:
+        table.caption, table.caption_justify = Text("±: half the width of the interval"), "left"
     for heading, justify in (
         ("candidate", "left"), ("λ", "right"), (Text(task["metric"]), "left"), ("vs fine-tuned", "left"),
         ("forgetting, bits per byte", "left"), ("", "left"),
     ):  # fmt: skip
-        table.add_column(heading, justify=justify)  # type: ignore[arg-type]
+        table.add_column(heading, justify=justify, overflow="fold")  # type: ignore[arg-type]
     for one in report["candidates"]:
         chosen = one["id"] == report["selected"]
         mark = "← selected" if report["gate"]["passed"] else "← nearest"
@@ -139,10 +155,20 @@ def candidates_table(report: dict[str, Any]) -> Table:
         table.add_row(
             Text(one["id"]),
             "" if weight is None else f"{weight:g}",
-            value_text(one["task_score"], signed=False),
-            value_text(one["task_score_vs_finetuned"]) if one["kind"] != "finetuned" else "",
-            value_text(one["delta_bpb"]) if one["kind"] != "pretrained" else "0",
-            mark if chosen else "",
+            shown(one["task_score"], signed=False),
+            shown(one["task_score_vs_finetuned"]) if one["kind"] != "finetuned" else "",
+            shown(one["delta_bpb"]) if one["kind"] != "pretrained" else "0",
+            (mark[:1] if narrow else mark) if chosen else "",
             style="bold" if chosen else None,
         )
+    for column in table.columns[1:5]:
+        column.no_wrap = True
+    if narrow:
+        table.columns[4].header = "bits per byte"
     return table
+
+
+def _with_half_width(value: dict[str, float | None] | None, signed: bool = True) -> str:
+    if value is None or value["low"] is None or value["high"] is None:
+        return value_text(value, signed=signed)
+    return f"{value_text({**value, 'low': None}, signed=signed)} ±{(value['high'] - value['low']) / 2:.3f}"

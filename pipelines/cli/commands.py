@@ -61,7 +61,7 @@ def run_and_show(
     from mixtune.components.base_model import notes
     from mixtune.components.checks import find_problems, missing_here
 
-    from ..display import Display, candidates_table
+    from ..display import Display, print_candidates
     from ..local.run import run_local, tracking_uri
 
     if runner not in ("subprocess", "docker"):
@@ -90,9 +90,7 @@ def run_and_show(
 
     if ended.report is not None:
         console.print()
-        Console(width=max(console.width, 120) if not console.is_terminal else None).print(
-            candidates_table(ended.report)
-        )
+        print_candidates(ended.report, console)
         _print_verdict(console, ended.report)
         console.print(Text(f"\nreport  {folder / 'report' / 'report.html'}"))
         console.print(Text(f"models  {folder / 'models'}"))

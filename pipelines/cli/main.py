@@ -68,7 +68,7 @@ def check(
     *,
     server: Server,
 ) -> None:
-    """Check a configuration, its data sources and its base model in a second, without training."""
+    """Check a configuration, its data sources and its base model: all problems at once, without training."""
     from .commands import check_and_show
 
     with plain_errors():

@@ -101,14 +101,12 @@ def show(ended: Ended, as_json: bool) -> None:
     from rich.console import Console
     from rich.text import Text
 
-    from ..display import candidates_table
+    from ..display import print_candidates
 
     console = Console(soft_wrap=True)
     if ended.report:
         console.print()
-        Console(width=max(console.width, 120) if not console.is_terminal else None).print(
-            candidates_table(ended.report)
-        )
+        print_candidates(ended.report, console)
     colour = {"done": "green", "gate_not_met": "yellow"}.get(ended.outcome, "red")
     console.print(Text.assemble("\n", (ended.outcome.replace("_", " "), colour), f": {ended.verdict}"))
     for kind, address in ended.links.items():

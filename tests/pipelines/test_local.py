@@ -22,7 +22,7 @@ from mixtune.components.shared.tracking.tracker import Tracker
 from mixtune.components.shared.tracking.verdict import judge
 from mixtune.pipelines.cli.commands import _print_verdict
 from mixtune.pipelines.configuration import ready_made
-from mixtune.pipelines.display import Display, candidates_table
+from mixtune.pipelines.display import Display, candidates_table, print_candidates
 from mixtune.pipelines.ended import Ended
 from mixtune.pipelines.local.folder import Run, claim
 from mixtune.pipelines.local.last_run import KILLED, begin_record, close_killed_run, was_killed
@@ -370,3 +370,29 @@ def test_the_mlflow_run_of_a_killed_command_is_closed_once(
     done("finish").save(made.run.outcomes)
     close_killed_run(output)
     assert client.get_run(tracker.parent_id).info.status == "FINISHED"
+
+
+@pytest.mark.parametrize(("width", "terminal"), [(80, True), (80, False), (140, True)])
+def test_each_candidate_is_one_line_of_the_table_at_any_width(width: int, terminal: bool) -> None:
+    value = {"value": 0.0791, "low": 0.0701, "high": 0.0881}
+    names = ["pretrained", "mixed-budget-0.05", "interpolated-0.5"]
+    values = dict.fromkeys(("task_score", "task_score_vs_finetuned", "delta_bpb"), value)
+    rows = [{"id": name, "kind": "mixed", "lambda": 0.3, **values} for name in names]
+    report = {
+        "name": "r",
+        "selected": names[1],
+        "task": {"metric": "accuracy"},
+        "candidates": rows,
+        "gate": {"passed": True},
+    }
+    file = io.StringIO()
+    print_candidates(
+        report, Console(file=file, width=width, force_terminal=terminal, color_system=None, soft_wrap=True)
+    )
+    lines = file.getvalue().splitlines()
+    shown = "+0.079 ±0.009" if terminal and width == 80 else "+0.079 [+0.070, +0.088]"
+    for name in names:
+        (line,) = [line for line in lines if name in line]
+        assert line.count(shown) == 2
+        assert len(line.rstrip()) <= (width if terminal else 120)
+    assert any("half the width" in line for line in lines) == (terminal and width == 80)
