@@ -40,6 +40,18 @@ def with_absolute_paths(section: type[Section], values: Any, folder: Path) -> An
     return found
 
 
+def local_folders(section: Section) -> list[str]:
+    """Returns the folders that hold the files and folders which a configuration names, the longest first."""
+    found: set[str] = set()
+    for name, field in type(section).model_fields.items():
+        value = getattr(section, name)
+        if isinstance(value, Section):
+            found.update(local_folders(value))
+        elif isinstance(value, str) and path_option(field) is not None and value.startswith("/"):
+            found.add(str(Path(value).parent))
+    return sorted(found - {"/"}, key=lambda folder: (-len(folder), folder))
+
+
 def path_option(field: FieldInfo) -> PathOption | None:
     """Returns the mark of an option that can be a path."""
     inner = [mark for one in get_args(field.annotation) for mark in getattr(one, "__metadata__", ())]

@@ -1,4 +1,4 @@
-"""Forgetting by source: by file, data set or package of the pretraining text."""
+"""Forgetting by source: by file, folder, data set or package of the pretraining text."""
 
 from __future__ import annotations
 
@@ -32,12 +32,25 @@ class Source:
 
 
 def group(names: Sequence[str], num_bytes: np.ndarray) -> list[Source]:
-    """Groups (N,) documents by source, sorted by bytes, largest first, then by name."""
+    """Groups (N,) documents by source, sorted by bytes, largest first, then by name.
+
+    More files than tables show are grouped by folder.
+    """
     places: dict[str, list[int]] = {}
-    for number, name in enumerate(names):
+    for number, name in enumerate(_folders(names) if len(set(names)) > SHOWN else names):
         places.setdefault(name, []).append(number)
     found = [Source(name, np.array(at), int(num_bytes[at].sum())) for name, at in places.items()]
     return sorted(found, key=lambda one: (-one.num_bytes, one.name))
+
+
+def _folders(names: Sequence[str]) -> Sequence[str]:
+    """Returns the folder of each file: the first folder below the one that all have in common, or that one itself."""
+    if not all("/" in name for name in names):
+        return names
+    folders = [name.split("/")[:-1] for name in names]
+    levels = enumerate(zip(*folders, strict=False))
+    common = next((depth for depth, level in levels if len(set(level)) > 1), min(map(len, folders)))
+    return ["/".join(folder[: common + 1]) for folder in folders]
 
 
 def forgetting_by_source(

@@ -36,6 +36,7 @@ def _run_pipeline(spec: dict[str, Any], servers: StepServers | None) -> None:
 
     from mixtune.components.config import load
 
+    from ..paths import local_folders
     from ..pipeline import make_pipeline
     from ..placement import Placer
     from ..third_party.kfp import key_cache_without, run_commands_with
@@ -61,8 +62,8 @@ def _run_pipeline(spec: dict[str, Any], servers: StepServers | None) -> None:
         enable_caching=spec["cache_root"] is not None,
         cache_root=spec["cache_root"],
     )
-    key_cache_without(spec["pipeline_root"])
     config = load(spec["config"])
+    key_cache_without(spec["pipeline_root"], local_folders(config))
     make_pipeline(config, Placer.local(in_images, config.run.parallel))()
 
 

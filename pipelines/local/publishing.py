@@ -19,8 +19,10 @@ from typing import Any
 
 from mixtune.components.config import Config
 from mixtune.components.shared.artifacts import ModelCard, read_json
+from mixtune.components.shared.data.prepared import DataManifest
 from mixtune.components.shared.errors import RefusedError
-from mixtune.components.shared.outcome import Outcome
+from mixtune.components.shared.outcome import Outcome, load_outcome
+from mixtune.components.shared.task_name import TaskName
 
 from ..configuration import to_yaml
 from .folder import Run
@@ -101,6 +103,7 @@ def publish(run: Run, config: Config, compared: Outcome, registered: Outcome | N
         _publish_report(folder, comparison, {"config.yaml": to_yaml(config), "run.json": json.dumps({"id": run.id})})
         problems = _publish_models(folder, models, selected)
         _publish_predictions(folder, compared)
+        _publish_data_reports(folder, run, report)
     finally:
         shutil.rmtree(folder.new, ignore_errors=True)
     earlier = [name.removeprefix("models/") for name in folder.moved if name.startswith("models/")]
@@ -140,6 +143,20 @@ def _publish_predictions(folder: _Folder, compared: Outcome) -> None:
     for name in (f"predictions/{row['id']}.jsonl" for row in rows if row["id"] not in files):
         if (folder.output / name).is_file():
             folder.move_to_history(name)
+
+
+def _publish_data_reports(folder: _Folder, run: Run, report: dict[str, Any]) -> None:
+    """Publishes the data report of each stream, from the record of the run that prepared the data."""
+    for stream, data in report.get("data", {}).items():
+        title = str(TaskName("prepare", stream=stream))
+        for records in sorted(run.outcomes.parent.iterdir(), reverse=True):
+            made = load_outcome(records, title)
+            if made is None or made.kind != "done":
+                continue
+            page = Path(made.artifacts["report"])
+            if page.is_file() and DataManifest.load(made.artifacts["heldout"]).digest == data["digest"]:
+                folder.put(f"data/{stream}.html", partial(_copy, str(page)))
+                break
 
 
 def _publish_models(folder: _Folder, models: dict[str, str], selected: str | None) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from kfp import dsl
@@ -35,20 +35,30 @@ def run_containers_with(function: Callable[..., int]) -> None:
     docker_task_handler.run_docker_container = function
 
 
-def key_cache_without(root: str) -> None:
-    """Makes the keys of KFP's local cache independent of where a folder is, in this process.
+def key_cache_without(root: str, folders: Sequence[str]) -> None:
+    """Makes the keys of KFP's local cache independent of where folders are, in this process.
 
-    The keys contain the URIs of a task's input artifacts, so that a folder that was moved would start anew.
+    The keys contain the URIs of a task's input artifacts, and its parameters with the paths of sources and models. A folder that
+    was moved would start anew. The parameters also identify the content of sources and models.
+
+    Args:
+        root: folder of all artifacts.
+        folders: folders of sources and models.
     """
     from kfp.local.cache import LocalCache
 
     plain = LocalCache._serialize_value_for_key
 
-    def without_root(value: Any) -> Any:
+    def without_folders(value: Any) -> Any:
         made = plain(value)
-        return {**made, "uri": value.uri.removeprefix(root)} if isinstance(value, dsl.Artifact) else made
+        if isinstance(value, dsl.Artifact):
+            return {**made, "uri": value.uri.removeprefix(root)}
+        if isinstance(value, str):
+            for folder in folders:
+                made = made.replace(f"{folder}/", "")
+        return made
 
-    LocalCache._serialize_value_for_key = staticmethod(without_root)
+    LocalCache._serialize_value_for_key = staticmethod(without_folders)
 
 
 def run_commands_with(function: Callable[[list[str], dict[str, str] | None], int]) -> None:

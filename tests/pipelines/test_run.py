@@ -49,6 +49,13 @@ def test_the_output_folder_is_as_the_design_has_it(finished: Project) -> None:
     assert yaml.safe_load((finished.output / "config.yaml").read_text())["mixed"]["lambdas"] == [0.3]
 
 
+def test_the_data_reports_are_in_the_output_folder(finished: Project) -> None:
+    pages = {file.name: file.read_text(encoding="utf-8") for file in (finished.output / "data").iterdir()}
+    assert set(pages) == {"pretrain.html", "finetune.html"}
+    made = {file.read_text(encoding="utf-8") for file in finished.output.glob(".mixtune/artifacts/*/prepare*/report")}
+    assert set(pages.values()) == made
+
+
 def test_the_predictions_of_every_candidate_are_in_the_output_folder(finished: Project) -> None:
     report = finished.report()
     scores = {row["id"]: row["task_score"] for row in report["candidates"] if row["task_score"]}

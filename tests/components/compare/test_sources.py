@@ -111,6 +111,17 @@ def test_one_source_and_no_names_need_no_table(tmp_path: Path) -> None:
     assert done.report["forgetting"]["sources"][0]["source"] == NO_NAME
 
 
+def test_many_files_are_grouped_by_folder(tmp_path: Path) -> None:
+    names = [f"/data/texts/{folder}/{number}.txt" for folder in ("law", "news/old", "news/new") for number in range(20)]
+    done = run_with(tmp_path, lambda index: names[index], documents=60)
+    rows = {row["source"]: row["documents"] for row in done.report["forgetting"]["sources"]}
+    assert rows == {"/data/texts/law": 20, "/data/texts/news": 40}
+    flat = group([f"s3://bucket/texts/{number}.txt" for number in range(40)], np.ones(40))
+    assert [(one.name, len(one.places)) for one in flat] == [("s3://bucket/texts", 40)]
+    few = group(["/data/a.txt", "/data/b.txt"], np.array([1, 2]))
+    assert [one.name for one in few] == ["/data/b.txt", "/data/a.txt"]
+
+
 def test_of_many_sources_the_largest_are_shown_and_the_others_together(tmp_path: Path) -> None:
     done = run_with(tmp_path, lambda i: f"shard-{i % 20}.jsonl, line {i}", documents=100)
     row = done.row("finetuned")
