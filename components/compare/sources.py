@@ -34,23 +34,26 @@ class Source:
 def group(names: Sequence[str], num_bytes: np.ndarray) -> list[Source]:
     """Groups (N,) documents by source, sorted by bytes, largest first, then by name.
 
-    More files than tables show are grouped by folder.
+    More files than tables show are grouped by folder. The folder that all have in common is left out of the names.
     """
     places: dict[str, list[int]] = {}
-    for number, name in enumerate(_folders(names) if len(set(names)) > SHOWN else names):
+    for number, name in enumerate(_short(names)):
         places.setdefault(name, []).append(number)
     found = [Source(name, np.array(at), int(num_bytes[at].sum())) for name, at in places.items()]
     return sorted(found, key=lambda one: (-one.num_bytes, one.name))
 
 
-def _folders(names: Sequence[str]) -> Sequence[str]:
-    """Returns the folder of each file: the first folder below the one that all have in common, or that one itself."""
+def _short(names: Sequence[str]) -> Sequence[str]:
+    """Returns names of files below the folder that all have in common; of many files, the first folder in it."""
     if not all("/" in name for name in names):
         return names
     folders = [name.split("/")[:-1] for name in names]
     levels = enumerate(zip(*folders, strict=False))
     common = next((depth for depth, level in levels if len(set(level)) > 1), min(map(len, folders)))
-    return ["/".join(folder[: common + 1]) for folder in folders]
+    if len(set(names)) <= SHOWN:
+        return ["/".join(name.split("/")[common:]) for name in names]
+    inside = [folder[common : common + 1] or folder[common - 1 :] for folder in folders]
+    return [part[0] for part in inside]
 
 
 def forgetting_by_source(

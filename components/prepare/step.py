@@ -11,6 +11,7 @@ from ..shared.artifacts import ArtifactLike, read_jsonl
 from ..shared.config import Task
 from ..shared.data.prepared import DataManifest, Split, SplitInfo, write_split
 from ..shared.data.problems import Problems
+from ..shared.data.sources import seen_from_here
 from ..shared.data.tallies import log_lines, refusals
 from ..shared.errors import RefusedError
 from ..shared.model.tokenizer import append_eos
@@ -106,7 +107,7 @@ def run(
             max_length=config.tokenizer.max_length,
             vocabulary_size=len(known),
             ends_with_eos=ends_with_eos,
-            source=stream.source,
+            source=seen_from_here(stream.source),
             splits={split: infos[split] for split in splits},
             mlflow_run=context.tracker.run_id,
             notes=gathered.notes,

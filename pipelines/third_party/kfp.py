@@ -38,8 +38,8 @@ def run_containers_with(function: Callable[..., int]) -> None:
 def key_cache_without(root: str, folders: Sequence[str]) -> None:
     """Makes the keys of KFP's local cache independent of where folders are, in this process.
 
-    The keys contain the URIs of a task's input artifacts, and its parameters with the paths of sources and models. A folder that
-    was moved would start anew. The parameters also identify the content of sources and models.
+    The keys contain the URIs of a task's input artifacts, and its parameters with the paths of sources and models. A folder
+    that was moved would start anew. The parameters also identify the content of sources and models.
 
     Args:
         root: folder of all artifacts.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
@@ -19,6 +18,7 @@ from mixtune.components.checks import fingerprints
 from mixtune.components.config import load, parts
 from mixtune.components.shared.outcome import Outcome, load_outcomes
 from mixtune.components.shared.tracking.connection import connect
+from mixtune.pipelines.configuration import read_config
 
 from . import forked
 from .project import Project, plain
@@ -42,10 +42,9 @@ def start(
     project: Project, title: str, folder: Path, environment: dict[str, str]
 ) -> tuple[BaseProcess, list[Path], Path]:
     """One step on the inputs that it had in the run, with outputs of its own; its output is in the file."""
-    config = load(project.config)
+    config = read_config(project.folder / "config.yaml")
     name, outputs = STEPS[title]
-    with contextlib.chdir(project.folder):  # the sources are relative
-        part = getattr(parts(config, fingerprints(config)), name)
+    part = getattr(parts(config, fingerprints(config)), name)
     given = outcome_of(project, title).artifacts | {output: str(folder / output) for output in outputs}
     command = ["step", title.split()[0], "--config", part.to_json()]
     command += [word for name, path in given.items() for word in ("--artifact", f"{name}={path}")]

@@ -213,6 +213,11 @@ def _content(file: File) -> str:
     return " ".join([f"size={info.get('size')}", *(known or [str(file.filesystem.ukey(file.path))])])
 
 
+def seen_from_here(source: str) -> str:
+    """Returns the path below the working directory, if it is there: shorter, and the same where a project was copied."""
+    return source.removeprefix(f"{Path.cwd()}/")
+
+
 def _protocol(filesystem: AbstractFileSystem) -> str:
     protocol = filesystem.protocol
     return str(protocol if isinstance(protocol, str) else protocol[0])
@@ -245,17 +250,17 @@ def _find(source: str, option: str, problems: Problems) -> list[File]:
     filesystem, path = located
     try:
         if filesystem.isfile(path):
-            paths, shown = [path], {path: source}
+            paths, shown = [path], {path: seen_from_here(source)}
         elif filesystem.isdir(path):
             hidden = re.compile(r"(^|/)[._]")
             inside = {name: name[len(path.rstrip("/")) + 1 :] for name in filesystem.find(path)}
             paths = [name for name, rest in inside.items() if format_of(name) and not hidden.search(rest)]
-            shown = {name: f"{source.rstrip('/')}/{inside[name]}" for name in paths}
+            shown = {name: f"{seen_from_here(source).rstrip('/')}/{inside[name]}" for name in paths}
             if not paths:
                 problems.add(f"{option}: the folder {source} holds no file that ends in {known_formats()}")
         elif any(character in source for character in "*?["):
             paths = [name for name in filesystem.glob(path) if filesystem.isfile(name)]
-            shown = {name: name for name in paths}
+            shown = {name: seen_from_here(name) for name in paths}
             if not paths:
                 problems.add(f"{option}: no file matches {source}")
         else:

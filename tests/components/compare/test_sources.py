@@ -115,11 +115,11 @@ def test_many_files_are_grouped_by_folder(tmp_path: Path) -> None:
     names = [f"/data/texts/{folder}/{number}.txt" for folder in ("law", "news/old", "news/new") for number in range(20)]
     done = run_with(tmp_path, lambda index: names[index], documents=60)
     rows = {row["source"]: row["documents"] for row in done.report["forgetting"]["sources"]}
-    assert rows == {"/data/texts/law": 20, "/data/texts/news": 40}
+    assert rows == {"law": 20, "news": 40}
     flat = group([f"s3://bucket/texts/{number}.txt" for number in range(40)], np.ones(40))
-    assert [(one.name, len(one.places)) for one in flat] == [("s3://bucket/texts", 40)]
+    assert [(one.name, len(one.places)) for one in flat] == [("texts", 40)]
     few = group(["/data/a.txt", "/data/b.txt"], np.array([1, 2]))
-    assert [one.name for one in few] == ["/data/b.txt", "/data/a.txt"]
+    assert [one.name for one in few] == ["b.txt", "a.txt"]
 
 
 def test_of_many_sources_the_largest_are_shown_and_the_others_together(tmp_path: Path) -> None:
