@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import sys
+import time
 from collections.abc import Mapping
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -25,6 +26,10 @@ def start(arguments: list[str], folder: Path, environment: Mapping[str, str], lo
         sys.path.append(str(ROOT))  # the process finds this module
     process = context.Process(target=_run, args=(arguments, folder, dict(environment), log))
     process.start()
+    assert process.pid
+    # Its process group, which a test may kill at once, exists when it leads a session.
+    while process.is_alive() and os.getsid(process.pid) != process.pid:
+        time.sleep(0.001)
     return process
 
 
