@@ -63,7 +63,9 @@ def _run_pipeline(spec: dict[str, Any], servers: StepServers | None) -> None:
         cache_root=spec["cache_root"],
     )
     config = load(spec["config"])
-    key_cache_without(spec["pipeline_root"], local_folders(config))
+    # Weights of a base model in a folder are not copied: results contain its path.
+    has_local_base = config.model.base.startswith("/")
+    key_cache_without(spec["pipeline_root"], [] if has_local_base else local_folders(config))
     make_pipeline(config, Placer.local(in_images, config.run.parallel))()
 
 

@@ -294,6 +294,15 @@ def test_a_brought_model_is_used_as_it_is(finished: Project, fresh: Project) -> 
     assert mine.read_bytes() == brought.read_bytes()
     assert brought.is_symlink(), "linked, not copied"
     assert "champion" not in {row["id"] for row in fresh.report()["candidates"]}, "the alias is new"
+    # The cached model names the place of weights that are not copied, so a model in another place is another model.
+    (fresh.folder / "below").mkdir()
+    (fresh.folder / "mine").rename(fresh.folder / "below" / "mine")
+    fresh.config["model"]["base"] = "./below/mine"
+    fresh.config["mixed"]["lambdas"] = [0.6]
+    status, ran, printed = fresh.run()
+    assert status == 0, printed
+    assert {"pretrain", "mixed-0.6"} <= ran
+    assert brought.read_bytes() == (fresh.folder / "below" / "mine" / "model.safetensors").read_bytes()
 
 
 def test_the_base_model_is_a_candidate(finished: Project, fresh: Project) -> None:
