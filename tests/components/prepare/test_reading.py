@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from mixtune.components.shared.data.problems import Problems
 from mixtune.components.shared.data.sources import read_dataset
 from mixtune.components.shared.data.values import ReferenceAnswer
-from tests.components.shared.test_sources import problems_of, rows_of
+from tests.components.shared.read_sources import problems_of, rows_of
 
 from .prepared import jsonl
 
