@@ -16,7 +16,6 @@ from ..shared.config import Objective
 from ..shared.errors import RefusedError, first_line
 from ..shared.model.refusals import TOO_LARGE_ID
 from ..shared.model.tokenizer import text_ends
-from ..shared.running.context import Context
 from ..shared.serving.encoding import AddedTokens, prompt_parts, text_ids
 from .config import Tokenizer
 
@@ -147,6 +146,28 @@ def _folded(text: str) -> str:
     return _FOLDED_AWAY.sub("", unicodedata.normalize("NFKD", text.casefold()))
 
 
+def _is_lossless(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Tells whether the tokenizer is known to keep every character: byte-level, with a token for each byte.
+
+    It spares decoding, which takes about as long as encoding. Of other tokenizers, each text is decoded and compared.
+    """
+    from tokenizers import pre_tokenizers
+
+    if not tokenizer.is_fast:
+        return False
+    backend = json.loads(tokenizer.backend_tokenizer.to_str())
+    parts = backend["pre_tokenizer"] or {}
+    parts = parts.get("pretokenizers", [parts])
+    return (
+        all(
+            part.get("type") in ("ByteLevel", "Split", "Digits") and part.get("behavior") != "Removed" for part in parts
+        )
+        and any(part.get("type") == "ByteLevel" for part in parts)
+        and (backend["normalizer"] or {}).get("type") in (None, "NFC")
+        and set(pre_tokenizers.ByteLevel.alphabet()) <= set(tokenizer.get_vocab())
+    )
+
+
 class Encoder:
     """Converts documents and examples to token sequences.
 
@@ -157,11 +178,10 @@ class Encoder:
     Args:
         tokenizer: not modified; a call with truncation would change its saved state.
         max_length: maximum length of an example, in tokens.
-        context: used to show the progress.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, max_length: int, context: Context) -> None:
-        self.tokenizer, self.max_length, self.context = copy.deepcopy(tokenizer), max_length, context
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
+        self.tokenizer, self.max_length = copy.deepcopy(tokenizer), max_length
         self.bos, self.eos = text_ends(tokenizer)
         self._added = AddedTokens.by(tokenizer)
         named = ("bos", "eos", "pad", "cls", "sep")
@@ -169,22 +189,20 @@ class Encoder:
         # GPT-2 has one token for EOS and for what is unknown, and knows all text.
         unknown = tokenizer.unk_token_id
         self._unknown = None if unknown in (tokenizer.eos_token_id, tokenizer.bos_token_id) else unknown
+        self._is_lossless = _is_lossless(tokenizer)
 
-    def ids(self, texts: Sequence[str], what: str, special: bool = False) -> list[list[int]]:
+    def ids(self, texts: Sequence[str], special: bool = False) -> list[list[int]]:
         """Returns the token ids of each text, without truncation.
 
         Args:
             texts: texts to encode.
-            what: name of the texts in progress lines.
             special: whether the tokenizer adds its own special tokens.
         """
         found: list[list[int]] = []
-        with self.context.progress(len(texts), "texts", f"tokenizing {what}") as progress:
-            for start in range(0, len(texts), BATCH):
-                batch = list(texts[start : start + BATCH])
-                ids = self.tokenizer(batch, add_special_tokens=special, return_attention_mask=False, verbose=False)
-                found += ids["input_ids"]
-                progress.advance(len(batch), tokens=sum(map(len, ids["input_ids"])))
+        for start in range(0, len(texts), BATCH):
+            batch = list(texts[start : start + BATCH])
+            ids = self.tokenizer(batch, add_special_tokens=special, return_attention_mask=False, verbose=False)
+            found += ids["input_ids"]
         return found
 
     def survival(self, text: str, ids: list[int], special: bool = False) -> Survival:
@@ -197,11 +215,13 @@ class Encoder:
             ids: its token ids without truncation.
             special: whether they include the tokenizer's own special tokens.
         """
+        characters = len("".join(text.split()))
+        if self._is_lossless:
+            return Survival(0, len(ids) - special * (self._added.before + self._added.behind), 0, characters)
         own = ids[self._added.before : len(ids) - self._added.behind] if special else ids
         known = [token for token in own if token != self._unknown]
         decoded = str(self.tokenizer.decode(known))
         lost = 0 if decoded == text else (Counter(_folded(text)) - Counter(_folded(decoded))).total()
-        characters = len("".join(text.split()))
         return Survival(len(own) - len(known), len(own), min(lost, characters), characters)
 
     def keeps(self, text: str, ids: list[int]) -> bool:
