@@ -13,7 +13,7 @@ from ..shared.data.tallies import Tallies
 from ..shared.task_kinds import TASK_KINDS, Target
 from .rows import Item, labels_of
 from .spans import Question, windows
-from .tokenization import Encoder, Survival
+from .tokenization import BATCH, Encoder, Survival
 
 
 @dataclass
@@ -72,10 +72,12 @@ def documents_of(batch: ItemBatch, task: Task | None, encoder: Encoder, found: F
 
 
 def _texts(batch: ItemBatch, records: list[dict[str, Any]], encoder: Encoder, found: Found) -> Iterator[Document]:
-    ids = encoder.ids([item.text for item in batch.items])
-    for item, record, tokens in zip(batch.items, records, ids, strict=True):
-        found.survival(item, encoder.survival(item.text, tokens))
-        yield Document(encoder.document(tokens), record)
+    for start in range(0, len(records), BATCH):
+        items = batch.items[start : start + BATCH]
+        ids = encoder.ids([item.text for item in items])
+        for item, record, tokens in zip(items, records[start : start + BATCH], ids, strict=True):
+            found.survival(item, encoder.survival(item.text, tokens))
+            yield Document(encoder.document(tokens), record)
 
 
 def _labelled(batch: ItemBatch, records: list[dict[str, Any]], encoder: Encoder, found: Found) -> Iterator[Document]:

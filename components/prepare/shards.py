@@ -9,6 +9,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sys
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
@@ -29,17 +31,15 @@ from ..shared.errors import RefusedError
 from ..shared.running.context import Context
 from .documents import Found, ItemBatch, documents_of
 from .rows import Gathered, RowPart
-from .tokenization import Encoder, load_saved_tokenizer
+from .tokenization import Encoder
 
 if TYPE_CHECKING:
     from concurrent.futures import Executor
 
     from transformers import PreTrainedTokenizerBase
 
-SHARD_BYTES = 4 << 20
+SHARD_BYTES = 2 << 20
 SHARD_ROWS = 10_000
-PARALLEL_FROM_BYTES = 64 << 20
-"""A process that tokenises takes about two seconds to start, in which one process alone tokenises a few megabytes."""
 DONE = "found.json"
 """Written last: a shard that has it is complete."""
 
@@ -141,27 +141,24 @@ def make_shards(
     if done:
         context.say(f"{len(every) - len(waiting)} of {len(every)} shards are there from an earlier attempt")
     with context.progress(total, "texts", "tokenizing", done=done) as progress:
-        for shard in _made(waiting, tokenizer, max_length, folder):
+        for shard in _made(waiting, Encoder(tokenizer, max_length)):
             folder.keep(shard.folder)
             tokens = np.load(shard.folder / shard.split / "tokens.npy", mmap_mode="r").size
             progress.advance(len(shard.rows.ends), tokens=tokens)
 
 
-def _made(
-    shards: Sequence[Shard], tokenizer: PreTrainedTokenizerBase, max_length: int, folder: WorkFolder
-) -> Iterator[Shard]:
+def _made(shards: Sequence[Shard], encoder: Encoder) -> Iterator[Shard]:
     """Makes shards and yields each when it is complete."""
     workers = min(usable_cores(), len(shards))
-    if workers < 2 or sum(int((shard.rows.ends - shard.rows.starts).sum()) for shard in shards) < PARALLEL_FROM_BYTES:
-        encoder = Encoder(tokenizer, max_length)
+    # A forked process shares the memory of what is imported and loaded. A process with threads cannot be forked safely.
+    if workers < 2 or threading.active_count() > 1 or sys.platform != "linux":
         for shard in shards:
             shard.make(encoder)
             yield shard
         return
-    saved = folder.path / "tokenizer"
-    tokenizer.save_pretrained(saved)
-    # Spawned: this process can have threads, for example of the tracker.
-    with ProcessPoolExecutor(workers, get_context("spawn"), _start_worker, (saved, max_length)) as pool:
+    global _encoder
+    _encoder = encoder
+    with ProcessPoolExecutor(workers, get_context("fork")) as pool:
         yield from _in_order(pool, shards, 2 * workers)
 
 
@@ -180,12 +177,7 @@ def _in_order(pool: Executor, shards: Sequence[Shard], ahead: int) -> Iterator[S
 
 
 _encoder: Encoder | None = None
-"""Of a worker process."""
-
-
-def _start_worker(tokenizer: Path, max_length: int) -> None:
-    global _encoder
-    _encoder = Encoder(load_saved_tokenizer(tokenizer), max_length)
+"""What forked processes find."""
 
 
 def _make(shard: Shard) -> None:

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from ..shared.config import Objective
 from ..shared.errors import RefusedError, first_line
 from ..shared.model.refusals import TOO_LARGE_ID
@@ -22,7 +24,7 @@ from .config import Tokenizer
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-BATCH = 500
+BATCH = 100
 LONGEST_WORD_BYTES = 1024
 _FOLDED_AWAY = re.compile("[\\s\u0300-\u036f]")
 """White space and combining marks."""
@@ -90,15 +92,12 @@ def load_tokenizer(config: Tokenizer) -> PreTrainedTokenizerBase:
     Raises:
         RefusedError: if there is none, or if it gives an id that the model has no embedding for.
     """
-    from transformers import AutoConfig, AutoTokenizer
-
     shown = f"model.base: {config.base}"
     try:
-        tokenizer = AutoTokenizer.from_pretrained(config.base, revision=config.revision, trust_remote_code=False)
-        model = AutoConfig.from_pretrained(config.base, revision=config.revision, trust_remote_code=False)
+        tokenizer = _from_pretrained(config.base, revision=config.revision)
+        size = _vocabulary_size(config)
     except Exception as error:  # a broken file can raise anything; the message contains the library's error
         raise RefusedError(f"{shown} has no tokenizer that can be loaded ({first_line(error)})") from None
-    size = getattr(model.get_text_config(), "vocab_size", None)
     token, largest = max(tokenizer.get_vocab().items(), key=lambda entry: entry[1])
     if size is not None and largest >= size:
         raise RefusedError(TOO_LARGE_ID.format(base=shown, token=token, id=largest, size=size))
@@ -112,24 +111,44 @@ def load_saved_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
     Raises:
         RefusedError: if the folder contains no tokenizer.
     """
-    from transformers import PreTrainedTokenizerFast
-
     try:
-        if _is_plain(Path(folder)):
-            return PreTrainedTokenizerFast.from_pretrained(str(folder), local_files_only=True)
-        from transformers import AutoTokenizer
-
-        return AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+        return _from_pretrained(str(folder), local_files_only=True)
     except Exception as error:  # a broken file can raise anything
         raise RefusedError(f"{folder}: is no tokenizer folder ({first_line(error)})") from None
 
 
+def _vocabulary_size(config: Tokenizer) -> int | None:
+    """Returns the number of the base model's embeddings; a folder's without transformers' Auto class, which imports torch."""
+    if Path(config.base).is_dir():
+        model = json.loads((Path(config.base) / "config.json").read_text(encoding="utf-8"))
+        size: int | None = (model.get("text_config") or model).get("vocab_size")
+        return size
+    from transformers import AutoConfig
+
+    found = AutoConfig.from_pretrained(config.base, revision=config.revision, trust_remote_code=False)
+    return getattr(found.get_text_config(), "vocab_size", None)
+
+
+def _from_pretrained(name: str, **options: Any) -> PreTrainedTokenizerBase:
+    """Loads a tokenizer; one that its folder fully describes without the Auto class, which imports torch."""
+    if _is_plain(Path(name)):
+        from transformers import PreTrainedTokenizerFast
+
+        return PreTrainedTokenizerFast.from_pretrained(name, **options)
+    from transformers import AutoTokenizer
+
+    loaded: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(name, trust_remote_code=False, **options)
+    return loaded
+
+
 def _is_plain(folder: Path) -> bool:
-    """Tells whether the folder fully describes its tokenizer. The Auto class, which imports torch, is then not needed."""
     settings = folder / "tokenizer_config.json"
-    return (folder / "tokenizer.json").is_file() and json.loads(settings.read_text(encoding="utf-8")).get(
-        "tokenizer_class"
-    ) in ("TokenizersBackend", "PreTrainedTokenizerFast")
+    return (
+        (folder / "tokenizer.json").is_file()
+        and settings.is_file()
+        and json.loads(settings.read_text(encoding="utf-8")).get("tokenizer_class")
+        in ("TokenizersBackend", "PreTrainedTokenizerFast")
+    )
 
 
 @dataclass(frozen=True)
@@ -238,9 +257,13 @@ class Encoder:
         """Decodes the model's input, including special tokens."""
         return str(self.tokenizer.decode(ids))
 
-    def document(self, ids: list[int]) -> list[int]:
-        """Encloses pretraining text in BOS and EOS, without truncation: training splits it into windows."""
-        return [self.bos, *ids, self.eos]
+    def document(self, ids: list[int]) -> np.ndarray:
+        """Encloses pretraining text in BOS and EOS, without truncation: training splits it into windows.
+
+        Returns:
+            The tokens, int32; a list would take eight times as much memory.
+        """
+        return np.array([self.bos, *ids, self.eos], np.int32)
 
     def text(self, text: str, ids: list[int]) -> tuple[list[int], bool]:
         """Encodes a text for a task head, truncated to `max_length` by the tokenizer. Also returns whether it was truncated.

@@ -109,7 +109,7 @@ class Document:
         second_from: question answering: first token of token type 1.
     """
 
-    tokens: list[int]
+    tokens: Sequence[int] | np.ndarray
     record: dict[str, Any]
     supervised_from: int = 1
     label: int = -1
