@@ -61,7 +61,7 @@ def run_and_show(
     from mixtune.components.base_model import notes
     from mixtune.components.checks import find_problems, missing_here
 
-    from ..display import Display, print_candidates
+    from ..display import Display, print_candidates, titles_of
     from ..local.run import run_local, tracking_uri
 
     if runner not in ("subprocess", "docker"):
@@ -86,7 +86,7 @@ def run_and_show(
         from ..local.containers import Containers
 
         in_containers = Containers(**given)
-    ended = run_local(config, folder, use_cache, Display(console), in_containers)
+    ended = run_local(config, folder, use_cache, Display(console, titles_of(config)), in_containers)
 
     if ended.report is not None:
         console.print()

@@ -151,7 +151,7 @@ def tracking_uri(config: Config, output: Path) -> str:
 def _watch(child: subprocess.Popen[bytes], run: Run, display: Display) -> Literal["interrupted", "terminated"] | None:
     """Shows progress until the child ends. Returns by which signal the run was stopped; None if it was not."""
     try:
-        with display.following(run.progress, run.outcomes, run.logs / "kfp.log"):
+        with display.following(run.progress, run.outcomes):
             while child.poll() is None:
                 display.refresh()
                 time.sleep(0.2)
