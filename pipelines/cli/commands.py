@@ -150,7 +150,7 @@ def run_step(name: str, config: str, artifacts: Sequence[str], parameters: Seque
     from mixtune.components.shared.task_name import STEPS
 
     if name in WHOLE_RUN_STEPS:
-        raise RefusedError("plan and finish run only as part of a whole run; use `mixtune check` or `mixtune run`")
+        raise RefusedError("plan and finish run only as part of a whole run; use `mixtune plan` or `mixtune run`")
     if name not in STEPS:
         steps = [one for one in STEPS if one not in WHOLE_RUN_STEPS]
         raise RefusedError(f"there is no step {name}; the steps are {', '.join(steps)}")
