@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..checks import find_problems, fingerprints
 from ..config import Config, Parts, assemble, load, parts
@@ -15,9 +15,6 @@ from ..shared.errors import RefusedError
 from ..shared.running.context import COMPILED, Context
 from ..shared.runtime import launch
 from .config import PlanStep
-
-if TYPE_CHECKING:
-    from mlflow import MlflowClient
 
 PRETRAIN_PLACEMENT = ("pretrain_gpus", "pretrain_node_selector", "pretrain_tolerations", "pretrain_affinity")
 NOT_ON_RECORD = (
@@ -69,7 +66,7 @@ def run(
     ]
 
 
-def cut_into_parts(whole: Config, reach: Callable[[], MlflowClient | None], say: Callable[[str], None]) -> Parts:
+def cut_into_parts(whole: Config, reach: Callable[[], Any], say: Callable[[str], None]) -> Parts:
     """Splits a configuration, with the fingerprints of all content that it names, and the version of the champion.
 
     Args:
@@ -88,7 +85,7 @@ def part_texts(cut: Parts) -> dict[str, str]:
     return {field.name: getattr(cut, field.name).to_json() for field in fields(Parts) if field.name != "candidates"}
 
 
-def _champion(given: str | None, reach: Callable[[], MlflowClient | None], say: Callable[[str], None]) -> str | None:
+def _champion(given: str | None, reach: Callable[[], Any], say: Callable[[str], None]) -> str | None:
     """Resolves the champion's alias to its current version, which is recorded and becomes part of the cache key."""
     if given is None or not given.startswith("models:"):
         return None if given is None else str(Path(given).absolute())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 from mixtune.components.checks import find_problems
 from mixtune.components.plan.step import cut_into_parts, part_texts
@@ -12,9 +12,6 @@ from mixtune.components.shared.errors import RefusedError
 from mixtune.components.shared.tracking.mlflow_store import store_from_environment
 
 from ..configuration import read_config
-
-if TYPE_CHECKING:
-    from mlflow import MlflowClient
 
 CANDIDATES = "candidates"
 """Folder of the candidates, one file for each."""
@@ -47,7 +44,8 @@ def plan_and_write(config_file: Path | None, overrides: Sequence[str], output: P
     print(f"wrote {len(texts)} files to {output}: {', '.join(texts)}")
 
 
-def _reach() -> MlflowClient | None:
+def _reach() -> Any:
+    """Returns a client of MLflow; None if no tracking address is set."""
     store = store_from_environment()
     if store is None:
         return None
