@@ -286,7 +286,7 @@ SECTIONS = {
 }
 """Maps KFP parameters with a whole section, as JSON without the values in `HEADLINE`, to its path in the configuration."""
 
-_NOT_ON_A_CLUSTER = {"tracking.uri", "tracking.experiment", "tracking.offline_when_unreachable"}
+_NOT_ON_A_CLUSTER = {f"tracking.{name}" for name in ("uri", "experiment", "offline_when_unreachable", "tensorboard")}
 
 
 NULLABLE = frozenset({"max_forgetting", "max_forgetting_share", "registered_model"})

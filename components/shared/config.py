@@ -207,6 +207,10 @@ class Tracking(Section):
     alias: Alias = "candidate"
     """Alias that `register` sets on the new version. `latest` and `v` with a number are reserved by MLflow."""
 
+    tensorboard: bool = False
+    """Whether trainings also write TensorBoard event files with the metrics that they log to MLflow: into `tensorboard/` in the
+    output folder, and at their end as artifacts of their MLflow runs. A training from the cache writes none. On a cluster, they
+    are artifacts only, and the value is fixed when the pipeline is compiled. To show them, `pip install tensorboard`."""
     offline_when_unreachable: bool = False
     """Whether a step continues if the MLflow server does not answer; `mixtune sync` delivers its records later. Otherwise
     the step ends with status 4. On a cluster, the value is fixed when the pipeline is compiled, and the records are lost

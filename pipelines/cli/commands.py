@@ -95,6 +95,8 @@ def run_and_show(
         console.print(Text(f"\nreport  {folder / 'report' / 'report.html'}"))
         console.print(Text(f"models  {folder / 'models'}"))
         console.print(Text(f"MLflow  {_mlflow_hint(tracking_uri(config, folder), folder)}"))
+        if (folder / "tensorboard").is_dir() and config.tracking.tensorboard:
+            console.print(Text(f"curves  tensorboard --logdir {shlex.quote(str(folder / 'tensorboard'))}"))
     for line in (*ended.warnings, *ended.problems, *ended.notes):
         print(f"mixtune: {line}", file=sys.stderr)
     said = [{130: "interrupted", 143: "ended by SIGTERM"}.get(ended.status, "")]

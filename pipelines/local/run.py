@@ -109,6 +109,8 @@ def environment_of_steps(config: Config, run: Run) -> dict[str, str]:
     environment.setdefault("GLIBC_TUNABLES", MALLOC_TUNABLES)
     if config.tracking.offline_when_unreachable:
         environment["MIXTUNE_TRACKING_OFFLINE"] = "1"
+    if config.tracking.tensorboard:
+        environment["MIXTUNE_TENSORBOARD_DIR"] = str(run.output / "tensorboard")
     return environment
 
 
