@@ -35,10 +35,14 @@ def check_and_show(config_file: Path | None, overrides: Sequence[str]) -> None:
     names = ", ".join(candidate.id for candidate in candidates(parsed.mixed))
     print(f"{parsed.name}: the configuration is valid; base model {parsed.model.base}, candidates {names}")
     few = few_examples(parsed)
-    for sentence in [*notes(parsed), *([few] if few else [])]:
+    for sentence in [*notes(parsed, _folder_of(config_file)), *([few] if few else [])]:
         print(f"note: {sentence}")
     for sentence in missing_here(parsed):  # irrelevant if the steps run in images
         print(f"a run on this machine would be refused: {sentence}")
+
+
+def _folder_of(config_file: Path | None) -> Path:
+    return config_file.parent if config_file else Path()
 
 
 def run_and_show(
@@ -76,7 +80,7 @@ def run_and_show(
         return find_problems(given) + (missing_here(given) if runner == "subprocess" else [])
 
     config = read_config(config_file, overrides, check)
-    for sentence in notes(config):
+    for sentence in notes(config, _folder_of(config_file)):
         print(f"mixtune: {sentence}", file=sys.stderr)
     folder = output or Path("runs") / config.name
     console = Console(soft_wrap=True)
