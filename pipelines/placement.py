@@ -140,7 +140,10 @@ class Placer:
             raise RefusedError(f"placement.gpus: the profile {where.profile} has no GPUs, found {where.gpus}")
         own = {name: getattr(where, name) for name in ("cpu", "memory", "gpu_cpu", "gpu_memory")}
         profile = profile.model_copy(update={name: value for name, value in own.items() if value is not None})
-        fixed = {"offline": config.tracking.offline_when_unreachable, "tensorboard": config.tracking.tensorboard}
+        fixed: dict[str, Any] = {
+            "offline": config.tracking.offline_when_unreachable,
+            "tensorboard": config.tracking.tensorboard,
+        }
         return cls(profile, where, images=in_images or images(), **fixed)
 
     def parameters(self) -> dict[str, tuple[type, Any, str]]:

@@ -99,7 +99,9 @@ def publish(run: Run, config: Config, compared: Outcome, registered: Outcome | N
     models = read_json(comparison / "models.json", "a comparison made by mixtune")
     if registered is not None and report["selected"] not in models:
         models = {**models, report["selected"]: registered.artifacts["model"]}
-    writers = {name: partial(_copy_model, Path(uri)) if Path(uri).is_dir() else None for name, uri in models.items()}
+    writers: dict[str, Writer | None] = {
+        name: partial(_copy_model, Path(uri)) if Path(uri).is_dir() else None for name, uri in models.items()
+    }
     if config.run.keep_interpolated:
         writers = _interpolated(compared) | writers
     selected = report["selected"] if report["gate"]["passed"] else None

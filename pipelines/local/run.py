@@ -211,7 +211,11 @@ def _conclude(run: Run, config: Config, stopped: Literal["interrupted", "termina
     failed = {step.title for step in verdict.failed}
     # The user knows why the steps of a stopped run have ended.
     ended = [outcome for outcome in outcomes if outcome.kind not in ("interrupted", "terminated") or not stopped]
-    problems = [line for outcome in ended if outcome.title in failed for line in _lines(outcome)]
+    causes = [outcome for outcome in ended if outcome.title in failed]
+    told = [outcome.sentences for outcome in causes if outcome.title != "finish"]
+    # `finish` can fail for the same reason as the step before it.
+    causes = [outcome for outcome in causes if outcome.title != "finish" or outcome.sentences not in told]
+    problems = [line for outcome in causes for line in _lines(outcome)]
     if verdict.kind == "failed":
         problems = problems or list(verdict.problems)
     return Ended(run.id, state, stopped or verdict.kind, verdict.sentence, problems, report, notes=notes)

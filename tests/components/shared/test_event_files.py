@@ -25,7 +25,7 @@ def events(file: Path) -> Iterator[Any]:
         at += length + 16
 
 
-def scalars(folder: Path) -> list[tuple[int, str, float]]:
+def scalars(folder: Path) -> list[tuple[int, str, Any]]:
     return [
         (event.step, value.tag, pytest.approx(value.simple_value))
         for file in sorted(folder.iterdir())
