@@ -130,6 +130,12 @@ def test_a_step_that_was_refused_gives_the_status_also_where_another_was_killed(
     assert ended.problems == ["register: no"]
 
 
+def test_a_reason_that_finish_has_too_is_told_once(made: Made) -> None:
+    refused = [Outcome(title=title, kind="refused", sentences=["no address"]) for title in ("plan", "finish")]
+    ended = made.conclude(*refused)
+    assert (ended.status, ended.problems) == (2, ["plan: no address"])
+
+
 def test_a_finish_that_failed_gives_its_status(made: Made) -> None:
     finish = Outcome(title="finish", kind="unreachable", sentences=["no MLflow server answers"])
     ended = made.conclude(made.compared, done("register"), finish)
