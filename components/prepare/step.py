@@ -28,7 +28,6 @@ from .contamination import contaminated
 from .gathering import SPLITS, gather
 from .report import render
 from .rows import Gathered, Item
-from .scale import scale_warning
 from .shards import counts_of, make_shards, merge, shards_of, work_folder
 from .tokenization import Encoder, load_saved_tokenizer, load_tokenizer, train_tokenizer
 
@@ -152,9 +151,6 @@ def _prepare(
         manifest.save(artifact.path)
     tokenizer.metadata.update({"vocabulary_size": len(known), "mlflow_run": context.tracker.run_id or ""})
     _track(context, config.stream, manifests, infos, report)
-    warning = scale_warning(gathered.notes, str(stream.label_column)) if isinstance(stream, FinetuneData) else None
-    if warning:
-        context.say(warning)
     counts = ", ".join(f"{split} {infos[split].documents:,}" for split in SPLITS)
     context.say(f"prepared: {counts}; {sum(info.tokens for info in infos.values()):,} tokens")
 
