@@ -10,6 +10,7 @@ from pydantic_core import PydanticCustomError
 
 from ..shared.config import EMBEDDED, LocalPath, Objective, Task
 from ..shared.data.data_sets import is_hub
+from ..shared.data.records import GROUP
 from ..shared.data.sources import PASSWORD_REFUSED, has_password
 from ..shared.section import Section, rule
 from ..shared.task_kinds import TASK_KINDS
@@ -92,6 +93,12 @@ class Stream(Section):
     """Which documents or examples count as the same, so that only the first is kept: `exact` those with the same characters,
     `folded` also those that differ in case or white space only. `auto` is `exact` for generation and question answering,
     otherwise `folded`."""
+    near_duplicates: float | None = Field(None, ge=0.5, lt=1)
+    """Similarity from which a document or example is a near-duplicate of another one and is removed: the fraction of their
+    passages of five words that both have, as MinHash estimates it. 0.8 is usual. Held-out ones are kept. Null removes none."""
+    group_column: str | None = Field(None, min_length=1)
+    """Column whose value says what belongs together, such as an author or a conversation: records with the same value stand in
+    the same split."""
     tsv_quotes: bool = False
     """Whether fields of .tsv files can stand in double quotes, as pandas and spreadsheets write fields that contain a tab, a
     quote or a line end. Otherwise a quote is a character like any other and each line is a record."""
@@ -133,7 +140,8 @@ class Stream(Section):
     @property
     def columns(self) -> dict[str, str]:
         """Returns the column of each role, such as `text`. The role determines how a value is read."""
-        return {role: getattr(self, option) for role, option in self.column_options.items()}
+        own = {role: getattr(self, option) for role, option in self.column_options.items()}
+        return own | ({GROUP: self.group_column} if self.group_column is not None else {})
 
     @property
     def column_options(self) -> Mapping[str, str]:

@@ -11,7 +11,7 @@ from ..shared.config import Task
 from ..shared.data.prepared import Document, Split
 from ..shared.data.tallies import Tallies
 from ..shared.task_kinds import TASK_KINDS, Target
-from .rows import Item, labels_of
+from .rows import Item, labels_of, texts_of
 from .spans import Question, windows
 from .tokenization import BATCH, Encoder, Survival
 
@@ -167,5 +167,5 @@ _MAKERS: dict[Target, Callable[..., Iterator[Document]]] = {
 
 def _record(item: Item) -> dict[str, Any]:
     values = item.row.values
-    size = sum(len(text.encode()) for role, text in values.items() if role != "label")
+    size = sum(len(text.encode()) for text in texts_of(item.row))
     return {"id": item.key[:ID_CHARACTERS], "source": item.row.where, "bytes": size, **values}

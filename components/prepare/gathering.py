@@ -14,13 +14,14 @@ from ..shared.data.problems import Problems
 from ..shared.data.sources import named_sources, read
 from ..shared.data.tallies import Part, Tallies, warnings
 from .config import FinetuneData, PretrainData
+from .near_duplicates import near_duplicates
 from .rows import Gathered, Rows, RowWriter, texts_of
 from .splitting import DEV, TEST, TRAIN, HeldOut, cut, draw, exact, first_of_each, fold, numbers_of, shuffled
 from .target_checks import check_targets
 
 SPLITS: tuple[Split, ...] = ("train", "dev", "test")
 FOLDED = "case and white space aside; duplicates: exact keeps those that differ in them"
-REMOVED = ("duplicates", "contradictory", "held_out_too")
+REMOVED = ("duplicates", "contradictory", "held_out_too", "near_duplicates")
 """Kinds of tallies that can be the cause of a problem with the labels or the splits."""
 OPTIONS: tuple[Part, ...] = ("test_source", "dev_source", "source")
 """Options of the sources, in the order in which they keep a text that stands in several."""
@@ -46,6 +47,8 @@ def gather(stream: PretrainData | FinetuneData, seed: int, problems: Problems, f
     for part, numbers in by_option.items():
         by_option[part] = _unique(rows, part, numbers, tallies, detail)
     _keep_in_one(rows, by_option, tallies)
+    if stream.near_duplicates is not None:
+        _remove_near_duplicates(rows, by_option, stream.near_duplicates, tallies)
 
     before = len(problems)
     numbers = by_option["source"]
@@ -105,6 +108,24 @@ def _keep_in_one(rows: Rows, by_option: dict[Part, np.ndarray], tallies: Tallies
             taken = np.concatenate([taken, keys])
 
 
+def _remove_near_duplicates(rows: Rows, by_option: dict[Part, np.ndarray], similarity: float, tallies: Tallies) -> None:
+    """Removes rows that are near-duplicates of others; those of held-out sources are kept rather than those of `source`."""
+    parts = [part for part in OPTIONS if part in by_option]
+    numbers = np.concatenate([by_option[part] for part in parts])
+    texts = (item.text for item in rows.items(numbers))
+    similar_to = np.array([-1 if one is None else one for one in near_duplicates(texts, similarity)], np.int64)
+    found = similar_to >= 0
+    example = np.flatnonzero(found)[:1]
+    detail = ""
+    if len(example):
+        one, other = rows.items(numbers[[example[0], similar_to[example[0]]]])
+        detail = f"such as {one.row.where}, which is like {other.row.where}"
+    for part in parts:
+        own = np.isin(numbers, by_option[part])
+        rows.tally(tallies, "near_duplicates", part, numbers[own], found[own], detail)
+        by_option[part] = np.sort(numbers[own & ~found])
+
+
 def _cut(
     stream: PretrainData | FinetuneData,
     rows: Rows,
@@ -129,7 +150,7 @@ def _cut(
     if split is None:
         names = " and ".join(["train", *(name for name in SPLITS if name in fractions)])
         labelled = ", and each label one in train" if any(groups) else ""
-        what = "context" if "context" in stream.columns else "prompt"
+        what = stream.group_column or ("context" if "context" in stream.columns else "prompt")
         shared = f" (different {what}s: a {what} stands in one split)" if len(of_unit) < len(numbers) else ""
         problems.add(
             f"{stream.section}.source: {len(of_unit)} left after removing duplicates{shared}, too few for {names} to get "
@@ -155,9 +176,22 @@ def _units(rows: Rows, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         The unit of each row, (N,), and for each unit the row with the smallest key, (U,).
     """
     _, unit = np.unique(numbers_of(rows.units[numbers]), return_inverse=True)
+    if rows.groups is not None:
+        unit = _connected(unit, np.unique(numbers_of(rows.groups[numbers]), return_inverse=True)[1])
     order = np.lexsort((numbers_of(rows.keys[numbers]), unit))
     _, first = np.unique(unit[order], return_index=True)
     return unit, numbers[order[first]]
+
+
+def _connected(units: np.ndarray, groups: np.ndarray) -> np.ndarray:
+    """Joins units and groups that share a row, directly or through others. Returns the number of each row's part, (N,)."""
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    size = int(units.max(initial=-1)) + int(groups.max(initial=-1)) + 2
+    edges = coo_array((np.ones(len(units), bool), (units, groups + int(units.max(initial=-1)) + 1)), shape=(size, size))
+    _, part = connected_components(edges, directed=False)
+    return np.unique(part[units], return_inverse=True)[1]
 
 
 def _groups(rows: Rows, numbers: np.ndarray) -> list[str]:

@@ -23,7 +23,7 @@ from .data_sets import hub_commit, hub_name, is_hub, read_hub, read_saved, saved
 from .files import File, format_of, known_formats
 from .problems import Problems
 from .readers import Reading, read_file
-from .records import Row
+from .records import GROUP, Row
 from .tallies import Part, Tallies
 
 if TYPE_CHECKING:
@@ -115,8 +115,8 @@ class NamedSource:
         if self.own is not None:
             columns |= {
                 role: self.own.columns[option]
-                for role, option in stream.column_options.items()
-                if option in self.own.columns
+                for role, option in {**stream.column_options, GROUP: "group_column"}.items()
+                if role in columns and option in self.own.columns
             }
         conditions = self.own.filter if self.own is not None else {}
         return Reading(columns, self.option, stream.tsv_quotes, problems, tallies, self.part, conditions, self.split)

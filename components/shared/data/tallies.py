@@ -61,6 +61,7 @@ KINDS: dict[str, TallyKind] = {
         "correct them in the source",
     ),
     "held_out_too": TallyKind("records", "are removed, since they stand in held-out data too"),
+    "near_duplicates": TallyKind("records", "are removed as near-duplicates of others", warn_from=None),
     "case_labels": TallyKind(
         "examples",
         "have a label that differs from another in case alone",

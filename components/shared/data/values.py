@@ -38,14 +38,16 @@ class InvalidValueError(Exception):
 
 
 def parse_text(value: Any, role: str) -> str:
-    """Returns a text, or a label as text: stripped, and in the Unicode form NFC. A label can also be a number or a boolean."""
-    if role == "label" and isinstance(value, int | float) and not isinstance(value, bool):
+    """Returns a text, or a label or group as text: stripped, and in the Unicode form NFC. These can also be numbers or
+    booleans."""
+    is_name = role in ("label", "group")
+    if is_name and isinstance(value, int | float) and not isinstance(value, bool):
         if isinstance(value, float) and math.isnan(value):
-            raise InvalidValueError("is NaN, not a label")
+            raise InvalidValueError(f"is NaN, not a {role}")
         if isinstance(value, float) and not value.is_integer():
-            raise InvalidValueError(f"is {value}; a label is text or a whole number")
+            raise InvalidValueError(f"is {value}; a {role} is text or a whole number")
         return str(int(value))
-    if role == "label" and isinstance(value, bool):
+    if is_name and isinstance(value, bool):
         return str(value).lower()
     if value is None:
         raise InvalidValueError("is empty")
@@ -57,11 +59,12 @@ def parse_text(value: Any, role: str) -> str:
         raise InvalidValueError("is empty")
     if _SURROGATE.search(value):
         raise InvalidValueError("holds half of a surrogate pair, which is no character")
-    if role == "label":
+    if is_name:
         value = unicodedata.normalize("NFC", value.strip())
         if value in MISSING:
             raise InvalidValueError(
-                f"is {value}, which stands for a missing value; remove the record, or give the class another name"
+                f"is {value}, which stands for a missing value; remove the record, or give the "
+                f"{'class' if role == 'label' else role} another name"
             )
     return value
 

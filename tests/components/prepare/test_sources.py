@@ -17,6 +17,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from mixtune.components.prepare.config import FinetuneData, PrepareStep, PretrainData
+from mixtune.components.prepare.gathering import _connected
+from mixtune.components.prepare.near_duplicates import near_duplicates
 from mixtune.components.prepare.shares import kept_by_weight
 from mixtune.components.prepare.step import run
 from mixtune.components.shared.data.data_sets import is_hub
@@ -159,7 +161,10 @@ def test_no_record_that_meets_the_conditions_is_refused(tmp_path: Path) -> None:
         ({}, "source is required and was not given"),
         ({"source": "a", "sources": [{"path": "b"}]}, "exclude each other"),
         ({"sources": [{"path": "a", "weight": 1}, {"path": "b"}]}, "all of them need a weight, or none"),
-        ({"sources": [{"path": "a", "columns": {"text": "b"}}]}, "there is no option text; these are text_column"),
+        (
+            {"sources": [{"path": "a", "columns": {"text": "b"}}]},
+            "there is no option text; these are group_column, text_column",
+        ),
         ({"sources": [{"path": "a", "revision": "main"}]}, "hub data sets only"),
         ({"sources": [{"path": "embedded"}]}, "must not be embedded"),
         ({"sources": [{"path": "s3://me:secret@bucket/a"}]}, "must not carry a password"),
@@ -229,3 +234,84 @@ def test_a_saved_folder_that_changes_is_another_source(tmp_path: Path) -> None:
         Dataset.from_list([{"text": f"{number}"}]).save_to_disk(str(tmp_path / "saved"))
         found.add(fingerprint(PretrainData.model_validate({"source": str(tmp_path / "saved")})))
     assert len(found) == 2
+
+
+class TestNearDuplicates:
+    def long(self, count: int, seed: int = 0) -> list[str]:
+        draw = np.random.default_rng(seed)
+        return [" ".join(f"w{word}" for word in draw.integers(0, 5000, 120)) for _ in range(count)]
+
+    def test_they_are_removed_and_held_out_ones_are_kept(self, tmp_path: Path) -> None:
+        texts = self.long(60)
+        copies = [f"{text} and two more words" for text in texts[:10]]
+        test = jsonl(tmp_path / "test.jsonl", [{"text": f"Copied: {text}"} for text in texts[50:55]])
+        source = jsonl(tmp_path / "text.jsonl", [{"text": text} for text in [*texts, *copies]])
+        made = prepare(tmp_path / "out", [{"path": str(source)}], near_duplicates=0.8, test_source=str(test))
+        assert made.count("near_duplicates") == made.count("near_duplicates", "source") == 15
+        assert len(made.documents("test")) == 5
+        (row,) = [row for row in made.manifest.tallies if row.kind == "near_duplicates" and row.part == "source"]
+        assert "such as" in row.detail
+        assert "which is like" in row.detail
+        kept = prepare(tmp_path / "all", [{"path": str(source)}])
+        assert sum(len(kept.documents(split)) for split in ("train", "dev", "test")) == 70
+
+    @given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 60)), min_size=1, max_size=12))
+    def test_similar_texts_are_found_and_others_are_not(self, drawn: list[tuple[int, int]]) -> None:
+        base = self.long(6, seed=3)
+        texts = [f"{base[which]} " + " ".join(f"x{which}{n}{more}" for n in range(more)) for which, more in drawn]
+        found = list(near_duplicates(texts, 0.8))
+
+        def passages(text: str) -> set[str]:
+            words = text.split()
+            return {" ".join(words[at : at + 5]) for at in range(len(words) - 4)}
+
+        for number, other in enumerate(found):
+            similar = {
+                n: len(passages(texts[number]) & passages(texts[n])) / len(passages(texts[number]) | passages(texts[n]))
+                for n in range(number)
+                if found[n] is None
+            }
+            if other is not None:
+                assert similar[other] > 0.65
+            assert other is not None or max(similar.values(), default=0) < 0.95
+
+
+class TestGroups:
+    def rows(self) -> list[dict[str, Any]]:
+        texts = sentences(90)
+        return [{"text": text, "author": number % 18, "label": "ab"[number % 2]} for number, text in enumerate(texts)]
+
+    def test_records_of_one_group_stand_in_one_split(self, tmp_path: Path) -> None:
+        source = jsonl(tmp_path / "a.jsonl", self.rows())
+        made = prepare(
+            tmp_path / "out", [{"path": str(source)}], group_column="author", dev_fraction=0.2, test_fraction=0.2
+        )
+        groups = {
+            split: {record["group"] for record in made.documents(split).records()} for split in ("train", "dev", "test")
+        }
+        assert all(groups.values())
+        assert sum(map(len, groups.values())) == 18
+        sizes = [made.manifest.splits["train"].bytes, len("".join(made.texts("train")).encode())]
+        assert sizes[0] == sizes[1], "the group is no text"
+
+    def test_a_group_that_is_missing_is_named(self, tmp_path: Path) -> None:
+        rows = self.rows()
+        rows[4]["author"] = None
+        source = jsonl(tmp_path / "a.jsonl", rows)
+        with pytest.raises(RefusedError, match="line 5: author is empty"):
+            prepare(tmp_path / "out", [{"path": str(source)}], group_column="author")
+
+    @given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), min_size=1, max_size=60))
+    def test_what_shares_a_prompt_or_a_group_is_one_part(self, pairs: list[tuple[int, int]]) -> None:
+        units, groups = (np.unique(column, return_inverse=True)[1] for column in zip(*pairs, strict=True))
+        part = _connected(units, groups)
+        for column in (units, groups):
+            for value in set(column.tolist()):
+                assert len(set(part[column == value].tolist())) == 1
+        joined = {(f"u{u}", f"g{g}"): p for u, g, p in zip(units.tolist(), groups.tolist(), part.tolist(), strict=True)}
+        for one in set(part.tolist()):  # and no more than that: within a part, all are connected
+            pending = [key for key, value in joined.items() if value == one]
+            reached = set(pending[0])
+            while grown := {name for pair in pending if reached & set(pair) for name in pair} - reached:
+                reached |= grown
+            assert reached == {name for pair in pending for name in pair}
