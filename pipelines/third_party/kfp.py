@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import ast
+import json
+import re
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from kfp import dsl
@@ -23,6 +27,26 @@ def set_variable_at_run_time(task: dsl.PipelineTask, name: str, parameter: Any) 
     assert task.container_spec is not None
     placeholder = f"{{{{$.inputs.parameters['{additional_input_name_for_pipeline_channel(parameter)}']}}}}"
     task.container_spec.command = ["env", f"{name}={placeholder}", *task.container_spec.command]
+
+
+def compile_to(pipeline: Any, file: Path, **options: Any) -> None:
+    """Compiles a pipeline. The same pipeline always gives the same bytes.
+
+    KFP writes the defaults of parameters into comments, dicts among them with their keys in an order that differs from process
+    to process.
+    """
+    from kfp import compiler
+
+    compiler.Compiler().compile(pipeline, str(file), **options)
+    text = file.read_text(encoding="utf-8")
+    file.write_text(_DICT_IN_COMMENT.sub(lambda found: f"{found[1]}{_in_order(found[2])}]", text), encoding="utf-8")
+
+
+_DICT_IN_COMMENT = re.compile(r"^(#    \w+: dict \[Default: )(\{.*\})\]$", re.MULTILINE)
+
+
+def _in_order(text: str) -> str:
+    return json.dumps(ast.literal_eval(text), sort_keys=True, ensure_ascii=False)
 
 
 def run_containers_with(function: Callable[..., int]) -> None:

@@ -10,20 +10,22 @@ from typing import Any
 
 import pytest
 import yaml
+from google.protobuf import json_format
 from kfp import compiler
 from kubernetes import client
 
-from mixtune.components.config import HEADLINE, SECTIONS
+from mixtune.components.form import ADVANCED, FIELDS, PLACEMENT, field_defaults, field_meaning, field_type
+from mixtune.components.placement import GpuNodes
 from mixtune.components.shared.errors import RefusedError
 from mixtune.components.shared.task_name import STEPS as ALL_STEPS
 from mixtune.pipelines.cli.commands import compile_pipeline
 from mixtune.pipelines.cluster.rerun import compiled_in
 from mixtune.pipelines.configuration import read_config
-from mixtune.pipelines.generate import command_page, compile_all, configuration_page, generate
+from mixtune.pipelines.generate import command_page, compile_all, configuration_page, form_page, generate
 from mixtune.pipelines.images import images
 from mixtune.pipelines.pipeline import make_pipeline
-from mixtune.pipelines.placement import GPU_STEPS, Placer, profiles
-from mixtune.pipelines.step_pipelines import STEPS
+from mixtune.pipelines.placement import GPU_STEPS, RUN_TIME_ALONE, Placer, profiles
+from mixtune.pipelines.step_pipelines import _OPTIONAL, STEPS
 
 ROOT = Path(__file__).parents[2]
 COMPILED = ROOT / "pipelines" / "compiled"
@@ -74,6 +76,7 @@ def test_the_documentation_in_the_repository_is_what_the_schema_says() -> None:
         "run `make compiled`"
     )
     assert (ROOT / "docs" / "command.md").read_text(encoding="utf-8") == command_page(), "run `make compiled`"
+    assert (ROOT / "docs" / "form.md").read_text(encoding="utf-8") == form_page(), "run `make compiled`"
 
 
 def test_generating_twice_gives_the_same_bytes(tmp_path: Path) -> None:
@@ -96,9 +99,10 @@ def test_the_loop_goes_over_the_unnamed_output(package: dict[str, Any]) -> None:
     assert loops[0]["parameterIterator"]["items"]["inputParameter"] == "pipelinechannel--plan-Output"
 
 
-def test_nothing_but_the_item_comes_into_the_loop_from_a_task(package: dict[str, Any]) -> None:
+def test_nothing_but_the_item_comes_into_the_loop_from_a_task_on_one_machine() -> None:
     # The local runner puts the item in place of any parameter that a task hands into a loop.
-    loop = next(task for _, task, _ in tasks(package) if "parameterIterator" in task)
+    local = json_format.MessageToDict(make_pipeline(read_config(None), Placer.local()).pipeline_spec)
+    loop = next(task for _, task, _ in tasks(local) if "parameterIterator" in task)
     from_tasks = [name for name, one in loop["inputs"]["parameters"].items() if "taskOutputParameter" in one]
     assert from_tasks == [loop["parameterIterator"]["items"]["inputParameter"]]
 
@@ -131,6 +135,9 @@ def test_candidates_travel_as_text(package: dict[str, Any]) -> None:
     others = {name: one["parameterType"] for name, one in plan.items() if one["parameterType"] != "STRING"}
     assert others == {
         "Output": "LIST",
+        "node_selector": "STRUCT",
+        "tolerations": "LIST",
+        "affinity": "STRUCT",
         "pretrain_node_selector": "STRUCT",
         "pretrain_tolerations": "LIST",
         "pretrain_affinity": "STRUCT",
@@ -141,12 +148,11 @@ def test_candidates_travel_as_text(package: dict[str, Any]) -> None:
 
 def test_gpu_counts_are_text_and_reach_into_the_loop(package: dict[str, Any]) -> None:
     # A count given as an int is silently no GPU; inside a group it is lost unless the channels are passed on.
-    assert package["root"]["inputDefinitions"]["parameters"]["gpus"]["parameterType"] == "STRING"
+    assert package["components"]["comp-plan"]["outputDefinitions"]["parameters"]["gpus"]["parameterType"] == "STRING"
     for name, task, group in tasks(package):
-        if step_of(task, package) in GPU_STEPS and group is not package["root"]:
+        if step_of(task, package) in GPU_STEPS and "plan" not in group["dag"]["tasks"]:
             inputs = group["inputDefinitions"]["parameters"]
-            assert any(key.endswith("--gpus") for key in inputs), name
-            assert any(key.endswith("--gpu_type") for key in inputs), name
+            assert {"pipelinechannel--plan-gpus", "pipelinechannel--plan-gpu_type"} <= set(inputs), name
 
 
 def test_every_executor_has_its_image_and_installs_nothing(package: dict[str, Any]) -> None:
@@ -256,7 +262,7 @@ def test_every_task_learns_its_run_and_its_secret_from_the_environment(
         secrets = [entry["envVar"] for one in executor["secretAsEnv"] for entry in one["keyToEnv"]]
         assert "MIXTUNE_MLFLOW_TRACKING_URI" in secrets, name
         gpu = name.removeprefix("exec-").rstrip("-0123456789") in GPU_STEPS
-        for placement in ("nodeSelector", "tolerations", "emptyDirMounts"):
+        for placement in ("nodeSelector", "tolerations", "emptyDirMounts", "nodeAffinity"):
             assert (placement in executor) == gpu, (name, placement)
 
 
@@ -303,9 +309,10 @@ def test_whether_steps_go_on_without_mlflow_is_in_their_environment_and_no_input
     target = tmp_path / "offline.yaml"
     compile_pipeline(None, ["tracking.offline_when_unreachable=true"], target, None, "ir")
     offline = next(yaml.safe_load_all(target.read_text(encoding="utf-8")))
-    plain = next(yaml.safe_load_all((COMPILED / "mixtune.yaml").read_text(encoding="utf-8")))
+    compile_pipeline(None, ["seed=0"], tmp_path / "plain.yaml", None, "ir")
+    plain = next(yaml.safe_load_all((tmp_path / "plain.yaml").read_text(encoding="utf-8")))
     of_plan = plain["deploymentSpec"]["executors"]["exec-plan"]["container"]
-    of_plan["env"] = [{"name": "MIXTUNE_COMPILED", "value": compiled_in(offline)}]
+    next(one for one in of_plan["env"] if one["name"] == "MIXTUNE_COMPILED")["value"] = compiled_in(offline)
     assert json.loads(compiled_in(offline))["tracking"] == {"offline_when_unreachable": True}
     for name, executor in offline["deploymentSpec"]["executors"].items():
         if "importer" not in name:
@@ -322,16 +329,39 @@ def test_finish_always_runs_and_stands_outermost(package: dict[str, Any]) -> Non
     assert any("taskFinalStatus" in one for one in finish["inputs"]["parameters"].values())
 
 
-def test_parameters_have_words_and_defaults(package: dict[str, Any]) -> None:
-    parameters = package["root"]["inputDefinitions"]["parameters"]
-    assert set(HEADLINE) | set(SECTIONS) <= set(parameters)
-    for name, one in parameters.items():
-        assert len(one["description"]) > 15, name
-        assert not one["description"].startswith(("A mixtune configuration", "The two streams")), "its parent's words"
-        assert "defaultValue" in one, name
-    assert parameters["mixed_lambdas"]["defaultValue"] == read_config(None).mixed.lambdas
-    for name in SECTIONS:
-        assert isinstance(json.loads(parameters[name]["defaultValue"]), dict)
+KINDS = {str: "STRING", int: "NUMBER_INTEGER", float: "NUMBER_DOUBLE", list[float]: "LIST"}
+
+
+def test_the_form_is_short_and_typed_and_has_the_schemas_defaults(package: dict[str, Any]) -> None:
+    fields = package["root"]["inputDefinitions"]["parameters"]
+    assert set(fields) == {*FIELDS, ADVANCED, PLACEMENT}
+    assert len(FIELDS) <= 15
+    for name in FIELDS:
+        assert fields[name]["parameterType"] == KINDS[field_type(name)], name
+        assert fields[name]["description"] == field_meaning(name), name
+        assert len(field_meaning(name)) > 15, name
+    defaults = {name: one["defaultValue"] for name, one in fields.items() if "defaultValue" in one}
+    assert defaults.pop(PLACEMENT) == GpuNodes().model_dump()
+    assert defaults == field_defaults()
+    assert fields[ADVANCED]["parameterType"] == fields[PLACEMENT]["parameterType"] == "STRUCT"
+
+
+@pytest.mark.parametrize("file", sorted(COMPILED.glob("*.yaml")), ids=lambda file: file.stem)
+def test_no_default_is_json_as_text(file: Path) -> None:
+    package = next(yaml.safe_load_all(file.read_text(encoding="utf-8")))
+    for name, one in package["root"]["inputDefinitions"]["parameters"].items():
+        if one["parameterType"] == "STRING":
+            assert not str(one.get("defaultValue", "")).lstrip().startswith(("{", "[")), name
+
+
+def test_a_package_of_a_configuration_has_its_values_in_the_form(tmp_path: Path) -> None:
+    compile_pipeline(
+        None, ["finetune.batch_size=5", "mixed.lambdas=[0.2]", "name=other"], tmp_path / "p.yaml", None, "ir"
+    )
+    package = next(yaml.safe_load_all((tmp_path / "p.yaml").read_text(encoding="utf-8")))
+    fields = package["root"]["inputDefinitions"]["parameters"]
+    assert (fields["mix_lambdas"]["defaultValue"], fields["name"]["defaultValue"]) == ([0.2], "other")
+    assert fields[ADVANCED]["defaultValue"]["finetune"]["batch_size"] == 5
 
 
 def test_the_package_is_small_and_named_for_the_cache(package: dict[str, Any]) -> None:
@@ -344,6 +374,10 @@ def test_every_step_is_a_pipeline_of_its_own(step: str) -> None:
     package = next(yaml.safe_load_all((COMPILED / f"mixtune-{step}.yaml").read_text(encoding="utf-8")))
     steps = {step_of(task, package) for _, task, _ in tasks(package)}
     assert step in steps
+    names = package["root"]["inputDefinitions"]["parameters"]
+    assert len(names) + len(_OPTIONAL.get(step, ())) <= 10
+    placed = RUN_TIME_ALONE if step in GPU_STEPS else ()
+    assert {name for name in names if not re.search("_uris?$", name)} - {"candidate"} == {"config", *placed}
     # KFP breaks importers that carry a display name of their own.
     for name, task, _ in tasks(package):
         if "importer" in name:
@@ -357,8 +391,8 @@ def test_every_profile_compiles(profile: str, tmp_path: Path) -> None:
     config = read_config(None, [f"placement.profile={profile}", f"placement.gpus={0 if profile == 'cpu' else 1}"])
     compiler.Compiler().compile(make_pipeline(config, Placer.cluster(config)), str(tmp_path / "p.yaml"))
     parameters = next(yaml.safe_load_all((tmp_path / "p.yaml").read_text()))["root"]["inputDefinitions"]["parameters"]
-    assert parameters["gpus"]["defaultValue"] == str(config.placement.gpus)
-    assert parameters["gpu_tolerations"]["defaultValue"] == profiles()[profile].tolerations
+    nodes = profiles()[profile].gpu_nodes(config.placement.gpus)
+    assert parameters["placement"]["defaultValue"] == nodes.model_dump()
 
 
 @pytest.mark.parametrize("step", [None, "evaluate"])
@@ -380,10 +414,10 @@ def test_manifests_for_gitops(step: str | None, tmp_path: Path) -> None:
 
 def test_what_people_look_at_is_on_the_steps_that_make_it(package: dict[str, Any]) -> None:
     wanted = {
-        "prepare": {"report": "system.HTML"},
+        "prepare": {"data_report": "system.HTML"},
         "mixed": {"metrics": "system.Metrics"},
         "evaluate": {"metrics": "system.Metrics", "classification": "system.ClassificationMetrics"},
-        "compare": {"report": "system.HTML", "summary": "system.Markdown", "metrics": "system.Metrics"},
+        "compare": {"comparison_report": "system.HTML", "summary": "system.Markdown", "metrics": "system.Metrics"},
     }
     for step, artifacts in wanted.items():
         outputs = package["components"][f"comp-{step}"]["outputDefinitions"]["artifacts"]
@@ -392,7 +426,8 @@ def test_what_people_look_at_is_on_the_steps_that_make_it(package: dict[str, Any
 
 def test_tasks_and_groups_have_words(package: dict[str, Any]) -> None:
     names = {task["taskInfo"]["name"] for name, task, _ in tasks(package) if "importer" not in name}
-    assert {"run", "for each λ", "gate", "prepare pretraining stream", "prepare fine-tuning stream"} <= names
+    assert {"all steps", "candidates", "register if the gate is met"} <= names
+    assert {"prepare pretraining stream", "prepare fine-tuning stream"} <= names
     assert {"evaluate pretrained", "evaluate fine-tuned", "evaluate interpolated"} <= names
     for name in names:
         assert not re.search(r"-\d+$", name), name
