@@ -52,7 +52,9 @@ def test_the_output_folder_is_as_the_design_has_it(finished: Project) -> None:
 def test_the_data_reports_are_in_the_output_folder(finished: Project) -> None:
     pages = {file.name: file.read_text(encoding="utf-8") for file in (finished.output / "data").iterdir()}
     assert set(pages) == {"pretrain.html", "finetune.html"}
-    made = {file.read_text(encoding="utf-8") for file in finished.output.glob(".mixtune/artifacts/*/prepare*/report")}
+    made = {
+        file.read_text(encoding="utf-8") for file in finished.output.glob(".mixtune/artifacts/*/prepare*/data_report")
+    }
     assert set(pages.values()) == made
 
 
