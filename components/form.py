@@ -6,7 +6,6 @@ without a field are in one dict, `advanced`, with the configuration's own keys.
 
 from __future__ import annotations
 
-import copy
 import json
 from collections.abc import Callable, Iterator, Mapping
 from types import UnionType
@@ -41,8 +40,10 @@ PLACEMENT = "placement"
 """The field with the placement of the GPU tasks, `GpuNodes`."""
 ADVANCED_MEANING = (
     'All other options, in sections as in a configuration file, such as `{"finetune": {"batch_size": 32}}`. An option with a '
-    "field of its own is refused here, except for null, which a field cannot hold."
+    'field of its own is refused here, except for null, which a field cannot hold. Null is null or `"null"`.'
 )
+NULL = "null"
+"""Stands for null in `advanced`: KFP has no null in the defaults of a dict."""
 
 _MISSING = object()
 _COMPILED = "is fixed in the compiled pipeline; set it in the configuration file and use `mixtune submit`"
@@ -112,7 +113,7 @@ def parameters(config: Config) -> dict[str, Any]:
         if value is not None:
             _take(advanced, path)
             form[name] = value
-    form[ADVANCED] = {name: value for name, value in advanced.items() if value != {}}
+    form[ADVANCED] = _replaced({name: value for name, value in advanced.items() if value != {}}, None, NULL)
     return form
 
 
@@ -132,7 +133,7 @@ def read_form(
     advanced = given.get(ADVANCED) or {}
     if not isinstance(advanced, Mapping):
         raise RefusedError(f"{ADVANCED}: must be a section with options, found {json.dumps(advanced, default=str)}")
-    values = copy.deepcopy(dict(advanced))
+    values = _replaced(advanced, NULL, None)
     problems = [f"{ADVANCED}.{path}: {words}" for path, words in NOT_IN_FORM.items() if _take(values, path)]
     for name, path in FIELDS.items():
         if _has(values, path):
@@ -150,6 +151,15 @@ def read_form(
     if problems:
         raise RefusedError(*problems)
     return config
+
+
+def _replaced(value: Any, old: Any, new: Any) -> Any:
+    """Returns a copy with another value for the old one, at any depth."""
+    if isinstance(value, Mapping):
+        return {name: _replaced(inner, old, new) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [_replaced(inner, old, new) for inner in value]
+    return new if value == old else value
 
 
 def _parents(values: Mapping[str, Any], path: str) -> Iterator[Any]:

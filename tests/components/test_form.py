@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import inspect
 import json
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -71,8 +73,10 @@ def test_advanced_has_what_no_field_has_and_no_defaults() -> None:
     made = parameters(config)
     assert made["mix_lambdas"] == [0.2]
     # A field cannot be empty, so null is in `advanced`.
-    assert made[ADVANCED] == {"mixed": {"batch_size": 4}, "gate": {"max_forgetting_share": None}}
+    assert made[ADVANCED] == {"mixed": {"batch_size": 4}, "gate": {"max_forgetting_share": "null"}}
     assert made["gate_max_forgetting_share"] == 0.5
+    assert read_form(made).gate.max_forgetting_share is None
+    made[ADVANCED] = {"gate": {"max_forgetting_share": None}}
     assert read_form(made).gate.max_forgetting_share is None
 
 
@@ -116,6 +120,17 @@ def test_a_field_that_was_not_filled_in_is_told() -> None:
     assert [one.split(":")[0] for one in refused.value.problems] == [
         "model.base", "data.pretrain.source", "data.finetune.source",
     ]  # fmt: skip
+
+
+def test_the_examples_in_the_documentation_are_valid() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "kubeflow.md").read_text(encoding="utf-8")
+    found = [json.loads(one) for one in re.findall(r"`(\{[^`]+\})`", text)]
+    assert len(found) == 3
+    for advanced in found:
+        read_form(parameters(load(values())) | {ADVANCED: advanced})
+    to_try = {"data_labelled": "embedded", "data_text": "embedded", "model_base": "scratch", "pretrain_steps": 200}
+    to_try |= {"mix_steps": 100, "model_max_length": 128, ADVANCED: found[-1]}
+    assert read_form(form.field_defaults() | to_try).finetune.steps == 100
 
 
 def test_what_is_compiled_in_is_part_of_the_configuration() -> None:

@@ -75,6 +75,15 @@ def test_a_version_has_a_readable_name_and_is_uploaded_once(
     assert other.pipeline_id == first.pipeline_id
 
 
+def test_a_key_is_found_as_it_is_and_no_other(server: KfpServer, api: Api, package: client.Package) -> None:
+    longer, other = start(api, package, "ci-12"), start(api, package, "ci-1")
+    assert (longer.found, other.found) == (False, False)
+    assert "ci-1" not in other.name
+    again = start(api, package, "ci-1")
+    assert (again.id, again.name, again.found) == (other.id, other.name, True)
+    assert server.store.runs[other.id].description == "key: ci-1"
+
+
 def test_values_are_parameters_of_the_run_and_no_new_version(server: KfpServer, api: Api) -> None:
     one = read_config(None, ["mixed.lambdas=[0.25]", "gate.max_forgetting=0.5", "name=other"])
     assert client.package_of(one).digest == client.package_of(read_config(None)).digest

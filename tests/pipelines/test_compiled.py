@@ -356,7 +356,11 @@ def test_no_default_is_json_as_text(file: Path) -> None:
 
 def test_a_package_of_a_configuration_has_its_values_in_the_form(tmp_path: Path) -> None:
     compile_pipeline(
-        None, ["finetune.batch_size=5", "mixed.lambdas=[0.2]", "name=other"], tmp_path / "p.yaml", None, "ir"
+        None,
+        ["finetune.batch_size=5", "mixed.lambdas=[0.2]", "name=other", "gate.max_forgetting_share=null"],
+        tmp_path / "p.yaml",
+        None,
+        "ir",
     )
     package = next(yaml.safe_load_all((tmp_path / "p.yaml").read_text(encoding="utf-8")))
     fields = package["root"]["inputDefinitions"]["parameters"]
