@@ -179,10 +179,10 @@ def tasks_from(spec: Mapping[str, Any], step: str) -> set[str]:
         touched: set[str] = set()
         tasks = dict(dag["tasks"])
         while tasks:
-            ready = [name for name, task in tasks.items() if not set(task.get("dependentTasks", ())) & tasks.keys()]
+            ready = [name for name, task in tasks.items() if not _before(task) & tasks.keys()]
             for name in ready:
                 task = tasks.pop(name)
-                after = depends or bool(touched & set(task.get("dependentTasks", ())))
+                after = depends or bool(touched & _before(task))
                 inner = spec["components"][task["componentRef"]["name"]].get("dag")
                 inside = visit(inner, after) if inner else _step_of(spec, task) == step
                 if after or inside:
@@ -192,6 +192,14 @@ def tasks_from(spec: Mapping[str, Any], step: str) -> set[str]:
 
     visit(spec["root"]["dag"], False)
     return names
+
+
+def _before(task: Mapping[str, Any]) -> set[str]:
+    """Returns the tasks that a task waits for: those that are named, and those whose outputs it reads."""
+    inputs = task.get("inputs", {})
+    sources = [one.get("taskOutputParameter") for one in inputs.get("parameters", {}).values()]
+    sources += [one.get("taskOutputArtifact") for one in inputs.get("artifacts", {}).values()]
+    return {*task.get("dependentTasks", ()), *(one["producerTask"] for one in sources if one)}
 
 
 def images_in(spec: Mapping[str, Any]) -> Images:

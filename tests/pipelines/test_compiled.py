@@ -19,6 +19,7 @@ from mixtune.components.placement import GpuNodes
 from mixtune.components.shared.errors import RefusedError
 from mixtune.components.shared.task_name import STEPS as ALL_STEPS
 from mixtune.pipelines.cli.commands import compile_pipeline
+from mixtune.pipelines.cluster import rerun
 from mixtune.pipelines.cluster.rerun import compiled_in
 from mixtune.pipelines.configuration import read_config
 from mixtune.pipelines.generate import command_page, compile_all, configuration_page, form_page, generate
@@ -26,6 +27,7 @@ from mixtune.pipelines.images import images
 from mixtune.pipelines.pipeline import make_pipeline
 from mixtune.pipelines.placement import GPU_STEPS, RUN_TIME_ALONE, Placer, profiles
 from mixtune.pipelines.step_pipelines import _OPTIONAL, STEPS
+from mixtune.pipelines.third_party.kfp import compile_to
 
 ROOT = Path(__file__).parents[2]
 COMPILED = ROOT / "pipelines" / "compiled"
@@ -355,13 +357,8 @@ def test_no_default_is_json_as_text(file: Path) -> None:
 
 
 def test_a_package_of_a_configuration_has_its_values_in_the_form(tmp_path: Path) -> None:
-    compile_pipeline(
-        None,
-        ["finetune.batch_size=5", "mixed.lambdas=[0.2]", "name=other", "gate.max_forgetting_share=null"],
-        tmp_path / "p.yaml",
-        None,
-        "ir",
-    )
+    options = ["finetune.batch_size=5", "mixed.lambdas=[0.2]", "name=other", "gate.max_forgetting_share=null"]
+    compile_pipeline(None, options, tmp_path / "p.yaml", None, "ir")
     package = next(yaml.safe_load_all((tmp_path / "p.yaml").read_text(encoding="utf-8")))
     fields = package["root"]["inputDefinitions"]["parameters"]
     assert (fields["mix_lambdas"]["defaultValue"], fields["name"]["defaultValue"]) == ([0.2], "other")
@@ -426,6 +423,32 @@ def test_what_people_look_at_is_on_the_steps_that_make_it(package: dict[str, Any
     for step, artifacts in wanted.items():
         outputs = package["components"][f"comp-{step}"]["outputDefinitions"]["artifacts"]
         assert {name: outputs[name]["artifactType"]["schemaTitle"] for name in artifacts} == artifacts, step
+
+
+def waits_for(dag: dict[str, Any]) -> dict[str, set[str]]:
+    """The tasks that each task of a DAG waits for, as KFP's backend reads them: directly, or through others."""
+    direct = {name: rerun._before(task) for name, task in dag["tasks"].items()}
+
+    def all_of(name: str) -> set[str]:
+        return direct[name].union(*map(all_of, direct[name]))
+
+    return {name: all_of(name) for name in direct}
+
+
+@pytest.mark.parametrize("start", ["pretrained", "finetuned"])
+def test_edges_of_the_graph_are_outputs_that_a_task_reads(start: str, tmp_path: Path) -> None:
+    config = read_config(None, [f"mixed.start={start}"])
+    made = make_pipeline(config, Placer.cluster(config))
+    before = json_format.MessageToDict(made.pipeline_spec)
+    compile_to(made, tmp_path / "p.yaml")
+    after = next(yaml.safe_load_all((tmp_path / "p.yaml").read_text(encoding="utf-8")))
+    named: dict[str, list[str]] = {}
+    whole = dict(dags(before))
+    for name, new in dags(after):
+        assert waits_for(whole[name]["dag"]) == waits_for(new["dag"]), name
+        named |= {task: one["dependentTasks"] for task, one in new["dag"]["tasks"].items() if "dependentTasks" in one}
+    # Labels are checked before any training; the exit task names the group that it closes.
+    assert named == {"pretrain": ["prepare-2"], "finish": ["exit-handler-1"]}
 
 
 def test_tasks_and_groups_have_words(package: dict[str, Any]) -> None:

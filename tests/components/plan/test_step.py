@@ -13,7 +13,7 @@ from mixtune.components.form import ADVANCED, PLACEMENT, parameters
 from mixtune.components.plan.config import PlanStep
 from mixtune.components.plan.step import run
 from mixtune.components.shared.errors import RefusedError
-from mixtune.components.shared.running.context import NODES, Context
+from mixtune.components.shared.running.context import COMPILED, NODES, Context
 from mixtune.components.shared.tracking.tracker import Tracker
 from tests.components.shared.tiny import tiny_model, tiny_tokenizer
 
@@ -86,6 +86,12 @@ def test_each_lambda_is_a_candidate_with_all_that_its_tasks_read(folder: Path) -
     assert all(set(item) == {"candidate", "mixed", "evaluate"} for item in items)
     assert json.loads(items[0]["evaluate"]) == parts["evaluate"]
     assert "lambdas" not in json.loads(items[0]["mixed"])["mixed"]
+
+
+def test_what_is_compiled_in_reaches_the_steps(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert json.loads(plan(folder)[0][0]["mixed"])["mixed"]["start"] == "pretrained"
+    monkeypatch.setenv(COMPILED, '{"mixed": {"start": "finetuned"}}')
+    assert json.loads(plan(folder)[0][0]["mixed"])["mixed"]["start"] == "finetuned"
 
 
 def test_problems_of_the_configuration_and_of_the_sources_come_at_once(folder: Path) -> None:
