@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import shutil
 import sqlite3
 from pathlib import Path
 from typing import Any
@@ -280,42 +279,3 @@ def test_a_failing_candidate_ends_in_a_sentence_and_the_next_run_goes_on(copied:
     newest = copied.pipeline_runs()[0]
     assert newest.info.status == "FAILED"
     assert "not finite" in newest.data.tags["mixtune.verdict"]
-
-
-def test_a_brought_model_is_used_as_it_is(finished: Project, fresh: Project) -> None:
-    shutil.copytree(finished.output / "models" / "pretrained", fresh.folder / "mine", symlinks=False)
-    fresh.config["model"] = {"base": "./mine", "max_length": 64}
-    fresh.config["pretrain"] = {"steps": 0}
-    fresh.config["evaluate"]["champion"] = "models:/tiny@candidate"
-    status, ran, printed = fresh.run()
-    assert status == 0, printed
-    assert "pretrain" in ran
-    mine, brought = (
-        folder / "model.safetensors" for folder in (fresh.folder / "mine", fresh.output / "models" / "pretrained")
-    )
-    assert mine.read_bytes() == brought.read_bytes()
-    assert brought.is_symlink(), "linked, not copied"
-    assert "champion" not in {row["id"] for row in fresh.report()["candidates"]}, "the alias is new"
-    # The cached model names the place of weights that are not copied, so a model in another place is another model.
-    (fresh.folder / "below").mkdir()
-    (fresh.folder / "mine").rename(fresh.folder / "below" / "mine")
-    fresh.config["model"]["base"] = "./below/mine"
-    fresh.config["mixed"]["lambdas"] = [0.6]
-    status, ran, printed = fresh.run()
-    assert status == 0, printed
-    assert {"pretrain", "mixed-0.6"} <= ran
-    assert brought.read_bytes() == (fresh.folder / "below" / "mine" / "model.safetensors").read_bytes()
-
-
-def test_the_base_model_is_a_candidate(finished: Project, fresh: Project) -> None:
-    shutil.copytree(finished.output / "models" / "pretrained", fresh.folder / "mine")
-    fresh.config["model"] = {"base": "./mine", "max_length": 64}
-    fresh.config["pretrain"]["steps"] = 5
-    fresh.config["evaluate"]["interpolate_mixed"] = True
-    status, _, printed = fresh.run()
-    assert status == 0, printed
-    rows = {row["id"]: row for row in fresh.report()["candidates"]}
-    assert rows["base"]["kind"] == "base"
-    assert rows["base"]["delta_bpb"]["value"] != 0, "what pretraining further has changed"
-    assert rows["interpolated-0.5-mixed-0.3"]["delta_bpb"] != rows["interpolated-0.5"]["delta_bpb"]
-    assert not (fresh.output / "models" / "base").exists()
