@@ -35,6 +35,8 @@ from .runs import Package, Submitted, describe_alone, get_run, package_of, run_t
 
 # These options are fixed in a compiled package. A step that runs alone gets its own package.
 _FIXED_IN_WHOLE = ("placement.", "mixed.start=", "tracking.offline_when_unreachable=")
+_GPUS = "placement.gpus="
+"""The one option of the placement that is also in the form."""
 _FIXED_IN_STEP = ("mixed.start=",)
 _NOWHERE = Fingerprints("", "", "")
 _PART_OF_EVALUATION = {
@@ -56,6 +58,8 @@ def rerun_from(api: Api, run_id: str, step: str, overrides: Sequence[str], run_k
     config = _config(values, compiled_in(package[0]), overrides)
     if overrides:
         values |= parameters(config)
+    if any(override.startswith(_GPUS) for override in overrides):
+        values[PLACEMENT] = {**values[PLACEMENT], "gpus": config.placement.gpus}
     version = upload(api, run_anew(package, step))
     note = f"{run_id} again from {step} on" + (f", with {', '.join(overrides)}" if overrides else "")
     return submit(
@@ -71,7 +75,7 @@ def rerun_from(api: Api, run_id: str, step: str, overrides: Sequence[str], run_k
 
 
 def _refuse_fixed(overrides: Sequence[str], fixed: tuple[str, ...]) -> None:
-    refused = [override for override in overrides if override.startswith(fixed)]
+    refused = [override for override in overrides if override.startswith(fixed) and not override.startswith(_GPUS)]
     if refused:
         raise RefusedError(
             *(

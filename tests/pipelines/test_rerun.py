@@ -116,7 +116,7 @@ def test_old_parameters_with_overrides(server: KfpServer, api: Api, earlier: str
     assert {name for name in old if old[name] != new[name]} == {"mix_lambdas", "mix_learning_rate"}
     config = read_form(new)
     assert (config.mixed.lambdas, config.mixed.learning_rate, config.seed) == ([0.2], 0.0007, 5)
-    assert new["placement"]["gpus"] == 2
+    assert new["placement"] == old["placement"]
     assert server.store.runs[made.id].experiment_id == server.store.runs[earlier].experiment_id
     assert earlier in server.store.runs[made.id].description
     assert rerun.rerun_from(api, earlier, "mixed", ["mixed.lambdas=[0.2]"], "again").id == made.id
@@ -151,6 +151,12 @@ def test_a_run_of_another_version_is_refused(server: KfpServer, api: Api, earlie
 
 def version_of(server: KfpServer, run_id: str) -> str:
     return str(server.store.runs[run_id].pipeline_version_reference.pipeline_version_id)
+
+
+def test_the_number_of_gpus_is_a_value_of_the_form(server: KfpServer, api: Api, earlier: str) -> None:
+    made = rerun.rerun_from(api, earlier, "mixed", ["placement.gpus=4"])
+    old, new = (server.store.runs[run].runtime_config.parameters for run in (earlier, made.id))
+    assert new == old | {"placement": old["placement"] | {"gpus": 4}}
 
 
 @pytest.mark.parametrize("override", ["placement.profile=gke", "mixed.start=finetuned"])
