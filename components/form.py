@@ -82,6 +82,12 @@ def field_meaning(name: str) -> str:
     return f"{describe(section)} {describe(path)}" if shared else describe(path)
 
 
+def field_choices(name: str) -> tuple[str, ...]:
+    """Returns the values that a field of the form can have; empty if they cannot be listed."""
+    annotation = option(FIELDS[name]).annotation
+    return get_args(annotation) if get_origin(annotation) is Literal else ()
+
+
 def _plain(annotation: Any) -> Any:
     """Removes null and limits from a type; one of several words is a text."""
     if get_origin(annotation) in (Union, UnionType):

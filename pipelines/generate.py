@@ -91,7 +91,8 @@ def form_page() -> str:
         if name == PLACEMENT:
             default = "of the profile"
         meaning = field.meaning.replace("|", "\\|")
-        lines.append(f"| `{name}` | {_type_in_words(field.type)} | {default} | {meaning} | {path} |")
+        kind = ", ".join(f"`{one}`" for one in field.choices) or _type_in_words(field.type)
+        lines.append(f"| `{name}` | {kind} | {default} | {meaning} | {path} |")
     lines += ["", f"## `{PLACEMENT}`", "", " ".join((GpuNodes.__doc__ or "").split()), ""]
     return "\n".join([*lines, *_table(PLACEMENT, GpuNodes.model_fields)]) + "\n"
 

@@ -23,7 +23,16 @@ from mixtune.components.config import Config
 from mixtune.components.evaluate.component import evaluate
 from mixtune.components.finetune.component import finetune
 from mixtune.components.finish.component import finish
-from mixtune.components.form import ADVANCED, ADVANCED_MEANING, FIELDS, PLACEMENT, field_meaning, field_type, parameters
+from mixtune.components.form import (
+    ADVANCED,
+    ADVANCED_MEANING,
+    FIELDS,
+    PLACEMENT,
+    field_choices,
+    field_meaning,
+    field_type,
+    parameters,
+)
 from mixtune.components.mixed.component import mixed
 from mixtune.components.placement import GpuNodes
 from mixtune.components.plan.component import plan
@@ -33,6 +42,7 @@ from mixtune.components.register.component import register
 from mixtune.components.shared.task_name import TaskName
 
 from .placement import Placer
+from .third_party.kfp import offer_choices
 
 # KFP's cache keys contain this name.
 NAME = "mixtune"
@@ -48,6 +58,7 @@ class FormField:
     type: Any
     default: Any
     meaning: str
+    choices: tuple[str, ...] = ()
 
 
 def make_pipeline(config: Config, place: Placer, values: Mapping[str, Any] | None = None) -> Any:
@@ -84,7 +95,9 @@ def make_pipeline(config: Config, place: Placer, values: Mapping[str, Any] | Non
     )
     lines = [DESCRIPTION, "", "Args:", *(f"    {name}: {field.meaning}" for name, field in fields.items())]
     mixtune.__doc__ = "\n".join(lines)
-    return dsl.pipeline(name=NAME, description=DESCRIPTION)(mixtune)
+    made = dsl.pipeline(name=NAME, description=DESCRIPTION)(mixtune)
+    offer_choices(made, {name: field.choices for name, field in fields.items()})
+    return made
 
 
 def form_fields(place: Placer, values: Mapping[str, Any]) -> dict[str, FormField]:
@@ -93,7 +106,10 @@ def form_fields(place: Placer, values: Mapping[str, Any]) -> dict[str, FormField
     Args:
         values: defaults of the fields.
     """
-    fields = {name: FormField(field_type(name), values.get(name, REQUIRED), field_meaning(name)) for name in FIELDS}
+    fields = {
+        name: FormField(field_type(name), values.get(name, REQUIRED), field_meaning(name), field_choices(name))
+        for name in FIELDS
+    }
     fields[ADVANCED] = FormField(dict, values[ADVANCED], ADVANCED_MEANING)
     fields |= {name: FormField(*one) for name, one in place.parameters().items()}
     return dict(sorted(fields.items()))

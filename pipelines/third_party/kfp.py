@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,16 @@ def compile_to(pipeline: Any, file: Path, **options: Any) -> None:
     compiler.Compiler().compile(pipeline, str(file), **options)
     text = file.read_text(encoding="utf-8")
     file.write_text(_DICT_IN_COMMENT.sub(lambda found: f"{found[1]}{_in_order(found[2])}]", text), encoding="utf-8")
+
+
+def offer_choices(pipeline: Any, choices: Mapping[str, Sequence[str]]) -> None:
+    """Limits text parameters of a pipeline to some values, which the UI of KFP 2.17 offers in a list.
+
+    KFP's format has them, but its SDK cannot set them.
+    """
+    for name, parameter in pipeline.pipeline_spec.root.input_definitions.parameters.items():
+        for choice in choices.get(name, ()):
+            parameter.literals.add(string_value=choice)
 
 
 def producers_of(task: Any) -> set[str]:

@@ -12,6 +12,7 @@ from google.protobuf import json_format
 
 from mixtune.components.form import ADVANCED, FIELDS, PLACEMENT, field_defaults, field_meaning, field_type
 from mixtune.components.placement import GpuNodes
+from mixtune.components.shared.task_kinds import TASK_KINDS
 from mixtune.pipelines.cli.commands import compile_pipeline
 from mixtune.pipelines.cluster import rerun
 from mixtune.pipelines.configuration import read_config
@@ -39,6 +40,10 @@ def test_the_form_is_short_and_typed_and_has_the_schemas_defaults(package: dict[
         assert fields[name]["parameterType"] == KINDS[field_type(name)], name
         assert fields[name]["description"] == field_meaning(name), name
         assert len(field_meaning(name)) > 15, name
+    # The UI offers them in a list, and KFP refuses other values.
+    assert {name: one["literals"] for name, one in fields.items() if "literals" in one} == {
+        "data_task": list(TASK_KINDS)
+    }
     defaults = {name: one["defaultValue"] for name, one in fields.items() if "defaultValue" in one}
     assert defaults.pop(PLACEMENT) == GpuNodes().model_dump()
     assert defaults == field_defaults()
