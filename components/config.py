@@ -47,6 +47,9 @@ class LocalRun(Section):
     parallel: int = Field(1, ge=1, le=2)
     """Number of candidates that are trained and evaluated at the same time, each with an equal share of the processor's cores.
     KFP's local runner allows two."""
+    keep_interpolated: bool = False
+    """Whether to write the interpolated candidates into `models/` too, which takes time and space. Otherwise only one that is
+    selected is written."""
 
 
 class Config(Section):

@@ -52,6 +52,7 @@ NOT_IN_FORM = {
     "placement": _COMPILED,
     "mixed.start": _COMPILED,
     "tracking.offline_when_unreachable": _COMPILED,
+    "tracking.tensorboard": _COMPILED,
     "tracking.uri": "comes from a Kubernetes secret; remove it",
     "tracking.experiment": "comes from a Kubernetes secret; remove it",
     "run": _LOCAL,

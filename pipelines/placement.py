@@ -125,6 +125,7 @@ class Placer:
         nodes: placement of GPU tasks that a run can change; its defaults.
         parallelism: number of candidates trained in parallel; 0 is no limit.
         offline: whether steps continue if the MLflow server does not answer.
+        tensorboard: whether trainings write TensorBoard event files.
         images: images of the steps.
         alone: whether the pipeline consists of one step.
         mixed_start: the model that mixed training starts from, which shapes the DAG.
@@ -135,6 +136,7 @@ class Placer:
     nodes: GpuNodes = field(default_factory=GpuNodes)
     parallelism: int = 0
     offline: bool = False
+    tensorboard: bool = False
     images: Images = field(default_factory=images)
     alone: bool = False
     mixed_start: str = MixedTraining.model_fields["start"].default
@@ -161,10 +163,11 @@ class Placer:
             raise RefusedError(f"placement.gpus: the profile {where.profile} has no GPUs, found {where.gpus}")
         own = {name: getattr(where, name) for name in ("cpu", "memory", "gpu_cpu", "gpu_memory")}
         profile = profile.model_copy(update={name: value for name, value in own.items() if value is not None})
-        nodes = profile.gpu_nodes(where.gpus)
-        return cls(
-            profile, where, nodes, offline=config.tracking.offline_when_unreachable, images=in_images or images()
-        )
+        fixed: dict[str, Any] = {
+            "offline": config.tracking.offline_when_unreachable,
+            "tensorboard": config.tracking.tensorboard,
+        }
+        return cls(profile, where, profile.gpu_nodes(where.gpus), images=in_images or images(), **fixed)
 
     def parameters(self, step: str | None = None) -> dict[str, tuple[type, Any, str]]:
         """Returns the placement that is set at run time: parameter -> (type, default, description).
@@ -185,8 +188,9 @@ class Placer:
     def compiled_in(self) -> str:
         """Returns the options that are fixed in a package, as JSON, for the record and for `mixtune rerun`."""
         fixed: dict[str, Any] = {"placement": self.where.model_dump(mode="json", exclude_defaults=True)}
-        if self.offline:
-            fixed["tracking"] = {"offline_when_unreachable": True}
+        tracking = {"offline_when_unreachable": self.offline, "tensorboard": self.tensorboard}
+        if any(tracking.values()):
+            fixed["tracking"] = {name: True for name, value in tracking.items() if value}
         if self.mixed_start != MixedTraining.model_fields["start"].default:
             fixed["mixed"] = {"start": self.mixed_start}
         return json.dumps(fixed, ensure_ascii=False, sort_keys=True)
@@ -236,6 +240,8 @@ class Placer:
         if self.offline:
             # An environment variable, since an input would be part of every step's cache key.
             task.set_env_variable("MIXTUNE_TRACKING_OFFLINE", "1")
+        if self.tensorboard and name.trains:
+            task.set_env_variable("MIXTUNE_TENSORBOARD_DIR", "/tmp/tensorboard")  # they become artifacts in MLflow
         if self.where.queue:
             kubernetes.add_pod_label(task, QUEUE_LABEL, self.where.queue)
         user, group = self.where.run_as_user, self.where.run_as_group

@@ -28,6 +28,10 @@ REMOVED = ("duplicates", "contradictory", "held_out_too")
 OPTIONS: tuple[Part, ...] = ("test_source", "dev_source", "source")
 """Options of the sources, in the order in which they keep a text that stands in several."""
 SHOWN_LABELS = 5
+LARGEST_MEAN = 10.0
+"""Mean of the numbers up to which a regression head learns about as fast as with 0."""
+SPREADS = (0.1, 10.0)
+"""Standard deviations between which it learns about as fast as with 1."""
 _WHOLE_NUMBER = re.compile("[+-]?[0-9]{1,18}")
 
 
@@ -256,6 +260,19 @@ def _check_numbers(stream: FinetuneData, gathered: Gathered, problems: Problems)
         )
     notes["target_mean"] = {name: float(found.mean()) for name, found in numbers.items() if len(found)}
     notes["target_std"] = {name: float(found.std()) for name, found in numbers.items() if len(found)}
+    if splits["train"]:
+        mean, spread = notes["target_mean"]["train"], notes["target_std"]["train"]
+        detail = f"mean {mean:,.4g}, standard deviation {spread:,.4g}"
+        for item in splits["train"]:
+            gathered.tallies.add("far_numbers", "train", item.row.where, is_far(mean, spread), detail=detail)
+
+
+def is_far(mean: float, spread: float) -> bool:
+    """Tells whether numbers are far from a mean of 0 or a standard deviation of 1, so that a head learns them slowly.
+
+    A new head predicts numbers near zero, and the heads of causal models have no bias that could be set to the mean.
+    """
+    return abs(mean) > LARGEST_MEAN or not SPREADS[0] <= spread <= SPREADS[1]
 
 
 def _check_answers(stream: FinetuneData, gathered: Gathered, problems: Problems) -> None:

@@ -22,7 +22,6 @@ from .contamination import contaminated
 from .documents import split_documents
 from .gathering import SPLITS, Gathered, Item, gather
 from .report import render
-from .scale import scale_warning
 from .tokenization import Encoder, load_saved_tokenizer, load_tokenizer, train_tokenizer
 
 if TYPE_CHECKING:
@@ -123,9 +122,6 @@ def run(
         manifest.save(artifact.path)
     tokenizer.metadata.update({"vocabulary_size": len(known), "mlflow_run": context.tracker.run_id or ""})
     _track(context, config.stream, manifests, infos, report)
-    warning = scale_warning(gathered.notes, str(stream.label_column)) if isinstance(stream, FinetuneData) else None
-    if warning:
-        context.say(warning)
     counts = ", ".join(f"{split} {infos[split].documents:,}" for split in SPLITS)
     context.say(f"prepared: {counts}; {sum(info.tokens for info in infos.values()):,} tokens")
 

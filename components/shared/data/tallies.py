@@ -66,6 +66,12 @@ KINDS: dict[str, TallyKind] = {
         "write it alike if it is one label",
         warn_from=0.0,
     ),
+    "far_numbers": TallyKind(
+        "examples",
+        "have a number on a scale that a head learns slowly",
+        "write (number - mean) / standard deviation into the column, and convert predictions back",
+        warn_from=0.0,
+    ),
     "unknown_tokens": TallyKind(
         "tokens", "are unknown to the tokenizer", _OTHER_TOKENIZER, refuse_from=0.5, by_source=True
     ),
