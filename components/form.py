@@ -45,6 +45,8 @@ ADVANCED_MEANING = (
 NULL = "null"
 """Stands for null in `advanced`: KFP has no null in the defaults of a dict."""
 
+EMPTY = ""
+"""A text field that is empty stands for null, where null is the option's default."""
 _MISSING = object()
 _COMPILED = "is fixed in the compiled pipeline; set it in the configuration file and use `mixtune submit`"
 _LOCAL = "is for runs on one machine; remove it"
@@ -103,9 +105,13 @@ def _plain(annotation: Any) -> Any:
 def field_defaults() -> dict[str, Any]:
     """Returns the schema's defaults of the fields. Required options have none."""
     options = {name: option(path) for name, path in FIELDS.items()}
-    return {
-        name: one.get_default(call_default_factory=True) for name, one in options.items() if not one.is_required()
-    } | {ADVANCED: {}}
+    found = {name: one.get_default(call_default_factory=True) for name, one in options.items() if not one.is_required()}
+    return {name: EMPTY if value is None else value for name, value in found.items()} | {ADVANCED: {}}
+
+
+def _empty_is_null(name: str) -> bool:
+    one = option(FIELDS[name])
+    return not one.is_required() and one.get_default(call_default_factory=True) is None
 
 
 def parameters(config: Config) -> dict[str, Any]:
@@ -117,9 +123,9 @@ def parameters(config: Config) -> dict[str, Any]:
         _take(advanced, path)
     for name, path in FIELDS.items():
         value = _get(values, path)
-        if value is not None:
+        if value is not None or _empty_is_null(name):
             _take(advanced, path)
-            form[name] = value
+            form[name] = EMPTY if value is None else value
     form[ADVANCED] = _replaced({name: value for name, value in advanced.items() if value != {}}, None, NULL)
     return form
 
@@ -147,7 +153,8 @@ def read_form(
             if _get(values, path) is None:
                 continue
             problems.append(f"{ADVANCED}.{path}: has the field {name} in the form; set it there and remove it here")
-        _set(values, path, given.get(name, _MISSING))
+        value = given.get(name, _MISSING)
+        _set(values, path, None if value == EMPTY and _empty_is_null(name) else value)
     for section, options in json.loads(compiled_in).items():
         for key, value in options.items():
             _set(values, f"{section}.{key}", value)

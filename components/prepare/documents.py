@@ -15,6 +15,9 @@ from .rows import Item, labels_of
 from .spans import Question, windows
 from .tokenization import BATCH, Encoder, Survival
 
+ID_CHARACTERS = 16
+"""Hexadecimal digits of a document's id."""
+
 
 @dataclass
 class Found:
@@ -165,4 +168,4 @@ _MAKERS: dict[Target, Callable[..., Iterator[Document]]] = {
 def _record(item: Item) -> dict[str, Any]:
     values = item.row.values
     size = sum(len(text.encode()) for role, text in values.items() if role != "label")
-    return {"id": item.key[:16], "source": item.row.where, "bytes": size, **values}
+    return {"id": item.key[:ID_CHARACTERS], "source": item.row.where, "bytes": size, **values}

@@ -11,7 +11,6 @@ import numpy as np
 from ..shared.config import EMBEDDED
 from ..shared.data.prepared import Split
 from ..shared.data.problems import Problems
-from ..shared.data.readers import Reading
 from ..shared.data.sources import named_sources, read
 from ..shared.data.tallies import Part, Tallies, warnings
 from .config import FinetuneData, PretrainData
@@ -73,14 +72,15 @@ def _read(
     writer = RowWriter(folder / "rows", embedded=stream.source == EMBEDDED)
     digest = exact if stream.exact_duplicates else fold
     ranges: dict[Part, tuple[int, int]] = {}
-    for option, source in named_sources(stream):
+    for named in named_sources(stream):
         before, first = len(problems), len(writer)
-        reading = Reading(stream.columns, option, stream.tsv_quotes, problems, tallies)
-        for row in read(source, reading):
+        for row in read(named.path, named.reading(stream, problems, tallies)):
             writer.append(row, digest(*texts_of(row)))
         if len(writer) == first and len(problems) == before:
-            problems.add(f"{option}: {source} holds no records")
-        ranges[reading.part] = (first, len(writer))
+            met = " that meet filter" if named.own is not None and named.own.filter else ""
+            problems.add(f"{named.option}: {named.path} holds no records{met}")
+        writer.end_source()
+        ranges[named.part] = (ranges.get(named.part, (first, first))[0], len(writer))
     return writer.finish(), {part: np.arange(*ends, dtype=np.int64) for part, ends in ranges.items()}
 
 

@@ -70,6 +70,7 @@ class RowWriter:
         self._targets, self._numbers, self._answers = array("Q"), array("d"), array("i")
         self._keys, self._units = bytearray(), bytearray()
         self._source_names: dict[str, int] = {}
+        self._source_ends: list[int] = []
         self._label_sets: dict[tuple[str, ...], int] = {}
 
     def __len__(self) -> int:
@@ -106,6 +107,10 @@ class RowWriter:
         self._keys += key
         self._units += key if shared is None else fold(shared)
 
+    def end_source(self) -> None:
+        """Notes that the rows of the next source follow."""
+        self._source_ends.append(len(self))
+
     def finish(self) -> Rows:
         """Closes the file and returns the rows."""
         self._file.close()
@@ -125,6 +130,7 @@ class RowWriter:
             source_names=list(self._source_names),
             labels=np.array(self._labels, np.int32),
             label_sets=list(self._label_sets),
+            source_ends=np.array(self._source_ends, np.int64),
         )
 
 
@@ -144,6 +150,7 @@ class Rows:
         source_names: files, data sets or packages.
         labels: (N,) indices in `label_sets`.
         label_sets: all combinations of labels that occur.
+        source_ends: (S,) end of the rows of each of the S sources.
     """
 
     file: Path
@@ -157,6 +164,7 @@ class Rows:
     source_names: list[str]
     labels: np.ndarray
     label_sets: list[tuple[str, ...]]
+    source_ends: np.ndarray
 
     def __len__(self) -> int:
         return len(self.ends)
@@ -164,6 +172,10 @@ class Rows:
     def sizes(self, numbers: np.ndarray) -> np.ndarray:
         """Returns the sizes of rows in the file, in bytes."""
         return self.ends[numbers] - np.where(numbers > 0, self.ends[numbers - 1], 0)
+
+    def source_numbers(self, numbers: np.ndarray) -> np.ndarray:
+        """Returns for each row the number of its source, in the order in which sources were read."""
+        return np.searchsorted(self.source_ends, numbers, side="right")
 
     def part(self, numbers: np.ndarray) -> RowPart:
         """Returns some of the rows, in the given order, as a small object that can be sent to another process."""

@@ -45,6 +45,9 @@ def as_run(config: Config) -> dict[str, Any]:
     return config.model_dump(exclude=left_out)
 
 
+SEVERAL = values(
+    data={"pretrain": {"sources": [{"path": "/a.txt"}, {"path": "/b.txt"}]}, "finetune": {"source": "embedded"}}
+)
 OTHERS = values(
     name="other",
     mixed={
@@ -58,7 +61,9 @@ OTHERS = values(
 )
 
 
-@pytest.mark.parametrize("given", [ready_made("demo"), ready_made("replay"), ready_made("start"), values(), OTHERS])
+@pytest.mark.parametrize(
+    "given", [ready_made("demo"), ready_made("replay"), ready_made("start"), values(), SEVERAL, OTHERS]
+)
 def test_the_form_and_back_is_the_same_configuration(given: dict[str, Any]) -> None:
     config = load(given)
     made = parameters(config)
@@ -118,16 +123,17 @@ def test_a_field_that_was_not_filled_in_is_told() -> None:
     with pytest.raises(RefusedError) as refused:
         read_form(form.field_defaults() | {"model_base": ""})
     assert [one.split(":")[0] for one in refused.value.problems] == [
-        "model.base", "data.pretrain.source", "data.finetune.source",
+        "model.base", "data.pretrain", "data.finetune",
     ]  # fmt: skip
 
 
 def test_the_examples_in_the_documentation_are_valid() -> None:
     text = (Path(__file__).parents[2] / "docs" / "kubeflow.md").read_text(encoding="utf-8")
     found = [json.loads(one) for one in re.findall(r"`(\{[^`]+\})`", text)]
-    assert len(found) == 3
+    assert len(found) == 4
     for advanced in found:
-        read_form(parameters(load(values())) | {ADVANCED: advanced})
+        source = {"data_text": ""} if "data" in advanced else {}
+        read_form(parameters(load(values())) | {ADVANCED: advanced} | source)
     to_try = {"data_labelled": "embedded", "data_text": "embedded", "model_base": "scratch", "pretrain_steps": 200}
     to_try |= {"mix_steps": 100, "model_max_length": 128, ADVANCED: found[-1]}
     assert read_form(form.field_defaults() | to_try).finetune.steps == 100
@@ -143,7 +149,7 @@ def test_the_fields_are_options_of_the_schema() -> None:
     assert set(FIELDS.values()) <= set(option_paths(Config))
     assert list(FIELDS) == sorted(FIELDS)
     defaults = form.field_defaults()
-    required = {"data_labelled", "data_text", "model_base"}
+    required = {"model_base"}
     assert set(defaults) == {*FIELDS, ADVANCED} - required
     # KFP has no null.
     assert None not in defaults.values()

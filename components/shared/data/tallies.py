@@ -53,6 +53,7 @@ KINDS: dict[str, TallyKind] = {
     "quoted_like": TallyKind(
         "records", "have a field in quotes with doubled quotes inside, which are kept as they are", "set tsv_quotes"
     ),
+    "filtered": TallyKind("records", "do not meet the conditions of filter, and are not read", warn_from=None),
     "duplicates": TallyKind("records", "are removed as duplicates of earlier ones"),
     "contradictory": TallyKind(
         "records",

@@ -164,6 +164,28 @@ def locate_answers(answers: Iterable[tuple[str, int | None]], context: str) -> t
     return tuple(dict.fromkeys(located))
 
 
+def meets(value: Any, asked: Any, untyped: bool) -> bool:
+    """Tells whether a value meets a condition.
+
+    Args:
+        value: value of a record; null meets no condition.
+        asked: a value, a list of accepted values, or a range with `min` and `max`.
+        untyped: whether the value is text, as in CSV, that can represent a number or a boolean.
+    """
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return False
+    if hasattr(asked, "min"):
+        try:
+            number = math.nan if isinstance(value, bool) else float(value)
+        except (TypeError, ValueError):
+            return False
+        return (asked.min is None or number >= asked.min) and (asked.max is None or number <= asked.max)
+    accepted = asked if isinstance(asked, list) else [asked]
+    if untyped:
+        return value.strip() in {str(one).lower() if isinstance(one, bool) else str(one) for one in accepted}
+    return any(value == one and isinstance(value, bool) == isinstance(one, bool) for one in accepted)
+
+
 def _parse_json(text: str) -> Any:
     """Parses text that is a JSON list or object; returns other text unchanged."""
     if text.lstrip().startswith(("[", "{")):
