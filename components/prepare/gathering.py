@@ -76,13 +76,17 @@ def _read(
     digest = exact if stream.exact_duplicates else fold
     ranges: dict[Part, tuple[int, int]] = {}
     for named in named_sources(stream):
-        before, first = len(problems), len(writer)
+        before, first, skipped = len(problems), len(writer), problems.skipped.count if problems.skipped else 0
         for row in read(named.path, named.reading(stream, problems, tallies)):
             writer.append(row, digest(*texts_of(row)))
         if len(writer) == first and len(problems) == before:
             met = " that meet filter" if named.own is not None and named.own.filter else ""
-            problems.add(f"{named.option}: {named.path} holds no records{met}")
+            valid = " that are valid" if problems.skipped and problems.skipped.count > skipped else ""
+            problems.add(f"{named.option}: {named.path} holds no records{met}{valid}")
         writer.end_source()
+        if problems.skipped is not None:
+            count = problems.skipped.count - skipped
+            tallies.add("quarantined", named.part, named.path, count, count + len(writer) - first)
         ranges[named.part] = (ranges.get(named.part, (first, first))[0], len(writer))
     return writer.finish(), {part: np.arange(*ends, dtype=np.int64) for part, ends in ranges.items()}
 

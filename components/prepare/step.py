@@ -17,8 +17,8 @@ from ..shared.artifacts import ArtifactLike, read_jsonl
 from ..shared.checkpoints.store import CHECKPOINT_DIR
 from ..shared.code_digest import code_digest
 from ..shared.config import EMBEDDED, Task
-from ..shared.data.prepared import DataManifest, Documents, Split, SplitInfo
-from ..shared.data.problems import Problems
+from ..shared.data.prepared import QUARANTINE, DataManifest, Documents, Split, SplitInfo
+from ..shared.data.problems import Problems, Skipped
 from ..shared.data.sources import named_sources, seen_from_here
 from ..shared.data.tallies import log_lines, refusals
 from ..shared.errors import RefusedError
@@ -82,7 +82,8 @@ def _prepare(
     report: ArtifactLike,
 ) -> None:
     stream, task = _stream(config), _task(config)
-    problems = Problems()
+    quarantine = folder / QUARANTINE
+    problems = Problems(Skipped(quarantine) if stream.on_error == "skip" else None)
     known = _known_tokenizer(config, tokenizer_in, problems)
     context.say(f"reading {stream.shown}")
     gathered = gather(stream, config.seed, problems, folder)
@@ -130,6 +131,8 @@ def _prepare(
         for split, inside in made.items():
             kept = _kept(stream, gathered, split, inside)
             infos[split] = inside.merge(folders[split].path, kept)
+    if quarantine.exists():
+        shutil.copyfile(quarantine, Path(train.path) / QUARANTINE)
     Path(tokenizer.path).mkdir(parents=True, exist_ok=True)
     known.save_pretrained(tokenizer.path)
     manifests = {
@@ -157,7 +160,7 @@ def _prepare(
         _describe(artifact, manifest)
         manifest.save(artifact.path)
     tokenizer.metadata.update({"vocabulary_size": len(known), "mlflow_run": context.tracker.run_id or ""})
-    _track(context, config.stream, manifests, infos, report)
+    _track(context, config.stream, manifests, infos, report, quarantine)
     counts = ", ".join(f"{split} {infos[split].documents:,}" for split in SPLITS)
     context.say(f"prepared: {counts}; {sum(info.tokens for info in infos.values()):,} tokens")
 
@@ -300,6 +303,7 @@ def _track(
     manifests: dict[str, DataManifest],
     infos: dict[Split, SplitInfo],
     report: ArtifactLike,
+    quarantine: Path,
 ) -> None:
     manifest = manifests["train"]
     params = {"vocabulary_size": manifest.vocabulary_size, "labels": manifest.labels}
@@ -317,6 +321,8 @@ def _track(
     for name, use in (("train", "training"), ("heldout", "evaluation")):
         context.tracker.log_input(f"{stream}-{name}", manifests[name].digest, manifests[name].source, use)
     with tempfile.TemporaryDirectory() as folder:
-        copy = Path(folder) / f"data-report-{stream}.html"
-        shutil.copyfile(report.path, copy)
-        context.tracker.log_artifact(copy)
+        copies = {f"data-report-{stream}.html": Path(report.path), f"quarantine-{stream}.jsonl": quarantine}
+        for name, file in copies.items():
+            if file.exists():
+                shutil.copyfile(file, Path(folder) / name)
+                context.tracker.log_artifact(Path(folder) / name)

@@ -88,6 +88,8 @@ def numbered_lines(file: File, problems: Problems) -> Iterator[tuple[int, str]]:
             except UnicodeDecodeError as error:
                 problems.add_detail(
                     f"{file.shown}, line {number}: is not UTF-8 (byte 0x{line[error.start]:02x} at position "
-                    f"{error.start + 1}); save the file as UTF-8"
+                    f"{error.start + 1}); save the file as UTF-8",
+                    line.decode("utf-8", errors="replace"),
                 )
-                yield number, line.decode("utf-8", errors="replace")
+                if problems.skipped is None:
+                    yield number, line.decode("utf-8", errors="replace")

@@ -120,12 +120,12 @@ def _read_json(file: File, reading: Reading) -> Iterator[Record]:
         except (ValueError, RecursionError) as error:
             message = error.msg if isinstance(error, json.JSONDecodeError) else first_line(error)
             position = f", character {error.pos + 1}" if isinstance(error, json.JSONDecodeError) else ""
-            problems.add_detail(f"{where}{position}: is no JSON ({message})")
+            problems.add_detail(f"{where}{position}: is no JSON ({message})", line)
             continue
         if isinstance(record, dict):
             yield record, where
         else:
-            problems.add_detail(f"{where}: is {kind_of(record)}, not an object with named fields")
+            problems.add_detail(f"{where}: is {kind_of(record)}, not an object with named fields", record)
 
 
 def _checked_start(file: File, lines: Iterator[tuple[int, str]]) -> list[tuple[int, str]]:
@@ -174,7 +174,8 @@ def _read_json_list(file: File, text: str, problems: Problems) -> Iterator[Recor
         if isinstance(record, dict):
             yield record, f"{file.shown}, item {number}"
         else:
-            problems.add_detail(f"{file.shown}, item {number}: is {kind_of(record)}, not an object with named fields")
+            problem = f"{file.shown}, item {number}: is {kind_of(record)}, not an object with named fields"
+            problems.add_detail(problem, record)
 
 
 def _read_csv(file: File, reading: Reading) -> Iterator[Record]:
@@ -222,11 +223,13 @@ def _read_csv(file: File, reading: Reading) -> Iterator[Record]:
                 if _look_like_records(inside, len(header), options):
                     swallowed += len(inside)
             if len(fields) != len(header):
-                problems.add_detail(f"{where}: the number of fields is {len(fields)}, in the header {len(header)}")
+                problem = f"{where}: the number of fields is {len(fields)}, in the header {len(header)}"
+                problems.add_detail(problem, fields)
             else:
                 yield dict(zip(header, fields, strict=True)), where
     except csv.Error as error:
-        problems.add_detail(f"{file.shown}, line {line}: is no valid {file.format[1:].upper()} ({error})")
+        problem = f"{file.shown}, line {line}: is no valid {file.format[1:].upper()} ({error})"
+        problems.add_detail(problem, "", skippable=False)
     if quoted:
         place = f"such as the {longest[0]} lines from {file.shown}, line {-longest[1]}" if spanning else ""
         reading.tallies.add("several_lines", reading.part, file.shown, spanning, records, place)
@@ -309,4 +312,4 @@ def _read_text(file: File, problems: Problems, single: bool) -> Iterator[Row]:
     if text.strip():
         yield Row({"text": text}, f"{file.shown}, line {start}" if single else file.shown)
     elif not single:
-        problems.add_detail(f"{file.shown}: is empty")
+        problems.add_detail(f"{file.shown}: is empty", "")

@@ -78,8 +78,10 @@ def rows_of(
                     texts[role] = parse_text(value, role)
             except InvalidValueError as problem:
                 wrong.append(f"{where}: {column} {problem}")
+        if wrong and problems.skipped is not None:
+            wrong = ["; ".join(wrong)]
         for sentence in wrong:
-            problems.add_detail(sentence)
+            problems.add_detail(sentence, record)
         if not wrong:
             yield Row(texts, where, **others)
 

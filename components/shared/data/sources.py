@@ -21,7 +21,7 @@ from ..errors import RefusedError, first_line
 from ..section import InvalidOptionError
 from .data_sets import hub_commit, hub_name, is_hub, read_hub, read_saved, saved_folder
 from .files import File, format_of, known_formats
-from .problems import Problems
+from .problems import Problems, Skipped
 from .readers import Reading, read_file
 from .records import GROUP, Row
 from .tallies import Part, Tallies
@@ -83,6 +83,8 @@ class StreamOptions(Protocol):
     def dev_source(self) -> str | None: ...
     @property
     def test_source(self) -> str | None: ...
+    @property
+    def on_error(self) -> Literal["fail", "skip"]: ...
     @property
     def tsv_quotes(self) -> bool: ...
     @property
@@ -166,7 +168,7 @@ def read(source: str, reading: Reading) -> Iterator[Row]:
             for row in read_file(file, reading, single=len(files) == 1):
                 rows += 1
                 yield row
-            if not rows and len(problems) == before and not reading.conditions:
+            if not rows and len(problems) == before and not reading.conditions and not problems.skipped:
                 problems.add(f"{option}: {file.shown} holds no records")
 
 
@@ -175,7 +177,7 @@ def check_source(stream: StreamOptions) -> list[str]:
 
     Reads only local files, and only the first records of each.
     """
-    problems = Problems()
+    problems = Problems(Skipped() if stream.on_error == "skip" else None)
     for named in named_sources(stream):
         # What a source must hold is unknown if the task or a column is invalid.
         with contextlib.suppress(InvalidOptionError):
@@ -200,7 +202,8 @@ def _check(stream: StreamOptions, named: NamedSource, problems: Problems) -> Non
         for file in files[:CHECKED_FILES]:
             before = len(problems)
             records = read_file(file, reading, single=len(files) == 1, first=CHECKED_RECORDS)
-            if not list(records) and len(problems) == before and not reading.conditions:
+            found = list(records) or reading.conditions or (problems.skipped and problems.skipped.count)
+            if not found and len(problems) == before:
                 problems.add(f"{option}: {file.shown} holds no records")
 
 

@@ -54,6 +54,12 @@ KINDS: dict[str, TallyKind] = {
         "records", "have a field in quotes with doubled quotes inside, which are kept as they are", "set tsv_quotes"
     ),
     "filtered": TallyKind("records", "do not meet the conditions of filter, and are not read", warn_from=None),
+    "quarantined": TallyKind(
+        "records",
+        "are invalid and left out; quarantine.jsonl has them with the reasons",
+        "correct them",
+        warn_from=0.0,
+    ),
     "duplicates": TallyKind("records", "are removed as duplicates of earlier ones"),
     "contradictory": TallyKind(
         "records",
