@@ -95,8 +95,8 @@ class Stream(Section):
     otherwise `folded`."""
     on_error: Literal["fail", "skip"] = "fail"
     """What happens to invalid records. `fail` refuses the data and names them, 20 at once; `skip` leaves them out and writes
-    each with its reason to a file: `data/<stream>-quarantine.jsonl` in the output folder, `quarantine.jsonl` in the step's training
-    data, and an artifact in MLflow. A file that cannot be read to its end is refused in any case."""
+    each with its reason to a file: `data/<stream>-quarantine.jsonl` in the output folder, `quarantine.jsonl` in the training
+    data of the step, an artifact in MLflow. A file that cannot be read to its end is refused in any case."""
     near_duplicates: float | None = Field(None, ge=0.5, lt=1)
     """Similarity from which a document or example is a near-duplicate of another one and is removed: the fraction of their
     passages of five words that both have, as MinHash estimates it. 0.8 is usual. Held-out ones are kept. Null removes none."""
