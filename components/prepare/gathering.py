@@ -22,6 +22,8 @@ from .config import FinetuneData, PretrainData
 from .splitting import HeldOut, cut, draw, exact, fold, shuffled
 
 SPLITS: tuple[Split, ...] = ("train", "dev", "test")
+MAX_CONTROL_DOCUMENTS = 1000
+"""More do not make the measured forgetting of a training noticeably more precise."""
 FOLDED = "case and white space aside; duplicates: exact keeps those that differ in them"
 REMOVED = ("duplicates", "contradictory", "held_out_too")
 """Kinds of tallies that can be the cause of a problem with the labels or the splits."""
@@ -126,6 +128,8 @@ def gather(stream: PretrainData | FinetuneData, seed: int, problems: Problems) -
 
     splits = _cut(stream, items, by_option, seed, problems)
     splits = {name: shuffled(inside, seed, key=lambda item: item.key) for name, inside in splits.items()}
+    if isinstance(stream, PretrainData):
+        splits = _with_control(splits, stream.control_fraction)
     gathered = Gathered(splits, notes=dict(counts), tallies=tallies)
     if isinstance(stream, FinetuneData):
         check = _CHECKS[TASK_KINDS[stream.task].target]
@@ -136,6 +140,14 @@ def gather(stream: PretrainData | FinetuneData, seed: int, problems: Problems) -
         for sentence in warnings((row for row in tallies.table() if row.kind in REMOVED), name):
             problems.add(sentence)
     return gathered
+
+
+def _with_control(splits: dict[Split, list[Item]], fraction: float) -> dict[Split, list[Item]]:
+    """Takes the control split from the training split. Without enough documents for one there is none."""
+    train = splits["train"]  # shuffled, so that every prefix is a random sample
+    size = min(int(fraction * len(train)), MAX_CONTROL_DOCUMENTS)
+    control: dict[Split, list[Item]] = {"control": train[:size]} if size else {}
+    return {"train": train[size:], **control, "dev": splits["dev"], "test": splits["test"]}
 
 
 def _unique(rows: list[Row], only_exact: bool, reading: Reading) -> list[Item]:

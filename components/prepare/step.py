@@ -49,7 +49,7 @@ def run(
         context: log, progress and tracking.
         tokenizer_in: fine-tuning stream: tokenizer folder of the pretraining stream.
         pretraining_data: fine-tuning stream: `train` output of the pretraining stream, for the contamination check.
-        train: output, data folder with the split train.
+        train: output, data folder with the split train, and for pretraining text the split control.
         heldout: output, data folder with the splits dev and test.
         tokenizer: output, tokenizer folder in Hugging Face format.
         report: output, HTML file that describes the data.
@@ -77,7 +77,7 @@ def run(
     encoder = Encoder(known, config.tokenizer.max_length, context)
     documents = {
         split: split_documents(gathered, split, task, encoder, streams.get(split) if streams else None)
-        for split in SPLITS
+        for split in gathered.splits
     }
     for split in SPLITS:
         must_fit = TASK_KINDS[task].must_fit if task else None
@@ -93,10 +93,10 @@ def run(
     for line in log_lines(tallies, config.stream):
         context.say(line)
 
-    folders = {"train": train, "dev": heldout, "test": heldout}
+    folders = {"train": train, "control": train, "dev": heldout, "test": heldout}
     for folder in (train, heldout):
         (Path(folder.path) / "manifest.json").unlink(missing_ok=True)
-    infos = {split: write_split(folders[split].path, split, documents[split]) for split in SPLITS}
+    infos = {split: write_split(folders[split].path, split, documents[split]) for split in documents}
     Path(tokenizer.path).mkdir(parents=True, exist_ok=True)
     known.save_pretrained(tokenizer.path)
     manifests = {
@@ -108,12 +108,12 @@ def run(
             vocabulary_size=len(known),
             ends_with_eos=ends_with_eos,
             source=seen_from_here(stream.source),
-            splits={split: infos[split] for split in splits},
+            splits={split: infos[split] for split in splits if split in infos},
             mlflow_run=context.tracker.run_id,
             notes=gathered.notes,
             tallies=tallies,
         )
-        for name, splits in (("train", ("train",)), ("heldout", HELD_OUT))
+        for name, splits in (("train", ("train", "control")), ("heldout", HELD_OUT))
     }
     Path(report.path).parent.mkdir(parents=True, exist_ok=True)
     page = render(manifests["train"].model_copy(update={"splits": infos}), documents, encoder.decode)
@@ -126,7 +126,7 @@ def run(
     warning = scale_warning(gathered.notes, str(stream.label_column)) if isinstance(stream, FinetuneData) else None
     if warning:
         context.say(warning)
-    counts = ", ".join(f"{split} {infos[split].documents:,}" for split in SPLITS)
+    counts = ", ".join(f"{split} {info.documents:,}" for split, info in infos.items())
     context.say(f"prepared: {counts}; {sum(info.tokens for info in infos.values()):,} tokens")
 
 
