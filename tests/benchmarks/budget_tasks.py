@@ -58,7 +58,7 @@ def encoder(folder: Path) -> dict[str, Any]:
     )
     values["model"] = {"base": str(base), "max_length": 64}
     for stage in ("finetune", "mixed"):
-        values[stage] |= {"learning_rate": 3e-4, "batch_size": 16}
+        values[stage] |= {"learning_rate": 3e-4}
     return values
 
 

@@ -124,7 +124,24 @@ def test_forgetting_is_the_rise_over_the_pretrained_model_on_control_text(stages
     wanted = forgetting_on_control_text(stages, finetuned)
     assert abs(wanted) > 1e-3
     assert [entry["forgetting"] for entry in curve_of(folder)] == pytest.approx([wanted] * 12, abs=1e-5)
-    trained = stages.mixed(candidate, **EVERY_STEP)
+
+
+@pytest.mark.parametrize(
+    ("task", "changes", "options"),
+    [
+        ("classification", {}, {}),
+        ("classification", {"lora_rank": 2}, {}),
+        ("generation", {}, {"micro_batch_size": 1}),
+        ("regression", {}, {"gradient_checkpointing": True}),
+    ],
+)
+def test_the_last_measurement_is_of_the_model_that_is_saved(
+    tmp_path: Path, task: Any, changes: dict[str, Any], options: dict[str, Any]
+) -> None:
+    stages = Stages(tmp_path, task)
+    stages.pretrain()
+    candidate = budgeted(0.1, smoothing=1).model_copy(update=changes)
+    trained = stages.mixed(candidate, **EVERY_STEP, **options)
     assert curve_of(trained)[-1]["forgetting"] == pytest.approx(forgetting_on_control_text(stages, trained), abs=1e-5)
 
 
