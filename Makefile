@@ -5,16 +5,12 @@ BIN := .venv/bin
 SIDE_BY_SIDE := --numprocesses auto --dist loadfile --no-loadscope-reorder
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test not-slow test-slow numeric lint compiled images sbom clean
+.PHONY: demo test test-slow numeric lint compiled images sbom clean
 
 demo: .venv/installed
 	$(BIN)/mixtune run
 
-# The check of types uses one core for a minute, beside tests that wait.
-test: .venv/tests-installed .types/mixtune
-	$(MAKE) --jobs 2 --keep-going lint not-slow
-
-not-slow: .venv/tests-installed
+test: .venv/tests-installed
 	$(BIN)/python -m pytest -m "not slow" $(SIDE_BY_SIDE)
 
 # Containers, the servers of k8s/, storms, the whole demo.

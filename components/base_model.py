@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,8 @@ HEADS: dict[Head, str] = {
 """transformers' names of the classes with a task head, by model type."""
 ON_GPU = ("flash_attention_2", "flex_attention")
 """Attention implementations that cannot train on a CPU."""
+HUB_SECONDS = 5
+"""Time in which the hub must answer."""
 EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight", "tok_embeddings.weight", "embed_in.weight")
 """Ends of the names of token embeddings."""
 WIDTHS = ("embedding_size", "word_embed_proj_dim", "hidden_size", "n_embd", "d_model", "dim", "emb_dim")
@@ -59,9 +62,14 @@ def model_problems(config: Config) -> list[str]:
     if base == EMBEDDED:
         return ["model.base: embedded is a data source, not a model; use scratch, a folder or a hub name"]
     if not looks_local(base):
-        if _is_hub_name(base):
-            return []
-        return [f"model.base: {base} is neither scratch, nor a folder, nor a hub name such as owner/name"]
+        if not _is_hub_name(base):
+            return [f"model.base: {base} is neither scratch, nor a folder, nor a hub name such as owner/name"]
+        if Path(base).exists():  # transformers would take it
+            return [
+                f"model.base: {base} is a folder in the working directory, but the configuration file is in another folder, to "
+                "which its paths are relative; write the absolute path"
+            ]
+        return _hub_problems(config)
     folder = Path(base)
     if not folder.is_dir():
         return [f"model.base: there is no folder {base}"]
@@ -83,8 +91,54 @@ def model_problems(config: Config) -> list[str]:
 
 
 def looks_local(base: str) -> bool:
-    """Tells whether the name of a base model is a folder rather than a name on the hub."""
-    return base.startswith((".", "/")) or Path(base).exists()
+    """Tells whether a base model is a folder rather than a name on the hub. Relative paths of folders were made absolute."""
+    return base.startswith((".", "/"))
+
+
+def _hub_problems(config: Config) -> list[str]:
+    model_config, problem = hub_config(config.model.base, config.model.revision)
+    if problem:
+        return [problem]
+    if model_config is None:
+        return []
+    return [
+        *known(lambda: _type_problems(config, model_config)),
+        *known(lambda: _length_problems(config, model_config)),
+    ]
+
+
+@cache
+def hub_config(base: str, revision: str | None) -> tuple[dict[str, Any] | None, str]:
+    """Returns the config.json of a model on the hub, and what is wrong with its name.
+
+    The file comes from the hub or from the hub's cache on this machine; None if neither is in reach.
+    """
+    from huggingface_hub import HfApi, errors, hf_hub_download
+
+    at = f" at the revision {revision}" if revision else ""
+    sentences: dict[type[Exception], str] = {
+        errors.LocalEntryNotFoundError: "",  # a kind of EntryNotFoundError: neither the hub nor its cache is in reach
+        errors.GatedRepoError: f"model.base: access to {base} on the Hugging Face hub is restricted; ask for it there and set "
+        "HF_TOKEN",
+        errors.RepositoryNotFoundError: f"model.base: there is no model {base} on the Hugging Face hub, or it is private and "
+        "HF_TOKEN does not open it",
+        errors.RevisionNotFoundError: f"model.revision: {base} has no revision {revision} on the Hugging Face hub",
+        errors.EntryNotFoundError: f"model.base: {base} has no config.json on the Hugging Face hub{at}, so it is no model in "
+        "Hugging Face format",
+    }
+    try:
+        try:
+            HfApi().model_info(base, revision=revision, timeout=HUB_SECONDS)  # without retries
+            is_away = False
+        except Exception as error:
+            if isinstance(error, tuple(sentences)):
+                raise
+            is_away = True
+        file = hf_hub_download(base, "config.json", revision=revision, local_files_only=is_away)
+        found = json.loads(Path(file).read_text(encoding="utf-8"))
+    except Exception as error:  # whatever else is wrong, the steps that load the model report it in full
+        return None, next((text for kind, text in sentences.items() if isinstance(error, kind)), "")
+    return found if isinstance(found, dict) else None, ""
 
 
 def _is_hub_name(base: str) -> bool:
@@ -111,11 +165,15 @@ def missing_gpu_here(config: Config) -> list[str]:
     return attention_problems(config, "here", has_gpu())
 
 
-def notes(config: Config) -> list[str]:
-    """Returns what a user should know about the name of the base model, although it is valid."""
+def notes(config: Config, folder: Path) -> list[str]:
+    """Returns what a user should know about the name of the base model, although it is valid.
+
+    Args:
+        folder: folder of the configuration file.
+    """
     base = config.model.base
     owner, slash, _ = base.partition("/")
-    if looks_local(base) or not slash or not Path(owner).is_dir():
+    if looks_local(base) or not slash or not any((one / owner).is_dir() for one in (folder, Path())):
         return []
     return [
         f"model.base: {base} is taken as a name on the Hugging Face hub, because there is no such folder, although there is a "

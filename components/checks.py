@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from statistics import NormalDist
 
-from .base_model import attention_problems, is_masked_type, looks_local, missing_gpu_here, model_problems
+from .base_model import attention_problems, hub_config, is_masked_type, looks_local, missing_gpu_here, model_problems
 from .config import Config, Fingerprints
 from .evaluate.harness_tasks import NOT_INSTALLED, installed, known_tasks
 from .shared.config import SCRATCH
@@ -167,6 +167,8 @@ def _is_masked(config: Config) -> bool:
     """Returns whether the objective is masked LM, as far as this can be determined without loading the model."""
     if config.model.objective is not None:
         return config.model.objective == "masked_lm"
+    if not looks_local(config.model.base):
+        return is_masked_type(hub_config(config.model.base, config.model.revision)[0] or {})
     try:
         return is_masked_type(json.loads((Path(config.model.base) / "config.json").read_text(encoding="utf-8")))
     except (OSError, ValueError, AttributeError):

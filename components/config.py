@@ -48,6 +48,9 @@ class LocalRun(Section):
     parallel: int = Field(1, ge=1, le=2)
     """Number of candidates that are trained and evaluated at the same time, each with an equal share of the processor's cores.
     KFP's local runner allows two."""
+    keep_interpolated: bool = False
+    """Whether to write the interpolated candidates into `models/` too, which takes time and space. Otherwise only one that is
+    selected is written."""
 
 
 class Config(Section):
@@ -286,7 +289,7 @@ SECTIONS = {
 }
 """Maps KFP parameters with a whole section, as JSON without the values in `HEADLINE`, to its path in the configuration."""
 
-_NOT_ON_A_CLUSTER = {"tracking.uri", "tracking.experiment", "tracking.offline_when_unreachable"}
+_NOT_ON_A_CLUSTER = {f"tracking.{name}" for name in ("uri", "experiment", "offline_when_unreachable", "tensorboard")}
 
 
 NULLABLE = frozenset({"max_forgetting", "max_forgetting_share", "registered_model"})

@@ -3,26 +3,52 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
 import json
-import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeRemainingColumn
+from rich.console import Console, RenderableType
+from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
 from rich.table import Table
 from rich.text import Text
 
-from mixtune.components.shared.outcome import load_outcomes
+from mixtune.components.config import Config
+from mixtune.components.mixed.config import candidates
+from mixtune.components.shared.outcome import Outcome, load_outcomes
+from mixtune.components.shared.running.context import WorkDone
 from mixtune.components.shared.task_name import TaskName
 from mixtune.components.shared.value_text import value_text
 
 PLAIN_LINE_SECONDS = 15.0
 WIDE = 120
 """Width in characters from which on intervals are shown with both ends."""
-_CACHE_HIT = re.compile(r"Task (\S+) cache hit")
+TITLE_WIDTH = 26
+
+
+def titles_of(config: Config) -> list[str]:
+    """Returns the titles of all tasks of a run."""
+    mixed = [candidate.id for candidate in candidates(config.mixed)]
+    tasks = [
+        *(TaskName("prepare", stream=stream) for stream in ("pretrain", "finetune")),
+        *(TaskName("mixed", candidate=one) for one in mixed),
+        *(TaskName("evaluate", candidate=one) for one in ("pretrained", "finetuned", "interpolated", *mixed)),
+        *map(TaskName, ("plan", "pretrain", "finetune", "compare", "register", "finish")),
+    ]
+    return [str(task) for task in tasks]
+
+
+class _Bars(Progress):
+    """One line with a bar for each running task, and a second line with what is done and measured."""
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        """Yields both lines of each task."""
+        for task in self.tasks:
+            yield self.make_tasks_table([task])
+            if task.fields["text"]:
+                yield Text(f"       {task.fields['text']}", no_wrap=True, overflow="ellipsis")
 
 
 class Display:
@@ -30,59 +56,57 @@ class Display:
 
     Args:
         console: console to write to.
+        titles: titles of all tasks of the run, from which the ended ones are counted; empty if they are not known.
     """
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Console, titles: Sequence[str] = ()) -> None:
         self.console = console
+        self._total = len(titles)
+        self._width = max([TITLE_WIDTH, *map(len, titles)])
         self._bars: Progress | None = None
         self._tasks: dict[str, TaskID] = {}
-        self._seen: set[str] = set()
+        self._running: dict[str, str] = {}
+        self._ended: set[str] = set()
         self._last_plain: dict[str, float] = {}
         self._offsets: dict[Path, int] = {}
-        self._paths: tuple[Path, Path, Path] | None = None
+        self._paths: tuple[Path, Path] | None = None
 
     @contextlib.contextmanager
-    def following(self, progress: Path, outcomes: Path, log: Path) -> Iterator[None]:
+    def following(self, progress: Path, outcomes: Path) -> Iterator[None]:
         """Shows the progress of a run until the block ends.
 
         Args:
             progress: file that the steps append to.
             outcomes: folder of the outcome records.
-            log: KFP's log, the only source of information about cached tasks.
         """
-        self._paths = (progress, outcomes, log)
+        self._paths = (progress, outcomes)
         if not self.console.is_terminal:
             yield
             return
         spinner = SpinnerColumn("line" if self.console.options.ascii_only else "dots")
         columns = (
-            spinner, TextColumn("{task.description:<28}", markup=False), BarColumn(),
-            TextColumn("{task.fields[rate]:>14}", markup=False), TimeRemainingColumn(),
+            spinner, TextColumn("{task.description}", markup=False), BarColumn(20),
+            TextColumn("{task.fields[rate]:>15}", markup=False), TextColumn("{task.fields[left]:>7}", markup=False),
         )  # fmt: skip
-        with Progress(*columns, console=self.console, transient=True) as self._bars:
+        with _Bars(*columns, console=self.console, transient=True) as self._bars:
             yield
         self._bars = None
 
     def refresh(self) -> None:
         """Shows changes since the last call."""
         assert self._paths is not None
-        progress, outcomes, log = self._paths
-        for line in self._new_lines(log):
-            hit = _CACHE_HIT.search(line)
-            if hit:
-                title = str(TaskName.of_package_task(hit.group(1)) or hit.group(1))
-                self.console.print(Text(f"  {title:<28} from the cache", style="dim"))
-        for line in self._new_lines(progress):
-            with contextlib.suppress(ValueError):
-                self._show_progress(json.loads(line))
+        progress, outcomes = self._paths
         for outcome in load_outcomes(outcomes):
-            if outcome.title in self._seen:
-                continue
-            self._seen.add(outcome.title)
-            self._remove_bars_of(outcome.title)
-            mark = (outcome.kind.replace("_", " "), "green" if outcome.kind == "done" else "red")
-            seconds = (f"{outcome.seconds:.0f} s", "dim")
-            self.console.print(Text.assemble(f"  {outcome.title:<28} ", mark, " ", seconds))
+            if outcome.title not in self._ended:
+                self._show_outcome(outcome)
+        for line in self._new_lines(progress):
+            with contextlib.suppress(ValueError):  # a killed step can leave a partial line
+                note = json.loads(line)
+                title = note.pop("title")
+                if note.pop("cached", False):
+                    self._end(title, Text("from the cache"), style="dim")
+                elif title not in self._ended:
+                    self._show_work(title, WorkDone(**note) if note else None)
 
     def _new_lines(self, path: Path) -> list[str]:
         if not path.is_file():
@@ -94,34 +118,43 @@ class Display:
         self._offsets[path] = self._offsets.get(path, 0) + len(whole) + len(separator)
         return whole.decode("utf-8", "replace").splitlines()
 
-    def _show_progress(self, note: dict[str, Any]) -> None:
-        title, rate = note["title"], note["tokens_per_second"]
-        words = f"{rate:,} tokens/s" if rate else f"{note['done']}/{note['total']} {note['unit']}"
+    def _show_outcome(self, outcome: Outcome) -> None:
+        mark = (outcome.kind.replace("_", " "), "green" if outcome.kind == "done" else "red")
+        self._end(outcome.title, Text.assemble(mark, (f" {outcome.seconds:.0f} s", "dim")))
+        if outcome.title == "compare" and outcome.facts.get("gate", "passed") != "passed":
+            self._end("register", Text("skipped, since the gate is not met"), style="dim")
+
+    def _end(self, title: str, how: Text, style: str = "") -> None:
+        self._ended.add(title)
+        self._running.pop(title, None)
+        if self._bars is not None and title in self._tasks:
+            self._bars.remove_task(self._tasks.pop(title))
+        self.console.print(Text.assemble(f"{self._numbered(len(self._ended), title)} ", how, style=style))
+
+    def _numbered(self, number: int, title: str) -> str:
+        """Returns the title in its column, after the number of the task."""
+        count = f"{number:>{len(str(self._total))}}/{self._total} " if self._total else ""
+        return f"  {count}{title:<{self._width}}"
+
+    def _show_work(self, title: str, work: WorkDone | None) -> None:
+        number = len(self._ended) + 1 + [*self._running, title].index(title)
+        self._running.setdefault(title, "")
         if self._bars is not None:
             if title not in self._tasks:
-                for name in [name for name in self._tasks if _is_of(title, name)]:
-                    self._bars.remove_task(self._tasks.pop(name))
-                self._tasks[title] = self._bars.add_task(title, total=None, rate="")
-            if note["total"]:
-                self._bars.update(self._tasks[title], completed=note["done"], total=note["total"], rate=words)
+                shown = self._numbered(number, title).removeprefix("  ")
+                self._tasks[title] = self._bars.add_task(shown, total=None, rate="", left="", text="")
+            if work is not None and work.total:
+                left = str(datetime.timedelta(seconds=round(work.seconds_left)))
+                self._bars.update(
+                    self._tasks[title], completed=work.done, total=work.total, rate=work.rate, left=left, text=work.text
+                )
             return
         now = time.monotonic()
-        if note["done"] and now - self._last_plain.get(title, now - PLAIN_LINE_SECONDS + 5) >= PLAIN_LINE_SECONDS:
+        due = now - self._last_plain.get(title, now - PLAIN_LINE_SECONDS + 5) >= PLAIN_LINE_SECONDS
+        if work is not None and work.done and due:
             self._last_plain[title] = now
-            left = f", {note['seconds_left']:.0f} s left"
-            self.console.print(Text(f"  {title}: {note['done']}/{note['total']} {note['unit']}, {words}{left}"))
+            self.console.print(Text(f"{self._numbered(number, title)} {work.line}"))
         self._last_plain.setdefault(title, now)
-
-    def _remove_bars_of(self, title: str) -> None:
-        for name in [name for name in self._tasks if _is_of(name, title)]:
-            if self._bars is not None:
-                self._bars.remove_task(self._tasks[name])
-            del self._tasks[name]
-
-
-def _is_of(bar: str, title: str) -> bool:
-    """Tells whether a bar shows a task or some work within it, such as `mixed-0.3 tokens`."""
-    return f"{bar} ".startswith(f"{title} ")
 
 
 def print_candidates(report: dict[str, Any], console: Console) -> None:

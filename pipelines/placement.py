@@ -105,6 +105,7 @@ class Placer:
         where: the configuration's placement.
         parallelism: number of candidates trained in parallel; 0 is no limit.
         offline: whether steps continue if the MLflow server does not answer.
+        tensorboard: whether trainings write TensorBoard event files.
         images: images of the steps.
         alone: whether the pipeline consists of one step.
     """
@@ -113,6 +114,7 @@ class Placer:
     where: Placement = field(default_factory=Placement)
     parallelism: int = 0
     offline: bool = False
+    tensorboard: bool = False
     images: Images = field(default_factory=images)
     alone: bool = False
     _run_time: Mapping[str, Any] = field(default_factory=dict)
@@ -138,7 +140,11 @@ class Placer:
             raise RefusedError(f"placement.gpus: the profile {where.profile} has no GPUs, found {where.gpus}")
         own = {name: getattr(where, name) for name in ("cpu", "memory", "gpu_cpu", "gpu_memory")}
         profile = profile.model_copy(update={name: value for name, value in own.items() if value is not None})
-        return cls(profile, where, offline=config.tracking.offline_when_unreachable, images=in_images or images())
+        fixed: dict[str, Any] = {
+            "offline": config.tracking.offline_when_unreachable,
+            "tensorboard": config.tracking.tensorboard,
+        }
+        return cls(profile, where, images=in_images or images(), **fixed)
 
     def parameters(self) -> dict[str, tuple[type, Any, str]]:
         """Returns the placement options that are set at run time: name -> (type, default, description)."""
@@ -170,8 +176,9 @@ class Placer:
     def compiled_in(self) -> str:
         """Returns the options that are fixed in a package, as JSON, for the record and for `mixtune rerun`."""
         fixed = {"placement": self.where.model_dump(mode="json", exclude_defaults=True)}
-        if self.offline:
-            fixed["tracking"] = {"offline_when_unreachable": True}
+        tracking = {"offline_when_unreachable": self.offline, "tensorboard": self.tensorboard}
+        if any(tracking.values()):
+            fixed["tracking"] = {name: True for name, value in tracking.items() if value}
         return json.dumps(fixed, ensure_ascii=False, sort_keys=True)
 
     def with_parameters(self, values: Mapping[str, Any]) -> None:
@@ -216,6 +223,8 @@ class Placer:
         if self.offline:
             # An environment variable, since an input would be part of every step's cache key.
             task.set_env_variable("MIXTUNE_TRACKING_OFFLINE", "1")
+        if self.tensorboard and name.trains:
+            task.set_env_variable("MIXTUNE_TENSORBOARD_DIR", "/tmp/tensorboard")  # they become artifacts in MLflow
         if self.where.queue:
             kubernetes.add_pod_label(task, QUEUE_LABEL, self.where.queue)
         user, group = self.where.run_as_user, self.where.run_as_group

@@ -30,6 +30,7 @@ BASE = frozenset(
         "shared.code_digest",
         "shared.task_kinds",
         "shared.third_party",
+        "shared.value_text",
     }
 )
 """Modules at the top of `shared/` that every room may import, and the private names of other libraries."""

@@ -35,6 +35,8 @@ NAMES = (
     ("kfp", "kfp.local.docker_task_handler", "run_docker_container"),
     ("kfp", "kfp.local.subprocess_task_handler", "run_local_subprocess"),
     ("kfp", "kfp.local.cache", "LocalCache._serialize_value_for_key"),
+    ("kfp", "kfp.local.cache", "LocalCache.compute_key"),
+    ("kfp", "kfp.local.cache", "LocalCache.get"),
     ("kfp", "kfp.compiler.compiler_utils", "additional_input_name_for_pipeline_channel"),
 )
 

@@ -21,10 +21,10 @@ class Gate(Section):
     """Whether the candidate and fine-tuning alone must score measurably higher than the best trivial answer: the most frequent
     label or answer, the mean, an empty answer, a copy of the prompt. The lower end of the interval of the paired difference
     must be above 0."""
-    max_score_drop: float = Field(0.02, ge=0)
+    max_score_drop: float = Field(0.02, ge=0, le=2)
     """Maximum drop of the task score below that of `finetuned`: the lower end of the interval of the paired difference must be
     above the negative of this value."""
-    max_score_drop_vs_champion: float | None = Field(None, ge=0)
+    max_score_drop_vs_champion: float | None = Field(None, ge=0, le=2)
     """Maximum drop of the task score below that of the champion, the registered model in use; null means `max_score_drop`. It
     applies if there is a champion with a task score. With 1 or more, any score between 0 and 1 passes."""
     min_task_score: float | None = None

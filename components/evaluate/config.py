@@ -45,9 +45,9 @@ class Evaluate(Section):
     """For each α, (1 - α) · pretrained + α · finetuned is a candidate that needs no training. Empty means none."""
     interpolate_mixed: bool = False
     """Whether to interpolate `pretrained` with each mixed model too."""
-    max_new_tokens: int = Field(64, ge=1)
+    max_new_tokens: int = Field(64, ge=1, le=1_000_000)
     """Generation: maximum length of an answer, in tokens."""
-    batch_size: int = Field(32, ge=1)
+    batch_size: int = Field(32, ge=1, le=1_000_000)
     """Rows or prompts in one forward pass."""
     precision: Literal["auto", "float32", "bf16"] = "auto"
     """Precision of the matrix products in evaluation, as in training."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -50,9 +51,8 @@ def run(
         return find_problems(given, gpus) + ([] if on_record else [NOT_ON_RECORD])
 
     whole = load(assemble(config.configuration, os.environ.get(COMPILED, "{}")), check)
-    cut = parts(whole, fingerprints(whole), _champion(whole.evaluate.champion, context))
-    texts = {field.name: getattr(cut, field.name) for field in fields(Parts) if field.name != "candidates"}
-    contents = {name: part.to_json() for name, part in texts.items()} | _pretrain_placement(whole, gpu)
+    cut = cut_into_parts(whole, context.tracker.reach, context.say)
+    contents = part_texts(cut) | _pretrain_placement(whole, gpu)
     for name, file in outputs.items():
         path = Path(file)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -66,16 +66,30 @@ def run(
     ]
 
 
-def _champion(given: str | None, context: Context) -> str | None:
-    """Resolves the champion's alias to its current version, which is recorded and becomes part of the cache key.
+def cut_into_parts(whole: Config, reach: Callable[[], Any], say: Callable[[str], None]) -> Parts:
+    """Splits a configuration, with the fingerprints of all content that it names, and the version of the champion.
+
+    Args:
+        reach: returns a client of MLflow; None if nothing is tracked.
+        say: shows a line to the user.
 
     Raises:
-        RefusedError: if the registry has no such version.
-        UnreachableError: if MLflow does not answer.
+        RefusedError: if the registry has no such version of the champion.
+        UnreachableError: if MLflow is needed and does not answer.
     """
+    return parts(whole, fingerprints(whole), _champion(whole.evaluate.champion, reach, say))
+
+
+def part_texts(cut: Parts) -> dict[str, str]:
+    """Returns the parts as JSON, by their names."""
+    return {field.name: getattr(cut, field.name).to_json() for field in fields(Parts) if field.name != "candidates"}
+
+
+def _champion(given: str | None, reach: Callable[[], Any], say: Callable[[str], None]) -> str | None:
+    """Resolves the champion's alias to its current version, which is recorded and becomes part of the cache key."""
     if given is None or not given.startswith("models:"):
         return None if given is None else str(Path(given).absolute())
-    client = context.tracker.reach()
+    client = reach()
     if client is None:
         raise RefusedError(
             f"evaluate.champion: is {given}, but MLFLOW_TRACKING_URI is not set; set it or name a folder"
@@ -84,7 +98,7 @@ def _champion(given: str | None, context: Context) -> str | None:
 
     version = version_behind(client, given)
     if version is None:
-        context.say(f"evaluate.champion: there is no {given} yet, so nothing is compared with it")
+        say(f"evaluate.champion: there is no {given} yet, so nothing is compared with it")
     return version
 
 

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 import shutil
 import tempfile
+from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..shared.artifacts import ArtifactLike, read_jsonl
-from ..shared.config import Task
-from ..shared.data.prepared import DataManifest, Split, SplitInfo, write_split
+from ..shared.checkpoints.store import CHECKPOINT_DIR
+from ..shared.code_digest import code_digest
+from ..shared.config import EMBEDDED, Task
+from ..shared.data.prepared import DataManifest, Documents, Split, SplitInfo
 from ..shared.data.problems import Problems
 from ..shared.data.sources import seen_from_here
 from ..shared.data.tallies import log_lines, refusals
@@ -19,10 +25,10 @@ from ..shared.running.context import Context
 from ..shared.task_kinds import TASK_KINDS
 from .config import FinetuneData, PrepareStep, PretrainData
 from .contamination import contaminated
-from .documents import split_documents
-from .gathering import SPLITS, Gathered, Item, gather
+from .gathering import gather
 from .report import render
-from .scale import scale_warning
+from .rows import Gathered, Item
+from .shards import counts_of, make_shards, merge, shards_of, work_folder
 from .tokenization import Encoder, load_saved_tokenizer, load_tokenizer, train_tokenizer
 
 if TYPE_CHECKING:
@@ -57,46 +63,66 @@ def run(
     Raises:
         RefusedError: if the stream's data has problems; names all of them.
     """
-    stream = _stream(config)
-    task = _task(config)
+    with tempfile.TemporaryDirectory(prefix="rows-", dir=_nearest_folder(Path(train.path))) as folder:
+        _prepare(config, context, Path(folder), tokenizer_in, pretraining_data, train, heldout, tokenizer, report)
+
+
+def _prepare(
+    config: PrepareStep,
+    context: Context,
+    folder: Path,
+    tokenizer_in: ArtifactLike | None,
+    pretraining_data: ArtifactLike | None,
+    train: ArtifactLike,
+    heldout: ArtifactLike,
+    tokenizer: ArtifactLike,
+    report: ArtifactLike,
+) -> None:
+    stream, task = _stream(config), _task(config)
     problems = Problems()
     known = _known_tokenizer(config, tokenizer_in, problems)
     context.say(f"reading {stream.source}")
-    gathered = gather(stream, config.seed, problems)
+    gathered = gather(stream, config.seed, problems, folder)
     problems.raise_if_any()
 
     if known is None:
         context.say("training the tokenizer")
         size = config.tokenizer.vocabulary_size or 0
-        texts = (item.text for item in gathered.splits["train"])
+        texts = (item.text for item in gathered.rows.items(gathered.splits["train"]))
         known = train_tokenizer(texts, size, config.tokenizer.max_length, config.tokenizer.objective)
     ends_with_eos = _to_end_with_eos(config)
     if ends_with_eos:
         append_eos(known)
     streams = _contamination(gathered, pretraining_data) if isinstance(stream, FinetuneData) else None
-    encoder = Encoder(known, config.tokenizer.max_length, context)
-    documents = {
-        split: split_documents(gathered, split, task, encoder, streams.get(split) if streams else None)
-        for split in gathered.splits
-    }
-    for split in SPLITS:
-        must_fit = TASK_KINDS[task].must_fit if task else None
-        if must_fit and not documents[split]:
-            problems.add(
-                f"{stream.section}: no example of the split {split} has {must_fit} model.max_length = "
-                f"{config.tokenizer.max_length} tokens; raise it"
-            )
-    tallies = gathered.tallies.table()
-    for sentence in refusals(tallies, config.stream):
-        problems.add(sentence)
-    problems.raise_if_any()
-    for line in log_lines(tallies, config.stream):
-        context.say(line)
 
-    folders = {"train": train, "control": train, "dev": heldout, "test": heldout}
-    for folder in (train, heldout):
-        (Path(folder.path) / "manifest.json").unlink(missing_ok=True)
-    infos = {split: write_split(folders[split].path, split, documents[split]) for split in documents}
+    name = f"prepare-{config.stream}-{_content_key(config, known, gathered)[:16]}"
+    with work_folder(os.environ.get(CHECKPOINT_DIR, ""), name, folder / "shards") as work:
+        shards = {
+            split: shards_of(
+                gathered, split, work.path, task, streams.get(split) if streams else None, stream.source == EMBEDDED
+            )
+            for split in gathered.splits
+        }
+        make_shards(shards, known, config.tokenizer.max_length, work, context)
+        counts_of(shards, gathered)
+        tallies = gathered.tallies.table()
+        must_fit = TASK_KINDS[task].must_fit if task else None
+        for split, inside in shards.items():
+            if must_fit and not any(shard.num_documents for shard in inside):
+                problems.add(
+                    f"{stream.section}: no example of the split {split} has {must_fit} model.max_length = "
+                    f"{config.tokenizer.max_length} tokens; raise it"
+                )
+        for sentence in refusals(tallies, config.stream):
+            problems.add(sentence)
+        problems.raise_if_any()
+        for line in log_lines(tallies, config.stream):
+            context.say(line)
+
+        folders = {"train": train, "control": train, "dev": heldout, "test": heldout}
+        for output in (train, heldout):
+            (Path(output.path) / "manifest.json").unlink(missing_ok=True)
+        infos = {split: merge(folders[split].path, split, inside) for split, inside in shards.items()}
     Path(tokenizer.path).mkdir(parents=True, exist_ok=True)
     known.save_pretrained(tokenizer.path)
     manifests = {
@@ -116,18 +142,37 @@ def run(
         for name, splits in (("train", ("train", "control")), ("heldout", HELD_OUT))
     }
     Path(report.path).parent.mkdir(parents=True, exist_ok=True)
-    page = render(manifests["train"].model_copy(update={"splits": infos}), documents, encoder.decode)
+    documents = {split: Documents(folders[split].path, split) for split in infos}
+    decode = Encoder(known, config.tokenizer.max_length).decode
+    page = render(manifests["train"].model_copy(update={"splits": infos}), documents, decode)
     Path(report.path).write_text(page, encoding="utf-8")
     for artifact, manifest in ((train, manifests["train"]), (heldout, manifests["heldout"])):
         _describe(artifact, manifest)
         manifest.save(artifact.path)
     tokenizer.metadata.update({"vocabulary_size": len(known), "mlflow_run": context.tracker.run_id or ""})
     _track(context, config.stream, manifests, infos, report)
-    warning = scale_warning(gathered.notes, str(stream.label_column)) if isinstance(stream, FinetuneData) else None
-    if warning:
-        context.say(warning)
     counts = ", ".join(f"{split} {info.documents:,}" for split, info in infos.items())
     context.say(f"prepared: {counts}; {sum(info.tokens for info in infos.values()):,} tokens")
+
+
+def _nearest_folder(path: Path) -> Path:
+    """Returns the nearest folder above a path that exists. It is on the disk that has room for the output."""
+    return next(folder for folder in path.absolute().parents if folder.is_dir())
+
+
+def _content_key(config: PrepareStep, tokenizer: PreTrainedTokenizerBase, gathered: Gathered) -> str:
+    """Returns a digest of everything that the shards depend on."""
+    digest = hashlib.sha256(f"{config.to_json()} {code_digest(('prepare', 'shared/data', 'shared/serving'))}".encode())
+    for package in ("tokenizers", "transformers"):
+        digest.update(version(package).encode())
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer.save_pretrained(folder)
+        for file in sorted(Path(folder).rglob("*")):
+            if file.is_file():
+                digest.update(file.read_bytes())
+    for numbers in gathered.splits.values():
+        digest.update(gathered.rows.keys[numbers].tobytes())
+    return digest.hexdigest()
 
 
 def _stream(config: PrepareStep) -> PretrainData | FinetuneData:
@@ -185,14 +230,19 @@ def _contamination(gathered: Gathered, pretraining_data: ArtifactLike | None) ->
     Returns:
         For each held-out example the streams, `pretrain` and `finetune`, whose train split contains its text.
     """
-    held_out = [_compared(item) for split in HELD_OUT for item in gathered.splits[split]]
-    training = (text for item in gathered.splits["train"] for text in _compared(item))
-    found = {"finetune": contaminated(held_out, training)}
+    rows = gathered.rows
+
+    def held_out() -> Iterator[list[str]]:
+        return (_compared(item) for split in HELD_OUT for item in rows.items(gathered.splits[split]))
+
+    training = (text for item in rows.items(gathered.splits["train"]) for text in _compared(item))
+    found = {"finetune": contaminated(held_out(), training)}
     if pretraining_data is not None:
         DataManifest.load(pretraining_data.path)
         records = read_jsonl(Path(pretraining_data.path) / "train" / "records.jsonl")
-        found["pretrain"] = contaminated(held_out, (record["text"] for record in records))
-    of_each = [[stream for stream in sorted(found) if found[stream][place]] for place in range(len(held_out))]
+        found["pretrain"] = contaminated(held_out(), (record["text"] for record in records))
+    count = sum(len(gathered.splits[split]) for split in HELD_OUT)
+    of_each = [[stream for stream in sorted(found) if found[stream][place]] for place in range(count)]
     border = len(gathered.splits["dev"])
     streams: dict[Split, list[list[str]]] = {"dev": of_each[:border], "test": of_each[border:]}
     gathered.notes["contaminated"] = {split: sum(map(bool, inside)) for split, inside in streams.items()}

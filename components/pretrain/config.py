@@ -11,7 +11,7 @@ from ..shared.section import Section
 class Pretrain(Training):
     """Pretraining on unlabelled text (λ = 1)."""
 
-    steps: int = Field(0, ge=0)
+    steps: int = Field(0, ge=0, le=100_000_000)
     """Optimizer steps; with 0, the base model is used as it is."""
 
 

@@ -40,7 +40,9 @@ def run(
     folder = Path(selected.path)
     if candidate["kind"] == "interpolated":
         folder = Path(model.path)
-        _write_interpolated(float(candidate["params"]["alpha"]), candidate["id"], selected.path, other.path, model.path)
+        write_interpolated(
+            float(candidate["params"]["alpha"]), candidate["id"], selected.path, other.path, Path(model.path)
+        )
 
     context.say(f"registering {candidate['id']} as {config.registered_model}")
     model.metadata.update({"candidate": candidate["id"], "registered_model": config.registered_model})
@@ -71,12 +73,20 @@ def run(
     context.say(f"registered {context.facts['registered']}")
 
 
-def _write_interpolated(alpha: float, candidate_id: str, pretrained: str, finetuned: str, target: str) -> None:
+def write_interpolated(alpha: float, candidate_id: str, pretrained: str, finetuned: str, folder: Path) -> None:
+    """Writes the model folder of an interpolated candidate, with the weights that `evaluate` made in memory.
+
+    Args:
+        alpha: weight of the fine-tuned model.
+        candidate_id: id of the candidate.
+        pretrained: model folder of the pretrained model.
+        finetuned: model folder of the fine-tuned model.
+        folder: folder to write to. What is in it is deleted.
+    """
     from ..shared.model.loading import interpolate
     from ..shared.model.tokenizer import load_tokenizer
 
     model = interpolate(pretrained, finetuned, alpha)
-    folder = Path(target)
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     model.save(folder, load_tokenizer(finetuned))

@@ -60,11 +60,11 @@ class Scratch(Section):
 
     vocabulary_size: int = Field(4096, ge=300, le=1_000_000)
     """Vocabulary size of the tokenizer, which is trained on the pretraining stream."""
-    hidden_size: int = Field(192, ge=8)
+    hidden_size: int = Field(192, ge=8, le=100_000)
     """Size of the hidden states; a multiple of `heads`."""
-    layers: int = Field(4, ge=1)
+    layers: int = Field(4, ge=1, le=1000)
     """Number of transformer blocks."""
-    heads: int = Field(4, ge=1)
+    heads: int = Field(4, ge=1, le=1000)
     """Number of attention heads."""
 
 
@@ -75,7 +75,7 @@ class Model(Section):
     """A Hugging Face hub name, a local folder in Hugging Face format (safetensors), or `scratch`."""
     revision: str | None = None
     """Commit, tag or branch of the base model on the hub. Prefer a commit, since tags and branches can change."""
-    max_length: int = Field(512, ge=8)
+    max_length: int = Field(512, ge=8, le=10_000_000)
     """Maximum length of a training sequence, in tokens. Longer text is split into windows; longer examples are truncated."""
     objective: Objective | None = None
     """Loss on the pretraining stream: `causal_lm` (the next token) or `masked_lm` (masked tokens, for encoders such as BERT);
@@ -89,7 +89,7 @@ class Model(Section):
 class Training(Section):
     """Options of one training stage."""
 
-    steps: int = Field(1000, ge=0)
+    steps: int = Field(1000, ge=0, le=100_000_000)
     """Optimizer steps."""
     epochs: float | None = Field(None, gt=0, le=10_000)
     """Passes over the training data (over the labelled examples, if both streams are read). If set, it replaces `steps`."""
@@ -97,7 +97,7 @@ class Training(Section):
     """Number of training tokens, of both streams together. If set, it replaces `steps`."""
     learning_rate: float = Field(2e-5, gt=0, le=1)
     """Peak learning rate of the backbone, and of the task head unless `head_learning_rate` is set."""
-    head_learning_rate: float | None = Field(None, gt=0)
+    head_learning_rate: float | None = Field(None, gt=0, le=1)
     """Peak learning rate of the task head; null means `learning_rate`."""
     layer_decay: float = Field(1.0, gt=0, le=1)
     """Each layer's learning rate is that of the layer above it times this factor; the embeddings count as the lowest layer.
@@ -107,13 +107,13 @@ class Training(Section):
     decays to zero in the last fifth."""
     warmup_steps: int = Field(0, ge=0)
     """Optimizer steps in which the learning rate rises from zero to its peak."""
-    weight_decay: float = Field(0.01, ge=0)
+    weight_decay: float = Field(0.01, ge=0, le=100)
     """Weight decay of AdamW, applied to matrices only (not to norms and biases)."""
     max_grad_norm: float = Field(1.0, gt=0)
     """Maximum gradient norm; larger gradients are scaled down to it."""
-    batch_size: int = Field(32, ge=1)
+    batch_size: int = Field(32, ge=1, le=1_000_000)
     """Batch size of one optimizer step, over all devices: windows of text in pretraining, labelled examples otherwise."""
-    micro_batch_size: int = Field(8, ge=1)
+    micro_batch_size: int = Field(8, ge=1, le=1_000_000)
     """Packed rows of `model.max_length` tokens in one forward pass on one device. Lower it if memory runs out."""
     precision: Literal["auto", "float32", "bf16"] = "auto"
     """Precision of the matrix products. `auto` is bf16 if the device supports it natively, else float32."""
@@ -213,6 +213,10 @@ class Tracking(Section):
     alias: Alias = "candidate"
     """Alias that `register` sets on the new version. `latest` and `v` with a number are reserved by MLflow."""
 
+    tensorboard: bool = False
+    """Whether trainings also write TensorBoard event files with the metrics that they log to MLflow: into `tensorboard/` in the
+    output folder, and at their end as artifacts of their MLflow runs. A training from the cache writes none. On a cluster, they
+    are artifacts only, and the value is fixed when the pipeline is compiled. To show them, `pip install tensorboard`."""
     offline_when_unreachable: bool = False
     """Whether a step continues if the MLflow server does not answer; `mixtune sync` delivers its records later. Otherwise
     the step ends with status 4. On a cluster, the value is fixed when the pipeline is compiled, and the records are lost

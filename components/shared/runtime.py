@@ -272,7 +272,7 @@ def _raise_on_sigterm() -> None:
         signal.signal(signal.SIGALRM, stop)
 
 
-def _task_name(step: str, config: str, artifacts: Mapping[str, Any], parameters: Mapping[str, Any]) -> TaskName:
+def task_name(step: str, config: str, artifacts: Mapping[str, Any], parameters: Mapping[str, Any]) -> TaskName:
     """Returns the name of the task, with the stream or the candidate that `plan` gave it."""
     with contextlib.suppress(Exception):  # the step itself reports invalid inputs
         if step == "prepare":
@@ -292,7 +292,7 @@ def _own_log(
     step: str, config: str, artifacts: Mapping[str, Any], parameters: Mapping[str, Any]
 ) -> Iterator[tuple[str, str | None]]:
     """Redirects all output to a log file per step if the environment names a folder. Parallel steps then do not interleave."""
-    name = _task_name(step, config, artifacts, parameters)
+    name = task_name(step, config, artifacts, parameters)
     folder = os.environ.get("MIXTUNE_LOG_DIR")
     if not folder:
         yield str(name), None

@@ -1,4 +1,4 @@
-"""Formats measured values with their intervals."""
+"""Formats measured values."""
 
 from __future__ import annotations
 
@@ -18,3 +18,18 @@ def value_text(value: Mapping[str, float | None] | None, digits: int = 3, signed
     form = f"{'+' if signed else ''}.{digits}f"
     text = format(value["value"], form)
     return text if value["low"] is None else f"{text} [{value['low']:{form}}, {value['high']:{form}}]"
+
+
+def losses_text(metrics: Mapping[str, float | None]) -> str:
+    """Formats the last metrics of a training as `λ 0.3, loss 3.214 (pretrain 4.110, finetune 2.318)`.
+
+    Args:
+        metrics: `loss`, and `loss_pretrain`, `loss_finetune` and `mix_weight` if the training has them.
+    """
+    text = f"loss {metrics['loss']:.3f}"
+    pretrain, finetune = metrics.get("loss_pretrain"), metrics.get("loss_finetune")
+    if pretrain is None or finetune is None:
+        return text
+    mix_weight = metrics.get("mix_weight")
+    weight = f"λ {mix_weight:.3g}, " if mix_weight is not None else ""
+    return f"{weight}{text} (pretrain {pretrain:.3f}, finetune {finetune:.3f})"

@@ -34,10 +34,15 @@ def check_and_show(config_file: Path | None, overrides: Sequence[str]) -> None:
     parsed = read_config(config_file, overrides, find_problems)
     names = ", ".join(candidate.id for candidate in candidates(parsed.mixed))
     print(f"{parsed.name}: the configuration is valid; base model {parsed.model.base}, candidates {names}")
-    for sentence in [*notes(parsed), *filter(None, (few_examples(parsed), few_control_documents(parsed)))]:
+    more = filter(None, (few_examples(parsed), few_control_documents(parsed)))
+    for sentence in [*notes(parsed, _folder_of(config_file)), *more]:
         print(f"note: {sentence}")
     for sentence in missing_here(parsed):  # irrelevant if the steps run in images
         print(f"a run on this machine would be refused: {sentence}")
+
+
+def _folder_of(config_file: Path | None) -> Path:
+    return config_file.parent if config_file else Path()
 
 
 def run_and_show(
@@ -60,7 +65,7 @@ def run_and_show(
     from mixtune.components.base_model import notes
     from mixtune.components.checks import find_problems, missing_here
 
-    from ..display import Display, print_candidates
+    from ..display import Display, print_candidates, titles_of
     from ..local.run import run_local, tracking_uri
 
     if runner not in ("subprocess", "docker"):
@@ -75,7 +80,7 @@ def run_and_show(
         return find_problems(given) + (missing_here(given) if runner == "subprocess" else [])
 
     config = read_config(config_file, overrides, check)
-    for sentence in notes(config):
+    for sentence in notes(config, _folder_of(config_file)):
         print(f"mixtune: {sentence}", file=sys.stderr)
     folder = output or Path("runs") / config.name
     console = Console(soft_wrap=True)
@@ -85,7 +90,7 @@ def run_and_show(
         from ..local.containers import Containers
 
         in_containers = Containers(**given)
-    ended = run_local(config, folder, use_cache, Display(console), in_containers)
+    ended = run_local(config, folder, use_cache, Display(console, titles_of(config)), in_containers)
 
     if ended.report is not None:
         console.print()
@@ -94,6 +99,8 @@ def run_and_show(
         console.print(Text(f"\nreport  {folder / 'report' / 'report.html'}"))
         console.print(Text(f"models  {folder / 'models'}"))
         console.print(Text(f"MLflow  {_mlflow_hint(tracking_uri(config, folder), folder)}"))
+        if (folder / "tensorboard").is_dir() and config.tracking.tensorboard:
+            console.print(Text(f"curves  tensorboard --logdir {shlex.quote(str(folder / 'tensorboard'))}"))
     for line in (*ended.warnings, *ended.problems, *ended.notes):
         print(f"mixtune: {line}", file=sys.stderr)
     said = [{130: "interrupted", 143: "ended by SIGTERM"}.get(ended.status, "")]
@@ -149,7 +156,7 @@ def run_step(name: str, config: str, artifacts: Sequence[str], parameters: Seque
     from mixtune.components.shared.task_name import STEPS
 
     if name in WHOLE_RUN_STEPS:
-        raise RefusedError("plan and finish run only as part of a whole run; use `mixtune check` or `mixtune run`")
+        raise RefusedError("plan and finish run only as part of a whole run; use `mixtune plan` or `mixtune run`")
     if name not in STEPS:
         steps = [one for one in STEPS if one not in WHOLE_RUN_STEPS]
         raise RefusedError(f"there is no step {name}; the steps are {', '.join(steps)}")

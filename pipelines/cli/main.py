@@ -107,10 +107,26 @@ def run(
 
 
 @app.command()
+def plan(
+    output: Annotated[Path, typer.Option(callback=expanded, help="Folder to write the parts to.")],
+    config: ConfigFile = None,
+    overrides: Overrides = [],
+) -> None:
+    """Write the part of the configuration that each step takes, for mixtune step."""
+    from .plan import plan_and_write
+
+    with plain_errors():
+        plan_and_write(config, overrides, output)
+
+
+@app.command()
 def step(
     name: Annotated[str, typer.Argument(help="prepare, pretrain, finetune, mixed, evaluate, compare or register.")],
     config: Annotated[
-        str, typer.Option(help="The step's part of the configuration: JSON, or a file with JSON.")
+        str,
+        typer.Option(
+            help="The step's part of the configuration: JSON, or a file with JSON, as mixtune plan writes it."
+        ),
     ] = "{}",
     artifacts: Annotated[
         list[str],

@@ -32,7 +32,7 @@ from .records import StepRecord, read_record, steps_behind
 from .runs import Package, Submitted, describe_alone, get_run, package_of, submit, upload
 
 # These options are fixed in a compiled package. A step that runs alone gets its own package.
-_FIXED_IN_WHOLE = ("placement.", "mixed.start=", "tracking.offline_when_unreachable=")
+_FIXED_IN_WHOLE = ("placement.", "mixed.start=", "tracking.offline_when_unreachable=", "tracking.tensorboard=")
 _FIXED_IN_STEP = ("mixed.start=",)
 _NOWHERE = Fingerprints("", "", "")
 _PART_OF_EVALUATION = {

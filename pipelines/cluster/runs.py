@@ -86,7 +86,8 @@ def neutral(config: Config) -> Config:
     whole = config.model_dump(mode="json")
     values["placement"] = whole["placement"]
     values.setdefault("mixed", {})["start"] = whole["mixed"]["start"]
-    values.setdefault("tracking", {})["offline_when_unreachable"] = whole["tracking"]["offline_when_unreachable"]
+    for name in ("offline_when_unreachable", "tensorboard"):
+        values.setdefault("tracking", {})[name] = whole["tracking"][name]
     return load(values)
 
 

@@ -12,11 +12,11 @@ from typing import Any
 from mixtune.components.shared.errors import MixtuneError, without_credentials
 from mixtune.components.shared.tracking.connection import to_look
 from mixtune.components.shared.tracking.mlflow_runs import step_runs_of
+from mixtune.components.shared.value_text import losses_text
 
 from .slow import Say, report_if_slow
 
 REST_SECONDS = 60.0
-_LOSSES = {"loss_pretrain": "pretrain", "loss_finetune": "finetune"}
 
 
 @dataclass(frozen=True)
@@ -60,11 +60,9 @@ class TrackedRun:
         if not history:
             return None
         step = max(one.step for one in history)
-        losses = [f"{name} {attempt.metrics[key]:.3f}" for key, name in _LOSSES.items() if key in attempt.metrics]
-        detail = f" ({', '.join(losses)})" if len(losses) > 1 else ""
         rate = attempt.metrics.get("tokens_per_second")
         speed = f", {rate:,.0f} tokens/s" if rate else ""
-        return f"step {step}{_of_steps(attempt.params)}, loss {attempt.metrics['loss']:.3f}{detail}{speed}"
+        return f"step {step}{_of_steps(attempt.params)}, {losses_text(attempt.metrics)}{speed}"
 
     def _ask(self, question: Any) -> Any:
         if not self._uri or time.monotonic() < self._rest_until:

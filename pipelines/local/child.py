@@ -14,6 +14,8 @@ from typing import Any
 
 from mixtune.components.shared.ascii_text import spell_in_output
 from mixtune.components.shared.errors import MixtuneError
+from mixtune.components.shared.running.context import note_cached
+from mixtune.components.shared.task_name import TaskName
 
 from .step_processes import StepServers
 
@@ -39,9 +41,8 @@ def _run_pipeline(spec: dict[str, Any], servers: StepServers | None) -> None:
     from ..paths import local_folders
     from ..pipeline import make_pipeline
     from ..placement import Placer
-    from ..third_party.kfp import key_cache_without, run_commands_with
+    from ..third_party.kfp import key_cache_without, run_commands_with, tell_cache_hits
 
-    # The runner logs cached tasks only at this level.
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     runner: Any = local.SubprocessRunner(use_venv=False)
     in_images = None
@@ -66,7 +67,16 @@ def _run_pipeline(spec: dict[str, Any], servers: StepServers | None) -> None:
     # Weights of a base model in a folder are not copied: results contain its path.
     has_local_base = config.model.base.startswith("/")
     key_cache_without(spec["pipeline_root"], [] if has_local_base else local_folders(config))
+    tell_cache_hits(_note_cached)
     make_pipeline(config, Placer.local(in_images, config.run.parallel))()
+
+
+def _note_cached(task: str, arguments: dict[str, Any]) -> None:
+    from mixtune.components.shared.runtime import task_name
+
+    known = TaskName.of_package_task(task)
+    if known is not None:
+        note_cached(str(task_name(known.step, arguments["config"], arguments, arguments)))
 
 
 def _end_with_parent(parent: int) -> None:

@@ -27,6 +27,9 @@ from mixtune.components.shared.task_name import TaskName
 from ..configuration import to_yaml
 from .folder import Run
 
+Writer = Callable[[Path], None]
+"""Writes a file or a folder at a path."""
+
 
 @dataclass(frozen=True)
 class Published:
@@ -59,7 +62,7 @@ class _Folder:
     new: Path
     moved: list[str] = field(default_factory=list)
 
-    def put(self, name: str, write: Callable[[Path], None]) -> None:
+    def put(self, name: str, write: Writer) -> None:
         """Puts a file or folder at a name, and moves what has the name already to the history, unless it is the same."""
         made, target = self.new / name, self.output / name
         made.parent.mkdir(parents=True, exist_ok=True)
@@ -89,19 +92,24 @@ def publish(run: Run, config: Config, compared: Outcome, registered: Outcome | N
     Args:
         config: configuration of the run; stored with the report.
         compared: record of `compare`, with the locations of all candidates' models.
-        registered: record of `register`, the only step that writes interpolated models.
+        registered: record of `register`, the only step that writes an interpolated model.
     """
     comparison = Path(compared.artifacts["comparison"])
     report: dict[str, Any] = read_json(comparison / "report.json", "a comparison made by mixtune")
     models = read_json(comparison / "models.json", "a comparison made by mixtune")
     if registered is not None and report["selected"] not in models:
         models = {**models, report["selected"]: registered.artifacts["model"]}
+    writers: dict[str, Writer | None] = {
+        name: partial(_copy_model, Path(uri)) if Path(uri).is_dir() else None for name, uri in models.items()
+    }
+    if config.run.keep_interpolated:
+        writers = _interpolated(compared) | writers
     selected = report["selected"] if report["gate"]["passed"] else None
     folder = _Folder(run.output, run.output / "history" / _published_by(run), run.state / "new")
     shutil.rmtree(folder.new, ignore_errors=True)
     try:
         _publish_report(folder, comparison, {"config.yaml": to_yaml(config), "run.json": json.dumps({"id": run.id})})
-        problems = _publish_models(folder, models, selected)
+        problems = _publish_models(folder, writers, selected)
         _publish_predictions(folder, compared)
         _publish_data_reports(folder, run, report)
     finally:
@@ -131,11 +139,16 @@ def _publish_report(folder: _Folder, comparison: Path, texts: dict[str, str]) ->
         shutil.copy2(earlier, folder.history / "config.yaml")
 
 
+def _evaluations(compared: Outcome) -> list[Path]:
+    """Returns the folders of the evaluations that were compared."""
+    uris = json.loads(compared.given.get("artifacts", "{}"))
+    return [Path(uri) for given in uris.values() for uri in ([given] if isinstance(given, str) else given)]
+
+
 def _publish_predictions(folder: _Folder, compared: Outcome) -> None:
     """Publishes the predictions of each candidate on the test split, one example a line."""
-    uris = json.loads(compared.given.get("artifacts", "{}"))
-    evaluations = [Path(uri) for given in uris.values() for uri in ([given] if isinstance(given, str) else given)]
-    files = {file.parent.name: file for one in evaluations for file in sorted(one.glob("*/test.examples.jsonl"))}
+    found = [file for one in _evaluations(compared) for file in sorted(one.glob("*/test.examples.jsonl"))]
+    files = {file.parent.name: file for file in found}
     for candidate, file in files.items():
         folder.put(f"predictions/{candidate}.jsonl", partial(_copy, str(file)))
     before = folder.history / "report" / "report.json"
@@ -159,7 +172,20 @@ def _publish_data_reports(folder: _Folder, run: Run, report: dict[str, Any]) -> 
                 break
 
 
-def _publish_models(folder: _Folder, models: dict[str, str], selected: str | None) -> list[str]:
+def _interpolated(compared: Outcome) -> dict[str, Writer | None]:
+    """Returns what writes each interpolated candidate."""
+    from mixtune.components.register.step import write_interpolated
+
+    found: dict[str, Writer | None] = {}
+    for evaluation in _evaluations(compared):
+        for one in read_json(evaluation / "evaluation.json", "an evaluation made by mixtune")["candidates"]:
+            if one["kind"] == "interpolated":
+                ends = one["model_uri"], one["other_uri"]
+                found[one["id"]] = partial(write_interpolated, one["alpha"], one["id"], *ends)
+    return found
+
+
+def _publish_models(folder: _Folder, models: dict[str, Writer | None], selected: str | None) -> list[str]:
     target = folder.output / "models"
     target.mkdir(exist_ok=True)
     link = target / "selected"
@@ -169,12 +195,12 @@ def _publish_models(folder: _Folder, models: dict[str, str], selected: str | Non
         if one.name not in models and _is_published(one):
             folder.move_to_history(f"models/{one.name}")
     taken = []
-    for candidate, uri in models.items():
+    for candidate, write in models.items():
         place = target / candidate
         if (place.exists() or place.is_symlink()) and not _is_published(place):
             taken.append(place)
-        elif Path(uri).is_dir():
-            folder.put(f"models/{candidate}", partial(_copy_model, Path(uri)))
+        elif write is not None:
+            folder.put(f"models/{candidate}", write)
     if link.exists():
         taken.append(link)
     elif selected is not None and _is_published(target / selected):

@@ -109,6 +109,8 @@ def environment_of_steps(config: Config, run: Run) -> dict[str, str]:
     environment.setdefault("GLIBC_TUNABLES", MALLOC_TUNABLES)
     if config.tracking.offline_when_unreachable:
         environment["MIXTUNE_TRACKING_OFFLINE"] = "1"
+    if config.tracking.tensorboard:
+        environment["MIXTUNE_TENSORBOARD_DIR"] = str(run.output / "tensorboard")
     return environment
 
 
@@ -151,7 +153,7 @@ def tracking_uri(config: Config, output: Path) -> str:
 def _watch(child: subprocess.Popen[bytes], run: Run, display: Display) -> Literal["interrupted", "terminated"] | None:
     """Shows progress until the child ends. Returns by which signal the run was stopped; None if it was not."""
     try:
-        with display.following(run.progress, run.outcomes, run.logs / "kfp.log"):
+        with display.following(run.progress, run.outcomes):
             while child.poll() is None:
                 display.refresh()
                 time.sleep(0.2)
@@ -209,7 +211,11 @@ def _conclude(run: Run, config: Config, stopped: Literal["interrupted", "termina
     failed = {step.title for step in verdict.failed}
     # The user knows why the steps of a stopped run have ended.
     ended = [outcome for outcome in outcomes if outcome.kind not in ("interrupted", "terminated") or not stopped]
-    problems = [line for outcome in ended if outcome.title in failed for line in _lines(outcome)]
+    causes = [outcome for outcome in ended if outcome.title in failed]
+    told = [outcome.sentences for outcome in causes if outcome.title != "finish"]
+    # `finish` can fail for the same reason as the step before it.
+    causes = [outcome for outcome in causes if outcome.title != "finish" or outcome.sentences not in told]
+    problems = [line for outcome in causes for line in _lines(outcome)]
     if verdict.kind == "failed":
         problems = problems or list(verdict.problems)
     return Ended(run.id, state, stopped or verdict.kind, verdict.sentence, problems, report, notes=notes)

@@ -61,6 +61,31 @@ def key_cache_without(root: str, folders: Sequence[str]) -> None:
     LocalCache._serialize_value_for_key = staticmethod(without_folders)
 
 
+def tell_cache_hits(tell: Callable[[str, dict[str, Any]], None]) -> None:
+    """Makes KFP's local cache call a function for each task whose results it has, in this process.
+
+    Args:
+        tell: takes the name of the task in the package, such as `evaluate-2`, and the task's arguments.
+    """
+    from kfp.local.cache import LocalCache
+
+    compute_key, get = LocalCache.compute_key, LocalCache.get
+    asked: dict[str, tuple[str, dict[str, Any]]] = {}
+
+    def noted_key(self: LocalCache, component_name: str, *args: Any, **kwargs: Any) -> str:
+        key = compute_key(self, component_name, *args, **kwargs)
+        asked[key] = component_name.removeprefix("comp-"), kwargs["arguments"]
+        return key
+
+    def told_get(self: LocalCache, key: str) -> dict[str, Any] | None:
+        found = get(self, key)
+        if found is not None:
+            tell(*asked[key])
+        return found
+
+    LocalCache.compute_key, LocalCache.get = noted_key, told_get
+
+
 def run_commands_with(function: Callable[[list[str], dict[str, str] | None], int]) -> None:
     """Replaces the function with which KFP's local SubprocessRunner runs a task's command, in this process.
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from mixtune.components.base_model import notes
+from mixtune.components.base_model import hub_config, notes
 from mixtune.components.checks import find_problems, missing_here
 from mixtune.components.config import Config, load, parameters
 from mixtune.components.plan.config import PlanStep
@@ -19,7 +19,7 @@ from mixtune.components.shared.errors import RefusedError
 from mixtune.components.shared.model import device
 from mixtune.components.shared.model.masking import Masking
 from mixtune.components.shared.running.context import COMPILED, Context
-from mixtune.pipelines.configuration import to_yaml
+from mixtune.pipelines.configuration import read_config, to_yaml
 
 from .shared.test_loss import TASKS
 from .shared.tiny import ARCHITECTURES, ENCODERS, tiny_model, tiny_tokenizer
@@ -110,15 +110,65 @@ def test_plan_knows_the_gpus_of_a_cluster(
 
 
 def test_a_hub_name_that_looks_like_a_path_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "m").mkdir()
-    (note,) = notes(config("m/gtp2"))
-    assert note.startswith(
-        "model.base: m/gtp2 is taken as a name on the Hugging Face hub, because there is no such folder"
+    here, there = tmp_path / "here", tmp_path / "there"
+    for folder in (here / "m", there / "n"):
+        folder.mkdir(parents=True)
+    monkeypatch.chdir(here)
+    for base in ("m/gtp2", "n/gpt2"):  # in the working directory, and beside the configuration file
+        (note,) = notes(config(base), there)
+        assert note.startswith(
+            f"model.base: {base} is taken as a name on the Hugging Face hub, because there is no such"
+        )
+    assert not any(notes(config(base), there) for base in ("o/gpt2", "scratch", "gpt2", "./m/gpt2"))
+
+
+def test_a_folder_of_the_working_directory_is_not_taken_for_one_beside_the_configuration(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(tmp_path / "here" / "m" / "gpt", "gpt2")
+    (tmp_path / "mixtune.yaml").write_text(to_yaml(config("m/gpt")))
+    monkeypatch.chdir(tmp_path / "here")
+    (problem,) = find_problems(read_config(tmp_path / "mixtune.yaml"))
+    assert problem.startswith(
+        "model.base: m/gpt is a folder in the working directory, but the configuration file is in"
     )
-    assert notes(config("n/gpt2")) == notes(config("scratch")) == notes(config("gpt2")) == []
-    (tmp_path / "m" / "gtp2").mkdir()
-    assert notes(config("m/gtp2")) == []
+    assert find_problems(read_config(tmp_path / "mixtune.yaml", ["model.base=m/gpt"])) == []
+
+
+def test_the_configuration_of_a_hub_model_is_checked_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The hub's cache on this machine suffices."""
+    commit = "0123456789" * 4
+    cached = tmp_path / "models--owner--encoder"
+    save(cached / "snapshots" / commit, "bert")
+    (cached / "refs").mkdir()
+    (cached / "refs" / "main").write_text(commit)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    (problem,) = find_problems(config("owner/encoder", "generation"))
+    assert problem.startswith("data.finetune.task: ")
+    assert find_problems(config("owner/encoder")) == []
+    assert find_problems(config("owner/another", "generation")) == []  # which nobody here knows
+
+
+@pytest.mark.parametrize(
+    ("error", "sentence"),
+    [
+        ("RepositoryNotFoundError", "model.base: there is no model owner/it on the Hugging Face hub, or it is private"),
+        ("GatedRepoError", "model.base: access to owner/it on the Hugging Face hub is restricted"),
+        ("RevisionNotFoundError", "model.revision: owner/it has no revision v2 on the Hugging Face hub"),
+    ],
+)
+def test_what_the_hub_answers_is_told_by_check(monkeypatch: pytest.MonkeyPatch, error: str, sentence: str) -> None:
+    from huggingface_hub import HfApi, errors
+
+    def answer(*_: Any, **__: Any) -> None:
+        kind = getattr(errors, error)
+        raise kind.__new__(kind)  # its response would have to be made up
+
+    hub_config.cache_clear()
+    monkeypatch.setattr(HfApi, "model_info", answer)
+    (problem,) = find_problems(config("owner/it", model={"revision": "v2"}))
+    hub_config.cache_clear()
+    assert problem.startswith(sentence)
 
 
 def test_the_command_tells_it_too(tmp_path: Path) -> None:

@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
+from dataclasses import asdict
 from pathlib import Path
 from typing import Literal
 
 import pytest
 import yaml
-from rich.console import Console
 
 from mixtune.components.config import Config, load
 from mixtune.components.shared.artifacts import ModelCard, write_json
 from mixtune.components.shared.errors import RefusedError, cannot_be_written
 from mixtune.components.shared.outcome import Outcome
-from mixtune.components.shared.running.context import note_progress
+from mixtune.components.shared.running.context import WorkDone, note_cached, note_progress
 from mixtune.components.shared.tracking.connection import connect
 from mixtune.components.shared.tracking.tracker import Tracker
 from mixtune.components.shared.tracking.verdict import judge
-from mixtune.pipelines.cli.commands import _print_verdict
 from mixtune.pipelines.configuration import ready_made
-from mixtune.pipelines.display import Display, candidates_table, print_candidates
 from mixtune.pipelines.ended import Ended
 from mixtune.pipelines.local.folder import Run, claim
 from mixtune.pipelines.local.last_run import KILLED, begin_record, close_killed_run, was_killed
@@ -110,8 +107,9 @@ def test_a_register_step_that_was_killed_is_a_failure(made: Made) -> None:
 def test_every_step_that_started_and_left_no_record_is_named(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MIXTUNE_PROGRESS_FILE", str(made.run.progress))
     note_progress("pretrain")
+    note_cached("evaluate pretrained")
     note_progress("mixed-0.3")
-    note_progress("mixed-0.3 tokens", 0, 0, "documents")
+    note_progress("mixed-0.3", **asdict(WorkDone("tokens", 0, 0, "documents")))
     note_progress("finetune")
     with made.run.progress.open("a") as file:
         file.write('{"title": "half a li')
@@ -130,6 +128,12 @@ def test_a_step_that_was_refused_gives_the_status_also_where_another_was_killed(
     ended = made.conclude(made.compared, refused, done("finish"))
     assert ended.status == 2
     assert ended.problems == ["register: no"]
+
+
+def test_a_reason_that_finish_has_too_is_told_once(made: Made) -> None:
+    refused = [Outcome(title=title, kind="refused", sentences=["no address"]) for title in ("plan", "finish")]
+    ended = made.conclude(*refused)
+    assert (ended.status, ended.problems) == (2, ["plan: no address"])
 
 
 def test_a_finish_that_failed_gives_its_status(made: Made) -> None:
@@ -314,32 +318,6 @@ def test_a_folder_without_permission_is_refused(tmp_path: Path) -> None:
         claim(tmp_path / "run", "x")
 
 
-@pytest.mark.parametrize("terminal", [False, True])
-def test_brackets_in_names_are_shown_as_they_are(made: Made, terminal: bool) -> None:
-    console = Console(file=io.StringIO(), width=200, force_terminal=terminal, color_system=None)
-    title = "[/a] :smile: [red]"
-    note = {"title": title, "done": 1, "total": 2, "unit": "[/b]", "tokens_per_second": None, "seconds_left": 1.0}
-    made.run.progress.write_text(json.dumps(note) + "\n")
-    display = Display(console)
-    with display.following(made.run.progress, made.run.outcomes, made.run.logs / "kfp.log"):
-        display.refresh()
-        Outcome(title=title.replace("/", "|"), kind="done").save(made.run.outcomes)
-        display.refresh()
-    budget = {"kept": False, "sentence": "not kept"}
-    row = {"id": title, "kind": "mixed", "lambda": 0.3, "forgetting_budget": budget} | dict.fromkeys(
-        ("task_score", "task_score_vs_finetuned", "delta_bpb")
-    )
-    gate = {"passed": False, "reasons": [title]}
-    report = {"name": title, "selected": title, "task": {"metric": title}, "candidates": [row], "gate": gate}
-    console.print(candidates_table(report))
-    _print_verdict(console, report)
-    printed = console.file.getvalue()  # type: ignore[attr-defined]
-    assert printed.count(title) >= 5
-    assert "← nearest" in printed
-    assert "forgetting budget: not kept" in printed
-    assert "[|a] :smile: [red]" in printed
-
-
 @pytest.mark.parametrize("by_sync", [False, True])
 def test_the_mlflow_run_of_a_killed_command_is_closed_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, by_sync: bool
@@ -370,29 +348,3 @@ def test_the_mlflow_run_of_a_killed_command_is_closed_once(
     done("finish").save(made.run.outcomes)
     close_killed_run(output)
     assert client.get_run(tracker.parent_id).info.status == "FINISHED"
-
-
-@pytest.mark.parametrize(("width", "terminal"), [(80, True), (80, False), (140, True)])
-def test_each_candidate_is_one_line_of_the_table_at_any_width(width: int, terminal: bool) -> None:
-    value = {"value": 0.0791, "low": 0.0701, "high": 0.0881}
-    names = ["pretrained", "mixed-budget-0.05", "interpolated-0.5"]
-    values = dict.fromkeys(("task_score", "task_score_vs_finetuned", "delta_bpb"), value)
-    rows = [{"id": name, "kind": "mixed", "lambda": 0.3, **values} for name in names]
-    report = {
-        "name": "r",
-        "selected": names[1],
-        "task": {"metric": "accuracy"},
-        "candidates": rows,
-        "gate": {"passed": True},
-    }
-    file = io.StringIO()
-    print_candidates(
-        report, Console(file=file, width=width, force_terminal=terminal, color_system=None, soft_wrap=True)
-    )
-    lines = file.getvalue().splitlines()
-    shown = "+0.079 ±0.009" if terminal and width == 80 else "+0.079 [+0.070, +0.088]"
-    for name in names:
-        (line,) = [line for line in lines if name in line]
-        assert line.count(shown) == 2
-        assert len(line.rstrip()) <= (width if terminal else 120)
-    assert any("half the width" in line for line in lines) == (terminal and width == 80)

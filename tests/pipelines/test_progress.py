@@ -157,8 +157,13 @@ def test_trainings_show_their_last_metrics_and_mlflow_knows_what_kfp_no_longer_s
         tracker = Tracker.open("mixed", title, run)
         tracker.log_params({"mixed": {"steps": 100, "epochs": None}})
         for number in (10, step):
-            losses = {"loss": 3.0 + number, "loss_pretrain": 4.0 + number, "loss_finetune": 2.0 + number}
-            tracker.log_metrics({**losses, "tokens_per_second": 1203.4}, number)
+            losses = {
+                "mix_weight": float(title[6:]),
+                "loss": 3.0 + number,
+                "loss_pretrain": 4.0 + number,
+                "loss_finetune": 2.0 + number,
+            }
+            tracker.log_metrics({**losses, "mix_weight": float(title[6:]), "tokens_per_second": 1203.4}, number)
         tracker.detach()  # it runs on
     client = connect(store)
     ended = Tracker.open("evaluate", "evaluate finetuned", run)
@@ -177,8 +182,8 @@ def test_trainings_show_their_last_metrics_and_mlflow_knows_what_kfp_no_longer_s
         "mixed-0.1 running",
         "mixed-0.3 running",
         "evaluate interpolated done 75 s",
-        "mixed-0.1 step 40/100, loss 43.000 (pretrain 44.000, finetune 42.000), 1,203 tokens/s",
-        "mixed-0.3 step 30/100, loss 33.000 (pretrain 34.000, finetune 32.000), 1,203 tokens/s",
+        "mixed-0.1 step 40/100, λ 0.1, loss 43.000 (pretrain 44.000, finetune 42.000), 1,203 tokens/s",
+        "mixed-0.3 step 30/100, λ 0.3, loss 33.000 (pretrain 34.000, finetune 32.000), 1,203 tokens/s",
         "evaluate pretrained done 112 s",
         "mixed-0.1 done",
         "mixed-0.3 done",

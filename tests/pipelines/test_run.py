@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import shutil
 import sqlite3
 from pathlib import Path
 from typing import Any
@@ -99,18 +98,25 @@ def test_models_load_with_plain_transformers(finished: Project) -> None:
     assert answer[0]["label"] in {"good", "bad"}
 
 
-def test_the_shipped_classifier_answers_as_it_was_measured(finished: Project) -> None:
+def check_answers(project: Project, candidate: str) -> None:
+    """Checks that plain transformers answers with a published model as it was measured."""
     from transformers import pipeline
 
-    outcomes = {one.title: one for one in load_outcomes(next((finished.output / ".mixtune" / "outcomes").iterdir()))}
-    folder = Path(outcomes["evaluate mixed-0.3"].artifacts["evaluation"]) / "mixed-0.3"
+    run = sorted((project.output / ".mixtune" / "outcomes").iterdir())[0]
+    title = "evaluate interpolated" if candidate.startswith("interpolated") else f"evaluate {candidate}"
+    folder = Path({one.title: one for one in load_outcomes(run)}[title].artifacts["evaluation"]) / candidate
     rows = [json.loads(line) for line in (folder / "test.examples.jsonl").read_text().splitlines()]
-    classify: Any = pipeline("text-classification", model=str(finished.output / "models" / "mixed-0.3"))
+    classify: Any = pipeline("text-classification", model=str(project.output / "models" / candidate))
     labels = [classify.model.config.id2label[number] for number in range(2)]
     for answers, row in zip(classify([row["text"] for row in rows], truncation=True, top_k=None), rows, strict=True):
         scores = {answer["label"]: answer["score"] for answer in answers}
         assert [scores[label] for label in labels] == pytest.approx(row["probabilities"], abs=1e-4)
         assert scores[row["prediction"]] >= 0.5 - 1e-4
+
+
+def test_the_shipped_classifier_answers_as_it_was_measured(finished: Project) -> None:
+    check_answers(finished, "mixed-0.3")
+    assert not (finished.output / "models" / "interpolated-0.5").exists()
 
 
 def test_mlflow_has_one_parent_and_a_nested_run_for_each_step(finished: Project) -> None:
@@ -156,8 +162,8 @@ def test_a_run_again_from_a_step_then_all_from_the_cache_then_single_steps(copie
     again = copied.report()
     assert plain(again["candidates"]) == plain(before["candidates"])
 
-    # With nothing asked for, all is in the cache again.
-    status, ran, printed = copied.run()
+    # With nothing asked for that a step reads, all is in the cache again.
+    status, ran, printed = copied.run("--set", "run.keep_interpolated=true")
     assert status == 0, printed
     assert ran == ALWAYS | {"register"}
     assert printed.count("from the cache") == 9
@@ -169,6 +175,7 @@ def test_a_run_again_from_a_step_then_all_from_the_cache_then_single_steps(copie
         newest.data.tags
     )
     assert len(list((copied.output / "history").iterdir())) == 2
+    check_answers(copied, "interpolated-0.5")
 
     done = copied.mixtune("rerun", "runs/tiny", "--only", "mixed", "--set", "mixed.learning_rate=0.001")
     assert done.returncode == 0, done.stderr
@@ -278,42 +285,3 @@ def test_a_failing_candidate_ends_in_a_sentence_and_the_next_run_goes_on(copied:
     newest = copied.pipeline_runs()[0]
     assert newest.info.status == "FAILED"
     assert "not finite" in newest.data.tags["mixtune.verdict"]
-
-
-def test_a_brought_model_is_used_as_it_is(finished: Project, fresh: Project) -> None:
-    shutil.copytree(finished.output / "models" / "pretrained", fresh.folder / "mine", symlinks=False)
-    fresh.config["model"] = {"base": "./mine", "max_length": 64}
-    fresh.config["pretrain"] = {"steps": 0}
-    fresh.config["evaluate"]["champion"] = "models:/tiny@candidate"
-    status, ran, printed = fresh.run()
-    assert status == 0, printed
-    assert "pretrain" in ran
-    mine, brought = (
-        folder / "model.safetensors" for folder in (fresh.folder / "mine", fresh.output / "models" / "pretrained")
-    )
-    assert mine.read_bytes() == brought.read_bytes()
-    assert brought.is_symlink(), "linked, not copied"
-    assert "champion" not in {row["id"] for row in fresh.report()["candidates"]}, "the alias is new"
-    # The cached model names the place of weights that are not copied, so a model in another place is another model.
-    (fresh.folder / "below").mkdir()
-    (fresh.folder / "mine").rename(fresh.folder / "below" / "mine")
-    fresh.config["model"]["base"] = "./below/mine"
-    fresh.config["mixed"]["lambdas"] = [0.6]
-    status, ran, printed = fresh.run()
-    assert status == 0, printed
-    assert {"pretrain", "mixed-0.6"} <= ran
-    assert brought.read_bytes() == (fresh.folder / "below" / "mine" / "model.safetensors").read_bytes()
-
-
-def test_the_base_model_is_a_candidate(finished: Project, fresh: Project) -> None:
-    shutil.copytree(finished.output / "models" / "pretrained", fresh.folder / "mine")
-    fresh.config["model"] = {"base": "./mine", "max_length": 64}
-    fresh.config["pretrain"]["steps"] = 5
-    fresh.config["evaluate"]["interpolate_mixed"] = True
-    status, _, printed = fresh.run()
-    assert status == 0, printed
-    rows = {row["id"]: row for row in fresh.report()["candidates"]}
-    assert rows["base"]["kind"] == "base"
-    assert rows["base"]["delta_bpb"]["value"] != 0, "what pretraining further has changed"
-    assert rows["interpolated-0.5-mixed-0.3"]["delta_bpb"] != rows["interpolated-0.5"]["delta_bpb"]
-    assert not (fresh.output / "models" / "base").exists()

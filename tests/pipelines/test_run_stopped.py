@@ -63,11 +63,12 @@ def test_after_signals_and_a_kill_the_same_command_ends_with_the_report_of_an_un
     assert not psutil.wait_procs(everyone, timeout=20)[1], "no process is left"
 
     process = running(".mixtune/checkpoints/mixed-0.3-*/step-0000002*")
-    everyone = [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]
-    for killed in everyone:
-        killed.kill()
-    assert not psutil.wait_procs(everyone, timeout=20)[1]
+    everyone = psutil.Process(process.pid).children(recursive=True)
+    assert len(everyone) >= 3, "the runner, the servers and a step"
+    process.kill()
     process.wait()
+    assert not psutil.wait_procs(everyone, timeout=60)[1], "the runner, a server or a step lives on"
+    claim(fresh.output, "tiny").release()
     outcomes = (fresh.output / ".mixtune" / "outcomes").iterdir()
     done = {outcome.title for run in outcomes for outcome in load_outcomes(run) if outcome.kind == "done"}
     assert done > {"prepare pretrain", "prepare finetune", "pretrain"}
@@ -99,18 +100,6 @@ def test_nothing_is_said_to_be_kept_where_it_is_not(
     process.send_signal(signal.SIGINT)
     _, printed = process.communicate(timeout=120)
     assert (process.returncode, printed) == (130, "mixtune: interrupted\n")
-
-
-def test_killed_for_good_leaves_no_process_and_a_folder_to_go_on_in(
-    fresh: Project, running: Callable[..., subprocess.Popen[str]]
-) -> None:
-    process = running("logs/*/prepare-pretrain.log")
-    everyone = psutil.Process(process.pid).children(recursive=True)
-    assert len(everyone) >= 3, "the runner, the server and a step"
-    process.kill()
-    process.wait()
-    assert not psutil.wait_procs(everyone, timeout=60)[1], "the runner, a server or a step lives on"
-    claim(fresh.output, "tiny").release()
 
 
 REFUSED: list[tuple[str, Callable[[Project], object], str]] = [

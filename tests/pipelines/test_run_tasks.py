@@ -37,43 +37,22 @@ def test_generation_runs_end_to_end(fresh: Project) -> None:
     assert version.tags["mixtune.kind"] in {"mixed", "finetuned", "interpolated"}
 
 
-def _labelled(project: Project, task: str) -> None:
-    """Examples of a task that a few steps can begin to learn."""
-    texts = sentences(160, seed=3)
-    rows: list[dict[str, Any]]
-    if task == "regression":
-        rows = [{"text": text, "label": round(text.count("the") / 4, 3)} for text in texts]
-    else:
-        rows = [{"question": "which animal?", "context": text, "answers": _animal(text)} for text in texts]
-    project.write("task.jsonl", rows)
-    options = {"source": "task.jsonl", "task": task, "dev_fraction": 0.2, "test_fraction": 0.2}
-    project.config["data"]["finetune"] = options
-
-
-def _animal(text: str) -> str:
-    return next((word for word in text.split() if word in {"cat", "dog", "bird"}), "")
-
-
-def test_an_encoder_with_a_masked_lm_runs_end_to_end(fresh: Project) -> None:
+def test_schedules_budgets_and_every_control_are_candidates_of_an_encoder_with_a_masked_lm(fresh: Project) -> None:
     import transformers
 
-    _labelled(fresh, "question_answering")
+    animals = {"cat", "dog", "bird"}
+    rows: list[dict[str, Any]] = [
+        {
+            "question": "which animal?",
+            "context": text,
+            "answers": next((word for word in text.split() if word in animals), ""),
+        }
+        for text in sentences(160, seed=3)
+    ]
+    fresh.write("asked.jsonl", rows)
+    options = {"source": "asked.jsonl", "task": "question_answering", "dev_fraction": 0.2, "test_fraction": 0.2}
+    fresh.config["data"]["finetune"] = options
     fresh.config["model"]["objective"] = "masked_lm"
-    fresh.config["mixed"]["lambdas"] = [0.3]
-    status, _, printed = fresh.run()
-    assert status == 0, printed
-    report = fresh.report()
-    assert report["forgetting"]["likelihood"] == "fixed-mask pseudo-likelihood"
-    selected = fresh.output / "models" / "selected"
-    for name in ("AutoModelForQuestionAnswering", "AutoModelForMaskedLM"):
-        _, found = getattr(transformers, name).from_pretrained(selected, output_loading_info=True)
-        assert not found["missing_keys"]
-    fill = transformers.pipeline("fill-mask", model=str(selected))
-    assert len(fill("the <|mask|> sees the dog")) == 5
-
-
-def test_schedules_budgets_and_every_control_are_candidates(fresh: Project) -> None:
-    _labelled(fresh, "regression")
     fresh.config["mixed"] |= {
         "steps": 6,
         "lambdas": [0.3],
@@ -86,15 +65,24 @@ def test_schedules_budgets_and_every_control_are_candidates(fresh: Project) -> N
     fresh.config["gate"]["max_score_drop"] = 5
     status, _, printed = fresh.run()
     assert status == 0, printed
-    rows = {one["id"]: one for one in fresh.report()["candidates"]}
+    report = fresh.report()
+    assert report["forgetting"]["likelihood"] == "fixed-mask pseudo-likelihood"
+    found = {one["id"]: one for one in report["candidates"]}
     wanted = ["0.3", "cosine-0.6-0.1", "budget-0.5", "pooled", "1", "0-lora-2", "0-kl-0.1", "0-l2sp-0.1"]
-    assert {f"mixed-{name}" for name in wanted} <= set(rows)
-    assert rows["mixed-1"]["realised_lambda"] == 1
-    assert rows["mixed-1"]["tokens"]["finetune"] == 0
-    same = [sum(rows[f"mixed-{name}"]["tokens"][stream] for stream in ("pretrain", "finetune")) for name in wanted[:5]]
+    assert {f"mixed-{name}" for name in wanted} <= set(found)
+    assert found["mixed-1"]["realised_lambda"] == 1
+    assert found["mixed-1"]["tokens"]["finetune"] == 0
+    same = [sum(found[f"mixed-{name}"]["tokens"][stream] for stream in ("pretrain", "finetune")) for name in wanted[:5]]
     assert max(same) < 1.2 * min(same), "candidates that read text read the same number of tokens"
-    assert rows["mixed-pooled"]["lambda"] is None
-    assert 0.1 < rows["mixed-cosine-0.6-0.1"]["realised_lambda"] < 0.6
-    assert rows["mixed-budget-0.5"]["forgetting_budget"]["kept"] is True
+    assert found["mixed-pooled"]["lambda"] is None
+    assert 0.1 < found["mixed-cosine-0.6-0.1"]["realised_lambda"] < 0.6
+    assert found["mixed-budget-0.5"]["forgetting_budget"]["kept"] is True
     for name in wanted:
         assert (fresh.output / "models" / f"mixed-{name}" / "model.safetensors").is_file()
+
+    selected = fresh.output / "models" / "selected"
+    for name in ("AutoModelForQuestionAnswering", "AutoModelForMaskedLM"):
+        _, loading = getattr(transformers, name).from_pretrained(selected, output_loading_info=True)
+        assert not loading["missing_keys"]
+    fill = transformers.pipeline("fill-mask", model=str(selected))
+    assert len(fill("the <|mask|> sees the dog")) == 5

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
@@ -64,6 +64,12 @@ KINDS: dict[str, TallyKind] = {
         "examples",
         "have a label that differs from another in case alone",
         "write it alike if it is one label",
+        warn_from=0.0,
+    ),
+    "far_numbers": TallyKind(
+        "examples",
+        "have a number on a scale that a head learns slowly",
+        "write (number - mean) / standard deviation into the column, and convert predictions back",
         warn_from=0.0,
     ),
     "unknown_tokens": TallyKind(
@@ -161,6 +167,30 @@ class Tallies:
         self._totals.setdefault((kind, part), Counter())[source] += of
         if detail:
             self._details[kind, part] = detail
+
+    def merge(self, other: Tallies) -> None:
+        """Adds the counts of another collection of the same stream."""
+        for mine, theirs in ((self._counts, other._counts), (self._totals, other._totals)):
+            for key, counts in theirs.items():
+                mine.setdefault(key, Counter()).update(counts)
+        self._details |= other._details
+
+    def to_json(self) -> list[Any]:
+        """Returns all counts as a value for JSON."""
+        return [
+            [kind, part, dict(self._counts[kind, part]), dict(totals), self._details.get((kind, part), "")]
+            for (kind, part), totals in self._totals.items()
+        ]
+
+    @classmethod
+    def from_json(cls, value: Iterable[Any], embedded: bool = False) -> Tallies:
+        """Returns the collection that `to_json` described."""
+        tallies = cls(embedded)
+        for kind, part, counts, totals, detail in value:
+            tallies._counts[kind, part], tallies._totals[kind, part] = Counter(counts), Counter(totals)
+            if detail:
+                tallies._details[kind, part] = detail
+        return tallies
 
     def table(self) -> list[Tally]:
         """Returns a row for each kind and part, and below it the sources that are affected most, if there are several."""

@@ -18,6 +18,7 @@ A step reads run-specific values from its environment, so that they are not inpu
     MIXTUNE_OUTCOME_DIR    folder for the step's outcome record
     MIXTUNE_JOURNAL_DIR    folder for records that MLflow has not received; if unset, they are lost when the step ends
     MIXTUNE_TRACKING_OFFLINE  1: continue if the MLflow server does not answer
+    MIXTUNE_TENSORBOARD_DIR  folder for TensorBoard event files of trainings; if unset, none are written
     MIXTUNE_PROGRESS_FILE  file that progress is appended to, for display
     MIXTUNE_CHECKPOINT_DIR folder or fsspec URL for checkpoints of a training; if unset, no checkpoints are saved
     MIXTUNE_GPUS           GPUs that the task requested; a step that finds fewer fails at once. If 0 or unset, a GPU is used
@@ -31,10 +32,10 @@ import contextlib
 import json
 import os
 import time
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from ..tracking.tracker import Tracker
 
@@ -62,33 +63,72 @@ def take_tracking_secret() -> None:
         os.environ |= {key: value for key in TRACKING_KEYS if (value := os.environ.get(from_secret(key)))}
 
 
-def note_progress(
-    title: str,
-    done: int = 0,
-    total: int = 0,
-    unit: str = "",
-    tokens_per_second: int | None = None,
-    seconds_left: float = 0.0,
-) -> None:
-    """Appends to the progress file if the environment names one. A total of 0 means that the task has started."""
+def note_progress(title: str, **work: Any) -> None:
+    """Appends to the progress file if the environment names one.
+
+    Args:
+        title: title of the task.
+        work: fields of `WorkDone`; none of them means that the task has started.
+    """
     path = os.environ.get("MIXTUNE_PROGRESS_FILE")
     if path and os.environ.get("RANK", "0") == "0":  # only the first process reports
-        note = {"title": title, "done": done, "total": total, "unit": unit}
-        note |= {"tokens_per_second": tokens_per_second, "seconds_left": seconds_left}
         with Path(path).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(note) + "\n")
+            file.write(json.dumps({"title": title, **work}) + "\n")
+
+
+def note_cached(title: str) -> None:
+    """Appends to the progress file that the results of a task come from the cache."""
+    note_progress(title, cached=True)
 
 
 def started_titles(progress: Path) -> list[str]:
-    """Returns the tasks in a progress file, in the order in which they started."""
-    titles = []
+    """Returns the tasks in a progress file that have started, in order."""
+    titles: dict[str, None] = {}
     for line in progress.read_text(encoding="utf-8", errors="replace").splitlines():
         with contextlib.suppress(ValueError):  # a killed step can leave a partial line
             note = json.loads(line)
-            # Only work within a step has a total and a unit; a step's own first line has neither.
-            if not note["total"] and not note["unit"]:
-                titles.append(str(note["title"]))
-    return titles
+            if not note.get("cached"):
+                titles[str(note["title"])] = None
+    return list(titles)
+
+
+@dataclass(frozen=True)
+class WorkDone:
+    """How much of a part of a task is done.
+
+    Attributes:
+        what: the part, such as `test documents`; empty if it is the whole task.
+        done: completed units.
+        total: all units.
+        unit: name of the units, such as `steps`.
+        detail: last measured values, such as the losses.
+        tokens_per_second: mean rate; None if no tokens are counted.
+        seconds_left: estimated time until the part is done.
+    """
+
+    what: str
+    done: int
+    total: int
+    unit: str
+    detail: str = ""
+    tokens_per_second: int | None = None
+    seconds_left: float = 0.0
+
+    @property
+    def text(self) -> str:
+        """Returns what was done, such as `test documents: 3/12 batches`."""
+        counted = f"{self.done:,}/{self.total:,} {self.unit}"
+        return ", ".join(filter(None, [f"{self.what}: {counted}" if self.what else counted, self.detail]))
+
+    @property
+    def rate(self) -> str:
+        """Returns the rate in words; empty if no tokens are counted."""
+        return f"{self.tokens_per_second:,} tokens/s" if self.tokens_per_second else ""
+
+    @property
+    def line(self) -> str:
+        """Returns all in one line."""
+        return ", ".join(filter(None, [self.text, self.rate, f"{self.seconds_left:,.0f} s left"]))
 
 
 class ProgressCounter:
@@ -98,19 +138,21 @@ class ProgressCounter:
         title: the task, such as `mixed-0.3`.
         total: number of units.
         unit: name of the units, such as `steps`.
+        what: the part of the task, if it is not the whole.
         done: units that an earlier attempt completed.
     """
 
-    def __init__(self, title: str, total: int, unit: str, quiet: bool = False, done: int = 0) -> None:
-        self._title, self._total, self._unit, self._quiet = title, total, unit, quiet
+    def __init__(self, title: str, total: int, unit: str, what: str = "", quiet: bool = False, done: int = 0) -> None:
+        self._title, self._total, self._unit, self._what, self._quiet = title, total, unit, what, quiet
         self._done = self._first = done
         self._tokens = 0
+        self._detail = ""
         self._started = time.monotonic()
         self._last_line = self._started
         self._last_draw = 0.0
 
     def __enter__(self) -> Self:
-        self._draw(0.0)
+        self._draw(self._started)
         return self
 
     def __exit__(
@@ -127,26 +169,26 @@ class ProgressCounter:
         if now - self._last_line >= LOG_LINE_SECONDS or now - self._last_draw >= DRAW_SECONDS:
             self._tell(now, last=False)
 
-    @property
-    def tokens_per_second(self) -> float:
-        """Returns the mean rate so far."""
-        return self._tokens / max(time.monotonic() - self._started, 1e-9)
+    def measured(self, detail: str) -> None:
+        """Sets the last measured values, which are shown from the next unit on."""
+        self._detail = detail
 
     def _tell(self, now: float, last: bool) -> None:
-        self._last_draw = now
-        elapsed = now - self._started
-        seconds_left = elapsed / max(self._done - self._first, 1) * (self._total - self._done)
-        self._draw(seconds_left)
+        work = self._draw(now)
         if self._quiet or not (last or now - self._last_line >= LOG_LINE_SECONDS):
             return
         self._last_line = now
-        rate = f", {self._tokens / max(elapsed, 1e-9):,.0f} tokens/s" if self._tokens else ""
-        rest = f", {elapsed:.0f} s" if last else f", {seconds_left:.0f} s left"
-        print(f"{self._title}: {self._done}/{self._total} {self._unit}{rate}{rest}", flush=True)
+        took = [work.text, work.rate, f"{now - self._started:,.0f} s"]
+        print(f"{self._title}: {', '.join(filter(None, took)) if last else work.line}", flush=True)
 
-    def _draw(self, seconds_left: float) -> None:
-        rate = round(self.tokens_per_second) if self._tokens else None
-        note_progress(self._title, self._done, self._total, self._unit, rate, round(seconds_left, 1))
+    def _draw(self, now: float) -> WorkDone:
+        self._last_draw = now
+        elapsed = now - self._started
+        left = elapsed / max(self._done - self._first, 1) * (self._total - self._done)
+        rate = round(self._tokens / max(elapsed, 1e-9)) if self._tokens else None
+        work = WorkDone(self._what, self._done, self._total, self._unit, self._detail, rate, round(left, 1))
+        note_progress(self._title, **asdict(work))
+        return work
 
 
 @dataclass
@@ -173,7 +215,7 @@ class Context:
 
     def progress(self, total: int, unit: str, what: str = "", done: int = 0) -> ProgressCounter:
         """Returns a progress counter. `done` units were completed before."""
-        return ProgressCounter(f"{self.title} {what}".strip(), total, unit, quiet=self.quiet, done=done)
+        return ProgressCounter(self.title, total, unit, what, quiet=self.quiet, done=done)
 
     @classmethod
     def for_tests(cls) -> Context:

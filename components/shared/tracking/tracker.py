@@ -17,11 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import MixtuneError, TurnedAwayError, UnreachableError
 from .connection import came_from_server, offline_allowed, to_deliver, unreachable
-from .journal import (
-    LOCAL,
-    Operation,
-    step_runs,
-)
+from .event_files import EventFiles
+from .journal import LOCAL, Operation, step_runs
 from .mlflow_runs import (
     RUN_ID,
     create_run,
@@ -64,11 +61,12 @@ class Tracker:
         self.run_id, self.parent_id = run_id, parent_id
         self._pipeline_run = pipeline_run
         self._outbox = Outbox(store, title, pipeline_run, run_id, folder, owns) if store else None
+        self._events = EventFiles.from_environment(title)
 
     @classmethod
-    def off(cls) -> Tracker:
-        """Returns a tracker that tracks nothing."""
-        return cls(None, None)
+    def off(cls, title: str = "") -> Tracker:
+        """Returns a tracker that logs nothing to MLflow."""
+        return cls(None, None, title=title)
 
     @classmethod
     def open(cls, step: str, title: str, pipeline_run_id: str | None) -> Tracker:
@@ -80,7 +78,7 @@ class Tracker:
         """
         store = store_from_environment()
         if store is None:
-            return cls.off()
+            return cls.off(title)
         try:
             tracker = cls._open_online(store, step, title, pipeline_run_id)
         except UnreachableError as error:
@@ -141,7 +139,7 @@ class Tracker:
         """
         store = store_from_environment()
         if store is None or run_id is None:
-            return cls.off()
+            return cls.off(title)
         pipeline_run = os.environ.get("MIXTUNE_RUN_ID")
         return cls(store, run_id, parent_id, title=title, pipeline_run=pipeline_run, folder=folder, owns=False)
 
@@ -152,6 +150,7 @@ class Tracker:
 
     def detach(self) -> None:
         """Delivers pending records without ending the run."""
+        self._close_events()
         self._close_outbox()
 
     def log_params(self, params: Mapping[str, Any]) -> None:
@@ -170,6 +169,8 @@ class Tracker:
 
     def log_metrics(self, metrics: Mapping[str, float | None], step: int | None = None) -> None:
         """Logs metrics. They are written to the journal at once and delivered in batches."""
+        if self._events is not None and step is not None:
+            self._events.add(metrics, step)
         self._log_metrics(self.run_id, metrics, step)
         outbox = self._outbox
         if outbox is None:
@@ -233,6 +234,7 @@ class Tracker:
 
     def close(self, status: RunStatus, outcome: Mapping[str, str] | None = None) -> None:
         """Ends the step's run with its outcome, delivers pending records and reports undelivered ones."""
+        self._close_events()
         if self.run_id is None:
             return
         if outcome:
@@ -329,6 +331,10 @@ class Tracker:
 
     def _deliver(self) -> bool:
         return self._outbox is not None and self._outbox.deliver()
+
+    def _close_events(self) -> None:
+        for file in self._events.close() if self._events else ():
+            self.log_artifact(file, "tensorboard")
 
     def _close_outbox(self) -> None:
         if self._outbox:

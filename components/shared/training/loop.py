@@ -34,6 +34,7 @@ from ..running.context import Context
 from ..running.processes import is_main
 from ..third_party.accelerate import reset_state
 from ..third_party.torch import uncompile
+from ..value_text import losses_text
 from .control import ControlText
 from .lora import add_adapters, merge_adapters
 from .mix_weight import MixWeight, Weights, realised
@@ -252,6 +253,7 @@ def train(
                 if (step + 1) % training.log_every_steps == 0 or step + 1 == steps:
                     entry = _log_entry(accelerator, interval, step + 1, float(norm), rates, mix_weight)
                     result.curve.append(entry)
+                    progress.measured(losses_text(entry))
                     context.tracker.log_metrics(
                         {name: value for name, value in entry.items() if name != "step"}, step + 1
                     )

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from mixtune.components.shared.artifacts import Artifact, ModelCard
-from mixtune.components.shared.runtime import _task_name
+from mixtune.components.shared.runtime import task_name
 from mixtune.components.shared.task_name import STEPS, TaskName, file_name
 
 NAMES = {
@@ -80,4 +80,4 @@ def test_what_launch_reads_from_a_tasks_inputs(tmp_path: Path) -> None:
         ("evaluate", {}, {"model": Artifact(str(tmp_path / "none"))}, {}, "evaluate"),
     ]
     for step, config, artifacts, parameters, title in tasks:
-        assert str(_task_name(step, json.dumps(config), artifacts, parameters)) == title
+        assert str(task_name(step, json.dumps(config), artifacts, parameters)) == title
