@@ -187,6 +187,27 @@ def rows_of(bench: Bench, budgets: list[float], name: str) -> Iterator[dict[str,
         yield {**common, "candidate": f"budget-{budget:g}", **row(bench, bench.budget(budget, name), best, budget)}
 
 
+def table(rows: list[dict[str, Any]]) -> str:
+    """Returns a Markdown table with a line for each task, seed and budget."""
+    lines = [
+        "| task | seed | fine-tuning alone forgets | budget | used on dev | score | less the score of the best fixed λ that keeps it |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    alone = {(one["task"], one["seed"]): one for one in rows if one["candidate"] == "finetuned"}
+    for one in rows:
+        if "use" not in one:
+            continue
+        low, mean, high = one.get("vs_best_fixed") or [None] * 3
+        difference = f"{mean:+.3f} [{low:+.3f}, {high:+.3f}]" if mean is not None else "none keeps it"
+        forgets = alone[one["task"], one["seed"]]["forgetting"]
+        use = f"{one['use']:.2f}"
+        lines.append(
+            f"| {one['task']} | {one['seed']} | {forgets:.3f} | {one['candidate'].removeprefix('budget-')} | {use} | "
+            f"{one['score']:.3f} | {difference} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, required=True)
@@ -207,6 +228,7 @@ def main() -> None:
                 )
                 sys.stdout.write(f"{line} {one['seconds']:.0f} s\n")
                 sys.stdout.flush()
+    sys.stdout.write("\n" + table(rows))
     (given.folder / f"{given.name}.json").write_text(json.dumps(rows), encoding="utf-8")
 
 
