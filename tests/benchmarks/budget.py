@@ -190,7 +190,7 @@ def rows_of(bench: Bench, budgets: list[float], name: str) -> Iterator[dict[str,
 def table(rows: list[dict[str, Any]]) -> str:
     """Returns a Markdown table with a line for each task, seed and budget."""
     lines = [
-        "| task | seed | fine-tuning alone forgets | budget | used on dev | score | less the score of the best fixed λ that keeps it |",
+        "| task | seed | fine-tuning alone forgets | budget | used | score | minus that of the best fixed λ that keeps it |",
         "|---|---|---|---|---|---|---|",
     ]
     alone = {(one["task"], one["seed"]): one for one in rows if one["candidate"] == "finetuned"}
