@@ -13,6 +13,7 @@ from statistics import NormalDist
 from .base_model import attention_problems, hub_config, is_masked_type, looks_local, missing_gpu_here, model_problems
 from .config import Config, Fingerprints
 from .evaluate.harness_tasks import NOT_INSTALLED, installed, known_tasks
+from .prepare.config import FinetuneData, PretrainData
 from .shared.config import SCRATCH
 from .shared.data.sources import check_source, count_records, fingerprint, named_sources
 from .shared.errors import RefusedError
@@ -57,8 +58,7 @@ def few_examples(config: Config) -> str | None:
     if labelled.dev_source:
         found = count_records(labelled.dev_source, "data.finetune.dev_source")
     else:
-        counts = [count_records(one.path, one.option) for one in named_sources(labelled) if one.part == "source"]
-        whole = None if None in counts else sum(count or 0 for count in counts)
+        whole = _count(labelled)
         found = None if whole is None else round(min(whole, labelled.max_documents or whole) * labelled.dev_fraction)
     z = NormalDist().inv_cdf((1 + gate.interval) / 2)
     needed = math.ceil(DISAGREEMENT * (z / gate.max_score_drop) ** 2)
@@ -69,6 +69,12 @@ def few_examples(config: Config) -> str | None:
         f"{gate.max_score_drop:g} (if two models disagree on {100 * DISAGREEMENT:.0f} % of them); give more examples or a "
         "larger margin"
     )
+
+
+def _count(stream: PretrainData | FinetuneData) -> int | None:
+    """Counts the records of all sources; None if that is not known."""
+    counts = [count_records(one.path, one.option) for one in named_sources(stream) if one.part == "source"]
+    return None if None in counts else sum(count or 0 for count in counts)
 
 
 def few_control_documents(config: Config) -> str | None:
@@ -89,7 +95,7 @@ def _control_documents(config: Config) -> int | None:
         return None
     if text.control_fraction == 0:
         return 0
-    whole = count_records(text.source, "data.pretrain.source")
+    whole = _count(text)
     if whole is None:
         return None
     held_out = (0.0 if text.dev_source else text.dev_fraction) + (0.0 if text.test_source else text.test_fraction)

@@ -33,7 +33,7 @@ from .prepared import Prepared, jsonl, outputs, tokenizer_options
 
 def prepare(folder: Path, sources: list[dict[str, Any]], **options: Any) -> Prepared:
     made = outputs(folder)
-    stream = PretrainData.model_validate({"sources": sources, **options})
+    stream = PretrainData.model_validate({"sources": sources, "control_fraction": 0, **options})
     config = PrepareStep(stream="pretrain", seed=0, tokenizer=tokenizer_options(), pretrain=stream, fingerprint="")
     run(config, context=Context.for_tests(), tokenizer_in=None, pretraining_data=None, **vars(made))
     return made
