@@ -204,8 +204,8 @@ def test_schedules_budgets_and_controls_are_candidates_too(folder: Path) -> None
             "l2sp_weights": [1],
         },
     }
-    more = {"mixed": options, "data": {"pretrain": {"control_fraction": 0.5}}}
-    items, _ = plan(folder, mix_lambdas=[0.3], mix_forgetting_budgets=[0.05], advanced=more)
+    (folder / "text.jsonl").write_text("".join(f'{{"text": "text {number}"}}\n' for number in range(40)))
+    items, _ = plan(folder, mix_lambdas=[0.3], mix_forgetting_budgets=[0.05], advanced={"mixed": options})
     found = [json.loads(item["candidate"]) for item in items]
     assert [one["id"] for one in found] == [
         "mixed-0.3", "mixed-linear-0.5-0.1", "mixed-budget-0.05", "mixed-pooled", "mixed-1", "mixed-0-lora-4", "mixed-0-kl-0.1",
