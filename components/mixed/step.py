@@ -20,6 +20,7 @@ from ..shared.training.loop import TrainingVariant, train
 from ..shared.training.mix_weight import BudgetController, Constant, MixWeight, Pooled, Scheduled
 from ..shared.training.reference_models import ReferenceModel
 from ..shared.training.saving import save_trained
+from ..shared.training.stream_gradients import GradientScaled
 from ..shared.training.streams import FinetuneStream, PretrainStream, UnreadExamples, make_mix
 from .config import MixedCandidate, MixedStep
 
@@ -84,6 +85,8 @@ def run(
         UnreadExamples(examples.documents, examples.tokens / max(examples.documents, 1)),
     )
     mix_weight = _mix_weight(chosen, data_mix.steps(training), text, mixed_model.objective == "masked_lm")
+    if training.scale == "gradient" and data_mix.has_both and isinstance(mix_weight, Constant | Scheduled):
+        mix_weight = GradientScaled(mix_weight)
     variant = _variant(chosen, mixed_model, start, pretrained, training.attention)
     identity = {
         "config": config.model_dump(mode="json"),
