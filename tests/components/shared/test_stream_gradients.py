@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -22,7 +23,7 @@ from .trained import PAD, both, run, write_both
 pytestmark = pytest.mark.numeric
 
 METRICS = ("grad_norm_pretrain", "grad_norm_finetune", "grad_cosine", "step_share_pretrain")
-NO_CHANGE = {"steps": 1, "learning_rate": 1e-30}
+NO_CHANGE: dict[str, Any] = {"steps": 1, "learning_rate": 1e-30}
 
 
 def gradient(model: MixedModel, folder: Path, task: Task, masked: bool, weights: tuple[float, float]) -> torch.Tensor:
