@@ -96,6 +96,8 @@ def run_and_show(
         console.print()
         print_candidates(ended.report, console)
         _print_verdict(console, ended.report)
+        for line in ended.advice:
+            console.print(Text(line))
         console.print(Text(f"\nreport  {folder / 'report' / 'report.html'}"))
         console.print(Text(f"models  {folder / 'models'}"))
         console.print(Text(f"MLflow  {_mlflow_hint(tracking_uri(config, folder), folder)}"))
