@@ -65,8 +65,8 @@ CASES: dict[str, tuple[Any, Row, str | None]] = {
         rules.task_hardly_learned,
         report(STUCK),
         "The task was hardly learned by mixed-0.3: the task loss of mixed-0.3 went from 0.693 to 0.690, that of fine-tuning "
-        "alone to 0.300. 97 % of its steps came from the pretraining text. Train longer (mixed.steps), lower λ, or set mixed.scale: "
-        "gradient.",
+        "alone to 0.300. 97 % of its steps came from the pretraining text. Train longer (mixed.steps), lower λ, or set "
+        "mixed.scale: gradient.",
     ),
     "stuck at the scale already": (
         rules.task_hardly_learned,
