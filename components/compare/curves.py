@@ -26,8 +26,8 @@ def losses(curve: Curve) -> dict[str, dict[str, float] | None]:
 def gradients(curve: Curve) -> dict[str, Any] | None:
     """Returns means over the measurements of both streams' gradients; None if there are none.
 
-    The names are `norm_pretrain` and `norm_finetune` (of the mean losses, not multiplied by λ), `cosine`, `share_pretrain` (of
-    the step), and `measurements`, their number.
+    The names are `norm_pretrain` and `norm_finetune` (of the mean losses, not multiplied by λ), `cosine`, `norm_share_pretrain`
+    (in the norm), `share_pretrain` (of the step), and `measurements`, their number.
     """
     measured = [entry for entry in curve if entry.get("step_share_pretrain") is not None]
     if not measured:
@@ -36,6 +36,7 @@ def gradients(curve: Curve) -> dict[str, Any] | None:
         "norm_pretrain": "grad_norm_pretrain",
         "norm_finetune": "grad_norm_finetune",
         "cosine": "grad_cosine",
+        "norm_share_pretrain": "norm_share_pretrain",
         "share_pretrain": "step_share_pretrain",
     }
     means = {name: fmean(float(entry[logged]) for entry in measured) for name, logged in names.items()}

@@ -76,13 +76,11 @@ def pictures(comparison: Comparison, gate: Gate) -> dict[str, Picture]:
     weights = {name: points for name, points in weights.items() if points}
     if any(_varies(points) for points in weights.values()):
         found["mix-weight"] = training_curves("mix-weight", TITLES["mix-weight"], "λ", weights, style)
-    shares = {one.id: _points(one.curve, "step_share_pretrain") for one in comparison.evaluations.candidates}
+    shares = {one.id: _points(one.curve, "norm_share_pretrain") for one in comparison.evaluations.candidates}
     shares = {name: points for name, points in shares.items() if points}
     if shares:
-        title = "The pretraining stream's share of the step"
-        found["tug-of-war"] = training_curves(
-            "tug-of-war", title, "share of the step", shares, style, levels=(0, 0.5, 1)
-        )
+        title = "The pretraining text's share in the norm of the gradient"
+        found["tug-of-war"] = training_curves("tug-of-war", title, "share in the norm", shares, style, levels=(0, 0.5))
     return found
 
 
@@ -159,6 +157,7 @@ def environment(template: str) -> jinja2.Environment:
         "signed": value_text,
         "percent": percent,
         "direction": direction,
+        "fine_percent": fine_percent,
         "spread": spread,
         "with_error": with_error,
         "cell": cell,
@@ -185,6 +184,11 @@ def with_error(one: Mapping[str, Any], sign: str = "") -> str:
 def percent(share: float | None) -> str:
     """Formats a share as a percentage; a dash for None."""
     return "–" if share is None else f"{100 * share:.0f} %"
+
+
+def fine_percent(share: float) -> str:
+    """Formats a share as a percentage of two digits, also where it is small."""
+    return f"{100 * share:.0f} %" if abs(share) >= 0.1 else f"{100 * share:.2g} %"
 
 
 def direction(cosine: float) -> str:

@@ -139,6 +139,19 @@ def _check(stream: StreamOptions, option: str, source: str, problems: Problems) 
                 problems.add(f"{option}: {file.shown} holds no records")
 
 
+def first_rows(stream: StreamOptions, count: int) -> list[Row]:
+    """Reads the first records of a stream's local files, about `count` in all. Returns none from other sources."""
+    problems, rows = Problems(), list[Row]()
+    source, option = stream.source, f"{stream.section}.source"
+    if source == EMBEDDED or source.startswith(HUB) or not _is_local(source, option, problems):
+        return []
+    files = _find(source, option, problems)[:CHECKED_FILES]
+    reading = Reading(stream.columns, option, stream.tsv_quotes, problems, Tallies())
+    for file in files:
+        rows += read_file(file, reading, single=len(files) == 1, first=-(-count // len(files)))
+    return rows
+
+
 def fingerprint(stream: StreamOptions) -> str:
     """Returns 64 hexadecimal digits that identify the content of a stream's sources.
 

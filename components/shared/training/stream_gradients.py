@@ -4,8 +4,9 @@ With L = λ · L_p + (1 - λ) · L_f and g = g_p + g_f the gradients of the step
 
     share of the pretraining stream = <g_p, g> / ||g||²,   share of the fine-tuning stream = <g_f, g> / ||g||²
 
-The shares add up to 1. Where the streams pull in opposite directions, one of them is below 0 and the other above 1. Clipping
-multiplies g_p, g_f and g by the same factor, so the shares are those of the clipped gradient, too.
+These shares add up to 1. Where the streams pull in opposite directions, one of them can be below 0 and the other above 1. The
+share in the norm, ||g_p|| / (||g_p|| + ||g_f||), leaves directions aside. Clipping multiplies g_p, g_f and g by the same
+factor, so all shares are those of the clipped gradient, too.
 
 A measurement repeats the step's pass with the weight of the fine-tuning stream at 0, with the same dropout, which gives g_p;
 the step itself gives g. It costs about as much as a step and does not change the step in any bit.
@@ -144,8 +145,8 @@ class TugOfWar:
 
         Returns:
             Metrics to log: `grad_norm_pretrain` and `grad_norm_finetune`, the gradient norms of the two mean losses, not
-            multiplied by λ; `grad_cosine`, the cosine between them; `step_share_pretrain`, see above. Empty if the step was
-            not measured, or if a gradient is 0 or not finite.
+            multiplied by λ; `grad_cosine`, the cosine between them; `norm_share_pretrain`, ||g_p|| / (||g_p|| + ||g_f||);
+            `step_share_pretrain`, see above. Empty if the step was not measured, or if a gradient is 0 or not finite.
         """
         if self._text is None:
             return {}
@@ -169,6 +170,7 @@ class TugOfWar:
             "grad_norm_pretrain": pretrain,
             "grad_norm_finetune": finetune,
             "grad_cosine": product / math.sqrt(of_text * of_rest),
+            "norm_share_pretrain": math.sqrt(of_text) / (math.sqrt(of_text) + math.sqrt(of_rest)),
             "step_share_pretrain": (of_text + product) / total,
         }
 

@@ -148,6 +148,7 @@ def test_advice_and_gradients_are_in_the_report(tmp_path: Path) -> None:
         "grad_norm_pretrain": 2.5,
         "grad_norm_finetune": 0.25,
         "grad_cosine": -0.3,
+        "norm_share_pretrain": 0.9,
         "step_share_pretrain": 1.02,
     }
     curve = [entry | (pulls if entry["step"] != 20 else {}) for entry in CURVE]
@@ -161,7 +162,14 @@ def test_advice_and_gradients_are_in_the_report(tmp_path: Path) -> None:
     assert "against each other" in texts[0]
     assert (done.folder / "tug-of-war.png").is_file()
     assert done.row("mixed-0.3")["gradients"] == pytest.approx(
-        {"norm_pretrain": 2.5, "norm_finetune": 0.25, "cosine": -0.3, "share_pretrain": 1.02, "measurements": 2}
+        {
+            "norm_pretrain": 2.5,
+            "norm_finetune": 0.25,
+            "cosine": -0.3,
+            "norm_share_pretrain": 0.9,
+            "share_pretrain": 1.02,
+            "measurements": 2,
+        }
     )
     assert done.row("finetuned")["gradients"] is None
 
