@@ -158,6 +158,7 @@ def environment(template: str) -> jinja2.Environment:
         "percent": percent,
         "direction": direction,
         "fine_percent": fine_percent,
+        "cosine": "{:+z.2f}".format,
         "spread": spread,
         "with_error": with_error,
         "cell": cell,
@@ -187,8 +188,8 @@ def percent(share: float | None) -> str:
 
 
 def fine_percent(share: float) -> str:
-    """Formats a share as a percentage of two digits, also where it is small."""
-    return f"{100 * share:.0f} %" if abs(share) >= 0.1 else f"{100 * share:.2g} %"
+    """Formats a share as a percentage, with a digit after the point where it is small."""
+    return percent(share) if abs(share) >= 0.1 else f"{100 * share:z.1f} %"
 
 
 def direction(cosine: float) -> str:
