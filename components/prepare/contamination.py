@@ -8,9 +8,13 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from array import array
 from collections.abc import Iterable, Iterator, Sequence
 
+import numpy as np
+
 WORDS = 13
+BATCH_MARKS = 1_000_000
 
 # In scripts without spaces between words, every character counts as a word.
 _UNSPACED = r"\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003134f"
@@ -22,27 +26,53 @@ def words(text: str) -> list[str]:
     return _WORD.findall(unicodedata.normalize("NFKC", text).casefold())
 
 
-def contaminated(held_out: Sequence[Sequence[str]], training: Iterable[str]) -> list[bool]:
+def contaminated(held_out: Iterable[Sequence[str]], training: Iterable[str]) -> list[bool]:
     """Returns for each held-out example whether any of its texts shares a passage with any training text.
 
-    Memory use depends on the held-out texts only; training texts are read once.
+    Memory use depends on the held-out texts only: 8 bytes for each of their words. Texts are read once.
 
     Args:
         held_out: texts of each example.
         training: training texts.
     """
-    marks = [{mark for text in texts for mark in _marks(text)} for texts in held_out]
-    wanted = set().union(*marks)
-    found: set[str] = set()
+    own, counts = array("q"), array("q")
+    for texts in held_out:
+        before = len(own)
+        for text in texts:
+            own.extend(_marks(text))
+        counts.append(len(own) - before)
+    marks = np.array(own, np.int64)
+    wanted = np.unique(marks)
+    found = np.zeros(len(wanted), bool)
+    batch = array("q")
     for text in training:
-        found.update(mark for mark in _marks(text) if mark in wanted)
-    return [not found.isdisjoint(own) for own in marks]
+        batch.extend(_marks(text))
+        if len(batch) > BATCH_MARKS:
+            _note(found, wanted, batch)
+            batch = array("q")
+    _note(found, wanted, batch)
+    hit = np.concatenate([[0], np.cumsum(found[np.searchsorted(wanted, marks)])]) if len(marks) else np.zeros(1, int)
+    ends = np.cumsum(np.array(counts, np.int64))
+    starts = ends - np.array(counts, np.int64)
+    return (hit[ends] > hit[starts]).tolist() if len(ends) else []
 
 
-def _marks(text: str) -> Iterator[str]:
-    """Yields every 13 consecutive words; for a shorter text the whole text, with a line end to distinguish it from passages."""
+def _note(found: np.ndarray, wanted: np.ndarray, batch: array[int]) -> None:
+    """Notes which of the wanted marks, which are sorted, are in a batch."""
+    if not len(wanted) or not batch:
+        return
+    marks = np.array(batch, np.int64)
+    places = np.minimum(np.searchsorted(wanted, marks), len(wanted) - 1)
+    found[places[wanted[places] == marks]] = True
+
+
+def _marks(text: str) -> Iterator[int]:
+    """Yields a hash of every 13 consecutive words; for a shorter text of the whole text, with a line end to distinguish it.
+
+    Two different passages have the same hash with a probability of 2^-64. Hashes differ from process to process.
+    """
     found = words(text)
     if len(found) < WORDS:
-        yield " ".join(found or text.split()) + "\n"
+        yield hash(" ".join(found or text.split()) + "\n")
     for start in range(len(found) - WORDS + 1):
-        yield " ".join(found[start : start + WORDS])
+        yield hash(" ".join(found[start : start + WORDS]))

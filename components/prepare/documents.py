@@ -1,133 +1,147 @@
-"""Converts the examples of a split to documents with the tokens and targets of the task, and counts changed examples."""
+"""Converts examples to documents with the tokens and targets of the task, and counts changed examples."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from ..shared.config import Task
 from ..shared.data.prepared import Document, Split
 from ..shared.data.tallies import Tallies
 from ..shared.task_kinds import TASK_KINDS, Target
-from .gathering import Gathered, Item
+from .rows import Item, labels_of, texts_of
 from .spans import Question, windows
-from .tokenization import Encoder, Survival
+from .tokenization import BATCH, Encoder, Survival
+
+ID_CHARACTERS = 16
+"""Hexadecimal digits of a document's id."""
 
 
-def split_documents(
-    gathered: Gathered, split: Split, task: Task | None, encoder: Encoder, found_in: list[list[str]] | None
-) -> list[Document]:
-    """Returns the documents of one split.
+@dataclass
+class Found:
+    """What is counted while examples of a split are converted.
+
+    Attributes:
+        split: the split.
+        tallies: counts of what was lost or changed.
+        counts: question answering: numbers of examples, windows, and windows that contain a whole answer.
+    """
+
+    split: Split
+    tallies: Tallies
+    counts: Counter[str] = field(default_factory=Counter)
+
+    def add(self, kind: str, item: Item, count: int, of: int = 1) -> None:
+        """Adds `of` units of an example, of which `count` are affected."""
+        self.tallies.add(kind, self.split, item.row.where, count, of)
+
+    def survival(self, item: Item, found: Survival) -> None:
+        """Adds what became of a text of an example."""
+        self.add("unknown_tokens", item, found.unknown, found.tokens)
+        self.add("lost_characters", item, found.lost, found.characters)
+
+
+@dataclass(frozen=True)
+class ItemBatch:
+    """Examples of one split.
+
+    Attributes:
+        items: the examples.
+        labels: label names, in the order of their indices.
+        found_in: for each held-out example, the streams whose training text contains its text; None if that was not looked for.
+    """
+
+    items: list[Item]
+    labels: list[str] | None = None
+    found_in: Sequence[Sequence[str]] | None = None
+
+
+def documents_of(batch: ItemBatch, task: Task | None, encoder: Encoder, found: Found) -> list[Document]:
+    """Returns the documents of some examples.
 
     Args:
-        gathered: all splits; counts of what is lost are added to its tallies.
-        split: the split to convert.
+        batch: the examples.
         task: the task; None for the pretraining stream.
         encoder: encoder that tokenises the texts.
-        found_in: for each held-out example, the streams whose training text contains its text.
+        found: counts of what is lost are added to it.
     """
-    items = gathered.splits[split]
-    records = [_record(item) for item in items]
-    for record, streams in zip(records, found_in or [], strict=found_in is not None):
-        record |= {"contaminated": bool(streams), "contaminated_by": streams}
+    records = [_record(item) for item in batch.items]
+    for record, streams in zip(records, batch.found_in or [], strict=batch.found_in is not None):
+        record |= {"contaminated": bool(streams), "contaminated_by": list(streams)}
     make = _texts if task is None else _MAKERS[TASK_KINDS[task].target]
-    return list(make(items, records, encoder, split, gathered))
+    return list(make(batch, records, encoder, found))
 
 
-def _texts(
-    items: list[Item],
-    records: list[dict[str, Any]],
-    encoder: Encoder,
-    split: Split,
-    gathered: Gathered,
-) -> Iterator[Document]:
-    ids = encoder.ids([item.text for item in items], split)
-    for item, record, tokens in zip(items, records, ids, strict=True):
-        _count_survival(gathered.tallies, split, item, encoder.survival(item.text, tokens))
-        yield Document(encoder.document(tokens), record)
+def _texts(batch: ItemBatch, records: list[dict[str, Any]], encoder: Encoder, found: Found) -> Iterator[Document]:
+    for start in range(0, len(records), BATCH):
+        items = batch.items[start : start + BATCH]
+        ids = encoder.ids([item.text for item in items])
+        for item, record, tokens in zip(items, records[start : start + BATCH], ids, strict=True):
+            found.survival(item, encoder.survival(item.text, tokens))
+            yield Document(encoder.document(tokens), record)
 
 
-def _labelled(
-    items: list[Item],
-    records: list[dict[str, Any]],
-    encoder: Encoder,
-    split: Split,
-    gathered: Gathered,
-) -> Iterator[Document]:
+def _labelled(batch: ItemBatch, records: list[dict[str, Any]], encoder: Encoder, found: Found) -> Iterator[Document]:
     """Yields texts with a label, with labels or with a number."""
-    labels = gathered.labels or []
+    labels = batch.labels or []
     place = {label: index for index, label in enumerate(labels)}
-    ids = encoder.ids([item.text for item in items], split, special=True)
-    for item, record, whole in zip(items, records, ids, strict=True):
-        _count_survival(gathered.tallies, split, item, encoder.survival(item.text, whole, special=True))
+    ids = encoder.ids([item.text for item in batch.items], special=True)
+    for item, record, whole in zip(batch.items, records, ids, strict=True):
+        found.survival(item, encoder.survival(item.text, whole, special=True))
         tokens, cut = encoder.text(item.text, whole)
-        gathered.tallies.add("shortened", split, item.row.where, cut)
+        found.add("shortened", item, cut)
+        own = labels_of(item.row)
         if item.row.number is not None:
             record["label"] = item.row.number
             yield Document(tokens, record, targets=[item.row.number])
         elif "label" in item.row.values:
-            yield Document(tokens, record, label=place[item.labels[0]])
+            yield Document(tokens, record, label=place[own[0]])
         else:
-            record["labels"] = list(item.labels)
-            yield Document(tokens, record, targets=[float(label in item.labels) for label in labels])
+            record["labels"] = list(own)
+            yield Document(tokens, record, targets=[float(label in own) for label in labels])
 
 
-def _prompted(
-    items: list[Item],
-    records: list[dict[str, Any]],
-    encoder: Encoder,
-    split: Split,
-    gathered: Gathered,
-) -> Iterator[Document]:
+def _prompted(batch: ItemBatch, records: list[dict[str, Any]], encoder: Encoder, found: Found) -> Iterator[Document]:
     """Yields prompts with their completions, each followed by one EOS. Examples that do not fit are dropped."""
     for record in records:
         completion = encoder.without_eos(record["completion"])
         record["bytes"] -= len(record["completion"].encode()) - len(completion.encode())
         record["completion"] = completion
-    prompts = encoder.ids([item.row.values["prompt"] for item in items], f"{split} prompts", special=True)
-    completions = encoder.ids([record["completion"] for record in records], f"{split} completions")
-    for item, record, prompt, tokens in zip(items, records, prompts, completions, strict=True):
-        _count_survival(
-            gathered.tallies, split, item, encoder.survival(item.row.values["prompt"], prompt, special=True)
-        )
-        _count_survival(gathered.tallies, split, item, encoder.survival(record["completion"], tokens))
-        kept = encoder.keeps(record["completion"], tokens)
-        gathered.tallies.add("changed_references", split, item.row.where, not kept)
+    prompts = encoder.ids([item.row.values["prompt"] for item in batch.items], special=True)
+    completions = encoder.ids([record["completion"] for record in records])
+    for item, record, prompt, tokens in zip(batch.items, records, prompts, completions, strict=True):
+        found.survival(item, encoder.survival(item.row.values["prompt"], prompt, special=True))
+        found.survival(item, encoder.survival(record["completion"], tokens))
+        found.add("changed_references", item, not encoder.keeps(record["completion"], tokens))
         fitted = encoder.prompted(prompt, tokens)
-        gathered.tallies.add("dropped", split, item.row.where, fitted is None)
+        found.add("dropped", item, fitted is None)
         if fitted is None:
             continue
         joined, supervised_from, cut = fitted
-        gathered.tallies.add("shortened", split, item.row.where, cut)
+        found.add("shortened", item, cut)
         yield Document(joined, record, supervised_from=supervised_from)
 
 
-def _questions(
-    items: list[Item],
-    records: list[dict[str, Any]],
-    encoder: Encoder,
-    split: Split,
-    gathered: Gathered,
-) -> Iterator[Document]:
+def _questions(batch: ItemBatch, records: list[dict[str, Any]], encoder: Encoder, found: Found) -> Iterator[Document]:
     """Yields windows over contexts. If a window does not contain the whole first answer, its target is the first token."""
-    counts = Counter(examples=0, windows=0, windows_with_answer=0)
     for role in ("question", "context"):
-        texts = {item.row.values[role]: item for item in items}  # several questions share a context
-        for (text, item), ids in zip(texts.items(), encoder.ids(list(texts), f"{split} {role}s"), strict=True):
-            _count_survival(gathered.tallies, split, item, encoder.survival(text, ids))
+        texts = {item.row.values[role]: item for item in batch.items}  # several questions share a context
+        for (text, item), ids in zip(texts.items(), encoder.ids(list(texts)), strict=True):
+            found.survival(item, encoder.survival(text, ids))
     asked = []
-    for item in items:
+    for item in batch.items:
         first = item.row.answers[0] if item.row.answers else None
         span = (first.start, first.start + len(first.text)) if first else None
         asked.append(Question(item.row.values["question"], item.row.values["context"], span))
-    for item, record, inside in zip(items, records, windows(encoder, asked, split), strict=True):
-        gathered.tallies.add("dropped", split, item.row.where, not inside)
+    for item, record, inside in zip(batch.items, records, windows(encoder, asked), strict=True):
+        found.add("dropped", item, not inside)
         if not inside:
             continue
         having = sum(window.answer is not None for window in inside)
-        counts.update(examples=1, windows=len(inside), windows_with_answer=having)
-        gathered.tallies.add("answers_in_no_window", split, item.row.where, bool(item.row.answers) and not having)
+        found.counts.update(examples=1, windows=len(inside), windows_with_answer=having)
+        found.add("answers_in_no_window", item, bool(item.row.answers) and not having)
         question, context = record["question"], record["context"]
         for window in inside:
             low, high = (window.offsets[0][0], window.offsets[-1][1]) if window.offsets else (0, 0)
@@ -140,13 +154,6 @@ def _questions(
             yield Document(
                 window.tokens, record | extra, targets=window.answer or (0, 0), second_from=window.second_from
             )
-    for name, count in counts.items():
-        gathered.notes.setdefault(name, {})[split] = count
-
-
-def _count_survival(tallies: Tallies, split: Split, item: Item, found: Survival) -> None:
-    tallies.add("unknown_tokens", split, item.row.where, found.unknown, found.tokens)
-    tallies.add("lost_characters", split, item.row.where, found.lost, found.characters)
 
 
 _MAKERS: dict[Target, Callable[..., Iterator[Document]]] = {
@@ -160,5 +167,5 @@ _MAKERS: dict[Target, Callable[..., Iterator[Document]]] = {
 
 def _record(item: Item) -> dict[str, Any]:
     values = item.row.values
-    size = sum(len(text.encode()) for role, text in values.items() if role != "label")
-    return {"id": item.key[:16], "source": item.row.where, "bytes": size, **values}
+    size = sum(len(text.encode()) for text in texts_of(item.row))
+    return {"id": item.key[:ID_CHARACTERS], "source": item.row.where, "bytes": size, **values}

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,80 +11,23 @@ import numpy as np
 from ..shared.config import EMBEDDED
 from ..shared.data.prepared import Split
 from ..shared.data.problems import Problems
-from ..shared.data.readers import Reading
-from ..shared.data.records import Row
 from ..shared.data.sources import named_sources, read
 from ..shared.data.tallies import Part, Tallies, warnings
-from ..shared.task_kinds import TASK_KINDS, Target
 from .config import FinetuneData, PretrainData
-from .splitting import HeldOut, cut, draw, exact, fold, shuffled
+from .near_duplicates import near_duplicates
+from .rows import Gathered, Rows, RowWriter, texts_of
+from .splitting import DEV, TEST, TRAIN, HeldOut, cut, draw, exact, first_of_each, fold, numbers_of, shuffled
+from .target_checks import check_targets
 
 SPLITS: tuple[Split, ...] = ("train", "dev", "test")
 FOLDED = "case and white space aside; duplicates: exact keeps those that differ in them"
-REMOVED = ("duplicates", "contradictory", "held_out_too")
+REMOVED = ("duplicates", "contradictory", "held_out_too", "near_duplicates")
 """Kinds of tallies that can be the cause of a problem with the labels or the splits."""
 OPTIONS: tuple[Part, ...] = ("test_source", "dev_source", "source")
 """Options of the sources, in the order in which they keep a text that stands in several."""
-SHOWN_LABELS = 5
-LARGEST_MEAN = 10.0
-"""Mean of the numbers up to which a regression head learns about as fast as with 0."""
-SPREADS = (0.1, 10.0)
-"""Standard deviations between which it learns about as fast as with 1."""
-_WHOLE_NUMBER = re.compile("[+-]?[0-9]{1,18}")
 
 
-@dataclass(frozen=True)
-class Item:
-    """A document or an example.
-
-    Attributes:
-        key: digest of its text, see `duplicates`; unique in a stream.
-        row: the row as read.
-    """
-
-    key: str
-    row: Row
-
-    @property
-    def labels(self) -> tuple[str, ...]:
-        """Returns its label, or its labels in multi-label."""
-        values = self.row.values
-        return (values["label"],) if "label" in values else self.row.labels
-
-    @property
-    def target(self) -> Any:
-        """Returns its target, to be compared with another's."""
-        return self.labels, self.row.number, self.row.answers
-
-    @property
-    def text(self) -> str:
-        """Returns the whole text; of two texts, such as prompt and completion, both."""
-        return "\n".join(text for role, text in self.row.values.items() if role != "label")
-
-    @property
-    def shared(self) -> str | None:
-        """Returns the text that examples share and that must stand in one split: a context or a prompt."""
-        return self.row.values.get("context", self.row.values.get("prompt"))
-
-
-@dataclass
-class Gathered:
-    """A stream's splits.
-
-    Attributes:
-        splits: documents or examples of each split, in an order that depends on the seed.
-        labels: classification and multi-label: all label names, in the order of their indices.
-        notes: numbers of rows that were read and removed.
-        tallies: counts of what was lost or changed.
-    """
-
-    splits: dict[Split, list[Item]]
-    labels: list[str] | None = None
-    notes: dict[str, Any] = field(default_factory=dict)
-    tallies: Tallies = field(default_factory=Tallies)
-
-
-def gather(stream: PretrainData | FinetuneData, seed: int, problems: Problems) -> Gathered:
+def gather(stream: PretrainData | FinetuneData, seed: int, problems: Problems, folder: Path) -> Gathered:
     """Reads all sources of a stream, removes duplicates and creates the splits.
 
     A text in several sources is kept in the split where it is evaluated: test before dev, dev before train.
@@ -95,46 +36,31 @@ def gather(stream: PretrainData | FinetuneData, seed: int, problems: Problems) -
         stream: configuration of the stream.
         seed: seed of the splits and of `max_documents`.
         problems: collects all problems. The result is only valid if there are none.
+        folder: folder for the rows.
     """
-    counts: Counter[str] = Counter(read=0)
     tallies = Tallies(embedded=stream.source == EMBEDDED)
-    by_option: dict[Part, list[Item]] = {}
-    whole = True
-    for option, source in named_sources(stream):
-        before = len(problems)
-        reading = Reading(stream.columns, option, stream.tsv_quotes, problems, tallies)
-        rows = list(read(source, reading))
-        if not rows:
-            whole = False
-            if len(problems) == before:
-                problems.add(f"{option}: {source} holds no records")
-        counts["read"] += len(rows)
-        by_option[reading.part] = _unique(rows, stream.exact_duplicates, reading)
-    if not whole:
-        return Gathered({name: [] for name in SPLITS})
-
-    taken: set[str] = set()
-    for part in OPTIONS:
-        if part in by_option:
-            for item in by_option[part] if taken else []:
-                tallies.add("held_out_too", part, item.row.where, item.key in taken)
-            by_option[part] = [item for item in by_option[part] if item.key not in taken]
-            taken.update(item.key for item in by_option[part])
+    rows, by_option = _read(stream, problems, folder, tallies)
+    notes: dict[str, Any] = {"read": len(rows)}
+    if any(not len(numbers) for numbers in by_option.values()):
+        return Gathered(rows, {name: np.empty(0, np.int64) for name in SPLITS})
+    detail = "" if stream.exact_duplicates else FOLDED
+    for part, numbers in by_option.items():
+        by_option[part] = _unique(rows, part, numbers, tallies, detail)
+    _keep_in_one(rows, by_option, tallies)
+    if stream.near_duplicates is not None:
+        _remove_near_duplicates(rows, by_option, stream.near_duplicates, tallies)
 
     before = len(problems)
-    items = by_option["source"]
-    if stream.max_documents is not None and len(items) > stream.max_documents:
-        drawn = draw([item.key for item in items], stream.max_documents, seed)
-        counts["not_drawn"] = len(items) - len(drawn)
-        items = [item for item in items if item.key in drawn]
+    numbers = by_option["source"]
+    if stream.max_documents is not None and len(numbers) > stream.max_documents:
+        notes["not_drawn"] = len(numbers) - stream.max_documents
+        numbers = numbers[draw(rows.keys[numbers], stream.max_documents, seed)]
 
-    splits = _cut(stream, items, by_option, seed, problems)
-    splits = {name: shuffled(inside, seed, key=lambda item: item.key) for name, inside in splits.items()}
-    gathered = Gathered(splits, notes=dict(counts), tallies=tallies)
+    splits = _cut(stream, rows, numbers, by_option, seed, problems)
+    splits = {name: inside[shuffled(rows.keys[inside], seed)] for name, inside in splits.items()}
+    gathered = Gathered(rows, splits, notes=notes, tallies=tallies)
     if isinstance(stream, FinetuneData):
-        check = _CHECKS[TASK_KINDS[stream.task].target]
-        if check is not None:
-            check(stream, gathered, problems)
+        check_targets(stream, gathered, problems)
     if len(problems) > before:
         name = stream.section.rsplit(".", 1)[-1]
         for sentence in warnings((row for row in tallies.table() if row.kind in REMOVED), name):
@@ -142,195 +68,146 @@ def gather(stream: PretrainData | FinetuneData, seed: int, problems: Problems) -
     return gathered
 
 
-def _unique(rows: list[Row], only_exact: bool, reading: Reading) -> list[Item]:
+def _read(
+    stream: PretrainData | FinetuneData, problems: Problems, folder: Path, tallies: Tallies
+) -> tuple[Rows, dict[Part, np.ndarray]]:
+    """Writes the rows of all sources to a file. Returns them, and the numbers of the rows of each source option."""
+    writer = RowWriter(folder / "rows", embedded=stream.source == EMBEDDED)
+    digest = exact if stream.exact_duplicates else fold
+    ranges: dict[Part, tuple[int, int]] = {}
+    for named in named_sources(stream):
+        before, first, skipped = len(problems), len(writer), problems.skipped.count if problems.skipped else 0
+        for row in read(named.path, named.reading(stream, problems, tallies)):
+            writer.append(row, digest(*texts_of(row)))
+        if len(writer) == first and len(problems) == before:
+            met = " that meet filter" if named.own is not None and named.own.filter else ""
+            valid = " that are valid" if problems.skipped and problems.skipped.count > skipped else ""
+            problems.add(f"{named.option}: {named.path} holds no records{met}{valid}")
+        writer.end_source()
+        if problems.skipped is not None:
+            count = problems.skipped.count - skipped
+            tallies.add("quarantined", named.part, named.path, count, count + len(writer) - first)
+        ranges[named.part] = (ranges.get(named.part, (first, first))[0], len(writer))
+    return writer.finish(), {part: np.arange(*ends, dtype=np.int64) for part, ends in ranges.items()}
+
+
+def _unique(rows: Rows, part: Part, numbers: np.ndarray, tallies: Tallies, detail: str) -> np.ndarray:
     """Keeps the first row of each text. A second label for the same text is contradictory, so it is removed too."""
-    kept: dict[str, Item] = {}
-    digest, detail = (exact, "") if only_exact else (fold, FOLDED)
-    for row in rows:
-        key = digest(*(text for role, text in row.values.items() if role != "label"))
-        item = Item(key, row)
-        first = kept.setdefault(key, item)
-        reading.tallies.add("duplicates", reading.part, row.where, first is not item, detail=detail)
-        reading.tallies.add("contradictory", reading.part, row.where, first.target != item.target)
-    return list(kept.values())
+    first = numbers[first_of_each(rows.keys[numbers])]
+    rows.tally(tallies, "duplicates", part, numbers, first != numbers, detail)
+    rows.tally(tallies, "contradictory", part, numbers, rows.targets[first] != rows.targets[numbers])
+    return numbers[first == numbers]
+
+
+def _keep_in_one(rows: Rows, by_option: dict[Part, np.ndarray], tallies: Tallies) -> None:
+    """Removes rows whose text stands in held-out data too."""
+    taken = np.empty(0, np.uint64)
+    for part in OPTIONS:
+        if part in by_option:
+            keys = numbers_of(rows.keys[by_option[part]])
+            there = np.isin(keys, taken)
+            if len(taken):
+                rows.tally(tallies, "held_out_too", part, by_option[part], there)
+            by_option[part] = by_option[part][~there]
+            taken = np.concatenate([taken, keys])
+
+
+def _remove_near_duplicates(rows: Rows, by_option: dict[Part, np.ndarray], similarity: float, tallies: Tallies) -> None:
+    """Removes rows that are near-duplicates of others; those of held-out sources are kept rather than those of `source`."""
+    parts = [part for part in OPTIONS if part in by_option]
+    numbers = np.concatenate([by_option[part] for part in parts])
+    texts = (item.text for item in rows.items(numbers))
+    similar_to = np.array([-1 if one is None else one for one in near_duplicates(texts, similarity)], np.int64)
+    found = similar_to >= 0
+    example = np.flatnonzero(found)[:1]
+    detail = ""
+    if len(example):
+        one, other = rows.items(numbers[[example[0], similar_to[example[0]]]])
+        detail = f"such as {one.row.where}, which is like {other.row.where}"
+    for part in parts:
+        own = np.isin(numbers, by_option[part])
+        rows.tally(tallies, "near_duplicates", part, numbers[own], found[own], detail)
+        by_option[part] = np.sort(numbers[own & ~found])
 
 
 def _cut(
     stream: PretrainData | FinetuneData,
-    items: list[Item],
-    by_option: dict[Part, list[Item]],
+    rows: Rows,
+    numbers: np.ndarray,
+    by_option: dict[Part, np.ndarray],
     seed: int,
     problems: Problems,
-) -> dict[Split, list[Item]]:
+) -> dict[Split, np.ndarray]:
     fractions: dict[HeldOut, float] = {}
     if stream.dev_source is None:
         fractions["dev"] = stream.dev_fraction
     if stream.test_source is None:
         fractions["test"] = stream.test_fraction
-    splits: dict[Split, list[Item]] = {"train": [], "dev": by_option.get("dev_source", [])}
-    splits["test"] = by_option.get("test_source", [])
-    unit_of = _units(items)
-    units = {unit_of[item.key]: group for item, group in zip(items, _groups(items), strict=True)}
-    place = cut(list(units), list(units.values()), fractions, seed)
-    if place is None:
+    none = np.empty(0, np.int64)
+    given: dict[Split, np.ndarray] = {"dev": by_option.get("dev_source", none)}
+    given["test"] = by_option.get("test_source", none)
+    unit, of_unit = _units(rows, numbers)
+    groups: list[str] = [""] * len(of_unit)
+    for place, group in zip(unit.tolist(), _groups(rows, numbers), strict=True):
+        groups[place] = group
+    split = cut(rows.keys[of_unit], groups, fractions, seed)
+    if split is None:
         names = " and ".join(["train", *(name for name in SPLITS if name in fractions)])
-        labelled = ", and each label one in train" if any(units.values()) else ""
-        what = "context" if "context" in stream.columns else "prompt"
-        shared = f" (different {what}s: a {what} stands in one split)" if len(units) < len(items) else ""
+        labelled = ", and each label one in train" if any(groups) else ""
+        what = stream.group_column or ("context" if "context" in stream.columns else "prompt")
+        shared = f" (different {what}s: a {what} stands in one split)" if len(of_unit) < len(numbers) else ""
         problems.add(
-            f"{stream.section}.source: {len(units)} left after removing duplicates{shared}, too few for {names} to get "
+            f"{stream.section}.source: {len(of_unit)} left after removing duplicates{shared}, too few for {names} to get "
             f"one each{labelled}; give more, or name {stream.section}.dev_source and {stream.section}.test_source"
         )
-        return splits
-    for item in items:
-        splits[place[unit_of[item.key]]].append(item)
+        return {"train": none, **given}
+    of_row = split[unit]
+    splits: dict[Split, np.ndarray] = {"train": numbers[of_row == TRAIN]}
+    for name, number in (("dev", DEV), ("test", TEST)):
+        splits[name] = np.concatenate([given[name], numbers[of_row == number]])  # type: ignore[index]
     for name, inside in splits.items():
-        if not inside:
+        if not len(inside):
             problems.add(
                 f"{stream.section}: the split {name} is empty after removing what also stands in another; give more"
             )
     return splits
 
 
-def _units(items: list[Item]) -> dict[str, str]:
-    """Assigns each item, by its key, to a unit that is not divided: the smallest key of those that share a text."""
-    smallest: dict[str, str] = {}
-    units = {item.key: item.key if item.shared is None else fold(item.shared) for item in items}
-    for key, unit in units.items():
-        smallest[unit] = min(key, smallest.get(unit, key))
-    return {key: smallest[unit] for key, unit in units.items()}
+def _units(rows: Rows, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Assigns each of N rows to one of U units that are not divided: those that share a text.
 
-
-def _groups(items: list[Item]) -> list[str]:
-    """Assigns each item to a group for splitting, so that every label has a group, of which one item is kept for training.
-
-    An item's group is its label, or the rarest of its labels. If a label is nowhere the rarest, one item gets its own group.
+    Returns:
+        The unit of each row, (N,), and for each unit the row with the smallest key, (U,).
     """
-    counts = Counter(label for item in items for label in item.labels)
-    groups = {item.key: min(item.labels, key=lambda label: (counts[label], label), default="") for item in items}
-    for label in sorted(set(counts) - set(groups.values())):
-        chosen = min(item.key for item in items if label in item.labels)
-        groups[chosen] = chosen
-    return [groups[item.key] for item in items]
+    _, unit = np.unique(numbers_of(rows.units[numbers]), return_inverse=True)
+    if rows.groups is not None:
+        unit = _connected(unit, np.unique(numbers_of(rows.groups[numbers]), return_inverse=True)[1])
+    order = np.lexsort((numbers_of(rows.keys[numbers]), unit))
+    _, first = np.unique(unit[order], return_index=True)
+    return unit, numbers[order[first]]
 
 
-def _check_label(stream: FinetuneData, gathered: Gathered, problems: Problems) -> None:
-    _count_labels(stream, gathered, True, problems)
+def _connected(units: np.ndarray, groups: np.ndarray) -> np.ndarray:
+    """Joins units and groups that share a row, directly or through others. Returns the number of each row's part, (N,)."""
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    size = int(units.max(initial=-1)) + int(groups.max(initial=-1)) + 2
+    edges = coo_array((np.ones(len(units), bool), (units, groups + int(units.max(initial=-1)) + 1)), shape=(size, size))
+    _, part = connected_components(edges, directed=False)
+    return np.unique(part[units], return_inverse=True)[1]
 
 
-def _check_labels(stream: FinetuneData, gathered: Gathered, problems: Problems) -> None:
-    _count_labels(stream, gathered, False, problems)
-    gathered.notes["unlabelled"] = {
-        name: sum(not item.labels for item in inside) for name, inside in gathered.splits.items()
-    }
+def _groups(rows: Rows, numbers: np.ndarray) -> list[str]:
+    """Assigns each row to a group for splitting, so that every label has a group, of which one row is kept for training.
 
-
-def _count_labels(stream: FinetuneData, gathered: Gathered, single: bool, problems: Problems) -> None:
-    gathered.labels = _checked_labels(_label_column(stream), gathered.splits, single, problems)
-    gathered.notes["labels"] = {
-        name: dict(sorted(Counter(label for item in inside for label in item.labels).items()))
-        for name, inside in gathered.splits.items()
-    }
-    _count_case_labels(gathered)
-
-
-def _count_case_labels(gathered: Gathered) -> None:
-    """Counts examples with a label that is also spelled in another case, and more often so."""
-    counts = Counter(label for inside in gathered.splits.values() for item in inside for label in item.labels)
-    spellings: dict[str, list[str]] = {}
-    for label in sorted(counts, key=lambda label: (-counts[label], label)):
-        spellings.setdefault(label.casefold(), []).append(label)
-    rarer = {label for same in spellings.values() for label in same[1:]}
-    named = [" and ".join(map(repr, same)) for same in spellings.values() if len(same) > 1]
-    more = [f"{len(named) - SHOWN_LABELS} more"] if len(named) > SHOWN_LABELS else []
-    detail = ", ".join([*named[:SHOWN_LABELS], *more])
-    for split, inside in gathered.splits.items():
-        for item in inside:
-            found = not rarer.isdisjoint(item.labels)
-            gathered.tallies.add("case_labels", split, item.row.where, found, detail=detail)
-
-
-def _check_numbers(stream: FinetuneData, gathered: Gathered, problems: Problems) -> None:
-    splits, notes = gathered.splits, gathered.notes
-    numbers = {name: np.array([item.row.number for item in inside], float) for name, inside in splits.items()}
-    if splits["train"] and len(np.unique(numbers["train"].astype(np.float32))) == 1:  # float32, as in training
-        problems.add(
-            f"{_label_column(stream)}: every training example has the number {numbers['train'][0]:g}; at least two numbers are "
-            "needed"
-        )
-    notes["target_mean"] = {name: float(found.mean()) for name, found in numbers.items() if len(found)}
-    notes["target_std"] = {name: float(found.std()) for name, found in numbers.items() if len(found)}
-    if splits["train"]:
-        mean, spread = notes["target_mean"]["train"], notes["target_std"]["train"]
-        detail = f"mean {mean:,.4g}, standard deviation {spread:,.4g}"
-        for item in splits["train"]:
-            gathered.tallies.add("far_numbers", "train", item.row.where, is_far(mean, spread), detail=detail)
-
-
-def is_far(mean: float, spread: float) -> bool:
-    """Tells whether numbers are far from a mean of 0 or a standard deviation of 1, so that a head learns them slowly.
-
-    A new head predicts numbers near zero, and the heads of causal models have no bias that could be set to the mean.
+    A row's group is its label, or the rarest of its labels. If a label is nowhere the rarest, one row gets its own group.
     """
-    return abs(mean) > LARGEST_MEAN or not SPREADS[0] <= spread <= SPREADS[1]
-
-
-def _check_answers(stream: FinetuneData, gathered: Gathered, problems: Problems) -> None:
-    train, notes = gathered.splits["train"], gathered.notes
-    notes["unanswerable"] = {
-        name: sum(not item.row.answers for item in inside) for name, inside in gathered.splits.items()
-    }
-    if train and notes["unanswerable"]["train"] == len(train):
-        problems.add(
-            f"{stream.section}.answers_column ({stream.answers_column}): no training example has an answer; add some"
-        )
-
-
-def _label_column(stream: FinetuneData) -> str:
-    return f"{stream.section}.label_column ({stream.label_column})"
-
-
-_CHECKS: dict[Target, Callable[[FinetuneData, Gathered, Problems], None] | None] = {
-    "label": _check_label,
-    "labels": _check_labels,
-    "number": _check_numbers,
-    "answers": _check_answers,
-    "text": None,
-}
-"""Functions that report data that makes training or evaluation meaningless, and count the targets."""
-
-
-def _checked_labels(column: str, splits: dict[Split, list[Item]], single: bool, problems: Problems) -> list[str]:
-    """Returns all labels, sorted as text, or as numbers if all are whole numbers.
-
-    Args:
-        column: name of the column, for messages.
-        single: whether each example has exactly one label.
-    """
-    counts = Counter(label for inside in splits.values() for item in inside for label in item.labels)
-    # Index n of classes 0, 1, ... is then class n, also of more than ten.
-    whole_numbers = all(_WHOLE_NUMBER.fullmatch(label) for label in counts)
-    labels = sorted(counts, key=lambda label: (int(label) if whole_numbers else 0, label))
-    if not labels and any(splits.values()):
-        problems.add(f"{column}: no example has any label; at least one label is needed")
-    if single and len(labels) == 1:
-        problems.add(f"{column}: every example has the label {labels[0]!r}; at least two labels are needed")
-    once: dict[str, str] = {}
-    if single:
-        items = [item for inside in splits.values() for item in inside]
-        once = {item.labels[0]: item.row.where for item in items if counts[item.labels[0]] == 1}
-    if once:
-        named = [f"{label!r} ({where})" for label, where in sorted(once.items())[:SHOWN_LABELS]]
-        more = f" and {len(once) - SHOWN_LABELS} more" if len(once) > SHOWN_LABELS else ""
-        problems.add(
-            f"{column}: occurring once only: {', '.join(named)}{more}; a label needs at least two examples. "
-            "Add some, or remove these"
-        )
-    trained = {label for item in splits["train"] for label in item.labels}
-    for name in ("dev", "test"):
-        unknown = sorted({label for item in splits[name] for label in item.labels} - trained - set(once))
-        if unknown and splits["train"]:
-            named = [repr(label) for label in unknown[:SHOWN_LABELS]]
-            more = f" and {len(unknown) - SHOWN_LABELS} more" if len(unknown) > SHOWN_LABELS else ""
-            problems.add(f"{column}: in {name} but never in train: {', '.join(named)}{more}; add training examples")
-    return labels
+    counts: Counter[str] = rows.label_counts(numbers)
+    of_set = [min(labels, key=lambda label: (counts[label], label), default="") for labels in rows.label_sets]
+    groups = [of_set[place] for place in rows.labels[numbers].tolist()]
+    for label in sorted(set(counts) - set(groups)):
+        having = np.flatnonzero(np.isin(numbers, rows.having(label, numbers)))
+        chosen = having[np.argmin(numbers_of(rows.keys[numbers[having]]))]
+        groups[chosen] = rows.keys[numbers[chosen]].tobytes().hex()
+    return groups

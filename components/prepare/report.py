@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from ..shared.data.prepared import DataManifest, Document, Split
+from ..shared.data.prepared import DataManifest, Documents, Split
 from ..shared.data.tallies import table_lines
 from ..shared.task_kinds import TASK_KINDS
+from .shares import percent
 
 SAMPLES = 5
 SAMPLE_CHARACTERS = 600
@@ -36,9 +37,7 @@ class Bar:
     counts: list[int]
 
 
-def render(
-    manifest: DataManifest, documents: Mapping[Split, Sequence[Document]], decode: Callable[[list[int]], str]
-) -> str:
+def render(manifest: DataManifest, documents: Mapping[Split, Documents], decode: Callable[[list[int]], str]) -> str:
     """Renders the report as HTML.
 
     Args:
@@ -50,16 +49,16 @@ def render(
         loader=PackageLoader(__package__, "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
     splits = list(documents)
-    numbers: dict[Split, list[float]] = {}
+    numbers: dict[Split, np.ndarray] = {}
     if "target_mean" in manifest.notes:
-        numbers = {split: [float(document.targets[0]) for document in documents[split]] for split in splits}
+        numbers = {split: documents[split].targets[:, 0].astype(np.float64) for split in splits}
     return environment.get_template("report.html.j2").render(
         manifest=manifest,
         title=f"{'Pretraining' if manifest.stream == 'pretrain' else 'Fine-tuning'} data",
         unit=TASK_KINDS[manifest.task].document if manifest.task else "documents",
         splits=splits,
         lengths=_lengths(
-            {split: [len(document.tokens) for document in documents[split]] for split in splits},
+            {split: np.diff(documents[split].offsets) for split in splits},
             longest=None if manifest.stream == "pretrain" else manifest.max_length,
         ),
         labels=_labels(manifest, splits),
@@ -67,9 +66,13 @@ def render(
         quantiles={split: [f"{value:.4g}" for value in _quantiles(found)] for split, found in numbers.items()},
         quantile_names=list(QUANTILES),
         answers=_answers(manifest.notes, splits) if "windows" in manifest.notes else [],
+        shares=_shares(manifest.notes.get("shares", {})),
         changes=_changes(manifest.notes),
         tallies=table_lines(manifest.tallies),
-        samples={split: [_sample(item, manifest, decode) for item in _shown(documents[split])] for split in splits},
+        samples={
+            split: [_sample(documents[split], *shown, manifest, decode) for shown in _shown(documents[split])]
+            for split in splits
+        },
     )
 
 
@@ -82,15 +85,15 @@ def _labels(manifest: DataManifest, splits: Sequence[Split]) -> list[Bar]:
     return _bars(rows)
 
 
-def _numbers(numbers: Mapping[Split, Sequence[float]]) -> list[Bar]:
+def _numbers(numbers: Mapping[Split, np.ndarray]) -> list[Bar]:
     """Returns a histogram of the target numbers, with even bins."""
-    edges = np.histogram_bin_edges(np.concatenate([np.asarray(inside) for inside in numbers.values()]), BINS)
+    edges = np.histogram_bin_edges(np.concatenate(list(numbers.values())), BINS)
     rows = np.array([np.histogram(inside, edges)[0] for inside in numbers.values()]).T
     names = [f"{low:.4g} to {high:.4g}" for low, high in pairwise(edges)]
     return _bars([(name, row.tolist()) for name, row in zip(names, rows, strict=True)])
 
 
-def _quantiles(numbers: Sequence[float]) -> list[float]:
+def _quantiles(numbers: np.ndarray) -> list[float]:
     return [float(value) for value in np.quantile(numbers, list(QUANTILES.values()))]
 
 
@@ -104,18 +107,19 @@ def _answers(notes: Mapping[str, Any], splits: Sequence[Split]) -> list[tuple[st
     return rows
 
 
-def _lengths(lengths: Mapping[Split, Sequence[int]], longest: int | None) -> list[Bar]:
+def _lengths(lengths: Mapping[Split, np.ndarray], longest: int | None) -> list[Bar]:
     """Returns a histogram of the lengths in tokens: even bins up to `longest`, or doubling bins if there is no maximum."""
-    found = [length for inside in lengths.values() for length in inside]
     if longest is not None:
         edges = sorted({round(longest * part / 8) for part in range(1, 9)})
     else:
-        last = max(5, (max(found) - 1).bit_length())
-        edges = [2**power for power in range(5, last + 1)]
+        most = max(int(inside.max(initial=1)) for inside in lengths.values())
+        edges = [2**power for power in range(5, max(5, (most - 1).bit_length()) + 1)]
     bins: dict[str, list[int]] = {}
     low = 1
     for high in edges:
-        bins[f"{low:,} to {high:,}"] = [sum(low <= length <= high for length in inside) for inside in lengths.values()]
+        bins[f"{low:,} to {high:,}"] = [
+            int(np.count_nonzero((low <= inside) & (inside <= high))) for inside in lengths.values()
+        ]
         low = high + 1
     return _bars(list(bins.items()))
 
@@ -123,6 +127,22 @@ def _lengths(lengths: Mapping[Split, Sequence[int]], longest: int | None) -> lis
 def _bars(rows: Sequence[tuple[str, list[int]]]) -> list[Bar]:
     longest = max((sum(row) for _, row in rows), default=0) or 1
     return [Bar(name, round(100 * sum(row) / longest, 2), row) for name, row in rows]
+
+
+def _shares(of_splits: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[dict[str, str]]:
+    """Returns for each source and split its asked and its realised share of the tokens."""
+    return [
+        {
+            "source": row["source"],
+            "split": split,
+            "asked": percent(row, "asked"),
+            "share": percent(row, "share"),
+            "tokens": f"{row['tokens']:,}",
+            "left_out": f"{row['left_out_tokens']:,} tokens" if row["left_out_tokens"] else "",
+        }
+        for split, rows in of_splits.items()
+        for row in rows
+    ]
 
 
 _PLAIN = {
@@ -145,23 +165,29 @@ def _changes(notes: Mapping[str, Any]) -> list[tuple[str, str]]:
     return rows
 
 
-def _shown(documents: Sequence[Document]) -> list[Document]:
-    """Returns the first documents; of several windows over a context, one with the answer if there is one."""
-    shown: dict[str, Document] = {}
-    for document in documents:
-        first = shown.setdefault(document.record["id"], document)
-        if any(document.targets) and not any(first.targets):
-            shown[document.record["id"]] = document
+def _shown(documents: Documents) -> list[tuple[dict[str, Any], int]]:
+    """Returns the records and numbers of the first documents; of several windows over a context, one with the answer."""
+    shown: dict[str, tuple[dict[str, Any], int]] = {}
+    for number, record in enumerate(documents.iter_records()):
+        first = shown.setdefault(record["id"], (record, number))
+        if documents.targets[number].any() and not documents.targets[first[1]].any():
+            shown[record["id"]] = (record, number)
         if len(shown) > SAMPLES:
             break
     return list(shown.values())[:SAMPLES]
 
 
-def _sample(document: Document, manifest: DataManifest, decode: Callable[[list[int]], str]) -> dict[str, Any]:
-    record, tokens = document.record, [int(token) for token in document.tokens]
+def _sample(
+    documents: Documents,
+    record: Mapping[str, Any],
+    number: int,
+    manifest: DataManifest,
+    decode: Callable[[list[int]], str],
+) -> dict[str, Any]:
+    tokens = documents.tokens(number).tolist()
     values = [(role, _clipped(_words(record[role]))) for role in ROLES if role in record]
     if "offsets" in record:  # a window over a context
-        first, last = (int(place) for place in document.targets)
+        first, last = (int(place) for place in documents.targets[number])
         found = f"tokens {first} to {last}: {decode(tokens[first : last + 1])}" if last else "none: the first token"
         values.append(("answer in this window", _clipped(found)))
     return {

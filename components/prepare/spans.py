@@ -33,20 +33,15 @@ class QuestionWindow(EncodedWindow):
     answer: tuple[int, int] | None
 
 
-def windows(encoder: Encoder, questions: Sequence[Question], what: str) -> Iterator[list[QuestionWindow]]:
+def windows(encoder: Encoder, questions: Sequence[Question]) -> Iterator[list[QuestionWindow]]:
     """Yields the windows of each question, in the order of its context; none if the question leaves no space for the context.
 
     Args:
-        encoder: tokenizer, lengths and progress.
+        encoder: tokenizer and lengths.
         questions: questions to encode.
-        what: name of the questions in progress lines.
     """
-    with encoder.context.progress(len(questions), "questions", f"tokenizing {what}") as progress:
-        for start in range(0, len(questions), BATCH):
-            batch = questions[start : start + BATCH]
-            found = _windows(encoder, batch)
-            yield from found
-            progress.advance(len(batch), tokens=sum(len(window.tokens) for inside in found for window in inside))
+    for start in range(0, len(questions), BATCH):
+        yield from _windows(encoder, questions[start : start + BATCH])
 
 
 def _windows(encoder: Encoder, questions: Sequence[Question]) -> list[list[QuestionWindow]]:

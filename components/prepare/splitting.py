@@ -3,41 +3,68 @@
 from __future__ import annotations
 
 import hashlib
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Literal, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import Literal
 
-from ..shared.data.prepared import Split
+import numpy as np
 
 HeldOut = Literal["dev", "test"]
-T = TypeVar("T")
+Keys = np.ndarray
+"""(N, 32) uint8, digests of contents."""
+DIGEST_BYTES = 32
+TRAIN, DEV, TEST = range(3)
+"""Splits in an array of splits."""
 
 
-def fold(*texts: str) -> str:
+def digest(content: bytes) -> bytes:
+    """Returns the SHA-256 of a content, 32 bytes."""
+    return hashlib.sha256(content).digest()
+
+
+def fold(*texts: str) -> bytes:
     """Returns a digest that is equal for texts that differ only in case and white space."""
-    folded = "\0".join(" ".join(text.casefold().split()) for text in texts)
-    return hashlib.sha256(folded.encode()).hexdigest()
+    return digest("\0".join(" ".join(text.casefold().split()) for text in texts).encode())
 
 
-def exact(*texts: str) -> str:
+def exact(*texts: str) -> bytes:
     """Returns a digest that is equal for equal texts only."""
-    return hashlib.sha256("\0".join(texts).encode()).hexdigest()
+    return digest("\0".join(texts).encode())
 
 
-def draw(keys: Sequence[str], count: int, seed: int) -> set[str]:
-    """Draws `count` of the keys. Whether a key is drawn depends on its rank, a function of the key and the seed only."""
-    return set(sorted(keys, key=lambda key: _rank(seed, "draw", key))[:count])
+def first_of_each(digests: np.ndarray) -> np.ndarray:
+    """Returns for each of N rows the first row with the same digest, (N,).
+
+    Args:
+        digests: (N, 8 or more) uint8. The first 8 bytes count: of 100 million different rows, two have the same ones with a
+            probability below 0.001.
+    """
+    _, first, inverse = np.unique(numbers_of(digests), return_index=True, return_inverse=True)
+    return np.asarray(first[inverse])
 
 
-def shuffled(items: Iterable[T], seed: int, key: Callable[[T], str]) -> list[T]:
-    """Shuffles items in an order that depends on contents and seed only. Every prefix is a random sample."""
-    return sorted(items, key=lambda item: _rank(seed, "order", key(item)))
+def numbers_of(digests: np.ndarray) -> np.ndarray:
+    """Returns the first 8 bytes of each digest as a number, (N,) uint64. Numbers have the order of the digests."""
+    return np.ascontiguousarray(digests[:, :8]).view(">u8")[:, 0].astype(np.uint64)
 
 
-def cut(
-    keys: Sequence[str], groups: Sequence[str], fractions: Mapping[HeldOut, float], seed: int
-) -> dict[str, Split] | None:
-    """Assigns each key to a split.
+def draw(keys: Keys, count: int, seed: int) -> np.ndarray:
+    """Draws `count` of N keys. Whether a key is drawn depends on its rank, a function of the key and the seed only.
+
+    Returns:
+        Whether each key is drawn, (N,).
+    """
+    drawn = np.zeros(len(keys), bool)
+    drawn[np.argsort(ranks(keys, seed, "draw"), kind="stable")[:count]] = True
+    return drawn
+
+
+def shuffled(keys: Keys, seed: int) -> np.ndarray:
+    """Returns an order of N keys, (N,), that depends on the keys and the seed only. Every prefix is a random sample."""
+    return np.argsort(ranks(keys, seed, "order"), kind="stable")
+
+
+def cut(keys: Keys, groups: Sequence[str], fractions: Mapping[HeldOut, float], seed: int) -> np.ndarray | None:
+    """Assigns each of N keys to a split.
 
     Every split gets its fraction of the keys, rounded, and at least one key. Groups (labels) are distributed over the splits in
     proportion (systematic sampling with a random start in each group). The last key of each group is kept for training, so that
@@ -50,27 +77,33 @@ def cut(
         seed: seed of the splits.
 
     Returns:
-        The split of each key, or None if there are too few keys for all splits.
+        The split of each key, (N,): TRAIN, DEV or TEST. None if there are too few keys for all splits.
     """
-    members: dict[str, list[str]] = defaultdict(list)
-    for key, group in zip(keys, groups, strict=True):
-        members[group].append(key)
-    places: list[tuple[float, str]] = []
-    for group, inside in members.items():
-        start = int(_rank(seed, "group", group)[:13], 16) / 16**13
-        ordered = sorted(inside, key=lambda key: _rank(seed, "split", key))
-        places += [((number + start) / len(ordered), key) for number, key in enumerate(ordered[:-1])]
-    free = [key for _, key in sorted(places)]
-    split: dict[str, Split] = dict.fromkeys(keys, "train")
+    names, group = np.unique(np.asarray(groups, object), return_inverse=True)
+    order = np.lexsort((ranks(keys, seed, "split"), group))
+    sizes = np.bincount(group, minlength=len(names))
+    within = np.arange(len(keys)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    starts = np.array([int(_rank(seed, "group", str(name))[:13], 16) / 16**13 for name in names])
+    of_each = group[order]
+    places = (within + starts[of_each]) / sizes[of_each]
+    free = order[within < sizes[of_each] - 1]
+    free = free[np.lexsort((numbers_of(keys[free]), places[within < sizes[of_each] - 1]))]
+    splits = np.full(len(keys), TRAIN, np.int8)
     taken = 0
-    for name in ("test", "dev"):
+    for name, split in (("test", TEST), ("dev", DEV)):
         if name in fractions:
-            count = max(1, round(fractions[name] * len(keys)))
+            count = max(1, round(fractions[name] * len(keys)))  # type: ignore[index]
             if taken + count > len(free):
                 return None
-            split.update(dict.fromkeys(free[taken : taken + count], name))
+            splits[free[taken : taken + count]] = split
             taken += count
-    return split
+    return splits
+
+
+def ranks(keys: Keys, seed: int, purpose: str) -> np.ndarray:
+    """Returns a pseudorandom number for each key, (N,) uint64."""
+    found = (int(_rank(seed, purpose, key.tobytes().hex())[:16], 16) for key in keys)
+    return np.fromiter(found, np.uint64, len(keys))
 
 
 def _rank(seed: int, purpose: str, key: str) -> str:

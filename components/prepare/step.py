@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 import shutil
 import tempfile
+from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from ..shared.artifacts import ArtifactLike, read_jsonl
-from ..shared.config import Task
-from ..shared.data.prepared import DataManifest, Split, SplitInfo, write_split
-from ..shared.data.problems import Problems
-from ..shared.data.sources import seen_from_here
+from ..shared.checkpoints.store import CHECKPOINT_DIR
+from ..shared.code_digest import code_digest
+from ..shared.config import EMBEDDED, Task
+from ..shared.data.prepared import QUARANTINE, DataManifest, Documents, Split, SplitInfo
+from ..shared.data.problems import Problems, Skipped
+from ..shared.data.sources import named_sources, seen_from_here
 from ..shared.data.tallies import log_lines, refusals
 from ..shared.errors import RefusedError
 from ..shared.model.tokenizer import append_eos
@@ -19,9 +27,11 @@ from ..shared.running.context import Context
 from ..shared.task_kinds import TASK_KINDS
 from .config import FinetuneData, PrepareStep, PretrainData
 from .contamination import contaminated
-from .documents import split_documents
-from .gathering import SPLITS, Gathered, Item, gather
+from .gathering import SPLITS, gather
 from .report import render
+from .rows import Gathered, Item
+from .shards import Made, counts_of, make_shards, shards_of, work_folder
+from .shares import kept_by_weight, shares
 from .tokenization import Encoder, load_saved_tokenizer, load_tokenizer, train_tokenizer
 
 if TYPE_CHECKING:
@@ -56,46 +66,73 @@ def run(
     Raises:
         RefusedError: if the stream's data has problems; names all of them.
     """
-    stream = _stream(config)
-    task = _task(config)
-    problems = Problems()
+    with tempfile.TemporaryDirectory(prefix="rows-", dir=_nearest_folder(Path(train.path))) as folder:
+        _prepare(config, context, Path(folder), tokenizer_in, pretraining_data, train, heldout, tokenizer, report)
+
+
+def _prepare(
+    config: PrepareStep,
+    context: Context,
+    folder: Path,
+    tokenizer_in: ArtifactLike | None,
+    pretraining_data: ArtifactLike | None,
+    train: ArtifactLike,
+    heldout: ArtifactLike,
+    tokenizer: ArtifactLike,
+    report: ArtifactLike,
+) -> None:
+    stream, task = _stream(config), _task(config)
+    quarantine = folder / QUARANTINE
+    problems = Problems(Skipped(quarantine) if stream.on_error == "skip" else None)
     known = _known_tokenizer(config, tokenizer_in, problems)
-    context.say(f"reading {stream.source}")
-    gathered = gather(stream, config.seed, problems)
+    context.say(f"reading {stream.shown}")
+    gathered = gather(stream, config.seed, problems, folder)
     problems.raise_if_any()
 
     if known is None:
         context.say("training the tokenizer")
         size = config.tokenizer.vocabulary_size or 0
-        texts = (item.text for item in gathered.splits["train"])
+        texts = (item.text for item in gathered.rows.items(gathered.splits["train"]))
         known = train_tokenizer(texts, size, config.tokenizer.max_length, config.tokenizer.objective)
     ends_with_eos = _to_end_with_eos(config)
     if ends_with_eos:
         append_eos(known)
     streams = _contamination(gathered, pretraining_data) if isinstance(stream, FinetuneData) else None
-    encoder = Encoder(known, config.tokenizer.max_length, context)
-    documents = {
-        split: split_documents(gathered, split, task, encoder, streams.get(split) if streams else None)
-        for split in SPLITS
-    }
-    for split in SPLITS:
-        must_fit = TASK_KINDS[task].must_fit if task else None
-        if must_fit and not documents[split]:
-            problems.add(
-                f"{stream.section}: no example of the split {split} has {must_fit} model.max_length = "
-                f"{config.tokenizer.max_length} tokens; raise it"
-            )
-    tallies = gathered.tallies.table()
-    for sentence in refusals(tallies, config.stream):
-        problems.add(sentence)
-    problems.raise_if_any()
-    for line in log_lines(tallies, config.stream):
-        context.say(line)
 
-    folders = {"train": train, "dev": heldout, "test": heldout}
-    for folder in (train, heldout):
-        (Path(folder.path) / "manifest.json").unlink(missing_ok=True)
-    infos = {split: write_split(folders[split].path, split, documents[split]) for split in SPLITS}
+    name = f"prepare-{config.stream}-{_content_key(config, known, gathered)[:16]}"
+    with work_folder(os.environ.get(CHECKPOINT_DIR, ""), name, folder / "shards") as work:
+        shards = {
+            split: shards_of(
+                gathered, split, work.path, task, streams.get(split) if streams else None, stream.source == EMBEDDED
+            )
+            for split in gathered.splits
+        }
+        make_shards(shards, known, config.tokenizer.max_length, work, context)
+        counts_of(shards, gathered)
+        made = {split: Made.of(inside, gathered.splits[split]) for split, inside in shards.items()}
+        tallies = gathered.tallies.table()
+        must_fit = TASK_KINDS[task].must_fit if task else None
+        for split in shards:
+            if must_fit and not len(made[split].rows):
+                problems.add(
+                    f"{stream.section}: no example of the split {split} has {must_fit} model.max_length = "
+                    f"{config.tokenizer.max_length} tokens; raise it"
+                )
+        for sentence in refusals(tallies, config.stream):
+            problems.add(sentence)
+        problems.raise_if_any()
+        for line in log_lines(tallies, config.stream):
+            context.say(line)
+
+        folders = {"train": train, "dev": heldout, "test": heldout}
+        for output in (train, heldout):
+            (Path(output.path) / "manifest.json").unlink(missing_ok=True)
+        infos = {}
+        for split, inside in made.items():
+            kept = _kept(stream, gathered, split, inside)
+            infos[split] = inside.merge(folders[split].path, kept)
+    if quarantine.exists():
+        shutil.copyfile(quarantine, Path(train.path) / QUARANTINE)
     Path(tokenizer.path).mkdir(parents=True, exist_ok=True)
     known.save_pretrained(tokenizer.path)
     manifests = {
@@ -106,7 +143,7 @@ def run(
             max_length=config.tokenizer.max_length,
             vocabulary_size=len(known),
             ends_with_eos=ends_with_eos,
-            source=seen_from_here(stream.source),
+            source=", ".join(seen_from_here(named.path) for named in named_sources(stream) if named.part == "source"),
             splits={split: infos[split] for split in splits},
             mlflow_run=context.tracker.run_id,
             notes=gathered.notes,
@@ -115,15 +152,54 @@ def run(
         for name, splits in (("train", ("train",)), ("heldout", HELD_OUT))
     }
     Path(report.path).parent.mkdir(parents=True, exist_ok=True)
-    page = render(manifests["train"].model_copy(update={"splits": infos}), documents, encoder.decode)
+    documents = {split: Documents(folders[split].path, split) for split in infos}
+    decode = Encoder(known, config.tokenizer.max_length).decode
+    page = render(manifests["train"].model_copy(update={"splits": infos}), documents, decode)
     Path(report.path).write_text(page, encoding="utf-8")
     for artifact, manifest in ((train, manifests["train"]), (heldout, manifests["heldout"])):
         _describe(artifact, manifest)
         manifest.save(artifact.path)
     tokenizer.metadata.update({"vocabulary_size": len(known), "mlflow_run": context.tracker.run_id or ""})
-    _track(context, config.stream, manifests, infos, report)
+    _track(context, config.stream, manifests, infos, report, quarantine)
     counts = ", ".join(f"{split} {infos[split].documents:,}" for split in SPLITS)
     context.say(f"prepared: {counts}; {sum(info.tokens for info in infos.values()):,} tokens")
+
+
+def _kept(stream: PretrainData | FinetuneData, gathered: Gathered, split: Split, made: Made) -> np.ndarray:
+    """Returns which documents of a split are kept by the weights of the sources, and notes the shares."""
+    kept = np.ones(len(made.rows), bool)
+    named = [one for one in named_sources(stream) if one.part == "source"]
+    if len(named) < 2:
+        return kept
+    # Sources are read in this order, held-out ones last; those have no weight.
+    own = gathered.rows.source_numbers(made.rows)
+    of_stream = own < len(named)
+    weights = [one.weight for one in stream.sources if one.weight is not None]
+    if weights:
+        kept[of_stream] = kept_by_weight(own[of_stream], made.tokens[of_stream], weights)
+    names = [seen_from_here(one.path) for one in named]
+    gathered.notes.setdefault("shares", {})[split] = shares(names, weights or None, own, made.tokens, kept)
+    return kept
+
+
+def _nearest_folder(path: Path) -> Path:
+    """Returns the nearest folder above a path that exists. It is on the disk that has room for the output."""
+    return next(folder for folder in path.absolute().parents if folder.is_dir())
+
+
+def _content_key(config: PrepareStep, tokenizer: PreTrainedTokenizerBase, gathered: Gathered) -> str:
+    """Returns a digest of everything that the shards depend on."""
+    digest = hashlib.sha256(f"{config.to_json()} {code_digest(('prepare', 'shared/data', 'shared/serving'))}".encode())
+    for package in ("tokenizers", "transformers"):
+        digest.update(version(package).encode())
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer.save_pretrained(folder)
+        for file in sorted(Path(folder).rglob("*")):
+            if file.is_file():
+                digest.update(file.read_bytes())
+    for numbers in gathered.splits.values():
+        digest.update(gathered.rows.keys[numbers].tobytes())
+    return digest.hexdigest()
 
 
 def _stream(config: PrepareStep) -> PretrainData | FinetuneData:
@@ -181,14 +257,19 @@ def _contamination(gathered: Gathered, pretraining_data: ArtifactLike | None) ->
     Returns:
         For each held-out example the streams, `pretrain` and `finetune`, whose train split contains its text.
     """
-    held_out = [_compared(item) for split in HELD_OUT for item in gathered.splits[split]]
-    training = (text for item in gathered.splits["train"] for text in _compared(item))
-    found = {"finetune": contaminated(held_out, training)}
+    rows = gathered.rows
+
+    def held_out() -> Iterator[list[str]]:
+        return (_compared(item) for split in HELD_OUT for item in rows.items(gathered.splits[split]))
+
+    training = (text for item in rows.items(gathered.splits["train"]) for text in _compared(item))
+    found = {"finetune": contaminated(held_out(), training)}
     if pretraining_data is not None:
         DataManifest.load(pretraining_data.path)
         records = read_jsonl(Path(pretraining_data.path) / "train" / "records.jsonl")
-        found["pretrain"] = contaminated(held_out, (record["text"] for record in records))
-    of_each = [[stream for stream in sorted(found) if found[stream][place]] for place in range(len(held_out))]
+        found["pretrain"] = contaminated(held_out(), (record["text"] for record in records))
+    count = sum(len(gathered.splits[split]) for split in HELD_OUT)
+    of_each = [[stream for stream in sorted(found) if found[stream][place]] for place in range(count)]
     border = len(gathered.splits["dev"])
     streams: dict[Split, list[list[str]]] = {"dev": of_each[:border], "test": of_each[border:]}
     gathered.notes["contaminated"] = {split: sum(map(bool, inside)) for split, inside in streams.items()}
@@ -222,6 +303,7 @@ def _track(
     manifests: dict[str, DataManifest],
     infos: dict[Split, SplitInfo],
     report: ArtifactLike,
+    quarantine: Path,
 ) -> None:
     manifest = manifests["train"]
     params = {"vocabulary_size": manifest.vocabulary_size, "labels": manifest.labels}
@@ -230,7 +312,7 @@ def _track(
     for split, info in infos.items():
         metrics |= {f"{split}.documents": info.documents, f"{split}.tokens": info.tokens, f"{split}.bytes": info.bytes}
     for name, value in manifest.notes.items():
-        if isinstance(value, dict) and name != "labels":
+        if isinstance(value, dict) and name not in ("labels", "shares"):
             metrics |= {f"{split}.{name}": count for split, count in value.items()}
         elif not isinstance(value, dict):
             metrics[name] = value
@@ -239,6 +321,8 @@ def _track(
     for name, use in (("train", "training"), ("heldout", "evaluation")):
         context.tracker.log_input(f"{stream}-{name}", manifests[name].digest, manifests[name].source, use)
     with tempfile.TemporaryDirectory() as folder:
-        copy = Path(folder) / f"data-report-{stream}.html"
-        shutil.copyfile(report.path, copy)
-        context.tracker.log_artifact(copy)
+        copies = {f"data-report-{stream}.html": Path(report.path), f"quarantine-{stream}.jsonl": quarantine}
+        for name, file in copies.items():
+            if file.exists():
+                shutil.copyfile(file, Path(folder) / name)
+                context.tracker.log_artifact(Path(folder) / name)

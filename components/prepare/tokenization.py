@@ -12,18 +12,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from ..shared.config import Objective
 from ..shared.errors import RefusedError, first_line
 from ..shared.model.refusals import TOO_LARGE_ID
 from ..shared.model.tokenizer import text_ends
-from ..shared.running.context import Context
 from ..shared.serving.encoding import AddedTokens, prompt_parts, text_ids
 from .config import Tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-BATCH = 500
+BATCH = 100
 LONGEST_WORD_BYTES = 1024
 _FOLDED_AWAY = re.compile("[\\s\u0300-\u036f]")
 """White space and combining marks."""
@@ -91,15 +92,12 @@ def load_tokenizer(config: Tokenizer) -> PreTrainedTokenizerBase:
     Raises:
         RefusedError: if there is none, or if it gives an id that the model has no embedding for.
     """
-    from transformers import AutoConfig, AutoTokenizer
-
     shown = f"model.base: {config.base}"
     try:
-        tokenizer = AutoTokenizer.from_pretrained(config.base, revision=config.revision, trust_remote_code=False)
-        model = AutoConfig.from_pretrained(config.base, revision=config.revision, trust_remote_code=False)
+        tokenizer = _from_pretrained(config.base, revision=config.revision)
+        size = _vocabulary_size(config)
     except Exception as error:  # a broken file can raise anything; the message contains the library's error
         raise RefusedError(f"{shown} has no tokenizer that can be loaded ({first_line(error)})") from None
-    size = getattr(model.get_text_config(), "vocab_size", None)
     token, largest = max(tokenizer.get_vocab().items(), key=lambda entry: entry[1])
     if size is not None and largest >= size:
         raise RefusedError(TOO_LARGE_ID.format(base=shown, token=token, id=largest, size=size))
@@ -113,24 +111,44 @@ def load_saved_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
     Raises:
         RefusedError: if the folder contains no tokenizer.
     """
-    from transformers import PreTrainedTokenizerFast
-
     try:
-        if _is_plain(Path(folder)):
-            return PreTrainedTokenizerFast.from_pretrained(str(folder), local_files_only=True)
-        from transformers import AutoTokenizer
-
-        return AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+        return _from_pretrained(str(folder), local_files_only=True)
     except Exception as error:  # a broken file can raise anything
         raise RefusedError(f"{folder}: is no tokenizer folder ({first_line(error)})") from None
 
 
+def _vocabulary_size(config: Tokenizer) -> int | None:
+    """Returns the number of the base model's embeddings; a folder's without transformers' Auto class, which imports torch."""
+    if Path(config.base).is_dir():
+        model = json.loads((Path(config.base) / "config.json").read_text(encoding="utf-8"))
+        size: int | None = (model.get("text_config") or model).get("vocab_size")
+        return size
+    from transformers import AutoConfig
+
+    found = AutoConfig.from_pretrained(config.base, revision=config.revision, trust_remote_code=False)
+    return getattr(found.get_text_config(), "vocab_size", None)
+
+
+def _from_pretrained(name: str, **options: Any) -> PreTrainedTokenizerBase:
+    """Loads a tokenizer; one that its folder fully describes without the Auto class, which imports torch."""
+    if _is_plain(Path(name)):
+        from transformers import PreTrainedTokenizerFast
+
+        return PreTrainedTokenizerFast.from_pretrained(name, **options)
+    from transformers import AutoTokenizer
+
+    loaded: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(name, trust_remote_code=False, **options)
+    return loaded
+
+
 def _is_plain(folder: Path) -> bool:
-    """Tells whether the folder fully describes its tokenizer. The Auto class, which imports torch, is then not needed."""
     settings = folder / "tokenizer_config.json"
-    return (folder / "tokenizer.json").is_file() and json.loads(settings.read_text(encoding="utf-8")).get(
-        "tokenizer_class"
-    ) in ("TokenizersBackend", "PreTrainedTokenizerFast")
+    return (
+        (folder / "tokenizer.json").is_file()
+        and settings.is_file()
+        and json.loads(settings.read_text(encoding="utf-8")).get("tokenizer_class")
+        in ("TokenizersBackend", "PreTrainedTokenizerFast")
+    )
 
 
 @dataclass(frozen=True)
@@ -147,6 +165,28 @@ def _folded(text: str) -> str:
     return _FOLDED_AWAY.sub("", unicodedata.normalize("NFKD", text.casefold()))
 
 
+def _is_lossless(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Tells whether the tokenizer is known to keep every character: byte-level, with a token for each byte.
+
+    It spares decoding, which takes about as long as encoding. Of other tokenizers, each text is decoded and compared.
+    """
+    from tokenizers import pre_tokenizers
+
+    if not tokenizer.is_fast:
+        return False
+    backend = json.loads(tokenizer.backend_tokenizer.to_str())
+    parts = backend["pre_tokenizer"] or {}
+    parts = parts.get("pretokenizers", [parts])
+    return (
+        all(
+            part.get("type") in ("ByteLevel", "Split", "Digits") and part.get("behavior") != "Removed" for part in parts
+        )
+        and any(part.get("type") == "ByteLevel" for part in parts)
+        and (backend["normalizer"] or {}).get("type") in (None, "NFC")
+        and set(pre_tokenizers.ByteLevel.alphabet()) <= set(tokenizer.get_vocab())
+    )
+
+
 class Encoder:
     """Converts documents and examples to token sequences.
 
@@ -157,11 +197,10 @@ class Encoder:
     Args:
         tokenizer: not modified; a call with truncation would change its saved state.
         max_length: maximum length of an example, in tokens.
-        context: used to show the progress.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, max_length: int, context: Context) -> None:
-        self.tokenizer, self.max_length, self.context = copy.deepcopy(tokenizer), max_length, context
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
+        self.tokenizer, self.max_length = copy.deepcopy(tokenizer), max_length
         self.bos, self.eos = text_ends(tokenizer)
         self._added = AddedTokens.by(tokenizer)
         named = ("bos", "eos", "pad", "cls", "sep")
@@ -169,22 +208,20 @@ class Encoder:
         # GPT-2 has one token for EOS and for what is unknown, and knows all text.
         unknown = tokenizer.unk_token_id
         self._unknown = None if unknown in (tokenizer.eos_token_id, tokenizer.bos_token_id) else unknown
+        self._is_lossless = _is_lossless(tokenizer)
 
-    def ids(self, texts: Sequence[str], what: str, special: bool = False) -> list[list[int]]:
+    def ids(self, texts: Sequence[str], special: bool = False) -> list[list[int]]:
         """Returns the token ids of each text, without truncation.
 
         Args:
             texts: texts to encode.
-            what: name of the texts in progress lines.
             special: whether the tokenizer adds its own special tokens.
         """
         found: list[list[int]] = []
-        with self.context.progress(len(texts), "texts", f"tokenizing {what}") as progress:
-            for start in range(0, len(texts), BATCH):
-                batch = list(texts[start : start + BATCH])
-                ids = self.tokenizer(batch, add_special_tokens=special, return_attention_mask=False, verbose=False)
-                found += ids["input_ids"]
-                progress.advance(len(batch), tokens=sum(map(len, ids["input_ids"])))
+        for start in range(0, len(texts), BATCH):
+            batch = list(texts[start : start + BATCH])
+            ids = self.tokenizer(batch, add_special_tokens=special, return_attention_mask=False, verbose=False)
+            found += ids["input_ids"]
         return found
 
     def survival(self, text: str, ids: list[int], special: bool = False) -> Survival:
@@ -197,11 +234,13 @@ class Encoder:
             ids: its token ids without truncation.
             special: whether they include the tokenizer's own special tokens.
         """
+        characters = len("".join(text.split()))
+        if self._is_lossless:
+            return Survival(0, len(ids) - special * (self._added.before + self._added.behind), 0, characters)
         own = ids[self._added.before : len(ids) - self._added.behind] if special else ids
         known = [token for token in own if token != self._unknown]
         decoded = str(self.tokenizer.decode(known))
         lost = 0 if decoded == text else (Counter(_folded(text)) - Counter(_folded(decoded))).total()
-        characters = len("".join(text.split()))
         return Survival(len(own) - len(known), len(own), min(lost, characters), characters)
 
     def keeps(self, text: str, ids: list[int]) -> bool:
@@ -218,9 +257,13 @@ class Encoder:
         """Decodes the model's input, including special tokens."""
         return str(self.tokenizer.decode(ids))
 
-    def document(self, ids: list[int]) -> list[int]:
-        """Encloses pretraining text in BOS and EOS, without truncation: training splits it into windows."""
-        return [self.bos, *ids, self.eos]
+    def document(self, ids: list[int]) -> np.ndarray:
+        """Encloses pretraining text in BOS and EOS, without truncation: training splits it into windows.
+
+        Returns:
+            The tokens, int32; a list would take eight times as much memory.
+        """
+        return np.array([self.bos, *ids, self.eos], np.int32)
 
     def text(self, text: str, ids: list[int]) -> tuple[list[int], bool]:
         """Encodes a text for a task head, truncated to `max_length` by the tokenizer. Also returns whether it was truncated.

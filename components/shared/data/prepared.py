@@ -24,7 +24,8 @@ memory-mapped, so memory use does not grow with the data set.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -37,6 +38,8 @@ from ..config import Task
 from ..errors import RefusedError
 from .tallies import Tally
 
+QUARANTINE = "quarantine.jsonl"
+"""File in the training folder with the records that were left out, if there are any."""
 Split = Literal["train", "dev", "test"]
 
 
@@ -108,7 +111,7 @@ class Document:
         second_from: question answering: first token of token type 1.
     """
 
-    tokens: list[int]
+    tokens: Sequence[int] | np.ndarray
     record: dict[str, Any]
     supervised_from: int = 1
     label: int = -1
@@ -147,7 +150,11 @@ class Documents:
 
     def records(self) -> list[dict[str, Any]]:
         """Returns the records of all documents, in order."""
-        return list(read_jsonl(self.folder / "records.jsonl"))
+        return list(self.iter_records())
+
+    def iter_records(self) -> Iterator[dict[str, Any]]:
+        """Yields the records of all documents, in order."""
+        return read_jsonl(self.folder / "records.jsonl")
 
 
 def write_split(folder: str | Path, split: Split, documents: Iterable[Document]) -> SplitInfo:
@@ -184,3 +191,61 @@ def write_split(folder: str | Path, split: Split, documents: Iterable[Document])
         bytes=sum(record["bytes"] for record in records),
         digest=digest.hexdigest(),
     )
+
+
+def merge_splits(
+    folder: str | Path, split: Split, parts: Sequence[Path], num_bytes: np.ndarray, kept: np.ndarray | None = None
+) -> SplitInfo:
+    """Writes one split that consists of parts of it. Memory depends on the size of the largest part.
+
+    Args:
+        folder: data folder to write to.
+        parts: data folders that hold the split, in order. They have N documents in all.
+        num_bytes: (N,) UTF-8 bytes of each document.
+        kept: (N,) whether each document is kept; None keeps all.
+
+    Returns:
+        The counts of the split.
+    """
+    target = Path(folder) / split
+    target.mkdir(parents=True, exist_ok=True)
+    lengths = [np.diff(np.load(part / split / "offsets.npy", allow_pickle=False)) for part in parts]
+    kept = np.ones(len(num_bytes), bool) if kept is None else kept
+    masks = np.split(kept, np.cumsum([len(one) for one in lengths])[:-1])
+    offsets = np.concatenate([[0], np.cumsum(np.concatenate([np.empty(0, np.int64), *lengths])[kept])]).astype(np.int64)
+    digest = hashlib.sha256()
+    shape = (int(offsets[-1]),)
+    with (target / "tokens.npy").open("wb") as file:
+        header = {"descr": np.lib.format.dtype_to_descr(np.dtype(np.int32)), "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(file, header)
+        for part, length, mask in zip(parts, lengths, masks, strict=True):
+            tokens = np.load(part / split / "tokens.npy", allow_pickle=False)
+            piece = (tokens if mask.all() else tokens[np.repeat(mask, length)]).tobytes()
+            file.write(piece)
+            digest.update(piece)
+    np.save(target / "offsets.npy", offsets, allow_pickle=False)
+    digest.update(offsets.tobytes())
+    for name, empty in _SMALL.items():
+        pieces = [np.load(part / split / f"{name}.npy", allow_pickle=False) for part in parts]
+        pieces = [piece[mask] for piece, mask in zip(pieces, masks, strict=True) if mask.any()]
+        array = np.concatenate(pieces) if pieces else empty
+        np.save(target / f"{name}.npy", array, allow_pickle=False)
+        digest.update(array.tobytes())
+    with (target / "records.jsonl").open("wb") as out:
+        for part, mask in zip(parts, masks, strict=True):
+            with (part / split / "records.jsonl").open("rb") as file:
+                if mask.all():
+                    shutil.copyfileobj(file, out, 1 << 20)
+                else:
+                    out.writelines(line for line, is_kept in zip(file, mask.tolist(), strict=True) if is_kept)
+    counts = {"documents": len(offsets) - 1, "tokens": shape[0], "bytes": int(num_bytes[kept].sum())}
+    return SplitInfo(**counts, digest=digest.hexdigest())
+
+
+_SMALL: dict[str, np.ndarray] = {
+    "supervised_from": np.empty(0, np.int32),
+    "labels": np.empty(0, np.int32),
+    "targets": np.empty((0, 0), np.float32),
+    "second_from": np.empty(0, np.int32),
+}
+"""Arrays with few bytes for each document, and what they are without documents."""

@@ -17,6 +17,8 @@ from .values import (
     parse_text,
 )
 
+GROUP = "group"
+"""Role of the column that says which records belong together."""
 Record = tuple[Mapping[str, Any], str]
 """The columns of one record, and its location for messages."""
 
@@ -26,7 +28,8 @@ class Row:
     """One document or example.
 
     Attributes:
-        values: its texts: `text`; `text` and `label`; `prompt` and `completion`; or `question` and `context`.
+        values: its texts: `text`; `text` and `label`; `prompt` and `completion`; or `question` and `context`; with them `group`
+            if there is a group column.
         where: file and line, for messages and records.
         labels: multi-label: its labels, sorted; can be empty.
         number: regression: the target.
@@ -75,8 +78,10 @@ def rows_of(
                     texts[role] = parse_text(value, role)
             except InvalidValueError as problem:
                 wrong.append(f"{where}: {column} {problem}")
+        if wrong and problems.skipped is not None:
+            wrong = ["; ".join(wrong)]
         for sentence in wrong:
-            problems.add_detail(sentence)
+            problems.add_detail(sentence, record)
         if not wrong:
             yield Row(texts, where, **others)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
@@ -53,6 +53,13 @@ KINDS: dict[str, TallyKind] = {
     "quoted_like": TallyKind(
         "records", "have a field in quotes with doubled quotes inside, which are kept as they are", "set tsv_quotes"
     ),
+    "filtered": TallyKind("records", "do not meet the conditions of filter, and are not read", warn_from=None),
+    "quarantined": TallyKind(
+        "records",
+        "are invalid and left out; quarantine.jsonl has them with the reasons",
+        "correct them",
+        warn_from=0.0,
+    ),
     "duplicates": TallyKind("records", "are removed as duplicates of earlier ones"),
     "contradictory": TallyKind(
         "records",
@@ -60,6 +67,7 @@ KINDS: dict[str, TallyKind] = {
         "correct them in the source",
     ),
     "held_out_too": TallyKind("records", "are removed, since they stand in held-out data too"),
+    "near_duplicates": TallyKind("records", "are removed as near-duplicates of others", warn_from=None),
     "case_labels": TallyKind(
         "examples",
         "have a label that differs from another in case alone",
@@ -167,6 +175,30 @@ class Tallies:
         self._totals.setdefault((kind, part), Counter())[source] += of
         if detail:
             self._details[kind, part] = detail
+
+    def merge(self, other: Tallies) -> None:
+        """Adds the counts of another collection of the same stream."""
+        for mine, theirs in ((self._counts, other._counts), (self._totals, other._totals)):
+            for key, counts in theirs.items():
+                mine.setdefault(key, Counter()).update(counts)
+        self._details |= other._details
+
+    def to_json(self) -> list[Any]:
+        """Returns all counts as a value for JSON."""
+        return [
+            [kind, part, dict(self._counts[kind, part]), dict(totals), self._details.get((kind, part), "")]
+            for (kind, part), totals in self._totals.items()
+        ]
+
+    @classmethod
+    def from_json(cls, value: Iterable[Any], embedded: bool = False) -> Tallies:
+        """Returns the collection that `to_json` described."""
+        tallies = cls(embedded)
+        for kind, part, counts, totals, detail in value:
+            tallies._counts[kind, part], tallies._totals[kind, part] = Counter(counts), Counter(totals)
+            if detail:
+                tallies._details[kind, part] = detail
+        return tallies
 
     def table(self) -> list[Tally]:
         """Returns a row for each kind and part, and below it the sources that are affected most, if there are several."""

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mixtune.components.prepare.gathering import is_far
+from mixtune.components.prepare.target_checks import is_far
 from mixtune.components.shared.data.tallies import warnings
 from tests.conftest import sentences
 

@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 
 from mixtune.components.prepare.spans import Question, QuestionWindow, windows
 from mixtune.components.prepare.tokenization import Encoder, train_tokenizer
-from mixtune.components.shared.running.context import Context
 from tests.conftest import sentences
 
 from .wordpiece import bert_tokenizer
@@ -30,7 +29,7 @@ MADE = tokenizers()
 
 
 def made(name: str, questions: list[Question], max_length: int) -> list[list[QuestionWindow]]:
-    return list(windows(Encoder(MADE[name], max_length, Context.for_tests()), questions, "test"))
+    return list(windows(Encoder(MADE[name], max_length), questions))
 
 
 def plain(name: str, question: str, context: str, max_length: int) -> Any:
@@ -150,7 +149,7 @@ def test_truncation_at_the_left_gives_windows_in_the_order_of_the_context() -> N
     context = " ".join(str(number) for number in range(60))
     tokenizer = train_tokenizer(TEXTS, 400, 64, "masked_lm")
     tokenizer.truncation_side = "left"
-    (found,) = windows(Encoder(tokenizer, 32, Context.for_tests()), [Question("a", context)], "test")
+    (found,) = windows(Encoder(tokenizer, 32), [Question("a", context)])
     starts = [window.offsets[0][0] for window in found]
     assert starts == sorted(starts)
     assert starts[0] == 0

@@ -3,16 +3,43 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from random import Random
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mixtune.components.prepare.splitting import HeldOut, cut, draw, exact, fold, shuffled
+from mixtune.components.prepare import splitting
+from mixtune.components.prepare.splitting import HeldOut, Keys, digest, exact, first_of_each, fold
 
 fractions_of = st.fixed_dictionaries({}, optional={"dev": st.floats(0.01, 0.45), "test": st.floats(0.01, 0.45)})
 keys_of = st.lists(st.integers(0, 10**6).map(str), unique=True, min_size=1, max_size=300)
+
+
+SPLITS = ("train", "dev", "test")
+
+
+def keys_from(names: Sequence[str]) -> Keys:
+    """The digests of names."""
+    return np.frombuffer(b"".join(digest(name.encode()) for name in names), np.uint8).reshape(-1, 32)
+
+
+def cut(
+    names: Sequence[str], groups: Sequence[str], fractions: dict[HeldOut, float], seed: int
+) -> dict[str, str] | None:
+    """The split of each name."""
+    found = splitting.cut(keys_from(names), groups, fractions, seed)
+    return None if found is None else {name: SPLITS[split] for name, split in zip(names, found, strict=True)}
+
+
+def draw(names: Sequence[str], count: int, seed: int) -> set[str]:
+    return {name for name, drawn in zip(names, splitting.draw(keys_from(names), count, seed), strict=True) if drawn}
+
+
+def shuffled(names: Sequence[str], seed: int) -> list[str]:
+    return [names[place] for place in splitting.shuffled(keys_from(names), seed)]
 
 
 def counts_of(total: int, fractions: dict[HeldOut, float]) -> dict[HeldOut, int]:
@@ -89,9 +116,9 @@ def test_drawing_more_keeps_what_was_drawn(keys: list[str], count: int, seed: in
 
 def test_order_does_not_depend_on_the_input_order() -> None:
     items = [str(number) for number in range(50)]
-    assert shuffled(items, 3, str) == shuffled(items[::-1], 3, str)
-    assert shuffled(items, 3, str) != shuffled(items, 4, str)
-    assert sorted(shuffled(items, 3, str)) == sorted(items)
+    assert shuffled(items, 3) == shuffled(items[::-1], 3)
+    assert shuffled(items, 3) != shuffled(items, 4)
+    assert sorted(shuffled(items, 3)) == sorted(items)
 
 
 def test_exact_digests_heed_everything() -> None:
@@ -103,3 +130,9 @@ def test_folding_pays_no_heed_to_case_and_white_space() -> None:
     assert fold("Ein  STRASSE\r\n") == fold("ein straße")
     assert fold("你 好") != fold("你好")
     assert fold("a", "b c") != fold("a b", "c")
+
+
+@given(st.lists(st.sampled_from("abcdef"), max_size=40))
+def test_the_first_of_each_is_kept(names: list[str]) -> None:
+    keys = keys_from(names) if names else np.empty((0, 32), np.uint8)
+    assert first_of_each(keys).tolist() == [names.index(name) for name in names]

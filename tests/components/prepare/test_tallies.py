@@ -86,7 +86,7 @@ def test_case_accents_and_white_space_are_not_lost(tmp_path: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(bert_folder(tmp_path, ["über cafe straße 北京 ( ) ' ."]))
     encode = encoder(tokenizer, 64)
     for text in ("ÜBER  Café (straße)", "cafe's 北京."):
-        (ids,) = encode.ids([text], "", special=True)
+        (ids,) = encode.ids([text], special=True)
         found = encode.survival(text, ids, special=True)
         assert (found.lost, found.characters) == (0, len(text.replace(" ", "")))
 
@@ -96,7 +96,7 @@ def test_names_of_special_tokens_hide_no_lost_character(tmp_path: Path) -> None:
 
     encode = encoder(AutoTokenizer.from_pretrained(latin_model(tmp_path)))
     text = "Ж unk Ж"
-    (ids,) = encode.ids([text], "")
+    (ids,) = encode.ids([text])
     assert encode.survival(text, ids) == Survival(unknown=2, tokens=len(ids), lost=2, characters=5)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -98,10 +99,11 @@ class TestMultiLabel:
         fsspec.filesystem("memory").pipe("/multi.jsonl", "\n".join(map(json.dumps, rows)).encode())
         stream = FinetuneData(source="memory://multi.jsonl", task="multi_label", dev_fraction=0.4, test_fraction=0.4)
         problems = Problems()
-        gathered = gather(stream, seed, problems)
+        with tempfile.TemporaryDirectory() as folder:
+            gathered = gather(stream, seed, problems, Path(folder))
         assert not [problem for problem in problems.sentences() if "never in train" in problem]
         if not problems:
-            trained = {label for item in gathered.splits["train"] for label in item.labels}
+            trained = set(gathered.rows.label_counts(gathered.splits["train"]))
             assert trained == set().union(*lists) == set(gathered.labels or [])
 
     def test_contradictions_are_counted_and_order_is_none(self, tmp_path: Path, causal: Prepared) -> None:

@@ -1,0 +1,276 @@
+"""The rows of a stream on disk, so that memory does not grow with the text: about 80 bytes of memory for each row.
+
+Rows are identified by their number, in the order in which they were read. What deduplication and splitting need of them is held
+in arrays; the rows themselves are read back when they are tokenised.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from array import array
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..shared.data.prepared import Split
+from ..shared.data.records import GROUP, Row
+from ..shared.data.source_names import source_of
+from ..shared.data.tallies import Part, Tallies
+from ..shared.data.values import ReferenceAnswer
+from .splitting import DIGEST_BYTES, Keys, digest, exact, fold
+
+ROLES_WITHOUT_TEXT = frozenset({"label", GROUP})
+
+
+@dataclass(frozen=True)
+class Item:
+    """A document or an example.
+
+    Attributes:
+        key: digest of its text, see `duplicates`; unique in a stream.
+        row: the row as read.
+    """
+
+    key: str
+    row: Row
+
+    @property
+    def text(self) -> str:
+        """Returns the whole text; of two texts, such as prompt and completion, both."""
+        return "\n".join(texts_of(self.row))
+
+
+def texts_of(row: Row) -> list[str]:
+    """Returns the texts of a row, without its label."""
+    return [text for role, text in row.values.items() if role not in ROLES_WITHOUT_TEXT]
+
+
+def labels_of(row: Row) -> tuple[str, ...]:
+    """Returns the label of a row, or its labels in multi-label."""
+    return (row.values["label"],) if "label" in row.values else row.labels
+
+
+class RowWriter:
+    """Appends rows to a file.
+
+    Args:
+        file: file to create.
+        embedded: whether the text is the embedded one, see `source_of`.
+    """
+
+    def __init__(self, file: Path, embedded: bool) -> None:
+        self._path, self._file, self._embedded = file, file.open("wb"), embedded
+        self._end = 0
+        self._ends, self._sources, self._labels = array("q"), array("i"), array("i")
+        self._targets, self._numbers, self._answers = array("Q"), array("d"), array("i")
+        self._keys, self._units, self._groups = bytearray(), bytearray(), bytearray()
+        self._source_names: dict[str, int] = {}
+        self._source_ends: list[int] = []
+        self._label_sets: dict[tuple[str, ...], int] = {}
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    def append(self, row: Row, key: bytes) -> None:
+        """Appends a row.
+
+        Args:
+            row: the row.
+            key: digest by which duplicates are recognised.
+        """
+        fields: dict[str, Any] = {"values": row.values, "where": row.where}
+        if row.labels:
+            fields["labels"] = row.labels
+        if row.number is not None:
+            fields["number"] = row.number
+        if row.answers:
+            fields["answers"] = [(answer.text, answer.start) for answer in row.answers]
+        # A file name can hold half of a surrogate pair: a byte that is not UTF-8.
+        line = json.dumps(fields, ensure_ascii=False).encode("utf-8", "surrogatepass")
+        self._file.write(line)
+        self._end += len(line)
+        self._ends.append(self._end)
+        labels = labels_of(row)
+        source = source_of(row.where, self._embedded)
+        self._sources.append(self._source_names.setdefault(source, len(self._source_names)))
+        self._labels.append(self._label_sets.setdefault(labels, len(self._label_sets)))
+        target = repr((labels, row.number, row.answers)).encode()
+        self._targets.append(int.from_bytes(digest(target)[:8], "big"))
+        self._numbers.append(np.nan if row.number is None else row.number)
+        self._answers.append(len(row.answers))
+        self._keys += key
+        shared = row.values.get("context", row.values.get("prompt"))
+        self._units += key if shared is None else fold(shared)
+        if GROUP in row.values:
+            self._groups += exact(row.values[GROUP])
+
+    def end_source(self) -> None:
+        """Notes that the rows of the next source follow."""
+        self._source_ends.append(len(self))
+
+    def finish(self) -> Rows:
+        """Closes the file and returns the rows."""
+        self._file.close()
+
+        def keys(of: bytearray) -> Keys:
+            return np.frombuffer(bytes(of), np.uint8).reshape(-1, DIGEST_BYTES)
+
+        return Rows(
+            file=self._path,
+            ends=np.array(self._ends, np.int64),
+            keys=keys(self._keys),
+            units=keys(self._units)[:, :8].copy(),
+            groups=keys(self._groups)[:, :8].copy() if self._groups else None,
+            targets=np.array(self._targets, np.uint64),
+            numbers=np.array(self._numbers, np.float64),
+            answers=np.array(self._answers, np.int32),
+            sources=np.array(self._sources, np.int32),
+            source_names=list(self._source_names),
+            labels=np.array(self._labels, np.int32),
+            label_sets=list(self._label_sets),
+            source_ends=np.array(self._source_ends, np.int64),
+        )
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The N rows of a stream.
+
+    Attributes:
+        file: file with the rows.
+        ends: (N,) end of each row in the file, in bytes.
+        keys: (N, 32) uint8, digests by which duplicates are recognised.
+        units: (N, 8) uint8, digests of the text that rows share and that must stand in one split: a context or a prompt.
+        groups: (N, 8) uint8, digests of the groups; None if there is no group column.
+        targets: (N,) uint64, digests of the targets.
+        numbers: (N,) regression: the targets.
+        answers: (N,) question answering: numbers of answers.
+        sources: (N,) indices in `source_names`.
+        source_names: files, data sets or packages.
+        labels: (N,) indices in `label_sets`.
+        label_sets: all combinations of labels that occur.
+        source_ends: (S,) end of the rows of each of the S sources.
+    """
+
+    file: Path
+    ends: np.ndarray
+    keys: Keys
+    units: np.ndarray
+    groups: np.ndarray | None
+    targets: np.ndarray
+    numbers: np.ndarray
+    answers: np.ndarray
+    sources: np.ndarray
+    source_names: list[str]
+    labels: np.ndarray
+    label_sets: list[tuple[str, ...]]
+    source_ends: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    def sizes(self, numbers: np.ndarray) -> np.ndarray:
+        """Returns the sizes of rows in the file, in bytes."""
+        return self.ends[numbers] - np.where(numbers > 0, self.ends[numbers - 1], 0)
+
+    def source_numbers(self, numbers: np.ndarray) -> np.ndarray:
+        """Returns for each row the number of its source, in the order in which sources were read."""
+        return np.searchsorted(self.source_ends, numbers, side="right")
+
+    def part(self, numbers: np.ndarray) -> RowPart:
+        """Returns some of the rows, in the given order, as a small object that can be sent to another process."""
+        ends = self.ends[numbers]
+        return RowPart(self.file, ends - self.sizes(numbers), ends, self.keys[numbers])
+
+    def items(self, numbers: np.ndarray) -> Iterator[Item]:
+        """Reads rows from the file, in the given order."""
+        return self.part(numbers).items()
+
+    def label_counts(self, numbers: np.ndarray) -> Counter[str]:
+        """Counts the labels of rows."""
+        counts: Counter[str] = Counter()
+        for place, count in enumerate(np.bincount(self.labels[numbers], minlength=len(self.label_sets)).tolist()):
+            if count:
+                counts.update(dict.fromkeys(self.label_sets[place], count))
+        return counts
+
+    def having(self, label: str, numbers: np.ndarray) -> np.ndarray:
+        """Returns those of the rows that have a label."""
+        sets = [place for place, labels in enumerate(self.label_sets) if label in labels]
+        return numbers[np.isin(self.labels[numbers], sets)]
+
+    def tally(
+        self, tallies: Tallies, kind: str, part: Part, numbers: np.ndarray, found: np.ndarray, detail: str = ""
+    ) -> None:
+        """Counts affected rows by source.
+
+        Args:
+            numbers: rows.
+            found: whether each of them is affected.
+        """
+        totals = np.bincount(self.sources[numbers], minlength=len(self.source_names))
+        counts = np.bincount(self.sources[numbers][found], minlength=len(self.source_names))
+        for name, count, total in zip(self.source_names, counts.tolist(), totals.tolist(), strict=True):
+            if total:
+                tallies.add(kind, part, name, count, total, detail)
+
+
+@dataclass
+class Gathered:
+    """A stream's splits.
+
+    Attributes:
+        rows: all rows that were read.
+        splits: numbers of the rows of each split, in an order that depends on the seed.
+        labels: classification and multi-label: all label names, in the order of their indices.
+        notes: numbers of rows that were read and removed.
+        tallies: counts of what was lost or changed.
+    """
+
+    rows: Rows
+    splits: dict[Split, np.ndarray]
+    labels: list[str] | None = None
+    notes: dict[str, Any] = field(default_factory=dict)
+    tallies: Tallies = field(default_factory=Tallies)
+
+
+@dataclass(frozen=True)
+class RowPart:
+    """N rows in a file.
+
+    Attributes:
+        file: the file.
+        starts: (N,) start of each row, in bytes.
+        ends: (N,) end of each row.
+        keys: (N, 32) digests.
+    """
+
+    file: Path
+    starts: np.ndarray
+    ends: np.ndarray
+    keys: Keys
+
+    def items(self) -> Iterator[Item]:
+        """Reads the rows from the file."""
+        descriptor = os.open(self.file, os.O_RDONLY)
+        try:
+            for start, end, key in zip(self.starts.tolist(), self.ends.tolist(), self.keys, strict=True):
+                yield Item(key.tobytes().hex(), _row(os.pread(descriptor, end - start, start)))
+        finally:
+            os.close(descriptor)
+
+
+def _row(line: bytes) -> Row:
+    fields = json.loads(line.decode("utf-8", "surrogatepass"))
+    return Row(
+        fields["values"],
+        fields["where"],
+        labels=tuple(fields.get("labels", ())),
+        number=fields.get("number"),
+        answers=tuple(ReferenceAnswer(text, start) for text, start in fields.get("answers", ())),
+    )
