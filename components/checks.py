@@ -155,7 +155,7 @@ def _lm_eval_problems(config: Config) -> list[str]:
     if not lm_eval.tasks:
         return []
     problems = []
-    if _is_masked(config):
+    if is_masked(config):
         problems.append(
             "evaluate.lm_eval.tasks: the model is a masked language model, for which lm-evaluation-harness has no tasks; leave "
             "them out"
@@ -170,7 +170,7 @@ def _lm_eval_problems(config: Config) -> list[str]:
     return problems
 
 
-def _is_masked(config: Config) -> bool:
+def is_masked(config: Config) -> bool:
     """Returns whether the objective is masked LM, as far as this can be determined without loading the model."""
     if config.model.objective is not None:
         return config.model.objective == "masked_lm"

@@ -21,6 +21,7 @@ from ..shared.training.loop import TrainingVariant, train
 from ..shared.training.mix_weight import BudgetController, Constant, MixWeight, Pooled, Scheduled
 from ..shared.training.reference_models import ReferenceModel
 from ..shared.training.saving import save_trained
+from ..shared.training.stream_gradients import GradientScaled
 from ..shared.training.streams import FinetuneStream, PretrainStream, UnreadExamples, make_mix
 from .config import MixedCandidate, MixedStep
 
@@ -105,6 +106,8 @@ def run(
             training.micro_batch_size,
         )
         context.say(_describe(control))
+    if training.scale == "gradient" and data_mix.has_both and isinstance(mix_weight, Constant | Scheduled):
+        mix_weight = GradientScaled(mix_weight)
     variant = TrainingVariant(
         control=control,
         reference=_reference(start, pretrained, training.attention) if control is not None else None,

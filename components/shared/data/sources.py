@@ -207,6 +207,24 @@ def _check(stream: StreamOptions, named: NamedSource, problems: Problems) -> Non
                 problems.add(f"{option}: {file.shown} holds no records")
 
 
+def first_rows(stream: StreamOptions, count: int) -> list[Row]:
+    """Reads the first records of a stream's local files, about `count` of each source. Returns none from other sources."""
+    problems, rows = Problems(Skipped()), list[Row]()
+    for named in (one for one in named_sources(stream) if one.part == "source"):
+        source = named.path
+        if (
+            source != EMBEDDED
+            and not is_hub(source)
+            and not saved_folder(source)
+            and _is_local(source, named.option, problems)
+        ):
+            files = _find(source, named.option, problems)[:CHECKED_FILES]
+            reading = named.reading(stream, problems, Tallies())
+            for file in files:
+                rows += read_file(file, reading, single=len(files) == 1, first=-(-count // len(files)))
+    return rows
+
+
 def fingerprint(stream: StreamOptions) -> str:
     """Returns 64 hexadecimal digits that identify the content of a stream's sources.
 

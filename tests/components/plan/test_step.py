@@ -212,3 +212,10 @@ def test_schedules_budgets_and_controls_are_candidates_too(folder: Path) -> None
         "mixed-0-l2sp-1",
     ]  # fmt: skip
     assert all(one["name"] for one in found)
+
+
+def test_little_text_per_step_is_in_the_log(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(Context, "say", lambda context, line: said.append(line))
+    plan(folder)
+    assert "mixed.replay_share: a step reads about 24 tokens of pretraining text" in said[0]
