@@ -232,10 +232,10 @@ def _budget(entry: Entry, forgets: Value) -> dict[str, Any] | None:
         return None
     kept = forgets.value <= budget + max(BUDGET_SHARE * budget, BUDGET_LEAST)
     verdict = "not kept" if not kept else "kept" if forgets.value <= budget else "kept, within the tolerance"
-    sentence = (
-        f"{entry.id}: asked for at most {budget:.3f} bits per byte, forgets {forgets.value:.3f} on dev: {verdict}"
-    )
-    return {"budget": budget, "measured": forgets.to_json(), "kept": kept, "sentence": sentence}
+    used = forgets.value / budget if budget else None
+    share = f", {used:.0%} of it" if used is not None else ""
+    sentence = f"{entry.id}: asked for at most {budget:.3f} bits per byte, forgets {forgets.value:.3f} on dev{share}: {verdict}"
+    return {"budget": budget, "measured": forgets.to_json(), "used": used, "kept": kept, "sentence": sentence}
 
 
 def _contamination(measured: Measurements) -> dict[str, int]:

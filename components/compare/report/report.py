@@ -29,6 +29,7 @@ TITLES = {
     "pretraining-pretrain": "Loss of the pretraining stage",
     **{f"training-{stream}": f"Loss on the {title}" for stream, title in STREAMS.items()},
     "mix-weight": "λ over the training",
+    "budget": "Forgetting over the training, as a share of the budget",
 }
 """Titles of the training curves, in their order."""
 LIKELIHOODS = {
@@ -76,6 +77,10 @@ def pictures(comparison: Comparison, gate: Gate) -> dict[str, Picture]:
     weights = {name: points for name, points in weights.items() if points}
     if any(_varies(points) for points in weights.values()):
         found["mix-weight"] = training_curves("mix-weight", TITLES["mix-weight"], "λ", weights, style)
+    shares = {one.id: _budget_shares(one.curve) for one in comparison.evaluations.candidates}
+    shares = {name: points for name, points in shares.items() if points}
+    if shares:
+        found["budget"] = training_curves("budget", TITLES["budget"], "forgetting / budget", shares, style)
     shares = {one.id: _points(one.curve, "norm_share_pretrain") for one in comparison.evaluations.candidates}
     shares = {name: points for name, points in shares.items() if points}
     if shares:
@@ -223,6 +228,15 @@ def cell(text: Any) -> str:
 
 def _points(curve: list[dict[str, Any]], key: str) -> list[tuple[int, float]]:
     return [(int(row["step"]), float(row[key])) for row in curve if row.get(key) is not None]
+
+
+def _budget_shares(curve: list[dict[str, Any]]) -> list[tuple[int, float]]:
+    """Returns pairs of step and forgetting on control text, as a share of the budget; empty without a budget."""
+    return [
+        (int(row["step"]), row["forgetting"] / row["forgetting_budget"])
+        for row in curve
+        if row.get("forgetting_budget")
+    ]
 
 
 def _varies(points: list[tuple[int, float]]) -> bool:

@@ -204,6 +204,7 @@ def test_schedules_budgets_and_controls_are_candidates_too(folder: Path) -> None
             "l2sp_weights": [1],
         },
     }
+    (folder / "text.jsonl").write_text("".join(f'{{"text": "text {number}"}}\n' for number in range(40)))
     items, _ = plan(folder, mix_lambdas=[0.3], mix_forgetting_budgets=[0.05], advanced={"mixed": options})
     found = [json.loads(item["candidate"]) for item in items]
     assert [one["id"] for one in found] == [
