@@ -37,6 +37,12 @@ class Stream(Section):
     tsv_quotes: bool = False
     """Whether fields of .tsv files can stand in double quotes, as pandas and spreadsheets write fields that contain a tab, a
     quote or a line end. Otherwise a quote is a character like any other and each line is a record."""
+    messages_column: str | None = None
+    """Generation and pretraining text: column with a chat, a list of messages with `role` and `content` or with `from` and
+    `value`. It is read if the columns of the text, or of the prompt and the completion, are not all there. Null means
+    `messages` or `conversations`."""
+    tools_column: str = "tools"
+    """Chats: column with a list of the functions that the assistant can call, if there is one."""
     max_documents: int | None = Field(None, ge=1)
     """Maximum number of documents or examples of `source`, drawn with the seed; null means all."""
 
@@ -61,6 +67,13 @@ class Stream(Section):
         raise NotImplementedError
 
     @property
+    def chat_columns(self) -> dict[str, str]:
+        """Returns the columns of chats, which are read instead of the other ones if those are not there."""
+        names = {"messages": "messages", "conversations": "conversations"}
+        given = names if self.messages_column is None else {"messages": self.messages_column}
+        return given | {"tools": self.tools_column}
+
+    @property
     def exact_duplicates(self) -> bool:
         """Tells whether only texts with the same characters are duplicates."""
         return self.duplicates == "exact"
@@ -71,7 +84,8 @@ class PretrainData(Stream):
 
     section: ClassVar[str] = "data.pretrain"
     text_column: str = "text"
-    """Column or JSON field with the text. In .txt, each file is a document; in a single .txt file, each paragraph is one."""
+    """Column or JSON field with the text. In .txt, each file is a document; in a single .txt file, each paragraph is one. Data
+    without this column can hold chats; the turns of the assistant are then what the model is not to forget."""
     dev_fraction: float = Field(0.05, gt=0, lt=1)
     """Fraction of the documents that is held out for choices, if `dev_source` is not set."""
     test_fraction: float = Field(0.05, gt=0, lt=1)
@@ -79,7 +93,7 @@ class PretrainData(Stream):
 
     @property
     def columns(self) -> dict[str, str]:
-        return {"text": self.text_column}
+        return {"text": self.text_column} | self.chat_columns
 
 
 class FinetuneData(Stream):
@@ -103,13 +117,17 @@ class FinetuneData(Stream):
     """Question answering: column with the answer: text, a list of texts, or an object with the lists `text` and
     `answer_start`, as in SQuAD. Empty if the context does not contain an answer."""
     prompt_column: str = "prompt"
-    """Generation: column with the prompt."""
+    """Generation: column with the prompt: text, or a list of messages."""
     completion_column: str = "completion"
-    """Generation: column with the completion; the loss covers the completion only."""
+    """Generation: column with the completion: text, or a list of messages. The loss covers the completion only."""
+    assistant_turns: Literal["every", "last"] = "every"
+    """Chats: turns of the assistant that the loss covers. Evaluation answers the last one."""
 
     @property
     def columns(self) -> dict[str, str]:
-        return {role: getattr(self, option) for role, option in TASK_KINDS[self.task].columns.items()}
+        kind = TASK_KINDS[self.task]
+        own = {role: getattr(self, option) for role, option in kind.columns.items()}
+        return own | self.chat_columns if kind.target == "text" else own
 
     @property
     def exact_duplicates(self) -> bool:
@@ -126,6 +144,8 @@ class Tokenizer(Section):
     """Vocabulary size of the tokenizer to train; null if the base model has a tokenizer."""
     objective: Objective = "causal_lm"
     """Objective of the tokenizer to train. For masked LM it has a mask token and ends every text."""
+    chat_template: str | None = None
+    """Jinja file with the chat template; null means the tokenizer's own."""
 
 
 class PrepareStep(Section):

@@ -130,6 +130,8 @@ def _bars(rows: Sequence[tuple[str, list[int]]]) -> list[Bar]:
 _PLAIN = {
     "read": "records read",
     "not_drawn": "left out by max_documents",
+    "turns": "turns of the assistant that are learned",
+    "turns_apart": "of these, in a sequence of their own, since the chat template shows them in another way later",
     "contaminated": "contaminated: text that also occurs in training text, marked and kept",
     "contaminated_by_finetune": "of these, in the training examples of this stream",
     "contaminated_by_pretrain": "of these, in the training text of the pretraining stream",
@@ -175,6 +177,8 @@ def _sample(
     return {
         "source": record["source"],
         "tokens": len(tokens),
+        "turns": "turns of the assistant that are learned",
+        "turns_apart": "of these, in a sequence of their own, since the chat template shows them in another way later",
         "contaminated": [STREAMS[stream] for stream in record.get("contaminated_by", [])],
         "values": values,
         "seen": _clipped(decode(tokens)),

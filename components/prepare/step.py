@@ -29,11 +29,17 @@ from .gathering import SPLITS, gather
 from .report import render
 from .rows import Gathered, Item
 from .shards import counts_of, make_shards, merge, shards_of, work_folder
-from .tokenization import Encoder, load_saved_tokenizer, load_tokenizer, train_tokenizer
+from .tokenization import Encoder, load_saved_tokenizer, load_tokenizer, set_chat_template, train_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+NO_TEMPLATE = (
+    "{source}: holds chats, but the tokenizer of {base} has no chat template; set model.chat_template to a Jinja file with "
+    "one, for example that of the chat model whose format you want"
+)
+CODE = ("prepare", "shared/data", "shared/serving", "shared/third_party/transformers_chats.py")
+"""What the documents depend on."""
 HELD_OUT: tuple[Split, ...] = ("dev", "test")
 
 
@@ -90,6 +96,10 @@ def _prepare(
         size = config.tokenizer.vocabulary_size or 0
         texts = (item.text for item in gathered.rows.items(gathered.splits["train"]))
         known = train_tokenizer(texts, size, config.tokenizer.max_length, config.tokenizer.objective)
+    if config.tokenizer.chat_template is not None and tokenizer_in is None:
+        set_chat_template(known, config.tokenizer.chat_template)
+    if gathered.rows.num_chats and not known.chat_template:
+        raise RefusedError(NO_TEMPLATE.format(source=f"{stream.section}.source", base=config.tokenizer.base))
     ends_with_eos = _to_end_with_eos(config)
     if ends_with_eos:
         append_eos(known)
@@ -103,8 +113,10 @@ def _prepare(
             )
             for split in gathered.splits
         }
-        make_shards(shards, known, config.tokenizer.max_length, work, context)
-        counts_of(shards, gathered)
+        every_turn = not isinstance(stream, FinetuneData) or stream.assistant_turns == "every"
+        make_shards(shards, known, config.tokenizer.max_length, work, context, every_turn)
+        counts_of(shards, gathered, problems)
+        problems.raise_if_any()
         tallies = gathered.tallies.table()
         must_fit = TASK_KINDS[task].must_fit if task else None
         for split, inside in shards.items():
@@ -162,7 +174,7 @@ def _nearest_folder(path: Path) -> Path:
 
 def _content_key(config: PrepareStep, tokenizer: PreTrainedTokenizerBase, gathered: Gathered) -> str:
     """Returns a digest of everything that the shards depend on."""
-    digest = hashlib.sha256(f"{config.to_json()} {code_digest(('prepare', 'shared/data', 'shared/serving'))}".encode())
+    digest = hashlib.sha256(f"{config.to_json()} {code_digest(CODE)}".encode())
     for package in ("tokenizers", "transformers"):
         digest.update(version(package).encode())
     with tempfile.TemporaryDirectory() as folder:

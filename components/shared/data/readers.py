@@ -14,7 +14,7 @@ from typing import Any, cast
 from ..errors import first_line
 from .files import File, numbered_lines
 from .problems import Problems, UnreadableError
-from .records import Record, Row, missing_columns, rows_of
+from .records import CHAT_ROLES, Record, Row, fitting, rows_of
 from .tallies import Part, Tallies
 from .values import kind_of
 
@@ -59,8 +59,9 @@ def read_file(file: File, reading: Reading, single: bool, first: int | None = No
         first: maximum number of records, valid or not.
     """
     columns, option, problems = reading.columns, reading.option, reading.problems
-    if file.format == ".txt" and set(columns) != {"text"}:
-        problems.add(f"{option}: {file.shown} is plain text and has no columns {', '.join(columns.values())}")
+    own = {role: column for role, column in columns.items() if role not in CHAT_ROLES}
+    if file.format == ".txt" and set(own) != {"text"}:
+        problems.add(f"{option}: {file.shown} is plain text and has no columns {', '.join(own.values())}")
         return
     try:
         if file.format == ".txt":
@@ -183,9 +184,7 @@ def _read_csv(file: File, reading: Reading) -> Iterator[Record]:
                 continue
             if header is None:
                 header = [field.strip() for field in fields]
-                missing = [column for column in columns.values() if column not in header]
-                if missing:
-                    raise missing_columns(file.shown, missing, header)
+                columns = fitting(columns, header, file.shown)
                 for column in columns.values():
                     if header.count(column) > 1:
                         raise UnreadableError(f"{file.shown} has {header.count(column)} columns named {column}")
@@ -228,9 +227,7 @@ def _read_parquet(file: File, reading: Reading) -> Iterator[Record]:
         except pa.ArrowException as error:
             raise UnreadableError(f"{file.shown} is no Parquet file ({first_line(error)})") from None
         there = table.schema_arrow.names
-        missing = [column for column in columns.values() if column not in there]
-        if missing:
-            raise missing_columns(file.shown, missing, there)
+        columns = fitting(columns, there, file.shown)
         number = 0
         for batch in table.iter_batches(batch_size=1000, columns=list(columns.values())):
             for record in batch.to_pylist():

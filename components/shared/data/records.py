@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from .chats import Chat, is_chat, parse_chat
 from .problems import Problems, UnreadableError
 from .values import (
     InvalidValueError,
@@ -17,6 +18,7 @@ from .values import (
     parse_text,
 )
 
+CHAT_ROLES = ("messages", "conversations", "tools")
 Record = tuple[Mapping[str, Any], str]
 """The columns of one record, and its location for messages."""
 
@@ -31,6 +33,7 @@ class Row:
         labels: multi-label: its labels, sorted; can be empty.
         number: regression: the target.
         answers: question answering: answers without duplicates, in the order of the data; empty if unanswerable.
+        chat: the conversation whose text `values` hold, if it is one.
     """
 
     values: dict[str, str]
@@ -38,6 +41,7 @@ class Row:
     labels: tuple[str, ...] = ()
     number: float | None = None
     answers: tuple[ReferenceAnswer, ...] = ()
+    chat: Chat | None = None
 
 
 def rows_of(
@@ -51,15 +55,20 @@ def rows_of(
         problems: collects invalid rows, which are skipped.
         untyped: whether all values are text, as in CSV. Text can then represent a number or contain JSON.
     """
+    given = columns
     for number, (record, where) in enumerate(records):
-        missing = [column for column in columns.values() if column not in record]
-        if missing and number == 0:
-            raise missing_columns(where, missing, record)
-        wrong = [f"{where}: has no {column}" for column in missing]
+        if number == 0:
+            columns = fitting(given, record, where)
+        if "messages" in columns or is_chat(record.get(columns.get("prompt", ""))):
+            yield from _chats_of(record, columns, where, "text" in given, problems)
+            continue
+        wrong = [
+            f"{where}: has no {column}" for role, column in columns.items() if column not in record and role != "tools"
+        ]
         texts: dict[str, str] = {}
         others: dict[str, Any] = {}
         for role, column in columns.items():
-            if column not in record:
+            if column not in record or role == "tools":
                 continue
             value = record[column]
             try:
@@ -79,6 +88,49 @@ def rows_of(
             problems.add_detail(sentence)
         if not wrong:
             yield Row(texts, where, **others)
+
+
+def fitting(columns: Mapping[str, str], there: Iterable[str], where: str) -> dict[str, str]:
+    """Recognises the format of a source by its columns.
+
+    Args:
+        columns: column name for each role, of all formats that can be read: the task's own roles; `messages`, and
+            `conversations`, which stands for the same; and `tools`, which is optional.
+        there: names of the existing columns.
+        where: file, for messages.
+
+    Returns:
+        The columns of the first format that is there: the task's own, else the messages.
+
+    Raises:
+        UnreadableError: if columns of every format are missing.
+    """
+    names = list(there)
+    own = {role: column for role, column in columns.items() if role not in CHAT_ROLES}
+    tools = {role: column for role, column in columns.items() if role == "tools" and column in names}
+    missing = [column for column in own.values() if column not in names]
+    if not missing:
+        return own | tools
+    for role in ("messages", "conversations"):
+        if columns.get(role) in names:
+            return {"messages": columns[role]} | tools
+    raise missing_columns(where, missing, names)
+
+
+def _chats_of(
+    record: Mapping[str, Any], columns: Mapping[str, str], where: str, is_text: bool, problems: Problems
+) -> Iterator[Row]:
+    """Yields the row of a record with messages, if it is valid; in pretraining, the chat as one text."""
+    missing = [column for role, column in columns.items() if column not in record and role != "tools"]
+    try:
+        if missing:
+            raise InvalidValueError(f"has no {', '.join(missing)}")
+        chat = parse_chat(record, columns)
+    except InvalidValueError as problem:
+        problems.add_detail(f"{where}: {problem}")
+        return
+    values = {"prompt": chat.prompt, "completion": chat.completion}
+    yield Row({"text": "\n\n".join(values.values())} if is_text else values, where, chat=chat)
 
 
 def missing_columns(where: str, missing: Iterable[str], there: Iterable[Any]) -> UnreadableError:

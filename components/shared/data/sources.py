@@ -21,7 +21,7 @@ from ..section import InvalidOptionError
 from .files import File, format_of, known_formats
 from .problems import Problems, UnreadableError
 from .readers import Reading, read_file
-from .records import Row, missing_columns, rows_of
+from .records import CHAT_ROLES, Row, fitting, rows_of
 from .tallies import Tallies
 
 if TYPE_CHECKING:
@@ -279,7 +279,7 @@ def _find(source: str, option: str, problems: Problems) -> list[File]:
 def _read_embedded(columns: Mapping[str, str], option: str, problems: Problems) -> Iterator[Row]:
     from . import embedded
 
-    if not set(columns) <= EMBEDDED_ROLES:
+    if not set(columns) - set(CHAT_ROLES) <= EMBEDDED_ROLES:
         problems.add(f"{option}: {NOT_EMBEDDED}")
     elif "label" in columns:
         for text, label, where in embedded.classification():
@@ -295,7 +295,7 @@ def _read_embedded(columns: Mapping[str, str], option: str, problems: Problems) 
 def _check_embedded(columns: Mapping[str, str], option: str, problems: Problems) -> None:
     from . import embedded
 
-    if not set(columns) <= EMBEDDED_ROLES:
+    if not set(columns) - set(CHAT_ROLES) <= EMBEDDED_ROLES:
         problems.add(f"{option}: {NOT_EMBEDDED}")
     if not option.endswith(".source"):
         problems.add(f"{option}: embedded can stand in source only; leave {option} out and a share of it is held out")
@@ -351,9 +351,7 @@ def _read_hub(source: str, columns: Mapping[str, str], option: str, problems: Pr
 
 def read_dataset(dataset: Dataset, shown: str, columns: Mapping[str, str], problems: Problems) -> Iterator[Row]:
     """Yields the rows of a loaded data set. Class indices, also in lists, are replaced by their names."""
-    missing = [column for column in columns.values() if column not in dataset.column_names]
-    if missing:
-        raise missing_columns(shown, missing, dataset.column_names)
+    columns = fitting(columns, dataset.column_names, shown)
     wanted = dataset.select_columns(list(dict.fromkeys(columns.values())))
     column = columns.get("labels", columns.get("label", ""))
     feature = wanted.features.get(column)

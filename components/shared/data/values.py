@@ -73,7 +73,7 @@ def parse_labels(value: Any) -> tuple[str, ...]:
     if isinstance(value, float) and math.isnan(value):
         raise InvalidValueError("is NaN, not a list of labels")
     if isinstance(value, str):
-        parsed = _parse_json(value)
+        parsed = parse_json(value)
         if isinstance(parsed, str) and parsed.lstrip().startswith("["):
             # Text such as ['red', 'green'], which pandas writes, would become one class of this name.
             raise InvalidValueError(
@@ -115,7 +115,7 @@ def parse_number(value: Any, untyped: bool) -> float:
 def parse_answers(value: Any, untyped: bool) -> list[tuple[str, int | None]]:
     """Returns answers from text, a list of texts or a SQuAD-style object, each with its start index if it is given."""
     if untyped:
-        value = _parse_json(value)
+        value = parse_json(value)
     if value is None or (isinstance(value, str) and not value.strip()):
         return []
     texts, starts = value, None
@@ -164,7 +164,7 @@ def locate_answers(answers: Iterable[tuple[str, int | None]], context: str) -> t
     return tuple(dict.fromkeys(located))
 
 
-def _parse_json(text: str) -> Any:
+def parse_json(text: str) -> Any:
     """Parses text that is a JSON list or object; returns other text unchanged."""
     if text.lstrip().startswith(("[", "{")):
         with contextlib.suppress(ValueError, RecursionError):
