@@ -55,6 +55,8 @@ class SplitInfo(BaseModel):
     """UTF-8 bytes of the text."""
     digest: str
     """SHA-256 over all arrays."""
+    supervised_tokens: int | None = None
+    """Chats: learned tokens; null if that follows from the documents."""
 
 
 class DataManifest(BaseModel):
@@ -78,6 +80,11 @@ class DataManifest(BaseModel):
     """Statistics of `prepare`: records read, labels, contamination."""
     tallies: list[Tally] = Field(default_factory=list)
     """What was lost or changed on the way from the source, in all splits."""
+
+    @property
+    def has_chats(self) -> bool:
+        """Tells whether documents are chats."""
+        return any(info.supervised_tokens is not None for info in self.splits.values())
 
     @property
     def digest(self) -> str:
@@ -206,7 +213,9 @@ def write_split(folder: str | Path, split: Split, documents: Iterable[Document])
         np.save(target / f"{name}.npy", array, allow_pickle=False)
         digest.update(array.tobytes())
     write_jsonl(target / "records.jsonl", records)
+    supervised = arrays.get("supervised")
     return SplitInfo(
+        supervised_tokens=None if supervised is None else int(supervised.sum()),
         documents=len(lengths),
         tokens=int(sum(lengths)),
         bytes=sum(record["bytes"] for record in records),
@@ -257,7 +266,7 @@ def merge_splits(
         np.save(target / f"{name}.npy", array, allow_pickle=False)
         digest.update(array.tobytes())
     (target / MASK).unlink(missing_ok=True)
-    if any((part / split / MASK).is_file() for part in parts):
+    if has_mask := any((part / split / MASK).is_file() for part in parts):
         write_of_tokens(MASK, np.bool_, _mask)
     with (target / "records.jsonl").open("wb") as out:
         for part, mask in zip(parts, masks, strict=True):
@@ -266,8 +275,14 @@ def merge_splits(
                     shutil.copyfileobj(file, out, 1 << 20)
                 else:
                     out.writelines(line for line, is_kept in zip(file, mask.tolist(), strict=True) if is_kept)
-    counts = {"documents": len(offsets) - 1, "tokens": shape[0], "bytes": int(num_bytes[kept].sum())}
-    return SplitInfo(**counts, digest=digest.hexdigest())
+    learned = np.load(target / MASK, mmap_mode="r", allow_pickle=False) if has_mask else None
+    return SplitInfo(
+        documents=len(offsets) - 1,
+        tokens=shape[0],
+        bytes=int(num_bytes[kept].sum()),
+        digest=digest.hexdigest(),
+        supervised_tokens=None if learned is None else int(np.count_nonzero(learned)),
+    )
 
 
 def _mask(folder: Path) -> np.ndarray:
