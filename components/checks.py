@@ -14,7 +14,7 @@ from .base_model import attention_problems, hub_config, is_masked_type, looks_lo
 from .config import Config, Fingerprints
 from .evaluate.harness_tasks import NOT_INSTALLED, installed, known_tasks
 from .shared.config import SCRATCH
-from .shared.data.sources import check_source, count_records, fingerprint
+from .shared.data.sources import check_source, count_records, fingerprint, named_sources
 from .shared.errors import RefusedError
 from .shared.section import known
 from .shared.task_kinds import TASK_KINDS
@@ -59,7 +59,8 @@ def few_examples(config: Config) -> str | None:
     if labelled.dev_source:
         found = count_records(labelled.dev_source, "data.finetune.dev_source")
     else:
-        whole = count_records(labelled.source, "data.finetune.source")
+        counts = [count_records(one.path, one.option) for one in named_sources(labelled) if one.part == "source"]
+        whole = None if None in counts else sum(count or 0 for count in counts)
         found = None if whole is None else round(min(whole, labelled.max_documents or whole) * labelled.dev_fraction)
     z = NormalDist().inv_cdf((1 + gate.interval) / 2)
     needed = math.ceil(DISAGREEMENT * (z / gate.max_score_drop) ** 2)

@@ -13,9 +13,12 @@ from ..shared.data.prepared import Document, Split
 from ..shared.data.tallies import Tallies
 from ..shared.task_kinds import TASK_KINDS, Target
 from .chats import ChatEncoder, InvalidChatError
-from .rows import Item, labels_of
+from .rows import Item, labels_of, texts_of
 from .spans import Question, windows
 from .tokenization import BATCH, Encoder, Survival
+
+ID_CHARACTERS = 16
+"""Hexadecimal digits of a document's id."""
 
 
 @dataclass
@@ -27,13 +30,13 @@ class Found:
         tallies: counts of what was lost or changed.
         counts: question answering: numbers of examples, windows, and windows that contain a whole answer; chats: numbers of
             turns of the assistant that are learned, and of those in a sequence of their own.
-        problems: a sentence for each example that cannot be converted.
+        problems: a sentence for each example that cannot be converted, and its content.
     """
 
     split: Split
     tallies: Tallies
     counts: Counter[str] = field(default_factory=Counter)
-    problems: list[str] = field(default_factory=list)
+    problems: list[tuple[str, Any]] = field(default_factory=list)
 
     def add(self, kind: str, item: Item, count: int, of: int = 1) -> None:
         """Adds `of` units of an example, of which `count` are affected."""
@@ -95,8 +98,10 @@ def _chats(
             whole, apart = chats.encode(chat)
             message_hidden, reasoning_hidden = chats.hidden(chat)
         except InvalidChatError as problem:
-            found.problems.append(f"{item.row.where}: {problem}")
+            found.add("quarantined", item, 1)
+            found.problems.append((f"{item.row.where}: {problem}", chat.to_json()))
             continue
+        found.add("quarantined", item, 0)
         found.add("unanswered", item, len(chat.messages) > chat.last_turn + 1)
         found.add("hidden_messages", item, message_hidden)
         found.add("hidden_reasoning", item, reasoning_hidden)
@@ -207,5 +212,5 @@ _MAKERS: dict[Target, Callable[..., Iterator[Document]]] = {
 
 def _record(item: Item) -> dict[str, Any]:
     values = item.row.values
-    size = sum(len(text.encode()) for role, text in values.items() if role != "label")
-    return {"id": item.key[:16], "source": item.row.where, "bytes": size, **values}
+    size = sum(len(text.encode()) for text in texts_of(item.row))
+    return {"id": item.key[:ID_CHARACTERS], "source": item.row.where, "bytes": size, **values}

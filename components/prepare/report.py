@@ -13,6 +13,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from ..shared.data.prepared import DataManifest, Documents, Split
 from ..shared.data.tallies import table_lines
 from ..shared.task_kinds import TASK_KINDS
+from .shares import percent
 
 SAMPLES = 5
 SAMPLE_CHARACTERS = 600
@@ -65,6 +66,7 @@ def render(manifest: DataManifest, documents: Mapping[Split, Documents], decode:
         quantiles={split: [f"{value:.4g}" for value in _quantiles(found)] for split, found in numbers.items()},
         quantile_names=list(QUANTILES),
         answers=_answers(manifest.notes, splits) if "windows" in manifest.notes else [],
+        shares=_shares(manifest.notes.get("shares", {})),
         changes=_changes(manifest.notes),
         tallies=table_lines(manifest.tallies),
         samples={
@@ -125,6 +127,22 @@ def _lengths(lengths: Mapping[Split, np.ndarray], longest: int | None) -> list[B
 def _bars(rows: Sequence[tuple[str, list[int]]]) -> list[Bar]:
     longest = max((sum(row) for _, row in rows), default=0) or 1
     return [Bar(name, round(100 * sum(row) / longest, 2), row) for name, row in rows]
+
+
+def _shares(of_splits: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[dict[str, str]]:
+    """Returns for each source and split its asked and its realised share of the tokens."""
+    return [
+        {
+            "source": row["source"],
+            "split": split,
+            "asked": percent(row, "asked"),
+            "share": percent(row, "share"),
+            "tokens": f"{row['tokens']:,}",
+            "left_out": f"{row['left_out_tokens']:,} tokens" if row["left_out_tokens"] else "",
+        }
+        for split, rows in of_splits.items()
+        for row in rows
+    ]
 
 
 _PLAIN = {

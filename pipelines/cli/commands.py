@@ -206,14 +206,21 @@ def compile_pipeline(
     tag: str | None = None,
     upload_data: str | None = None,
 ) -> None:
-    """Writes the compiled pipeline, or the pipeline of one step."""
+    """Writes the compiled pipeline, or the pipeline of one step.
+
+    The form has the values of the configuration; if neither a file nor an option besides the placement is given, the schema's
+    defaults.
+    """
     from kfp import compiler
+
+    from mixtune.components.form import PLACEMENT, field_defaults
 
     from ..cluster.local_paths import read_for_cluster
     from ..images import images
     from ..pipeline import NAME, make_pipeline
     from ..placement import Placer
     from ..step_pipelines import make_step_pipeline
+    from ..third_party.kfp import compile_to
 
     if format not in ("ir", "kubernetes"):
         raise RefusedError(f"--format: must be ir or kubernetes, found {format}")
@@ -221,7 +228,9 @@ def compile_pipeline(
         raise RefusedError(f"--output: must end in .yaml, found {output}")
     config = read_for_cluster(config_file, overrides, upload_data)
     place = Placer.cluster(config, images(image_prefix, tag))
-    pipeline = make_step_pipeline(step, config, place) if step else make_pipeline(config, place)
+    neutral = config_file is None and all(override.startswith(f"{PLACEMENT}.") for override in overrides)
+    values = field_defaults() if neutral else None
+    pipeline = make_step_pipeline(step, config, place) if step else make_pipeline(config, place, values)
     name = f"{NAME}-{step}" if step else NAME
     manifests = {}
     if format == "kubernetes":
@@ -233,6 +242,6 @@ def compile_pipeline(
         if output.exists() and not output.read_bytes().startswith(_COMPILED):
             raise RefusedError(f"--output: {output} was not written by `mixtune compile`; choose another file")
         output.parent.mkdir(parents=True, exist_ok=True)
-        compiler.Compiler().compile(pipeline, str(output), **manifests)
+        compile_to(pipeline, output, **manifests)
     except OSError as error:
         raise RefusedError(f"--output: {output} cannot be written ({error.strerror or error})") from None

@@ -40,6 +40,8 @@ from ..config import Task
 from ..errors import RefusedError
 from .tallies import Tally
 
+QUARANTINE = "quarantine.jsonl"
+"""File in the training folder with the records that were left out, if there are any."""
 Split = Literal["train", "dev", "test"]
 MASK = "supervised.npy"
 

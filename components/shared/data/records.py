@@ -18,7 +18,10 @@ from .values import (
     parse_text,
 )
 
+GROUP = "group"
+"""Role of the column that says which records belong together."""
 CHAT_ROLES = ("messages", "conversations", "tools")
+"""Roles of the columns of chats."""
 Record = tuple[Mapping[str, Any], str]
 """The columns of one record, and its location for messages."""
 
@@ -28,7 +31,8 @@ class Row:
     """One document or example.
 
     Attributes:
-        values: its texts: `text`; `text` and `label`; `prompt` and `completion`; or `question` and `context`.
+        values: its texts: `text`; `text` and `label`; `prompt` and `completion`; or `question` and `context`; with them `group`
+            if there is a group column.
         where: file and line, for messages and records.
         labels: multi-label: its labels, sorted; can be empty.
         number: regression: the target.
@@ -84,20 +88,23 @@ def rows_of(
                     texts[role] = parse_text(value, role)
             except InvalidValueError as problem:
                 wrong.append(f"{where}: {column} {problem}")
+        if wrong and problems.skipped is not None:
+            wrong = ["; ".join(wrong)]
         for sentence in wrong:
-            problems.add_detail(sentence)
+            problems.add_detail(sentence, record)
         if not wrong:
             yield Row(texts, where, **others)
 
 
-def fitting(columns: Mapping[str, str], there: Iterable[str], where: str) -> dict[str, str]:
+def fitting(columns: Mapping[str, str], there: Iterable[str], where: str, others: Iterable[str] = ()) -> dict[str, str]:
     """Recognises the format of a source by its columns.
 
     Args:
         columns: column name for each role, of all formats that can be read: the task's own roles; `messages`, and
-            `conversations`, which stands for the same; and `tools`, which is optional.
+            `conversations`, which stands for the same; `tools`, which is optional; and the group.
         there: names of the existing columns.
         where: file, for messages.
+        others: further columns that must be there.
 
     Returns:
         The columns of the first format that is there: the task's own, else the messages.
@@ -106,15 +113,17 @@ def fitting(columns: Mapping[str, str], there: Iterable[str], where: str) -> dic
         UnreadableError: if columns of every format are missing.
     """
     names = list(there)
-    own = {role: column for role, column in columns.items() if role not in CHAT_ROLES}
-    tools = {role: column for role, column in columns.items() if role == "tools" and column in names}
-    missing = [column for column in own.values() if column not in names]
-    if not missing:
-        return own | tools
-    for role in ("messages", "conversations"):
-        if columns.get(role) in names:
-            return {"messages": columns[role]} | tools
-    raise missing_columns(where, missing, names)
+    common = {role: columns[role] for role in (GROUP,) if role in columns}
+    common |= {role: columns[role] for role in ("tools",) if columns.get(role) in names}
+    own = {role: column for role, column in columns.items() if role not in (*CHAT_ROLES, GROUP)}
+    messages = [{"messages": columns[role]} for role in CHAT_ROLES[:2] if columns.get(role) in names]
+    formats = [own, *messages]
+    chosen = next((one for one in formats if all(column in names for column in one.values())), own)
+    missing = [column for column in [*chosen.values(), *common.values(), *others] if column not in names]
+    if missing:
+        raise missing_columns(where, missing, names)
+    # The group comes last, as a column that describes the others.
+    return chosen | common
 
 
 def _chats_of(
@@ -126,11 +135,19 @@ def _chats_of(
         if missing:
             raise InvalidValueError(f"has no {', '.join(missing)}")
         chat = parse_chat(record, columns)
+        group = {role: _group(record[column], column) for role, column in columns.items() if role == GROUP}
     except InvalidValueError as problem:
-        problems.add_detail(f"{where}: {problem}")
+        problems.add_detail(f"{where}: {problem}", record)
         return
     values = {"prompt": chat.prompt, "completion": chat.completion}
-    yield Row({"text": "\n\n".join(values.values())} if is_text else values, where, chat=chat)
+    yield Row(({"text": "\n\n".join(values.values())} if is_text else values) | group, where, chat=chat)
+
+
+def _group(value: Any, column: str) -> str:
+    try:
+        return parse_text(value, GROUP)
+    except InvalidValueError as problem:
+        raise InvalidValueError(f"{column} {problem}") from None
 
 
 def missing_columns(where: str, missing: Iterable[str], there: Iterable[Any]) -> UnreadableError:

@@ -53,6 +53,13 @@ KINDS: dict[str, TallyKind] = {
     "quoted_like": TallyKind(
         "records", "have a field in quotes with doubled quotes inside, which are kept as they are", "set tsv_quotes"
     ),
+    "filtered": TallyKind("records", "do not meet the conditions of filter, and are not read", warn_from=None),
+    "quarantined": TallyKind(
+        "records",
+        "are invalid and left out; quarantine.jsonl has them with the reasons",
+        "correct them",
+        warn_from=0.0,
+    ),
     "duplicates": TallyKind("records", "are removed as duplicates of earlier ones"),
     "contradictory": TallyKind(
         "records",
@@ -60,6 +67,7 @@ KINDS: dict[str, TallyKind] = {
         "correct them in the source",
     ),
     "held_out_too": TallyKind("records", "are removed, since they stand in held-out data too"),
+    "near_duplicates": TallyKind("records", "are removed as near-duplicates of others", warn_from=None),
     "case_labels": TallyKind(
         "examples",
         "have a label that differs from another in case alone",

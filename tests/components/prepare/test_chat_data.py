@@ -68,8 +68,13 @@ class TestReading:
 
     def test_own_columns(self, tmp_path: Path) -> None:
         source = jsonl(tmp_path / "a.jsonl", [{"dialog": turns("a", "b"), "functions": [{"name": "f"}]}])
-        options = FinetuneData(source="-", task="generation", messages_column="dialog", tools_column="functions")
+        options = FinetuneData(
+            source="-", task="generation", messages_column="dialog", tools_column="functions", group_column="who"
+        )
+        assert "has no column who" in problems_of(source, options.columns)[0]
+        source = jsonl(tmp_path / "a.jsonl", [{"dialog": turns("a", "b"), "functions": [{"name": "f"}], "who": "me"}])
         (row,) = rows_of(source, options.columns)
+        assert row.values == {"prompt": '[{"name": "f"}]\n\nuser: a', "completion": "b", "group": "me"}
         assert row.chat is not None
         assert row.chat.tools == [{"name": "f"}]
 
@@ -192,6 +197,14 @@ class TestPreparing:
             f"{source}, line 5: the chat template refuses the messages (There is no system role)",
             f"{source}, line 8: the chat template refuses the messages (Turns of user and model have to alternate)",
         ]
+        made = prepare_finetune(
+            tmp_path / "out", source, pretrained, task="generation", tokenizer=options, on_error="skip"
+        )
+        assert sum(len(made.documents(split)) for split in SPLITS) == 28
+        quarantine = (Path(made.train.path) / "quarantine.jsonl").read_text(encoding="utf-8").splitlines()
+        assert {json.loads(line)["record"]["messages"][0]["role"] for line in quarantine} == {"system", "user"}
+        split = [row.count for row in made.manifest.tallies if row.kind == "quarantined" and row.part in SPLITS]
+        assert sum(split) == 2
 
     def test_without_a_template(self, tmp_path: Path) -> None:
         texts = jsonl(tmp_path / "texts.jsonl", [{"text": text} for text in sentences(40)])
