@@ -10,6 +10,7 @@ from pydantic_core import PydanticCustomError
 
 from ..shared.config import EMBEDDED, LocalPath, Objective, Task
 from ..shared.data.data_sets import is_hub
+from ..shared.data.prompt_templates import PromptTemplate
 from ..shared.data.records import GROUP
 from ..shared.data.sources import PASSWORD_REFUSED, has_password
 from ..shared.section import Section, rule
@@ -213,10 +214,25 @@ class FinetuneData(Stream):
     `answer_start`, as in SQuAD. Empty if the context does not contain an answer."""
     prompt_column: str = "prompt"
     """Generation: column with the prompt: text, or a list of messages."""
+    prompt_template: str | None = Field(None, min_length=1)
+    """Generation: text of the prompt with names of columns in braces, such as `"{question}\\n\\n{context}"`, in place of
+    `prompt_column`. Doubled braces stand for braces."""
     completion_column: str = "completion"
     """Generation: column with the completion: text, or a list of messages. The loss covers the completion only."""
     assistant_turns: Literal["every", "last"] = "every"
     """Chats: turns of the assistant that the loss covers. Evaluation answers the last one."""
+
+    @field_validator("prompt_template")
+    @classmethod
+    def _can_be_filled(cls, text: str | None) -> str | None:
+        if text is not None:
+            _ = PromptTemplate(text, "").parts
+        return text
+
+    @rule
+    def _prompts_are_for_generation(self) -> Iterator[str]:
+        if self.prompt_template is not None and TASK_KINDS[self.task].target != "text":
+            yield "prompt_template is for the task generation; remove it"
 
     @property
     def column_options(self) -> Mapping[str, str]:

@@ -14,6 +14,7 @@ from typing import Any
 from ..errors import first_line
 from .files import File, numbered_lines
 from .problems import Problems, UnreadableError
+from .prompt_templates import PromptTemplate
 from .records import CHAT_ROLES, Record, Row, fitting, missing_columns, rows_of
 from .tallies import Part, Tallies
 from .values import kind_of, meets
@@ -39,6 +40,7 @@ class Reading:
         part: `source`, `dev_source` or `test_source`.
         conditions: conditions that a record must meet, by column: a value, a list of values, or a range with `min` and `max`.
         split: split of a folder written by `save_to_disk`.
+        template: how the prompt is made of other columns.
     """
 
     columns: Mapping[str, str]
@@ -49,6 +51,7 @@ class Reading:
     part: Part = "source"
     conditions: Mapping[str, Any] = field(default_factory=dict)
     split: str | None = None
+    template: PromptTemplate | None = None
 
     def wanted(self, there: Sequence[str], where: str) -> list[str]:
         """Returns the columns that are read.
@@ -60,11 +63,16 @@ class Reading:
         Raises:
             UnreadableError: if columns are missing.
         """
-        columns = fitting(self.columns, there, where, self.conditions)
-        return list(dict.fromkeys([*columns.values(), *self.conditions]))
+        if self.template is None:
+            columns = fitting(self.columns, there, where, self.conditions)
+            return list(dict.fromkeys([*columns.values(), *self.conditions]))
+        made = self.template.column
+        columns = fitting(self.columns, [*there, made], where, [*self.conditions, *self.template.names])
+        others = [column for column in columns.values() if column != made]
+        return list(dict.fromkeys([*self.template.names, *others, *self.conditions]))
 
     def kept(self, records: Iterable[Record], untyped: bool = False) -> Iterator[Record]:
-        """Yields the records that meet the conditions, and counts the others.
+        """Yields the records that meet the conditions, with their prompts if a template makes them; counts the others.
 
         Args:
             records: records of a file.
@@ -73,9 +81,10 @@ class Reading:
         Raises:
             UnreadableError: if the first record has no such column.
         """
-        if not self.conditions:
-            yield from records
-            return
+        met = self._met(records, untyped) if self.conditions else iter(records)
+        yield from met if self.template is None else self.template.filled(met, self.problems)
+
+    def _met(self, records: Iterable[Record], untyped: bool) -> Iterator[Record]:
         for number, (record, where) in enumerate(records):
             missing = [column for column in self.conditions if column not in record]
             if missing and number == 0:

@@ -22,6 +22,7 @@ from ..section import InvalidOptionError
 from .data_sets import hub_commit, hub_name, is_hub, read_hub, read_saved, saved_folder
 from .files import File, format_of, known_formats
 from .problems import Problems, Skipped
+from .prompt_templates import PromptTemplate
 from .readers import Reading, read_file
 from .records import CHAT_ROLES, GROUP, Row
 from .tallies import Part, Tallies
@@ -121,7 +122,18 @@ class NamedSource:
                 if role in columns and option in self.own.columns
             }
         conditions = self.own.filter if self.own is not None else {}
-        return Reading(columns, self.option, stream.tsv_quotes, problems, tallies, self.part, conditions, self.split)
+        text = getattr(stream, "prompt_template", None)
+        return Reading(
+            columns,
+            self.option,
+            stream.tsv_quotes,
+            problems,
+            tallies,
+            self.part,
+            conditions,
+            self.split,
+            PromptTemplate(text, columns["prompt"]) if text is not None else None,
+        )
 
 
 def named_sources(stream: StreamOptions) -> list[NamedSource]:
