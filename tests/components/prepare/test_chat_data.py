@@ -182,6 +182,10 @@ class TestPreparing:
         saved: Any = AutoTokenizer.from_pretrained(made.tokenizer.path)
         assert saved.chat_template == tokenizer_of("chatml").chat_template
         assert "turns of the assistant that are learned" in made.page
+        shown = made.documents("test").records()[0]["messages"]
+        for turn in shown:
+            text = f"{turn['content']}&lt;|im_end|&gt;"
+            assert (f"<mark>{text}</mark>" in made.page) == (turn["role"] == "assistant")
 
     def test_problems_have_file_and_line(self, tmp_path: Path) -> None:
         options = base(tmp_path / "base", "gemma")
