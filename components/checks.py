@@ -36,6 +36,7 @@ def find_problems(config: Config, gpus: int | None = None) -> list[str]:
     checks: list[Callable[[], Iterable[str]]] = [
         lambda: model_problems(config),
         lambda: [] if gpus is None else attention_problems(config, "where placement.gpus is 0", gpus > 0),
+        lambda: _template_problems(config.model.chat_template),
         lambda: check_source(config.data.pretrain),
         lambda: check_source(config.data.finetune),
         lambda: _control_problems(config),
@@ -43,6 +44,10 @@ def find_problems(config: Config, gpus: int | None = None) -> list[str]:
         lambda: _lm_eval_problems(config),
     ]
     return [problem for check in checks for problem in known(check)]
+
+
+def _template_problems(file: str | None) -> list[str]:
+    return [] if file is None or Path(file).is_file() else [f"model.chat_template: there is no file {file}"]
 
 
 def few_examples(config: Config) -> str | None:
@@ -208,18 +213,19 @@ def _hub_commit(base: str, revision: str | None) -> str:
 
 
 def _model_fingerprint(config: Config) -> str:
-    base = config.model.base
+    base, template = config.model.base, config.model.chat_template
+    of_template = f" {hashlib.sha256(Path(template).read_bytes()).hexdigest()}" if template is not None else ""
     if base == SCRATCH:
-        return SCRATCH
+        return f"{SCRATCH}{of_template}"
     if not looks_local(base):
-        return f"{base}@{_hub_commit(base, config.model.revision)}"
-    return _folder_digest(Path(base))
+        return f"{base}@{_hub_commit(base, config.model.revision)}{of_template}"
+    return f"{_folder_digest(Path(base))}{of_template}"
 
 
 def _folder_digest(folder: Path) -> str:
     digest = hashlib.sha256()
     for file in sorted(folder.iterdir()):
-        if file.is_file() and file.suffix in {".json", ".safetensors", ".model", ".txt"}:
+        if file.is_file() and file.suffix in {".json", ".safetensors", ".model", ".txt", ".jinja"}:
             digest.update(file.name.encode())
             _add(digest, file)
     return digest.hexdigest()

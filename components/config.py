@@ -192,6 +192,7 @@ def parts(config: Config, fingerprints: Fingerprints, champion: str | None = Non
         max_length=model.max_length,
         vocabulary_size=model.scratch.vocabulary_size if scratch else None,
         objective=(model.objective or "causal_lm") if scratch else "causal_lm",
+        chat_template=model.chat_template,
     )
     kind = TASK_KINDS[config.data.finetune.task]
     evaluate = EvaluateStep(

@@ -10,6 +10,7 @@ from pydantic_core import PydanticCustomError
 
 from ..shared.config import EMBEDDED, LocalPath, Objective, Task
 from ..shared.data.data_sets import is_hub
+from ..shared.data.prompt_templates import PromptTemplate
 from ..shared.data.records import GROUP
 from ..shared.data.sources import PASSWORD_REFUSED, has_password
 from ..shared.section import Section, rule
@@ -21,6 +22,10 @@ def _without_password(source: str) -> str:
     if has_password(source):
         raise PydanticCustomError("credentials", PASSWORD_REFUSED)
     return source
+
+
+CHAT_COLUMNS = {"messages": "messages_column", "conversations": "conversations_column", "tools": "tools_column"}
+"""Options of the columns of chats, by role. Chats are read where the other columns of a stream are not there."""
 
 
 class Between(Section):
@@ -106,6 +111,13 @@ class Stream(Section):
     tsv_quotes: bool = False
     """Whether fields of .tsv files can stand in double quotes, as pandas and spreadsheets write fields that contain a tab, a
     quote or a line end. Otherwise a quote is a character like any other and each line is a record."""
+    messages_column: str = "messages"
+    """Generation and pretraining text: column with a chat, a list of messages with `role` and `content` or with `from` and
+    `value`. It is read if the columns of the text, or of the prompt and the completion, are not all there."""
+    conversations_column: str = "conversations"
+    """The same, read if there is no column with messages either."""
+    tools_column: str = "tools"
+    """Chats: column with a list of the functions that the assistant can call, if there is one."""
     max_documents: int | None = Field(None, ge=1)
     """Maximum number of documents or examples of `source`, drawn with the seed; null means all."""
 
@@ -168,7 +180,8 @@ class PretrainData(Stream):
 
     section: ClassVar[str] = "data.pretrain"
     text_column: str = "text"
-    """Column or JSON field with the text. In .txt, each file is a document; in a single .txt file, each paragraph is one."""
+    """Column or JSON field with the text. In .txt, each file is a document; in a single .txt file, each paragraph is one. Data
+    without this column can hold chats; the turns of the assistant are then what the model is not to forget."""
     dev_fraction: float = Field(0.05, gt=0, lt=1)
     """Fraction of the documents that is held out for choices, if `dev_source` is not set."""
     test_fraction: float = Field(0.05, gt=0, lt=1)
@@ -179,7 +192,7 @@ class PretrainData(Stream):
 
     @property
     def column_options(self) -> Mapping[str, str]:
-        return {"text": "text_column"}
+        return {"text": "text_column", **CHAT_COLUMNS}
 
 
 class FinetuneData(Stream):
@@ -203,13 +216,31 @@ class FinetuneData(Stream):
     """Question answering: column with the answer: text, a list of texts, or an object with the lists `text` and
     `answer_start`, as in SQuAD. Empty if the context does not contain an answer."""
     prompt_column: str = "prompt"
-    """Generation: column with the prompt."""
+    """Generation: column with the prompt: text, or a list of messages."""
+    prompt_template: str | None = Field(None, min_length=1)
+    """Generation: text of the prompt with names of columns in braces, such as `"{question}\\n\\n{context}"`, in place of
+    `prompt_column`. Doubled braces stand for braces."""
     completion_column: str = "completion"
-    """Generation: column with the completion; the loss covers the completion only."""
+    """Generation: column with the completion: text, or a list of messages. The loss covers the completion only."""
+    assistant_turns: Literal["every", "last"] = "every"
+    """Chats: turns of the assistant that the loss covers. Evaluation answers the last one."""
+
+    @field_validator("prompt_template")
+    @classmethod
+    def _can_be_filled(cls, text: str | None) -> str | None:
+        if text is not None:
+            _ = PromptTemplate(text, "").parts
+        return text
+
+    @rule
+    def _prompts_are_for_generation(self) -> Iterator[str]:
+        if self.prompt_template is not None and TASK_KINDS[self.task].target != "text":
+            yield "prompt_template is for the task generation; remove it"
 
     @property
     def column_options(self) -> Mapping[str, str]:
-        return TASK_KINDS[self.task].columns
+        kind = TASK_KINDS[self.task]
+        return {**kind.columns, **CHAT_COLUMNS} if kind.target == "text" else kind.columns
 
     @property
     def exact_duplicates(self) -> bool:
@@ -226,6 +257,8 @@ class Tokenizer(Section):
     """Vocabulary size of the tokenizer to train; null if the base model has a tokenizer."""
     objective: Objective = "causal_lm"
     """Objective of the tokenizer to train. For masked LM it has a mask token and ends every text."""
+    chat_template: str | None = None
+    """Jinja file with the chat template; null means the tokenizer's own."""
 
 
 class PrepareStep(Section):

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from ..shared.data.chats import Chat
 from ..shared.data.prepared import Split
 from ..shared.data.records import GROUP, Row
 from ..shared.data.source_names import source_of
@@ -65,7 +66,7 @@ class RowWriter:
 
     def __init__(self, file: Path, embedded: bool) -> None:
         self._path, self._file, self._embedded = file, file.open("wb"), embedded
-        self._end = 0
+        self._end = self._num_chats = 0
         self._ends, self._sources, self._labels = array("q"), array("i"), array("i")
         self._targets, self._numbers, self._answers = array("Q"), array("d"), array("i")
         self._keys, self._units, self._groups = bytearray(), bytearray(), bytearray()
@@ -90,6 +91,9 @@ class RowWriter:
             fields["number"] = row.number
         if row.answers:
             fields["answers"] = [(answer.text, answer.start) for answer in row.answers]
+        if row.chat is not None:
+            fields["chat"] = row.chat.to_json()
+            self._num_chats += 1
         # A file name can hold half of a surrogate pair: a byte that is not UTF-8.
         line = json.dumps(fields, ensure_ascii=False).encode("utf-8", "surrogatepass")
         self._file.write(line)
@@ -133,6 +137,7 @@ class RowWriter:
             source_names=list(self._source_names),
             labels=np.array(self._labels, np.int32),
             label_sets=list(self._label_sets),
+            num_chats=self._num_chats,
             source_ends=np.array(self._source_ends, np.int64),
         )
 
@@ -154,6 +159,7 @@ class Rows:
         source_names: files, data sets or packages.
         labels: (N,) indices in `label_sets`.
         label_sets: all combinations of labels that occur.
+        num_chats: number of rows that are chats.
         source_ends: (S,) end of the rows of each of the S sources.
     """
 
@@ -170,6 +176,7 @@ class Rows:
     labels: np.ndarray
     label_sets: list[tuple[str, ...]]
     source_ends: np.ndarray
+    num_chats: int = 0
 
     def __len__(self) -> int:
         return len(self.ends)
@@ -273,4 +280,5 @@ def _row(line: bytes) -> Row:
         labels=tuple(fields.get("labels", ())),
         number=fields.get("number"),
         answers=tuple(ReferenceAnswer(text, start) for text, start in fields.get("answers", ())),
+        chat=Chat(**fields["chat"]) if "chat" in fields else None,
     )

@@ -26,6 +26,7 @@ from ..shared.artifacts import write_json
 from ..shared.checkpoints.store import folder_of, is_url
 from ..shared.config import Task
 from ..shared.data.prepared import Split, SplitInfo, merge_splits, write_split
+from ..shared.data.problems import Problems
 from ..shared.data.tallies import Tallies
 from ..shared.errors import RefusedError
 from ..shared.running.context import Context
@@ -82,7 +83,9 @@ class Shard:
         place = {item.key[:ID_CHARACTERS]: number for number, item in enumerate(items)}
         sizes = [(place[one.record["id"]], one.record["bytes"], len(one.tokens)) for one in documents]
         np.save(aside / "sizes.npy", np.array(sizes, np.int64).reshape(-1, 3).T)
-        write_json(aside / DONE, {"tallies": found.tallies.to_json(), "counts": dict(found.counts)})
+        write_json(
+            aside / DONE, {"tallies": found.tallies.to_json(), "counts": dict(found.counts), "problems": found.problems}
+        )
         shutil.rmtree(self.folder, ignore_errors=True)
         aside.rename(self.folder)
 
@@ -120,6 +123,7 @@ def make_shards(
     max_length: int,
     folder: WorkFolder,
     context: Context,
+    every_turn: bool = True,
 ) -> None:
     """Makes all shards that are not complete.
 
@@ -129,6 +133,7 @@ def make_shards(
         max_length: maximum length of an example, in tokens.
         folder: folder of the shards.
         context: used to show the progress.
+        every_turn: chats: whether every turn of the assistant is learned, or the last one alone.
     """
     every = [shard for inside in shards.values() for shard in inside]
     total = sum(len(shard.rows.ends) for shard in every)
@@ -137,7 +142,7 @@ def make_shards(
     if done:
         context.say(f"{len(every) - len(waiting)} of {len(every)} shards are there from an earlier attempt")
     with context.progress(total, "texts", "tokenizing", done=done) as progress:
-        for shard in _made(waiting, Encoder(tokenizer, max_length)):
+        for shard in _made(waiting, Encoder(tokenizer, max_length, every_turn)):
             folder.keep(shard.folder)
             tokens = np.load(shard.folder / shard.split / "tokens.npy", mmap_mode="r").size
             progress.advance(len(shard.rows.ends), tokens=tokens)
@@ -218,12 +223,14 @@ class Made:
         return merge_splits(folder, self.shards[0].split, parts, self.num_bytes, kept)
 
 
-def counts_of(shards: Mapping[Split, Sequence[Shard]], gathered: Gathered) -> None:
-    """Adds what was counted in the shards to the tallies and the notes of a stream."""
+def counts_of(shards: Mapping[Split, Sequence[Shard]], gathered: Gathered, problems: Problems) -> None:
+    """Adds what was counted in the shards to the tallies and the notes of a stream, and collects the problems of examples."""
     for split, inside in shards.items():
         for shard in inside:
             found: dict[str, Any] = json.loads((shard.folder / DONE).read_text(encoding="utf-8"))
             gathered.tallies.merge(Tallies.from_json(found["tallies"]))
+            for sentence, content in found["problems"]:
+                problems.add_detail(sentence, content)
             for name, count in found["counts"].items():
                 of_splits = gathered.notes.setdefault(name, {})
                 of_splits[split] = of_splits.get(split, 0) + count

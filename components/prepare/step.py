@@ -32,11 +32,17 @@ from .report import render
 from .rows import Gathered, Item
 from .shards import Made, counts_of, make_shards, shards_of, work_folder
 from .shares import kept_by_weight, shares
-from .tokenization import Encoder, load_saved_tokenizer, load_tokenizer, train_tokenizer
+from .tokenization import Encoder, load_saved_tokenizer, load_tokenizer, set_chat_template, train_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+NO_TEMPLATE = (
+    "{source}: holds chats, but the tokenizer of {base} has no chat template; set model.chat_template to a Jinja file with "
+    "one, for example that of the chat model whose format you want"
+)
+CODE = ("prepare", "shared/data", "shared/serving", "shared/third_party/transformers_chats.py")
+"""What the documents depend on."""
 HELD_OUT: tuple[Split, ...] = ("dev", "test")
 
 
@@ -94,6 +100,10 @@ def _prepare(
         size = config.tokenizer.vocabulary_size or 0
         texts = (item.text for item in gathered.rows.items(gathered.splits["train"]))
         known = train_tokenizer(texts, size, config.tokenizer.max_length, config.tokenizer.objective)
+    if config.tokenizer.chat_template is not None and tokenizer_in is None:
+        set_chat_template(known, config.tokenizer.chat_template)
+    if gathered.rows.num_chats and not known.chat_template:
+        raise RefusedError(NO_TEMPLATE.format(source=f"{stream.section}.source", base=config.tokenizer.base))
     ends_with_eos = _to_end_with_eos(config)
     if ends_with_eos:
         append_eos(known)
@@ -107,8 +117,10 @@ def _prepare(
             )
             for split in gathered.splits
         }
-        make_shards(shards, known, config.tokenizer.max_length, work, context)
-        counts_of(shards, gathered)
+        every_turn = not isinstance(stream, FinetuneData) or stream.assistant_turns == "every"
+        make_shards(shards, known, config.tokenizer.max_length, work, context, every_turn)
+        counts_of(shards, gathered, problems)
+        problems.raise_if_any()
         made = {split: Made.of(inside, gathered.splits[split]) for split, inside in shards.items()}
         tallies = gathered.tallies.table()
         must_fit = TASK_KINDS[task].must_fit if task else None
@@ -189,7 +201,7 @@ def _nearest_folder(path: Path) -> Path:
 
 def _content_key(config: PrepareStep, tokenizer: PreTrainedTokenizerBase, gathered: Gathered) -> str:
     """Returns a digest of everything that the shards depend on."""
-    digest = hashlib.sha256(f"{config.to_json()} {code_digest(('prepare', 'shared/data', 'shared/serving'))}".encode())
+    digest = hashlib.sha256(f"{config.to_json()} {code_digest(CODE)}".encode())
     for package in ("tokenizers", "transformers"):
         digest.update(version(package).encode())
     with tempfile.TemporaryDirectory() as folder:

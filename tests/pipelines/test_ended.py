@@ -9,7 +9,12 @@ from mixtune.pipelines.ended import Ended
 
 
 def test_the_two_most_important_sentences_of_advice_are_said() -> None:
-    report: dict[str, Any] = {"advice": ["one", "two", "three"], "warnings": [], "candidates": [], "selected": "mixed-0.3"}
+    report: dict[str, Any] = {
+        "advice": ["one", "two", "three"],
+        "warnings": [],
+        "candidates": [],
+        "selected": "mixed-0.3",
+    }
     report |= {"task": {"metric": "accuracy"}, "gate": {"passed": True, "reasons": []}}
     ended = Ended("run", "SUCCEEDED", "done", "the gate is passed", report=report)
     assert ended.advice == ["next: one", "next: two"]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import first_line
 from .problems import Problems, UnreadableError
 from .readers import Reading
-from .records import Row, missing_columns, rows_of
+from .records import Row, rows_of
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -109,10 +109,7 @@ def _read_loaded(load: Callable[[], Dataset], shown: str, reading: Reading) -> I
 def read_dataset(dataset: Dataset, shown: str, reading: Reading) -> Iterator[Row]:
     """Yields the rows of a loaded data set. Class indices, also in lists, are replaced by their names."""
     columns = reading.columns
-    missing = [column for column in reading.wanted if column not in dataset.column_names]
-    if missing:
-        raise missing_columns(shown, missing, dataset.column_names)
-    wanted = dataset.select_columns(reading.wanted)
+    wanted = dataset.select_columns(reading.wanted(dataset.column_names, shown))
     column = columns.get("labels", columns.get("label", ""))
     feature = wanted.features.get(column)
     names = getattr(getattr(feature, "feature", feature), "names", None)

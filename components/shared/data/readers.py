@@ -14,7 +14,8 @@ from typing import Any
 from ..errors import first_line
 from .files import File, numbered_lines
 from .problems import Problems, UnreadableError
-from .records import Record, Row, missing_columns, rows_of
+from .prompt_templates import PromptTemplate
+from .records import CHAT_ROLES, Record, Row, fitting, missing_columns, rows_of
 from .tallies import Part, Tallies
 from .values import kind_of, meets
 
@@ -39,6 +40,7 @@ class Reading:
         part: `source`, `dev_source` or `test_source`.
         conditions: conditions that a record must meet, by column: a value, a list of values, or a range with `min` and `max`.
         split: split of a folder written by `save_to_disk`.
+        template: how the prompt is made of other columns.
     """
 
     columns: Mapping[str, str]
@@ -49,14 +51,28 @@ class Reading:
     part: Part = "source"
     conditions: Mapping[str, Any] = field(default_factory=dict)
     split: str | None = None
+    template: PromptTemplate | None = None
 
-    @property
-    def wanted(self) -> list[str]:
-        """Returns the columns that are read."""
-        return list(dict.fromkeys([*self.columns.values(), *self.conditions]))
+    def wanted(self, there: Sequence[str], where: str) -> list[str]:
+        """Returns the columns that are read.
+
+        Args:
+            there: the existing columns.
+            where: file or data set, for messages.
+
+        Raises:
+            UnreadableError: if columns are missing.
+        """
+        if self.template is None:
+            columns = fitting(self.columns, there, where, self.conditions)
+            return list(dict.fromkeys([*columns.values(), *self.conditions]))
+        made = self.template.column
+        columns = fitting(self.columns, [*there, made], where, [*self.conditions, *self.template.names])
+        others = [column for column in columns.values() if column != made]
+        return list(dict.fromkeys([*self.template.names, *others, *self.conditions]))
 
     def kept(self, records: Iterable[Record], untyped: bool = False) -> Iterator[Record]:
-        """Yields the records that meet the conditions, and counts the others.
+        """Yields the records that meet the conditions, with their prompts if a template makes them; counts the others.
 
         Args:
             records: records of a file.
@@ -65,9 +81,10 @@ class Reading:
         Raises:
             UnreadableError: if the first record has no such column.
         """
-        if not self.conditions:
-            yield from records
-            return
+        met = self._met(records, untyped) if self.conditions else iter(records)
+        yield from met if self.template is None else self.template.filled(met, self.problems)
+
+    def _met(self, records: Iterable[Record], untyped: bool) -> Iterator[Record]:
         for number, (record, where) in enumerate(records):
             missing = [column for column in self.conditions if column not in record]
             if missing and number == 0:
@@ -86,8 +103,9 @@ def read_file(file: File, reading: Reading, single: bool, first: int | None = No
         first: maximum number of records, valid or not.
     """
     columns, option, problems = reading.columns, reading.option, reading.problems
-    if file.format == ".txt" and set(columns) != {"text"}:
-        problems.add(f"{option}: {file.shown} is plain text and has no columns {', '.join(columns.values())}")
+    own = {role: column for role, column in columns.items() if role not in CHAT_ROLES}
+    if file.format == ".txt" and set(own) != {"text"}:
+        problems.add(f"{option}: {file.shown} is plain text and has no columns {', '.join(own.values())}")
         return
     try:
         if file.format == ".txt":
@@ -211,8 +229,7 @@ def _read_csv(file: File, reading: Reading) -> Iterator[Record]:
                 continue
             if header is None:
                 header = [field.strip() for field in fields]
-                _check_columns(file, reading, header)
-                for column in reading.wanted:
+                for column in reading.wanted(header, file.shown):
                     if header.count(column) > 1:
                         raise UnreadableError(f"{file.shown} has {header.count(column)} columns named {column}")
                 continue
@@ -254,8 +271,8 @@ def _read_parquet(file: File, reading: Reading) -> Iterator[Record]:
             table = parquet.ParquetFile(opened)
         except pa.ArrowException as error:
             raise UnreadableError(f"{file.shown} is no Parquet file ({first_line(error)})") from None
-        _check_columns(file, reading, table.schema_arrow.names)
-        batches = table.iter_batches(batch_size=1000, columns=reading.wanted)
+        wanted = reading.wanted(table.schema_arrow.names, file.shown)
+        batches = table.iter_batches(batch_size=1000, columns=wanted)
         yield from _records_of(file, (batch.to_pylist() for batch in batches))
 
 
@@ -270,15 +287,9 @@ def _read_arrow(file: File, reading: Reading) -> Iterator[Record]:
             table = pa.ipc.open_file(opened) if is_file else pa.ipc.open_stream(opened)
         except (pa.ArrowException, OSError) as error:
             raise UnreadableError(f"{file.shown} is no Arrow file ({first_line(error)})") from None
-        _check_columns(file, reading, table.schema.names)
+        wanted = reading.wanted(table.schema.names, file.shown)
         batches = map(table.get_batch, range(table.num_record_batches)) if is_file else iter(table)
-        yield from _records_of(file, (batch.select(reading.wanted).to_pylist() for batch in batches))
-
-
-def _check_columns(file: File, reading: Reading, there: Sequence[str]) -> None:
-    missing = [column for column in reading.wanted if column not in there]
-    if missing:
-        raise missing_columns(file.shown, missing, there)
+        yield from _records_of(file, (batch.select(wanted).to_pylist() for batch in batches))
 
 
 def _records_of(file: File, batches: Iterable[list[dict[str, Any]]]) -> Iterator[Record]:

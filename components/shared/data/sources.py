@@ -22,8 +22,9 @@ from ..section import InvalidOptionError
 from .data_sets import hub_commit, hub_name, is_hub, read_hub, read_saved, saved_folder
 from .files import File, format_of, known_formats
 from .problems import Problems, Skipped
+from .prompt_templates import PromptTemplate
 from .readers import Reading, read_file
-from .records import GROUP, Row
+from .records import CHAT_ROLES, GROUP, Row
 from .tallies import Part, Tallies
 
 if TYPE_CHECKING:
@@ -121,7 +122,18 @@ class NamedSource:
                 if role in columns and option in self.own.columns
             }
         conditions = self.own.filter if self.own is not None else {}
-        return Reading(columns, self.option, stream.tsv_quotes, problems, tallies, self.part, conditions, self.split)
+        text = getattr(stream, "prompt_template", None)
+        return Reading(
+            columns,
+            self.option,
+            stream.tsv_quotes,
+            problems,
+            tallies,
+            self.part,
+            conditions,
+            self.split,
+            PromptTemplate(text, columns["prompt"]) if text is not None else None,
+        )
 
 
 def named_sources(stream: StreamOptions) -> list[NamedSource]:
@@ -366,7 +378,7 @@ def _find(source: str, option: str, problems: Problems) -> list[File]:
 def _read_embedded(columns: Mapping[str, str], option: str, problems: Problems) -> Iterator[Row]:
     from . import embedded
 
-    if not set(columns) <= EMBEDDED_ROLES:
+    if not set(columns) - set(CHAT_ROLES) <= EMBEDDED_ROLES:
         problems.add(f"{option}: {NOT_EMBEDDED}")
     elif "label" in columns:
         for text, label, where in embedded.classification():
@@ -382,7 +394,7 @@ def _read_embedded(columns: Mapping[str, str], option: str, problems: Problems) 
 def _check_embedded(columns: Mapping[str, str], option: str, problems: Problems) -> None:
     from . import embedded
 
-    if not set(columns) <= EMBEDDED_ROLES:
+    if not set(columns) - set(CHAT_ROLES) <= EMBEDDED_ROLES:
         problems.add(f"{option}: {NOT_EMBEDDED}")
     if not option.endswith(".source"):
         problems.add(f"{option}: embedded can stand in source only; leave {option} out and a share of it is held out")

@@ -97,6 +97,20 @@ KINDS: dict[str, TallyKind] = {
         "raise model.max_length",
     ),
     "shortened": TallyKind("examples", "are cut to model.max_length", "raise model.max_length"),
+    "unanswered": TallyKind(
+        "examples", "end with messages after the last turn of the assistant, which are left out", warn_from=None
+    ),
+    "hidden_messages": TallyKind(
+        "examples",
+        "have a message of the system or the user that the chat template leaves out or changes",
+        "give a template that writes it in model.chat_template",
+        warn_from=0.0,
+    ),
+    "hidden_reasoning": TallyKind(
+        "examples",
+        "have reasoning in their last turn that the chat template leaves out",
+        "give a template that writes it in model.chat_template",
+    ),
     "answers_in_no_window": TallyKind(
         "examples", "have an answer that no window of model.max_length tokens holds whole", "raise model.max_length"
     ),

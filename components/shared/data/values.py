@@ -76,7 +76,7 @@ def parse_labels(value: Any) -> tuple[str, ...]:
     if isinstance(value, float) and math.isnan(value):
         raise InvalidValueError("is NaN, not a list of labels")
     if isinstance(value, str):
-        parsed = _parse_json(value)
+        parsed = parse_json(value)
         if isinstance(parsed, str) and parsed.lstrip().startswith("["):
             # Text such as ['red', 'green'], which pandas writes, would become one class of this name.
             raise InvalidValueError(
@@ -118,7 +118,7 @@ def parse_number(value: Any, untyped: bool) -> float:
 def parse_answers(value: Any, untyped: bool) -> list[tuple[str, int | None]]:
     """Returns answers from text, a list of texts or a SQuAD-style object, each with its start index if it is given."""
     if untyped:
-        value = _parse_json(value)
+        value = parse_json(value)
     if value is None or (isinstance(value, str) and not value.strip()):
         return []
     texts, starts = value, None
@@ -189,7 +189,7 @@ def meets(value: Any, asked: Any, untyped: bool) -> bool:
     return any(value == one and isinstance(value, bool) == isinstance(one, bool) for one in accepted)
 
 
-def _parse_json(text: str) -> Any:
+def parse_json(text: str) -> Any:
     """Parses text that is a JSON list or object; returns other text unchanged."""
     if text.lstrip().startswith(("[", "{")):
         with contextlib.suppress(ValueError, RecursionError):
