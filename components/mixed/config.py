@@ -28,7 +28,7 @@ class MixedTraining(Training):
     weight in the loss."""
     scale: Literal["loss", "gradient"] = "loss"
     """What λ is a share of. `loss`: λ weighs the two losses, exactly. `gradient`: λ is the pretraining stream's share in the
-    norm of the gradient, so that 0.3 means the same whatever the sizes of the two losses. Norms are measured at every tenth
+    norm of the gradient, whatever the sizes of the two losses. Norms are measured at every tenth
     step, which takes about 10 % more time. It applies to constant λ and to schedules; a forgetting budget finds a λ of the
     loss, and pooled mixing has no λ."""
 
