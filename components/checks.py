@@ -13,6 +13,7 @@ from statistics import NormalDist
 from .base_model import attention_problems, hub_config, is_masked_type, looks_local, missing_gpu_here, model_problems
 from .config import Config, Fingerprints
 from .evaluate.harness_tasks import NOT_INSTALLED, installed, known_tasks
+from .prepare.config import FinetuneData, PretrainData
 from .shared.config import SCRATCH
 from .shared.data.sources import check_source, count_records, fingerprint, named_sources
 from .shared.errors import RefusedError
@@ -21,6 +22,8 @@ from .shared.task_kinds import TASK_KINDS
 
 DISAGREEMENT = 0.2
 """Assumed share of the examples on which exactly one of two models is right."""
+MIN_CONTROL_DOCUMENTS = 20
+"""Fewer documents say little about the forgetting on all text."""
 
 
 def find_problems(config: Config, gpus: int | None = None) -> list[str]:
@@ -36,6 +39,7 @@ def find_problems(config: Config, gpus: int | None = None) -> list[str]:
         lambda: _template_problems(config.model.chat_template),
         lambda: check_source(config.data.pretrain),
         lambda: check_source(config.data.finetune),
+        lambda: _control_problems(config),
         lambda: _champion_problems(config.evaluate.champion),
         lambda: _lm_eval_problems(config),
     ]
@@ -59,8 +63,7 @@ def few_examples(config: Config) -> str | None:
     if labelled.dev_source:
         found = count_records(labelled.dev_source, "data.finetune.dev_source")
     else:
-        counts = [count_records(one.path, one.option) for one in named_sources(labelled) if one.part == "source"]
-        whole = None if None in counts else sum(count or 0 for count in counts)
+        whole = _count(labelled)
         found = None if whole is None else round(min(whole, labelled.max_documents or whole) * labelled.dev_fraction)
     z = NormalDist().inv_cdf((1 + gate.interval) / 2)
     needed = math.ceil(DISAGREEMENT * (z / gate.max_score_drop) ** 2)
@@ -71,6 +74,46 @@ def few_examples(config: Config) -> str | None:
         f"{gate.max_score_drop:g} (if two models disagree on {100 * DISAGREEMENT:.0f} % of them); give more examples or a "
         "larger margin"
     )
+
+
+def _count(stream: PretrainData | FinetuneData) -> int | None:
+    """Counts the records of all sources; None if that is not known."""
+    counts = [count_records(one.path, one.option) for one in named_sources(stream) if one.part == "source"]
+    return None if None in counts else sum(count or 0 for count in counts)
+
+
+def few_control_documents(config: Config) -> str | None:
+    """Says that forgetting budgets will be controlled on few documents. None if there are enough, or if that is not known."""
+    count = _control_documents(config)
+    if count is None or count >= MIN_CONTROL_DOCUMENTS:
+        return None
+    return (
+        f"data.pretrain.control_fraction: forgetting will be measured on about {count:,} documents during the training, and a "
+        f"budget is kept loosely on fewer than {MIN_CONTROL_DOCUMENTS}; raise it, or give more pretraining text"
+    )
+
+
+def _control_documents(config: Config) -> int | None:
+    """Estimates the number of documents in the control split; None if it is not known, or if no budget needs it."""
+    text = config.data.pretrain
+    if not config.mixed.forgetting_budgets:
+        return None
+    if text.control_fraction == 0:
+        return 0
+    whole = _count(text)
+    if whole is None:
+        return None
+    held_out = (0.0 if text.dev_source else text.dev_fraction) + (0.0 if text.test_source else text.test_fraction)
+    return int(text.control_fraction * (1 - held_out) * min(whole, text.max_documents or whole))
+
+
+def _control_problems(config: Config) -> list[str]:
+    if _control_documents(config) != 0:
+        return []
+    return [
+        f"data.pretrain.control_fraction: is {config.data.pretrain.control_fraction:g}, which leaves no document to measure "
+        "forgetting on; mixed.forgetting_budgets needs some: raise it, or give more pretraining text"
+    ]
 
 
 def missing_here(config: Config) -> list[str]:
@@ -117,7 +160,7 @@ def _lm_eval_problems(config: Config) -> list[str]:
     if not lm_eval.tasks:
         return []
     problems = []
-    if _is_masked(config):
+    if is_masked(config):
         problems.append(
             "evaluate.lm_eval.tasks: the model is a masked language model, for which lm-evaluation-harness has no tasks; leave "
             "them out"
@@ -132,7 +175,7 @@ def _lm_eval_problems(config: Config) -> list[str]:
     return problems
 
 
-def _is_masked(config: Config) -> bool:
+def is_masked(config: Config) -> bool:
     """Returns whether the objective is masked LM, as far as this can be determined without loading the model."""
     if config.model.objective is not None:
         return config.model.objective == "masked_lm"

@@ -35,8 +35,8 @@ POD_LABELS = {"app.kubernetes.io/part-of": "mixtune"}
 QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
 CHECKPOINT_FOLDER = "/checkpoints"
 CHECKPOINT_KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_ENDPOINT_URL", "AWS_DEFAULT_REGION")
-# finish deletes the checkpoints of a run's trainings.
-CHECKPOINT_STEPS = frozenset({"pretrain", "finetune", "mixed", "finish"})
+# prepare keeps its finished shards there; finish deletes the checkpoints of a run's trainings.
+CHECKPOINT_STEPS = frozenset({"prepare", "pretrain", "finetune", "mixed", "finish"})
 RUN_TIME_ALONE = ("gpus", "node_selector", "tolerations")
 """The parameters of a step's own pipeline; type and affinity are fixed in it."""
 

@@ -10,7 +10,9 @@ from typing import Any
 from ..shared.data.tallies import warnings
 from ..shared.running.context import Context
 from ..shared.task_name import TaskName
+from .advice import advice
 from .config import CompareStep
+from .curves import gradients, losses
 from .evaluations import SPLITS, Candidate, Entry, Evaluations, Measurements
 from .examples import confusion, samples
 from .headline import headline
@@ -71,6 +73,7 @@ def compare(config: CompareStep, evaluations: Evaluations, context: Context) -> 
         evaluations.of_kind("finetuned").splits["dev"].trivial_name,
     )
     report = _report(config, evaluations, scores, decision, pareto(dev), draw)
+    report["advice"] = advice(report)
     return Comparison(evaluations, scores, decision, report)
 
 
@@ -200,6 +203,8 @@ def _row(
             "forgetting_share": forgetting_share(scores["dev"], finetuned["dev"]),
             "pareto": one.id in front_on_dev,
         },
+        "losses": losses(one.curve),
+        "gradients": gradients(one.curve),
         "tokens": {**tokens, "total": sum(tokens.values())},
         "seconds": entry.seconds,
         "evaluate_seconds": entry.evaluate_seconds,
@@ -227,10 +232,10 @@ def _budget(entry: Entry, forgets: Value) -> dict[str, Any] | None:
         return None
     kept = forgets.value <= budget + max(BUDGET_SHARE * budget, BUDGET_LEAST)
     verdict = "not kept" if not kept else "kept" if forgets.value <= budget else "kept, within the tolerance"
-    sentence = (
-        f"{entry.id}: asked for at most {budget:.3f} bits per byte, forgets {forgets.value:.3f} on dev: {verdict}"
-    )
-    return {"budget": budget, "measured": forgets.to_json(), "kept": kept, "sentence": sentence}
+    used = forgets.value / budget if budget else None
+    share = f", {used:.0%} of it" if used is not None else ""
+    sentence = f"{entry.id}: asked for at most {budget:.3f} bits per byte, forgets {forgets.value:.3f} on dev{share}: {verdict}"
+    return {"budget": budget, "measured": forgets.to_json(), "used": used, "kept": kept, "sentence": sentence}
 
 
 def _contamination(measured: Measurements) -> dict[str, int]:

@@ -16,12 +16,19 @@ from ..shared.model.masking import Masking
 from ..shared.model.mixed_model import MixedModel
 from ..shared.model.tokenizer import append_eos, load_tokenizer
 from ..shared.running.context import Context
+from ..shared.training.control import ControlText
 from ..shared.training.loop import TrainingVariant, train
 from ..shared.training.mix_weight import BudgetController, Constant, MixWeight, Pooled, Scheduled
 from ..shared.training.reference_models import ReferenceModel
 from ..shared.training.saving import save_trained
+from ..shared.training.stream_gradients import GradientScaled
 from ..shared.training.streams import FinetuneStream, PretrainStream, UnreadExamples, make_mix
 from .config import MixedCandidate, MixedStep
+
+NO_CONTROL_TEXT = (
+    "data.pretrain.control_fraction: leaves no control text, on which forgetting is measured for a budget; raise it, or give "
+    "more pretraining text"
+)
 
 
 def run(
@@ -68,9 +75,9 @@ def run(
     mixed_model = load_model(start.path, pick_device(), attention=training.attention)
     add_task_head(mixed_model, labelled.task, labelled.labels, seed)
 
+    masking = Masking.of(tokenizer, config.mask_probability) if mixed_model.objective == "masked_lm" else None
     pretrain = finetune = None
     if chosen.mix_weight != 0:
-        masking = Masking.of(tokenizer, config.mask_probability) if mixed_model.objective == "masked_lm" else None
         pretrain = PretrainStream(Documents(pretrain_data.path, "train"), config.max_length, seed, masking)
     if chosen.mix_weight != 1:
         finetune = FinetuneStream(Documents(finetune_data.path, "train"), seed, labelled.task)
@@ -83,8 +90,32 @@ def run(
         training.replay_share,
         UnreadExamples(examples.documents, examples.tokens / max(examples.documents, 1)),
     )
-    mix_weight = _mix_weight(chosen, data_mix.steps(training), text, mixed_model.objective == "masked_lm")
-    variant = _variant(chosen, mixed_model, start, pretrained, training.attention)
+    steps = data_mix.steps(training)
+    mix_weight = _mix_weight(chosen, steps, text, mixed_model.objective == "masked_lm")
+    control = None
+    if chosen.forgetting_budget is not None:
+        if "control" not in text.splits:
+            raise RefusedError(NO_CONTROL_TEXT)
+        control = ControlText.plan(
+            PretrainStream(Documents(pretrain_data.path, "control"), config.max_length, seed, masking),
+            (chosen.budget or Budget()).cost,
+            steps,
+            data_mix.mean_tokens,
+            config.max_length,
+            tokenizer.pad_token_id,
+            training.micro_batch_size,
+        )
+        context.say(_describe(control))
+    if training.scale == "gradient" and data_mix.has_both and isinstance(mix_weight, Constant | Scheduled):
+        mix_weight = GradientScaled(mix_weight)
+    variant = TrainingVariant(
+        control=control,
+        reference=_reference(start, pretrained, training.attention) if control is not None else None,
+        start=ReferenceModel(mixed_model) if chosen.kl_weight or chosen.l2sp_weight else None,
+        kl_weight=chosen.kl_weight,
+        l2sp_weight=chosen.l2sp_weight,
+        lora_rank=chosen.lora_rank,
+    )
     identity = {
         "config": config.model_dump(mode="json"),
         "candidate": chosen.model_dump(mode="json"),
@@ -131,26 +162,20 @@ def _mix_weight(chosen: MixedCandidate, steps: int, text: DataManifest, masked: 
     return Constant(chosen.mix_weight)
 
 
-def _variant(
-    chosen: MixedCandidate, model: MixedModel, start: ArtifactLike, pretrained: ArtifactLike | None, attention: str
-) -> TrainingVariant:
-    """Creates the reference models that the candidate needs."""
-    reference = None
-    if chosen.forgetting_budget is not None:
-        if ModelCard.load(start.path).kind == "pretrained":
-            reference = ReferenceModel(model, dropout=True)
-        elif pretrained is not None:
-            reference = ReferenceModel(load_model(pretrained.path, pick_device(), attention=attention), dropout=True)
-        else:
-            raise RefusedError(
-                "pretrained: is required for a forgetting budget where training starts from another model; give the pretrained "
-                "model too"
-            )
-    penalised = bool(chosen.kl_weight or chosen.l2sp_weight)
-    return TrainingVariant(
-        reference=reference,
-        start=ReferenceModel(model) if penalised else None,
-        kl_weight=chosen.kl_weight,
-        l2sp_weight=chosen.l2sp_weight,
-        lora_rank=chosen.lora_rank,
+def _describe(control: ControlText) -> str:
+    return (
+        f"control text: {len(control.windows):,} windows, {control.num_tokens.sum():,} predicted tokens; "
+        f"{control.windows_at_once:,} windows are read every {control.every_steps:,} steps"
     )
+
+
+def _reference(start: ArtifactLike, pretrained: ArtifactLike | None, attention: str) -> MixedModel | None:
+    """Returns the model that forgetting is measured against; None if it is the start model."""
+    if ModelCard.load(start.path).kind == "pretrained":
+        return None
+    if pretrained is None:
+        raise RefusedError(
+            "pretrained: is required for a forgetting budget where training starts from another model; give the pretrained "
+            "model too"
+        )
+    return load_model(pretrained.path, pick_device(), attention=attention)

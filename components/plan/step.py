@@ -17,6 +17,7 @@ from ..shared.errors import RefusedError
 from ..shared.running.context import COMPILED, NODES, Context
 from ..shared.runtime import launch
 from ..shared.section import read_section
+from ..text_per_step import few_text_tokens
 from .config import PlanStep
 
 NOT_ON_RECORD = (
@@ -62,6 +63,8 @@ def run(config: PlanStep, *, context: Context, outputs: dict[str, str]) -> list[
         path.write_text(contents[name], encoding="utf-8")
     context.tracker.set_tags({"mixtune.name": whole.name}, parent=True)
     context.tracker.log_parent_params(whole.model_dump(mode="json", exclude={"tracking": {"uri"}}))
+    if (few := few_text_tokens(whole)) is not None:
+        context.say(few)
     context.say(f"{whole.name}: {len(cut.candidates)} candidates to train: " + ", ".join(c.id for c in cut.candidates))
     return [
         {"candidate": candidate.to_json(), "mixed": cut.mixed.to_json(), "evaluate": cut.evaluate_mixed.to_json()}

@@ -186,6 +186,9 @@ class PretrainData(Stream):
     """Fraction of the documents that is held out for choices, if `dev_source` is not set."""
     test_fraction: float = Field(0.05, gt=0, lt=1)
     """Fraction of the documents that is held out for the report, if `test_source` is not set."""
+    control_fraction: float = Field(0.05, ge=0, lt=1)
+    """Fraction of the training documents that no model is trained on, at most 1,000 documents. Trainings with a forgetting
+    budget measure forgetting on them."""
 
     @property
     def column_options(self) -> Mapping[str, str]:

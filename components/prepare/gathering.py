@@ -20,6 +20,8 @@ from .splitting import DEV, TEST, TRAIN, HeldOut, cut, draw, exact, first_of_eac
 from .target_checks import check_targets
 
 SPLITS: tuple[Split, ...] = ("train", "dev", "test")
+MAX_CONTROL_DOCUMENTS = 1000
+"""More do not make the measured forgetting of a training noticeably more precise."""
 FOLDED = "case and white space aside; duplicates: exact keeps those that differ in them"
 REMOVED = ("duplicates", "contradictory", "held_out_too", "near_duplicates")
 """Kinds of tallies that can be the cause of a problem with the labels or the splits."""
@@ -58,6 +60,8 @@ def gather(stream: PretrainData | FinetuneData, seed: int, problems: Problems, f
 
     splits = _cut(stream, rows, numbers, by_option, seed, problems)
     splits = {name: inside[shuffled(rows.keys[inside], seed)] for name, inside in splits.items()}
+    if isinstance(stream, PretrainData):
+        splits = _with_control(splits, stream.control_fraction)
     gathered = Gathered(rows, splits, notes=notes, tallies=tallies)
     if isinstance(stream, FinetuneData):
         check_targets(stream, gathered, problems)
@@ -66,6 +70,14 @@ def gather(stream: PretrainData | FinetuneData, seed: int, problems: Problems, f
         for sentence in warnings((row for row in tallies.table() if row.kind in REMOVED), name):
             problems.add(sentence)
     return gathered
+
+
+def _with_control(splits: dict[Split, np.ndarray], fraction: float) -> dict[Split, np.ndarray]:
+    """Takes the control split from the training split. Without enough documents for one there is none."""
+    train = splits["train"]  # shuffled, so that every prefix is a random sample
+    size = min(int(fraction * len(train)), MAX_CONTROL_DOCUMENTS)
+    control: dict[Split, np.ndarray] = {"control": train[:size]} if size else {}
+    return {"train": train[size:], **control, "dev": splits["dev"], "test": splits["test"]}
 
 
 def _read(

@@ -27,7 +27,7 @@ from ..shared.running.context import Context
 from ..shared.task_kinds import TASK_KINDS
 from .config import FinetuneData, PrepareStep, PretrainData
 from .contamination import contaminated
-from .gathering import SPLITS, gather
+from .gathering import gather
 from .report import render
 from .rows import Gathered, Item
 from .shards import Made, counts_of, make_shards, shards_of, work_folder
@@ -64,7 +64,7 @@ def run(
         context: log, progress and tracking.
         tokenizer_in: fine-tuning stream: tokenizer folder of the pretraining stream.
         pretraining_data: fine-tuning stream: `train` output of the pretraining stream, for the contamination check.
-        train: output, data folder with the split train.
+        train: output, data folder with the split train, and for pretraining text the split control.
         heldout: output, data folder with the splits dev and test.
         tokenizer: output, tokenizer folder in Hugging Face format.
         report: output, HTML file that describes the data.
@@ -136,7 +136,7 @@ def _prepare(
         for line in log_lines(tallies, config.stream):
             context.say(line)
 
-        folders = {"train": train, "dev": heldout, "test": heldout}
+        folders = {"train": train, "control": train, "dev": heldout, "test": heldout}
         for output in (train, heldout):
             (Path(output.path) / "manifest.json").unlink(missing_ok=True)
         infos = {}
@@ -156,12 +156,12 @@ def _prepare(
             vocabulary_size=len(known),
             ends_with_eos=ends_with_eos,
             source=", ".join(seen_from_here(named.path) for named in named_sources(stream) if named.part == "source"),
-            splits={split: infos[split] for split in splits},
+            splits={split: infos[split] for split in splits if split in infos},
             mlflow_run=context.tracker.run_id,
             notes=gathered.notes,
             tallies=tallies,
         )
-        for name, splits in (("train", ("train",)), ("heldout", HELD_OUT))
+        for name, splits in (("train", ("train", "control")), ("heldout", HELD_OUT))
     }
     Path(report.path).parent.mkdir(parents=True, exist_ok=True)
     documents = {split: Documents(folders[split].path, split) for split in infos}
@@ -173,7 +173,7 @@ def _prepare(
         manifest.save(artifact.path)
     tokenizer.metadata.update({"vocabulary_size": len(known), "mlflow_run": context.tracker.run_id or ""})
     _track(context, config.stream, manifests, infos, report, quarantine)
-    counts = ", ".join(f"{split} {infos[split].documents:,}" for split in SPLITS)
+    counts = ", ".join(f"{split} {info.documents:,}" for split, info in infos.items())
     context.say(f"prepared: {counts}; {sum(info.tokens for info in infos.values()):,} tokens")
 
 

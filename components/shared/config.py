@@ -171,24 +171,30 @@ class LambdaSchedule(Section):
 
 
 class Budget(Section):
-    """How λ is adapted to a forgetting budget. With v = (smoothed forgetting - budget) / budget, held between -1/2 and 1,
-    log λ / (1 - λ) has a part that grows by gain / steps · v in every step, and a part of response · v."""
+    """How λ is adapted to a forgetting budget. Let v be the relative distance of the measured forgetting to `aim` times the
+    budget. Then log λ / (1 - λ) has a part that grows by gain · v over a whole training, and a part of response · v."""
 
-    start_lambda: float = Field(0.3, gt=0, lt=1)
-    """λ of the first step."""
+    start_lambda: float = Field(0.15, gt=0, lt=1)
+    """First guess of the λ that holds forgetting at the budget. While less is forgotten, λ is lower."""
     min_lambda: float = Field(0.001, gt=0, lt=1)
     """Smallest λ."""
     max_lambda: float = Field(0.95, gt=0, lt=1)
     """Largest λ."""
-    gain: float = Field(6.0, gt=0)
-    """Change of log λ / (1 - λ) over a whole training in which forgetting is always twice the budget."""
-    response: float = Field(0.7, ge=0)
-    """Immediate change of log λ / (1 - λ) when forgetting is twice the budget."""
+    aim: float = Field(0.85, gt=0, le=1)
+    """Fraction of the budget that the training aims at. What is left covers the error of the measurement."""
+    gain: float = Field(10.0, gt=0)
+    """Change of log λ / (1 - λ) over a whole training in which forgetting is always twice what is aimed at."""
+    response: float = Field(1.5, ge=0)
+    """Immediate change of log λ / (1 - λ) when forgetting is twice what is aimed at; in the other direction when nothing is
+    forgotten."""
     slack: float = Field(0.5, ge=0)
-    """Fraction of the budget by which forgetting may exceed it while the learning rate is at its peak. The slack shrinks
-    with the learning rate, as part of the forgetting does."""
-    smoothing_steps: float = Field(5.0, ge=1)
-    """Optimizer steps over which the measured forgetting is averaged exponentially."""
+    """Fraction by which forgetting may exceed the aim while the learning rate is at its peak. The slack shrinks with the
+    learning rate, as part of the forgetting does."""
+    smoothing: float = Field(4.0, ge=1)
+    """Number of measurements over which forgetting is averaged exponentially. A training measures it up to 40 times."""
+    cost: float = Field(0.05, gt=0, le=1)
+    """Cost of all measurements, as a fraction of the cost of the training. At least 32,768 tokens of control text are read,
+    which costs more than this fraction if the training is very short."""
 
     @rule
     def _bounds_in_order(self) -> Iterator[str]:

@@ -89,7 +89,7 @@ def _wait(api: Api, run_id: str, waiting: Waiting) -> int:
         link = {"run": api.connection.link(f"runs/details/{run_id}")}
         ended = Ended(run_id, "RUNNING", error.kind, error.verdict, error.problems, links=link)
     show(ended, waiting.as_json)
-    for problem in (*ended.warnings, *ended.problems):
+    for problem in (*ended.warnings, *ended.advice, *ended.problems):
         print(f"mixtune: {problem}", file=sys.stderr)
     if waiting.summary:
         append_summary(waiting.summary, summary(ended, ended.report["name"] if ended.report else "mixtune"))

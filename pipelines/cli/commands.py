@@ -28,14 +28,15 @@ def check_and_show(config_file: Path | None, overrides: Sequence[str]) -> None:
         RefusedError: if there are problems; names all of them.
     """
     from mixtune.components.base_model import notes
-    from mixtune.components.checks import few_examples, find_problems, missing_here
+    from mixtune.components.checks import few_control_documents, few_examples, find_problems, missing_here
     from mixtune.components.mixed.config import candidates
+    from mixtune.components.text_per_step import few_text_tokens
 
     parsed = read_config(config_file, overrides, find_problems)
     names = ", ".join(candidate.id for candidate in candidates(parsed.mixed))
     print(f"{parsed.name}: the configuration is valid; base model {parsed.model.base}, candidates {names}")
-    few = few_examples(parsed)
-    for sentence in [*notes(parsed, _folder_of(config_file)), *([few] if few else [])]:
+    more = filter(None, (few_examples(parsed), few_control_documents(parsed), few_text_tokens(parsed)))
+    for sentence in [*notes(parsed, _folder_of(config_file)), *more]:
         print(f"note: {sentence}")
     for sentence in missing_here(parsed):  # irrelevant if the steps run in images
         print(f"a run on this machine would be refused: {sentence}")
@@ -96,6 +97,8 @@ def run_and_show(
         console.print()
         print_candidates(ended.report, console)
         _print_verdict(console, ended.report)
+        for line in ended.advice:
+            console.print(Text(line))
         console.print(Text(f"\nreport  {folder / 'report' / 'report.html'}"))
         console.print(Text(f"models  {folder / 'models'}"))
         console.print(Text(f"MLflow  {_mlflow_hint(tracking_uri(config, folder), folder)}"))

@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from mixtune.components.checks import few_examples, find_problems, fingerprints, missing_here
+from mixtune.components.checks import few_control_documents, few_examples, find_problems, fingerprints, missing_here
 from mixtune.components.config import Config, load
 from mixtune.components.prepare.config import Tokenizer
 from mixtune.components.prepare.tokenization import load_tokenizer
@@ -54,6 +54,31 @@ def test_too_few_examples_for_the_gate_are_said_before_training(
     values = {"model": {"base": "scratch"}, "data": {"pretrain": {"source": "embedded"}, "finetune": labelled}}
     found = few_examples(load({**values, "pretrain": {"steps": 1}, **options}))
     assert (found is None) if said is None else found is not None and said in found
+
+
+@pytest.mark.parametrize(
+    ("rows", "options", "noted", "refused"),
+    [
+        (1000, {}, False, False),
+        (200, {}, True, False),
+        (20, {}, True, True),
+        (1000, {"control_fraction": 0}, True, True),
+        (1000, {"max_documents": 100}, True, False),
+    ],
+)
+def test_a_budget_needs_control_text(
+    tmp_path: Path, rows: int, options: dict[str, Any], noted: bool, refused: bool
+) -> None:
+    file = tmp_path / "text.jsonl"
+    file.write_text("".join(f'{{"text": "text {number}"}}\n' for number in range(rows)))
+    text = {"source": str(file), **options}
+    values = {"model": {"base": "scratch"}, "data": {"pretrain": text, "finetune": {"source": "embedded"}}}
+    with_budget = load({**values, "pretrain": {"steps": 1}, "mixed": {"forgetting_budgets": [0.05]}})
+    without = load({**values, "pretrain": {"steps": 1}})
+    assert (few_control_documents(with_budget) is not None) == noted
+    assert any("control_fraction" in problem for problem in find_problems(with_budget)) == refused
+    assert few_control_documents(without) is None
+    assert not any("control_fraction" in problem for problem in find_problems(without))
 
 
 @pytest.mark.parametrize("ending", ["jsonl", "csv", "tsv", "parquet", "txt"])

@@ -195,10 +195,10 @@ def compiled_with(tmp_path: Path, *overrides: str) -> tuple[dict[str, Any], dict
 
 
 def keeps_checkpoints(name: str) -> bool:
-    return name.removeprefix("exec-").rstrip("-0123456789") in {"pretrain", "finetune", "mixed", "finish"}
+    return name.removeprefix("exec-").rstrip("-0123456789") in {"prepare", "pretrain", "finetune", "mixed", "finish"}
 
 
-def test_a_claim_for_checkpoints_is_mounted_where_there_is_training(tmp_path: Path) -> None:
+def test_a_claim_for_checkpoints_is_mounted_where_work_is_resumed(tmp_path: Path) -> None:
     executors, places = compiled_with(tmp_path, "placement.checkpoint_claim=mixtune-checkpoints")
     for name, executor in executors.items():
         environment = {item["name"]: item["value"] for item in executor.get("container", {}).get("env", [])}

@@ -226,16 +226,24 @@ def _mark_base(axes: Axes, candidates: Sequence[Mapping[str, Any]], style: Mappi
 
 
 def training_curves(
-    name: str, title: str, unit: str, curves: Mapping[str, Sequence[tuple[int, float]]], style: Mapping[str, Look]
+    name: str,
+    title: str,
+    unit: str,
+    curves: Mapping[str, Sequence[tuple[int, float]]],
+    style: Mapping[str, Look],
+    levels: Sequence[float] = (),
 ) -> Picture:
-    """Draws the loss of one stream over the optimizer steps, with a line for each candidate.
+    """Draws a quantity, such as the loss of one stream, over the optimizer steps, with a line for each candidate.
 
     Args:
         name: name of the figure, unique on a page.
-        unit: label of the loss axis.
-        curves: pairs of step and loss, by candidate.
+        unit: label of the quantity's axis.
+        curves: pairs of step and value, by candidate.
+        levels: values to draw a line at.
     """
     figure, axes = new_figure(WIDTH, 3.1)
+    for level in levels:
+        axes.axhline(level, color=FAINT, linewidth=0.8, zorder=1)
     for candidate, points in curves.items():
         look = style[candidate]
         marker = look.marker if len(points) == 1 else ""

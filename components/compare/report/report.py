@@ -29,6 +29,7 @@ TITLES = {
     "pretraining-pretrain": "Loss of the pretraining stage",
     **{f"training-{stream}": f"Loss on the {title}" for stream, title in STREAMS.items()},
     "mix-weight": "λ over the training",
+    "budget": "Forgetting over the training, as a share of the budget",
 }
 """Titles of the training curves, in their order."""
 LIKELIHOODS = {
@@ -36,6 +37,8 @@ LIKELIHOODS = {
     "fixed-mask pseudo-likelihood": "The models are masked language models, which give a text as a whole no probability: the "
     "loss is a pseudo-likelihood, for which every token is masked and predicted once, with the same masks for all candidates.",
 }
+ALIKE = 0.1
+"""Gradients with a smaller cosine, without its sign, neither help nor hinder each other much."""
 LEAST_CHANGE = 1e-6  # smaller changes of λ are rounding
 
 
@@ -74,6 +77,15 @@ def pictures(comparison: Comparison, gate: Gate) -> dict[str, Picture]:
     weights = {name: points for name, points in weights.items() if points}
     if any(_varies(points) for points in weights.values()):
         found["mix-weight"] = training_curves("mix-weight", TITLES["mix-weight"], "λ", weights, style)
+    shares = {one.id: _budget_shares(one.curve) for one in comparison.evaluations.candidates}
+    shares = {name: points for name, points in shares.items() if points}
+    if shares:
+        found["budget"] = training_curves("budget", TITLES["budget"], "forgetting / budget", shares, style)
+    shares = {one.id: _points(one.curve, "norm_share_pretrain") for one in comparison.evaluations.candidates}
+    shares = {name: points for name, points in shares.items() if points}
+    if shares:
+        title = "The pretraining text's share in the norm of the gradient"
+        found["tug-of-war"] = training_curves("tug-of-war", title, "share in the norm", shares, style, levels=(0, 0.5))
     return found
 
 
@@ -118,6 +130,7 @@ def _render(template: str, comparison: Comparison, drawn: Mapping[str, Picture],
         streams=STREAMS,
         titles=TITLES,
         likelihood=LIKELIHOODS.get(report["forgetting"]["likelihood"], report["forgetting"]["likelihood"]),
+        pulls=[row for row in report["candidates"] if row["gradients"]],
         budgets=[row["forgetting_budget"]["sentence"] for row in report["candidates"] if row["forgetting_budget"]],
         further=[
             name
@@ -148,6 +161,9 @@ def environment(template: str) -> jinja2.Environment:
         "value": partial(value_text, signed=False),
         "signed": value_text,
         "percent": percent,
+        "direction": direction,
+        "fine_percent": fine_percent,
+        "cosine": "{:+z.2f}".format,
         "spread": spread,
         "with_error": with_error,
         "cell": cell,
@@ -176,6 +192,18 @@ def percent(share: float | None) -> str:
     return "–" if share is None else f"{100 * share:.0f} %"
 
 
+def fine_percent(share: float) -> str:
+    """Formats a share as a percentage, with a digit after the point where it is small."""
+    return percent(share) if abs(share) >= 0.1 else f"{100 * share:z.1f} %"
+
+
+def direction(cosine: float) -> str:
+    """Says in words how two gradients lie to each other."""
+    if abs(cosine) < ALIKE:
+        return "unrelated"
+    return "together" if cosine > 0 else "against each other"
+
+
 def costs_sentence(costs: Mapping[str, Any]) -> str:
     """Summarises the costs of a run in one sentence."""
     tokens, total = costs["tokens"]["total"], costs["seconds"] + costs["evaluate_seconds"]
@@ -200,6 +228,15 @@ def cell(text: Any) -> str:
 
 def _points(curve: list[dict[str, Any]], key: str) -> list[tuple[int, float]]:
     return [(int(row["step"]), float(row[key])) for row in curve if row.get(key) is not None]
+
+
+def _budget_shares(curve: list[dict[str, Any]]) -> list[tuple[int, float]]:
+    """Returns pairs of step and forgetting on control text, as a share of the budget; empty without a budget."""
+    return [
+        (int(row["step"]), row["forgetting"] / row["forgetting_budget"])
+        for row in curve
+        if row.get("forgetting_budget")
+    ]
 
 
 def _varies(points: list[tuple[int, float]]) -> bool:

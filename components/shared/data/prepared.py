@@ -1,6 +1,7 @@
 """Tokenised documents on disk. `prepare` writes them; training and evaluation read them.
 
-A data folder holds `manifest.json` (`DataManifest`) and one folder for each split:
+A data folder holds `manifest.json` (`DataManifest`) and one folder for each split (that with the training split of the
+pretraining stream also holds `control`):
 
     tokens.npy           int32, (tokens,)         all documents, one after the other
     offsets.npy          int64, (documents + 1,)  document i is tokens[offsets[i]:offsets[i + 1]]
@@ -42,7 +43,8 @@ from .tallies import Tally
 
 QUARANTINE = "quarantine.jsonl"
 """File in the training folder with the records that were left out, if there are any."""
-Split = Literal["train", "dev", "test"]
+Split = Literal["train", "control", "dev", "test"]
+"""`control` is pretraining text that no model trains on; forgetting budgets are controlled on it."""
 MASK = "supervised.npy"
 
 

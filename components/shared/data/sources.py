@@ -123,16 +123,9 @@ class NamedSource:
             }
         conditions = self.own.filter if self.own is not None else {}
         text = getattr(stream, "prompt_template", None)
+        template = PromptTemplate(text, columns["prompt"]) if text is not None else None
         return Reading(
-            columns,
-            self.option,
-            stream.tsv_quotes,
-            problems,
-            tallies,
-            self.part,
-            conditions,
-            self.split,
-            PromptTemplate(text, columns["prompt"]) if text is not None else None,
+            columns, self.option, stream.tsv_quotes, problems, tallies, self.part, conditions, self.split, template
         )
 
 
@@ -217,6 +210,24 @@ def _check(stream: StreamOptions, named: NamedSource, problems: Problems) -> Non
             found = list(records) or reading.conditions or (problems.skipped and problems.skipped.count)
             if not found and len(problems) == before:
                 problems.add(f"{option}: {file.shown} holds no records")
+
+
+def first_rows(stream: StreamOptions, count: int) -> list[Row]:
+    """Reads the first records of a stream's local files, about `count` of each source. Returns none from other sources."""
+    problems, rows = Problems(Skipped()), list[Row]()
+    for named in (one for one in named_sources(stream) if one.part == "source"):
+        source = named.path
+        if (
+            source != EMBEDDED
+            and not is_hub(source)
+            and not saved_folder(source)
+            and _is_local(source, named.option, problems)
+        ):
+            files = _find(source, named.option, problems)[:CHECKED_FILES]
+            reading = named.reading(stream, problems, Tallies())
+            for file in files:
+                rows += read_file(file, reading, single=len(files) == 1, first=-(-count // len(files)))
+    return rows
 
 
 def fingerprint(stream: StreamOptions) -> str:

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict
 
 from .source_names import source_of
 
-Part = Literal["source", "dev_source", "test_source", "train", "dev", "test"]
+Part = Literal["source", "dev_source", "test_source", "train", "control", "dev", "test"]
 """Where something was counted: in a source option, before the splits exist, or in a split."""
 
 SHOWN_SOURCES = 12

@@ -22,7 +22,8 @@ A step reads run-specific values from its environment, so that they are not inpu
     MIXTUNE_TRACKING_OFFLINE  1: continue if the MLflow server does not answer
     MIXTUNE_TENSORBOARD_DIR  folder for TensorBoard event files of trainings; if unset, none are written
     MIXTUNE_PROGRESS_FILE  file that progress is appended to, for display
-    MIXTUNE_CHECKPOINT_DIR folder or fsspec URL for checkpoints of a training; if unset, no checkpoints are saved
+    MIXTUNE_CHECKPOINT_DIR folder or fsspec URL for checkpoints of a training and finished shards of `prepare`; if unset, none
+                           are saved
     MIXTUNE_GPUS           GPUs that the task requested; a step that finds fewer fails at once. If 0 or unset, a GPU is used
                            if there is one
     MIXTUNE_PROCESSES      processes of a training step; by default one for each GPU

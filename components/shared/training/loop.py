@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -35,11 +37,13 @@ from ..running.processes import is_main
 from ..third_party.accelerate import reset_state
 from ..third_party.torch import uncompile
 from ..value_text import losses_text
+from .control import ControlText
 from .lora import add_adapters, merge_adapters
 from .mix_weight import MixWeight, Weights, realised
 from .not_finite import explain_not_finite
 from .optimizer import is_task_head, learning_rates, make_optimizer, make_schedule
 from .reference_models import ReferenceModel
+from .stream_gradients import TugOfWar
 from .streams import Mix, StepData
 
 LogEntry = dict[str, float | int | None]
@@ -76,14 +80,16 @@ class TrainingVariant:
     """Optional parts of a training besides the mixed loss.
 
     Attributes:
-        reference: model that forgetting is measured against, for a forgetting budget.
+        control: text on which forgetting is measured, for a forgetting budget.
+        reference: model that forgetting is measured against; None means the start model.
         start: model that the penalties pull towards.
         kl_weight: penalty on KL(start || model), a mean over the tokens of the fine-tuning stream.
         l2sp_weight: penalty on the squared distance from the start model's weights.
         lora_rank: train low-rank adapters of this rank instead of the backbone.
     """
 
-    reference: ReferenceModel | None = None
+    control: ControlText | None = None
+    reference: MixedModel | None = None
     start: ReferenceModel | None = None
     kl_weight: float = 0.0
     l2sp_weight: float = 0.0
@@ -103,6 +109,7 @@ class _Interval:
     tokens_pretrain: int = 0
     tokens_finetune: int = 0
     l2sp: float = 0.0
+    gradients: dict[str, float] = field(default_factory=dict)
     started: float = field(default_factory=time.monotonic)
 
     def copy(self) -> _Interval:
@@ -176,7 +183,8 @@ def train(
         processes=world,
         main=accelerator.is_main_process,
     )
-    references = [reference.model for reference in (variant.reference, variant.start) if reference is not None]
+    others = [variant.reference, variant.start.model if variant.start is not None else None]
+    references = [other for other in others if other is not None]
     if result.main:
         layout = {"processes": world, "device": result.device, "precision": precision}
         result.checkpoints = find_store(job, model, references, layout, context)
@@ -193,9 +201,9 @@ def train(
     state = TrainingState(model, optimizer, schedule, mix_weight, result)
     wrapped, optimizer = accelerator.prepare(model, optimizer)
     wrapped.train()
-    for reference_model in (variant.reference, variant.start):
-        if reference_model is not None:
-            reference_model.to(device)
+    tug_of_war = TugOfWar(accelerator, wrapped, mix_weight, steps)
+    if variant.start is not None:
+        variant.start.to(device)
 
     with (
         fast_bf16([each.lm for each in (model, *references)], device, precision),
@@ -203,6 +211,12 @@ def train(
         TrainingCheckpointer(result.checkpoints, state, training, accelerator, context, sigterm, job) as checkpointer,
     ):
         checkpointer.claim()
+        control = variant.control
+        if control is not None:  # before a checkpoint's weights replace those of the start model
+            reference = variant.reference.to(device) if variant.reference is not None else model
+            control.read_reference(reference, accelerator)
+            if variant.reference is not None:
+                variant.reference.to("cpu")
         first, counters = checkpointer.restore()
         interval = _Interval.restored(counters, device) if counters else _new_interval(device)
         started = time.monotonic() - result.seconds
@@ -210,24 +224,24 @@ def train(
             for step in range(first, steps):
                 checkpointer.before_step(step, interval)
                 data = mix.step(step)
+                micro_batches = list(data.share(rank, world, training.micro_batch_size))
+                batches = partial(_batches, micro_batches, pad_id, width_multiple, device)
+                tug_of_war.before_first(data, batches)
                 mix_weight_now = mix_weight.at(step)
                 weights = mix_weight.weights(step, data.num_pretrain, data.num_finetune)
-                before = interval.sums["pretrain"] - interval.sums["reference"]
-                micro_batches = list(data.share(rank, world, training.micro_batch_size))
-                for number, rows in enumerate(micro_batches):
-                    batch = collate(rows, pad_id, width_multiple=width_multiple).to(device)
+                tug_of_war.before_step(step, data, weights, batches)
+                for number, (rows, batch) in enumerate(zip(micro_batches, batches(), strict=True)):
                     # Gradients are summed over micro-batches; ranks exchange them with the last micro-batch only.
                     with accelerator.no_sync(wrapped) if number + 1 < len(micro_batches) else contextlib.nullcontext():
-                        start_logits, reference = _reference_outputs(variant, rows, pad_id, width_multiple, accelerator)
+                        start_logits = _start_logits(variant, rows, pad_id, width_multiple, accelerator)
                         losses = wrapped(batch, *weights, kl_weight / max(data.tokens_finetune, 1), start_logits)
                         accelerator.backward(losses.pop("weighted") * world)
                     for name, loss in losses.items():
                         interval.sums[name] += loss
-                    if reference is not None:
-                        interval.sums["reference"] += reference
                     interval.sums["positions"] += batch.input_ids.numel()
                     if number + 1 < len(micro_batches):
                         checkpointer.end_if_terminated()
+                interval.gradients = tug_of_war.after_step(data, weights) or interval.gradients
                 if variant.start is not None and variant.l2sp_weight:
                     interval.l2sp += variant.start.pull(accelerator.unwrap_model(wrapped), variant.l2sp_weight)
                 norm = accelerator.clip_grad_norm_(wrapped.parameters(), training.max_grad_norm)
@@ -239,10 +253,9 @@ def train(
                 schedule.step()
                 optimizer.zero_grad(set_to_none=True)
 
-                if mix_weight.adapts:
-                    excess = accelerator.reduce(interval.sums["pretrain"] - interval.sums["reference"] - before, "sum")
+                if control is not None and control.is_due(step + 1):
                     share = rates.get("learning_rate", 0.0) / training.learning_rate
-                    mix_weight.observe(float(excess) / max(data.num_pretrain, 1), share)
+                    mix_weight.observe(*control.measure(model, step + 1, accelerator), step + 1, share)
                 _count(interval, result, data, mix_weight_now, weights)
                 progress.advance(tokens=data.tokens_pretrain + data.tokens_finetune)
                 if (step + 1) % training.log_every_steps == 0 or step + 1 == steps:
@@ -260,23 +273,24 @@ def train(
     return result
 
 
-def _reference_outputs(
+def _batches(
+    micro_batches: list[list[list[Segment]]], pad_id: int, width_multiple: int, device: torch.device
+) -> Iterator[Batch]:
+    return (collate(rows, pad_id, width_multiple=width_multiple).to(device) for rows in micro_batches)
+
+
+def _start_logits(
     variant: TrainingVariant, rows: list[list[Segment]], pad_id: int, width_multiple: int, accelerator: Accelerator
-) -> tuple[Tensor | None, Tensor | None]:
-    """Returns the start model's logits for a micro-batch's examples, and the reference model's loss on its text."""
-    start_logits = reference = None
-
-    def only(pretrain: bool) -> Batch | None:
-        parts = [[segment for segment in row if segment.pretrain is pretrain] for row in rows]
-        selected = [row for row in parts if row]
-        return collate(selected, pad_id, width_multiple=width_multiple).to(accelerator.device) if selected else None
-
+) -> Tensor | None:
+    """Returns the start model's logits for a micro-batch's examples, for the penalty on the divergence from them."""
+    parts = [[segment for segment in row if not segment.pretrain] for row in rows]
+    labelled = [row for row in parts if row]
+    if variant.start is None or not variant.kl_weight or not labelled:
+        return None
     with accelerator.autocast():
-        if variant.start is not None and variant.kl_weight and (labelled := only(pretrain=False)):
-            start_logits = variant.start.finetune_logits(labelled)
-        if variant.reference is not None and (text := only(pretrain=True)):
-            reference = variant.reference.pretrain_loss(text)
-    return start_logits, reference
+        return variant.start.finetune_logits(
+            collate(labelled, pad_id, width_multiple=width_multiple).to(accelerator.device)
+        )
 
 
 def _freeze_what_has_no_loss(model: MixedModel, mix: Mix) -> None:
@@ -309,7 +323,7 @@ def _count(interval: _Interval, result: Result, data: StepData, mix_weight: floa
 
 
 def _new_interval(device: torch.device) -> _Interval:
-    names = ("pretrain", "finetune", "kl", "reference", "positions")
+    names = ("pretrain", "finetune", "kl", "positions")
     return _Interval({name: torch.zeros((), device=device, dtype=torch.float64) for name in names})
 
 
@@ -350,7 +364,7 @@ def _log_entry(
         entry["kl"] = sums["kl"] / max(interval.tokens_finetune, 1)
     if interval.l2sp:
         entry["l2sp"] = interval.l2sp / interval.steps
-    return entry | mix_weight.metrics()
+    return entry | interval.gradients | mix_weight.metrics()
 
 
 def _undo(

@@ -1,7 +1,7 @@
 """λ, the weight of the pretraining loss: a constant, a schedule, implied by pooling, or adapted to a forgetting budget.
 
 An optimizer step's loss is Σ w_i · ce_i. The classes here determine w for each stream. A constant and a schedule are pure
-functions of the step; the budget's controller has a state of four numbers.
+functions of the step; the budget's controller has a state of five numbers.
 """
 
 from __future__ import annotations
@@ -19,9 +19,6 @@ Weights = tuple[float, float]
 class MixWeight:
     """Interface between the training loop and a λ. Without adaptation there is no state."""
 
-    adapts: ClassVar[bool] = False
-    """Whether the loop must compute each step's forgetting and call `observe`."""
-
     def at(self, step: int) -> float | None:
         """Returns the configured λ of a step; None if it is not configured."""
         raise NotImplementedError
@@ -30,12 +27,14 @@ class MixWeight:
         """Returns the token weights of a step, from the counts N_pt and N_ft of the whole step."""
         raise NotImplementedError
 
-    def observe(self, forgetting: float, rate: float) -> None:
-        """Updates λ from a step's measurement, with effect from the next step.
+    def observe(self, nats: float, tokens: int, done: int, rate: float) -> None:
+        """Updates λ from a measurement of forgetting, with effect from the next step.
 
         Args:
-            forgetting: the step's forgetting, in nats per token.
-            rate: the step's learning rate as a fraction of its peak.
+            nats: rise of the loss on control text over the reference model, Σ ce.
+            tokens: predicted tokens of the text that was read.
+            done: completed optimizer steps.
+            rate: the last step's learning rate as a fraction of its peak.
         """
 
     def metrics(self) -> dict[str, float]:
@@ -122,42 +121,45 @@ class Pooled(MixWeight):
 
 @dataclass
 class BudgetController(MixWeight):
-    """Adapts λ as the multiplier of the constraint "forgetting at most the budget": dual ascent on a smoothed measurement.
+    """Adapts λ as the multiplier of the constraint "forgetting at most the budget": dual ascent with a proportional part.
 
-    With f_s the loss of step s on its pretraining tokens less that of the pretrained model on the same tokens, in nats per
-    token, before the step's update, ε the budget, r the learning rate as a share of its peak and n the number of steps,
+    With the rises of the loss on control text that the measurements found, in nats, their numbers of predicted tokens, ε the
+    budget, r the learning rate as a share of its peak, and t the share of the training that is done,
 
-        f̄ = Σ_s β^(t-s) f_s / Σ_s β^(t-s)                          smoothed forgetting
-        v = clip((f̄ - ε · (1 + slack · r)) / max(ε, ε_min), -1/2, 1)     violation, relative to the budget
-        ν ← ν + (gain / n) · v                                     the dual variable, in its logarithm
-        log μ = ν + response · v,   λ = μ / (1 + μ)  in  [λ_min, λ_max]
+        f̄ = Σ β^k nats_k / Σ β^k tokens_k          smoothed forgetting; k = 0 is the last measurement
+        τ = aim · ε · (1 + slack · r)              the forgetting to hold now
+        v = (f̄ - τ) / max(τ, τ_min)                violation of the constraint
+        dν = gain · clip(v, -1/2, 2) · dt          the dual variable, in its logarithm
+        log μ = ν + response · clip(v, -1, 3),   λ = μ / (1 + μ)  in  [λ_min, λ_max]
 
-    ν ascends the dual of  min L_finetune  s. t.  f ≤ ε. The proportional term reacts at once and damps: dual ascent alone lags
-    behind the model and oscillates (A. Stooke et al., PID Lagrangian methods, arXiv:2007.03964). λ falls half as fast as it
-    rises, since models forget faster than they recover. The slack accounts for temporary forgetting, which partly disappears as
-    the learning rate decays; λ need not counter it. The controller is deterministic, and `state` suffices to resume it.
+    ν ascends the dual of  min L_finetune  s. t.  f ≤ ε. The proportional part reacts at once and damps: dual ascent alone lags
+    behind the model and oscillates (A. Stooke et al., PID Lagrangian methods, arXiv:2007.03964). Before anything is forgotten,
+    v = -1: λ starts low, rises as forgetting nears the budget, and falls on if it never does. `start_lambda` is the first guess
+    of the λ that holds forgetting at τ. The slack is for forgetting that disappears as the learning rate decays; `aim` leaves
+    room for the error of the measurement. The controller is deterministic, and `state` suffices to resume it.
 
     Attributes:
         budget: ε, in nats per token.
         options: gain, response, smoothing, bounds and initial value.
-        steps: n.
+        steps: optimizer steps of the training.
         dual: ν.
-        weighted_sum: Σ β^(t-s) f_s.
-        weight: Σ β^(t-s).
-        rate: r of the last measurement.
+        nats: Σ β^k nats_k.
+        tokens: Σ β^k tokens_k.
+        rate: r at the last measurement.
+        done: steps before the last measurement.
     """
 
     budget: float
     options: Budget
     steps: int
     dual: float = field(init=False)
-    weighted_sum: float = 0.0
-    weight: float = 0.0
-    rate: float = 0.0
+    nats: float = 0.0
+    tokens: float = 0.0
+    rate: float = 1.0
+    done: int = 0
 
-    adapts: ClassVar[bool] = True
     SMALLEST_SCALE: ClassVar[float] = (
-        0.02  # ε_min, nats per token: with a budget near zero every measurement would be a huge violation
+        0.02  # τ_min, nats per token: with a budget near zero every measurement would be a huge violation
     )
 
     def __post_init__(self) -> None:
@@ -165,49 +167,52 @@ class BudgetController(MixWeight):
 
     def at(self, step: int) -> float:
         """Returns the current λ."""
-        return 1 / (1 + math.exp(-self._bounded(self.dual + self.options.response * self.violation)))
+        proportional = self.options.response * min(max(self.violation, -1.0), 3.0)
+        return 1 / (1 + math.exp(-self._bounded(self.dual + proportional)))
 
     def weights(self, step: int, num_pretrain: int, num_finetune: int) -> Weights:
         """Returns `split` of the current λ."""
         return split(self.at(step), num_pretrain, num_finetune)
 
-    def observe(self, forgetting: float, rate: float) -> None:
-        """Updates λ from f_s, in nats per token, and r, with effect from the next step."""
-        self.rate = rate
-        keep = 1 - 1 / self.options.smoothing_steps
-        self.weighted_sum = keep * self.weighted_sum + forgetting
-        self.weight = keep * self.weight + 1
-        # Clipped, to avoid windup while λ is at its bound.
-        self.dual = self._bounded(self.dual + self.options.gain / max(self.steps, 1) * self.violation)
+    def observe(self, nats: float, tokens: int, done: int, rate: float) -> None:
+        """Updates λ from a measurement, with effect from the next step."""
+        keep = 1 - 1 / self.options.smoothing
+        self.nats = keep * self.nats + nats
+        self.tokens = keep * self.tokens + tokens
+        share = (done - self.done) / max(self.steps, 1)
+        self.done, self.rate = done, rate
+        # Bounded, to avoid windup while λ is at its bound.
+        self.dual = self._bounded(self.dual + self.options.gain * share * min(max(self.violation, -0.5), 2.0))
 
     @property
-    def smoothed(self) -> float:
-        """Returns f̄, in nats per token; 0 before the first measurement."""
-        return self.weighted_sum / self.weight if self.weight else 0.0
+    def forgetting(self) -> float:
+        """Returns f̄, in nats per token; 0 before the first measurement, since nothing is forgotten at the start."""
+        return self.nats / self.tokens if self.tokens else 0.0
 
     @property
     def violation(self) -> float:
-        """Returns v; 0 before the first measurement."""
-        if not self.weight:
-            return 0.0
-        target = self.budget * (1 + self.options.slack * self.rate)
-        return min(max((self.smoothed - target) / max(self.budget, self.SMALLEST_SCALE), -0.5), 1.0)
+        """Returns v."""
+        target = self.options.aim * self.budget * (1 + self.options.slack * self.rate)
+        return (self.forgetting - target) / max(target, self.SMALLEST_SCALE)
 
     def metrics(self) -> dict[str, float]:
         """Returns the smoothed forgetting and the budget, in nats per token."""
-        return {"forgetting": self.smoothed, "forgetting_budget": self.budget}
+        return {"forgetting": self.forgetting, "forgetting_budget": self.budget}
 
     def state(self) -> dict[str, Any]:
         """Returns the state that a resumed training needs."""
-        return {"dual": self.dual, "weighted_sum": self.weighted_sum, "weight": self.weight, "rate": self.rate}
+        return {name: getattr(self, name) for name in _STATE}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Restores the state that `state` returned."""
-        self.dual, self.weighted_sum = float(state["dual"]), float(state["weighted_sum"])
-        self.weight, self.rate = float(state["weight"]), float(state["rate"])
+        for name in _STATE:
+            setattr(self, name, state[name])
 
     def _bounded(self, log_multiplier: float) -> float:
         return min(max(log_multiplier, _logit(self.options.min_lambda)), _logit(self.options.max_lambda))
+
+
+_STATE = ("dual", "nats", "tokens", "rate", "done")
 
 
 def _logit(probability: float) -> float:

@@ -1,4 +1,4 @@
-"""Frozen reference models of a training: to measure forgetting, or to penalise distance from the start."""
+"""A frozen copy of a training's start model, for penalties on the distance from it."""
 
 from __future__ import annotations
 
@@ -16,27 +16,16 @@ class ReferenceModel:
     """A frozen copy of a model.
 
     Args:
-        model: copied, not changed.
-        dropout: whether the copy uses dropout like the trained model. A measure of forgetting needs it, since dropout alone
-            would otherwise look like forgetting. A target of penalties is better without.
+        model: copied, not changed. The copy is without dropout.
     """
 
-    def __init__(self, model: MixedModel, dropout: bool = False) -> None:
-        self.model = copy.deepcopy(model).train(dropout).requires_grad_(False)
+    def __init__(self, model: MixedModel) -> None:
+        self.model = copy.deepcopy(model).eval().requires_grad_(False)
 
     def to(self, device: torch.device) -> ReferenceModel:
         """Moves the copy to a device."""
         self.model.to(device)
         return self
-
-    @torch.no_grad()
-    def pretrain_loss(self, batch: Batch) -> Tensor:
-        """Returns Σ ce of the batch's pretraining tokens, in nats."""
-        of_text = batch.lm_pretrain
-        hidden = self.model.hidden(batch)
-        logits = self.model.lm_logits(hidden[batch.lm_at[of_text]])
-        logits = logits if logits.dtype == torch.float64 else logits.float()
-        return torch.nn.functional.cross_entropy(logits, batch.lm_target[of_text], reduction="sum")
 
     @torch.no_grad()
     def finetune_logits(self, batch: Batch) -> Tensor:

@@ -233,6 +233,11 @@ class Mix:
     unread_tokens: float = 0.0
 
     @property
+    def has_both(self) -> bool:
+        """Tells whether both streams are read."""
+        return self.pretrain is not None and self.finetune is not None
+
+    @property
     def mean_tokens(self) -> float:
         """Returns a step's average tokens. All candidates have the same, so that `max_tokens` gives equal numbers of steps."""
         text = self.num_windows * self.pretrain.mean_length if self.pretrain is not None else self.unread_tokens

@@ -204,6 +204,7 @@ def test_schedules_budgets_and_controls_are_candidates_too(folder: Path) -> None
             "l2sp_weights": [1],
         },
     }
+    (folder / "text.jsonl").write_text("".join(f'{{"text": "text {number}"}}\n' for number in range(40)))
     items, _ = plan(folder, mix_lambdas=[0.3], mix_forgetting_budgets=[0.05], advanced={"mixed": options})
     found = [json.loads(item["candidate"]) for item in items]
     assert [one["id"] for one in found] == [
@@ -211,3 +212,10 @@ def test_schedules_budgets_and_controls_are_candidates_too(folder: Path) -> None
         "mixed-0-l2sp-1",
     ]  # fmt: skip
     assert all(one["name"] for one in found)
+
+
+def test_little_text_per_step_is_in_the_log(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(Context, "say", lambda context, line: said.append(line))
+    plan(folder)
+    assert "mixed.replay_share: a step reads about 24 tokens of pretraining text" in said[0]

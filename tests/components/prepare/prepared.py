@@ -39,7 +39,7 @@ class Prepared:
         return sum(row.count for row in found if part in (None, row.part))
 
     def documents(self, split: Split) -> Documents:
-        return Documents(self.train.path if split == "train" else self.heldout.path, split)
+        return Documents(self.train.path if split in ("train", "control") else self.heldout.path, split)
 
     def texts(self, split: Split) -> list[str]:
         roles = ("text", "prompt", "question")

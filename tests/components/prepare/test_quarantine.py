@@ -41,7 +41,7 @@ def spoilt(tmp_path: Path) -> Path:
 
 
 def test_each_is_written_with_its_reason_and_the_rest_is_used(tmp_path: Path, spoilt: Path) -> None:
-    made = prepare_pretrain(tmp_path / "out", spoilt, on_error="skip")
+    made = prepare_pretrain(tmp_path / "out", spoilt, on_error="skip", control_fraction=0)
     assert sum(len(made.documents(split)) for split in ("train", "dev", "test")) == 60
     found = quarantined(made)
     assert len(found) == len(BAD) == made.count("quarantined")

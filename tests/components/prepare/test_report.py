@@ -80,7 +80,8 @@ def test_page_holds_the_counts_and_five_samples_of_each_split(pretrained: Prepar
     train = pretrained.manifest.splits["train"]
     assert f"train {train.documents} {train.tokens:,} {train.bytes:,}" in text
     assert "records read 60" in text
-    assert elements.tags.count("details") == 5 + 3 + 3
+    assert elements.tags.count("details") == 5 + 2 + 3 + 3
+    assert "No model trains on the documents of the split control" in text
     assert "文章" in text
     assert "<|bos|>" in text
 

@@ -6,6 +6,7 @@ import bz2
 import gzip
 import json
 import lzma
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ from .prepared import Prepared, jsonl, outputs, tokenizer_options
 
 def prepare(folder: Path, sources: list[dict[str, Any]], **options: Any) -> Prepared:
     made = outputs(folder)
-    stream = PretrainData.model_validate({"sources": sources, **options})
+    stream = PretrainData.model_validate({"sources": sources, "control_fraction": 0, **options})
     config = PrepareStep(stream="pretrain", seed=0, tokenizer=tokenizer_options(), pretrain=stream, fingerprint="")
     run(config, context=Context.for_tests(), tokenizer_in=None, pretraining_data=None, **vars(made))
     return made
@@ -224,6 +225,15 @@ def test_compressed_files_are_read_and_truncated_ones_named(tmp_path: Path, endi
     source.write_bytes(source.read_bytes()[: source.stat().st_size // 2])
     with pytest.raises(RefusedError, match="cannot be read"):
         prepare(tmp_path / "again", [{"path": str(source)}])
+
+
+def test_files_in_a_tar_archive_are_read(tmp_path: Path) -> None:
+    rows = [{"text": text} for text in sentences(60)]
+    with tarfile.open(tmp_path / "corpus.tar", "w") as archive:
+        for name, part in (("a.jsonl", rows[:30]), ("b.jsonl", rows[30:])):
+            archive.add(jsonl(tmp_path / name, part), name)
+    made = prepare(tmp_path / "out", [{"path": f"tar://*.jsonl::{tmp_path}/corpus.tar"}])
+    assert sum(len(made.documents(split)) for split in ("train", "dev", "test")) == 60
 
 
 def test_a_saved_folder_that_changes_is_another_source(tmp_path: Path) -> None:

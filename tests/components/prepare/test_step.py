@@ -47,7 +47,8 @@ class TestPretrain:
     def test_every_document_is_in_one_split_whole_and_comes_back_from_its_tokens(self, pretrained: Prepared) -> None:
         tokenizer = AutoTokenizer.from_pretrained(pretrained.tokenizer.path)
         every = []
-        for split in SPLITS:
+        splits: tuple[Split, ...] = ("train", "control", "dev", "test")
+        for split in splits:
             documents = pretrained.documents(split)
             for index, record in enumerate(documents.records()):
                 tokens = documents.tokens(index).tolist()
@@ -60,15 +61,15 @@ class TestPretrain:
             assert set(documents.labels.tolist()) == {-1}
             every += pretrained.texts(split)
         assert len(every) == len(set(every)) == 120
-        assert [len(pretrained.documents(split)) for split in SPLITS] == [108, 6, 6]
+        assert [len(pretrained.documents(split)) for split in splits] == [103, 5, 6, 6]
 
     def test_manifests_and_metadata(self, pretrained: Prepared) -> None:
         train, heldout = pretrained.manifest, DataManifest.load(pretrained.heldout.path)
-        assert (list(train.splits), list(heldout.splits)) == (["train"], ["dev", "test"])
+        assert (list(train.splits), list(heldout.splits)) == (["train", "control"], ["dev", "test"])
         assert train.stream == "pretrain"
         assert train.vocabulary_size == len(AutoTokenizer.from_pretrained(pretrained.tokenizer.path))
         assert train.splits["train"].tokens == len(pretrained.documents("train").flat)
-        assert pretrained.train.metadata["train_documents"] == 108
+        assert pretrained.train.metadata["train_documents"] == 103
         assert pretrained.heldout.metadata["test_tokens"] == heldout.splits["test"].tokens
         assert pretrained.train.metadata["digest"] == train.digest
         assert json.dumps(pretrained.train.metadata)
@@ -120,6 +121,15 @@ class TestPretrain:
         made = prepare_pretrain(tmp_path / "out", source, max_documents=10, dev_fraction=0.2, test_fraction=0.2)
         assert [len(made.documents(split)) for split in SPLITS] == [6, 2, 2]
         assert made.manifest.notes["not_drawn"] == 40
+
+    def test_the_control_text_comes_from_the_training_documents_alone(self, tmp_path: Path) -> None:
+        source = jsonl(tmp_path / "a.jsonl", [{"text": text} for text in sentences(50)])
+        none, some = (prepare_pretrain(tmp_path / str(share), source, control_fraction=share) for share in (0.0, 0.2))
+        assert "control" not in none.manifest.splits
+        assert sorted([*some.texts("train"), *some.texts("control")]) == sorted(none.texts("train"))
+        assert len(some.texts("control")) == int(0.2 * len(none.texts("train")))
+        for split in ("dev", "test"):
+            assert some.texts(split) == none.texts(split)
 
     def test_too_few_documents(self, tmp_path: Path) -> None:
         source = jsonl(tmp_path / "a.jsonl", [{"text": "one"}, {"text": "two"}])

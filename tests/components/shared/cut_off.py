@@ -42,6 +42,7 @@ class Training:
 
     Args:
         make_weight: λ, made anew for each attempt as a new process would.
+        make_variant: from the start model and the data folder.
     """
 
     def __init__(
@@ -51,13 +52,13 @@ class Training:
         architecture: str = "gpt2",
         weight: float | None = 0.3,
         make_weight: Callable[[], MixWeight] | None = None,
-        make_variant: Callable[[MixedModel], TrainingVariant] | None = None,
+        make_variant: Callable[[MixedModel, Path], TrainingVariant] | None = None,
         **options: object,
     ) -> None:
         self.folder = write_both(folder, task)
         self.task, self.architecture, self.weight = task, architecture, weight
         self.make_weight = make_weight or (lambda: Constant(weight or 0.0))
-        self.make_variant = make_variant or (lambda model: TrainingVariant())
+        self.make_variant = make_variant or (lambda model, folder: TrainingVariant())
         self.options = {"steps": STEPS, "checkpoint_steps": 2, "micro_batch_size": 2, "warmup_steps": 2, **options}
         self.lines: list[str] = []
 
@@ -72,9 +73,8 @@ class Training:
             object.__setattr__(mix, "step", _cutting(mix.step, cut_off_after))
         context = Listening(title="test", tracker=Tracker.off(), quiet=True, lines=self.lines)
         job = TrainingJob(title, {"candidate": title}, self.folder / "model")
-        done = train(
-            model, mix, settings_of(**self.options), self.make_weight(), PAD, 0, context, self.make_variant(model), job
-        )
+        variant = self.make_variant(model, self.folder)
+        done = train(model, mix, settings_of(**self.options), self.make_weight(), PAD, 0, context, variant, job)
         return model, done
 
 

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +22,20 @@ from mixtune.components.shared.checkpoints.keys import content_key
 from mixtune.components.shared.checkpoints.resume import Sigterm
 from mixtune.components.shared.checkpoints.store import CHECKPOINT_DIR, NUM_KEPT, CheckpointStore
 from mixtune.components.shared.config import Budget
+from mixtune.components.shared.data.prepared import Documents
 from mixtune.components.shared.errors import MixtuneError
 from mixtune.components.shared.model.mixed_model import MixedModel
+from mixtune.components.shared.training.control import ControlText
 from mixtune.components.shared.training.loop import Result, TrainingVariant
-from mixtune.components.shared.training.mix_weight import BudgetController, MixWeight
+from mixtune.components.shared.training.mix_weight import BudgetController, Constant, MixWeight
 from mixtune.components.shared.training.reference_models import ReferenceModel
+from mixtune.components.shared.training.stream_gradients import GradientScaled
+from mixtune.components.shared.training.streams import PretrainStream
 from tests.conftest import small_disk
 
 from .cut_off import STEPS, CutOffError, Training, curve, equal
 from .tiny import tiny_model
+from .trained import LENGTH, PAD
 
 pytestmark = pytest.mark.numeric
 
@@ -50,6 +56,12 @@ def budget() -> MixWeight:
     return BudgetController(0.02, Budget(), STEPS)
 
 
+def control_text(folder: Path) -> ControlText:
+    """Read in parts, every second step."""
+    stream = PretrainStream(Documents(folder / "text", "control"), LENGTH, 0)
+    return replace(ControlText.plan(stream, 0.05, STEPS, 100, LENGTH, PAD, 2), every_steps=2, windows_at_once=2)
+
+
 VARIANTS: dict[str, dict[str, Any]] = {
     "mixed": {},
     "pretrain": {"weight": 1.0},
@@ -57,12 +69,20 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "masked": {"architecture": "bert", "task": "question_answering"},
     "budget": {
         "make_weight": budget,
-        "make_variant": lambda model: TrainingVariant(reference=ReferenceModel(model, dropout=True)),
+        "make_variant": lambda model, folder: TrainingVariant(control=control_text(folder)),
         "weight": None,
     },
-    "lora": {"make_variant": lambda model: TrainingVariant(lora_rank=2), "architecture": "llama", "weight": 0.0},
+    "another reference": {
+        "make_weight": budget,
+        "make_variant": lambda model, folder: TrainingVariant(
+            control=control_text(folder), reference=tiny_model("gpt2", seed=3)
+        ),
+        "weight": None,
+    },
+    "gradient scale": {"make_weight": lambda: GradientScaled(Constant(0.3)), "log_every_steps": 4},
+    "lora": {"make_variant": lambda model, _: TrainingVariant(lora_rank=2), "architecture": "llama", "weight": 0.0},
     "penalties": {
-        "make_variant": lambda model: TrainingVariant(start=ReferenceModel(model), kl_weight=0.1, l2sp_weight=0.1)
+        "make_variant": lambda model, _: TrainingVariant(start=ReferenceModel(model), kl_weight=0.1, l2sp_weight=0.1)
     },
     "inverse square root": {"schedule": "inverse_sqrt", "log_every_steps": 4},
     "warmup, stable, decay": {"schedule": "warmup_stable_decay", "layer_decay": 0.5, "log_every_steps": 3},
@@ -207,6 +227,7 @@ def _in_a_process(body: str, place: Path, *wrapper: str) -> subprocess.Completed
 import torch
 from pathlib import Path
 from mixtune.components.shared.checkpoints.store import CheckpointStore
+from mixtune.components.shared.data.prepared import Documents
 from mixtune.components.shared.errors import MixtuneError
 store = CheckpointStore(Path({str(place)!r}), "k", print)
 tensors = {{"weights": {{"w": torch.zeros(250_000)}}, "optimizer": {{"0.exp_avg": torch.zeros(250_000)}}}}

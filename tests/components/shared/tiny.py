@@ -136,10 +136,10 @@ def targets_of(task: str | None, tokens: np.ndarray) -> tuple[float, ...]:
 
 
 def write_data(folder: Path, stream: str, task: Task | None, count: int = 24, seed: int = 0) -> Path:
-    """A data folder with random documents in all three splits."""
+    """A data folder with random documents in all splits."""
     labels = {"classification": ["no", "yes"]}.get(task or "", LABELS.get(task or ""))
     splits = {}
-    for number, split in enumerate(("train", "dev", "test")):
+    for number, split in enumerate(("train", "dev", "test", *(["control"] if stream == "pretrain" else []))):
         documents = []
         for index, tokens in enumerate(random_documents(count, seed + number)):
             record = {"id": f"{split}-{index}", "source": "random", "bytes": 5 * len(tokens), "text": f"text {index}"}
