@@ -39,11 +39,15 @@ def task_hardly_learned(report: Report) -> str | None:
     worst = min(stuck, key=lambda row: _fall(row["losses"]["finetune"]))
     loss, shares = worst["losses"]["finetune"], worst["gradients"]
     of_step = f" {100 * shares['share_pretrain']:.0f} % of its steps came from the pretraining text." if shares else ""
-    scale = "" if worst["params"].get("scale") == "gradient" else ", or set mixed.scale: gradient"
+    if all(row["delta_bpb"]["high"] < 0 for row in stuck):
+        remedy = "The text is still being learned and takes the steps over: pretrain longer first (pretrain.steps), or lower λ."
+    elif worst["params"].get("scale") == "gradient":
+        remedy = "Train longer (mixed.steps), or lower λ."
+    else:
+        remedy = "Train longer (mixed.steps), lower λ, or set mixed.scale: gradient."
     return (
         f"The task was hardly learned by {_names(stuck)}: the task loss of {worst['id']} went from {loss['first']:.3f} to "
-        f"{loss['last']:.3f}, that of fine-tuning alone to {alone['last']:.3f}.{of_step} Train longer (mixed.steps), lower "
-        f"λ{scale}."
+        f"{loss['last']:.3f}, that of fine-tuning alone to {alone['last']:.3f}.{of_step} {remedy}"
     )
 
 

@@ -71,7 +71,12 @@ CASES: dict[str, tuple[Any, Row, str | None]] = {
     "stuck at the scale already": (
         rules.task_hardly_learned,
         report(STUCK | {"params": {"scale": "gradient"}}),
-        "Train longer (mixed.steps), lower λ.",
+        "Train longer (mixed.steps), or lower λ.",
+    ),
+    "stuck where the text is still learned": (
+        rules.task_hardly_learned,
+        report(STUCK | {"delta_bpb": value(-1.1)}),
+        "pretrain longer first (pretrain.steps), or lower λ.",
     ),
     "learned": (rules.task_hardly_learned, report(GOOD), None),
     "fine-tuning learned nothing either": (rules.task_hardly_learned, report(STUCK, finetuned=NOT_LEARNING), None),
