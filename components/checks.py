@@ -13,8 +13,9 @@ from statistics import NormalDist
 from .base_model import attention_problems, hub_config, is_masked_type, looks_local, missing_gpu_here, model_problems
 from .config import Config, Fingerprints
 from .evaluate.harness_tasks import NOT_INSTALLED, installed, known_tasks
+from .prepare.config import FinetuneData, PretrainData
 from .shared.config import SCRATCH
-from .shared.data.sources import check_source, count_records, fingerprint
+from .shared.data.sources import check_source, count_records, fingerprint, named_sources
 from .shared.errors import RefusedError
 from .shared.section import known
 from .shared.task_kinds import TASK_KINDS
@@ -35,6 +36,7 @@ def find_problems(config: Config, gpus: int | None = None) -> list[str]:
     checks: list[Callable[[], Iterable[str]]] = [
         lambda: model_problems(config),
         lambda: [] if gpus is None else attention_problems(config, "where placement.gpus is 0", gpus > 0),
+        lambda: _template_problems(config.model.chat_template),
         lambda: check_source(config.data.pretrain),
         lambda: check_source(config.data.finetune),
         lambda: _control_problems(config),
@@ -42,6 +44,10 @@ def find_problems(config: Config, gpus: int | None = None) -> list[str]:
         lambda: _lm_eval_problems(config),
     ]
     return [problem for check in checks for problem in known(check)]
+
+
+def _template_problems(file: str | None) -> list[str]:
+    return [] if file is None or Path(file).is_file() else [f"model.chat_template: there is no file {file}"]
 
 
 def few_examples(config: Config) -> str | None:
@@ -57,7 +63,7 @@ def few_examples(config: Config) -> str | None:
     if labelled.dev_source:
         found = count_records(labelled.dev_source, "data.finetune.dev_source")
     else:
-        whole = count_records(labelled.source, "data.finetune.source")
+        whole = _count(labelled)
         found = None if whole is None else round(min(whole, labelled.max_documents or whole) * labelled.dev_fraction)
     z = NormalDist().inv_cdf((1 + gate.interval) / 2)
     needed = math.ceil(DISAGREEMENT * (z / gate.max_score_drop) ** 2)
@@ -68,6 +74,12 @@ def few_examples(config: Config) -> str | None:
         f"{gate.max_score_drop:g} (if two models disagree on {100 * DISAGREEMENT:.0f} % of them); give more examples or a "
         "larger margin"
     )
+
+
+def _count(stream: PretrainData | FinetuneData) -> int | None:
+    """Counts the records of all sources; None if that is not known."""
+    counts = [count_records(one.path, one.option) for one in named_sources(stream) if one.part == "source"]
+    return None if None in counts else sum(count or 0 for count in counts)
 
 
 def few_control_documents(config: Config) -> str | None:
@@ -88,7 +100,7 @@ def _control_documents(config: Config) -> int | None:
         return None
     if text.control_fraction == 0:
         return 0
-    whole = count_records(text.source, "data.pretrain.source")
+    whole = _count(text)
     if whole is None:
         return None
     held_out = (0.0 if text.dev_source else text.dev_fraction) + (0.0 if text.test_source else text.test_fraction)
@@ -148,7 +160,7 @@ def _lm_eval_problems(config: Config) -> list[str]:
     if not lm_eval.tasks:
         return []
     problems = []
-    if _is_masked(config):
+    if is_masked(config):
         problems.append(
             "evaluate.lm_eval.tasks: the model is a masked language model, for which lm-evaluation-harness has no tasks; leave "
             "them out"
@@ -163,7 +175,7 @@ def _lm_eval_problems(config: Config) -> list[str]:
     return problems
 
 
-def _is_masked(config: Config) -> bool:
+def is_masked(config: Config) -> bool:
     """Returns whether the objective is masked LM, as far as this can be determined without loading the model."""
     if config.model.objective is not None:
         return config.model.objective == "masked_lm"
@@ -201,18 +213,19 @@ def _hub_commit(base: str, revision: str | None) -> str:
 
 
 def _model_fingerprint(config: Config) -> str:
-    base = config.model.base
+    base, template = config.model.base, config.model.chat_template
+    of_template = f" {hashlib.sha256(Path(template).read_bytes()).hexdigest()}" if template is not None else ""
     if base == SCRATCH:
-        return SCRATCH
+        return f"{SCRATCH}{of_template}"
     if not looks_local(base):
-        return f"{base}@{_hub_commit(base, config.model.revision)}"
-    return _folder_digest(Path(base))
+        return f"{base}@{_hub_commit(base, config.model.revision)}{of_template}"
+    return f"{_folder_digest(Path(base))}{of_template}"
 
 
 def _folder_digest(folder: Path) -> str:
     digest = hashlib.sha256()
     for file in sorted(folder.iterdir()):
-        if file.is_file() and file.suffix in {".json", ".safetensors", ".model", ".txt"}:
+        if file.is_file() and file.suffix in {".json", ".safetensors", ".model", ".txt", ".jinja"}:
             digest.update(file.name.encode())
             _add(digest, file)
     return digest.hexdigest()

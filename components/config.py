@@ -6,7 +6,6 @@ the steps that read it.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -193,6 +192,7 @@ def parts(config: Config, fingerprints: Fingerprints, champion: str | None = Non
         max_length=model.max_length,
         vocabulary_size=model.scratch.vocabulary_size if scratch else None,
         objective=(model.objective or "causal_lm") if scratch else "causal_lm",
+        chat_template=model.chat_template,
     )
     kind = TASK_KINDS[config.data.finetune.task]
     evaluate = EvaluateStep(
@@ -261,90 +261,6 @@ def _references(config: Config, fingerprints: Fingerprints, champion: str | None
     )
 
 
-HEADLINE = {
-    "name": "name",
-    "seed": "seed",
-    "base_model": "model.base",
-    "pretrain_source": "data.pretrain.source",
-    "finetune_source": "data.finetune.source",
-    "task": "data.finetune.task",
-    "mixed_lambdas": "mixed.lambdas",
-    "max_score_drop": "gate.max_score_drop",
-    "max_forgetting": "gate.max_forgetting",
-    "max_forgetting_share": "gate.max_forgetting_share",
-    "registered_model": "tracking.registered_model",
-}
-"""Maps KFP parameters with a single value to their paths in the configuration."""
-
-SECTIONS = {
-    "model_options": "model",
-    "pretrain_data_options": "data.pretrain",
-    "finetune_data_options": "data.finetune",
-    "pretrain_options": "pretrain",
-    "finetune_options": "finetune",
-    "mixed_options": "mixed",
-    "evaluate_options": "evaluate",
-    "gate_options": "gate",
-    "tracking_options": "tracking",
-}
-"""Maps KFP parameters with a whole section, as JSON without the values in `HEADLINE`, to its path in the configuration."""
-
-_NOT_ON_A_CLUSTER = {f"tracking.{name}" for name in ("uri", "experiment", "offline_when_unreachable", "tensorboard")}
-
-
-NULLABLE = frozenset({"max_forgetting", "max_forgetting_share", "registered_model"})
-"""Parameters that can be null. KFP has no null, so their values are passed as text, and null as an empty text."""
-
-
-def parameters(config: Config) -> dict[str, Any]:
-    """Returns the KFP parameters of a configuration: the values in `HEADLINE`, and the rest of each section as JSON."""
-    values = config.model_dump(mode="json")
-    result: dict[str, Any] = {}
-    for name, path in HEADLINE.items():
-        value = _get(values, path)
-        result[name] = ("" if value is None else str(value)) if name in NULLABLE else value
-    headline = {*HEADLINE.values(), *_NOT_ON_A_CLUSTER}
-    for name, path in SECTIONS.items():
-        section = {key: value for key, value in _get(values, path).items() if f"{path}.{key}" not in headline}
-        result[name] = json.dumps(section, ensure_ascii=False)
-    return result
-
-
-def assemble(given: Mapping[str, Any], compiled_in: str = "{}") -> dict[str, Any]:
-    """Returns the configuration from KFP parameters, not validated yet. The inverse of `parameters`.
-
-    Args:
-        given: the parameters.
-        compiled_in: options that are fixed in the package, as JSON: `{section: {option: value}}`.
-
-    Raises:
-        RefusedError: if a section is not a JSON object.
-    """
-    values: dict[str, Any] = {}
-    problems = []
-    for name, path in SECTIONS.items():
-        try:
-            section = json.loads(given.get(name) or "{}")
-            if not isinstance(section, dict):
-                raise ValueError("it must be a JSON object")
-        except ValueError as error:
-            problems.append(f"{name}: cannot be read as JSON ({error})")
-            continue
-        for key, value in section.items():
-            _set(values, f"{path}.{key}", value)
-    if problems:
-        raise RefusedError(*problems)
-    for name, path in HEADLINE.items():
-        value = given.get(name)
-        if name in NULLABLE:
-            value = None if value in ("", None) else value
-        _set(values, path, value)
-    for section, options in json.loads(compiled_in).items():
-        for key, value in options.items():
-            _set(values, f"{section}.{key}", value)
-    return values
-
-
 def describe(path: str) -> str:
     """Returns the description of an option from the schema."""
     section: type[Section] = Config
@@ -356,16 +272,3 @@ def describe(path: str) -> str:
             section = field.annotation
             text = text or section.__doc__
     return " ".join((text or "").split())
-
-
-def _get(values: Mapping[str, Any], path: str) -> Any:
-    for key in path.split("."):
-        values = values[key]
-    return values
-
-
-def _set(values: dict[str, Any], path: str, value: Any) -> None:
-    *parents, last = path.split(".")
-    for key in parents:
-        values = values.setdefault(key, {})
-    values[last] = value

@@ -29,7 +29,7 @@ QueueName = Annotated[
         "be at most 63 lower-case letters, digits and hyphens, and begin and end with a letter or a digit",
     ),
 ]
-ClaimName = Annotated[
+ObjectName = Annotated[
     str,
     matching(
         r"^[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?$",
@@ -76,14 +76,35 @@ class Placement(Section):
     """User id of the containers, for clusters that require one. Null uses the user of the image."""
     run_as_group: int | None = Field(None, ge=0)
     """Group id of the containers. Null uses the group of the image."""
-    checkpoint_claim: ClaimName | None = None
+    checkpoint_claim: ObjectName | None = None
     """Name of a PersistentVolumeClaim for checkpoints. If candidates are trained on several nodes at the same time, it needs
     the access mode ReadWriteMany."""
     checkpoint_url: CheckpointUrl | None = None
     """fsspec URL for checkpoints, such as `s3://bucket/checkpoints`, instead of a claim. The credentials come from a Kubernetes
     secret. Without a claim or a URL, a training that is killed restarts from the beginning."""
 
+    mlflow_secret: ObjectName = "mixtune-mlflow"
+    """Name of the Kubernetes secret with the address of MLflow and the credentials of the steps."""
+    checkpoint_secret: ObjectName = "mixtune-checkpoints"
+    """Name of the Kubernetes secret with the credentials for `checkpoint_url`."""
+
     @rule
     def _one_checkpoint_location(self) -> Iterator[str]:
         if self.checkpoint_claim and self.checkpoint_url:
             yield "checkpoint_claim and checkpoint_url exclude each other; give one of them"
+
+
+class GpuNodes(Section):
+    """Placement of the GPU tasks, which each run can change: the field `placement` of the form. A key that is left out has the
+    value of the placement profile."""
+
+    gpus: int = Field(0, ge=0, le=64)
+    """GPUs of each pretrain, finetune, mixed and evaluate task; 0 is none."""
+    gpu_type: str = Field("nvidia.com/gpu", min_length=1)
+    """Kubernetes resource name of a GPU."""
+    node_selector: dict[str, str] = Field({})
+    """Labels of the nodes that GPU tasks go to."""
+    tolerations: list[dict[str, Any]] = Field([])
+    """Taints that GPU tasks tolerate."""
+    affinity: dict[str, Any] = Field({})
+    """Node affinity of GPU tasks in Kubernetes format."""

@@ -7,6 +7,9 @@ from typing import Any
 
 from mixtune.components.shared.tracking.verdict import exit_status
 
+SHOWN_ADVICE = 2
+"""Sentences of the report's advice that the command prints; the report has all of them."""
+
 
 @dataclass
 class Ended:
@@ -39,6 +42,11 @@ class Ended:
     def warnings(self) -> list[str]:
         """Returns what the report warns of, such as data that was lost."""
         return [f"warning: {line}" for line in (self.report or {}).get("warnings", [])]
+
+    @property
+    def advice(self) -> list[str]:
+        """Returns the most important advice of the report."""
+        return [f"next: {sentence}" for sentence in (self.report or {}).get("advice", [])[:SHOWN_ADVICE]]
 
     @property
     def status(self) -> int:

@@ -9,12 +9,14 @@ import json
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from mixtune.components.config import HEADLINE, SECTIONS, Config, describe
+from mixtune.components.config import Config
+from mixtune.components.form import FIELDS, PLACEMENT, field_defaults
+from mixtune.components.placement import GpuNodes
 from mixtune.components.shared.section import Section, section_of
 
 from .configuration import described, items_of
@@ -26,6 +28,7 @@ def generate(folder: Path) -> list[Path]:
     schema = json.dumps(Config.model_json_schema(), indent=2, ensure_ascii=False) + "\n"
     written.append(_write(folder / "docs" / "configuration.schema.json", schema))
     written.append(_write(folder / "docs" / "command.md", command_page()))
+    written.append(_write(folder / "docs" / "form.md", form_page()))
     return written + compile_all(folder / "pipelines" / "compiled")
 
 
@@ -64,18 +67,39 @@ def configuration_page() -> str:
     for path, section in _sections(Config, ""):
         lines += [f"## `{path}`", "", " ".join((section.__doc__ or "").split()), ""]
         lines += [*_table(path, section.model_fields), ""]
-    lines += [
-        "## Kubeflow parameters",
-        "",
-        "The compiled pipeline has the values that are changed most as parameters of their own; the rest of each section is",
-        "one parameter, as JSON.",
-        "",
-        "| parameter | stands for | |",
-        "|---|---|---|",
-    ]
-    lines += [f"| `{name}` | `{path}` | {describe(path)} |" for name, path in HEADLINE.items()]
-    lines += [f"| `{name}` | the rest of `{path}` | {describe(path)} |" for name, path in SECTIONS.items()]
     return "\n".join(lines) + "\n"
+
+
+def form_page() -> str:
+    """Returns the reference of the form in Kubeflow's UI, generated from the schema."""
+    from .pipeline import REQUIRED, form_fields
+    from .placement import Placer, profiles
+
+    place = Placer(profiles()["cpu"])
+    lines = [
+        "# The form in Kubeflow's UI",
+        "",
+        "The fields of a run, in the order in which the UI shows them. [kubeflow.md](kubeflow.md#from-the-ui) walks through",
+        "them. This page is generated from the schema.",
+        "",
+        "| field | type | default | meaning | option |",
+        "|---|---|---|---|---|",
+    ]
+    for name, field in form_fields(place, field_defaults()).items():
+        default = "required" if field.default is REQUIRED else f"`{_shown(field.default)}`"
+        path = f"`{FIELDS[name]}`" if name in FIELDS else ""
+        if name == PLACEMENT:
+            default = "of the profile"
+        meaning = field.meaning.replace("|", "\\|")
+        kind = ", ".join(f"`{one}`" for one in field.choices) or _type_in_words(field.type)
+        lines.append(f"| `{name}` | {kind} | {default} | {meaning} | {path} |")
+    lines += ["", f"## `{PLACEMENT}`", "", " ".join((GpuNodes.__doc__ or "").split()), ""]
+    return "\n".join([*lines, *_table(PLACEMENT, GpuNodes.model_fields)]) + "\n"
+
+
+def _type_in_words(kind: Any) -> str:
+    words = {str: "text", int: "whole number", float: "number", dict: "dict"}
+    return words.get(kind) or f"list of {_type_in_words(get_args(kind)[0])}s"
 
 
 def _sections(section: type[Section], prefix: str) -> Iterator[tuple[str, type[Section]]]:

@@ -10,7 +10,7 @@ from typing import Any, get_args
 from pydantic.fields import FieldInfo
 
 from mixtune.components.shared.config import EMBEDDED, SCRATCH, PathOption
-from mixtune.components.shared.data.sources import HUB
+from mixtune.components.shared.data.data_sets import HUB
 from mixtune.components.shared.section import Section, section_of
 
 RELATIVE = "A relative path is relative to the folder of the configuration file."
@@ -33,8 +33,11 @@ def with_absolute_paths(section: type[Section], values: Any, folder: Path) -> An
     found = dict(values)
     for name, field in section.model_fields.items():
         inner, option = section_of(field.annotation), path_option(field)
+        of_list = next((kind for one in get_args(field.annotation) if (kind := section_of(one))), None)
         if inner is not None and name in found:
             found[name] = with_absolute_paths(inner, found[name], folder)
+        elif of_list is not None and isinstance(found.get(name), list):
+            found[name] = [with_absolute_paths(of_list, one, folder) for one in found[name]]
         elif option is not None and isinstance(found.get(name), str):
             found[name] = _absolute(found[name], folder, option)
     return found
@@ -45,9 +48,10 @@ def local_folders(section: Section) -> list[str]:
     found: set[str] = set()
     for name, field in type(section).model_fields.items():
         value = getattr(section, name)
-        if isinstance(value, Section):
-            found.update(local_folders(value))
-        elif isinstance(value, str) and path_option(field) is not None and value.startswith("/"):
+        for inner in value if isinstance(value, list) else [value]:
+            if isinstance(inner, Section):
+                found.update(local_folders(inner))
+        if isinstance(value, str) and path_option(field) is not None and value.startswith("/"):
             found.add(str(Path(value).parent))
     return sorted(found - {"/"}, key=lambda folder: (-len(folder), folder))
 

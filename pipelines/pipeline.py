@@ -12,16 +12,29 @@ finish) run every time and take seconds, so that every run checks its sources an
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from kfp import dsl
 
 from mixtune.components.compare.component import compare
-from mixtune.components.config import HEADLINE, SECTIONS, Config, describe, parameters
+from mixtune.components.config import Config
 from mixtune.components.evaluate.component import evaluate
 from mixtune.components.finetune.component import finetune
 from mixtune.components.finish.component import finish
+from mixtune.components.form import (
+    ADVANCED,
+    ADVANCED_MEANING,
+    FIELDS,
+    PLACEMENT,
+    field_choices,
+    field_meaning,
+    field_type,
+    parameters,
+)
 from mixtune.components.mixed.component import mixed
+from mixtune.components.placement import GpuNodes
 from mixtune.components.plan.component import plan
 from mixtune.components.prepare.component import prepare
 from mixtune.components.pretrain.component import pretrain
@@ -29,48 +42,83 @@ from mixtune.components.register.component import register
 from mixtune.components.shared.task_name import TaskName
 
 from .placement import Placer
+from .third_party.kfp import offer_choices
 
 # KFP's cache keys contain this name.
 NAME = "mixtune"
+DESCRIPTION = "Fine-tune a language model on a labelled task without letting it forget what it knew."
+REQUIRED = object()
+"""The default of a field that must be filled in."""
 
 
-def make_pipeline(config: Config, place: Placer) -> Any:
-    """Creates the pipeline with a configuration's values as defaults.
+@dataclass(frozen=True)
+class FormField:
+    """A field of the form: a parameter of the pipeline."""
+
+    type: Any
+    default: Any
+    meaning: str
+    choices: tuple[str, ...] = ()
+
+
+def make_pipeline(config: Config, place: Placer, values: Mapping[str, Any] | None = None) -> Any:
+    """Creates the pipeline. Its parameters are the form of a run: the fields of `form.py`, and on a cluster the placement.
 
     Args:
-        config: values of the parameters' defaults. The DAG depends on it only in where mixed training starts.
+        config: the DAG depends on it only in where mixed training starts.
         place: sets the placement and the image of each task.
+        values: defaults of the fields; those of the configuration if not given. A field without a default must be filled in.
 
     Returns:
         The pipeline, for the KFP compiler or the local runner.
     """
+    fields = form_fields(place, parameters(config) if values is None else values)
+    # Python wants parameters without a default first. KFP sorts them by name.
+    fields = dict(sorted(fields.items(), key=lambda item: item[1].default is not REQUIRED))
+    place.mixed_start = config.mixed.start
 
-    place_parameters = place.parameters()
-    defaults = parameters(config) | {name: default for name, (_, default, _) in place_parameters.items()}
-    types: dict[str, Any] = {name: type(value) for name, value in parameters(config).items()}
-    types |= {"mixed_lambdas": list[float]} | {name: kind for name, (kind, _, _) in place_parameters.items()}
-
-    def mixtune(*values: Any) -> None:
-        given = dict(zip(defaults, values, strict=True))
-        run_time = {name: given.pop(name) for name in place_parameters}
-        place.with_parameters(run_time)
+    def mixtune(*given: Any) -> None:
         closing = place(finish(), TaskName("finish"))
-        with dsl.ExitHandler(closing, name="run"):
-            _steps(config, place, given)
+        with dsl.ExitHandler(closing, name="all steps"):
+            _steps(config, place, {PLACEMENT: {}} | dict(zip(fields, given, strict=True)))
 
     mixtune.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
         [
-            inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=value, annotation=types[name])
-            for name, value in defaults.items()
+            inspect.Parameter(
+                name,
+                inspect.Parameter.POSITIONAL_OR_KEYWORD,
+                default=inspect.Parameter.empty if field.default is REQUIRED else field.default,
+                annotation=field.type,
+            )
+            for name, field in fields.items()
         ]
     )
-    mixtune.__doc__ = _describe_parameters(place)
-    return dsl.pipeline(name=NAME, description=_describe_parameters(place).splitlines()[0])(mixtune)
+    lines = [DESCRIPTION, "", "Args:", *(f"    {name}: {field.meaning}" for name, field in fields.items())]
+    mixtune.__doc__ = "\n".join(lines)
+    made = dsl.pipeline(name=NAME, description=DESCRIPTION)(mixtune)
+    offer_choices(made, {name: field.choices for name, field in fields.items()})
+    return made
+
+
+def form_fields(place: Placer, values: Mapping[str, Any]) -> dict[str, FormField]:
+    """Returns the fields of the form in the order of their names, in which KFP shows them.
+
+    Args:
+        values: defaults of the fields.
+    """
+    fields = {
+        name: FormField(field_type(name), values.get(name, REQUIRED), field_meaning(name), field_choices(name))
+        for name in FIELDS
+    }
+    fields[ADVANCED] = FormField(dict, values[ADVANCED], ADVANCED_MEANING)
+    fields |= {name: FormField(*one) for name, one in place.parameters().items()}
+    return dict(sorted(fields.items()))
 
 
 def _steps(config: Config, place: Placer, given: dict[str, Any]) -> None:
-    planned = place(plan(**given, **place.gpu_nodes()), TaskName("plan"))
+    planned = place(plan(**given), TaskName("plan"))
     part = planned.outputs
+    place.place_gpu_tasks({name: part[name] for name in GpuNodes.model_fields})
 
     text = place(prepare(config=part["prepare_pretrain"]), TaskName("prepare", stream="pretrain"))
     labelled = place(
@@ -99,7 +147,7 @@ def _steps(config: Config, place: Placer, given: dict[str, Any]) -> None:
     if config.mixed.start == "finetuned":
         # A forgetting budget is measured against the pretrained model, regardless of the start model.
         start, also = finetuned, {"pretrained": pretrained.outputs["model"]}
-    with dsl.ParallelFor(planned.outputs["Output"], name="for each λ", parallelism=place.parallelism) as item:
+    with dsl.ParallelFor(planned.outputs["Output"], name="candidates", parallelism=place.parallelism) as item:
         trained = place(
             mixed(
                 config=item.mixed,
@@ -147,7 +195,7 @@ def _steps(config: Config, place: Placer, given: dict[str, Any]) -> None:
         TaskName("compare"),
     )
     # The verdict is the unnamed output: KFP evaluates a condition on a named output to false without an error.
-    with dsl.If(compared.outputs["Output"] == True, name="gate"):  # noqa: E712 - builds a condition
+    with dsl.If(compared.outputs["Output"] == True, name="register if the gate is met"):  # noqa: E712 - builds a condition
         place(
             register(
                 config=part["register"],
@@ -162,11 +210,3 @@ def _steps(config: Config, place: Placer, given: dict[str, Any]) -> None:
 def _model_at(uri: Any) -> Any:
     """Imports an artifact of any run by its URI."""
     return dsl.importer(artifact_uri=uri, artifact_class=dsl.Model, reimport=False).output
-
-
-def _describe_parameters(place: Placer) -> str:
-    lines = ["Fine-tune a language model on a labelled task without letting it forget what it knew.", "", "Args:"]
-    lines += [f"    {name}: {describe(path)}" for name, path in HEADLINE.items()]
-    lines += [f"    {name}: {describe(path)} The section's other options, as JSON." for name, path in SECTIONS.items()]
-    lines += [f"    {name}: {text}" for name, (_, _, text) in place.parameters().items()]
-    return "\n".join(lines)

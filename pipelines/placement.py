@@ -14,11 +14,13 @@ from kfp import dsl, kubernetes
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from mixtune.components.config import Config
-from mixtune.components.placement import Placement
+from mixtune.components.form import PLACEMENT
+from mixtune.components.mixed.config import MixedTraining
+from mixtune.components.placement import GpuNodes, Placement
 from mixtune.components.shared.checkpoints.store import CHECKPOINT_DIR
 from mixtune.components.shared.errors import RefusedError, first_line
 from mixtune.components.shared.model.device import GPUS
-from mixtune.components.shared.running.context import ALONE, COMPILED, TRACKING_KEYS, from_secret
+from mixtune.components.shared.running.context import ALONE, COMPILED, NODES, TRACKING_KEYS, from_secret
 from mixtune.components.shared.section import describe_problems
 from mixtune.components.shared.task_name import TaskName
 
@@ -33,8 +35,15 @@ POD_LABELS = {"app.kubernetes.io/part-of": "mixtune"}
 QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
 CHECKPOINT_FOLDER = "/checkpoints"
 CHECKPOINT_KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_ENDPOINT_URL", "AWS_DEFAULT_REGION")
-# finish deletes the checkpoints of a run's trainings.
-CHECKPOINT_STEPS = frozenset({"pretrain", "finetune", "mixed", "finish"})
+# prepare keeps its finished shards there; finish deletes the checkpoints of a run's trainings.
+CHECKPOINT_STEPS = frozenset({"prepare", "pretrain", "finetune", "mixed", "finish"})
+RUN_TIME_ALONE = ("gpus", "node_selector", "tolerations")
+"""The parameters of a step's own pipeline; type and affinity are fixed in it."""
+
+
+def described(name: str) -> str:
+    """Returns the description of an option of `GpuNodes`."""
+    return " ".join((GpuNodes.model_fields[name].description or "").split())
 
 
 class Profile(BaseModel):
@@ -53,6 +62,16 @@ class Profile(BaseModel):
     gpu_memory: str = "32Gi"
     cpu: str = "2"
     memory: str = "8Gi"
+
+    def gpu_nodes(self, gpus: int) -> GpuNodes:
+        """Returns the placement of GPU tasks."""
+        return GpuNodes(
+            gpus=gpus,
+            gpu_type=self.accelerator or GpuNodes.model_fields["gpu_type"].default,
+            node_selector=self.node_selector,
+            tolerations=self.tolerations,
+            affinity=self.gpu_affinity,
+        )
 
     def off_gpu_nodes(self) -> dict[str, Any]:
         """Returns a node affinity that keeps tasks without a GPU off labelled GPU nodes. Unlabelled nodes are allowed."""
@@ -90,7 +109,7 @@ def profiles(own: str | Path | None = None) -> dict[str, Profile]:
         try:
             known[str(name)] = Profile.model_validate(values)
         except ValidationError as error:
-            problems += [f"placement.profiles_file: {own}: {name}.{one}" for one in describe_problems(error)]
+            problems += [f"placement.profiles_file: {own}: {name}.{one}" for one in describe_problems(error, Profile)]
     if problems:
         raise RefusedError(*problems)
     return known
@@ -103,21 +122,25 @@ class Placer:
     Attributes:
         profile: placement of GPU tasks on a cluster; None for local runs, which have no placement.
         where: the configuration's placement.
+        nodes: placement of GPU tasks that a run can change; its defaults.
         parallelism: number of candidates trained in parallel; 0 is no limit.
         offline: whether steps continue if the MLflow server does not answer.
         tensorboard: whether trainings write TensorBoard event files.
         images: images of the steps.
         alone: whether the pipeline consists of one step.
+        mixed_start: the model that mixed training starts from, which shapes the DAG.
     """
 
     profile: Profile | None = None
     where: Placement = field(default_factory=Placement)
+    nodes: GpuNodes = field(default_factory=GpuNodes)
     parallelism: int = 0
     offline: bool = False
     tensorboard: bool = False
     images: Images = field(default_factory=images)
     alone: bool = False
-    _run_time: Mapping[str, Any] = field(default_factory=dict)
+    mixed_start: str = MixedTraining.model_fields["start"].default
+    _at: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def local(cls, in_images: Images | None = None, parallel: int = 1) -> Placer:
@@ -144,52 +167,43 @@ class Placer:
             "offline": config.tracking.offline_when_unreachable,
             "tensorboard": config.tracking.tensorboard,
         }
-        return cls(profile, where, images=in_images or images(), **fixed)
+        return cls(profile, where, profile.gpu_nodes(where.gpus), images=in_images or images(), **fixed)
 
-    def parameters(self) -> dict[str, tuple[type, Any, str]]:
-        """Returns the placement options that are set at run time: name -> (type, default, description)."""
-        if self.profile is None:
+    def parameters(self, step: str | None = None) -> dict[str, tuple[type, Any, str]]:
+        """Returns the placement that is set at run time: parameter -> (type, default, description).
+
+        Args:
+            step: the step, if it is the only one of the pipeline. Without `plan`, nothing splits the dict.
+        """
+        if self.profile is None or (step and step not in GPU_STEPS):
             return {}
-        secret = (
-            f"Kubernetes secret with what opens {self.where.checkpoint_url}: {', '.join(CHECKPOINT_KEYS)}, as needed."
-        )
+        values = self.nodes.model_dump()
+        if step is None:
+            keys = " ".join(f"`{name}`: {described(name)}" for name in values)
+            return {PLACEMENT: (dict, values, f"Placement of the GPU tasks, in this run. {keys}")}
         # KFP treats an integer count as no GPU without an error, so the count is text.
-        return {
-            "gpus": (str, str(self.where.gpus), "GPUs for each of pretrain, finetune, mixed and evaluate; 0 is none."),
-            "gpu_type": (str, self.profile.accelerator or "nvidia.com/gpu", "Kubernetes resource name of a GPU."),
-            "gpu_node_selector": (dict, self.profile.node_selector, "Labels of the nodes that GPU tasks go to."),
-            "gpu_tolerations": (list, self.profile.tolerations, "Taints that GPU tasks tolerate."),
-            "gpu_affinity": (dict, self.profile.gpu_affinity, "Node affinity of GPU tasks, as Kubernetes writes it."),
-            "cpu_affinity": (
-                dict,
-                {} if self.where.cpu_tasks_on_gpu_nodes else self.profile.off_gpu_nodes(),
-                "Node affinity of all other tasks; it keeps them off the nodes with GPUs.",
-            ),
-            "mlflow_secret": (
-                str,
-                "mixtune-mlflow",
-                f"Kubernetes secret with {TRACKING_KEYS[0]} and, where needed, more.",
-            ),
-            **({"checkpoint_secret": (str, "mixtune-checkpoints", secret)} if self.where.checkpoint_url else {}),
-        }
+        values["gpus"] = str(values["gpus"])
+        return {name: (type(values[name]), values[name], described(name)) for name in RUN_TIME_ALONE}
 
     def compiled_in(self) -> str:
         """Returns the options that are fixed in a package, as JSON, for the record and for `mixtune rerun`."""
-        fixed = {"placement": self.where.model_dump(mode="json", exclude_defaults=True)}
+        fixed: dict[str, Any] = {"placement": self.where.model_dump(mode="json", exclude_defaults=True)}
         tracking = {"offline_when_unreachable": self.offline, "tensorboard": self.tensorboard}
         if any(tracking.values()):
             fixed["tracking"] = {name: True for name, value in tracking.items() if value}
+        if self.mixed_start != MixedTraining.model_fields["start"].default:
+            fixed["mixed"] = {"start": self.mixed_start}
         return json.dumps(fixed, ensure_ascii=False, sort_keys=True)
 
-    def with_parameters(self, values: Mapping[str, Any]) -> None:
-        """Sets the pipeline's run-time parameters."""
-        self._run_time = values
+    def off_gpu_nodes(self) -> dict[str, Any]:
+        """Returns the node affinity of tasks without a GPU, which is fixed at compile time."""
+        if self.profile is None or self.where.cpu_tasks_on_gpu_nodes:
+            return {}
+        return self.profile.off_gpu_nodes()
 
-    def gpu_nodes(self) -> dict[str, Any]:
-        """Returns the placement of GPU tasks for `plan`, which decides which tasks get a GPU."""
-        nothing: dict[str, Any] = {"gpus": "0", "gpu_node_selector": {}, "gpu_tolerations": []}
-        nothing |= {"gpu_affinity": {}, "cpu_affinity": {}}
-        return {name: self._run_time.get(name, value) for name, value in nothing.items()}
+    def place_gpu_tasks(self, at: Mapping[str, Any]) -> None:
+        """Sets the run-time placement of GPU tasks, by the names of `GpuNodes`: parameters of the run or outputs of `plan`."""
+        self._at = at
 
     def __call__(self, task: dsl.PipelineTask, name: TaskName, at: Mapping[str, Any] | None = None) -> dsl.PipelineTask:
         """Sets a task's image and caching and, on a cluster, its placement, resources, environment and retries.
@@ -197,11 +211,13 @@ class Placer:
         Args:
             task: the task.
             name: its step and its subject.
-            at: `gpus`, `node_selector`, `tolerations` and `affinity` of this task, instead of the run-time parameters.
+            at: placement of this task, where it differs from that of the other GPU tasks.
         """
         step = name.step
         task.set_container_image(self.images.of(step))
         task.set_caching_options(step not in NEVER_CACHED)
+        if step == "plan":
+            task.set_env_variable(COMPILED, self.compiled_in())
         if self.profile is None:
             return task
         if name.words != step:
@@ -210,12 +226,13 @@ class Placer:
             kubernetes.add_pod_label(task, label, value)
         kubernetes.use_field_path_as_env(task, "MIXTUNE_RUN_ID", "metadata.labels['pipeline/runid']")
         kubernetes.use_secret_as_env(
-            task, self._run_time["mlflow_secret"], {key: from_secret(key) for key in TRACKING_KEYS}, optional=True
+            task, self.where.mlflow_secret, {key: from_secret(key) for key in TRACKING_KEYS}, optional=True
         )
         if self.alone:
             task.set_env_variable(ALONE, "1")
         elif step == "plan":
-            task.set_env_variable(COMPILED, self.compiled_in())
+            nodes = {"gpu": self.nodes.model_dump(), "other": self.off_gpu_nodes()}
+            task.set_env_variable(NODES, json.dumps(nodes, ensure_ascii=False, sort_keys=True))
         if step == "register":
             task.set_env_variable("MIXTUNE_IMAGE", self.images.of(step))  # recorded with the registered version
         if step in CHECKPOINT_STEPS:
@@ -232,11 +249,11 @@ class Placer:
             # KFP can set nothing else; it drops all capabilities by itself.
             kubernetes.set_security_context(task, user, group, run_as_non_root=None if user is None else user != 0)
         if step in GPU_STEPS:
-            own = {name: self._run_time[f"gpu_{name}"] for name in ("node_selector", "tolerations", "affinity")}
-            self._on_gpu(task, at or {"gpus": self._run_time["gpus"], **own})
+            self._on_gpu(task, self.nodes.model_dump() | dict(self._at) | dict(at or {}))
         else:
             task.set_cpu_limit(self.profile.cpu).set_memory_limit(self.profile.memory)
-            kubernetes.add_node_affinity_json(task, self._run_time["cpu_affinity"])
+            if affinity := self.off_gpu_nodes():
+                kubernetes.add_node_affinity_json(task, affinity)
         return task
 
     def _with_checkpoints(self, task: dsl.PipelineTask) -> None:
@@ -248,17 +265,17 @@ class Placer:
             task.set_env_variable("MIXTUNE_JOURNAL_DIR", f"{CHECKPOINT_FOLDER}/undelivered")
         elif self.where.checkpoint_url:
             kubernetes.use_secret_as_env(
-                task, self._run_time["checkpoint_secret"], {key: key for key in CHECKPOINT_KEYS}, optional=True
+                task, self.where.checkpoint_secret, {key: key for key in CHECKPOINT_KEYS}, optional=True
             )
             task.set_env_variable(CHECKPOINT_DIR, self.where.checkpoint_url)
 
     def _on_gpu(self, task: dsl.PipelineTask, at: Mapping[str, Any]) -> None:
         assert self.profile is not None
         task.set_cpu_limit(self.profile.gpu_cpu).set_memory_limit(self.profile.gpu_memory)
-        task.set_accelerator_type(self._run_time["gpu_type"]).set_accelerator_limit(at["gpus"])
+        task.set_accelerator_type(at["gpu_type"]).set_accelerator_limit(at["gpus"])
         set_variable_at_run_time(task, GPUS, at["gpus"])  # the count enters the cache key by the accelerator limit
         # KFP does not pass resource parameters into a loop by itself.
-        task.register_pipeline_channels([self._run_time["gpu_type"], at["gpus"]])
+        task.register_pipeline_channels([one for one in (at["gpu_type"], at["gpus"]) if not isinstance(one, str)])
         kubernetes.add_node_selector_json(task, at["node_selector"])
         kubernetes.add_toleration_json(task, at["tolerations"])
         kubernetes.add_node_affinity_json(task, at["affinity"])

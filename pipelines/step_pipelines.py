@@ -34,6 +34,27 @@ STEPS = {
     "register": register,
 }
 # An importer must import something, so optional inputs of the component are omitted unless requested.
+URI_NAMES = {
+    "prepare": {"tokenizer_in": "tokenizer_uri", "pretraining_data": "text_train_uri"},
+    "pretrain": {"data": "text_train_uri", "tokenizer": "tokenizer_uri"},
+    "finetune": {"start": "start_model_uri", "data": "labelled_train_uri"},
+    "mixed": {
+        "start": "start_model_uri", "pretrain_data": "text_train_uri", "finetune_data": "labelled_train_uri",
+        "pretrained": "pretrained_model_uri",
+    },
+    "evaluate": {
+        "model": "model_uri", "pretrain_heldout": "text_heldout_uri", "finetune_heldout": "labelled_heldout_uri",
+        "other": "finetuned_model_uri", "pretrained": "pretrained_model_uri",
+    },
+    "compare": {
+        "pretrained": "pretrained_evaluation_uri", "finetuned": "finetuned_evaluation_uri",
+        "interpolated": "interpolated_evaluation_uri", "mixed": "mixed_evaluation_uris",
+    },
+    "register": {
+        "selected": "selected_model_uri", "other": "finetuned_model_uri", "comparison": "comparison_uri",
+    },
+}  # fmt: skip
+"""The parameters for the artifacts of each step, by the step's own names for them."""
 _OPTIONAL = {
     "prepare": ("tokenizer_in", "pretraining_data"),
     "evaluate": ("other", "pretrained"),
@@ -42,7 +63,7 @@ _OPTIONAL = {
 
 
 def make_step_pipeline(step: str, config: Config, place: Placer, optional: Collection[str] = ()) -> Callable[..., Any]:
-    """Creates a pipeline of one step. Its artifacts are parameters `<name>_uri`.
+    """Creates a pipeline of one step. Its artifacts are parameters with their URIs, see `URI_NAMES`.
 
     Args:
         step: name of the step.
@@ -58,7 +79,7 @@ def make_step_pipeline(step: str, config: Config, place: Placer, optional: Colle
     place.alone = True
     component = STEPS[step]
     inputs = inputs_of(component)
-    place_parameters = place.parameters()
+    place_parameters, uri_of = place.parameters(step), URI_NAMES[step]
     artifacts = {
         name: one
         for name, one in inputs.items()
@@ -66,20 +87,20 @@ def make_step_pipeline(step: str, config: Config, place: Placer, optional: Colle
     }
     plain = [name for name, one in inputs.items() if not one.type.startswith("system.")]
     types: dict[str, Any] = dict.fromkeys(plain, str)
-    types |= {f"{name}_uri": list[str] if one.is_artifact_list else str for name, one in artifacts.items()}
+    types |= {uri_of[name]: list[str] if one.is_artifact_list else str for name, one in artifacts.items()}
 
     def pipeline(*values: Any) -> None:
         given = dict(zip([*types, *place_parameters], values, strict=True))
-        place.with_parameters({name: given[name] for name in place_parameters})
+        place.place_gpu_tasks({name: given[name] for name in place_parameters})
         arguments: dict[str, Any] = {name: given[name] for name in plain}
         for name, one in artifacts.items():
             kind = getattr(dsl, one.type.split("@")[0].removeprefix("system."))
             if one.is_artifact_list:
-                with dsl.ParallelFor(given[f"{name}_uri"], name=f"import {name}") as uri:
+                with dsl.ParallelFor(given[uri_of[name]], name=f"import {name}") as uri:
                     item = dsl.importer(artifact_uri=uri, artifact_class=kind, reimport=False)
                 arguments[name] = dsl.Collected(item.outputs["artifact"])
             else:
-                uri = given[f"{name}_uri"]
+                uri = given[uri_of[name]]
                 arguments[name] = dsl.importer(artifact_uri=uri, artifact_class=kind, reimport=False).outputs[
                     "artifact"
                 ]
@@ -100,7 +121,7 @@ def make_step_pipeline(step: str, config: Config, place: Placer, optional: Colle
     )
     lines = [f"The {step} step of mixtune, run alone on artifacts of an earlier run.", "", "Args:"]
     lines += [f"    {name}: {inputs[name].description}" for name in plain]
-    lines += [f"    {name}_uri: URI. {one.description}" for name, one in artifacts.items()]
+    lines += [f"    {uri_of[name]}: URI. {one.description}" for name, one in artifacts.items()]
     lines += [f"    {name}: {text}" for name, (_, _, text) in place_parameters.items()]
     pipeline.__doc__ = "\n".join(lines)
     return dsl.pipeline(name=f"{NAME}-{step}", description=lines[0])(pipeline)

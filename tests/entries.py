@@ -10,8 +10,8 @@ from typing import Any
 
 import yaml
 
-from mixtune.components.config import load, parameters
-from mixtune.components.plan.step import PLACEMENT_INPUTS
+from mixtune.components.config import load
+from mixtune.components.form import PLACEMENT, parameters
 from tests.components.compare.made import FINETUNED, INTERPOLATED, MIXED, PRETRAINED, write_evaluation
 from tests.components.register.made import write_report
 from tests.conftest import sentences
@@ -91,8 +91,7 @@ class Entries:
                 "pretrain": {"steps": 2},
                 "gate": {"resamples": 200},
             }
-            place: dict[str, Any] = {name: {} for name in PLACEMENT_INPUTS} | {"gpus": "0", "gpu_tolerations": []}
-            return {**parameters(load(config)), **place}
+            return {**parameters(load(config)), PLACEMENT: {}}
         if step == "finish":
             state = {"state": "SUCCEEDED", "pipelineTaskName": "exit-handler-1", "pipelineJobResourceName": "mixtune-1"}
             return {"status": {**state, "error": {}}}

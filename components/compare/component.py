@@ -10,7 +10,7 @@ def compare(
     finetuned: dsl.Input[dsl.Artifact],
     interpolated: dsl.Input[dsl.Artifact],
     mixed: dsl.Input[list[dsl.Artifact]],
-    report: dsl.Output[dsl.HTML],
+    comparison_report: dsl.Output[dsl.HTML],
     summary: dsl.Output[dsl.Markdown],
     metrics: dsl.Output[dsl.Metrics],
     comparison: dsl.Output[dsl.Artifact],
@@ -32,5 +32,5 @@ def compare(
     from mixtune.components.shared.runtime import launch
 
     inputs = {"pretrained": pretrained, "finetuned": finetuned, "interpolated": interpolated, "mixed": mixed}
-    outputs = {"report": report, "summary": summary, "metrics": metrics, "comparison": comparison}
+    outputs = {"report": comparison_report, "summary": summary, "metrics": metrics, "comparison": comparison}
     return launch("compare", config, {**inputs, **outputs}, selected_uri=selected_uri, other_uri=other_uri)

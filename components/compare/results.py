@@ -10,7 +10,9 @@ from typing import Any
 from ..shared.data.tallies import warnings
 from ..shared.running.context import Context
 from ..shared.task_name import TaskName
+from .advice import advice
 from .config import CompareStep
+from .curves import gradients, losses
 from .evaluations import SPLITS, Candidate, Entry, Evaluations, Measurements
 from .examples import confusion, samples
 from .headline import headline
@@ -71,6 +73,7 @@ def compare(config: CompareStep, evaluations: Evaluations, context: Context) -> 
         evaluations.of_kind("finetuned").splits["dev"].trivial_name,
     )
     report = _report(config, evaluations, scores, decision, pareto(dev), draw)
+    report["advice"] = advice(report)
     return Comparison(evaluations, scores, decision, report)
 
 
@@ -200,6 +203,8 @@ def _row(
             "forgetting_share": forgetting_share(scores["dev"], finetuned["dev"]),
             "pareto": one.id in front_on_dev,
         },
+        "losses": losses(one.curve),
+        "gradients": gradients(one.curve),
         "tokens": {**tokens, "total": sum(tokens.values())},
         "seconds": entry.seconds,
         "evaluate_seconds": entry.evaluate_seconds,

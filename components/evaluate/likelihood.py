@@ -31,7 +31,11 @@ def document_segments(documents: Documents, count: int, max_length: int) -> list
         tokens = documents.tokens(index)
         for window in windows(len(tokens), max_length):
             piece = np.asarray(tokens[window.start : window.end])
-            segments.append(Segment(piece, window.scored_from - window.start, key=index))
+            start = int(documents.offsets[index])
+            learned = documents.supervised(start + window.start, start + window.end)
+            if learned is not None:
+                learned = learned[learned >= window.scored_from - window.start]
+            segments.append(Segment(piece, window.scored_from - window.start, key=index, supervised=learned))
     return segments
 
 
@@ -66,7 +70,9 @@ def example_segments(documents: Documents, with_head: bool) -> list[Segment]:
     for index in range(len(documents)):
         tokens = np.asarray(documents.tokens(index))
         supervised_from = len(tokens) if with_head else int(documents.supervised_from[index])
-        segments.append(Segment(tokens, supervised_from, key=index, second_from=int(documents.second_from[index])))
+        learned = None if with_head else documents.supervised(*documents.offsets[index : index + 2].tolist())
+        second_from = int(documents.second_from[index])
+        segments.append(Segment(tokens, supervised_from, key=index, second_from=second_from, supervised=learned))
     return segments
 
 

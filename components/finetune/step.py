@@ -58,6 +58,7 @@ def run(
         realised_mix_weight=result.realised_mix_weight,
         has_task_head=True,
         labels=manifest.labels,
+        chat=manifest.has_chats,
         params=config.finetune.model_dump(mode="json"),
         data={**before.data, "finetune": manifest.digest},
         base=before.base,

@@ -26,6 +26,11 @@ class MixedTraining(Training):
     replay_share: float = Field(0.5, gt=0, lt=1)
     """Fraction of the tokens of an optimizer step that come from the pretraining stream. It is independent of λ, which is a
     weight in the loss."""
+    scale: Literal["loss", "gradient"] = "loss"
+    """What λ is a share of. `loss`: λ weighs the two losses, exactly. `gradient`: λ is the pretraining stream's share in the
+    norm of the gradient, so that 0.3 means the same whatever the sizes of the two losses. Norms are measured at every tenth
+    step, which takes about 10 % more time. It applies to constant λ and to schedules; a forgetting budget finds a λ of the
+    loss, and pooled mixing has no λ."""
 
 
 class Controls(Section):
@@ -125,14 +130,16 @@ def candidates(mixed: Mixed) -> Iterator[MixedCandidate]:
 
 
 def _of_one_seed(mixed: Mixed) -> Iterator[MixedCandidate]:
+    of_norm = " of the gradient norm" if mixed.scale == "gradient" else ""
     for weight in mixed.lambdas:
-        yield MixedCandidate(id=candidate_id(weight), name=f"mixed, λ = {weight:g}", mix_weight=weight)
+        scale = of_norm if 0 < weight < 1 else ""
+        yield MixedCandidate(id=candidate_id(weight), name=f"mixed, λ = {weight:g}{scale}", mix_weight=weight)
     for schedule in mixed.lambda_schedules:
         values = [f"{value:g}" for value in schedule.values]
         at = "-at-" + "-".join(f"{start:g}" for start in schedule.starts) if _uneven(schedule) else ""
         yield MixedCandidate(
             id=f"mixed-{schedule.shape}-{'-'.join(values)}{at}",
-            name=f"mixed, λ {schedule.shape} {' → '.join(values)}",
+            name=f"mixed, λ {schedule.shape} {' → '.join(values)}{of_norm}",
             schedule=schedule,
         )
     for budget in mixed.forgetting_budgets:

@@ -21,6 +21,7 @@ from ..shared.training.loop import TrainingVariant, train
 from ..shared.training.mix_weight import BudgetController, Constant, MixWeight, Pooled, Scheduled
 from ..shared.training.reference_models import ReferenceModel
 from ..shared.training.saving import save_trained
+from ..shared.training.stream_gradients import GradientScaled
 from ..shared.training.streams import FinetuneStream, PretrainStream, UnreadExamples, make_mix
 from .config import MixedCandidate, MixedStep
 
@@ -105,6 +106,8 @@ def run(
             training.micro_batch_size,
         )
         context.say(_describe(control))
+    if training.scale == "gradient" and data_mix.has_both and isinstance(mix_weight, Constant | Scheduled):
+        mix_weight = GradientScaled(mix_weight)
     variant = TrainingVariant(
         control=control,
         reference=_reference(start, pretrained, training.attention) if control is not None else None,
@@ -129,6 +132,7 @@ def run(
         forgetting_budget=chosen.forgetting_budget,
         has_task_head=finetune is not None or before.has_task_head,
         labels=labelled.labels,
+        chat=labelled.has_chats,
         params={
             **training.model_dump(mode="json"),
             "candidate": chosen.model_dump(mode="json", exclude_defaults=True, exclude={"id", "name"}),
@@ -149,7 +153,9 @@ def _mix_weight(chosen: MixedCandidate, steps: int, text: DataManifest, masked: 
         # Training measures nats per token; users configure bits per byte.
         of_text = text.splits["train"]
         # A masked LM never predicts the special tokens at a document's ends; a causal LM has no loss on the first token.
-        predicted = of_text.tokens - of_text.documents * (2 if masked else 1)
+        predicted = of_text.supervised_tokens
+        if predicted is None:
+            predicted = of_text.tokens - of_text.documents * (2 if masked else 1)
         nats = chosen.forgetting_budget * math.log(2) * of_text.bytes / max(predicted, 1)
         return BudgetController(nats, chosen.budget or Budget(), steps)
     assert chosen.mix_weight is not None

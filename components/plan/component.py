@@ -6,15 +6,14 @@ from kfp import dsl
 # fmt: off
 @dsl.component(base_image="mixtune-plan", packages_to_install=[], install_kfp_package=False)
 def plan(
-    name: str, seed: int, base_model: str, pretrain_source: str, finetune_source: str, task: str,
-    mixed_lambdas: list[float], max_score_drop: float, max_forgetting: str, max_forgetting_share: str,
-    registered_model: str, model_options: str, pretrain_data_options: str, finetune_data_options: str,
-    pretrain_options: str, finetune_options: str, mixed_options: str, evaluate_options: str, gate_options: str,
-    tracking_options: str, gpus: str, gpu_node_selector: dict, gpu_tolerations: list,
-    gpu_affinity: dict, cpu_affinity: dict,
+    data_labelled: str, data_task: str, data_text: str, gate_max_forgetting_share: float, gate_max_score_drop: float,
+    mix_forgetting_budgets: list[float], mix_lambdas: list[float], mix_learning_rate: float, mix_steps: int,
+    model_base: str, model_max_length: int, name: str, pretrain_steps: int, seed: int, advanced: dict, placement: dict,
     prepare_pretrain: dsl.OutputPath(str), prepare_finetune: dsl.OutputPath(str), pretrain: dsl.OutputPath(str),
     finetune: dsl.OutputPath(str), evaluate: dsl.OutputPath(str), evaluate_pretrained: dsl.OutputPath(str),
     interpolate: dsl.OutputPath(str), compare: dsl.OutputPath(str), register: dsl.OutputPath(str),
+    gpus: dsl.OutputPath(str), gpu_type: dsl.OutputPath(str), node_selector: dsl.OutputPath(dict),
+    tolerations: dsl.OutputPath(list), affinity: dsl.OutputPath(dict),
     pretrain_gpus: dsl.OutputPath(str), pretrain_node_selector: dsl.OutputPath(dict),
     pretrain_tolerations: dsl.OutputPath(list), pretrain_affinity: dsl.OutputPath(dict),
 ) -> list[dict[str, str]]:

@@ -8,6 +8,6 @@ from ..shared.section import Section
 
 
 class PlanStep(Section):
-    """The values of a submission: headline values and sections, not yet checked."""
+    """The values of the form, not yet checked."""
 
-    configuration: dict[str, Any]
+    form: dict[str, Any]

@@ -10,60 +10,74 @@ from pathlib import Path
 from typing import Any
 
 from ..checks import find_problems, fingerprints
-from ..config import Config, Parts, assemble, load, parts
+from ..config import Config, Parts, parts
+from ..form import ADVANCED, FIELDS, PLACEMENT, read_form
+from ..placement import GpuNodes
 from ..shared.errors import RefusedError
-from ..shared.running.context import COMPILED, Context
+from ..shared.running.context import COMPILED, NODES, Context
 from ..shared.runtime import launch
+from ..shared.section import read_section
+from ..text_per_step import few_text_tokens
 from .config import PlanStep
 
-PRETRAIN_PLACEMENT = ("pretrain_gpus", "pretrain_node_selector", "pretrain_tolerations", "pretrain_affinity")
 NOT_ON_RECORD = (
     "MLFLOW_TRACKING_URI: is not set, so nothing would go on record or be registered; on a cluster it comes from the "
-    "secret that the parameter mlflow_secret names"
+    "secret that placement.mlflow_secret names"
 )
-PLACEMENT_INPUTS = ("gpus", "gpu_node_selector", "gpu_tolerations", "gpu_affinity", "cpu_affinity")
+_IDLE = {"gpus": "0", "node_selector": "{}", "tolerations": "[]"}
+"""Placement of `pretrain` if it trains nothing, besides the node affinity."""
 
 
-def run(
-    config: PlanStep, *, context: Context, outputs: dict[str, str], gpu: dict[str, Any] | None = None
-) -> list[dict[str, str]]:
+def run(config: PlanStep, *, context: Context, outputs: dict[str, str]) -> list[dict[str, str]]:
     """Writes each step's part of the configuration and returns the candidates to train.
 
     Never cached: it reads the sources each time, and their fingerprints are part of the steps' configurations, so that they
     invalidate cached results of later steps.
 
     Args:
-        outputs: maps the name of a part to the file to write.
-        gpu: placement of GPU tasks: `gpus` (a count, as text), `gpu_node_selector`, `gpu_tolerations` and `gpu_affinity`, with
-            the `cpu_affinity` of the other tasks; None in a local run.
+        outputs: maps the name of a part, or of a value of the placement, to the file to write.
 
     Returns:
         For each candidate the inputs of its tasks, each as JSON: `candidate`, `mixed` and `evaluate`. The loop item carries all
         of them, since KFP's local runner replaces any other parameter from a task with the loop item.
 
     Raises:
-        RefusedError: if the configuration, the base model's folder or the sources have problems; names all of them.
+        RefusedError: if the form, the base model's folder or the sources have problems; names all of them.
     """
-    gpus = int(gpu["gpus"]) if gpu and COMPILED in os.environ else None
+    on_cluster = NODES in os.environ
+    profile = json.loads(os.environ.get(NODES, "{}"))
+    nodes, problems = _gpu_nodes(config.form.get(PLACEMENT), profile.get("gpu", {})) if on_cluster else (GpuNodes(), [])
 
     def check(given: Config) -> list[str]:
+        gpus = vars(nodes).get("gpus") if on_cluster else None  # left out if it is invalid
+        found = problems + find_problems(given, gpus)
         on_record = not context.run_id or context.tracker.run_id is not None
-        return find_problems(given, gpus) + ([] if on_record else [NOT_ON_RECORD])
+        return found + ([] if on_record else [NOT_ON_RECORD])
 
-    whole = load(assemble(config.configuration, os.environ.get(COMPILED, "{}")), check)
+    whole = read_form(config.form, os.environ.get(COMPILED, "{}"), check)
     cut = cut_into_parts(whole, context.tracker.reach, context.say)
-    contents = part_texts(cut) | _pretrain_placement(whole, gpu)
+    contents = part_texts(cut) | _placement(nodes, profile.get("other", {}), whole.pretrain.trains)
     for name, file in outputs.items():
         path = Path(file)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(contents[name], encoding="utf-8")
     context.tracker.set_tags({"mixtune.name": whole.name}, parent=True)
     context.tracker.log_parent_params(whole.model_dump(mode="json", exclude={"tracking": {"uri"}}))
+    if (few := few_text_tokens(whole)) is not None:
+        context.say(few)
     context.say(f"{whole.name}: {len(cut.candidates)} candidates to train: " + ", ".join(c.id for c in cut.candidates))
     return [
         {"candidate": candidate.to_json(), "mixed": cut.mixed.to_json(), "evaluate": cut.evaluate_mixed.to_json()}
         for candidate in cut.candidates
     ]
+
+
+def _gpu_nodes(given: Any, profile: dict[str, Any]) -> tuple[GpuNodes, list[str]]:
+    """Reads the field `placement`. What is left out has the value of the profile."""
+    if not isinstance(given or {}, dict):
+        return GpuNodes(), [f"{PLACEMENT}: must be a section with options, found {json.dumps(given)}"]
+    nodes, problems = read_section(GpuNodes, profile | (given or {}))
+    return nodes, [f"{PLACEMENT}.{problem}" for problem in problems]
 
 
 def cut_into_parts(whole: Config, reach: Callable[[], Any], say: Callable[[str], None]) -> Parts:
@@ -102,27 +116,18 @@ def _champion(given: str | None, reach: Callable[[], Any], say: Callable[[str], 
     return version
 
 
-def _pretrain_placement(whole: Config, gpu: dict[str, Any] | None) -> dict[str, str]:
-    """Returns the placement of `pretrain`. If it trains nothing, it requests no GPU and avoids GPU nodes."""
-    wanted = gpu if gpu and whole.pretrain.trains else {}
-    return {
-        "pretrain_gpus": str(wanted.get("gpus", "0")),
-        "pretrain_node_selector": json.dumps(wanted.get("gpu_node_selector", {})),
-        "pretrain_tolerations": json.dumps(wanted.get("gpu_tolerations", [])),
-        "pretrain_affinity": json.dumps(
-            wanted.get("gpu_affinity", {}) if wanted else (gpu or {}).get("cpu_affinity", {})
-        ),
-    }
+def _placement(nodes: GpuNodes, affinity_of_others: dict[str, Any], pretrain_trains: bool) -> dict[str, str]:
+    """Returns the placement of the GPU tasks. If `pretrain` trains nothing, it requests no GPU and avoids GPU nodes."""
+    gpu = {name: json.dumps(value) for name, value in nodes.model_dump().items()} | {"gpu_type": nodes.gpu_type}
+    pretrain = gpu if pretrain_trains else {**_IDLE, "affinity": json.dumps(affinity_of_others)}
+    return gpu | {f"pretrain_{name}": pretrain[name] for name in (*_IDLE, "affinity")}
 
 
 def launch_with(given: dict[str, Any]) -> Any:
     """Runs the step in a KFP task.
 
     Args:
-        given: arguments of the task, by name: parameters of the run, placement of GPU tasks, and a file for each output.
+        given: arguments of the task, by name: the fields of the form, and a file for each output.
     """
-    gpu = {name: given.pop(name) for name in PLACEMENT_INPUTS}
-    parts_of = {field.name for field in fields(Parts)}
-    outputs = {name: given[name] for name in given if name in parts_of or name.startswith(PRETRAIN_PLACEMENT)}
-    configuration = {name: value for name, value in given.items() if name not in outputs}
-    return launch("plan", PlanStep(configuration=configuration).to_json(), {}, outputs=outputs, gpu=gpu)
+    form = {name: given.pop(name) for name in (*FIELDS, ADVANCED, PLACEMENT)}
+    return launch("plan", PlanStep(form=form).to_json(), {}, outputs=given)

@@ -9,7 +9,7 @@ def prepare(
     train: dsl.Output[dsl.Dataset],
     heldout: dsl.Output[dsl.Dataset],
     tokenizer: dsl.Output[dsl.Model],
-    report: dsl.Output[dsl.HTML],
+    data_report: dsl.Output[dsl.HTML],
     tokenizer_in: dsl.Input[dsl.Model] = None,
     pretraining_data: dsl.Input[dsl.Dataset] = None,
 ):
@@ -22,5 +22,5 @@ def prepare(
     """
     from mixtune.components.shared.runtime import launch
 
-    artifacts = {"train": train, "heldout": heldout, "tokenizer": tokenizer, "report": report}
+    artifacts = {"train": train, "heldout": heldout, "tokenizer": tokenizer, "report": data_report}
     launch("prepare", config, {**artifacts, "tokenizer_in": tokenizer_in, "pretraining_data": pretraining_data})

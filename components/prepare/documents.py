@@ -4,16 +4,21 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import groupby
 from typing import Any
 
 from ..shared.config import Task
 from ..shared.data.prepared import Document, Split
 from ..shared.data.tallies import Tallies
 from ..shared.task_kinds import TASK_KINDS, Target
-from .rows import Item, labels_of
+from .chats import ChatEncoder, InvalidChatError
+from .rows import Item, labels_of, texts_of
 from .spans import Question, windows
 from .tokenization import BATCH, Encoder, Survival
+
+ID_CHARACTERS = 16
+"""Hexadecimal digits of a document's id."""
 
 
 @dataclass
@@ -23,12 +28,15 @@ class Found:
     Attributes:
         split: the split.
         tallies: counts of what was lost or changed.
-        counts: question answering: numbers of examples, windows, and windows that contain a whole answer.
+        counts: question answering: numbers of examples, windows, and windows that contain a whole answer; chats: numbers of
+            turns of the assistant that are learned, and of those in a sequence of their own.
+        problems: a sentence for each example that cannot be converted, and its content.
     """
 
     split: Split
     tallies: Tallies
     counts: Counter[str] = field(default_factory=Counter)
+    problems: list[tuple[str, Any]] = field(default_factory=list)
 
     def add(self, kind: str, item: Item, count: int, of: int = 1) -> None:
         """Adds `of` units of an example, of which `count` are affected."""
@@ -68,7 +76,47 @@ def documents_of(batch: ItemBatch, task: Task | None, encoder: Encoder, found: F
     for record, streams in zip(records, batch.found_in or [], strict=batch.found_in is not None):
         record |= {"contaminated": bool(streams), "contaminated_by": list(streams)}
     make = _texts if task is None else _MAKERS[TASK_KINDS[task].target]
-    return list(make(batch, records, encoder, found))
+    documents: list[Document] = []
+    for is_chat, pairs in groupby(zip(batch.items, records, strict=True), lambda pair: pair[0].row.chat is not None):
+        items, own = map(list, zip(*pairs, strict=True))
+        if is_chat:
+            documents += _chats(items, own, encoder.for_chats(task is not None), found, task is not None)
+        else:
+            documents += make(replace(batch, items=items), own, encoder, found)
+    return documents
+
+
+def _chats(
+    items: Sequence[Item], records: Sequence[dict[str, Any]], chats: ChatEncoder, found: Found, labelled: bool
+) -> Iterator[Document]:
+    """Yields chats, and in training behind each those of its turns that are learned on their own."""
+    for item, record in zip(items, records, strict=True):
+        chat = item.row.chat
+        assert chat is not None
+        record |= {"messages": chat.messages} | ({"tools": chat.tools} if chat.tools else {})
+        try:
+            whole, apart = chats.encode(chat)
+            message_hidden, reasoning_hidden = chats.hidden(chat)
+        except InvalidChatError as problem:
+            found.add("quarantined", item, 1)
+            found.problems.append((f"{item.row.where}: {problem}", chat.to_json()))
+            continue
+        found.add("quarantined", item, 0)
+        found.add("unanswered", item, len(chat.messages) > chat.last_turn + 1)
+        found.add("hidden_messages", item, message_hidden)
+        found.add("hidden_reasoning", item, reasoning_hidden)
+        found.add("dropped", item, whole is None)
+        if whole is None:
+            continue
+        found.add("shortened", item, whole.oldest_dropped)
+        made = [whole, *(apart if found.split == "train" else [])]
+        unknown = sum(chats.num_unknown(one) for one in made)
+        found.add("unknown_tokens", item, unknown, sum(len(one.tokens) for one in made))
+        found.counts.update(turns=sum(one.num_turns for one in made), turns_apart=len(made) - 1)
+        for one in made:
+            own = record if labelled else record | {"bytes": chats.bytes_of(one)}
+            first = one.answer_from if labelled else 1
+            yield Document(one.tokens, own, supervised_from=first, supervised=one.supervised)
 
 
 def _texts(batch: ItemBatch, records: list[dict[str, Any]], encoder: Encoder, found: Found) -> Iterator[Document]:
@@ -164,5 +212,5 @@ _MAKERS: dict[Target, Callable[..., Iterator[Document]]] = {
 
 def _record(item: Item) -> dict[str, Any]:
     values = item.row.values
-    size = sum(len(text.encode()) for role, text in values.items() if role != "label")
-    return {"id": item.key[:16], "source": item.row.where, "bytes": size, **values}
+    size = sum(len(text.encode()) for text in texts_of(item.row))
+    return {"id": item.key[:ID_CHARACTERS], "source": item.row.where, "bytes": size, **values}

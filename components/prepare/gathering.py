@@ -11,10 +11,10 @@ import numpy as np
 from ..shared.config import EMBEDDED
 from ..shared.data.prepared import Split
 from ..shared.data.problems import Problems
-from ..shared.data.readers import Reading
 from ..shared.data.sources import named_sources, read
 from ..shared.data.tallies import Part, Tallies, warnings
 from .config import FinetuneData, PretrainData
+from .near_duplicates import near_duplicates
 from .rows import Gathered, Rows, RowWriter, texts_of
 from .splitting import DEV, TEST, TRAIN, HeldOut, cut, draw, exact, first_of_each, fold, numbers_of, shuffled
 from .target_checks import check_targets
@@ -23,7 +23,7 @@ SPLITS: tuple[Split, ...] = ("train", "dev", "test")
 MAX_CONTROL_DOCUMENTS = 1000
 """More do not make the measured forgetting of a training noticeably more precise."""
 FOLDED = "case and white space aside; duplicates: exact keeps those that differ in them"
-REMOVED = ("duplicates", "contradictory", "held_out_too")
+REMOVED = ("duplicates", "contradictory", "held_out_too", "near_duplicates")
 """Kinds of tallies that can be the cause of a problem with the labels or the splits."""
 OPTIONS: tuple[Part, ...] = ("test_source", "dev_source", "source")
 """Options of the sources, in the order in which they keep a text that stands in several."""
@@ -49,6 +49,8 @@ def gather(stream: PretrainData | FinetuneData, seed: int, problems: Problems, f
     for part, numbers in by_option.items():
         by_option[part] = _unique(rows, part, numbers, tallies, detail)
     _keep_in_one(rows, by_option, tallies)
+    if stream.near_duplicates is not None:
+        _remove_near_duplicates(rows, by_option, stream.near_duplicates, tallies)
 
     before = len(problems)
     numbers = by_option["source"]
@@ -85,14 +87,19 @@ def _read(
     writer = RowWriter(folder / "rows", embedded=stream.source == EMBEDDED)
     digest = exact if stream.exact_duplicates else fold
     ranges: dict[Part, tuple[int, int]] = {}
-    for option, source in named_sources(stream):
-        before, first = len(problems), len(writer)
-        reading = Reading(stream.columns, option, stream.tsv_quotes, problems, tallies)
-        for row in read(source, reading):
+    for named in named_sources(stream):
+        before, first, skipped = len(problems), len(writer), problems.skipped.count if problems.skipped else 0
+        for row in read(named.path, named.reading(stream, problems, tallies)):
             writer.append(row, digest(*texts_of(row)))
         if len(writer) == first and len(problems) == before:
-            problems.add(f"{option}: {source} holds no records")
-        ranges[reading.part] = (first, len(writer))
+            met = " that meet filter" if named.own is not None and named.own.filter else ""
+            valid = " that are valid" if problems.skipped and problems.skipped.count > skipped else ""
+            problems.add(f"{named.option}: {named.path} holds no records{met}{valid}")
+        writer.end_source()
+        if problems.skipped is not None:
+            count = problems.skipped.count - skipped
+            tallies.add("quarantined", named.part, named.path, count, count + len(writer) - first)
+        ranges[named.part] = (ranges.get(named.part, (first, first))[0], len(writer))
     return writer.finish(), {part: np.arange(*ends, dtype=np.int64) for part, ends in ranges.items()}
 
 
@@ -115,6 +122,24 @@ def _keep_in_one(rows: Rows, by_option: dict[Part, np.ndarray], tallies: Tallies
                 rows.tally(tallies, "held_out_too", part, by_option[part], there)
             by_option[part] = by_option[part][~there]
             taken = np.concatenate([taken, keys])
+
+
+def _remove_near_duplicates(rows: Rows, by_option: dict[Part, np.ndarray], similarity: float, tallies: Tallies) -> None:
+    """Removes rows that are near-duplicates of others; those of held-out sources are kept rather than those of `source`."""
+    parts = [part for part in OPTIONS if part in by_option]
+    numbers = np.concatenate([by_option[part] for part in parts])
+    texts = (item.text for item in rows.items(numbers))
+    similar_to = np.array([-1 if one is None else one for one in near_duplicates(texts, similarity)], np.int64)
+    found = similar_to >= 0
+    example = np.flatnonzero(found)[:1]
+    detail = ""
+    if len(example):
+        one, other = rows.items(numbers[[example[0], similar_to[example[0]]]])
+        detail = f"such as {one.row.where}, which is like {other.row.where}"
+    for part in parts:
+        own = np.isin(numbers, by_option[part])
+        rows.tally(tallies, "near_duplicates", part, numbers[own], found[own], detail)
+        by_option[part] = np.sort(numbers[own & ~found])
 
 
 def _cut(
@@ -141,7 +166,7 @@ def _cut(
     if split is None:
         names = " and ".join(["train", *(name for name in SPLITS if name in fractions)])
         labelled = ", and each label one in train" if any(groups) else ""
-        what = "context" if "context" in stream.columns else "prompt"
+        what = stream.group_column or ("context" if "context" in stream.columns else "prompt")
         shared = f" (different {what}s: a {what} stands in one split)" if len(of_unit) < len(numbers) else ""
         problems.add(
             f"{stream.section}.source: {len(of_unit)} left after removing duplicates{shared}, too few for {names} to get "
@@ -167,9 +192,22 @@ def _units(rows: Rows, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         The unit of each row, (N,), and for each unit the row with the smallest key, (U,).
     """
     _, unit = np.unique(numbers_of(rows.units[numbers]), return_inverse=True)
+    if rows.groups is not None:
+        unit = _connected(unit, np.unique(numbers_of(rows.groups[numbers]), return_inverse=True)[1])
     order = np.lexsort((numbers_of(rows.keys[numbers]), unit))
     _, first = np.unique(unit[order], return_index=True)
     return unit, numbers[order[first]]
+
+
+def _connected(units: np.ndarray, groups: np.ndarray) -> np.ndarray:
+    """Joins units and groups that share a row, directly or through others. Returns the number of each row's part, (N,)."""
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    size = int(units.max(initial=-1)) + int(groups.max(initial=-1)) + 2
+    edges = coo_array((np.ones(len(units), bool), (units, groups + int(units.max(initial=-1)) + 1)), shape=(size, size))
+    _, part = connected_components(edges, directed=False)
+    return np.unique(part[units], return_inverse=True)[1]
 
 
 def _groups(rows: Rows, numbers: np.ndarray) -> list[str]:

@@ -13,6 +13,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from ..shared.data.prepared import DataManifest, Documents, Split
 from ..shared.data.tallies import table_lines
 from ..shared.task_kinds import TASK_KINDS
+from .shares import percent
 
 SAMPLES = 5
 SAMPLE_CHARACTERS = 600
@@ -34,6 +35,18 @@ class Bar:
     name: str
     share: float
     counts: list[int]
+
+
+@dataclass(frozen=True)
+class SeenPart:
+    """A part of a document, decoded.
+
+    Attributes:
+        learned: whether the loss covers it.
+    """
+
+    text: str
+    learned: bool
 
 
 def render(manifest: DataManifest, documents: Mapping[Split, Documents], decode: Callable[[list[int]], str]) -> str:
@@ -65,6 +78,7 @@ def render(manifest: DataManifest, documents: Mapping[Split, Documents], decode:
         quantiles={split: [f"{value:.4g}" for value in _quantiles(found)] for split, found in numbers.items()},
         quantile_names=list(QUANTILES),
         answers=_answers(manifest.notes, splits) if "windows" in manifest.notes else [],
+        shares=_shares(manifest.notes.get("shares", {})),
         changes=_changes(manifest.notes),
         tallies=table_lines(manifest.tallies),
         samples={
@@ -127,9 +141,27 @@ def _bars(rows: Sequence[tuple[str, list[int]]]) -> list[Bar]:
     return [Bar(name, round(100 * sum(row) / longest, 2), row) for name, row in rows]
 
 
+def _shares(of_splits: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[dict[str, str]]:
+    """Returns for each source and split its asked and its realised share of the tokens."""
+    return [
+        {
+            "source": row["source"],
+            "split": split,
+            "asked": percent(row, "asked"),
+            "share": percent(row, "share"),
+            "tokens": f"{row['tokens']:,}",
+            "left_out": f"{row['left_out_tokens']:,} tokens" if row["left_out_tokens"] else "",
+        }
+        for split, rows in of_splits.items()
+        for row in rows
+    ]
+
+
 _PLAIN = {
     "read": "records read",
     "not_drawn": "left out by max_documents",
+    "turns": "turns of the assistant that are learned",
+    "turns_apart": "of these, in a sequence of their own, since the chat template shows them in another way later",
     "contaminated": "contaminated: text that also occurs in training text, marked and kept",
     "contaminated_by_finetune": "of these, in the training examples of this stream",
     "contaminated_by_pretrain": "of these, in the training text of the pretraining stream",
@@ -175,10 +207,36 @@ def _sample(
     return {
         "source": record["source"],
         "tokens": len(tokens),
+        "turns": "turns of the assistant that are learned",
+        "turns_apart": "of these, in a sequence of their own, since the chat template shows them in another way later",
         "contaminated": [STREAMS[stream] for stream in record.get("contaminated_by", [])],
         "values": values,
-        "seen": _clipped(decode(tokens)),
+        "seen": [
+            SeenPart(_clipped(decode(tokens[low:high])), learned)
+            for low, high, learned in _parts(documents, number, manifest)
+        ],
     }
+
+
+def _parts(documents: Documents, number: int, manifest: DataManifest) -> list[tuple[int, int, bool]]:
+    """Divides a document into what is learned, such as each turn of the assistant, and what is only read.
+
+    Of pretraining text all is learned, and with a task head nothing: both are shown as one part that is not marked.
+
+    Returns:
+        First token, end, and whether the part is learned.
+    """
+    start, end = documents.offsets[number : number + 2].tolist()
+    learned = documents.supervised(start, end)
+    if learned is None and (manifest.task is None or TASK_KINDS[manifest.task].head is not None):
+        return [(0, end - start, False)]
+    mask = np.zeros(end - start, bool)
+    if learned is None:
+        mask[int(documents.supervised_from[number]) :] = True
+    else:
+        mask[learned] = True
+    borders = [0, *(np.flatnonzero(np.diff(mask)) + 1).tolist(), len(mask)]
+    return [(low, high, bool(mask[low])) for low, high in pairwise(borders)]
 
 
 def _words(value: str | float | list[str]) -> str:

@@ -17,14 +17,15 @@ from typing import Any
 
 import numpy as np
 
+from ..shared.data.chats import Chat
 from ..shared.data.prepared import Split
-from ..shared.data.records import Row
+from ..shared.data.records import GROUP, Row
 from ..shared.data.source_names import source_of
 from ..shared.data.tallies import Part, Tallies
 from ..shared.data.values import ReferenceAnswer
-from .splitting import DIGEST_BYTES, Keys, digest, fold
+from .splitting import DIGEST_BYTES, Keys, digest, exact, fold
 
-_ROLES_WITHOUT_TEXT = frozenset({"label"})
+ROLES_WITHOUT_TEXT = frozenset({"label", GROUP})
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class Item:
 
 def texts_of(row: Row) -> list[str]:
     """Returns the texts of a row, without its label."""
-    return [text for role, text in row.values.items() if role not in _ROLES_WITHOUT_TEXT]
+    return [text for role, text in row.values.items() if role not in ROLES_WITHOUT_TEXT]
 
 
 def labels_of(row: Row) -> tuple[str, ...]:
@@ -65,11 +66,12 @@ class RowWriter:
 
     def __init__(self, file: Path, embedded: bool) -> None:
         self._path, self._file, self._embedded = file, file.open("wb"), embedded
-        self._end = 0
+        self._end = self._num_chats = 0
         self._ends, self._sources, self._labels = array("q"), array("i"), array("i")
         self._targets, self._numbers, self._answers = array("Q"), array("d"), array("i")
-        self._keys, self._units = bytearray(), bytearray()
+        self._keys, self._units, self._groups = bytearray(), bytearray(), bytearray()
         self._source_names: dict[str, int] = {}
+        self._source_ends: list[int] = []
         self._label_sets: dict[tuple[str, ...], int] = {}
 
     def __len__(self) -> int:
@@ -89,13 +91,15 @@ class RowWriter:
             fields["number"] = row.number
         if row.answers:
             fields["answers"] = [(answer.text, answer.start) for answer in row.answers]
+        if row.chat is not None:
+            fields["chat"] = row.chat.to_json()
+            self._num_chats += 1
         # A file name can hold half of a surrogate pair: a byte that is not UTF-8.
         line = json.dumps(fields, ensure_ascii=False).encode("utf-8", "surrogatepass")
         self._file.write(line)
         self._end += len(line)
         self._ends.append(self._end)
         labels = labels_of(row)
-        shared = row.values.get("context", row.values.get("prompt"))
         source = source_of(row.where, self._embedded)
         self._sources.append(self._source_names.setdefault(source, len(self._source_names)))
         self._labels.append(self._label_sets.setdefault(labels, len(self._label_sets)))
@@ -104,7 +108,14 @@ class RowWriter:
         self._numbers.append(np.nan if row.number is None else row.number)
         self._answers.append(len(row.answers))
         self._keys += key
+        shared = row.values.get("context", row.values.get("prompt"))
         self._units += key if shared is None else fold(shared)
+        if GROUP in row.values:
+            self._groups += exact(row.values[GROUP])
+
+    def end_source(self) -> None:
+        """Notes that the rows of the next source follow."""
+        self._source_ends.append(len(self))
 
     def finish(self) -> Rows:
         """Closes the file and returns the rows."""
@@ -118,6 +129,7 @@ class RowWriter:
             ends=np.array(self._ends, np.int64),
             keys=keys(self._keys),
             units=keys(self._units)[:, :8].copy(),
+            groups=keys(self._groups)[:, :8].copy() if self._groups else None,
             targets=np.array(self._targets, np.uint64),
             numbers=np.array(self._numbers, np.float64),
             answers=np.array(self._answers, np.int32),
@@ -125,6 +137,8 @@ class RowWriter:
             source_names=list(self._source_names),
             labels=np.array(self._labels, np.int32),
             label_sets=list(self._label_sets),
+            num_chats=self._num_chats,
+            source_ends=np.array(self._source_ends, np.int64),
         )
 
 
@@ -137,6 +151,7 @@ class Rows:
         ends: (N,) end of each row in the file, in bytes.
         keys: (N, 32) uint8, digests by which duplicates are recognised.
         units: (N, 8) uint8, digests of the text that rows share and that must stand in one split: a context or a prompt.
+        groups: (N, 8) uint8, digests of the groups; None if there is no group column.
         targets: (N,) uint64, digests of the targets.
         numbers: (N,) regression: the targets.
         answers: (N,) question answering: numbers of answers.
@@ -144,12 +159,15 @@ class Rows:
         source_names: files, data sets or packages.
         labels: (N,) indices in `label_sets`.
         label_sets: all combinations of labels that occur.
+        num_chats: number of rows that are chats.
+        source_ends: (S,) end of the rows of each of the S sources.
     """
 
     file: Path
     ends: np.ndarray
     keys: Keys
     units: np.ndarray
+    groups: np.ndarray | None
     targets: np.ndarray
     numbers: np.ndarray
     answers: np.ndarray
@@ -157,6 +175,8 @@ class Rows:
     source_names: list[str]
     labels: np.ndarray
     label_sets: list[tuple[str, ...]]
+    source_ends: np.ndarray
+    num_chats: int = 0
 
     def __len__(self) -> int:
         return len(self.ends)
@@ -164,6 +184,10 @@ class Rows:
     def sizes(self, numbers: np.ndarray) -> np.ndarray:
         """Returns the sizes of rows in the file, in bytes."""
         return self.ends[numbers] - np.where(numbers > 0, self.ends[numbers - 1], 0)
+
+    def source_numbers(self, numbers: np.ndarray) -> np.ndarray:
+        """Returns for each row the number of its source, in the order in which sources were read."""
+        return np.searchsorted(self.source_ends, numbers, side="right")
 
     def part(self, numbers: np.ndarray) -> RowPart:
         """Returns some of the rows, in the given order, as a small object that can be sent to another process."""
@@ -256,4 +280,5 @@ def _row(line: bytes) -> Row:
         labels=tuple(fields.get("labels", ())),
         number=fields.get("number"),
         answers=tuple(ReferenceAnswer(text, start) for text, start in fields.get("answers", ())),
+        chat=Chat(**fields["chat"]) if "chat" in fields else None,
     )

@@ -26,10 +26,11 @@ from ..shared.artifacts import write_json
 from ..shared.checkpoints.store import folder_of, is_url
 from ..shared.config import Task
 from ..shared.data.prepared import Split, SplitInfo, merge_splits, write_split
+from ..shared.data.problems import Problems
 from ..shared.data.tallies import Tallies
 from ..shared.errors import RefusedError
 from ..shared.running.context import Context
-from .documents import Found, ItemBatch, documents_of
+from .documents import ID_CHARACTERS, Found, ItemBatch, documents_of
 from .rows import Gathered, RowPart
 from .tokenization import Encoder
 
@@ -71,22 +72,20 @@ class Shard:
         """Tells whether the shard is complete."""
         return (self.folder / DONE).is_file()
 
-    @property
-    def num_documents(self) -> int:
-        """Returns the number of documents in the finished shard."""
-        return len(np.load(self.folder / "bytes.npy", mmap_mode="r"))
-
     def make(self, encoder: Encoder) -> None:
         """Tokenises the rows and writes the shard."""
         found = Found(self.split, Tallies(self.embedded))
-        documents = documents_of(
-            ItemBatch(list(self.rows.items()), self.labels, self.found_in), self.task, encoder, found
-        )
+        items = list(self.rows.items())
+        documents = documents_of(ItemBatch(items, self.labels, self.found_in), self.task, encoder, found)
         aside = self.folder.with_name(f"{self.folder.name}.{os.getpid()}.part")
         shutil.rmtree(aside, ignore_errors=True)
         write_split(aside, self.split, documents)
-        np.save(aside / "bytes.npy", np.array([document.record["bytes"] for document in documents], np.int64))
-        write_json(aside / DONE, {"tallies": found.tallies.to_json(), "counts": dict(found.counts)})
+        place = {item.key[:ID_CHARACTERS]: number for number, item in enumerate(items)}
+        sizes = [(place[one.record["id"]], one.record["bytes"], len(one.tokens)) for one in documents]
+        np.save(aside / "sizes.npy", np.array(sizes, np.int64).reshape(-1, 3).T)
+        write_json(
+            aside / DONE, {"tallies": found.tallies.to_json(), "counts": dict(found.counts), "problems": found.problems}
+        )
         shutil.rmtree(self.folder, ignore_errors=True)
         aside.rename(self.folder)
 
@@ -124,6 +123,7 @@ def make_shards(
     max_length: int,
     folder: WorkFolder,
     context: Context,
+    every_turn: bool = True,
 ) -> None:
     """Makes all shards that are not complete.
 
@@ -133,6 +133,7 @@ def make_shards(
         max_length: maximum length of an example, in tokens.
         folder: folder of the shards.
         context: used to show the progress.
+        every_turn: chats: whether every turn of the assistant is learned, or the last one alone.
     """
     every = [shard for inside in shards.values() for shard in inside]
     total = sum(len(shard.rows.ends) for shard in every)
@@ -141,7 +142,7 @@ def make_shards(
     if done:
         context.say(f"{len(every) - len(waiting)} of {len(every)} shards are there from an earlier attempt")
     with context.progress(total, "texts", "tokenizing", done=done) as progress:
-        for shard in _made(waiting, Encoder(tokenizer, max_length)):
+        for shard in _made(waiting, Encoder(tokenizer, max_length, every_turn)):
             folder.keep(shard.folder)
             tokens = np.load(shard.folder / shard.split / "tokens.npy", mmap_mode="r").size
             progress.advance(len(shard.rows.ends), tokens=tokens)
@@ -185,18 +186,51 @@ def _make(shard: Shard) -> None:
     shard.make(_encoder)
 
 
-def merge(folder: str | Path, split: Split, shards: Sequence[Shard]) -> SplitInfo:
-    """Writes a split that consists of shards, and returns its counts."""
-    num_bytes = np.concatenate([np.empty(0, np.int64), *(np.load(shard.folder / "bytes.npy") for shard in shards)])
-    return merge_splits(folder, split, [shard.folder for shard in shards], num_bytes)
+@dataclass(frozen=True)
+class Made:
+    """The N documents of a split in its finished shards.
+
+    Attributes:
+        shards: the shards.
+        rows: (N,) number of each document's row.
+        num_bytes: (N,) UTF-8 bytes.
+        tokens: (N,) tokens.
+    """
+
+    shards: Sequence[Shard]
+    rows: np.ndarray
+    num_bytes: np.ndarray
+    tokens: np.ndarray
+
+    @classmethod
+    def of(cls, shards: Sequence[Shard], numbers: np.ndarray) -> Made:
+        """Reads the sizes of the documents.
+
+        Args:
+            shards: shards of a split.
+            numbers: numbers of all rows of the split.
+        """
+        none = np.empty(0, np.int64)
+        sizes = [np.load(shard.folder / "sizes.npy") for shard in shards]
+        starts = np.cumsum([0, *(len(shard.rows.ends) for shard in shards)])
+        places = [start + inside[0] for start, inside in zip(starts, sizes, strict=False)]
+        num_bytes, tokens = (np.concatenate([none, *(inside[row] for inside in sizes)]) for row in (1, 2))
+        return cls(shards, numbers[np.concatenate([none, *places])], num_bytes, tokens)
+
+    def merge(self, folder: str | Path, kept: np.ndarray) -> SplitInfo:
+        """Writes the documents that are kept to a data folder, and returns their counts."""
+        parts = [shard.folder for shard in self.shards]
+        return merge_splits(folder, self.shards[0].split, parts, self.num_bytes, kept)
 
 
-def counts_of(shards: Mapping[Split, Sequence[Shard]], gathered: Gathered) -> None:
-    """Adds what was counted in the shards to the tallies and the notes of a stream."""
+def counts_of(shards: Mapping[Split, Sequence[Shard]], gathered: Gathered, problems: Problems) -> None:
+    """Adds what was counted in the shards to the tallies and the notes of a stream, and collects the problems of examples."""
     for split, inside in shards.items():
         for shard in inside:
             found: dict[str, Any] = json.loads((shard.folder / DONE).read_text(encoding="utf-8"))
             gathered.tallies.merge(Tallies.from_json(found["tallies"]))
+            for sentence, content in found["problems"]:
+                problems.add_detail(sentence, content)
             for name, count in found["counts"].items():
                 of_splits = gathered.notes.setdefault(name, {})
                 of_splits[split] = of_splits.get(split, 0) + count

@@ -11,13 +11,15 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from ..shared.artifacts import ArtifactLike, read_jsonl
 from ..shared.checkpoints.store import CHECKPOINT_DIR
 from ..shared.code_digest import code_digest
 from ..shared.config import EMBEDDED, Task
-from ..shared.data.prepared import DataManifest, Documents, Split, SplitInfo
-from ..shared.data.problems import Problems
-from ..shared.data.sources import seen_from_here
+from ..shared.data.prepared import QUARANTINE, DataManifest, Documents, Split, SplitInfo
+from ..shared.data.problems import Problems, Skipped
+from ..shared.data.sources import named_sources, seen_from_here
 from ..shared.data.tallies import log_lines, refusals
 from ..shared.errors import RefusedError
 from ..shared.model.tokenizer import append_eos
@@ -28,12 +30,19 @@ from .contamination import contaminated
 from .gathering import gather
 from .report import render
 from .rows import Gathered, Item
-from .shards import counts_of, make_shards, merge, shards_of, work_folder
-from .tokenization import Encoder, load_saved_tokenizer, load_tokenizer, train_tokenizer
+from .shards import Made, counts_of, make_shards, shards_of, work_folder
+from .shares import kept_by_weight, shares
+from .tokenization import Encoder, load_saved_tokenizer, load_tokenizer, set_chat_template, train_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+NO_TEMPLATE = (
+    "{source}: holds chats, but the tokenizer of {base} has no chat template; set model.chat_template to a Jinja file with "
+    "one, for example that of the chat model whose format you want"
+)
+CODE = ("prepare", "shared/data", "shared/serving", "shared/third_party/transformers_chats.py")
+"""What the documents depend on."""
 HELD_OUT: tuple[Split, ...] = ("dev", "test")
 
 
@@ -79,9 +88,10 @@ def _prepare(
     report: ArtifactLike,
 ) -> None:
     stream, task = _stream(config), _task(config)
-    problems = Problems()
+    quarantine = folder / QUARANTINE
+    problems = Problems(Skipped(quarantine) if stream.on_error == "skip" else None)
     known = _known_tokenizer(config, tokenizer_in, problems)
-    context.say(f"reading {stream.source}")
+    context.say(f"reading {stream.shown}")
     gathered = gather(stream, config.seed, problems, folder)
     problems.raise_if_any()
 
@@ -90,6 +100,10 @@ def _prepare(
         size = config.tokenizer.vocabulary_size or 0
         texts = (item.text for item in gathered.rows.items(gathered.splits["train"]))
         known = train_tokenizer(texts, size, config.tokenizer.max_length, config.tokenizer.objective)
+    if config.tokenizer.chat_template is not None and tokenizer_in is None:
+        set_chat_template(known, config.tokenizer.chat_template)
+    if gathered.rows.num_chats and not known.chat_template:
+        raise RefusedError(NO_TEMPLATE.format(source=f"{stream.section}.source", base=config.tokenizer.base))
     ends_with_eos = _to_end_with_eos(config)
     if ends_with_eos:
         append_eos(known)
@@ -103,12 +117,15 @@ def _prepare(
             )
             for split in gathered.splits
         }
-        make_shards(shards, known, config.tokenizer.max_length, work, context)
-        counts_of(shards, gathered)
+        every_turn = not isinstance(stream, FinetuneData) or stream.assistant_turns == "every"
+        make_shards(shards, known, config.tokenizer.max_length, work, context, every_turn)
+        counts_of(shards, gathered, problems)
+        problems.raise_if_any()
+        made = {split: Made.of(inside, gathered.splits[split]) for split, inside in shards.items()}
         tallies = gathered.tallies.table()
         must_fit = TASK_KINDS[task].must_fit if task else None
-        for split, inside in shards.items():
-            if must_fit and not any(shard.num_documents for shard in inside):
+        for split in shards:
+            if must_fit and not len(made[split].rows):
                 problems.add(
                     f"{stream.section}: no example of the split {split} has {must_fit} model.max_length = "
                     f"{config.tokenizer.max_length} tokens; raise it"
@@ -122,7 +139,12 @@ def _prepare(
         folders = {"train": train, "control": train, "dev": heldout, "test": heldout}
         for output in (train, heldout):
             (Path(output.path) / "manifest.json").unlink(missing_ok=True)
-        infos = {split: merge(folders[split].path, split, inside) for split, inside in shards.items()}
+        infos = {}
+        for split, inside in made.items():
+            kept = _kept(stream, gathered, split, inside)
+            infos[split] = inside.merge(folders[split].path, kept)
+    if quarantine.exists():
+        shutil.copyfile(quarantine, Path(train.path) / QUARANTINE)
     Path(tokenizer.path).mkdir(parents=True, exist_ok=True)
     known.save_pretrained(tokenizer.path)
     manifests = {
@@ -133,7 +155,7 @@ def _prepare(
             max_length=config.tokenizer.max_length,
             vocabulary_size=len(known),
             ends_with_eos=ends_with_eos,
-            source=seen_from_here(stream.source),
+            source=", ".join(seen_from_here(named.path) for named in named_sources(stream) if named.part == "source"),
             splits={split: infos[split] for split in splits if split in infos},
             mlflow_run=context.tracker.run_id,
             notes=gathered.notes,
@@ -150,9 +172,26 @@ def _prepare(
         _describe(artifact, manifest)
         manifest.save(artifact.path)
     tokenizer.metadata.update({"vocabulary_size": len(known), "mlflow_run": context.tracker.run_id or ""})
-    _track(context, config.stream, manifests, infos, report)
+    _track(context, config.stream, manifests, infos, report, quarantine)
     counts = ", ".join(f"{split} {info.documents:,}" for split, info in infos.items())
     context.say(f"prepared: {counts}; {sum(info.tokens for info in infos.values()):,} tokens")
+
+
+def _kept(stream: PretrainData | FinetuneData, gathered: Gathered, split: Split, made: Made) -> np.ndarray:
+    """Returns which documents of a split are kept by the weights of the sources, and notes the shares."""
+    kept = np.ones(len(made.rows), bool)
+    named = [one for one in named_sources(stream) if one.part == "source"]
+    if len(named) < 2:
+        return kept
+    # Sources are read in this order, held-out ones last; those have no weight.
+    own = gathered.rows.source_numbers(made.rows)
+    of_stream = own < len(named)
+    weights = [one.weight for one in stream.sources if one.weight is not None]
+    if weights:
+        kept[of_stream] = kept_by_weight(own[of_stream], made.tokens[of_stream], weights)
+    names = [seen_from_here(one.path) for one in named]
+    gathered.notes.setdefault("shares", {})[split] = shares(names, weights or None, own, made.tokens, kept)
+    return kept
 
 
 def _nearest_folder(path: Path) -> Path:
@@ -162,7 +201,7 @@ def _nearest_folder(path: Path) -> Path:
 
 def _content_key(config: PrepareStep, tokenizer: PreTrainedTokenizerBase, gathered: Gathered) -> str:
     """Returns a digest of everything that the shards depend on."""
-    digest = hashlib.sha256(f"{config.to_json()} {code_digest(('prepare', 'shared/data', 'shared/serving'))}".encode())
+    digest = hashlib.sha256(f"{config.to_json()} {code_digest(CODE)}".encode())
     for package in ("tokenizers", "transformers"):
         digest.update(version(package).encode())
     with tempfile.TemporaryDirectory() as folder:
@@ -276,6 +315,7 @@ def _track(
     manifests: dict[str, DataManifest],
     infos: dict[Split, SplitInfo],
     report: ArtifactLike,
+    quarantine: Path,
 ) -> None:
     manifest = manifests["train"]
     params = {"vocabulary_size": manifest.vocabulary_size, "labels": manifest.labels}
@@ -284,7 +324,7 @@ def _track(
     for split, info in infos.items():
         metrics |= {f"{split}.documents": info.documents, f"{split}.tokens": info.tokens, f"{split}.bytes": info.bytes}
     for name, value in manifest.notes.items():
-        if isinstance(value, dict) and name != "labels":
+        if isinstance(value, dict) and name not in ("labels", "shares"):
             metrics |= {f"{split}.{name}": count for split, count in value.items()}
         elif not isinstance(value, dict):
             metrics[name] = value
@@ -293,6 +333,8 @@ def _track(
     for name, use in (("train", "training"), ("heldout", "evaluation")):
         context.tracker.log_input(f"{stream}-{name}", manifests[name].digest, manifests[name].source, use)
     with tempfile.TemporaryDirectory() as folder:
-        copy = Path(folder) / f"data-report-{stream}.html"
-        shutil.copyfile(report.path, copy)
-        context.tracker.log_artifact(copy)
+        copies = {f"data-report-{stream}.html": Path(report.path), f"quarantine-{stream}.jsonl": quarantine}
+        for name, file in copies.items():
+            if file.exists():
+                shutil.copyfile(file, Path(folder) / name)
+                context.tracker.log_artifact(Path(folder) / name)

@@ -19,6 +19,8 @@ from ..shared.errors import RefusedError, first_line
 from ..shared.model.refusals import TOO_LARGE_ID
 from ..shared.model.tokenizer import text_ends
 from ..shared.serving.encoding import AddedTokens, prompt_parts, text_ids
+from ..shared.third_party.transformers_chats import compile_template
+from .chats import ChatEncoder
 from .config import Tokenizer
 
 if TYPE_CHECKING:
@@ -103,6 +105,29 @@ def load_tokenizer(config: Tokenizer) -> PreTrainedTokenizerBase:
         raise RefusedError(TOO_LARGE_ID.format(base=shown, token=token, id=largest, size=size))
     text_ends(tokenizer, shown)
     return tokenizer
+
+
+def set_chat_template(tokenizer: PreTrainedTokenizerBase, file: str) -> None:
+    """Gives a tokenizer, in place, the chat template in a file.
+
+    A tokenizer that mixtune trains encodes the names of special tokens as text, and then no longer does: the template writes
+    them by name, as every program does that uses the tokenizer later.
+
+    Raises:
+        RefusedError: if the file cannot be read, or if it is no template.
+    """
+    from jinja2 import TemplateSyntaxError
+
+    try:
+        tokenizer.chat_template = Path(file).read_text(encoding="utf-8")
+        compile_template(tokenizer.chat_template)
+    except (OSError, UnicodeDecodeError) as error:
+        raise RefusedError(f"model.chat_template: {file} cannot be read ({first_line(error)})") from None
+    except TemplateSyntaxError as error:
+        raise RefusedError(
+            f"model.chat_template: {file}, line {error.lineno}: is no Jinja template ({first_line(error)})"
+        ) from None
+    tokenizer.split_special_tokens = False
 
 
 def load_saved_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
@@ -197,10 +222,12 @@ class Encoder:
     Args:
         tokenizer: not modified; a call with truncation would change its saved state.
         max_length: maximum length of an example, in tokens.
+        every_turn: chats: whether every turn of the assistant is learned, or the last one alone.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, max_length: int, every_turn: bool = True) -> None:
         self.tokenizer, self.max_length = copy.deepcopy(tokenizer), max_length
+        self._every_turn = every_turn
         self.bos, self.eos = text_ends(tokenizer)
         self._added = AddedTokens.by(tokenizer)
         named = ("bos", "eos", "pad", "cls", "sep")
@@ -256,6 +283,14 @@ class Encoder:
     def decode(self, ids: list[int]) -> str:
         """Decodes the model's input, including special tokens."""
         return str(self.tokenizer.decode(ids))
+
+    def for_chats(self, must_fit: bool) -> ChatEncoder:
+        """Returns the encoder of chats.
+
+        Args:
+            must_fit: whether a chat may have `max_length` tokens at most; others are split into windows in training.
+        """
+        return ChatEncoder(self.tokenizer, self.max_length if must_fit else None, self._every_turn)
 
     def document(self, ids: list[int]) -> np.ndarray:
         """Encloses pretraining text in BOS and EOS, without truncation: training splits it into windows.

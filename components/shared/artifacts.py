@@ -71,6 +71,8 @@ class ModelCard(BaseModel):
     has_task_head: bool = False
     """Whether the model was trained on the task. Task scores are only meaningful if it was."""
     labels: list[str] | None = None
+    chat: bool = False
+    """Whether the model was trained on chats, so that a prompt is a message of the user."""
     params: dict[str, Any] = Field(default_factory=dict)
     """Settings of the stage that trained the model."""
     tokens: dict[Literal["pretrain", "finetune"], int] = Field(default_factory=dict)

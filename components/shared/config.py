@@ -77,6 +77,8 @@ class Model(Section):
     """Commit, tag or branch of the base model on the hub. Prefer a commit, since tags and branches can change."""
     max_length: int = Field(512, ge=8, le=10_000_000)
     """Maximum length of a training sequence, in tokens. Longer text is split into windows; longer examples are truncated."""
+    chat_template: LocalPath | None = Field(None, min_length=1)
+    """Jinja file with the chat template, by which chats become text. Null means the template of the base model's tokenizer."""
     objective: Objective | None = None
     """Loss on the pretraining stream: `causal_lm` (the next token) or `masked_lm` (masked tokens, for encoders such as BERT);
     null means the base model's own objective, and `causal_lm` for `scratch`."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import difflib
 import functools
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -134,7 +135,7 @@ class Section(BaseModel):
         try:
             return cls.model_validate_json(text)
         except ValidationError as error:
-            raise RefusedError(*describe_problems(error)) from None
+            raise RefusedError(*describe_problems(error, cls)) from None
 
 
 def known(check: Callable[[], Iterable[str]]) -> list[str]:
@@ -170,7 +171,7 @@ def read_section(kind: type[AnySection], values: Mapping[str, Any]) -> tuple[Any
             section = kind.model_validate(left, context=_RULES_LATER)
             break
         except ValidationError as error:
-            problems += describe_problems(error, told=invalid)
+            problems += describe_problems(error, kind, told=invalid)
             places = {_option_at(kind, item["loc"]) for item in error.errors(include_url=False, include_input=False)}
             changed = [_replace(kind, left, place) for place in places]
             if not any(changed):
@@ -231,10 +232,11 @@ def _takes_bool(annotation: Any) -> bool:
     return annotation is bool or isinstance(annotation, bool) or any(map(_takes_bool, get_args(annotation)))
 
 
-def describe_problems(error: ValidationError, told: Iterable[tuple[str, ...]] = ()) -> list[str]:
+def describe_problems(error: ValidationError, kind: type[BaseModel], told: Iterable[tuple[str, ...]] = ()) -> list[str]:
     """Returns a sentence for each problem that pydantic found: the field, the value, and what is valid.
 
     Args:
+        kind: what was validated.
         told: options whose problems are known and left out.
     """
     problems = []
@@ -242,15 +244,41 @@ def describe_problems(error: ValidationError, told: Iterable[tuple[str, ...]] = 
         location = tuple(map(str, item["loc"]))
         if any(location[: len(place)] == place for place in told):
             continue
-        sentence = _sentence(item["type"], item["msg"], item.get("ctx", {}), item["input"])
+        if item["type"] == "extra_forbidden":
+            sentence = f"there is no such option; {_instead_of(location, kind)}"
+        else:
+            sentence = _sentence(item["type"], item["msg"], item.get("ctx", {}), item["input"])
         problems.append(": ".join(filter(None, (".".join(location), sentence))))
     return problems
 
 
+def _instead_of(location: tuple[str, ...], kind: type[BaseModel]) -> str:
+    """Returns what to do about an unknown option: the nearest name in its section, else the same name in another one."""
+    *parents, last = location
+    section: Any = kind
+    for name in parents:
+        section = section and _below(section).get(name)
+    near = difflib.get_close_matches(last, section.model_fields if section else (), n=1)
+    if near:
+        return f"did you mean {'.'.join([*parents, near[0]])}?"
+    elsewhere = [path for path in option_paths(kind) if path.rpartition(".")[2] == last]
+    return f"did you mean {' or '.join(elsewhere)}?" if elsewhere else "remove it or correct its name"
+
+
+def _below(kind: type[BaseModel]) -> dict[str, type[Section] | None]:
+    return {name: section_of(field.annotation) for name, field in kind.model_fields.items()}
+
+
+def option_paths(kind: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    """Yields the paths of all sections and options below a section."""
+    for name, inner in _below(kind).items():
+        yield prefix + name
+        if inner:
+            yield from option_paths(inner, f"{prefix}{name}.")
+
+
 def _sentence(kind: str, message: str, context: Mapping[str, Any], found: Any) -> str:
     match kind:
-        case "extra_forbidden":
-            return "there is no such option; remove it or correct its name"
         case "missing":
             return "is required and was not given"
         case "json_invalid" | "credentials" | "rule":

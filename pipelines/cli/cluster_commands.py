@@ -39,7 +39,7 @@ def upload_and_show(
     api = _api(server)
     package = client.package_of(wanted, step, in_images=in_images)
     version = client.upload(api, package)
-    print(f"{package.pipeline} {version.name}: {'uploaded' if version.new else 'already uploaded'}")
+    print(f"{package.pipeline}, version {version.name}: {'uploaded' if version.new else 'already uploaded'}")
     print(api.connection.link(f"pipelines/details/{version.pipeline_id}/version/{version.id}"))
 
 
@@ -60,9 +60,8 @@ def submit_and_show(
     api = _api(server, waiting)
     version = client.upload(api, client.package_of(wanted, in_images=in_images))
     waiting.tell(f"pipeline mixtune, version {version.name}{'' if version.new else ' (already uploaded)'}")
-    made = client.submit(
-        api, version, wanted.name, client.run_parameters(wanted), experiment, run_key, service_account=service_account
-    )
+    title, values = client.run_title(wanted), client.run_parameters(wanted)
+    made = client.submit(api, version, title, values, experiment, run_key, service_account=service_account)
     return follow(api, made, waiting)
 
 
@@ -90,7 +89,7 @@ def _wait(api: Api, run_id: str, waiting: Waiting) -> int:
         link = {"run": api.connection.link(f"runs/details/{run_id}")}
         ended = Ended(run_id, "RUNNING", error.kind, error.verdict, error.problems, links=link)
     show(ended, waiting.as_json)
-    for problem in (*ended.warnings, *ended.problems):
+    for problem in (*ended.warnings, *ended.advice, *ended.problems):
         print(f"mixtune: {problem}", file=sys.stderr)
     if waiting.summary:
         append_summary(waiting.summary, summary(ended, ended.report["name"] if ended.report else "mixtune"))

@@ -30,11 +30,12 @@ def check_and_show(config_file: Path | None, overrides: Sequence[str]) -> None:
     from mixtune.components.base_model import notes
     from mixtune.components.checks import few_control_documents, few_examples, find_problems, missing_here
     from mixtune.components.mixed.config import candidates
+    from mixtune.components.text_per_step import few_text_tokens
 
     parsed = read_config(config_file, overrides, find_problems)
     names = ", ".join(candidate.id for candidate in candidates(parsed.mixed))
     print(f"{parsed.name}: the configuration is valid; base model {parsed.model.base}, candidates {names}")
-    more = filter(None, (few_examples(parsed), few_control_documents(parsed)))
+    more = filter(None, (few_examples(parsed), few_control_documents(parsed), few_text_tokens(parsed)))
     for sentence in [*notes(parsed, _folder_of(config_file)), *more]:
         print(f"note: {sentence}")
     for sentence in missing_here(parsed):  # irrelevant if the steps run in images
@@ -96,6 +97,8 @@ def run_and_show(
         console.print()
         print_candidates(ended.report, console)
         _print_verdict(console, ended.report)
+        for line in ended.advice:
+            console.print(Text(line))
         console.print(Text(f"\nreport  {folder / 'report' / 'report.html'}"))
         console.print(Text(f"models  {folder / 'models'}"))
         console.print(Text(f"MLflow  {_mlflow_hint(tracking_uri(config, folder), folder)}"))
@@ -206,14 +209,21 @@ def compile_pipeline(
     tag: str | None = None,
     upload_data: str | None = None,
 ) -> None:
-    """Writes the compiled pipeline, or the pipeline of one step."""
+    """Writes the compiled pipeline, or the pipeline of one step.
+
+    The form has the values of the configuration; if neither a file nor an option besides the placement is given, the schema's
+    defaults.
+    """
     from kfp import compiler
+
+    from mixtune.components.form import PLACEMENT, field_defaults
 
     from ..cluster.local_paths import read_for_cluster
     from ..images import images
     from ..pipeline import NAME, make_pipeline
     from ..placement import Placer
     from ..step_pipelines import make_step_pipeline
+    from ..third_party.kfp import compile_to
 
     if format not in ("ir", "kubernetes"):
         raise RefusedError(f"--format: must be ir or kubernetes, found {format}")
@@ -221,7 +231,9 @@ def compile_pipeline(
         raise RefusedError(f"--output: must end in .yaml, found {output}")
     config = read_for_cluster(config_file, overrides, upload_data)
     place = Placer.cluster(config, images(image_prefix, tag))
-    pipeline = make_step_pipeline(step, config, place) if step else make_pipeline(config, place)
+    neutral = config_file is None and all(override.startswith(f"{PLACEMENT}.") for override in overrides)
+    values = field_defaults() if neutral else None
+    pipeline = make_step_pipeline(step, config, place) if step else make_pipeline(config, place, values)
     name = f"{NAME}-{step}" if step else NAME
     manifests = {}
     if format == "kubernetes":
@@ -233,6 +245,6 @@ def compile_pipeline(
         if output.exists() and not output.read_bytes().startswith(_COMPILED):
             raise RefusedError(f"--output: {output} was not written by `mixtune compile`; choose another file")
         output.parent.mkdir(parents=True, exist_ok=True)
-        compiler.Compiler().compile(pipeline, str(output), **manifests)
+        compile_to(pipeline, output, **manifests)
     except OSError as error:
         raise RefusedError(f"--output: {output} cannot be written ({error.strerror or error})") from None

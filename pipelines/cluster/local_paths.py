@@ -10,14 +10,12 @@ from typing import Any
 
 from mixtune.components.config import Config, load
 from mixtune.components.shared.config import EMBEDDED
-from mixtune.components.shared.data.sources import local_files
+from mixtune.components.shared.data.sources import local_files, named_sources
 from mixtune.components.shared.errors import RefusedError, UnreachableError, first_line
 
 from ..configuration import read_config
 from ..placement import CHECKPOINT_FOLDER
 
-_SOURCES = ("source", "dev_source", "test_source")
-_DATA = tuple(f"data.{stream}.{name}" for stream in ("pretrain", "finetune") for name in _SOURCES)
 _MODELS = {
     "model.base": "give a name on the Hugging Face hub",
     "evaluate.champion": "give a model in the MLflow registry, models:/name@alias",
@@ -68,33 +66,44 @@ def _local(config: Config) -> Iterator[tuple[str, str]]:
     here = fsspec.filesystem("file")
     values = config.model_dump(mode="json")
     in_claim = f"{CHECKPOINT_FOLDER}/" if config.placement.checkpoint_claim else None
-    for option in (*_DATA, *_MODELS):
+    for option in (*_data(config), *_MODELS):
         path = _get(values, option)
         if path is None or path == EMBEDDED or "://" in path or (in_claim and path.startswith(in_claim)):
             continue
-        if Path(path).exists() or (option in _DATA and here.glob(path)):
+        if Path(path).exists() or (option.startswith("data.") and here.glob(path)):
             yield option, path
+
+
+def _data(config: Config) -> list[str]:
+    """Returns the full names of all options that name data."""
+    return [named.option for stream in (config.data.pretrain, config.data.finetune) for named in named_sources(stream)]
 
 
 def _get(values: Any, option: str) -> str | None:
     for name in option.split("."):
-        values = values[name]
+        values = values[int(name) if isinstance(values, list) else name]
     return values if isinstance(values, str) else None
+
+
+def _set(values: Any, option: str, value: str) -> None:
+    *parents, last = option.split(".")
+    for name in parents:
+        values = values[int(name) if isinstance(values, list) else name]
+    values[last] = value
 
 
 def _upload(config: Config, url: str) -> Config:
     """Uploads local data, each source to a folder that is named by its content. Returns the configuration with the URLs."""
     values = config.model_dump(mode="json")
     for option, path in _local(config):
-        if option not in _DATA:
+        if not option.startswith("data."):
             continue
-        stream, name = option.split(".")[1:]
         files = local_files(path, option)
         root = Path(path) if Path(path).is_dir() else Path(os.path.commonpath([file.parent for file in files]))
         names = {file: file.relative_to(root).as_posix() for file in files}
         target = f"{url.rstrip('/')}/{_digest(names)}"
         _put(names, target, option)
-        values["data"][stream][name] = f"{target}/{names[files[0]]}" if Path(path).is_file() else target
+        _set(values, option, f"{target}/{names[files[0]]}" if Path(path).is_file() else target)
         print(f"{option}: {len(files):,} {'file' if len(files) == 1 else 'files'} uploaded to {target}")
     return load(values)
 

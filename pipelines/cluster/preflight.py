@@ -97,7 +97,6 @@ def _kubernetes(place: Placer, namespace: str) -> Iterator[Finding]:
         return
     look = _Look(namespace)
     core, custom = client.CoreV1Api(api), client.CustomObjectsApi(api)
-    parameters = {name: default for name, (_, default, _) in place.parameters().items()}
     profile = place.profile
     assert profile is not None
 
@@ -115,11 +114,10 @@ def _kubernetes(place: Placer, namespace: str) -> Iterator[Finding]:
                     "note", f"the gpu_affinity of the profile {place.where.profile} is not compared with the nodes"
                 )
 
-    secrets = {"mlflow_secret": [TRACKING_KEYS[0]], "checkpoint_secret": []}
-    for parameter, keys in secrets.items():
-        if parameter not in parameters:
-            continue
-        name = parameters[parameter]
+    secrets = {place.where.mlflow_secret: [TRACKING_KEYS[0]]}
+    if place.where.checkpoint_url:
+        secrets[place.where.checkpoint_secret] = []
+    for name, keys in secrets.items():
         read = partial(core.read_namespaced_secret, name, namespace, _request_timeout=SECONDS)
         found: Any = look(f"the secret {name}", "get secrets", read)
         if isinstance(found, Finding):

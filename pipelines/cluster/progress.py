@@ -52,14 +52,14 @@ def is_alone(run: kfp_api.V2beta1Run) -> bool:
 
 def _candidates(values: Mapping[str, Any]) -> list[str]:
     """Returns the candidates in the order of the loop, from the parameters that `plan` reads."""
-    if not {"mixed_lambdas", "mixed_options"} <= set(values):
-        return []
-    from mixtune.components.config import assemble, load
+    from mixtune.components.form import ADVANCED, FIELDS, read_form
     from mixtune.components.mixed.config import candidates
     from mixtune.components.shared.errors import RefusedError
 
+    if not {*FIELDS, ADVANCED} <= set(values):
+        return []
     try:
-        return [one.id for one in candidates(load(assemble(values)).mixed)]
+        return [one.id for one in candidates(read_form(values).mixed)]
     except RefusedError:
         return []  # created manually, or by another version
 

@@ -14,8 +14,10 @@ from typing import Any
 
 import yaml
 
-from mixtune.components.config import HEADLINE, SECTIONS, Config, Fingerprints, Parts, assemble, load, parameters, parts
+from mixtune.components.config import Config, Fingerprints, Parts, load, parts
+from mixtune.components.form import ADVANCED, FIELDS, PLACEMENT, parameters, read_form
 from mixtune.components.mixed.config import candidates
+from mixtune.components.placement import GpuNodes
 from mixtune.components.shared.errors import RefusedError
 from mixtune.components.shared.running.context import COMPILED
 from mixtune.components.shared.task_name import STEPS as ALL_STEPS
@@ -25,14 +27,16 @@ from ..configuration import lay_over
 from ..images import Images, images_named
 from ..pipeline import NAME
 from ..placement import Placer
-from ..step_pipelines import STEPS
+from ..step_pipelines import STEPS, URI_NAMES
 from .api import Api
 from .local_paths import refuse_local_paths
 from .records import StepRecord, read_record, steps_behind
-from .runs import Package, Submitted, describe_alone, get_run, package_of, submit, upload
+from .runs import Package, Submitted, describe_alone, get_run, package_of, run_title, submit, upload
 
 # These options are fixed in a compiled package. A step that runs alone gets its own package.
 _FIXED_IN_WHOLE = ("placement.", "mixed.start=", "tracking.offline_when_unreachable=", "tracking.tensorboard=")
+_GPUS = "placement.gpus="
+"""The one option of the placement that is also in the form."""
 _FIXED_IN_STEP = ("mixed.start=",)
 _NOWHERE = Fingerprints("", "", "")
 _PART_OF_EVALUATION = {
@@ -51,14 +55,17 @@ def rerun_from(api: Api, run_id: str, step: str, overrides: Sequence[str], run_k
     _refuse_fixed(overrides, _FIXED_IN_WHOLE)
     run = get_run(api, run_id)
     package, values = _package_and_values(api, run)
+    config = _config(values, compiled_in(package[0]), overrides)
     if overrides:
-        values |= parameters(_config(values, compiled_in(package[0]), overrides))
+        values |= parameters(config)
+    if any(override.startswith(_GPUS) for override in overrides):
+        values[PLACEMENT] = {**values[PLACEMENT], "gpus": config.placement.gpus}
     version = upload(api, run_anew(package, step))
     note = f"{run_id} again from {step} on" + (f", with {', '.join(overrides)}" if overrides else "")
     return submit(
         api,
         version,
-        str(values["name"]),
+        f"{run_title(config)}, again from {step}",
         values,
         run_key=run_key,
         description=note,
@@ -68,7 +75,7 @@ def rerun_from(api: Api, run_id: str, step: str, overrides: Sequence[str], run_k
 
 
 def _refuse_fixed(overrides: Sequence[str], fixed: tuple[str, ...]) -> None:
-    refused = [override for override in overrides if override.startswith(fixed)]
+    refused = [override for override in overrides if override.startswith(fixed) and not override.startswith(_GPUS)]
     if refused:
         raise RefusedError(
             *(
@@ -95,19 +102,27 @@ def _package_and_values(api: Api, run: Any) -> tuple[list[dict[str, Any]], dict[
             f"{run.run_id}: KFP no longer has the package of this run; start a new run with `mixtune submit`"
         )
     documents = [spec["pipeline_spec"], spec["platform_spec"]] if "pipeline_spec" in spec else [spec]
+    name = str(documents[0]["pipelineInfo"]["name"]).rsplit("/", 1)[-1]
+    if name != NAME:
+        raise RefusedError(f"{run.run_id}: is a run of the pipeline {name}, not of {NAME}; give the id of such a run")
     known = documents[0].get("root", {}).get("inputDefinitions", {}).get("parameters", {})
-    missing = [name for name in (*HEADLINE, *SECTIONS) if name not in known]
-    if missing:
-        raise RefusedError(f"{run.run_id}: is not a run of the pipeline {NAME}; it has no parameter {missing[0]}")
+    wanted = {*FIELDS, ADVANCED, PLACEMENT}
+    if set(known) != wanted:
+        differs = min(wanted ^ set(known))
+        raise RefusedError(
+            f"{run.run_id}: was made by another version of mixtune, whose form has other fields ({differs} is in one of them "
+            "only); start a new run with `mixtune submit`"
+        )
     given = (run.runtime_config.parameters if run.runtime_config else None) or {}
-    return documents, {name: one.get("defaultValue") for name, one in known.items()} | given
+    defaults = {name: one["defaultValue"] for name, one in known.items() if "defaultValue" in one}
+    return documents, defaults | given
 
 
 def _config(values: Mapping[str, Any], fixed: str, overrides: Sequence[str] = ()) -> Config:
-    assembled = load(assemble(values, fixed)).model_dump(mode="json")
+    whole = read_form(values, fixed).model_dump(mode="json")
     for override in overrides:
-        lay_over(assembled, override)
-    changed = load(assembled)
+        lay_over(whole, override)
+    changed = load(whole)
     refuse_local_paths(changed)
     return changed
 
@@ -137,7 +152,7 @@ def run_anew(documents: Sequence[dict[str, Any]], step: str, pipeline: str = NAM
         if name in wanted:
             task["cachingOptions"] = {}
     text = yaml.safe_dump_all([spec, *others], sort_keys=True, allow_unicode=True)
-    return Package(pipeline, text, note=f"runs {step} and its dependents without cached results")
+    return Package(pipeline, text, f"{step} and what depends on it without the cache")
 
 
 def _tasks(spec: Mapping[str, Any]) -> Iterator[tuple[dict[str, Any], str, str]]:
@@ -168,10 +183,10 @@ def tasks_from(spec: Mapping[str, Any], step: str) -> set[str]:
         touched: set[str] = set()
         tasks = dict(dag["tasks"])
         while tasks:
-            ready = [name for name, task in tasks.items() if not set(task.get("dependentTasks", ())) & tasks.keys()]
+            ready = [name for name, task in tasks.items() if not _before(task) & tasks.keys()]
             for name in ready:
                 task = tasks.pop(name)
-                after = depends or bool(touched & set(task.get("dependentTasks", ())))
+                after = depends or bool(touched & _before(task))
                 inner = spec["components"][task["componentRef"]["name"]].get("dag")
                 inside = visit(inner, after) if inner else _step_of(spec, task) == step
                 if after or inside:
@@ -181,6 +196,14 @@ def tasks_from(spec: Mapping[str, Any], step: str) -> set[str]:
 
     visit(spec["root"]["dag"], False)
     return names
+
+
+def _before(task: Mapping[str, Any]) -> set[str]:
+    """Returns the tasks that a task waits for: those that are named, and those whose outputs it reads."""
+    inputs = task.get("inputs", {})
+    sources = [one.get("taskOutputParameter") for one in inputs.get("parameters", {}).values()]
+    sources += [one.get("taskOutputArtifact") for one in inputs.get("artifacts", {}).values()]
+    return {*task.get("dependentTasks", ()), *(one["producerTask"] for one in sources if one)}
 
 
 def images_in(spec: Mapping[str, Any]) -> Images:
@@ -211,7 +234,9 @@ def rerun_only(
     in_images = images_in(documents[0])
     fixed = compiled_in(documents[0])
     before, after = _config(values, fixed), _config(values, fixed, overrides)
-    place = _placement_parameters(values, before, after)
+    place = Placer.cluster(after)
+    place.nodes = _gpu_nodes(values, before, after)
+    placed = {name: default for name, (_, default, _) in place.parameters(step).items()}
     record = read_record(run_id, with_report=False)
     if record is None:
         raise RefusedError(
@@ -228,15 +253,16 @@ def rerun_only(
         jobs.append((one, config, uris, candidate))
     made = []
     for one, config, uris, candidate in jobs:
-        package = package_of(after, step, uris, in_images)
+        package = package_of(after, step, uris, in_images, place.nodes)
         version = upload(api, run_anew(list(yaml.safe_load_all(package.text)), step, package.pipeline))
-        arguments = {"config": config, **candidate, **{f"{name}_uri": uri for name, uri in uris.items()}}
+        uri_of = URI_NAMES[step]
+        arguments = {"config": config, **candidate, **{uri_of[name]: uri for name, uri in uris.items()}}
         made.append(
             submit(
                 api,
                 version,
-                f"{values['name']} {one.title}",
-                arguments | place,
+                f"{before.name}, {one.title} alone",
+                arguments | placed,
                 run_key=f"{run_key} {one.title}" if run_key else None,
                 description=describe_alone(one.title, run_id),
                 experiment_id=run.experiment_id,
@@ -246,13 +272,11 @@ def rerun_only(
     return made
 
 
-def _placement_parameters(values: Mapping[str, Any], before: Config, after: Config) -> dict[str, Any]:
+def _gpu_nodes(values: Mapping[str, Any], before: Config, after: Config) -> GpuNodes:
     """Returns the run-time placement of the earlier run with the overrides applied."""
-    old, new = (
-        {name: default for name, (_, default, _) in Placer.cluster(config).parameters().items()}
-        for config in (before, after)
-    )
-    return {name: values[name] if name in values and old.get(name) == new[name] else new[name] for name in new}
+    old, new = (Placer.cluster(config).nodes.model_dump() for config in (before, after))
+    of_run = old | (values.get(PLACEMENT) or {})
+    return GpuNodes.model_validate({name: of_run[name] if old[name] == new[name] else new[name] for name in new})
 
 
 def step_of(only: str) -> str:

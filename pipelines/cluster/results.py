@@ -55,7 +55,7 @@ def summary(ended: Ended, name: str = "mixtune") -> str:
     """Renders the result as Markdown, for the summary page of a CI job."""
     words = {"done": "gate passed" if ended.report else "done", "interrupted": "stopped"}
     lines = [f"## {name}: {words.get(ended.outcome, ended.outcome.replace('_', ' '))}", ""]
-    lines += [f"- {problem}" for problem in (*ended.problems, *ended.warnings)]
+    lines += [f"- {problem}" for problem in (*ended.problems, *ended.warnings, *ended.advice)]
     if ended.report:
         lines += ["", *_candidates(ended.report)]
     places = {"run": "Run in Kubeflow", "mlflow": "Run in MLflow"}

@@ -20,7 +20,10 @@ from typing import Any
 
 import kfp_server_api as kfp_api
 
-from mixtune.components.config import Config, load, parameters
+from mixtune.components.config import Config, load
+from mixtune.components.form import field_defaults, parameters
+from mixtune.components.mixed.config import candidates
+from mixtune.components.placement import GpuNodes
 from mixtune.components.shared.errors import MixtuneError, RefusedError
 from mixtune.components.shared.task_name import TaskName
 
@@ -40,12 +43,12 @@ class Package:
     Attributes:
         pipeline: name of the pipeline that the package is a version of.
         text: the package, YAML.
-        note: remark for the version's description.
+        title: what distinguishes it from other versions, for people, such as `profile nvidia`.
     """
 
     pipeline: str
     text: str
-    note: str = ""
+    title: str
 
     @property
     def digest(self) -> str:
@@ -92,7 +95,11 @@ def neutral(config: Config) -> Config:
 
 
 def package_of(
-    config: Config, step: str | None = None, optional: Collection[str] = (), in_images: Images | None = None
+    config: Config,
+    step: str | None = None,
+    optional: Collection[str] = (),
+    in_images: Images | None = None,
+    nodes: GpuNodes | None = None,
 ) -> Package:
     """Compiles the whole pipeline or the pipeline of one step.
 
@@ -100,28 +107,42 @@ def package_of(
         step: name of the step; None compiles the whole pipeline.
         optional: optional inputs that the step gets.
         in_images: images of the steps; by default those of `images.json`.
+        nodes: placement of GPU tasks, instead of the profile's.
     """
-    from kfp import compiler
-
     from ..pipeline import NAME, make_pipeline
     from ..placement import Placer
     from ..step_pipelines import make_step_pipeline
+    from ..third_party.kfp import compile_to
 
     base = neutral(config)
     place = Placer.cluster(base, in_images)
-    pipeline = make_step_pipeline(step, base, place, optional) if step else make_pipeline(base, place)
+    if nodes is not None:
+        place.nodes = nodes
+    whole = None if step else make_pipeline(base, place, field_defaults())
+    pipeline = whole or make_step_pipeline(str(step), base, place, optional)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "package.yaml"
-        compiler.Compiler().compile(pipeline, str(file))
-        return Package(f"{NAME}-{step}" if step else NAME, file.read_text(encoding="utf-8"))
+        compile_to(pipeline, file)
+        title = f"profile {base.placement.profile}"
+        return Package(f"{NAME}-{step}" if step else NAME, file.read_text(encoding="utf-8"), title)
 
 
 def run_parameters(config: Config) -> dict[str, Any]:
-    """Returns the parameters of a run of the whole pipeline: the configuration's values and the placement."""
+    """Returns the values of the form for a run of the whole pipeline: those of the configuration, and the placement."""
     from ..placement import Placer
 
     place = {name: default for name, (_, default, _) in Placer.cluster(config).parameters().items()}
     return parameters(config) | place
+
+
+def run_title(config: Config) -> str:
+    """Returns what distinguishes a run from others, for people, such as `demo, 3 candidates`."""
+    count = len(list(candidates(config.mixed)))
+    return f"{config.name}, {count} candidate{'' if count == 1 else 's'}"
+
+
+def _dated(title: str) -> str:
+    return f"{title}, {time.strftime('%Y-%m-%d %H:%M')}"
 
 
 def git_commit() -> str:
@@ -140,7 +161,8 @@ def upload(api: Api, package: Package) -> Version:
     """Uploads a version, unless KFP has a version with the same content.
 
     Returns:
-        The version. Its name contains the commit that first uploaded it and a digest of its content.
+        The version. Its technical name contains the commit that first uploaded it and a digest of its content; people see
+        the display name.
     """
     pipeline_id = _pipeline(api, package.pipeline)
 
@@ -150,14 +172,14 @@ def upload(api: Api, package: Package) -> Version:
             api.pipelines.pipeline_service_list_pipeline_versions,
             pipeline_id,
             page_size=10,
-            filter=_where("display_name", package.digest, "IS_SUBSTRING"),
+            filter=_where("name", package.digest, "IS_SUBSTRING"),
         )
         return next(iter(found.pipeline_versions or []), None)
 
     found = same_content()
     if found is not None:
         return Version(pipeline_id, found.pipeline_version_id, found.display_name, new=False)
-    name = f"{git_commit()}-{package.digest}"
+    commit, shown = git_commit(), _dated(package.title)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / f"{package.pipeline}.yaml"
         file.write_text(package.text, encoding="utf-8")
@@ -165,13 +187,13 @@ def upload(api: Api, package: Package) -> Version:
             "upload a version of the pipeline",
             api.uploads.upload_pipeline_version,
             str(file),
-            name=name,
-            display_name=name,
+            name=f"{commit}-{package.digest}",
+            display_name=shown,
             pipelineid=pipeline_id,
-            description=package.note or "uploaded by mixtune",
+            description=f"Uploaded by mixtune. Commit: {commit}. Content: {package.digest}.",
             made_already=same_content,
         )
-    return Version(pipeline_id, made.pipeline_version_id, made.display_name or name, new=True)
+    return Version(pipeline_id, made.pipeline_version_id, made.display_name or shown, new=True)
 
 
 def _pipeline(api: Api, name: str) -> str:
@@ -202,7 +224,7 @@ def _pipeline(api: Api, name: str) -> str:
 def submit(
     api: Api,
     version: Version,
-    name: str,
+    title: str,
     values: Mapping[str, Any],
     experiment: str = DEFAULT_EXPERIMENT,
     run_key: str | None = None,
@@ -213,35 +235,36 @@ def submit(
     """Creates a run, or finds the run that an earlier attempt or job created with the same key.
 
     Args:
-        name: name of the run; the key is appended.
+        title: what distinguishes the run from others, for people; the time is appended.
         values: parameters of the run.
-        run_key: identifies a job across its retries; None makes every submission a new run.
+        run_key: identifies a job across its retries; None makes every submission a new run. It is in the description.
         experiment_id: existing experiment, instead of one by name.
         service_account: service account of the run's pods; None uses KFP's default.
     """
     experiment_id = experiment_id or _experiment(api, experiment)
     key = run_key or f"{time.strftime('%Y%m%d-%H%M%S')}-{os.urandom(3).hex()}"
-    shown = f"{name} {key}"
+    shown, line = _dated(title), f"key: {key}"
 
     def same_key() -> kfp_api.V2beta1Run | None:
         found = api.call(
             "list the runs",
             api.runs.run_service_list_runs,
             experiment_id=experiment_id,
-            filter=_where("display_name", shown),
+            filter=_where("description", line, "IS_SUBSTRING"),
             sort_by="created_at desc",
-            page_size=1,
+            page_size=100,
             **_namespace(api),
         )
-        return next(iter(found.runs or []), None)
+        # KFP also finds longer keys, and reads % and _ as wildcards.
+        return next((run for run in found.runs or [] if line in (run.description or "").splitlines()), None)
 
     if run_key and (found := same_key()) is not None:
-        return Submitted(found.run_id, shown, found=True)
+        return Submitted(found.run_id, found.display_name, found=True)
     reference = kfp_api.V2beta1PipelineVersionReference(pipeline_id=version.pipeline_id, pipeline_version_id=version.id)
     wanted = kfp_api.V2beta1Run(
         experiment_id=experiment_id,
         display_name=shown,
-        description=description or None,
+        description="\n".join([*([description] if description else []), line]),
         pipeline_version_reference=reference,
         service_account=service_account,
         runtime_config=kfp_api.V2beta1RuntimeConfig(parameters=dict(values)),
@@ -260,8 +283,8 @@ def describe_alone(title: str, run_id: str) -> str:
 
 
 def title_alone(description: str) -> str | None:
-    """Returns the title in a description of `describe_alone`; None for any other description."""
-    found = re.fullmatch(r"(.+) of \S+ alone", description)
+    """Returns the title in a description that begins with that of `describe_alone`; None for any other description."""
+    found = re.fullmatch(r"(.+) of \S+ alone", description.partition("\n")[0])
     return found[1] if found and TaskName.parse(found[1]) else None
 
 

@@ -23,7 +23,8 @@ from typing import TYPE_CHECKING, Any
 from mixtune.components.config import Config
 from mixtune.components.shared.checkpoints.store import CHECKPOINT_DIR, folder_of, is_url
 from mixtune.components.shared.config import EMBEDDED
-from mixtune.components.shared.data.sources import HUB, named_sources
+from mixtune.components.shared.data.data_sets import HUB
+from mixtune.components.shared.data.sources import named_sources
 from mixtune.components.shared.errors import RefusedError, UnreachableError, first_line
 from mixtune.components.shared.outcome import EXIT_STATUS, Outcome, load_outcomes
 from mixtune.components.shared.running.context import started_titles
@@ -312,7 +313,7 @@ def _environment(outside: Mapping[str, str]) -> dict[str, str]:
 
 def _read(config: Config) -> list[str]:
     """Returns the local files and folders in the configuration."""
-    sources = [source for stream in (config.data.pretrain, config.data.finetune) for _, source in named_sources(stream)]
+    sources = [one.path for stream in (config.data.pretrain, config.data.finetune) for one in named_sources(stream)]
     paths = [_fixed_part(source.removeprefix("file://")) for source in sources if _is_path(source)]
     named = [config.model.base, config.evaluate.champion or "", config.evaluate.lm_eval.tasks_folder or ""]
     paths += [Path(name) for name in named if name and "://" not in name and Path(name).is_dir()]

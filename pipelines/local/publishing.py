@@ -19,7 +19,7 @@ from typing import Any
 
 from mixtune.components.config import Config
 from mixtune.components.shared.artifacts import ModelCard, read_json
-from mixtune.components.shared.data.prepared import DataManifest
+from mixtune.components.shared.data.prepared import QUARANTINE, DataManifest
 from mixtune.components.shared.errors import RefusedError
 from mixtune.components.shared.outcome import Outcome, load_outcome
 from mixtune.components.shared.task_name import TaskName
@@ -169,6 +169,11 @@ def _publish_data_reports(folder: _Folder, run: Run, report: dict[str, Any]) -> 
             page = Path(made.artifacts["report"])
             if page.is_file() and DataManifest.load(made.artifacts["heldout"]).digest == data["digest"]:
                 folder.put(f"data/{stream}.html", partial(_copy, str(page)))
+                quarantine, name = Path(made.artifacts["train"]) / QUARANTINE, f"data/{stream}-quarantine.jsonl"
+                if quarantine.is_file():
+                    folder.put(name, partial(_copy, str(quarantine)))
+                elif (folder.output / name).is_file():
+                    folder.move_to_history(name)
                 break
 
 

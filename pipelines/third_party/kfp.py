@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import ast
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from kfp import dsl
@@ -23,6 +27,62 @@ def set_variable_at_run_time(task: dsl.PipelineTask, name: str, parameter: Any) 
     assert task.container_spec is not None
     placeholder = f"{{{{$.inputs.parameters['{additional_input_name_for_pipeline_channel(parameter)}']}}}}"
     task.container_spec.command = ["env", f"{name}={placeholder}", *task.container_spec.command]
+
+
+def compile_to(pipeline: Any, file: Path, **options: Any) -> None:
+    """Compiles a pipeline for a cluster. The same pipeline always gives the same bytes.
+
+    KFP writes the defaults of parameters into comments, dicts among them with their keys in an order that differs from process
+    to process. And it lists every producer of an input as a dependency, which the UI draws as an edge of its own, beside that
+    from the output. KFP's backend derives those dependencies from the inputs.
+    """
+    from kfp import compiler
+
+    spec = pipeline.pipeline_spec
+    for component in (spec.root, *spec.components.values()):
+        _drop_implied_dependencies(component.dag.tasks)
+    compiler.Compiler().compile(pipeline, str(file), **options)
+    text = file.read_text(encoding="utf-8")
+    file.write_text(_DICT_IN_COMMENT.sub(lambda found: f"{found[1]}{_in_order(found[2])}]", text), encoding="utf-8")
+
+
+def offer_choices(pipeline: Any, choices: Mapping[str, Sequence[str]]) -> None:
+    """Limits text parameters of a pipeline to some values, which the UI of KFP 2.17 offers in a list.
+
+    KFP's format has them, but its SDK cannot set them.
+    """
+    for name, parameter in pipeline.pipeline_spec.root.input_definitions.parameters.items():
+        for choice in choices.get(name, ()):
+            parameter.literals.add(string_value=choice)
+
+
+def producers_of(task: Any) -> set[str]:
+    """Returns the tasks whose outputs are inputs of a task of a pipeline spec."""
+    found = {one.task_output_parameter.producer_task for one in task.inputs.parameters.values()}
+    return (found | {one.task_output_artifact.producer_task for one in task.inputs.artifacts.values()}) - {""}
+
+
+def _drop_implied_dependencies(tasks: Any) -> None:
+    """Leaves those dependencies of the tasks of a DAG that no input implies, directly or through other tasks."""
+    before = {name: {*task.dependent_tasks, *producers_of(task)} for name, task in tasks.items()}
+
+    def ancestors(name: str) -> set[str]:
+        return before[name].union(*map(ancestors, before[name]))
+
+    for name, task in tasks.items():
+        if task.trigger_policy.strategy:
+            continue  # an exit task, whose input is the status of a task and none of its outputs
+        inherited = set().union(*map(ancestors, before[name]))
+        left = sorted(set(task.dependent_tasks) - producers_of(task) - inherited)
+        del task.dependent_tasks[:]
+        task.dependent_tasks.extend(left)
+
+
+_DICT_IN_COMMENT = re.compile(r"^(#    \w+: dict \[Default: )(\{.*\})\]$", re.MULTILINE)
+
+
+def _in_order(text: str) -> str:
+    return json.dumps(ast.literal_eval(text), sort_keys=True, ensure_ascii=False)
 
 
 def run_containers_with(function: Callable[..., int]) -> None:

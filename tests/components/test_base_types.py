@@ -11,14 +11,15 @@ import pytest
 
 from mixtune.components.base_model import hub_config, notes
 from mixtune.components.checks import find_problems, missing_here
-from mixtune.components.config import Config, load, parameters
+from mixtune.components.config import Config, load
+from mixtune.components.form import PLACEMENT, parameters
 from mixtune.components.plan.config import PlanStep
 from mixtune.components.plan.step import run as run_plan
 from mixtune.components.shared.config import Task
 from mixtune.components.shared.errors import RefusedError
 from mixtune.components.shared.model import device
 from mixtune.components.shared.model.masking import Masking
-from mixtune.components.shared.running.context import COMPILED, Context
+from mixtune.components.shared.running.context import NODES, Context
 from mixtune.pipelines.configuration import read_config, to_yaml
 
 from .shared.test_loss import TASKS
@@ -86,19 +87,18 @@ def test_a_cpu_build_of_torch_has_no_gpu(monkeypatch: pytest.MonkeyPatch) -> Non
     assert not device.has_gpu()
 
 
-@pytest.mark.parametrize(("gpus", "refused"), [("0", True), ("1", False)])
+@pytest.mark.parametrize(("gpus", "refused"), [(0, True), (1, False)])
 def test_plan_knows_the_gpus_of_a_cluster(
-    tmp_path: Path, gpus: str, refused: bool, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, gpus: int, refused: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv(COMPILED, "{}")
+    monkeypatch.setenv(NODES, "{}")
     chosen = config("scratch", mixed={"attention": "flash_attention_2"})
-    placed = {"gpus": gpus, "gpu_node_selector": {}, "gpu_tolerations": [], "gpu_affinity": {}, "cpu_affinity": {}}
     names = ("gpus", "node_selector", "tolerations", "affinity")
     files = {f"pretrain_{name}": str(tmp_path / name) for name in names}
 
     def plan() -> None:
-        step = PlanStep(configuration=parameters(chosen))
-        run_plan(step, context=Context.for_tests(), outputs=files, gpu=placed)
+        step = PlanStep(form=parameters(chosen) | {PLACEMENT: {"gpus": gpus}})
+        run_plan(step, context=Context.for_tests(), outputs=files)
 
     if refused:
         with pytest.raises(

@@ -17,7 +17,7 @@ import pytest
 import yaml
 from kubernetes_validate.utils import all_versions
 
-from mixtune.components.config import load
+from mixtune.components.placement import Placement
 from mixtune.components.shared.running.context import TRACKING_KEYS
 from mixtune.pipelines import placement
 
@@ -33,7 +33,6 @@ NEWEST = sorted(
     {".".join(version.split(".")[:2]) for version in all_versions()},
     key=lambda one: [int(part) for part in one.split(".")],
 )[-3:]
-DATA = {"data": {"pretrain": {"source": "text.jsonl"}, "finetune": {"source": "labels.jsonl"}}}
 COMPILED = ROOT / "pipelines" / "compiled"
 # Made by `kubectl create secret`, as docs/cluster.md has it, and by Kubeflow Pipelines.
 SECRETS = {
@@ -192,18 +191,10 @@ def test_steps_carry_the_label_that_the_policies_go_by() -> None:
 
 
 def test_secrets_and_claims_are_called_what_the_pipelines_call_them() -> None:
-    text = (COMPILED / "mixtune.yaml").read_text()
-    parameters = next(yaml.safe_load_all(text))["root"]["inputDefinitions"]["parameters"]
-    assert parameters["mlflow_secret"]["defaultValue"] == "mixtune-mlflow"
     role = find("base", "Role", "mixtune-submit")
     names = {name for rule in role["rules"] if rule["resources"] == ["secrets"] for name in rule["resourceNames"]}
-    config = load({"model": {"base": "some/model"}, "placement": {"checkpoint_url": "s3://bucket"}, **DATA})
-    defaults = {
-        name: default
-        for name, (_, default, _) in placement.Placer.cluster(config).parameters().items()
-        if name.endswith("_secret")
-    }
-    assert set(defaults.values()) == names
+    where = Placement()
+    assert {where.mlflow_secret, where.checkpoint_secret} == names == {"mixtune-mlflow", "mixtune-checkpoints"}
     assert find("base", "PersistentVolumeClaim", "mixtune-checkpoints")
     guide = (ROOT / "docs" / "cluster.md").read_text()
     for secret, keys in {**SECRETS, "mixtune-mlflow": set(TRACKING_KEYS)}.items():

@@ -213,7 +213,8 @@ class KfpServer:
             if predicate["operation"] not in ("EQUALS", "IS_SUBSTRING"):
                 raise RefusedRequestError(400, f"unknown operation {predicate['operation']}")
             whole = predicate["operation"] == "EQUALS"
-            found = [one for one in found if (getattr(one, key) == value if whole else value in getattr(one, key))]
+            of = {id(one): getattr(one, key) or "" for one in found}
+            found = [one for one in found if (of[id(one)] == value if whole else value in of[id(one)])]
         if "experiment_id" in query:
             found = [one for one in found if one.experiment_id == query["experiment_id"]]
         if query.get("namespace"):
@@ -253,7 +254,7 @@ class KfpServer:
     def _upload_version(self, query: dict[str, str], headers: Any, body: bytes) -> Any:
         if query.get("pipelineid") not in self.store.pipelines:
             raise RefusedRequestError(404, "there is no such pipeline")
-        if any(one.display_name == query["display_name"] for one in self.store.versions.values()):
+        if any(one.name == query["name"] for one in self.store.versions.values()):
             raise RefusedRequestError(409, "Already exist error: there is a version of this name")
         package = _package_in(headers, body)
         made = kfp_api.V2beta1PipelineVersion(

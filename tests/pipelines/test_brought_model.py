@@ -25,7 +25,7 @@ def brought(finished: Project, tmp_path_factory: pytest.TempPathFactory) -> Proj
     project.config["data"]["finetune"] = options
     project.config["model"] = {"base": "./mine", "max_length": 64}
     project.config["pretrain"]["steps"] = 0
-    project.config["gate"]["max_score_drop"] = 5
+    project.config["gate"]["max_score_drop"] = 2
     return project
 
 

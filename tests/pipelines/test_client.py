@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
-from mixtune.components.config import assemble, load
+from mixtune.components.form import read_form
 from mixtune.components.shared.errors import RefusedError, TurnedAwayError, UnreachableError
 from mixtune.pipelines.cli import app
 from mixtune.pipelines.cluster import api as kfp_api
@@ -59,31 +59,43 @@ def start(api: Api, package: client.Package, key: str | None = None) -> client.S
     return client.submit(api, client.upload(api, package), "demo", {"config": "{}"}, run_key=key)
 
 
-def test_a_version_is_named_by_commit_and_content_and_uploaded_once(
+def test_a_version_has_a_readable_name_and_is_uploaded_once(
     server: KfpServer, api: Api, package: client.Package, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = client.upload(api, package)
     assert first.new
-    assert first.name == f"0123456789ab-{package.digest}"
+    assert re.fullmatch(r"profile cpu, \d{4}-\d\d-\d\d \d\d:\d\d", first.name)
+    assert {"0123456789ab", package.digest} <= set(re.findall("[0-9a-f]+", server.store.versions[first.id].description))
     monkeypatch.setenv("MIXTUNE_GIT_COMMIT", "another commit with the same pipeline")
     again = client.upload(api, package)
     assert (again.id, again.name, again.new) == (first.id, first.name, False)
     assert len(server.store.versions) == len(server.store.pipelines) == 1
-    other = client.upload(api, client.Package(package.pipeline, package.text + "# more\n"))
+    other = client.upload(api, client.Package(package.pipeline, package.text + "# more\n", "other"))
     assert other.new
     assert other.pipeline_id == first.pipeline_id
+
+
+def test_a_key_is_found_as_it_is_and_no_other(server: KfpServer, api: Api, package: client.Package) -> None:
+    longer, other = start(api, package, "ci-12"), start(api, package, "ci-1")
+    assert (longer.found, other.found) == (False, False)
+    assert "ci-1" not in other.name
+    again = start(api, package, "ci-1")
+    assert (again.id, again.name, again.found) == (other.id, other.name, True)
+    assert server.store.runs[other.id].description == "key: ci-1"
 
 
 def test_values_are_parameters_of_the_run_and_no_new_version(server: KfpServer, api: Api) -> None:
     one = read_config(None, ["mixed.lambdas=[0.25]", "gate.max_forgetting=0.5", "name=other"])
     assert client.package_of(one).digest == client.package_of(read_config(None)).digest
-    made = client.submit(api, client.upload(api, client.package_of(one)), one.name, client.run_parameters(one))
+    made = client.submit(
+        api, client.upload(api, client.package_of(one)), client.run_title(one), client.run_parameters(one)
+    )
     given = server.store.runs[made.id].runtime_config.parameters
-    got = load(assemble({key: value for key, value in given.items() if not key.startswith(("gpu", "mlflow"))}))
+    got = read_form(given)
     assert got.mixed == one.mixed
     assert got.gate == one.gate
     assert got.data == one.data
-    assert server.store.runs[made.id].display_name.startswith("other ")
+    assert re.fullmatch(r"other, 2 candidates, \d{4}-\d\d-\d\d \d\d:\d\d", server.store.runs[made.id].display_name)
 
 
 def test_where_tasks_run_is_compiled_in() -> None:
@@ -301,7 +313,7 @@ def test_upload_says_whether_it_was_new(server: KfpServer) -> None:
         assert result.exit_code == 0, result.output
         assert words in result.stdout
     step = mixtune("upload", "--host", server.url, "--step", "evaluate")
-    assert "mixtune-evaluate 0123456789ab-" in step.stdout
+    assert "mixtune-evaluate, version profile cpu, " in step.stdout
 
 
 def test_wrong_usage_is_status_2(server: KfpServer) -> None:

@@ -10,20 +10,20 @@ from typing import Any
 
 import pytest
 import yaml
+from google.protobuf import json_format
 from kfp import compiler
 from kubernetes import client
 
-from mixtune.components.config import HEADLINE, SECTIONS
 from mixtune.components.shared.errors import RefusedError
 from mixtune.components.shared.task_name import STEPS as ALL_STEPS
 from mixtune.pipelines.cli.commands import compile_pipeline
 from mixtune.pipelines.cluster.rerun import compiled_in
 from mixtune.pipelines.configuration import read_config
-from mixtune.pipelines.generate import command_page, compile_all, configuration_page, generate
+from mixtune.pipelines.generate import command_page, compile_all, configuration_page, form_page, generate
 from mixtune.pipelines.images import images
 from mixtune.pipelines.pipeline import make_pipeline
-from mixtune.pipelines.placement import GPU_STEPS, Placer, profiles
-from mixtune.pipelines.step_pipelines import STEPS
+from mixtune.pipelines.placement import GPU_STEPS, RUN_TIME_ALONE, Placer, profiles
+from mixtune.pipelines.step_pipelines import _OPTIONAL, STEPS
 
 ROOT = Path(__file__).parents[2]
 COMPILED = ROOT / "pipelines" / "compiled"
@@ -74,6 +74,7 @@ def test_the_documentation_in_the_repository_is_what_the_schema_says() -> None:
         "run `make compiled`"
     )
     assert (ROOT / "docs" / "command.md").read_text(encoding="utf-8") == command_page(), "run `make compiled`"
+    assert (ROOT / "docs" / "form.md").read_text(encoding="utf-8") == form_page(), "run `make compiled`"
 
 
 def test_generating_twice_gives_the_same_bytes(tmp_path: Path) -> None:
@@ -96,9 +97,10 @@ def test_the_loop_goes_over_the_unnamed_output(package: dict[str, Any]) -> None:
     assert loops[0]["parameterIterator"]["items"]["inputParameter"] == "pipelinechannel--plan-Output"
 
 
-def test_nothing_but_the_item_comes_into_the_loop_from_a_task(package: dict[str, Any]) -> None:
+def test_nothing_but_the_item_comes_into_the_loop_from_a_task_on_one_machine() -> None:
     # The local runner puts the item in place of any parameter that a task hands into a loop.
-    loop = next(task for _, task, _ in tasks(package) if "parameterIterator" in task)
+    local = json_format.MessageToDict(make_pipeline(read_config(None), Placer.local()).pipeline_spec)
+    loop = next(task for _, task, _ in tasks(local) if "parameterIterator" in task)
     from_tasks = [name for name, one in loop["inputs"]["parameters"].items() if "taskOutputParameter" in one]
     assert from_tasks == [loop["parameterIterator"]["items"]["inputParameter"]]
 
@@ -131,6 +133,9 @@ def test_candidates_travel_as_text(package: dict[str, Any]) -> None:
     others = {name: one["parameterType"] for name, one in plan.items() if one["parameterType"] != "STRING"}
     assert others == {
         "Output": "LIST",
+        "node_selector": "STRUCT",
+        "tolerations": "LIST",
+        "affinity": "STRUCT",
         "pretrain_node_selector": "STRUCT",
         "pretrain_tolerations": "LIST",
         "pretrain_affinity": "STRUCT",
@@ -141,12 +146,11 @@ def test_candidates_travel_as_text(package: dict[str, Any]) -> None:
 
 def test_gpu_counts_are_text_and_reach_into_the_loop(package: dict[str, Any]) -> None:
     # A count given as an int is silently no GPU; inside a group it is lost unless the channels are passed on.
-    assert package["root"]["inputDefinitions"]["parameters"]["gpus"]["parameterType"] == "STRING"
+    assert package["components"]["comp-plan"]["outputDefinitions"]["parameters"]["gpus"]["parameterType"] == "STRING"
     for name, task, group in tasks(package):
-        if step_of(task, package) in GPU_STEPS and group is not package["root"]:
+        if step_of(task, package) in GPU_STEPS and "plan" not in group["dag"]["tasks"]:
             inputs = group["inputDefinitions"]["parameters"]
-            assert any(key.endswith("--gpus") for key in inputs), name
-            assert any(key.endswith("--gpu_type") for key in inputs), name
+            assert {"pipelinechannel--plan-gpus", "pipelinechannel--plan-gpu_type"} <= set(inputs), name
 
 
 def test_every_executor_has_its_image_and_installs_nothing(package: dict[str, Any]) -> None:
@@ -191,10 +195,10 @@ def compiled_with(tmp_path: Path, *overrides: str) -> tuple[dict[str, Any], dict
 
 
 def keeps_checkpoints(name: str) -> bool:
-    return name.removeprefix("exec-").rstrip("-0123456789") in {"pretrain", "finetune", "mixed", "finish"}
+    return name.removeprefix("exec-").rstrip("-0123456789") in {"prepare", "pretrain", "finetune", "mixed", "finish"}
 
 
-def test_a_claim_for_checkpoints_is_mounted_where_there_is_training(tmp_path: Path) -> None:
+def test_a_claim_for_checkpoints_is_mounted_where_work_is_resumed(tmp_path: Path) -> None:
     executors, places = compiled_with(tmp_path, "placement.checkpoint_claim=mixtune-checkpoints")
     for name, executor in executors.items():
         environment = {item["name"]: item["value"] for item in executor.get("container", {}).get("env", [])}
@@ -239,6 +243,9 @@ def test_a_step_is_given_its_part_of_the_configuration_and_nothing_that_differs_
         step = step_of(task, package)
         if step not in (None, "plan", "finish"):
             parameters = set(task["inputs"]["parameters"])
+            # Selector, tolerations and affinity are no inputs: they would be part of the cache key.
+            parts = {"plan-gpus", "plan-gpu_type", "plan-pretrain_gpus"}
+            assert {one.removeprefix("pipelinechannel--") for one in parameters if "--" in one} <= parts, name
             placement = {
                 one for one in parameters if "gpu" in one or one.startswith(("accelerator_", "pipelinechannel--"))
             }
@@ -256,7 +263,7 @@ def test_every_task_learns_its_run_and_its_secret_from_the_environment(
         secrets = [entry["envVar"] for one in executor["secretAsEnv"] for entry in one["keyToEnv"]]
         assert "MIXTUNE_MLFLOW_TRACKING_URI" in secrets, name
         gpu = name.removeprefix("exec-").rstrip("-0123456789") in GPU_STEPS
-        for placement in ("nodeSelector", "tolerations", "emptyDirMounts"):
+        for placement in ("nodeSelector", "tolerations", "emptyDirMounts", "nodeAffinity"):
             assert (placement in executor) == gpu, (name, placement)
 
 
@@ -303,9 +310,10 @@ def test_whether_steps_go_on_without_mlflow_is_in_their_environment_and_no_input
     target = tmp_path / "offline.yaml"
     compile_pipeline(None, ["tracking.offline_when_unreachable=true"], target, None, "ir")
     offline = next(yaml.safe_load_all(target.read_text(encoding="utf-8")))
-    plain = next(yaml.safe_load_all((COMPILED / "mixtune.yaml").read_text(encoding="utf-8")))
+    compile_pipeline(None, ["seed=0"], tmp_path / "plain.yaml", None, "ir")
+    plain = next(yaml.safe_load_all((tmp_path / "plain.yaml").read_text(encoding="utf-8")))
     of_plan = plain["deploymentSpec"]["executors"]["exec-plan"]["container"]
-    of_plan["env"] = [{"name": "MIXTUNE_COMPILED", "value": compiled_in(offline)}]
+    next(one for one in of_plan["env"] if one["name"] == "MIXTUNE_COMPILED")["value"] = compiled_in(offline)
     assert json.loads(compiled_in(offline))["tracking"] == {"offline_when_unreachable": True}
     for name, executor in offline["deploymentSpec"]["executors"].items():
         if "importer" not in name:
@@ -322,18 +330,6 @@ def test_finish_always_runs_and_stands_outermost(package: dict[str, Any]) -> Non
     assert any("taskFinalStatus" in one for one in finish["inputs"]["parameters"].values())
 
 
-def test_parameters_have_words_and_defaults(package: dict[str, Any]) -> None:
-    parameters = package["root"]["inputDefinitions"]["parameters"]
-    assert set(HEADLINE) | set(SECTIONS) <= set(parameters)
-    for name, one in parameters.items():
-        assert len(one["description"]) > 15, name
-        assert not one["description"].startswith(("A mixtune configuration", "The two streams")), "its parent's words"
-        assert "defaultValue" in one, name
-    assert parameters["mixed_lambdas"]["defaultValue"] == read_config(None).mixed.lambdas
-    for name in SECTIONS:
-        assert isinstance(json.loads(parameters[name]["defaultValue"]), dict)
-
-
 def test_the_package_is_small_and_named_for_the_cache(package: dict[str, Any]) -> None:
     assert package["pipelineInfo"]["name"] == "mixtune"
     assert (COMPILED / "mixtune.yaml").stat().st_size < 200_000
@@ -344,6 +340,10 @@ def test_every_step_is_a_pipeline_of_its_own(step: str) -> None:
     package = next(yaml.safe_load_all((COMPILED / f"mixtune-{step}.yaml").read_text(encoding="utf-8")))
     steps = {step_of(task, package) for _, task, _ in tasks(package)}
     assert step in steps
+    names = package["root"]["inputDefinitions"]["parameters"]
+    assert len(names) + len(_OPTIONAL.get(step, ())) <= 10
+    placed = RUN_TIME_ALONE if step in GPU_STEPS else ()
+    assert {name for name in names if not re.search("_uris?$", name)} - {"candidate"} == {"config", *placed}
     # KFP breaks importers that carry a display name of their own.
     for name, task, _ in tasks(package):
         if "importer" in name:
@@ -357,8 +357,8 @@ def test_every_profile_compiles(profile: str, tmp_path: Path) -> None:
     config = read_config(None, [f"placement.profile={profile}", f"placement.gpus={0 if profile == 'cpu' else 1}"])
     compiler.Compiler().compile(make_pipeline(config, Placer.cluster(config)), str(tmp_path / "p.yaml"))
     parameters = next(yaml.safe_load_all((tmp_path / "p.yaml").read_text()))["root"]["inputDefinitions"]["parameters"]
-    assert parameters["gpus"]["defaultValue"] == str(config.placement.gpus)
-    assert parameters["gpu_tolerations"]["defaultValue"] == profiles()[profile].tolerations
+    nodes = profiles()[profile].gpu_nodes(config.placement.gpus)
+    assert parameters["placement"]["defaultValue"] == nodes.model_dump()
 
 
 @pytest.mark.parametrize("step", [None, "evaluate"])
@@ -376,23 +376,3 @@ def test_manifests_for_gitops(step: str | None, tmp_path: Path) -> None:
     spec, platform = yaml.safe_load_all((COMPILED / f"{name}.yaml").read_text(encoding="utf-8"))
     assert version["spec"]["pipelineSpec"] == spec
     assert version["spec"]["platformSpec"] == platform
-
-
-def test_what_people_look_at_is_on_the_steps_that_make_it(package: dict[str, Any]) -> None:
-    wanted = {
-        "prepare": {"report": "system.HTML"},
-        "mixed": {"metrics": "system.Metrics"},
-        "evaluate": {"metrics": "system.Metrics", "classification": "system.ClassificationMetrics"},
-        "compare": {"report": "system.HTML", "summary": "system.Markdown", "metrics": "system.Metrics"},
-    }
-    for step, artifacts in wanted.items():
-        outputs = package["components"][f"comp-{step}"]["outputDefinitions"]["artifacts"]
-        assert {name: outputs[name]["artifactType"]["schemaTitle"] for name in artifacts} == artifacts, step
-
-
-def test_tasks_and_groups_have_words(package: dict[str, Any]) -> None:
-    names = {task["taskInfo"]["name"] for name, task, _ in tasks(package) if "importer" not in name}
-    assert {"run", "for each λ", "gate", "prepare pretraining stream", "prepare fine-tuning stream"} <= names
-    assert {"evaluate pretrained", "evaluate fine-tuned", "evaluate interpolated"} <= names
-    for name in names:
-        assert not re.search(r"-\d+$", name), name

@@ -87,6 +87,9 @@ def test_what_pods_can_have_is_accepted() -> None:
 def test_data_is_uploaded_once_and_reads_as_before(config: Path, store: Any) -> None:
     made = read_for_cluster(config, [], "s3://bucket/data/")
     before, after = load(yaml.safe_load(config.read_text())).data, made.data
+    assert before.pretrain.source
+    assert after.pretrain.source
+    assert after.finetune.source
     assert after.pretrain.source.startswith("s3://bucket/data/")
     assert after.finetune.source.endswith("/labels.jsonl")
     uploaded = store.find("bucket/data", detail=True)

@@ -90,7 +90,7 @@ def test_tasks_with_gpus_are_told_how_many(tmp_path: Path, step: str | None) -> 
     for component, task in labels.items():  # what the placeholder refers to reaches the task
         if package["components"][component].get("executorLabel") in told:
             inputs = task["inputs"]["parameters"]
-            name = "plan-pretrain_gpus" if component == "comp-pretrain" and not step else "gpus"
+            name = "gpus" if step else "plan-pretrain_gpus" if component == "comp-pretrain" else "plan-gpus"
             assert f"pipelinechannel--{name}" in inputs, component
 
 
@@ -103,7 +103,7 @@ def test_retries(everything: tuple[dict[str, Any], dict[str, Any]], tmp_path: Pa
     assert not any("retryPolicy" in task for _, task, _ in tasks(package))
 
 
-def source_of(reference: dict[str, Any], task: dict[str, Any], group: dict[str, Any], package: dict[str, Any]) -> str:
+def source_of(reference: dict[str, Any]) -> str:
     """The parameter of the run, or the output of a task, behind what an executor refers to."""
     name = reference.get("componentInputParameter") or ""
     if "taskOutputParameter" in reference:
@@ -111,7 +111,7 @@ def source_of(reference: dict[str, Any], task: dict[str, Any], group: dict[str, 
     return name.removeprefix("pipelinechannel--")
 
 
-def test_affinity_is_a_parameter_and_reaches_into_loop_and_gate(
+def test_affinity_of_gpu_tasks_reaches_into_the_loop_and_that_of_others_is_compiled_in(
     everything: tuple[dict[str, Any], dict[str, Any]],
 ) -> None:
     package, places = everything
@@ -121,16 +121,19 @@ def test_affinity_is_a_parameter_and_reaches_into_loop_and_gate(
             continue
         label = package["components"][task["componentRef"]["name"]]["executorLabel"]
         reference = places[label]["nodeAffinity"][0]["nodeAffinityJson"]
-        wanted = "gpu_affinity" if step in GPU_STEPS else "cpu_affinity"
-        source = source_of(reference, task, group, package)
-        assert source == ("plan.pretrain_affinity" if step == "pretrain" else wanted), name
-        if source == wanted and group is not package["root"]:
+        if step not in GPU_STEPS:
+            assert reference["runtimeValue"]["constant"] == off_gpu_nodes("gke"), name
+            continue
+        inside = "plan" not in group["dag"]["tasks"]
+        wanted = "plan-affinity" if inside else "plan.pretrain_affinity" if step == "pretrain" else "plan.affinity"
+        assert source_of(reference) == wanted, name
+        if inside:
             assert f"pipelinechannel--{wanted}" in group["inputDefinitions"]["parameters"], name
 
 
 @pytest.mark.parametrize("profile", profiles())
 def test_tasks_without_a_gpu_are_kept_off_gpu_nodes(profile: str) -> None:
-    terms = defaults(f"placement.profile={profile}")["cpu_affinity"]
+    terms = off_gpu_nodes(profile)
     selector = profiles()[profile].node_selector
     if profile == "cpu":
         assert terms == {}
@@ -145,10 +148,9 @@ def test_tasks_without_a_gpu_tolerate_nothing(everything: tuple[dict[str, Any], 
             assert not {"tolerations", "nodeSelector"} & set(everything[1][name]), name
 
 
-def defaults(*overrides: str) -> dict[str, Any]:
-    """What the run-time parameters are if nobody changes them."""
-    parameters = Placer.cluster(read_config(None, overrides)).parameters()
-    return {name: default for name, (_, default, _) in parameters.items()}
+def off_gpu_nodes(profile: str, *overrides: str) -> dict[str, Any]:
+    """The node affinity of tasks without a GPU."""
+    return Placer.cluster(read_config(None, [f"placement.profile={profile}", *overrides])).off_gpu_nodes()
 
 
 def matches(affinity: dict[str, Any], labels: dict[str, str]) -> bool:
@@ -165,7 +167,7 @@ def matches(affinity: dict[str, Any], labels: dict[str, str]) -> bool:
 
 
 def test_a_cluster_of_gpu_nodes_alone() -> None:
-    assert defaults("placement.profile=gke", "placement.cpu_tasks_on_gpu_nodes=true")["cpu_affinity"] == {}
+    assert off_gpu_nodes("gke", "placement.cpu_tasks_on_gpu_nodes=true") == {}
 
 
 def test_affinities_are_what_kubernetes_reads() -> None:
@@ -184,9 +186,10 @@ def test_profiles_of_the_users(tmp_path: Path) -> None:
                  "gpu_memory": "200Gi", "gpu_affinity": affinity},
         "gke": {"description": "Ours too.", "accelerator": "nvidia.com/gpu"},
     }))  # fmt: skip
-    found = defaults(f"placement.profiles_file={own}", "placement.profile=ours", "placement.gpus=1")
-    assert found["gpu_type"] == "nvidia.com/mig-3g.20gb"
-    assert (found["gpu_node_selector"], found["gpu_affinity"]) == ({"pool": "a100"}, affinity)
+    options = [f"placement.profiles_file={own}", "placement.profile=ours", "placement.gpus=1"]
+    found = Placer.cluster(read_config(None, options)).nodes
+    assert (found.gpus, found.gpu_type) == (1, "nvidia.com/mig-3g.20gb")
+    assert (found.node_selector, found.affinity) == ({"pool": "a100"}, affinity)
     assert profiles(own)["gke"].description == "Ours too."
     assert set(profiles()) < set(profiles(own))
 
@@ -224,6 +227,8 @@ def test_a_step_alone_is_placed_too(step: str, tmp_path: Path) -> None:
     assert ("accelerator" in container["resources"]) == (step in GPU_STEPS)
     assert places[name]["podMetadata"]["labels"] == POD_LABELS | {"kueue.x-k8s.io/queue-name": "team-queue"}
     assert {"securityContext", "nodeAffinity", "secretAsEnv", "fieldPathAsEnv"} <= set(places[name])
+    secrets = {one["secretName"] for one in places[name]["secretAsEnv"]}
+    assert "mixtune-mlflow" in secrets
 
 
 def test_placement_is_no_part_of_what_a_step_computes(

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from mixtune.components.config import parameters
+from mixtune.components.form import parameters
 from mixtune.components.shared.task_name import TaskName
 from mixtune.components.shared.tracking.connection import connect
 from mixtune.components.shared.tracking.tracker import Tracker

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,8 @@ from typing import Any
 import pytest
 import yaml
 
-from mixtune.components.config import Fingerprints, assemble, load, parts
+from mixtune.components.config import Fingerprints, parts
+from mixtune.components.form import FIELDS, read_form
 from mixtune.components.shared.artifacts import write_json
 from mixtune.components.shared.errors import RefusedError
 from mixtune.components.shared.outcome import Outcome
@@ -48,7 +50,8 @@ def earlier(server: KfpServer) -> str:
     api = Api(Connection(server.url), QUICK)
     config = read_config(None, ["mixed.lambdas=[0.3]", "seed=5"])
     version = client.upload(api, client.package_of(config))
-    values = client.run_parameters(config) | {"gpus": "2", "mlflow_secret": "theirs"}
+    values = client.run_parameters(config)
+    values["placement"] |= {"gpus": 2, "node_selector": {"pool": "theirs"}}
     return client.submit(api, version, config.name, values, experiment="theirs").id
 
 
@@ -110,10 +113,10 @@ def test_what_starts_from_the_finetuned_model_depends_on_it() -> None:
 def test_old_parameters_with_overrides(server: KfpServer, api: Api, earlier: str) -> None:
     made = rerun.rerun_from(api, earlier, "mixed", ["mixed.lambdas=[0.2]", "mixed.learning_rate=0.0007"], "again")
     old, new = (server.store.runs[run].runtime_config.parameters for run in (earlier, made.id))
-    assert {name for name in old if old[name] != new[name]} == {"mixed_lambdas", "mixed_options"}
-    config = load(assemble({name: value for name, value in new.items() if not name.startswith(("gpu", "mlflow"))}))
+    assert {name for name in old if old[name] != new[name]} == {"mix_lambdas", "mix_learning_rate"}
+    config = read_form(new)
     assert (config.mixed.lambdas, config.mixed.learning_rate, config.seed) == ([0.2], 0.0007, 5)
-    assert (new["gpus"], new["mlflow_secret"]) == ("2", "theirs")
+    assert new["placement"] == old["placement"]
     assert server.store.runs[made.id].experiment_id == server.store.runs[earlier].experiment_id
     assert earlier in server.store.runs[made.id].description
     assert rerun.rerun_from(api, earlier, "mixed", ["mixed.lambdas=[0.2]"], "again").id == made.id
@@ -122,11 +125,38 @@ def test_old_parameters_with_overrides(server: KfpServer, api: Api, earlier: str
 def test_a_run_that_was_started_in_the_ui_has_the_packages_defaults(server: KfpServer, api: Api, earlier: str) -> None:
     run = copy.copy(server.store.runs[earlier])
     run.runtime_config = copy.copy(run.runtime_config)
-    run.runtime_config.parameters = {"seed": 9}
+    run.runtime_config.parameters = dict.fromkeys(("model_base", "data_text", "data_labelled"), "embedded")
+    run.runtime_config.parameters |= {"model_base": "scratch", "pretrain_steps": 3, "seed": 9}
     from_ui = server.add_run(run).run_id
     made = rerun.rerun_from(api, from_ui, "mixed", ["mixed.lambdas=[0.2]"])
     values = server.store.runs[made.id].runtime_config.parameters
-    assert (values["seed"], values["mixed_lambdas"], values["gpus"]) == (9, [0.2], "0")
+    assert (values["seed"], values["mix_lambdas"], values["placement"]["gpus"]) == (9, [0.2], 0)
+    assert set(values) == {*FIELDS, "advanced", "placement"}
+
+
+def test_a_run_of_another_version_is_refused(server: KfpServer, api: Api, earlier: str) -> None:
+    package = copy.deepcopy(server.store.packages[version_of(server, earlier)])
+    fields = package["root"]["inputDefinitions"]["parameters"]
+    fields["mixed_lambdas"] = fields.pop("mix_lambdas")
+    run = copy.deepcopy(server.store.runs[earlier])
+    run.pipeline_version_reference = None
+    run.pipeline_spec = {"pipeline_spec": package, "platform_spec": package.pop("platform")}
+    older = server.add_run(run).run_id
+    with pytest.raises(RefusedError, match=r"another version of mixtune, whose form has other fields \(mix_lambdas is"):
+        rerun.rerun_from(api, older, "mixed", [])
+    package["pipelineInfo"]["name"] = "pipeline/other"
+    with pytest.raises(RefusedError, match="is a run of the pipeline other, not of mixtune"):
+        rerun.rerun_from(api, older, "mixed", [])
+
+
+def version_of(server: KfpServer, run_id: str) -> str:
+    return str(server.store.runs[run_id].pipeline_version_reference.pipeline_version_id)
+
+
+def test_the_number_of_gpus_is_a_value_of_the_form(server: KfpServer, api: Api, earlier: str) -> None:
+    made = rerun.rerun_from(api, earlier, "mixed", ["placement.gpus=4"])
+    old, new = (server.store.runs[run].runtime_config.parameters for run in (earlier, made.id))
+    assert new == old | {"placement": old["placement"] | {"gpus": 4}}
 
 
 @pytest.mark.parametrize("override", ["placement.profile=gke", "mixed.start=finetuned"])
@@ -195,13 +225,16 @@ def write_record(earlier: str) -> str:
 def test_one_step_alone_on_the_artifacts_that_it_had(server: KfpServer, api: Api, earlier: str, on_record: str) -> None:
     (made,) = rerun.rerun_only(api, earlier, "mixed", ["mixed.learning_rate=0.5"])
     values = server.store.runs[made.id].runtime_config.parameters
-    assert (values["start_uri"], values["pretrain_data_uri"]) == ("s3://a/pretrained", "s3://a/t")
+    assert (values["start_model_uri"], values["text_train_uri"]) == ("s3://a/pretrained", "s3://a/t")
     assert "0.3" in values["candidate"]
     assert json.loads(values["config"])["mixed"]["learning_rate"] == 0.5
     assert json.loads(on_record)["mixed"]["learning_rate"] != 0.5
-    assert values["gpus"] == "2"
     package = server.store.packages[server.store.runs[made.id].pipeline_version_reference.pipeline_version_id]
     assert "mixed" not in cached_tasks(package), "it is to run, also the second time"
+    defaults = {
+        name: one.get("defaultValue") for name, one in package["root"]["inputDefinitions"]["parameters"].items()
+    }
+    assert (defaults["gpus"], defaults["node_selector"]) == ("2", {"pool": "theirs"}), "it is placed as the run was"
     names = [one.display_name for one in server.store.pipelines.values()]
     assert "mixtune-mixed" in names
 
@@ -213,7 +246,9 @@ def placed(server: KfpServer) -> str:
     options = ("profile=gke", "gpus=2", "gpu_cpu='1'", "gpu_memory=3Gi", "queue=team", "run_as_user=2000")
     config = read_config(None, ["mixed.lambdas=[0.3]", *(f"placement.{option}" for option in options)])
     version = client.upload(api, client.package_of(config))
-    return client.submit(api, version, config.name, client.run_parameters(config) | {"gpus": "4"}).id
+    values = client.run_parameters(config)
+    values["placement"]["gpus"] = 4
+    return client.submit(api, version, config.name, values).id
 
 
 def container_of(server: KfpServer, run_id: str, step: str) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
@@ -240,8 +275,10 @@ def test_one_step_alone_is_placed_as_the_run_was(
     assert (
         platform["securityContext"] == whole_platform["securityContext"] == {"runAsNonRoot": True, "runAsUser": "2000"}
     )
+    of_run = server.store.runs[placed].runtime_config.parameters["placement"]
     assert values["gpus"] == "4", "what was chosen for the run counts, not the package's default"
-    assert values["gpu_tolerations"] == server.store.runs[placed].runtime_config.parameters["gpu_tolerations"]
+    assert values["tolerations"] == of_run["tolerations"]
+    assert container["resources"]["accelerator"]["resourceType"] == of_run["gpu_type"]
     # It has no `finish` behind it, so it closes its record itself.
     assert {"name": "MIXTUNE_ALONE", "value": "1"} in container["env"]
 
@@ -256,29 +293,29 @@ def test_every_task_of_a_step_also_those_from_the_cache(
     server: KfpServer, api: Api, earlier: str, on_record: str
 ) -> None:
     made = rerun.rerun_only(api, earlier, "evaluate", ["evaluate.batch_size=3"])
-    runs = {server.store.runs[one.id].display_name.rsplit(" ", 1)[0]: server.store.runs[one.id] for one in made}
-    assert set(runs) == {f"demo evaluate {name}" for name in ("mixed-0.3", "interpolated", "pretrained")}
+    runs = {server.store.runs[one.id].display_name.rpartition(" alone, ")[0]: server.store.runs[one.id] for one in made}
+    assert set(runs) == {f"demo, evaluate {name}" for name in ("mixed-0.3", "interpolated", "pretrained")}
     of = {name: run.runtime_config.parameters for name, run in runs.items()}
-    assert of["demo evaluate pretrained"]["model_uri"] == "s3://b/pretrained"
-    assert "other_uri" not in of["demo evaluate pretrained"]
+    assert of["demo, evaluate pretrained"]["model_uri"] == "s3://b/pretrained"
+    assert "finetuned_model_uri" not in of["demo, evaluate pretrained"]
     # What a task can do without, it gets where it had it.
-    assert of["demo evaluate interpolated"]["other_uri"] == "s3://a/finetuned"
-    assert of["demo evaluate mixed-0.3"]["pretrained_uri"] == "s3://a/pretrained"
+    assert of["demo, evaluate interpolated"]["finetuned_model_uri"] == "s3://a/finetuned"
+    assert of["demo, evaluate mixed-0.3"]["pretrained_model_uri"] == "s3://a/pretrained"
     for values in of.values():
         assert json.loads(values["config"])["batch_size"] == 3
-    assert "of base" not in of["demo evaluate mixed-0.3"]["config"]
+    assert "of base" not in of["demo, evaluate mixed-0.3"]["config"]
 
 
 def test_a_list_of_artifacts(server: KfpServer, api: Api, earlier: str, on_record: str) -> None:
     (made,) = rerun.rerun_only(api, earlier, "compare", ["gate.max_forgetting=0.9"])
     values = server.store.runs[made.id].runtime_config.parameters
-    assert values["mixed_uri"] == ["s3://a/one", "s3://a/two"]
+    assert values["mixed_evaluation_uris"] == ["s3://a/one", "s3://a/two"]
     assert json.loads(values["config"])["gate"]["max_forgetting"] == 0.9
 
 
 def test_one_task_by_its_title(api: Api, earlier: str, on_record: str) -> None:
     (made,) = rerun.rerun_only(api, earlier, "evaluate mixed-0.3", [], "key")
-    assert made.name == "demo evaluate mixed-0.3 key evaluate mixed-0.3"
+    assert re.fullmatch(r"demo, evaluate mixed-0\.3 alone, [-\d]+ [:\d]+", made.name)
     with pytest.raises(RefusedError, match=r"has no record of mixed-0\.9; it has records of "):
         rerun.rerun_only(api, earlier, "mixed-0.9", [])
 

@@ -62,7 +62,7 @@ def test_schedules_budgets_and_every_control_are_candidates_of_an_encoder_with_a
             "pooled": True, "more_pretraining": True, "lora_ranks": [2], "kl_weights": [0.1], "l2sp_weights": [0.1],
         },
     }  # fmt: skip
-    fresh.config["gate"]["max_score_drop"] = 5
+    fresh.config["gate"]["max_score_drop"] = 2
     status, _, printed = fresh.run()
     assert status == 0, printed
     report = fresh.report()

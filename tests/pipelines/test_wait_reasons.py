@@ -12,7 +12,7 @@ import kfp_server_api as kfp_api
 import pytest
 from typer.testing import CliRunner, Result
 
-from mixtune.components.config import parameters
+from mixtune.components.form import parameters
 from mixtune.pipelines.cli import app
 from mixtune.pipelines.cluster import progress, waiting
 from mixtune.pipelines.cluster.failures import from_argo, last_words

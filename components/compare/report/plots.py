@@ -31,6 +31,10 @@ if TYPE_CHECKING:
 
 WIDTH = 4.7
 """Width of a figure, in inches."""
+PARETO_WIDTH = 5.4
+"""Width of the figure at the top of a report: with its legend beside it, it is low enough to leave room for the table."""
+LEGEND_WIDTH = 12.0
+"""Maximum width of a name in a legend beside a figure, in units of the font size."""
 NAME_WIDTH = 18.0
 """Maximum width of a source's name in a figure, in units of the font size."""
 DASHES = ("solid", (0, (5, 1.5)), (0, (2, 1.2)), (0, (6, 1.5, 1.5, 1.5)))
@@ -117,7 +121,9 @@ def pareto_picture(
     shown = [one for one in candidates if one["task_score"] is not None]
     legend = legend or {name_in_legend(one): style[one["id"]] for one in shown_in_pareto(candidates)}
     shown = [one for one in candidates if one["task_score"] is not None]
-    figure, axes = new_figure(WIDTH, 3.8 + 0.2 * -(-len(legend) // _columns(legend)))
+    beside = max(map(text_width, legend), default=0.0) <= LEGEND_WIDTH
+    below = 0.0 if beside else 0.9 + 0.2 * -(-len(legend) // _columns(legend, PARETO_WIDTH))
+    figure, axes = new_figure(PARETO_WIDTH, below + max(2.9, 0.7 + 0.19 * len(legend) * beside))
     for one in shown:
         x, y, look = one["delta_bpb"], one["task_score"], style[one["id"]]
         bars: dict[str, Any] = {"xerr": _arms(x), "yerr": _arms(y), "elinewidth": 1.1, "capsize": 2}
@@ -139,7 +145,7 @@ def pareto_picture(
     _draw_limits(axes, limits)
     axes.set_xlabel("forgetting, bits per byte (less is better)", color=INK)
     axes.set_ylabel(f"{metric} (more is better)", color=INK)
-    _legend(figure, axes)
+    _legend(figure, axes, beside)
     return picture(figure, name, f"{metric} against forgetting", description)
 
 
@@ -193,20 +199,21 @@ def sources_picture(
     return picture(figure, "sources", "Forgetting by source", description)
 
 
-def _legend(figure: Figure, axes: Axes) -> None:
-    """Adds a legend below the figure, in as many columns as the names have room for."""
+def _legend(figure: Figure, axes: Axes, beside: bool = False) -> None:
+    """Adds a legend beside the figure, or below it in as many columns as the names have room for."""
     names = axes.get_legend_handles_labels()[1]
+    columns = 1 if beside else _columns(names, figure.get_figwidth())
     made = figure.legend(
-        loc="outside lower center", ncols=_columns(names), frameon=False, labelcolor=INK, handlelength=2.2, columnspacing=1.2,
-        fontsize=FONT_SIZE,
+        loc="outside right upper" if beside else "outside lower center", ncols=columns,
+        frameon=False, labelcolor=INK, handlelength=1.6 if beside else 2.2, columnspacing=1.2, fontsize=FONT_SIZE,
     )  # fmt: skip
     for text in made.get_texts():
         text.set_parse_math(False)
 
 
-def _columns(names: Collection[str]) -> int:
+def _columns(names: Collection[str], width: float) -> int:
     widest = FONT_SIZE * (4.5 + max(text_width(name) for name in names))
-    return max(1, min(3, len(names), int(WIDTH * 72 / widest)))
+    return max(1, min(3, len(names), int(width * 72 / widest)))
 
 
 def _mark_base(axes: Axes, candidates: Sequence[Mapping[str, Any]], style: Mapping[str, Look]) -> None:
@@ -219,16 +226,24 @@ def _mark_base(axes: Axes, candidates: Sequence[Mapping[str, Any]], style: Mappi
 
 
 def training_curves(
-    name: str, title: str, unit: str, curves: Mapping[str, Sequence[tuple[int, float]]], style: Mapping[str, Look]
+    name: str,
+    title: str,
+    unit: str,
+    curves: Mapping[str, Sequence[tuple[int, float]]],
+    style: Mapping[str, Look],
+    levels: Sequence[float] = (),
 ) -> Picture:
-    """Draws the loss of one stream over the optimizer steps, with a line for each candidate.
+    """Draws a quantity, such as the loss of one stream, over the optimizer steps, with a line for each candidate.
 
     Args:
         name: name of the figure, unique on a page.
-        unit: label of the loss axis.
-        curves: pairs of step and loss, by candidate.
+        unit: label of the quantity's axis.
+        curves: pairs of step and value, by candidate.
+        levels: values to draw a line at.
     """
     figure, axes = new_figure(WIDTH, 3.1)
+    for level in levels:
+        axes.axhline(level, color=FAINT, linewidth=0.8, zorder=1)
     for candidate, points in curves.items():
         look = style[candidate]
         marker = look.marker if len(points) == 1 else ""

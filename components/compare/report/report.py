@@ -37,6 +37,8 @@ LIKELIHOODS = {
     "fixed-mask pseudo-likelihood": "The models are masked language models, which give a text as a whole no probability: the "
     "loss is a pseudo-likelihood, for which every token is masked and predicted once, with the same masks for all candidates.",
 }
+ALIKE = 0.1
+"""Gradients with a smaller cosine, without its sign, neither help nor hinder each other much."""
 LEAST_CHANGE = 1e-6  # smaller changes of λ are rounding
 
 
@@ -79,6 +81,11 @@ def pictures(comparison: Comparison, gate: Gate) -> dict[str, Picture]:
     shares = {name: points for name, points in shares.items() if points}
     if shares:
         found["budget"] = training_curves("budget", TITLES["budget"], "forgetting / budget", shares, style)
+    shares = {one.id: _points(one.curve, "norm_share_pretrain") for one in comparison.evaluations.candidates}
+    shares = {name: points for name, points in shares.items() if points}
+    if shares:
+        title = "The pretraining text's share in the norm of the gradient"
+        found["tug-of-war"] = training_curves("tug-of-war", title, "share in the norm", shares, style, levels=(0, 0.5))
     return found
 
 
@@ -123,6 +130,7 @@ def _render(template: str, comparison: Comparison, drawn: Mapping[str, Picture],
         streams=STREAMS,
         titles=TITLES,
         likelihood=LIKELIHOODS.get(report["forgetting"]["likelihood"], report["forgetting"]["likelihood"]),
+        pulls=[row for row in report["candidates"] if row["gradients"]],
         budgets=[row["forgetting_budget"]["sentence"] for row in report["candidates"] if row["forgetting_budget"]],
         further=[
             name
@@ -153,6 +161,9 @@ def environment(template: str) -> jinja2.Environment:
         "value": partial(value_text, signed=False),
         "signed": value_text,
         "percent": percent,
+        "direction": direction,
+        "fine_percent": fine_percent,
+        "cosine": "{:+z.2f}".format,
         "spread": spread,
         "with_error": with_error,
         "cell": cell,
@@ -179,6 +190,18 @@ def with_error(one: Mapping[str, Any], sign: str = "") -> str:
 def percent(share: float | None) -> str:
     """Formats a share as a percentage; a dash for None."""
     return "–" if share is None else f"{100 * share:.0f} %"
+
+
+def fine_percent(share: float) -> str:
+    """Formats a share as a percentage, with a digit after the point where it is small."""
+    return percent(share) if abs(share) >= 0.1 else f"{100 * share:z.1f} %"
+
+
+def direction(cosine: float) -> str:
+    """Says in words how two gradients lie to each other."""
+    if abs(cosine) < ALIKE:
+        return "unrelated"
+    return "together" if cosine > 0 else "against each other"
 
 
 def costs_sentence(costs: Mapping[str, Any]) -> str:

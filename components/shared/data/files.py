@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import PurePosixPath
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Any
 
 from .problems import Problems, UnreadableError
 
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
 
-_FORMATS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".txt")
+_FORMATS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".arrow", ".txt")
 _COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst")
 
 
@@ -22,6 +23,7 @@ _OTHER_CONTENTS = {
     b"\xfd7zXZ": "is compressed with xz; its name must end in .xz",
     b"\x28\xb5\x2f\xfd": "is compressed with Zstandard; its name must end in .zst",
     b"PAR1": "is a Parquet file; its name must end in .parquet",
+    b"ARROW1": "is an Arrow file; its name must end in .arrow",
     b"PK\x03\x04": "is a ZIP archive or an Excel file; unpack it, or save it as CSV",
 }
 """First bytes of files that are no text, and what to do."""
@@ -43,13 +45,21 @@ class File:
 
     def open(self) -> IO[bytes]:
         """Opens the file and decompresses it."""
-        compressed = self.path.lower().split("?")[0].endswith(_COMPRESSIONS)
+        name = self.path.lower().split("?")[0]
+        if name.endswith(".zst"):
+            import pyarrow as pa
+
+            # Reads all frames of a file, and raises if the last one is not complete; fsspec's reader does neither.
+            whole = self.filesystem.open(self.path, "rb")
+            reader: Any = pa.CompressedInputStream(whole, "zstd")
+            return io.BufferedReader(reader)
+        compressed = name.endswith(_COMPRESSIONS)
         return self.filesystem.open(self.path, "rb", compression="infer" if compressed else None)
 
 
 def known_formats() -> str:
     """Lists the supported file name endings, for messages."""
-    return f"{', '.join(_FORMATS)} (or these with .gz)"
+    return f"{', '.join(_FORMATS)} (or these with .gz, .bz2, .xz or .zst)"
 
 
 def format_of(path: str) -> str:
@@ -58,7 +68,7 @@ def format_of(path: str) -> str:
     suffix = PurePosixPath(name).suffix
     if suffix in _COMPRESSIONS:
         suffix = PurePosixPath(name.removesuffix(suffix)).suffix
-        return suffix if suffix in _FORMATS and suffix != ".parquet" else ""
+        return suffix if suffix in _FORMATS and suffix not in (".parquet", ".arrow") else ""
     return suffix if suffix in _FORMATS else ""
 
 
@@ -78,6 +88,8 @@ def numbered_lines(file: File, problems: Problems) -> Iterator[tuple[int, str]]:
             except UnicodeDecodeError as error:
                 problems.add_detail(
                     f"{file.shown}, line {number}: is not UTF-8 (byte 0x{line[error.start]:02x} at position "
-                    f"{error.start + 1}); save the file as UTF-8"
+                    f"{error.start + 1}); save the file as UTF-8",
+                    line.decode("utf-8", errors="replace"),
                 )
-                yield number, line.decode("utf-8", errors="replace")
+                if problems.skipped is None:
+                    yield number, line.decode("utf-8", errors="replace")

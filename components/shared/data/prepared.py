@@ -12,10 +12,12 @@ pretraining stream also holds `control`):
                                                   document (K = 2; 0 and 0 if it is not in the document); else K = 0
     second_from.npy      int32, (documents,)      question answering: first token of the second text (the context), which has
                                                   token type 1; -1 otherwise
+    supervised.npy       bool, (tokens,)          chats: whether each token is learned; no such file where that follows from
+                                                  supervised_from, which in chats is the first token after the last prompt
     records.jsonl        one object per document: id, source, bytes, and text (or prompt and completion) as read; question
                          answering: question, context, answers (list of texts). Each document is a window over the
                          context: `context_from` (its first context token) and `offsets` ([from, to] in the context's
-                         characters for each of its context tokens)
+                         characters for each of its context tokens). Chats: also `messages` and `tools` as read
 
 Pretraining text starts with the tokenizer's BOS (or EOS, if it has no BOS) and ends with EOS. For classification examples and
 prompts, the tokenizer itself adds special tokens, as it does for the deployed model; completions end with EOS. Arrays are
@@ -26,7 +28,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -39,8 +41,11 @@ from ..config import Task
 from ..errors import RefusedError
 from .tallies import Tally
 
+QUARANTINE = "quarantine.jsonl"
+"""File in the training folder with the records that were left out, if there are any."""
 Split = Literal["train", "control", "dev", "test"]
 """`control` is pretraining text that no model trains on; forgetting budgets are controlled on it."""
+MASK = "supervised.npy"
 
 
 class SplitInfo(BaseModel):
@@ -54,6 +59,8 @@ class SplitInfo(BaseModel):
     """UTF-8 bytes of the text."""
     digest: str
     """SHA-256 over all arrays."""
+    supervised_tokens: int | None = None
+    """Chats: learned tokens; null if that follows from the documents."""
 
 
 class DataManifest(BaseModel):
@@ -77,6 +84,11 @@ class DataManifest(BaseModel):
     """Statistics of `prepare`: records read, labels, contamination."""
     tallies: list[Tally] = Field(default_factory=list)
     """What was lost or changed on the way from the source, in all splits."""
+
+    @property
+    def has_chats(self) -> bool:
+        """Tells whether documents are chats."""
+        return any(info.supervised_tokens is not None for info in self.splits.values())
 
     @property
     def digest(self) -> str:
@@ -109,6 +121,7 @@ class Document:
         label: classification: index of the label, else -1.
         targets: multi-label, regression and question answering: K numbers, as `targets.npy` has them.
         second_from: question answering: first token of token type 1.
+        supervised: chats: (length,) bool, whether each token is learned.
     """
 
     tokens: Sequence[int] | np.ndarray
@@ -117,6 +130,7 @@ class Document:
     label: int = -1
     targets: Sequence[float] = ()
     second_from: int = -1
+    supervised: np.ndarray | None = None
 
 
 class Documents:
@@ -140,6 +154,8 @@ class Documents:
         self.labels: np.ndarray = np.load(self.folder / "labels.npy", allow_pickle=False)
         self.targets: np.ndarray = np.load(self.folder / "targets.npy", allow_pickle=False)
         self.second_from: np.ndarray = np.load(self.folder / "second_from.npy", allow_pickle=False)
+        mask = self.folder / MASK
+        self._supervised = np.load(mask, mmap_mode="r", allow_pickle=False) if mask.is_file() else None
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -147,6 +163,14 @@ class Documents:
     def tokens(self, index: int) -> np.ndarray:
         """Returns the token ids of one document, (length,) int32."""
         return self.flat[self.offsets[index] : self.offsets[index + 1]]
+
+    def supervised(self, start: int, end: int) -> np.ndarray | None:
+        """Returns the learned tokens in a range of tokens without its first one, as indices from its start.
+
+        Returns:
+            (learned,) int64; None if the documents hold no chats, so that `supervised_from` tells.
+        """
+        return None if self._supervised is None else 1 + np.flatnonzero(self._supervised[start + 1 : end])
 
     def records(self) -> list[dict[str, Any]]:
         """Returns the records of all documents, in order."""
@@ -162,6 +186,7 @@ def write_split(folder: str | Path, split: Split, documents: Iterable[Document])
     target = Path(folder) / split
     target.mkdir(parents=True, exist_ok=True)
     lengths, supervised_from, labels, targets, second_from, records, pieces = [], [], [], [], [], [], []
+    masks: list[np.ndarray | None] = []
     for document in documents:
         pieces.append(np.asarray(document.tokens, dtype=np.int32))
         lengths.append(len(document.tokens))
@@ -170,6 +195,7 @@ def write_split(folder: str | Path, split: Split, documents: Iterable[Document])
         targets.append(document.targets)
         second_from.append(document.second_from)
         records.append(document.record)
+        masks.append(document.supervised)
     arrays: dict[str, np.ndarray] = {
         "tokens": np.concatenate(pieces) if pieces else np.empty(0, np.int32),
         "offsets": np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
@@ -180,12 +206,20 @@ def write_split(folder: str | Path, split: Split, documents: Iterable[Document])
         else np.empty((0, 0), np.float32),
         "second_from": np.asarray(second_from, np.int32),
     }
+    if any(mask is not None for mask in masks):
+        made = [
+            np.arange(length) >= first if mask is None else mask
+            for mask, length, first in zip(masks, lengths, supervised_from, strict=True)
+        ]
+        arrays["supervised"] = np.concatenate(made)
     digest = hashlib.sha256()
     for name, array in arrays.items():
         np.save(target / f"{name}.npy", array, allow_pickle=False)
         digest.update(array.tobytes())
     write_jsonl(target / "records.jsonl", records)
+    supervised = arrays.get("supervised")
     return SplitInfo(
+        supervised_tokens=None if supervised is None else int(supervised.sum()),
         documents=len(lengths),
         tokens=int(sum(lengths)),
         bytes=sum(record["bytes"] for record in records),
@@ -215,14 +249,18 @@ def merge_splits(
     offsets = np.concatenate([[0], np.cumsum(np.concatenate([np.empty(0, np.int64), *lengths])[kept])]).astype(np.int64)
     digest = hashlib.sha256()
     shape = (int(offsets[-1]),)
-    with (target / "tokens.npy").open("wb") as file:
-        header = {"descr": np.lib.format.dtype_to_descr(np.dtype(np.int32)), "fortran_order": False, "shape": shape}
-        np.lib.format.write_array_header_1_0(file, header)
-        for part, length, mask in zip(parts, lengths, masks, strict=True):
-            tokens = np.load(part / split / "tokens.npy", allow_pickle=False)
-            piece = (tokens if mask.all() else tokens[np.repeat(mask, length)]).tobytes()
-            file.write(piece)
-            digest.update(piece)
+
+    def write_of_tokens(name: str, dtype: type, load: Callable[[Path], np.ndarray]) -> None:
+        with (target / name).open("wb") as file:
+            header = {"descr": np.lib.format.dtype_to_descr(np.dtype(dtype)), "fortran_order": False, "shape": shape}
+            np.lib.format.write_array_header_1_0(file, header)
+            for part, length, mask in zip(parts, lengths, masks, strict=True):
+                values = load(part / split)
+                piece = (values if mask.all() else values[np.repeat(mask, length)]).tobytes()
+                file.write(piece)
+                digest.update(piece)
+
+    write_of_tokens("tokens.npy", np.int32, lambda part: np.load(part / "tokens.npy", allow_pickle=False))
     np.save(target / "offsets.npy", offsets, allow_pickle=False)
     digest.update(offsets.tobytes())
     for name, empty in _SMALL.items():
@@ -231,6 +269,9 @@ def merge_splits(
         array = np.concatenate(pieces) if pieces else empty
         np.save(target / f"{name}.npy", array, allow_pickle=False)
         digest.update(array.tobytes())
+    (target / MASK).unlink(missing_ok=True)
+    if has_mask := any((part / split / MASK).is_file() for part in parts):
+        write_of_tokens(MASK, np.bool_, _mask)
     with (target / "records.jsonl").open("wb") as out:
         for part, mask in zip(parts, masks, strict=True):
             with (part / split / "records.jsonl").open("rb") as file:
@@ -238,8 +279,25 @@ def merge_splits(
                     shutil.copyfileobj(file, out, 1 << 20)
                 else:
                     out.writelines(line for line, is_kept in zip(file, mask.tolist(), strict=True) if is_kept)
-    counts = {"documents": len(offsets) - 1, "tokens": shape[0], "bytes": int(num_bytes[kept].sum())}
-    return SplitInfo(**counts, digest=digest.hexdigest())
+    learned = np.load(target / MASK, mmap_mode="r", allow_pickle=False) if has_mask else None
+    return SplitInfo(
+        documents=len(offsets) - 1,
+        tokens=shape[0],
+        bytes=int(num_bytes[kept].sum()),
+        digest=digest.hexdigest(),
+        supervised_tokens=None if learned is None else int(np.count_nonzero(learned)),
+    )
+
+
+def _mask(folder: Path) -> np.ndarray:
+    """Returns whether each token of a split is learned, (tokens,) bool; in a split without chats, from `supervised_from` on."""
+    if (folder / MASK).is_file():
+        mask: np.ndarray = np.load(folder / MASK, allow_pickle=False)
+        return mask
+    offsets = np.load(folder / "offsets.npy", allow_pickle=False)
+    first = np.load(folder / "supervised_from.npy", allow_pickle=False)
+    lengths = np.diff(offsets)
+    return np.arange(offsets[-1]) >= np.repeat(offsets[:-1] + first, lengths)
 
 
 _SMALL: dict[str, np.ndarray] = {

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+from typing import Any
+
 from ..errors import RefusedError
 
 SHOWN_PROBLEMS = 20
@@ -11,10 +15,35 @@ class UnreadableError(Exception):
     """Stops reading a file."""
 
 
-class Problems:
-    """Collects problems, so that all of them are reported at once."""
+class Skipped:
+    """Records that are left out instead of being refused.
 
-    def __init__(self) -> None:
+    Args:
+        file: file for the records, each a line of JSON with its reason; created with the first one. None only counts them.
+    """
+
+    def __init__(self, file: Path | None = None) -> None:
+        self._file, self._opened = file, False
+        self.count = 0
+
+    def add(self, problem: str, record: Any) -> None:
+        """Adds a record with the sentence that says what is wrong with it."""
+        self.count += 1
+        if self._file is not None:
+            with self._file.open("a" if self._opened else "w", encoding="utf-8", errors="backslashreplace") as file:
+                file.write(json.dumps({"problem": problem, "record": record}, ensure_ascii=False, default=str) + "\n")
+            self._opened = True
+
+
+class Problems:
+    """Collects problems, so that all of them are reported at once.
+
+    Args:
+        skipped: where invalid records go instead; None makes them problems.
+    """
+
+    def __init__(self, skipped: Skipped | None = None) -> None:
+        self.skipped = skipped
         self._general: list[str] = []
         self._detailed: list[str] = []
         self._more = 0
@@ -27,9 +56,17 @@ class Problems:
         if problem not in self._general:
             self._general.append(problem)
 
-    def add_detail(self, problem: str) -> None:
-        """Adds a problem of one record. Only the first `SHOWN_PROBLEMS` of these are shown."""
-        if len(self._detailed) < SHOWN_PROBLEMS:
+    def add_detail(self, problem: str, record: Any, skippable: bool = True) -> None:
+        """Adds a problem of one record. Only the first `SHOWN_PROBLEMS` of these are shown.
+
+        Args:
+            problem: a sentence, which names file and line.
+            record: the record, as far as it could be read.
+            skippable: whether the records behind it can be read.
+        """
+        if self.skipped is not None and skippable:
+            self.skipped.add(problem, record)
+        elif len(self._detailed) < SHOWN_PROBLEMS:
             self._detailed.append(problem)
         else:
             self._more += 1

@@ -6,17 +6,18 @@ import csv
 import json
 import re
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import chain, islice
-from typing import Any, cast
+from typing import Any
 
 from ..errors import first_line
 from .files import File, numbered_lines
 from .problems import Problems, UnreadableError
-from .records import Record, Row, missing_columns, rows_of
+from .prompt_templates import PromptTemplate
+from .records import CHAT_ROLES, Record, Row, fitting, missing_columns, rows_of
 from .tallies import Part, Tallies
-from .values import kind_of
+from .values import kind_of, meets
 
 PEEKED_LINES = 1000
 _LIST_OF_OBJECTS = re.compile(r"\[\s*(\{|$)")
@@ -36,6 +37,10 @@ class Reading:
         tsv_quotes: whether fields of a .tsv file can be quoted.
         problems: collects problems.
         tallies: collects counts.
+        part: `source`, `dev_source` or `test_source`.
+        conditions: conditions that a record must meet, by column: a value, a list of values, or a range with `min` and `max`.
+        split: split of a folder written by `save_to_disk`.
+        template: how the prompt is made of other columns.
     """
 
     columns: Mapping[str, str]
@@ -43,12 +48,51 @@ class Reading:
     tsv_quotes: bool
     problems: Problems
     tallies: Tallies
+    part: Part = "source"
+    conditions: Mapping[str, Any] = field(default_factory=dict)
+    split: str | None = None
+    template: PromptTemplate | None = None
 
-    @property
-    def part(self) -> Part:
-        """Returns the last part of the option's name."""
-        name: Any = self.option.rsplit(".", 1)[-1]
-        return cast("Part", name)
+    def wanted(self, there: Sequence[str], where: str) -> list[str]:
+        """Returns the columns that are read.
+
+        Args:
+            there: the existing columns.
+            where: file or data set, for messages.
+
+        Raises:
+            UnreadableError: if columns are missing.
+        """
+        if self.template is None:
+            columns = fitting(self.columns, there, where, self.conditions)
+            return list(dict.fromkeys([*columns.values(), *self.conditions]))
+        made = self.template.column
+        columns = fitting(self.columns, [*there, made], where, [*self.conditions, *self.template.names])
+        others = [column for column in columns.values() if column != made]
+        return list(dict.fromkeys([*self.template.names, *others, *self.conditions]))
+
+    def kept(self, records: Iterable[Record], untyped: bool = False) -> Iterator[Record]:
+        """Yields the records that meet the conditions, with their prompts if a template makes them; counts the others.
+
+        Args:
+            records: records of a file.
+            untyped: whether all values are text, as in CSV.
+
+        Raises:
+            UnreadableError: if the first record has no such column.
+        """
+        met = self._met(records, untyped) if self.conditions else iter(records)
+        yield from met if self.template is None else self.template.filled(met, self.problems)
+
+    def _met(self, records: Iterable[Record], untyped: bool) -> Iterator[Record]:
+        for number, (record, where) in enumerate(records):
+            missing = [column for column in self.conditions if column not in record]
+            if missing and number == 0:
+                raise missing_columns(where, missing, record)
+            is_met = all(meets(record.get(column), asked, untyped) for column, asked in self.conditions.items())
+            self.tallies.add("filtered", self.part, where, not is_met)
+            if is_met:
+                yield record, where
 
 
 def read_file(file: File, reading: Reading, single: bool, first: int | None = None) -> Iterator[Row]:
@@ -59,17 +103,18 @@ def read_file(file: File, reading: Reading, single: bool, first: int | None = No
         first: maximum number of records, valid or not.
     """
     columns, option, problems = reading.columns, reading.option, reading.problems
-    if file.format == ".txt" and set(columns) != {"text"}:
-        problems.add(f"{option}: {file.shown} is plain text and has no columns {', '.join(columns.values())}")
+    own = {role: column for role, column in columns.items() if role not in CHAT_ROLES}
+    if file.format == ".txt" and set(own) != {"text"}:
+        problems.add(f"{option}: {file.shown} is plain text and has no columns {', '.join(own.values())}")
         return
     try:
         if file.format == ".txt":
             # Plain text has no columns, so their names do not matter.
             yield from islice(_read_text(file, problems, single), first)
             return
-        reader = {".csv": _read_csv, ".tsv": _read_csv, ".parquet": _read_parquet}.get(file.format, _read_json)
+        reader = _READERS.get(file.format, _read_json)
         untyped = file.format in (".csv", ".tsv")
-        yield from rows_of(islice(reader(file, reading), first), columns, problems, untyped)
+        yield from rows_of(reading.kept(islice(reader(file, reading), first), untyped), columns, problems, untyped)
     except UnreadableError as error:
         problems.add(f"{option}: {error}")
     except (OSError, EOFError, ValueError, zlib.error) as error:
@@ -93,12 +138,12 @@ def _read_json(file: File, reading: Reading) -> Iterator[Record]:
         except (ValueError, RecursionError) as error:
             message = error.msg if isinstance(error, json.JSONDecodeError) else first_line(error)
             position = f", character {error.pos + 1}" if isinstance(error, json.JSONDecodeError) else ""
-            problems.add_detail(f"{where}{position}: is no JSON ({message})")
+            problems.add_detail(f"{where}{position}: is no JSON ({message})", line)
             continue
         if isinstance(record, dict):
             yield record, where
         else:
-            problems.add_detail(f"{where}: is {kind_of(record)}, not an object with named fields")
+            problems.add_detail(f"{where}: is {kind_of(record)}, not an object with named fields", record)
 
 
 def _checked_start(file: File, lines: Iterator[tuple[int, str]]) -> list[tuple[int, str]]:
@@ -147,7 +192,8 @@ def _read_json_list(file: File, text: str, problems: Problems) -> Iterator[Recor
         if isinstance(record, dict):
             yield record, f"{file.shown}, item {number}"
         else:
-            problems.add_detail(f"{file.shown}, item {number}: is {kind_of(record)}, not an object with named fields")
+            problem = f"{file.shown}, item {number}: is {kind_of(record)}, not an object with named fields"
+            problems.add_detail(problem, record)
 
 
 def _read_csv(file: File, reading: Reading) -> Iterator[Record]:
@@ -157,7 +203,7 @@ def _read_csv(file: File, reading: Reading) -> Iterator[Record]:
     `tsv_quotes` is set.
     """
     csv.field_size_limit(2**31 - 1)
-    columns, problems = reading.columns, reading.problems
+    problems = reading.problems
     tabs = file.format == ".tsv"
     quoted = not tabs or reading.tsv_quotes
     options: dict[str, Any] = {
@@ -183,10 +229,7 @@ def _read_csv(file: File, reading: Reading) -> Iterator[Record]:
                 continue
             if header is None:
                 header = [field.strip() for field in fields]
-                missing = [column for column in columns.values() if column not in header]
-                if missing:
-                    raise missing_columns(file.shown, missing, header)
-                for column in columns.values():
+                for column in reading.wanted(header, file.shown):
                     if header.count(column) > 1:
                         raise UnreadableError(f"{file.shown} has {header.count(column)} columns named {column}")
                 continue
@@ -197,11 +240,13 @@ def _read_csv(file: File, reading: Reading) -> Iterator[Record]:
                 if _look_like_records(inside, len(header), options):
                     swallowed += len(inside)
             if len(fields) != len(header):
-                problems.add_detail(f"{where}: the number of fields is {len(fields)}, in the header {len(header)}")
+                problem = f"{where}: the number of fields is {len(fields)}, in the header {len(header)}"
+                problems.add_detail(problem, fields)
             else:
                 yield dict(zip(header, fields, strict=True)), where
     except csv.Error as error:
-        problems.add_detail(f"{file.shown}, line {line}: is no valid {file.format[1:].upper()} ({error})")
+        problem = f"{file.shown}, line {line}: is no valid {file.format[1:].upper()} ({error})"
+        problems.add_detail(problem, "", skippable=False)
     if quoted:
         place = f"such as the {longest[0]} lines from {file.shown}, line {-longest[1]}" if spanning else ""
         reading.tallies.add("several_lines", reading.part, file.shown, spanning, records, place)
@@ -221,21 +266,44 @@ def _read_parquet(file: File, reading: Reading) -> Iterator[Record]:
     import pyarrow as pa
     from pyarrow import parquet
 
-    columns = reading.columns
     with file.open() as opened:
         try:
             table = parquet.ParquetFile(opened)
         except pa.ArrowException as error:
             raise UnreadableError(f"{file.shown} is no Parquet file ({first_line(error)})") from None
-        there = table.schema_arrow.names
-        missing = [column for column in columns.values() if column not in there]
-        if missing:
-            raise missing_columns(file.shown, missing, there)
-        number = 0
-        for batch in table.iter_batches(batch_size=1000, columns=list(columns.values())):
-            for record in batch.to_pylist():
-                number += 1
-                yield record, f"{file.shown}, row {number}"
+        wanted = reading.wanted(table.schema_arrow.names, file.shown)
+        batches = table.iter_batches(batch_size=1000, columns=wanted)
+        yield from _records_of(file, (batch.to_pylist() for batch in batches))
+
+
+def _read_arrow(file: File, reading: Reading) -> Iterator[Record]:
+    """Reads an Arrow file in either of its formats, as `datasets` and others write it."""
+    import pyarrow as pa
+
+    with file.open() as opened:
+        try:
+            is_file = opened.read(6) == b"ARROW1"
+            opened.seek(0)
+            table = pa.ipc.open_file(opened) if is_file else pa.ipc.open_stream(opened)
+        except (pa.ArrowException, OSError) as error:
+            raise UnreadableError(f"{file.shown} is no Arrow file ({first_line(error)})") from None
+        wanted = reading.wanted(table.schema.names, file.shown)
+        batches = map(table.get_batch, range(table.num_record_batches)) if is_file else iter(table)
+        yield from _records_of(file, (batch.select(wanted).to_pylist() for batch in batches))
+
+
+def _records_of(file: File, batches: Iterable[list[dict[str, Any]]]) -> Iterator[Record]:
+    for number, record in enumerate(chain.from_iterable(batches), start=1):
+        yield record, f"{file.shown}, row {number}"
+
+
+_READERS: Mapping[str, Callable[[File, Reading], Iterator[Record]]] = {
+    ".csv": _read_csv,
+    ".tsv": _read_csv,
+    ".parquet": _read_parquet,
+    ".arrow": _read_arrow,
+}
+"""Readers of formats that are not JSON."""
 
 
 def _read_text(file: File, problems: Problems, single: bool) -> Iterator[Row]:
@@ -255,4 +323,4 @@ def _read_text(file: File, problems: Problems, single: bool) -> Iterator[Row]:
     if text.strip():
         yield Row({"text": text}, f"{file.shown}, line {start}" if single else file.shown)
     elif not single:
-        problems.add_detail(f"{file.shown}: is empty")
+        problems.add_detail(f"{file.shown}: is empty", "")

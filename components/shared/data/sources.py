@@ -9,26 +9,27 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 from ..config import EMBEDDED
 from ..errors import RefusedError, first_line
 from ..section import InvalidOptionError
+from .data_sets import hub_commit, hub_name, is_hub, read_hub, read_saved, saved_folder
 from .files import File, format_of, known_formats
-from .problems import Problems, UnreadableError
+from .problems import Problems, Skipped
+from .prompt_templates import PromptTemplate
 from .readers import Reading, read_file
-from .records import Row, missing_columns, rows_of
-from .tallies import Tallies
+from .records import CHAT_ROLES, GROUP, Row
+from .tallies import Part, Tallies
 
 if TYPE_CHECKING:
-    from datasets import Dataset
     from fsspec import AbstractFileSystem
 
-HUB = "hub:"
 EMBEDDED_ROLES = {"text", "label", "prompt", "completion"}
 NOT_EMBEDDED = (
     "embedded holds examples for classification and generation only; name a file, or choose one of these tasks"
@@ -38,9 +39,7 @@ CHECKED_RECORDS = 5
 COUNTED_BYTES = 1 << 30
 """Files with more bytes in all are not counted in a quick check."""
 
-_HUB_NAME = re.compile(
-    r"(?P<name>[\w.-]+/[\w.-]+)(?:/(?P<config>[\w.-]+))?(?:@(?P<revision>[\w./-]+))?(?:#(?P<split>[\w.]+))?"
-)
+PARTS: tuple[Literal["source", "dev_source", "test_source"], ...] = ("source", "dev_source", "test_source")
 
 
 PASSWORD_REFUSED = (
@@ -57,28 +56,95 @@ _CHECKSUMS = ("ETag", "etag", "md5Hash", "checksum", "content_md5", "Content-MD5
 _TIMES = ("Last-Modified", "LastModified", "last_modified", "mtime", "created", "updated")
 
 
+class SourceOptions(Protocol):
+    """The options of one of several sources. `DataSource` has them."""
+
+    @property
+    def path(self) -> str: ...
+    @property
+    def columns(self) -> dict[str, str]: ...
+    @property
+    def filter(self) -> Mapping[str, Any]: ...
+    @property
+    def revision(self) -> str | None: ...
+    @property
+    def split(self) -> str | None: ...
+
+
 class StreamOptions(Protocol):
     """The options of a stream that this module uses. `PretrainData` and `FinetuneData` have them."""
 
     section: ClassVar[str]
 
     @property
-    def source(self) -> str: ...
+    def source(self) -> str | None: ...
+    @property
+    def sources(self) -> Sequence[SourceOptions]: ...
     @property
     def dev_source(self) -> str | None: ...
     @property
     def test_source(self) -> str | None: ...
     @property
+    def on_error(self) -> Literal["fail", "skip"]: ...
+    @property
     def tsv_quotes(self) -> bool: ...
     @property
     def columns(self) -> dict[str, str]: ...
+    @property
+    def column_options(self) -> Mapping[str, str]: ...
 
 
-def named_sources(stream: StreamOptions) -> list[tuple[str, str]]:
-    """Returns pairs of a source option's full name, such as `data.pretrain.dev_source`, and its value."""
-    # An option whose value is invalid is no attribute.
-    named = [(name, getattr(stream, name, None)) for name in ("source", "dev_source", "test_source")]
-    return [(f"{stream.section}.{name}", source) for name, source in named if source is not None]
+@dataclass(frozen=True)
+class NamedSource:
+    """A source of a stream.
+
+    Attributes:
+        option: full name of the option, such as `data.pretrain.dev_source`.
+        path: value of the option, with revision and split if it is a hub data set.
+        part: `source`, `dev_source` or `test_source`.
+        own: its options if it is one of several sources.
+        split: split of a folder written by `save_to_disk`.
+    """
+
+    option: str
+    path: str
+    part: Part
+    own: SourceOptions | None = None
+    split: str | None = None
+
+    def reading(self, stream: StreamOptions, problems: Problems, tallies: Tallies) -> Reading:
+        """Returns how its files are read."""
+        columns = stream.columns
+        if self.own is not None:
+            columns |= {
+                role: self.own.columns[option]
+                for role, option in {**stream.column_options, GROUP: "group_column"}.items()
+                if role in columns and option in self.own.columns
+            }
+        conditions = self.own.filter if self.own is not None else {}
+        text = getattr(stream, "prompt_template", None)
+        template = PromptTemplate(text, columns["prompt"]) if text is not None else None
+        return Reading(
+            columns, self.option, stream.tsv_quotes, problems, tallies, self.part, conditions, self.split, template
+        )
+
+
+def named_sources(stream: StreamOptions) -> list[NamedSource]:
+    """Returns the sources of a stream."""
+    found = []
+    for part in PARTS:
+        # An option whose value is invalid is no attribute.
+        path = getattr(stream, part, None)
+        if path is not None:
+            found.append(NamedSource(f"{stream.section}.{part}", path, part))
+        if part == "source":
+            for number, own in enumerate(getattr(stream, "sources", [])):
+                path = own.path
+                if is_hub(path):
+                    path += (f"@{own.revision}" if own.revision else "") + (f"#{own.split}" if own.split else "")
+                option = f"{stream.section}.sources.{number}.path"
+                found.append(NamedSource(option, path, part, own, own.split))
+    return found
 
 
 def has_password(source: str) -> bool:
@@ -93,11 +159,13 @@ def read(source: str, reading: Reading) -> Iterator[Row]:
         source: value of the option.
         reading: how to read it, and what collects problems and counts.
     """
-    columns, option, problems = reading.columns, reading.option, reading.problems
+    option, problems = reading.option, reading.problems
     if source == EMBEDDED:
-        yield from _read_embedded(columns, option, problems)
-    elif source.startswith(HUB):
-        yield from _read_hub(source, columns, option, problems)
+        yield from _read_embedded(reading.columns, option, problems)
+    elif is_hub(source):
+        yield from read_hub(source, reading)
+    elif folder := saved_folder(source):
+        yield from read_saved(folder, seen_from_here(source), reading)
     else:
         files = _find(source, option, problems)
         for file in files:
@@ -105,7 +173,7 @@ def read(source: str, reading: Reading) -> Iterator[Row]:
             for row in read_file(file, reading, single=len(files) == 1):
                 rows += 1
                 yield row
-            if not rows and len(problems) == before:
+            if not rows and len(problems) == before and not reading.conditions and not problems.skipped:
                 problems.add(f"{option}: {file.shown} holds no records")
 
 
@@ -114,29 +182,52 @@ def check_source(stream: StreamOptions) -> list[str]:
 
     Reads only local files, and only the first records of each.
     """
-    problems = Problems()
-    for option, source in named_sources(stream):
+    problems = Problems(Skipped() if stream.on_error == "skip" else None)
+    for named in named_sources(stream):
         # What a source must hold is unknown if the task or a column is invalid.
         with contextlib.suppress(InvalidOptionError):
-            _check(stream, option, source, problems)
+            _check(stream, named, problems)
     return problems.sentences()
 
 
-def _check(stream: StreamOptions, option: str, source: str, problems: Problems) -> None:
+def _check(stream: StreamOptions, named: NamedSource, problems: Problems) -> None:
+    option, source = named.option, named.path
     if has_password(source):
         problems.add(f"{option}: {PASSWORD_REFUSED}")
     elif source == EMBEDDED:
         _check_embedded(stream.columns, option, problems)
-    elif source.startswith(HUB):
-        _hub_name(source, option, problems)
+    elif is_hub(source):
+        hub_name(source, option, problems)
+    elif folder := saved_folder(source):
+        reading = named.reading(stream, problems, Tallies())
+        list(islice(read_saved(folder, seen_from_here(source), reading), CHECKED_RECORDS))
     elif _is_local(source, option, problems):
         files = _find(source, option, problems)
-        reading = Reading(stream.columns, option, stream.tsv_quotes, problems, Tallies())
+        reading = named.reading(stream, problems, Tallies())
         for file in files[:CHECKED_FILES]:
             before = len(problems)
             records = read_file(file, reading, single=len(files) == 1, first=CHECKED_RECORDS)
-            if not list(records) and len(problems) == before:
+            found = list(records) or reading.conditions or (problems.skipped and problems.skipped.count)
+            if not found and len(problems) == before:
                 problems.add(f"{option}: {file.shown} holds no records")
+
+
+def first_rows(stream: StreamOptions, count: int) -> list[Row]:
+    """Reads the first records of a stream's local files, about `count` of each source. Returns none from other sources."""
+    problems, rows = Problems(Skipped()), list[Row]()
+    for named in (one for one in named_sources(stream) if one.part == "source"):
+        source = named.path
+        if (
+            source != EMBEDDED
+            and not is_hub(source)
+            and not saved_folder(source)
+            and _is_local(source, named.option, problems)
+        ):
+            files = _find(source, named.option, problems)[:CHECKED_FILES]
+            reading = named.reading(stream, problems, Tallies())
+            for file in files:
+                rows += read_file(file, reading, single=len(files) == 1, first=-(-count // len(files)))
+    return rows
 
 
 def fingerprint(stream: StreamOptions) -> str:
@@ -150,14 +241,15 @@ def fingerprint(stream: StreamOptions) -> str:
     """
     digest = hashlib.sha256()
     problems = Problems()
-    for option, source in named_sources(stream):
+    for named in named_sources(stream):
+        option, source = named.option, named.path
         digest.update(f"{option}\n".encode())
         if source == EMBEDDED:
             from . import embedded
 
             digest.update(json.dumps(embedded.versions(), sort_keys=True).encode())
-        elif source.startswith(HUB):
-            digest.update(f"{source} {_hub_commit(source, option, problems)}".encode())
+        elif is_hub(source):
+            digest.update(f"{source} {hub_commit(source, option, problems)}".encode())
         else:
             for file in _find(source, option, problems):
                 digest.update(f"{PurePosixPath(file.path).name} {_content(file)}\n".encode())
@@ -184,7 +276,7 @@ def count_records(source: str, option: str) -> int | None:
         The number, or None if it cannot be counted quickly: remote, compressed or JSON files, or more than `COUNTED_BYTES`.
     """
     problems = Problems()
-    if source == EMBEDDED or source.startswith(HUB) or not _is_local(source, option, problems):
+    if source == EMBEDDED or is_hub(source) or saved_folder(source) or not _is_local(source, option, problems):
         return None
     files = _find(source, option, problems)
     if len(problems) or sum(Path(file.path).stat().st_size for file in files) > COUNTED_BYTES:
@@ -279,7 +371,7 @@ def _find(source: str, option: str, problems: Problems) -> list[File]:
 def _read_embedded(columns: Mapping[str, str], option: str, problems: Problems) -> Iterator[Row]:
     from . import embedded
 
-    if not set(columns) <= EMBEDDED_ROLES:
+    if not set(columns) - set(CHAT_ROLES) <= EMBEDDED_ROLES:
         problems.add(f"{option}: {NOT_EMBEDDED}")
     elif "label" in columns:
         for text, label, where in embedded.classification():
@@ -295,7 +387,7 @@ def _read_embedded(columns: Mapping[str, str], option: str, problems: Problems) 
 def _check_embedded(columns: Mapping[str, str], option: str, problems: Problems) -> None:
     from . import embedded
 
-    if not set(columns) <= EMBEDDED_ROLES:
+    if not set(columns) - set(CHAT_ROLES) <= EMBEDDED_ROLES:
         problems.add(f"{option}: {NOT_EMBEDDED}")
     if not option.endswith(".source"):
         problems.add(f"{option}: embedded can stand in source only; leave {option} out and a share of it is held out")
@@ -303,71 +395,3 @@ def _check_embedded(columns: Mapping[str, str], option: str, problems: Problems)
         embedded.versions()
     except RefusedError as error:
         problems.add(f"{option}: {error.problems[0]}")
-
-
-def _hub_name(source: str, option: str, problems: Problems) -> dict[str, str | None] | None:
-    match = _HUB_NAME.fullmatch(source.removeprefix(HUB))
-    if match is None:
-        problems.add(
-            f"{option}: {source} is no hub data set; write hub:owner/name, or hub:owner/name/config@revision#split"
-        )
-        return None
-    return match.groupdict()
-
-
-def _hub_commit(source: str, option: str, problems: Problems) -> str:
-    name = _hub_name(source, option, problems)
-    if name is None:
-        return ""
-    if name["revision"] and re.fullmatch(r"[0-9a-f]{40}", name["revision"]):
-        return name["revision"]
-    from huggingface_hub import HfApi
-
-    try:
-        return HfApi().dataset_info(str(name["name"]), revision=name["revision"], timeout=5).sha or "unresolved"
-    except Exception:  # `prepare` reports errors of the hub in full
-        return "unresolved"
-
-
-def _read_hub(source: str, columns: Mapping[str, str], option: str, problems: Problems) -> Iterator[Row]:
-    name = _hub_name(source, option, problems)
-    if name is None:
-        return
-    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
-    import datasets
-
-    try:
-        dataset = datasets.load_dataset(
-            str(name["name"]), name["config"], split=name["split"] or "train", revision=name["revision"]
-        )
-    except Exception as error:  # the library raises errors of many types; all of them stop reading
-        problems.add(f"{option}: {source} cannot be loaded ({first_line(error)})")
-        return
-    try:
-        yield from read_dataset(dataset, source, columns, problems)
-    except UnreadableError as error:
-        problems.add(f"{option}: {error}")
-
-
-def read_dataset(dataset: Dataset, shown: str, columns: Mapping[str, str], problems: Problems) -> Iterator[Row]:
-    """Yields the rows of a loaded data set. Class indices, also in lists, are replaced by their names."""
-    missing = [column for column in columns.values() if column not in dataset.column_names]
-    if missing:
-        raise missing_columns(shown, missing, dataset.column_names)
-    wanted = dataset.select_columns(list(dict.fromkeys(columns.values())))
-    column = columns.get("labels", columns.get("label", ""))
-    feature = wanted.features.get(column)
-    names = getattr(getattr(feature, "feature", feature), "names", None)
-
-    def name_of(index: int | None) -> str | None:
-        return names[index] if names is not None and index is not None and 0 <= index < len(names) else None
-
-    def records() -> Iterator[tuple[Mapping[str, Any], str]]:
-        for number, record in enumerate(wanted, start=1):
-            if names is not None:
-                value = record[column]
-                named = [name_of(index) for index in value] if isinstance(value, list) else name_of(value)
-                record = {**record, column: named}
-            yield record, f"{shown}, row {number}"
-
-    yield from rows_of(records(), columns, problems)

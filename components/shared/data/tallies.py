@@ -53,6 +53,13 @@ KINDS: dict[str, TallyKind] = {
     "quoted_like": TallyKind(
         "records", "have a field in quotes with doubled quotes inside, which are kept as they are", "set tsv_quotes"
     ),
+    "filtered": TallyKind("records", "do not meet the conditions of filter, and are not read", warn_from=None),
+    "quarantined": TallyKind(
+        "records",
+        "are invalid and left out; quarantine.jsonl has them with the reasons",
+        "correct them",
+        warn_from=0.0,
+    ),
     "duplicates": TallyKind("records", "are removed as duplicates of earlier ones"),
     "contradictory": TallyKind(
         "records",
@@ -60,6 +67,7 @@ KINDS: dict[str, TallyKind] = {
         "correct them in the source",
     ),
     "held_out_too": TallyKind("records", "are removed, since they stand in held-out data too"),
+    "near_duplicates": TallyKind("records", "are removed as near-duplicates of others", warn_from=None),
     "case_labels": TallyKind(
         "examples",
         "have a label that differs from another in case alone",
@@ -89,6 +97,20 @@ KINDS: dict[str, TallyKind] = {
         "raise model.max_length",
     ),
     "shortened": TallyKind("examples", "are cut to model.max_length", "raise model.max_length"),
+    "unanswered": TallyKind(
+        "examples", "end with messages after the last turn of the assistant, which are left out", warn_from=None
+    ),
+    "hidden_messages": TallyKind(
+        "examples",
+        "have a message of the system or the user that the chat template leaves out or changes",
+        "give a template that writes it in model.chat_template",
+        warn_from=0.0,
+    ),
+    "hidden_reasoning": TallyKind(
+        "examples",
+        "have reasoning in their last turn that the chat template leaves out",
+        "give a template that writes it in model.chat_template",
+    ),
     "answers_in_no_window": TallyKind(
         "examples", "have an answer that no window of model.max_length tokens holds whole", "raise model.max_length"
     ),

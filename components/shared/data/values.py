@@ -38,14 +38,16 @@ class InvalidValueError(Exception):
 
 
 def parse_text(value: Any, role: str) -> str:
-    """Returns a text, or a label as text: stripped, and in the Unicode form NFC. A label can also be a number or a boolean."""
-    if role == "label" and isinstance(value, int | float) and not isinstance(value, bool):
+    """Returns a text, or a label or group as text: stripped, and in the Unicode form NFC. These can also be numbers or
+    booleans."""
+    is_name = role in ("label", "group")
+    if is_name and isinstance(value, int | float) and not isinstance(value, bool):
         if isinstance(value, float) and math.isnan(value):
-            raise InvalidValueError("is NaN, not a label")
+            raise InvalidValueError(f"is NaN, not a {role}")
         if isinstance(value, float) and not value.is_integer():
-            raise InvalidValueError(f"is {value}; a label is text or a whole number")
+            raise InvalidValueError(f"is {value}; a {role} is text or a whole number")
         return str(int(value))
-    if role == "label" and isinstance(value, bool):
+    if is_name and isinstance(value, bool):
         return str(value).lower()
     if value is None:
         raise InvalidValueError("is empty")
@@ -57,11 +59,12 @@ def parse_text(value: Any, role: str) -> str:
         raise InvalidValueError("is empty")
     if _SURROGATE.search(value):
         raise InvalidValueError("holds half of a surrogate pair, which is no character")
-    if role == "label":
+    if is_name:
         value = unicodedata.normalize("NFC", value.strip())
         if value in MISSING:
             raise InvalidValueError(
-                f"is {value}, which stands for a missing value; remove the record, or give the class another name"
+                f"is {value}, which stands for a missing value; remove the record, or give the "
+                f"{'class' if role == 'label' else role} another name"
             )
     return value
 
@@ -73,7 +76,7 @@ def parse_labels(value: Any) -> tuple[str, ...]:
     if isinstance(value, float) and math.isnan(value):
         raise InvalidValueError("is NaN, not a list of labels")
     if isinstance(value, str):
-        parsed = _parse_json(value)
+        parsed = parse_json(value)
         if isinstance(parsed, str) and parsed.lstrip().startswith("["):
             # Text such as ['red', 'green'], which pandas writes, would become one class of this name.
             raise InvalidValueError(
@@ -115,7 +118,7 @@ def parse_number(value: Any, untyped: bool) -> float:
 def parse_answers(value: Any, untyped: bool) -> list[tuple[str, int | None]]:
     """Returns answers from text, a list of texts or a SQuAD-style object, each with its start index if it is given."""
     if untyped:
-        value = _parse_json(value)
+        value = parse_json(value)
     if value is None or (isinstance(value, str) and not value.strip()):
         return []
     texts, starts = value, None
@@ -164,7 +167,29 @@ def locate_answers(answers: Iterable[tuple[str, int | None]], context: str) -> t
     return tuple(dict.fromkeys(located))
 
 
-def _parse_json(text: str) -> Any:
+def meets(value: Any, asked: Any, untyped: bool) -> bool:
+    """Tells whether a value meets a condition.
+
+    Args:
+        value: value of a record; null meets no condition.
+        asked: a value, a list of accepted values, or a range with `min` and `max`.
+        untyped: whether the value is text, as in CSV, that can represent a number or a boolean.
+    """
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return False
+    if hasattr(asked, "min"):
+        try:
+            number = math.nan if isinstance(value, bool) else float(value)
+        except (TypeError, ValueError):
+            return False
+        return (asked.min is None or number >= asked.min) and (asked.max is None or number <= asked.max)
+    accepted = asked if isinstance(asked, list) else [asked]
+    if untyped:
+        return value.strip() in {str(one).lower() if isinstance(one, bool) else str(one) for one in accepted}
+    return any(value == one and isinstance(value, bool) == isinstance(one, bool) for one in accepted)
+
+
+def parse_json(text: str) -> Any:
     """Parses text that is a JSON list or object; returns other text unchanged."""
     if text.lstrip().startswith(("[", "{")):
         with contextlib.suppress(ValueError, RecursionError):

@@ -25,6 +25,8 @@ from transformers.utils import logging as transformers_logging
 
 from ..config import Objective, Task
 from ..errors import RefusedError
+from ..serving.chats import end_of_turn
+from ..serving.decoding import stop_ids
 from ..task_kinds import TASK_KINDS
 from ..third_party.transformers import attention_implementation
 from .device import pick_device, require_compiler
@@ -33,7 +35,6 @@ from .lm_loss import can_be_chunked, chunked_losses, plain_head
 from .packing import Batch
 from .probing import position_offset
 from .refusals import CAUSAL_ATTENTION, MASKED_WRITES_NOTHING
-from .tokenizer import text_ends
 
 transformers_logging.set_verbosity_error()
 transformers_logging.disable_progress_bar()
@@ -235,10 +236,9 @@ class MixedModel(nn.Module):
         own = self.lm.generation_config if self.objective == "causal_lm" else None
         if own is not None:
             own.pad_token_id = tokenizer.pad_token_id
-        if own is not None and tokenizer.eos_token_id is None:
-            # Completions ended in another token than EOS, which transformers must stop at.
-            stops = own.eos_token_id if isinstance(own.eos_token_id, list) else [own.eos_token_id]
-            own.eos_token_id = [text_ends(tokenizer)[1], *(stop for stop in stops if stop is not None)]
+        if own is not None and (tokenizer.eos_token_id is None or end_of_turn(tokenizer) is not None):
+            # Completions, or turns of a chat, can end in another token than EOS, which transformers must stop at.
+            own.eos_token_id = stop_ids(own, tokenizer)
         if self.task is not None and self.kind is not None:
             state |= self.task.state_dict()
             architectures = [type(self.task).__name__]

@@ -35,6 +35,7 @@ class Segment:
         second_from: first token of token type 1; -1 for none.
         masked: masked LM: indices of the predicted tokens. No other token is supervised.
         originals: masked LM: the original token ids at these indices.
+        supervised: causal LM: indices of the supervised tokens, from 1 on, if they are not those from `supervised_from` on.
     """
 
     tokens: np.ndarray
@@ -46,12 +47,15 @@ class Segment:
     second_from: int = -1
     masked: np.ndarray | None = None
     originals: np.ndarray | None = None
+    supervised: np.ndarray | None = None
 
     @property
     def num_supervised(self) -> int:
         """Returns the number of predicted tokens; for a causal LM after the label shift."""
         if self.masked is not None:
             return len(self.masked)
+        if self.supervised is not None:
+            return len(self.supervised)
         return len(self.tokens) - max(self.supervised_from, 1)
 
     @property
@@ -243,5 +247,8 @@ def _supervised(segment: Segment) -> tuple[np.ndarray, np.ndarray]:
     if segment.masked is not None:
         assert segment.originals is not None
         return np.asarray(segment.masked, np.int64), np.asarray(segment.originals, np.int64)
+    if segment.supervised is not None:
+        at = np.asarray(segment.supervised, np.int64)
+        return at - 1, np.asarray(segment.tokens, np.int64)[at]
     first = max(segment.supervised_from, 1)
     return np.arange(first - 1, len(segment.tokens) - 1), np.asarray(segment.tokens[first:], np.int64)

@@ -11,6 +11,8 @@ A step reads run-specific values from its environment, so that they are not inpu
     MLFLOW_RUN_ID          with MLFLOW_EXPERIMENT_ID: the run that KFP's MLflow plugin made for this task; the step logs to it
     MIXTUNE_ALONE          1: the step runs as its own pipeline, so it also ends the parent run
     MIXTUNE_COMPILED       options that the package was compiled with, for `plan` and for `mixtune rerun`
+    MIXTUNE_NODES          placement of the profile, for `plan`, as JSON: `gpu` is the default of the form's field `placement`,
+                           `other` the node affinity of tasks without a GPU. Set on a cluster only
     MIXTUNE_RUN_NAME       name of the parent run in MLflow; the run id by default
     MIXTUNE_GIT_COMMIT     commit, recorded as a tag
     MIXTUNE_IMAGE          image that the step runs in, with its digest if known; recorded with registered versions
@@ -20,7 +22,8 @@ A step reads run-specific values from its environment, so that they are not inpu
     MIXTUNE_TRACKING_OFFLINE  1: continue if the MLflow server does not answer
     MIXTUNE_TENSORBOARD_DIR  folder for TensorBoard event files of trainings; if unset, none are written
     MIXTUNE_PROGRESS_FILE  file that progress is appended to, for display
-    MIXTUNE_CHECKPOINT_DIR folder or fsspec URL for checkpoints of a training; if unset, no checkpoints are saved
+    MIXTUNE_CHECKPOINT_DIR folder or fsspec URL for checkpoints of a training and finished shards of `prepare`; if unset, none
+                           are saved
     MIXTUNE_GPUS           GPUs that the task requested; a step that finds fewer fails at once. If 0 or unset, a GPU is used
                            if there is one
     MIXTUNE_PROCESSES      processes of a training step; by default one for each GPU
@@ -41,6 +44,7 @@ from ..tracking.tracker import Tracker
 
 ALONE = "MIXTUNE_ALONE"
 COMPILED = "MIXTUNE_COMPILED"
+NODES = "MIXTUNE_NODES"
 TRACKING_KEYS = (
     "MLFLOW_TRACKING_URI",
     "MLFLOW_EXPERIMENT_NAME",

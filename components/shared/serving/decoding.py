@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from .chats import end_of_turn
 from .encoding import first_and_last
 
 if TYPE_CHECKING:
@@ -31,14 +32,17 @@ def _rounded(shares: np.ndarray) -> list[float]:
 
 
 def stop_ids(own: GenerationConfig | None, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Returns the last token of a text (the tokenizer's EOS, if it has one) and the model's own stop tokens.
+    """Returns the last token of a text (the tokenizer's EOS, if it has one), that of a turn in a chat, and the model's own stop
+    tokens.
 
     Args:
         own: the model's generation settings.
     """
     stops = own.eos_token_id if own is not None else None
     listed = stops if isinstance(stops, list) else [stops]
-    return sorted({stop for stop in (first_and_last(tokenizer)[1], *listed) if stop is not None})
+    return sorted(
+        {stop for stop in (first_and_last(tokenizer)[1], end_of_turn(tokenizer), *listed) if stop is not None}
+    )
 
 
 def greedy(room: int, stops: Sequence[int], pad_id: int | None) -> GenerationConfig:

@@ -1,12 +1,14 @@
 """Predicts from plain text as `evaluate` does from prepared data. MLflow loads it from the registered model.
 
-A row of the input holds the text, the prompt, or the question and its context. A row of the output holds `prediction` as in the
+A row of the input holds the text, the prompt, or the question and its context. For a model that was trained on chats, a
+prompt is a message of the user, or a JSON list of messages. A row of the output holds `prediction` as in the
 report's examples, and the probability of each label where the task has labels. Rows are computed one by one, so that none
 depends on its neighbours.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +20,7 @@ import transformers
 from transformers import GenerationConfig
 
 from .answers import ContextWindow, answer
+from .chats import chat_prompt_ids
 from .decoding import greedy, plain_text, predicted_label, predicted_labels, stop_ids
 from .encoding import AddedTokens, EncodedWindow, context_windows, prompt_parts, text_ids
 
@@ -81,11 +84,16 @@ class Predictor:
         return {"prediction": answer(windows, context).text}
 
     def _text(self, prompt: str, limit: int) -> dict[str, Any]:
+        if self._settings.get("chat"):
+            return self._answered(chat_prompt_ids(self._tokenizer, _messages(prompt)), limit)
         first, text = prompt_parts(self._tokenizer, self._added, self._tokenizer(prompt, verbose=False)["input_ids"])
         positions = getattr(self._model.config.get_text_config(), "max_position_embeddings", None)
         # As in training, a prompt that is too long loses its beginning.
         longest = max(0, min(self._settings["max_length"], positions or self._settings["max_length"]) - len(first) - 1)
-        ids = [*first, *text[max(0, len(text) - longest) :]]
+        return self._answered([*first, *text[max(0, len(text) - longest) :]], limit)
+
+    def _answered(self, ids: list[int], limit: int) -> dict[str, Any]:
+        positions = getattr(self._model.config.get_text_config(), "max_position_embeddings", None)
         room = limit if positions is None else min(limit, positions - len(ids))
         if room < 1:
             return {"prediction": ""}
@@ -111,6 +119,16 @@ class Predictor:
     def _inputs(self, ids: list[int]) -> dict[str, torch.Tensor]:
         input_ids = torch.tensor([ids], device=self._model.device)
         return {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids)}
+
+
+def _messages(prompt: str) -> list[dict[str, Any]]:
+    """Returns the messages in a text that is a JSON list of them; any other text is one message of the user."""
+    if prompt.lstrip().startswith("["):
+        with contextlib.suppress(ValueError):
+            found = json.loads(prompt)
+            if found and all(isinstance(one, dict) and "role" in one for one in found):
+                return list(found)
+    return [{"role": "user", "content": prompt}]
 
 
 _ANSWERS: dict[str, Callable[[Predictor, Any, int], dict[str, Any]]] = {

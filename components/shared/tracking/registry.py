@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import serving
-from ..artifacts import write_json
+from ..artifacts import ModelCard, write_json
 from ..config import Task
 from ..errors import RefusedError
 from ..startup import quick_imports
@@ -68,6 +68,8 @@ def register(
         "max_length": max_length,
         "max_new_tokens": max_new_tokens,
     }
+    if ModelCard.load(folder).chat:
+        served["chat"] = True
     digest = _digest(folder, served)
     with patience(60, 2):
         version = _version_with(client, name, digest)
@@ -245,6 +247,7 @@ def _version(package: str) -> str:
 def _digest(folder: Path, served: Mapping[str, Any]) -> str:
     digest = hashlib.sha256(json.dumps(served, sort_keys=True).encode())
     names = [*sorted(folder.glob("*.safetensors")), folder / "config.json", folder / "tokenizer.json"]
+    names.append(folder / "chat_template.jinja")
     for file in filter(Path.is_file, names):
         with file.open("rb") as content:
             hashlib.file_digest(content, lambda: digest)

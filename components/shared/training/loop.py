@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -28,7 +30,7 @@ from ..errors import RefusedError
 from ..model.bf16_on_cpu import fast_bf16
 from ..model.device import pick_device, require_compiler
 from ..model.mixed_model import MixedModel
-from ..model.packing import Segment, collate
+from ..model.packing import Batch, Segment, collate
 from ..model.precision import pick_precision
 from ..running.context import Context
 from ..running.processes import is_main
@@ -41,6 +43,7 @@ from .mix_weight import MixWeight, Weights, realised
 from .not_finite import explain_not_finite
 from .optimizer import is_task_head, learning_rates, make_optimizer, make_schedule
 from .reference_models import ReferenceModel
+from .stream_gradients import TugOfWar
 from .streams import Mix, StepData
 
 LogEntry = dict[str, float | int | None]
@@ -106,6 +109,7 @@ class _Interval:
     tokens_pretrain: int = 0
     tokens_finetune: int = 0
     l2sp: float = 0.0
+    gradients: dict[str, float] = field(default_factory=dict)
     started: float = field(default_factory=time.monotonic)
 
     def copy(self) -> _Interval:
@@ -197,6 +201,7 @@ def train(
     state = TrainingState(model, optimizer, schedule, mix_weight, result)
     wrapped, optimizer = accelerator.prepare(model, optimizer)
     wrapped.train()
+    tug_of_war = TugOfWar(accelerator, wrapped, mix_weight, steps)
     if variant.start is not None:
         variant.start.to(device)
 
@@ -219,11 +224,13 @@ def train(
             for step in range(first, steps):
                 checkpointer.before_step(step, interval)
                 data = mix.step(step)
+                micro_batches = list(data.share(rank, world, training.micro_batch_size))
+                batches = partial(_batches, micro_batches, pad_id, width_multiple, device)
+                tug_of_war.before_first(data, batches)
                 mix_weight_now = mix_weight.at(step)
                 weights = mix_weight.weights(step, data.num_pretrain, data.num_finetune)
-                micro_batches = list(data.share(rank, world, training.micro_batch_size))
-                for number, rows in enumerate(micro_batches):
-                    batch = collate(rows, pad_id, width_multiple=width_multiple).to(device)
+                tug_of_war.before_step(step, data, weights, batches)
+                for number, (rows, batch) in enumerate(zip(micro_batches, batches(), strict=True)):
                     # Gradients are summed over micro-batches; ranks exchange them with the last micro-batch only.
                     with accelerator.no_sync(wrapped) if number + 1 < len(micro_batches) else contextlib.nullcontext():
                         start_logits = _start_logits(variant, rows, pad_id, width_multiple, accelerator)
@@ -234,6 +241,7 @@ def train(
                     interval.sums["positions"] += batch.input_ids.numel()
                     if number + 1 < len(micro_batches):
                         checkpointer.end_if_terminated()
+                interval.gradients = tug_of_war.after_step(data, weights) or interval.gradients
                 if variant.start is not None and variant.l2sp_weight:
                     interval.l2sp += variant.start.pull(accelerator.unwrap_model(wrapped), variant.l2sp_weight)
                 norm = accelerator.clip_grad_norm_(wrapped.parameters(), training.max_grad_norm)
@@ -263,6 +271,12 @@ def train(
     result.realised_mix_weight /= max(steps, 1)
     _undo(accelerator, wrapped, model, training, variant)
     return result
+
+
+def _batches(
+    micro_batches: list[list[list[Segment]]], pad_id: int, width_multiple: int, device: torch.device
+) -> Iterator[Batch]:
+    return (collate(rows, pad_id, width_multiple=width_multiple).to(device) for rows in micro_batches)
 
 
 def _start_logits(
@@ -350,7 +364,7 @@ def _log_entry(
         entry["kl"] = sums["kl"] / max(interval.tokens_finetune, 1)
     if interval.l2sp:
         entry["l2sp"] = interval.l2sp / interval.steps
-    return entry | mix_weight.metrics()
+    return entry | interval.gradients | mix_weight.metrics()
 
 
 def _undo(

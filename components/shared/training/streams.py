@@ -77,9 +77,12 @@ class PretrainStream:
         for index in range(first, len(offsets) - 1):
             if offsets[index] >= end:
                 break
-            piece = self._documents.flat[max(start, offsets[index]) : min(end, offsets[index + 1])]
-            if len(piece) > 1:  # the first token has no context and is never predicted
-                segments.append(Segment(np.asarray(piece), 1, -1, index, pretrain=True))
+            low, high = max(start, int(offsets[index])), min(end, int(offsets[index + 1]))
+            learned = self._documents.supervised(low, high)
+            # The first token has no context and is never predicted.
+            if high - low > 1 and (learned is None or len(learned)):
+                piece = np.asarray(self._documents.flat[low:high])
+                segments.append(Segment(piece, 1, -1, index, pretrain=True, supervised=learned))
         if self._masking is None:
             return segments
         draw = np.random.default_rng([self._seed, MASKING_ID, position])
@@ -116,7 +119,8 @@ class FinetuneStream:
         index = self._order[position]
         tokens = np.asarray(self._documents.tokens(index))
         if TASK_KINDS[self.task].head is None:
-            return [Segment(tokens, int(self._documents.supervised_from[index]), -1, index)]
+            learned = self._documents.supervised(*self._documents.offsets[index : index + 2].tolist())
+            return [Segment(tokens, int(self._documents.supervised_from[index]), -1, index, supervised=learned)]
         targets = tuple(float(value) for value in self._documents.targets[index])
         label, second_from = int(self._documents.labels[index]), int(self._documents.second_from[index])
         return [Segment(tokens, len(tokens), label, index, targets=targets, second_from=second_from)]
@@ -227,6 +231,11 @@ class Mix:
     max_length: int
     epoch_steps: float
     unread_tokens: float = 0.0
+
+    @property
+    def has_both(self) -> bool:
+        """Tells whether both streams are read."""
+        return self.pretrain is not None and self.finetune is not None
 
     @property
     def mean_tokens(self) -> float:

@@ -243,3 +243,20 @@ def test_further_seeds_train_every_candidate_again(stages: Stages) -> None:
     first, same, other = weights(None), weights(0), weights(5)
     assert torch.equal(first, same), "the configuration's seed is 0"
     assert not torch.equal(first, other)
+
+
+def test_with_the_gradient_scale_lambda_is_a_share_in_the_norm(stages: Stages) -> None:
+    folder = stages.mixed(0.3, scale="gradient", **EVERY_STEP)
+    first, *rest = curve_of(folder)
+    assert first["norm_share_pretrain"] == pytest.approx(0.3, rel=1e-4)
+    assert {entry["mix_weight"] for entry in rest[:9]} == {rest[0]["mix_weight"]}, "the next measurement is at step 11"
+    assert ModelCard.load(folder).mix_weight == 0.3, "as it is configured"
+    for unscaled in (MixedCandidate(id="mixed-pooled", pooled=True), 0.0):
+        with_option = curve_of(stages.mixed(unscaled, scale="gradient", **EVERY_STEP))
+        without = curve_of(stages.mixed(unscaled, **EVERY_STEP))
+        assert [entry["loss"] for entry in with_option] == [entry["loss"] for entry in without]
+    named = {
+        one.id: one.name for one in candidates(Mixed(lambdas=[0.0, 0.3], scale="gradient", forgetting_budgets=[0.1]))
+    }
+    assert named["mixed-0.3"] == "mixed, λ = 0.3 of the gradient norm"
+    assert not any("norm" in name for candidate, name in named.items() if candidate != "mixed-0.3")

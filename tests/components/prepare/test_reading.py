@@ -12,10 +12,9 @@ import pandas as pd
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mixtune.components.shared.data.problems import Problems
-from mixtune.components.shared.data.sources import read_dataset
+from mixtune.components.shared.data.data_sets import read_dataset
 from mixtune.components.shared.data.values import ReferenceAnswer
-from tests.components.shared.read_sources import problems_of, rows_of
+from tests.components.shared.read_sources import problems_of, reading, rows_of
 
 from .prepared import jsonl
 
@@ -75,10 +74,10 @@ class TestLabelLists:
 
         features = Features({"text": Value("string"), "label": List(ClassLabel(names=["neg", "pos"]))})
         data = Dataset.from_dict({"text": ["a", "b", "c"], "label": [[1, 0], [], [-1]]}, features=features)
-        problems = Problems()
-        rows = list(read_dataset(data, "hub:o/n", MULTI, problems))
+        by = reading(MULTI)
+        rows = list(read_dataset(data, "hub:o/n", by))
         assert [row.labels for row in rows] == [("neg", "pos"), ()]
-        assert problems.sentences() == ["hub:o/n, row 3: label holds a label that is empty"]
+        assert by.problems.sentences() == ["hub:o/n, row 3: label holds a label that is empty"]
 
     def test_every_mistake_is_named(self, tmp_path: Path) -> None:
         wrong: list[Any] = [
@@ -228,10 +227,10 @@ class TestAnswers:
         rows = self.rows({"text": ["北京"], "answer_start": [0]}, {"text": [], "answer_start": []})
         pd.DataFrame(rows).to_parquet(tmp_path / "a.parquet")
         assert self.found(tmp_path / "a.parquet") == [(ReferenceAnswer("北京", 0),), ()]
-        problems = Problems()
-        hub = read_dataset(Dataset.from_list(rows), "hub:o/n", ASKED, problems)
+        by = reading(ASKED)
+        hub = read_dataset(Dataset.from_list(rows), "hub:o/n", by)
         assert [row.answers for row in hub] == [(ReferenceAnswer("北京", 0),), ()]
-        assert problems.sentences() == []
+        assert by.problems.sentences() == []
 
     @given(st.text(st.characters(exclude_categories=["Cs"]), min_size=1), st.integers(0), st.integers(1))
     def test_any_piece_of_the_context_is_found_where_it_is_said_to_stand(

@@ -10,7 +10,7 @@ import fsspec
 import numpy as np
 import pytest
 
-from mixtune.components.prepare import shards, step
+from mixtune.components.prepare import shards
 from mixtune.components.prepare.shards import Shard
 from mixtune.components.prepare.tokenization import Encoder
 from mixtune.components.shared.data.prepared import Document, Documents, merge_splits, write_split
@@ -126,7 +126,7 @@ def test_other_data_uses_no_shard_of_before(
     expected = prepare_pretrain(tmp_path / "expected", other)
     monkeypatch.setenv("MIXTUNE_CHECKPOINT_DIR", str(tmp_path / "checkpoints"))
     with monkeypatch.context() as stopped:
-        stopped.setattr(step, "merge", lambda *_: 1 / 0)
+        stopped.setattr(shards.Made, "merge", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             prepare_pretrain(tmp_path / "first", text)
     assert list((tmp_path / "checkpoints").iterdir())

@@ -90,6 +90,7 @@ CASES: dict[str, tuple[str, Task, str, MixedCandidate | None]] = {
     "mixed-classification": ("causal_lm", "classification", "mixed", mixed_at(0.3)),
     "mixed-labels": ("masked_lm", "multi_label", "mixed", mixed_at(0.3)),
     "more-pretraining": ("masked_lm", "classification", "mixed", mixed_at(1.0)),
+    "gradient-scale": ("causal_lm", "classification", "mixed", mixed_at(0.3)),
     "lora": ("causal_lm", "classification", "mixed", mixed_at(0.3, lora_rank=2)),
     "penalties": ("causal_lm", "classification", "mixed", mixed_at(0.0, kl_weight=0.5, l2sp_weight=0.1)),
     "budget": (
@@ -125,11 +126,12 @@ def test_two_processes_give_the_weights_of_one(tmp_path: Path, monkeypatch: pyte
     objective, task, step, candidate = CASES[case]
     steps = Steps(tmp_path, task, objective)
     steps.run(step, "start", candidate, learning_rate=1e-30)
+    options: dict[str, Any] = {"scale": "gradient"} if case == "gradient-scale" else {}
     found = {}
     for count in ("1", "2"):
         monkeypatch.setenv(PROCESSES, count)
         monkeypatch.setenv("MIXTUNE_OUTCOME_DIR", str(tmp_path / f"outcomes-{count}"))
-        found[count] = steps.run(step, f"model-{count}", candidate)
+        found[count] = steps.run(step, f"model-{count}", candidate, **options)
     start, one, two = (weights_in(tmp_path / name) for name in ("start", "model-1", "model-2"))
     assert_same_movement(two, one, start)
     curves = [list(read_jsonl(tmp_path / f"model-{count}" / "training.jsonl")) for count in found]

@@ -16,8 +16,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mixtune.components.shared.data.problems import SHOWN_PROBLEMS, Problems
-from mixtune.components.shared.data.sources import read, read_dataset
+from mixtune.components.shared.data.data_sets import read_dataset
+from mixtune.components.shared.data.problems import SHOWN_PROBLEMS
+from mixtune.components.shared.data.sources import read
 from mixtune.components.shared.data.tallies import log_lines, warnings
 
 from .read_sources import LABELLED, problems_of, reading, rows_of, texts_of
@@ -169,10 +170,10 @@ class TestFormats:
 
         features = Features({"text": Value("string"), "label": ClassLabel(names=["neg", "pos"])})
         data = Dataset.from_dict({"text": ["a", "b", "c"], "label": [1, 0, -1]}, features=features)
-        problems = Problems()
-        rows = list(read_dataset(data, "hub:o/n", LABELLED, problems))
+        by = reading(LABELLED)
+        rows = list(read_dataset(data, "hub:o/n", by))
         assert [row.values["label"] for row in rows] == ["pos", "neg"]
-        assert problems.sentences() == ["hub:o/n, row 3: label is empty"]
+        assert by.problems.sentences() == ["hub:o/n, row 3: label is empty"]
 
     def test_labels_can_be_numbers_and_truth_values(self, tmp_path: Path) -> None:
         path = tmp_path / "a.jsonl"

@@ -1,0 +1,229 @@
+"""Token sequences of chats, and which of their tokens are learned: the turns of the assistant."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..shared.data.chats import REASONING, Chat, Message
+from ..shared.errors import first_line
+from ..shared.serving.chats import end_of_turn
+from ..shared.third_party.transformers_chats import control_tokens, encode, render
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+NOT_PREFIX_STABLE = (
+    "the chat template is not prefix-stable: the prompt for message {number}, as generation gets it, is not the beginning of "
+    "the rendered chat; give a template in model.chat_template that writes the same before an answer in both cases"
+)
+NO_END = (
+    "the chat template ends a turn of the assistant with no special token, so that an answer would not end; give a template in "
+    "model.chat_template that writes one, such as {{ eos_token }}"
+)
+NOTHING_MARKED = "the chat template marks nothing as generated in the last turn of the assistant; correct it"
+
+
+class InvalidChatError(Exception):
+    """A chat that the template cannot render. The message continues a sentence that begins with file and line."""
+
+
+@dataclass(frozen=True)
+class EncodedChat:
+    """A chat, or its beginning, as token ids.
+
+    Attributes:
+        tokens: (length,) token ids up to the end of the last turn.
+        supervised: (length,) whether each token is learned.
+        answer_from: index of the first token after the prompt for the last turn.
+        num_turns: number of learned turns of the assistant.
+        oldest_dropped: whether the oldest messages are left out.
+    """
+
+    tokens: np.ndarray
+    supervised: np.ndarray
+    answer_from: int
+    num_turns: int
+    oldest_dropped: bool
+
+
+class ChatEncoder:
+    """Renders and encodes chats with the template of a tokenizer.
+
+    What is learned follows from the `{% generation %}` marks of the template. Without them it follows from what the template
+    adds to the prompt for a turn: the answer, with the token that ends it and without white space behind that.
+
+    A template can show a turn in another way when further messages follow (Qwen 3 removes its reasoning). Such a turn is
+    context in the whole chat, and is learned in a sequence of its own that ends with it, as the model writes it.
+
+    Args:
+        tokenizer: tokenizer with a chat template.
+        max_length: maximum tokens of a sequence; None for no maximum.
+        every_turn: whether every turn of the assistant is learned, or the last one alone.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, max_length: int | None, every_turn: bool = True) -> None:
+        self._tokenizer, self._max_length, self._every_turn = tokenizer, max_length, every_turn
+
+    @cached_property
+    def _control(self) -> frozenset[int]:
+        texts = {*control_tokens(self._tokenizer), *control_tokens(self._tokenizer, tools=True)}
+        ids: Any = self._tokenizer.convert_tokens_to_ids(list(texts))
+        return frozenset(ids)
+
+    @cached_property
+    def _ends(self) -> frozenset[int]:
+        """The tokens that can end a turn."""
+        found = (end_of_turn(self._tokenizer), self._tokenizer.eos_token_id)
+        return frozenset(token for token in found if token is not None)
+
+    def encode(self, chat: Chat) -> tuple[EncodedChat | None, list[EncodedChat]]:
+        """Encodes a chat up to its last turn.
+
+        Returns:
+            The whole chat, and the sequences of the turns that are learned on their own. A sequence that is too long loses its
+            oldest messages, up to a message of the user; the system message stays. None if the last exchange does not fit; it
+            is left out of the others.
+
+        Raises:
+            InvalidChatError: if the template refuses the chat, or does not tell what to learn.
+        """
+        messages, turns = chat.messages[: chat.last_turn + 1], chat.turns if self._every_turn else [chat.last_turn]
+        whole, apart = self._fitted(messages, chat.tools, turns)
+        own = [self._fitted(messages[: turn + 1], chat.tools, [turn])[0] for turn in apart]
+        return whole, [one for one in own if one is not None]
+
+    def bytes_of(self, encoded: EncodedChat) -> int:
+        """Returns the UTF-8 bytes of the text that is learned, without special tokens."""
+        kept = [token for token in encoded.tokens[encoded.supervised].tolist() if token not in self._control]
+        return len(str(self._tokenizer.decode(kept)).encode())
+
+    def num_unknown(self, encoded: EncodedChat) -> int:
+        """Returns the number of tokens that are unknown to the tokenizer."""
+        unknown = self._tokenizer.unk_token_id
+        if unknown is None or unknown in (self._tokenizer.eos_token_id, self._tokenizer.bos_token_id):
+            return 0
+        return int(np.count_nonzero(encoded.tokens == unknown))
+
+    def hidden(self, chat: Chat) -> tuple[bool, bool]:
+        """Tells whether the template leaves out a message of the system or the user, and the reasoning of the last turn."""
+        messages = chat.messages[: chat.last_turn + 1]
+        text = self._render(messages, chat.tools, False).text.translate(_MARKS)
+        said = [message["content"].strip() for message in messages if message["role"] in ("system", "user")]
+        thought = next((messages[-1][name].strip() for name in REASONING if messages[-1].get(name)), "")
+        return any(content not in text for content in said), thought not in text
+
+    def _fitted(
+        self, messages: list[Message], tools: list[Any], turns: list[int]
+    ) -> tuple[EncodedChat | None, list[int]]:
+        """Returns the chat without as many of its oldest messages as needed, and the indices of turns to learn apart."""
+        for head, start in _starts(messages):
+            kept = [*messages[:head], *messages[start:]]
+            moved = [turn - start + head for turn in turns if turn >= start]
+            encoded, apart = self._encoded(kept, tools, moved, start > head)
+            if self._max_length is None or len(encoded.tokens) <= self._max_length:
+                return encoded, [turn + start - head for turn in apart]
+        return None, []
+
+    def _encoded(
+        self, messages: list[Message], tools: list[Any], turns: list[int], dropped: bool
+    ) -> tuple[EncodedChat, list[int]]:
+        whole = self._render(messages, tools, False)
+        prompts = {turn: self._render(messages[:turn], tools, True).text for turn in turns}
+        last, spans, apart = turns[-1], [], []
+        if not whole.text.startswith(prompts[last]):
+            raise InvalidChatError(NOT_PREFIX_STABLE.format(number=last + 1))
+        if whole.marked:
+            spans = self._marked(whole.marked, whole.text, prompts, last)
+        else:
+            for turn in turns[:-1]:
+                text = self._render(messages[: turn + 1], tools, False).text
+                if not text.startswith(prompts[turn]):
+                    raise InvalidChatError(NOT_PREFIX_STABLE.format(number=turn + 1))
+                if whole.text.startswith(text):
+                    spans.append((len(prompts[turn]), len(text)))
+                else:
+                    apart.append(turn)
+            spans.append((len(prompts[last]), len(whole.text)))
+        borders = sorted({len(prompts[last]), *(place for span in spans for place in span)})
+        tokens, place = self._tokens(whole.text, borders)
+        supervised = np.zeros(len(tokens), bool)
+        end = 0
+        for first, last_character in spans:
+            end = self._end(tokens, place[first], place[last_character], bool(whole.marked))
+            supervised[place[first] : end] = True
+        if tokens[end - 1] not in self._control:
+            raise InvalidChatError(NO_END)
+        supervised[0] = False  # the first token has no context
+        return EncodedChat(
+            np.array(tokens[:end], np.int32),
+            supervised[:end],
+            max(place[len(prompts[last])], 1),
+            len(turns) - len(apart),
+            dropped,
+        ), apart
+
+    def _marked(
+        self, marked: Sequence[tuple[int, int]], text: str, prompts: dict[int, str], last: int
+    ) -> list[tuple[int, int]]:
+        """Returns the marked parts from the first learned turn on."""
+        first = next((len(prompt) for _, prompt in sorted(prompts.items()) if text.startswith(prompt)), 0)
+        spans = [(start, end) for start, end in marked if start >= first and end > start]
+        if not spans or spans[-1][1] <= len(prompts[last]):
+            raise InvalidChatError(NOTHING_MARKED)
+        return spans
+
+    def _tokens(self, text: str, borders: Sequence[int]) -> tuple[list[int], dict[int, int]]:
+        """Returns the tokens of a text, and the index of the token at each border in characters.
+
+        A prompt is encoded alone in generation. Where a token would span the border behind it, the parts are encoded apart.
+        """
+        tokens, *before = encode(self._tokenizer, [text, *(text[:border] for border in borders)])
+        if all(tokens[: len(ids)] == ids for ids in before):
+            return tokens, {border: len(ids) for border, ids in zip(borders, before, strict=True)}
+        tokens, place, start = [], {}, 0
+        for border in [*borders, len(text)]:
+            tokens += self._rest(text[start:border]) if start else encode(self._tokenizer, [text[:border]])[0]
+            place[border], start = len(tokens), border
+        return tokens, place
+
+    def _rest(self, text: str) -> list[int]:
+        """Encodes text that continues another. Some tokenizers begin each text with a space, so a line end is put before it."""
+        if not text:
+            return []
+        line_end, ids, alone = encode(self._tokenizer, ["\n", "\n" + text, text])
+        return ids[len(line_end) :] if ids[: len(line_end)] == line_end else alone
+
+    def _end(self, tokens: Sequence[int], first: int, end: int, is_marked: bool) -> int:
+        """Returns the end of a learned part: behind the token that ends the turn, which a mark can leave out."""
+        ends = self._ends if is_marked else self._control
+        ending = next((at for at in range(end - 1, first - 1, -1) if tokens[at] in ends), None)
+        if ending is not None and self._blank(tokens[ending + 1 : end]):
+            return ending + 1
+        return end + 1 if is_marked and end < len(tokens) and tokens[end] in ends else end
+
+    def _blank(self, tokens: Sequence[int]) -> bool:
+        return not str(self._tokenizer.decode(list(tokens))).strip()
+
+    def _render(self, messages: list[Message], tools: list[Any], generation_prompt: bool) -> Any:
+        try:
+            return render(self._tokenizer, messages, tools, generation_prompt)
+        except Exception as error:  # templates raise errors of their own, and any other if they do not expect a message
+            raise InvalidChatError(f"the chat template refuses the messages ({first_line(error)})") from None
+
+
+_MARKS = {0xF0000: None, 0xF0001: None}
+"""The marks that `render` puts around special tokens in messages."""
+
+
+def _starts(messages: Sequence[Message]) -> Iterator[tuple[int, int]]:
+    """Yields the number of system messages that stay, and the first message that is kept after them; the longest chat first."""
+    head = next((number for number, message in enumerate(messages) if message["role"] != "system"), 0)
+    yield head, head
+    for number, message in enumerate(messages):
+        if number > head and message["role"] == "user":
+            yield head, number
