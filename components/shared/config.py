@@ -176,9 +176,9 @@ class Budget(Section):
     once with forgetting that is above (`response`)."""
 
     start_lambda: float = Field(0.15, gt=0, lt=1)
-    """First guess of the λ that holds forgetting at the budget. Raise it if the first steps already forget much more."""
+    """First guess of the λ that holds forgetting at the budget."""
     min_lambda: float = Field(1e-6, gt=0, lt=1)
-    """Smallest λ, and λ while nothing is forgotten."""
+    """Smallest λ, and λ while nothing is forgotten. Raise it if the first steps already forget more than the budget."""
     max_lambda: float = Field(0.95, gt=0, lt=1)
     """Largest λ."""
     aim: float = Field(0.85, gt=0, le=1)
