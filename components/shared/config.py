@@ -171,13 +171,14 @@ class LambdaSchedule(Section):
 
 
 class Budget(Section):
-    """How λ is adapted to a forgetting budget. Let v be the relative distance of the measured forgetting to `aim` times the
-    budget. Then log λ / (1 - λ) has a part that grows by gain · v over a whole training, and a part of response · v."""
+    """How λ is adapted to a forgetting budget. λ starts at its minimum and rises as forgetting nears `aim` times the budget.
+    There, λ is `start_lambda` at first; log λ / (1 - λ) then changes as long as forgetting is above or below (`gain`), and at
+    once with forgetting that is above (`response`)."""
 
     start_lambda: float = Field(0.15, gt=0, lt=1)
-    """First guess of the λ that holds forgetting at the budget. While less is forgotten, λ is lower."""
-    min_lambda: float = Field(0.001, gt=0, lt=1)
-    """Smallest λ."""
+    """First guess of the λ that holds forgetting at the budget."""
+    min_lambda: float = Field(1e-6, gt=0, lt=1)
+    """Smallest λ, and λ while nothing is forgotten. Raise it if the first steps already forget more than the budget."""
     max_lambda: float = Field(0.95, gt=0, lt=1)
     """Largest λ."""
     aim: float = Field(0.85, gt=0, le=1)
@@ -185,8 +186,7 @@ class Budget(Section):
     gain: float = Field(10.0, gt=0)
     """Change of log λ / (1 - λ) over a whole training in which forgetting is always twice what is aimed at."""
     response: float = Field(1.5, ge=0)
-    """Immediate change of log λ / (1 - λ) when forgetting is twice what is aimed at; in the other direction when nothing is
-    forgotten."""
+    """Immediate change of log λ / (1 - λ) when forgetting is twice what is aimed at."""
     slack: float = Field(0.5, ge=0)
     """Fraction by which forgetting may exceed the aim while the learning rate is at its peak. The slack shrinks with the
     learning rate, as part of the forgetting does."""

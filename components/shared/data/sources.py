@@ -123,16 +123,9 @@ class NamedSource:
             }
         conditions = self.own.filter if self.own is not None else {}
         text = getattr(stream, "prompt_template", None)
+        template = PromptTemplate(text, columns["prompt"]) if text is not None else None
         return Reading(
-            columns,
-            self.option,
-            stream.tsv_quotes,
-            problems,
-            tallies,
-            self.part,
-            conditions,
-            self.split,
-            PromptTemplate(text, columns["prompt"]) if text is not None else None,
+            columns, self.option, stream.tsv_quotes, problems, tallies, self.part, conditions, self.split, template
         )
 
 

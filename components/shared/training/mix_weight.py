@@ -130,13 +130,15 @@ class BudgetController(MixWeight):
         τ = aim · ε · (1 + slack · r)              the forgetting to hold now
         v = (f̄ - τ) / max(τ, τ_min)                violation of the constraint
         dν = gain · clip(v, -1/2, 2) · dt          the dual variable, in its logarithm
-        log μ = ν + response · clip(v, -1, 3),   λ = μ / (1 + μ)  in  [λ_min, λ_max]
+        log μ = ν + response · min(v, 3)           if v ≥ 0, else on the line from ν at v = 0 to λ_min at v = -1
+        λ = μ / (1 + μ)  in  [λ_min, λ_max]
 
     ν ascends the dual of  min L_finetune  s. t.  f ≤ ε. The proportional part reacts at once and damps: dual ascent alone lags
     behind the model and oscillates (A. Stooke et al., PID Lagrangian methods, arXiv:2007.03964). Before anything is forgotten,
-    v = -1: λ starts low, rises as forgetting nears the budget, and falls on if it never does. `start_lambda` is the first guess
-    of the λ that holds forgetting at τ. The slack is for forgetting that disappears as the learning rate decays; `aim` leaves
-    room for the error of the measurement. The controller is deterministic, and `state` suffices to resume it.
+    v = -1: λ starts at λ_min and rises as forgetting nears τ. λ_min is tiny, since Adam takes a whole step along a gradient of
+    any size: where the labels' gradient is small, a λ of 0.001 is felt. `start_lambda` is the first guess of the λ at τ. The
+    slack is for forgetting that disappears as the learning rate decays; `aim` leaves room for the error of the measurement. The
+    controller is deterministic, and `state` suffices to resume it.
 
     Attributes:
         budget: ε, in nats per token.
@@ -167,7 +169,9 @@ class BudgetController(MixWeight):
 
     def at(self, step: int) -> float:
         """Returns the current λ."""
-        proportional = self.options.response * min(max(self.violation, -1.0), 3.0)
+        violation = min(max(self.violation, -1.0), 3.0)
+        slope = self.options.response if violation >= 0 else self.dual - _logit(self.options.min_lambda)
+        proportional = slope * violation
         return 1 / (1 + math.exp(-self._bounded(self.dual + proportional)))
 
     def weights(self, step: int, num_pretrain: int, num_finetune: int) -> Weights:

@@ -164,7 +164,7 @@ def test_no_record_that_meets_the_conditions_is_refused(tmp_path: Path) -> None:
         ({"sources": [{"path": "a", "weight": 1}, {"path": "b"}]}, "all of them need a weight, or none"),
         (
             {"sources": [{"path": "a", "columns": {"text": "b"}}]},
-            "there is no option text; these are group_column, text_column",
+            "there is no option text; these are group_column, ",
         ),
         ({"sources": [{"path": "a", "revision": "main"}]}, "hub data sets only"),
         ({"sources": [{"path": "embedded"}]}, "must not be embedded"),
