@@ -179,6 +179,8 @@ def is_masked(config: Config) -> bool:
     """Returns whether the objective is masked LM, as far as this can be determined without loading the model."""
     if config.model.objective is not None:
         return config.model.objective == "masked_lm"
+    if config.model.base == SCRATCH:
+        return False
     if not looks_local(config.model.base):
         return is_masked_type(hub_config(config.model.base, config.model.revision)[0] or {})
     try:

@@ -116,6 +116,7 @@ def test_which_options_are_paths() -> None:
     names = ("source", "dev_source", "test_source")
     others = [
         "model.base",
+        "model.chat_template",
         "evaluate.champion",
         "evaluate.lm_eval.tasks_folder",
         "tracking.uri",

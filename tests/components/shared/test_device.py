@@ -136,7 +136,7 @@ def test_the_compiled_command_carries_the_count_to_the_step(tmp_path: Path) -> N
     """The command of the compiled package, run here as KFP's launcher runs it: with its placeholders replaced."""
     package = next(yaml.safe_load_all((COMPILED / "mixtune.yaml").read_text(encoding="utf-8")))
     container = package["deploymentSpec"]["executors"]["exec-finetune"]["container"]
-    given = {"config": FINETUNE, "pipelinechannel--gpus": "1"}
+    given = {"config": FINETUNE, "pipelinechannel--plan-gpus": "1"}
     kinds = {"start": "Model", "data": "Dataset", "model": "Model", "metrics": "Metrics"}
     of = {
         name: {"artifacts": [{"name": name, "uri": str(tmp_path / name), "type": {"schemaTitle": f"system.{kind}"}}]}

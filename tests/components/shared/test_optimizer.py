@@ -55,10 +55,10 @@ def test_each_layer_learns_more_slowly_than_the_one_above(architecture: str, ada
     model = tiny_model(architecture, task="classification")
     if adapted:
         add_adapters(model, 2)
-    rates = rates_of(model, layer_decay=0.5, head_learning_rate=7.0)
+    rates = rates_of(model, layer_decay=0.5, head_learning_rate=0.7)
     assert any(is_task_head(name) for name in rates)
     for name, rate in rates.items():
-        assert rate == (7.0 if is_task_head(name) else wanted_rate(name, 0.5)), name
+        assert rate == (0.7 if is_task_head(name) else wanted_rate(name, 0.5)), name
     levels = {rate for name, rate in rates.items() if not is_task_head(name)}
     assert levels == ({1.0, 0.5} if adapted else {1.0, 0.5, 0.25})
     if adapted:
@@ -133,14 +133,14 @@ def test_without_warm_up_the_first_step_has_the_peak(schedule: str) -> None:
 
 
 def test_the_head_follows_the_same_course() -> None:
-    training = settings_of(learning_rate=1.0, head_learning_rate=3.0, layer_decay=0.5, schedule="linear")
+    training = settings_of(learning_rate=0.3, head_learning_rate=0.9, layer_decay=0.5, schedule="linear")
     optimizer = make_optimizer(tiny_model(task="classification"), training)
     schedule = make_schedule(optimizer, training, 10)
     for step in range(10):
         rates = learning_rates(optimizer)
         left = 1 - step / 10
         assert rates == pytest.approx(
-            {"learning_rate": left, "lowest_learning_rate": 0.25 * left, "head_learning_rate": 3 * left}
+            {"learning_rate": 0.3 * left, "lowest_learning_rate": 0.075 * left, "head_learning_rate": 0.9 * left}
         )
         optimizer.step()
         schedule.step()
