@@ -6,7 +6,7 @@ the steps that read it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -130,19 +130,25 @@ def _warm_up_problems(name: str, stage: Training) -> Iterator[str]:
         yield f"{name}.warmup_steps: must be below {name}.steps ({stage.steps}), found {stage.warmup_steps}"
 
 
-def load(values: Mapping[str, Any], check: Callable[[Config], list[str]] = lambda _: []) -> Config:
+def load(
+    values: Mapping[str, Any], check: Callable[[Config], list[str]] = lambda _: [], found: Sequence[str] = ()
+) -> Config:
     """Validates a configuration that was read from a file or from KFP parameters.
 
     Args:
         check: finds further problems. It reads the options that are valid, and is ended by `InvalidOptionError` at others.
+        found: problems that were found when the values were read.
 
     Raises:
         RefusedError: if there are problems; names all of them.
     """
-    config, problems = read_section(Config, values)
+    try:
+        config, problems = read_section(Config, values)
+    except RefusedError as error:
+        raise RefusedError(*found, *error.problems) from None
     problems += known(lambda: check(config))
-    if problems:
-        raise RefusedError(*problems)
+    if found or problems:
+        raise RefusedError(*found, *problems)
     return config
 
 

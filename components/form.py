@@ -158,13 +158,7 @@ def read_form(
     for section, options in json.loads(compiled_in).items():
         for key, value in options.items():
             _set(values, f"{section}.{key}", value)
-    try:
-        config = load(values, check)
-    except RefusedError as error:
-        problems += error.problems
-    if problems:
-        raise RefusedError(*problems)
-    return config
+    return load(values, check, problems)
 
 
 def _replaced(value: Any, old: Any, new: Any) -> Any:

@@ -60,13 +60,7 @@ def read_config(
             lay_over(values, override)
         except RefusedError as error:
             problems += error.problems
-    try:
-        config = load(values, check)
-    except RefusedError as error:
-        problems += error.problems
-    if problems:
-        raise RefusedError(*problems)
-    return config
+    return load(values, check, problems)
 
 
 def ready_made(name: str) -> dict[str, Any]:

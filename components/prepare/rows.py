@@ -25,6 +25,8 @@ from ..shared.data.tallies import Part, Tallies
 from ..shared.data.values import ReferenceAnswer
 from .splitting import DIGEST_BYTES, Keys, digest, exact, fold
 
+UNIT_BYTES = 8
+"""Bytes of a digest that are compared."""
 ROLES_WITHOUT_TEXT = frozenset({"label", GROUP})
 
 
@@ -109,9 +111,9 @@ class RowWriter:
         self._answers.append(len(row.answers))
         self._keys += key
         shared = row.values.get("context", row.values.get("prompt"))
-        self._units += key if shared is None else fold(shared)
+        self._units += (key if shared is None else fold(shared))[:UNIT_BYTES]
         if GROUP in row.values:
-            self._groups += exact(row.values[GROUP])
+            self._groups += exact(row.values[GROUP])[:UNIT_BYTES]
 
     def end_source(self) -> None:
         """Notes that the rows of the next source follow."""
@@ -121,15 +123,15 @@ class RowWriter:
         """Closes the file and returns the rows."""
         self._file.close()
 
-        def keys(of: bytearray) -> Keys:
-            return np.frombuffer(bytes(of), np.uint8).reshape(-1, DIGEST_BYTES)
+        def digests(of: bytearray, size: int) -> np.ndarray:
+            return np.frombuffer(of, np.uint8).reshape(-1, size)
 
         return Rows(
             file=self._path,
             ends=np.array(self._ends, np.int64),
-            keys=keys(self._keys),
-            units=keys(self._units)[:, :8].copy(),
-            groups=keys(self._groups)[:, :8].copy() if self._groups else None,
+            keys=digests(self._keys, DIGEST_BYTES),
+            units=digests(self._units, UNIT_BYTES),
+            groups=digests(self._groups, UNIT_BYTES) if self._groups else None,
             targets=np.array(self._targets, np.uint64),
             numbers=np.array(self._numbers, np.float64),
             answers=np.array(self._answers, np.int32),

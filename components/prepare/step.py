@@ -32,7 +32,7 @@ from .report import render
 from .rows import Gathered, Item
 from .shards import Made, counts_of, make_shards, shards_of, work_folder
 from .shares import kept_by_weight, shares
-from .tokenization import Encoder, load_saved_tokenizer, load_tokenizer, set_chat_template, train_tokenizer
+from .tokenization import load_saved_tokenizer, load_tokenizer, set_chat_template, train_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -72,109 +72,98 @@ def run(
     Raises:
         RefusedError: if the stream's data has problems; names all of them.
     """
-    with tempfile.TemporaryDirectory(prefix="rows-", dir=_nearest_folder(Path(train.path))) as folder:
-        _prepare(config, context, Path(folder), tokenizer_in, pretraining_data, train, heldout, tokenizer, report)
-
-
-def _prepare(
-    config: PrepareStep,
-    context: Context,
-    folder: Path,
-    tokenizer_in: ArtifactLike | None,
-    pretraining_data: ArtifactLike | None,
-    train: ArtifactLike,
-    heldout: ArtifactLike,
-    tokenizer: ArtifactLike,
-    report: ArtifactLike,
-) -> None:
-    stream, task = _stream(config), _task(config)
-    quarantine = folder / QUARANTINE
-    problems = Problems(Skipped(quarantine) if stream.on_error == "skip" else None)
-    known = _known_tokenizer(config, tokenizer_in, problems)
-    context.say(f"reading {stream.shown}")
-    gathered = gather(stream, config.seed, problems, folder)
-    problems.raise_if_any()
-
-    if known is None:
-        context.say("training the tokenizer")
-        size = config.tokenizer.vocabulary_size or 0
-        texts = (item.text for item in gathered.rows.items(gathered.splits["train"]))
-        known = train_tokenizer(texts, size, config.tokenizer.max_length, config.tokenizer.objective)
-    if config.tokenizer.chat_template is not None and tokenizer_in is None:
-        set_chat_template(known, config.tokenizer.chat_template)
-    if gathered.rows.num_chats and not known.chat_template:
-        raise RefusedError(NO_TEMPLATE.format(source=f"{stream.section}.source", base=config.tokenizer.base))
-    ends_with_eos = _to_end_with_eos(config)
-    if ends_with_eos:
-        append_eos(known)
-    streams = _contamination(gathered, pretraining_data) if isinstance(stream, FinetuneData) else None
-
-    name = f"prepare-{config.stream}-{_content_key(config, known, gathered)[:16]}"
-    with work_folder(os.environ.get(CHECKPOINT_DIR, ""), name, folder / "shards") as work:
-        shards = {
-            split: shards_of(
-                gathered, split, work.path, task, streams.get(split) if streams else None, stream.source == EMBEDDED
-            )
-            for split in gathered.splits
-        }
-        every_turn = not isinstance(stream, FinetuneData) or stream.assistant_turns == "every"
-        make_shards(shards, known, config.tokenizer.max_length, work, context, every_turn)
-        counts_of(shards, gathered, problems)
+    with tempfile.TemporaryDirectory(prefix="rows-", dir=_nearest_folder(Path(train.path))) as rows:
+        stream, task = _stream(config), _task(config)
+        folder = Path(rows)
+        quarantine = folder / QUARANTINE
+        problems = Problems(Skipped(quarantine) if stream.on_error == "skip" else None)
+        known = _known_tokenizer(config, tokenizer_in, problems)
+        context.say(f"reading {stream.shown}")
+        gathered = gather(stream, config.seed, problems, folder)
         problems.raise_if_any()
-        made = {split: Made.of(inside, gathered.splits[split]) for split, inside in shards.items()}
-        tallies = gathered.tallies.table()
-        must_fit = TASK_KINDS[task].must_fit if task else None
-        for split in shards:
-            if must_fit and not len(made[split].rows):
-                problems.add(
-                    f"{stream.section}: no example of the split {split} has {must_fit} model.max_length = "
-                    f"{config.tokenizer.max_length} tokens; raise it"
+
+        if known is None:
+            context.say("training the tokenizer")
+            size = config.tokenizer.vocabulary_size or 0
+            texts = (item.text for item in gathered.rows.items(gathered.splits["train"]))
+            known = train_tokenizer(texts, size, config.tokenizer.max_length, config.tokenizer.objective)
+        if config.tokenizer.chat_template is not None and tokenizer_in is None:
+            set_chat_template(known, config.tokenizer.chat_template)
+        if gathered.rows.num_chats and not known.chat_template:
+            raise RefusedError(NO_TEMPLATE.format(source=f"{stream.section}.source", base=config.tokenizer.base))
+        ends_with_eos = _to_end_with_eos(config)
+        if ends_with_eos:
+            append_eos(known)
+        streams = _contamination(gathered, pretraining_data) if isinstance(stream, FinetuneData) else None
+
+        name = f"prepare-{config.stream}-{_content_key(config, known, gathered)[:16]}"
+        with work_folder(os.environ.get(CHECKPOINT_DIR, ""), name, folder / "shards") as work:
+            shards = {
+                split: shards_of(
+                    gathered, split, work.path, task, streams.get(split) if streams else None, stream.source == EMBEDDED
                 )
-        for sentence in refusals(tallies, config.stream):
-            problems.add(sentence)
-        problems.raise_if_any()
-        for line in log_lines(tallies, config.stream):
-            context.say(line)
+                for split in gathered.splits
+            }
+            every_turn = not isinstance(stream, FinetuneData) or stream.assistant_turns == "every"
+            make_shards(shards, known, config.tokenizer.max_length, work, context, every_turn)
+            counts_of(shards, gathered, problems)
+            problems.raise_if_any()
+            made = {split: Made.of(inside, gathered.splits[split]) for split, inside in shards.items()}
+            tallies = gathered.tallies.table()
+            must_fit = TASK_KINDS[task].must_fit if task else None
+            for split in shards:
+                if must_fit and not len(made[split].rows):
+                    problems.add(
+                        f"{stream.section}: no example of the split {split} has {must_fit} model.max_length = "
+                        f"{config.tokenizer.max_length} tokens; raise it"
+                    )
+            for sentence in refusals(tallies, config.stream):
+                problems.add(sentence)
+            problems.raise_if_any()
+            for line in log_lines(tallies, config.stream):
+                context.say(line)
 
-        folders = {"train": train, "control": train, "dev": heldout, "test": heldout}
-        for output in (train, heldout):
-            (Path(output.path) / "manifest.json").unlink(missing_ok=True)
-        infos = {}
-        for split, inside in made.items():
-            kept = _kept(stream, gathered, split, inside)
-            infos[split] = inside.merge(folders[split].path, kept)
-    if quarantine.exists():
-        shutil.copyfile(quarantine, Path(train.path) / QUARANTINE)
-    Path(tokenizer.path).mkdir(parents=True, exist_ok=True)
-    known.save_pretrained(tokenizer.path)
-    manifests = {
-        name: DataManifest(
-            stream=config.stream,
-            task=task,
-            labels=gathered.labels,
-            max_length=config.tokenizer.max_length,
-            vocabulary_size=len(known),
-            ends_with_eos=ends_with_eos,
-            source=", ".join(seen_from_here(named.path) for named in named_sources(stream) if named.part == "source"),
-            splits={split: infos[split] for split in splits if split in infos},
-            mlflow_run=context.tracker.run_id,
-            notes=gathered.notes,
-            tallies=tallies,
-        )
-        for name, splits in (("train", ("train", "control")), ("heldout", HELD_OUT))
-    }
-    Path(report.path).parent.mkdir(parents=True, exist_ok=True)
-    documents = {split: Documents(folders[split].path, split) for split in infos}
-    decode = Encoder(known, config.tokenizer.max_length).decode
-    page = render(manifests["train"].model_copy(update={"splits": infos}), documents, decode)
-    Path(report.path).write_text(page, encoding="utf-8")
-    for artifact, manifest in ((train, manifests["train"]), (heldout, manifests["heldout"])):
-        _describe(artifact, manifest)
-        manifest.save(artifact.path)
-    tokenizer.metadata.update({"vocabulary_size": len(known), "mlflow_run": context.tracker.run_id or ""})
-    _track(context, config.stream, manifests, infos, report, quarantine)
-    counts = ", ".join(f"{split} {info.documents:,}" for split, info in infos.items())
-    context.say(f"prepared: {counts}; {sum(info.tokens for info in infos.values()):,} tokens")
+            folders = {"train": train, "control": train, "dev": heldout, "test": heldout}
+            for output in (train, heldout):
+                (Path(output.path) / "manifest.json").unlink(missing_ok=True)
+            infos = {}
+            for split, inside in made.items():
+                kept = _kept(stream, gathered, split, inside)
+                infos[split] = inside.merge(folders[split].path, kept)
+        if quarantine.exists():
+            shutil.copyfile(quarantine, Path(train.path) / QUARANTINE)
+        Path(tokenizer.path).mkdir(parents=True, exist_ok=True)
+        known.save_pretrained(tokenizer.path)
+        manifests = {
+            name: DataManifest(
+                stream=config.stream,
+                task=task,
+                labels=gathered.labels,
+                max_length=config.tokenizer.max_length,
+                vocabulary_size=len(known),
+                ends_with_eos=ends_with_eos,
+                source=", ".join(
+                    seen_from_here(named.path) for named in named_sources(stream) if named.part == "source"
+                ),
+                splits={split: infos[split] for split in splits if split in infos},
+                mlflow_run=context.tracker.run_id,
+                notes=gathered.notes,
+                tallies=tallies,
+            )
+            for name, splits in (("train", ("train", "control")), ("heldout", HELD_OUT))
+        }
+        Path(report.path).parent.mkdir(parents=True, exist_ok=True)
+        documents = {split: Documents(folders[split].path, split) for split in infos}
+        whole = manifests["train"].model_copy(update={"splits": infos})
+        page = render(whole, documents, lambda ids: str(known.decode(ids)))
+        Path(report.path).write_text(page, encoding="utf-8")
+        for artifact, manifest in ((train, manifests["train"]), (heldout, manifests["heldout"])):
+            _describe(artifact, manifest)
+            manifest.save(artifact.path)
+        tokenizer.metadata.update({"vocabulary_size": len(known), "mlflow_run": context.tracker.run_id or ""})
+        _track(context, config.stream, manifests, infos, report, quarantine)
+        counts = ", ".join(f"{split} {info.documents:,}" for split, info in infos.items())
+        context.say(f"prepared: {counts}; {sum(info.tokens for info in infos.values()):,} tokens")
 
 
 def _kept(stream: PretrainData | FinetuneData, gathered: Gathered, split: Split, made: Made) -> np.ndarray:
@@ -186,11 +175,15 @@ def _kept(stream: PretrainData | FinetuneData, gathered: Gathered, split: Split,
     # Sources are read in this order, held-out ones last; those have no weight.
     own = gathered.rows.source_numbers(made.rows)
     of_stream = own < len(named)
+    if not of_stream.any():
+        return kept
     weights = [one.weight for one in stream.sources if one.weight is not None]
     if weights:
         kept[of_stream] = kept_by_weight(own[of_stream], made.tokens[of_stream], weights)
     names = [seen_from_here(one.path) for one in named]
-    gathered.notes.setdefault("shares", {})[split] = shares(names, weights or None, own, made.tokens, kept)
+    gathered.notes.setdefault("shares", {})[split] = shares(
+        names, weights or None, own[of_stream], made.tokens[of_stream], kept[of_stream]
+    )
     return kept
 
 

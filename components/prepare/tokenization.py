@@ -280,10 +280,6 @@ class Encoder:
         shorter = text.rstrip().removesuffix(str(self.tokenizer.convert_ids_to_tokens(self.eos)))
         return text if shorter == text.rstrip() or not shorter.strip() else shorter
 
-    def decode(self, ids: list[int]) -> str:
-        """Decodes the model's input, including special tokens."""
-        return str(self.tokenizer.decode(ids))
-
     def for_chats(self, must_fit: bool) -> ChatEncoder:
         """Returns the encoder of chats.
 

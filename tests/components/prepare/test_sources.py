@@ -87,6 +87,18 @@ def test_shares_of_weighted_sources_are_realised_and_told(tmp_path: Path) -> Non
     assert "25.0 %" in made.page
 
 
+def test_held_out_sources_have_no_weight_and_no_share(tmp_path: Path) -> None:
+    sources = [
+        {"path": write(tmp_path, "a", 100, 1), "weight": 1},
+        {"path": write(tmp_path, "b", 100, 2), "weight": 1},
+    ]
+    made = prepare(tmp_path / "out", sources, test_source=write(tmp_path, "test", 30, 3))
+    assert len(made.documents("test")) == 30
+    found = made.manifest.notes["shares"]
+    assert set(found) == {"train", "dev"}
+    assert all(sum(row["share"] for row in rows) == pytest.approx(1) for rows in found.values())
+
+
 def test_without_weights_all_data_is_taken_once(tmp_path: Path) -> None:
     sources = [{"path": write(tmp_path, "a", 40, 1)}, {"path": write(tmp_path, "b", 60, 2)}]
     made = prepare(tmp_path / "out", sources)

@@ -327,7 +327,7 @@ def test_only_tokenizers_that_keep_every_byte_are_taken_at_their_word(tmp_path: 
     assert not encoder(AutoTokenizer.from_pretrained(bert_folder(tmp_path / "bert", texts)))._is_lossless
     text = "Ünïcode 你好 🙂\t\n\x00 " + texts[0]
     (ids,) = encoder(byte_level).ids([text])
-    assert encoder(byte_level).decode(ids) == text
+    assert byte_level.decode(ids) == text
     found = encoder(byte_level).survival(text, ids)
     slow = encoder(byte_level)
     slow._is_lossless = False
