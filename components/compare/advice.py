@@ -56,9 +56,8 @@ def budget_broken(report: Report) -> str | None:
     broken = [row for row in _budgets(report) if not row["forgetting_budget"]["kept"]]
     if not broken:
         return None
-    told = "; ".join(f"{row['id']} forgets {_used(row)}" for row in broken)
     return (
-        f"A forgetting budget was not kept: {told} on dev. Begin with a larger λ (mixed.budget.start_lambda), train longer "
+        f"A forgetting budget was not kept: {_told(broken)} on dev. Raise mixed.budget.start_lambda, train longer "
         "(mixed.steps), or read more text per step (mixed.replay_share)."
     )
 
@@ -74,10 +73,9 @@ def budget_hardly_used(report: Report) -> str | None:
             unused.append(row)
     if not unused:
         return None
-    told = "; ".join(f"{row['id']} forgets {_used(row)}" for row in unused)
     return (
-        f"A forgetting budget was hardly used: {told} on dev, with a lower score than fine-tuning alone. Begin with a smaller "
-        "λ (mixed.budget.start_lambda), or train longer (mixed.steps), which gives λ time to fall."
+        f"A forgetting budget was hardly used: {_told(unused)} on dev, with a lower score than fine-tuning alone. Lower "
+        "mixed.budget.start_lambda, or train longer (mixed.steps)."
     )
 
 
@@ -177,9 +175,12 @@ def _budgets(report: Report) -> list[Row]:
     return [row for row in _mixed(report) if row["forgetting_budget"]]
 
 
-def _used(row: Row) -> str:
-    budget = row["forgetting_budget"]
-    return f"{budget['measured']['value']:.3f} of {budget['budget']:g} bits per byte"
+def _told(rows: list[Row]) -> str:
+    """Says of candidates with a budget how much of it they use."""
+    budgets = [(row["id"], row["forgetting_budget"]) for row in rows]
+    return "; ".join(
+        f"{name} forgets {one['measured']['value']:.3f} of {one['budget']:g} bits per byte" for name, one in budgets
+    )
 
 
 def _fall(loss: Mapping[str, float]) -> float:
