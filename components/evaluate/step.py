@@ -136,6 +136,7 @@ def _subjects(
             "name": f"interpolated, α = {alpha:g}, of {tuned.id}" if of_mixed else "",
             "mix_weight": None,
             "forgetting_budget": None,
+            "pull_back": None,
             "realised_mix_weight": None,
             "params": {"alpha": alpha},
             "steps": 0,

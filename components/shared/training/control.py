@@ -114,6 +114,16 @@ class ControlText:
         rise = self._losses(model, numbers, accelerator)[numbers] - self.reference[numbers]
         return float(rise.sum()), int(self.num_tokens[numbers].sum())
 
+    def forgetting(self, model: MixedModel, accelerator: Accelerator) -> float:
+        """Compares the model with the reference model on all windows. All ranks take part and get the same result.
+
+        Returns:
+            The rise of the loss over the reference model's, in nats per token.
+        """
+        assert self.reference is not None
+        rise = self._losses(model, range(len(self.windows)), accelerator) - self.reference
+        return float(rise.sum() / self.num_tokens.sum())
+
     @torch.no_grad()
     def _losses(self, model: MixedModel, numbers: Sequence[int], accelerator: Accelerator) -> np.ndarray:
         """Returns (W,) float64, Σ ce of each of the given windows, in nats; 0 for the others. Without dropout."""

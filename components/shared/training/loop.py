@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -42,6 +42,7 @@ from .lora import add_adapters, merge_adapters
 from .mix_weight import MixWeight, Weights, realised
 from .not_finite import explain_not_finite
 from .optimizer import is_task_head, learning_rates, make_optimizer, make_schedule
+from .pull_back import pull_back
 from .reference_models import ReferenceModel
 from .stream_gradients import TugOfWar
 from .streams import Mix, StepData
@@ -58,6 +59,7 @@ class Result:
         steps: optimizer steps.
         tokens: tokens processed, by stream.
         realised_mix_weight: pretraining tokens' share of the gradient weights, averaged over the steps.
+        pull_back: α of the pull back to the forgetting budget, 1 if there was none; None without a budget.
         seconds: wall-clock time of the loop, summed over all attempts.
         main: whether this is the process that writes the outputs.
         checkpoints: the checkpoint store; to be marked as finished after the model is written.
@@ -67,6 +69,7 @@ class Result:
     steps: int = 0
     tokens: dict[str, int] = field(default_factory=lambda: {"pretrain": 0, "finetune": 0})
     realised_mix_weight: float = 0.0
+    pull_back: float | None = None
     seconds: float = 0.0
     device: str = "cpu"
     precision: str = "float32"
@@ -82,6 +85,8 @@ class TrainingVariant:
     Attributes:
         control: text on which forgetting is measured, for a forgetting budget.
         reference: model that forgetting is measured against; None means the start model.
+        load_reference: loads the model that forgetting is measured against.
+        limit: forgetting on control text that the trained model may have, in nats per token; None means any.
         start: model that the penalties pull towards.
         kl_weight: penalty on KL(start || model), a mean over the tokens of the fine-tuning stream.
         l2sp_weight: penalty on the squared distance from the start model's weights.
@@ -90,6 +95,8 @@ class TrainingVariant:
 
     control: ControlText | None = None
     reference: MixedModel | None = None
+    load_reference: Callable[[], MixedModel] | None = None
+    limit: float | None = None
     start: ReferenceModel | None = None
     kl_weight: float = 0.0
     l2sp_weight: float = 0.0
@@ -270,6 +277,15 @@ def train(
                 checkpointer.after_step(step + 1, interval)
     result.realised_mix_weight /= max(steps, 1)
     _undo(accelerator, wrapped, model, training, variant)
+    if control is not None and variant.load_reference is not None and variant.limit is not None:
+        started = time.monotonic() - result.seconds
+        result.pull_back, found = pull_back(model, variant.load_reference, control, variant.limit, accelerator)
+        result.seconds = time.monotonic() - started
+        if result.pull_back < 1:
+            context.say(
+                f"the trained model forgets {found:.4f} nats per token of control text, more than {variant.limit:.4f}: its "
+                f"weights were pulled back to α = {result.pull_back:.3f} of their distance from the pretrained model's"
+            )
     return result
 
 

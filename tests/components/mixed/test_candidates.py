@@ -19,7 +19,7 @@ from mixtune.components.shared.data.prepared import DataManifest, Documents
 from mixtune.components.shared.errors import RefusedError
 from mixtune.components.shared.model.loading import load_model
 from mixtune.components.shared.training.control import ControlText
-from mixtune.components.shared.training.mix_weight import Scheduled
+from mixtune.components.shared.training.mix_weight import BudgetController, Scheduled
 from mixtune.components.shared.training.streams import PretrainStream
 from tests.components.shared.tiny import write_data
 from tests.components.stages import Stages
@@ -140,9 +140,25 @@ def test_the_last_measurement_is_of_the_model_that_is_saved(
 ) -> None:
     stages = Stages(tmp_path, task)
     stages.pretrain()
-    candidate = budgeted(0.1, smoothing=1).model_copy(update=changes)
+    candidate = budgeted(5.0, smoothing=1).model_copy(update=changes)
     trained = stages.mixed(candidate, **EVERY_STEP, **options)
     assert curve_of(trained)[-1]["forgetting"] == pytest.approx(forgetting_on_control_text(stages, trained), abs=1e-5)
+    assert ModelCard.load(trained).pull_back == 1
+
+
+@pytest.mark.parametrize("changes", [{}, {"lora_rank": 4, "learning_rate": 0.1}])
+def test_a_model_that_forgets_more_than_its_budget_is_pulled_back_to_it(
+    stages: Stages, changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(BudgetController, "SMALLEST_SCALE", 1e-4)  # adapters this small forget little
+    free = budgeted(5.0, max_lambda=1e-6, min_lambda=1e-6, start_lambda=1e-6).model_copy(update=changes)
+    found = forgetting_on_control_text(stages, stages.mixed(free, **EVERY_STEP))
+    assert found > 0.001
+    tight = free.model_copy(update={"forgetting_budget": found / in_nats(stages, 1) / 2})
+    trained = stages.mixed(tight, **EVERY_STEP)
+    assert 0 < (ModelCard.load(trained).pull_back or 0) < 1
+    assert forgetting_on_control_text(stages, trained) == pytest.approx(0.85 * found / 2, rel=0.05)
+    assert load_model(trained).task is not None
 
 
 def test_without_control_text_a_budget_is_refused(stages: Stages) -> None:
