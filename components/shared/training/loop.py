@@ -13,9 +13,8 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -38,16 +37,15 @@ from ..third_party.accelerate import reset_state
 from ..third_party.torch import uncompile
 from ..value_text import losses_text
 from .control import ControlText
+from .interval import Interval, LogEntry
 from .lora import add_adapters, merge_adapters
-from .mix_weight import MixWeight, Weights, realised
+from .mix_weight import MixWeight
 from .not_finite import explain_not_finite
 from .optimizer import is_task_head, learning_rates, make_optimizer, make_schedule
 from .pull_back import pull_back
 from .reference_models import ReferenceModel
 from .stream_gradients import TugOfWar
-from .streams import Mix, StepData
-
-LogEntry = dict[str, float | int | None]
+from .streams import Mix
 
 
 @dataclass
@@ -101,42 +99,6 @@ class TrainingVariant:
     kl_weight: float = 0.0
     l2sp_weight: float = 0.0
     lora_rank: int | None = None
-
-
-@dataclass
-class _Interval:
-    """Sums since the last logged step. Sums over this rank's rows are reduced over all ranks when they are logged."""
-
-    sums: dict[str, Tensor]
-    steps: int = 0
-    mix_weight: float | None = None
-    realised: float = 0.0
-    num_pretrain: int = 0
-    num_finetune: int = 0
-    tokens_pretrain: int = 0
-    tokens_finetune: int = 0
-    l2sp: float = 0.0
-    gradients: dict[str, float] = field(default_factory=dict)
-    started: float = field(default_factory=time.monotonic)
-
-    def copy(self) -> _Interval:
-        """Returns a snapshot."""
-        return replace(self, sums={name: value.clone() for name, value in self.sums.items()})
-
-    def state(self) -> dict[str, Any]:
-        """Returns the state as JSON, with the elapsed time instead of the process's clock."""
-        numbers = {name: value for name, value in vars(self).items() if name not in ("sums", "started")}
-        sums = {name: float(value) for name, value in self.sums.items()}
-        return {**numbers, "sums": sums, "seconds": time.monotonic() - self.started}
-
-    @classmethod
-    def restored(cls, state: dict[str, Any], device: torch.device) -> _Interval:
-        """Creates an interval from the state that `state` returned."""
-        numbers = dict(state)
-        sums = {
-            name: torch.tensor(value, device=device, dtype=torch.float64) for name, value in numbers.pop("sums").items()
-        }
-        return cls(sums, started=time.monotonic() - numbers.pop("seconds"), **numbers)
 
 
 def train(
@@ -225,7 +187,7 @@ def train(
             if variant.reference is not None:
                 variant.reference.to("cpu")
         first, counters = checkpointer.restore()
-        interval = _Interval.restored(counters, device) if counters else _new_interval(device)
+        interval = Interval.restored(counters, device) if counters else Interval.new(device)
         started = time.monotonic() - result.seconds
         with context.progress(steps, "steps", done=first) as progress:
             for step in range(first, steps):
@@ -263,16 +225,19 @@ def train(
                 if control is not None and control.is_due(step + 1):
                     share = rates.get("learning_rate", 0.0) / training.learning_rate
                     mix_weight.observe(*control.measure(model, step + 1, accelerator), step + 1, share)
-                _count(interval, result, data, mix_weight_now, weights)
+                share = interval.count(data, mix_weight_now, weights)
+                result.realised_mix_weight += share
+                result.tokens["pretrain"] += data.tokens_pretrain
+                result.tokens["finetune"] += data.tokens_finetune
                 progress.advance(tokens=data.tokens_pretrain + data.tokens_finetune)
                 if (step + 1) % training.log_every_steps == 0 or step + 1 == steps:
-                    entry = _log_entry(accelerator, interval, step + 1, float(norm), rates, mix_weight)
+                    entry = interval.entry(accelerator, step + 1, float(norm), rates, mix_weight)
                     result.curve.append(entry)
                     progress.measured(losses_text(entry))
                     context.tracker.log_metrics(
                         {name: value for name, value in entry.items() if name != "step"}, step + 1
                     )
-                    interval = _new_interval(device)
+                    interval = Interval.new(device)
                 result.seconds = time.monotonic() - started
                 checkpointer.after_step(step + 1, interval)
     result.realised_mix_weight /= max(steps, 1)
@@ -323,64 +288,6 @@ def _freeze_what_has_no_loss(model: MixedModel, mix: Mix) -> None:
         for parameter in model.lm.parameters():
             if id(parameter) not in with_loss:
                 parameter.requires_grad_(False)
-
-
-def _count(interval: _Interval, result: Result, data: StepData, mix_weight: float | None, weights: Weights) -> None:
-    share = realised(weights, data.num_pretrain, data.num_finetune)
-    interval.steps += 1
-    interval.mix_weight, interval.realised = mix_weight, interval.realised + share
-    result.realised_mix_weight += share
-    result.tokens["pretrain"] += data.tokens_pretrain
-    result.tokens["finetune"] += data.tokens_finetune
-    interval.num_pretrain += data.num_pretrain
-    interval.num_finetune += data.num_finetune
-    interval.tokens_pretrain += data.tokens_pretrain
-    interval.tokens_finetune += data.tokens_finetune
-
-
-def _new_interval(device: torch.device) -> _Interval:
-    names = ("pretrain", "finetune", "kl", "positions")
-    return _Interval({name: torch.zeros((), device=device, dtype=torch.float64) for name in names})
-
-
-def _log_entry(
-    accelerator: Accelerator,
-    interval: _Interval,
-    step: int,
-    norm: float,
-    rates: dict[str, float],
-    mix_weight: MixWeight,
-) -> LogEntry:
-    """Returns means over the interval and counts for each stream, from sums over all ranks."""
-    gathered = accelerator.reduce(torch.stack(list(interval.sums.values())), "sum")
-    sums = dict(zip(interval.sums, gathered.tolist(), strict=True))
-    pretrain = sums["pretrain"] / interval.num_pretrain if interval.num_pretrain else None
-    finetune = sums["finetune"] / interval.num_finetune if interval.num_finetune else None
-    share = interval.realised / interval.steps
-    tokens = interval.tokens_pretrain + interval.tokens_finetune
-    seconds = max(time.monotonic() - interval.started, 1e-9)
-    entry: LogEntry = {
-        "step": step,
-        "loss": share * (pretrain or 0.0) + (1 - share) * (finetune or 0.0),
-        "loss_pretrain": pretrain,
-        "loss_finetune": finetune,
-        "mix_weight": interval.mix_weight,
-        "realised_mix_weight": share,
-        "replay_share": interval.tokens_pretrain / max(tokens, 1),
-        **rates,
-        "grad_norm": norm,
-        "supervised_pretrain": interval.num_pretrain,
-        "supervised_finetune": interval.num_finetune,
-        "tokens_pretrain": interval.tokens_pretrain,
-        "tokens_finetune": interval.tokens_finetune,
-        "tokens_per_second": tokens / seconds,
-        "padding_share": max(0.0, 1 - tokens / max(sums["positions"], 1)),
-    }
-    if sums["kl"]:
-        entry["kl"] = sums["kl"] / max(interval.tokens_finetune, 1)
-    if interval.l2sp:
-        entry["l2sp"] = interval.l2sp / interval.steps
-    return entry | interval.gradients | mix_weight.metrics()
 
 
 def _undo(
