@@ -11,8 +11,8 @@ from scipy.optimize import brentq
 from ..model.mixed_model import MixedModel
 from .control import ControlText
 
-TOLERANCE = 0.005
-"""Precision of α. Where forgetting is proportional to α², this is a hundredth of it."""
+TOLERANCE = 0.01
+"""Precision of α. Where forgetting is proportional to α², this is 2 % of it."""
 
 
 @torch.no_grad()
