@@ -157,7 +157,8 @@ def test_a_model_that_forgets_more_than_its_budget_is_pulled_back_to_it(
     tight = free.model_copy(update={"forgetting_budget": found / in_nats(stages, 1) / 2})
     trained = stages.mixed(tight, **EVERY_STEP)
     assert 0 < (ModelCard.load(trained).pull_back or 0) < 1
-    assert forgetting_on_control_text(stages, trained) == pytest.approx(0.85 * found / 2, rel=0.05)
+    left = forgetting_on_control_text(stages, trained) / (found / 2)
+    assert 0.48 <= left <= 1.02, "at least half of the budget, and not more than all of it"
     assert load_model(trained).task is not None
 
 
