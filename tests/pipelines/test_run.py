@@ -236,8 +236,10 @@ def test_another_lambda_and_the_model_in_use_run_alone_and_a_gate_that_is_not_me
     versions = [one.version for one in copied.client().search_model_versions("name = 'tiny'")]
     copied.config["mixed"]["lambdas"] = [0.3, 0.6]
     copied.config["evaluate"]["champion"] = "models:/tiny@candidate"
+    copied.environment["PYTHONIOENCODING"] = "ascii"  # a terminal that cannot show λ, for the command and its steps
     status, ran, printed = copied.run("--set", "gate.min_task_score=1.1")
     assert status == 3
+    assert "lambda" in printed
     assert ran == ALWAYS | {"mixed-0.6", "evaluate mixed-0.6", "evaluate pretrained"}
     assert "gate not met" in printed
     report = copied.report()
