@@ -24,6 +24,7 @@ def _without_password(source: str) -> str:
     return source
 
 
+LongExamples = Literal["error", "drop", "truncate_prompt", "truncate_completion"]
 CHAT_COLUMNS = {"messages": "messages_column", "conversations": "conversations_column", "tools": "tools_column"}
 """Options of the columns of chats, by role. Chats are read where the other columns of a stream are not there."""
 
@@ -224,6 +225,13 @@ class FinetuneData(Stream):
     """Generation: column with the completion: text, or a list of messages. The loss covers the completion only."""
     assistant_turns: Literal["every", "last"] = "every"
     """Chats: turns of the assistant that the loss covers. Evaluation answers the last one."""
+    long_examples: LongExamples = "truncate_prompt"
+    """What happens to examples with more than `model.max_length` tokens. `error` refuses the data and names them, `drop` leaves
+    them out. `truncate_prompt` shortens what the model reads, never the completion: a prompt loses its beginning, a chat its
+    oldest messages, and a text with a label or number is cut as the tokenizer cuts it, usually at its end. An example that does
+    not fit even so is left out. `truncate_completion` is for generation: the completion, or the last turn of a chat, loses its
+    end and EOS. Contexts of questions are split into windows in any case, so that only a question that leaves no room for its
+    context is too long. All of these examples are counted."""
 
     @field_validator("prompt_template")
     @classmethod
@@ -236,6 +244,11 @@ class FinetuneData(Stream):
     def _prompts_are_for_generation(self) -> Iterator[str]:
         if self.prompt_template is not None and TASK_KINDS[self.task].target != "text":
             yield "prompt_template is for the task generation; remove it"
+
+    @rule
+    def _completions_are_for_generation(self) -> Iterator[str]:
+        if self.long_examples == "truncate_completion" and TASK_KINDS[self.task].target != "text":
+            yield f"long_examples: {self.task} has no completions to truncate; choose error, drop or truncate_prompt"
 
     @property
     def column_options(self) -> Mapping[str, str]:

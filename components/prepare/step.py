@@ -32,7 +32,7 @@ from .report import render
 from .rows import Gathered, Item
 from .shards import Made, counts_of, make_shards, shards_of, work_folder
 from .shares import kept_by_weight, shares
-from .tokenization import load_saved_tokenizer, load_tokenizer, set_chat_template, train_tokenizer
+from .tokenization import Encoder, load_saved_tokenizer, load_tokenizer, set_chat_template, train_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -104,18 +104,16 @@ def run(
                 )
                 for split in gathered.splits
             }
-            every_turn = not isinstance(stream, FinetuneData) or stream.assistant_turns == "every"
-            make_shards(shards, known, config.tokenizer.max_length, work, context, every_turn)
+            make_shards(shards, _encoder(config, known), work, context)
             counts_of(shards, gathered, problems)
             problems.raise_if_any()
             made = {split: Made.of(inside, gathered.splits[split]) for split, inside in shards.items()}
             tallies = gathered.tallies.table()
-            must_fit = TASK_KINDS[task].must_fit if task else None
             for split in shards:
-                if must_fit and not len(made[split].rows):
+                if task and not len(made[split].rows):
                     problems.add(
-                        f"{stream.section}: no example of the split {split} has {must_fit} model.max_length = "
-                        f"{config.tokenizer.max_length} tokens; raise it"
+                        f"{stream.section}: no example of the split {split} has {TASK_KINDS[task].must_fit} "
+                        f"model.max_length = {config.tokenizer.max_length} tokens; raise it"
                     )
             for sentence in refusals(tallies, config.stream):
                 problems.add(sentence)
@@ -250,6 +248,13 @@ def _to_end_with_eos(config: PrepareStep) -> bool:
     trained_here = config.tokenizer.vocabulary_size is not None and config.tokenizer.objective == "causal_lm"
     task = _task(config)
     return trained_here and task is not None and TASK_KINDS[task].head == "sequence"
+
+
+def _encoder(config: PrepareStep, tokenizer: PreTrainedTokenizerBase) -> Encoder:
+    if config.finetune is None or config.stream != "finetune":
+        return Encoder(tokenizer, config.tokenizer.max_length)
+    every_turn = config.finetune.assistant_turns == "every"
+    return Encoder(tokenizer, config.tokenizer.max_length, every_turn, config.finetune.long_examples)
 
 
 def _task(config: PrepareStep) -> Task | None:

@@ -93,10 +93,13 @@ KINDS: dict[str, TallyKind] = {
     ),
     "dropped": TallyKind(
         "examples",
-        "are dropped, since the completion, or the question, leaves no room in model.max_length",
+        "are dropped, since they do not fit into model.max_length",
         "raise model.max_length",
     ),
     "shortened": TallyKind("examples", "are cut to model.max_length", "raise model.max_length"),
+    "cut_completions": TallyKind(
+        "examples", "have a completion that is cut to model.max_length", "raise model.max_length"
+    ),
     "unanswered": TallyKind(
         "examples", "end with messages after the last turn of the assistant, which are left out", warn_from=None
     ),
