@@ -106,6 +106,15 @@ class Stream(Section):
     near_duplicates: float | None = Field(None, ge=0.5, lt=1)
     """Similarity from which a document or example is a near-duplicate of another one and is removed: the fraction of their
     passages of five words that both have, as MinHash estimates it. 0.8 is usual. Held-out ones are kept. Null removes none."""
+    min_characters: int | None = Field(None, ge=1)
+    """Documents or examples of `source` with fewer characters are left out; null means no limit. Here and below, those of
+    `dev_source` and `test_source` are kept."""
+    max_characters: int | None = Field(None, ge=1)
+    """Documents or examples of `source` with more characters are left out; null means no limit."""
+    max_repetition: float | None = Field(None, gt=0, lt=1)
+    """Documents or examples of `source` are left out if a larger share of their text is a repetition: of the characters, those
+    in lines that stand above, or of the words, those in passages of five words that stand above. 0.2 is usual for web pages;
+    source code and tables repeat more. Null means no limit."""
     group_column: str | None = Field(None, min_length=1)
     """Column whose value says what belongs together, such as an author or a conversation: records with the same value stand in
     the same split."""
@@ -133,6 +142,11 @@ class Stream(Section):
             yield "source is required and was not given; name the data, or several in sources"
         elif self.source is not None and self.sources:
             yield "source and sources exclude each other; move source into sources"
+
+    @rule
+    def _lengths_in_order(self) -> Iterator[str]:
+        if (self.min_characters or 0) > (self.max_characters or float("inf")):
+            yield f"min_characters must not exceed max_characters, which is {self.max_characters}"
 
     @rule
     def _weights_of_all_or_none(self) -> Iterator[str]:

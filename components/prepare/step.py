@@ -27,7 +27,7 @@ from ..shared.running.context import Context
 from ..shared.task_kinds import TASK_KINDS
 from .config import FinetuneData, PrepareStep, PretrainData
 from .contamination import contaminated
-from .gathering import gather
+from .gathering import gather, removed_items
 from .report import render
 from .rows import Gathered, Item
 from .shards import Made, counts_of, make_shards, shards_of, work_folder
@@ -130,6 +130,7 @@ def run(
                 infos[split] = inside.merge(folders[split].path, kept)
         if quarantine.exists():
             shutil.copyfile(quarantine, Path(train.path) / QUARANTINE)
+        removed = removed_items(gathered)
         Path(tokenizer.path).mkdir(parents=True, exist_ok=True)
         known.save_pretrained(tokenizer.path)
         manifests = {
@@ -153,7 +154,7 @@ def run(
         Path(report.path).parent.mkdir(parents=True, exist_ok=True)
         documents = {split: Documents(folders[split].path, split) for split in infos}
         whole = manifests["train"].model_copy(update={"splits": infos})
-        page = render(whole, documents, lambda ids: str(known.decode(ids)))
+        page = render(whole, documents, lambda ids: str(known.decode(ids)), removed)
         Path(report.path).write_text(page, encoding="utf-8")
         for artifact, manifest in ((train, manifests["train"]), (heldout, manifests["heldout"])):
             _describe(artifact, manifest)

@@ -60,6 +60,9 @@ KINDS: dict[str, TallyKind] = {
         "correct them",
         warn_from=0.0,
     ),
+    "too_short": TallyKind("records", "are left out as too short", warn_from=None),
+    "too_long": TallyKind("records", "are left out as too long", warn_from=None),
+    "repetitive": TallyKind("records", "are left out, since they repeat themselves", warn_from=None),
     "duplicates": TallyKind("records", "are removed as duplicates of earlier ones"),
     "contradictory": TallyKind(
         "records",
