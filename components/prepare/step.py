@@ -17,9 +17,10 @@ from ..shared.artifacts import ArtifactLike, read_jsonl
 from ..shared.checkpoints.store import CHECKPOINT_DIR
 from ..shared.code_digest import code_digest
 from ..shared.config import EMBEDDED, Task
+from ..shared.data.chats import NO_TEMPLATE
 from ..shared.data.prepared import QUARANTINE, DataManifest, Documents, Split, SplitInfo
 from ..shared.data.problems import Problems, Skipped
-from ..shared.data.sources import named_sources, seen_from_here
+from ..shared.data.sources import first_rows, named_sources, seen_from_here
 from ..shared.data.tallies import log_lines, refusals
 from ..shared.errors import RefusedError
 from ..shared.model.tokenizer import append_eos
@@ -37,10 +38,6 @@ from .tokenization import Encoder, load_saved_tokenizer, load_tokenizer, set_cha
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-NO_TEMPLATE = (
-    "{source}: holds chats, but the tokenizer of {base} has no chat template; set model.chat_template to a Jinja file with "
-    "one, for example that of the chat model whose format you want"
-)
 CODE = ("prepare", "shared/data", "shared/serving", "shared/third_party/transformers_chats.py")
 """What the documents depend on."""
 HELD_OUT: tuple[Split, ...] = ("dev", "test")
@@ -79,8 +76,15 @@ def run(
         problems = Problems(Skipped(quarantine) if stream.on_error == "skip" else None)
         known = _known_tokenizer(config, tokenizer_in, problems)
         context.say(f"reading {stream.shown}")
+        has_template = bool(config.tokenizer.chat_template or (known is not None and known.chat_template))
+        no_template = NO_TEMPLATE.format(section=stream.section, base=config.tokenizer.base)
+        if not has_template and any(row.chat for row in first_rows(stream, 1)):
+            problems.add(no_template)  # and all of the data need not be read to find that out
+            problems.raise_if_any()
         gathered = gather(stream, config.seed, problems, folder)
         problems.raise_if_any()
+        if gathered.rows.num_chats and not has_template:
+            raise RefusedError(no_template)
 
         if known is None:
             context.say("training the tokenizer")
@@ -89,8 +93,6 @@ def run(
             known = train_tokenizer(texts, size, config.tokenizer.max_length, config.tokenizer.objective)
         if config.tokenizer.chat_template is not None and tokenizer_in is None:
             set_chat_template(known, config.tokenizer.chat_template)
-        if gathered.rows.num_chats and not known.chat_template:
-            raise RefusedError(NO_TEMPLATE.format(source=f"{stream.section}.source", base=config.tokenizer.base))
         ends_with_eos = _to_end_with_eos(config)
         if ends_with_eos:
             append_eos(known)
