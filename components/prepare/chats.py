@@ -130,6 +130,10 @@ class ChatEncoder:
         kept = [token for token in encoded.tokens[encoded.supervised].tolist() if token not in self._control]
         return len(str(self._tokenizer.decode(kept)).encode())
 
+    def num_text_tokens(self, encoded: EncodedChat) -> int:
+        """Returns the number of tokens that are not special."""
+        return int(np.count_nonzero(np.isin(encoded.tokens, list(self._control), invert=True)))
+
     def num_unknown(self, encoded: EncodedChat) -> int:
         """Returns the number of tokens that are unknown to the tokenizer."""
         unknown = self._tokenizer.unk_token_id

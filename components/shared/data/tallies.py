@@ -89,6 +89,14 @@ KINDS: dict[str, TallyKind] = {
     "lost_characters": TallyKind(
         "characters", "do not come back from their tokens", _OTHER_TOKENIZER, refuse_from=0.5, by_source=True
     ),
+    "many_tokens": TallyKind(
+        "texts",
+        "have fewer than 2 bytes per token, as in a language that the tokenizer does not know",
+        "they take more time and memory; a base model whose tokenizer knows the language, or a larger model.vocabulary_size, "
+        "needs fewer tokens",
+        warn_from=0.1,
+        by_source=True,
+    ),
     "changed_references": TallyKind(
         "examples",
         "have a completion that the tokenizer changes, so that answers are compared with other text",
