@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,7 @@ from ..shared.data.chats import REASONING, Chat, Message
 from ..shared.errors import first_line
 from ..shared.serving.chats import end_of_turn
 from ..shared.third_party.transformers_chats import control_tokens, encode, render
+from .config import LongExamples
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -28,6 +29,12 @@ NO_END = (
 NOTHING_MARKED = "the chat template marks nothing as generated in the last turn of the assistant; correct it"
 
 
+TOO_LONG = (
+    "has more than model.max_length = {} tokens; shorten it, raise model.max_length, or choose in data.finetune.long_examples "
+    "what happens to such examples"
+)
+
+
 class InvalidChatError(Exception):
     """A chat that the template cannot render. The message continues a sentence that begins with file and line."""
 
@@ -41,14 +48,20 @@ class EncodedChat:
         supervised: (length,) whether each token is learned.
         answer_from: index of the first token after the prompt for the last turn.
         num_turns: number of learned turns of the assistant.
-        oldest_dropped: whether the oldest messages are left out.
+        cut: whether something is left out to fit the maximum length.
     """
 
     tokens: np.ndarray
     supervised: np.ndarray
     answer_from: int
     num_turns: int
-    oldest_dropped: bool
+    cut: bool
+
+    def up_to(self, length: int) -> EncodedChat | None:
+        """Returns the chat with its last turn cut; None if nothing is left of that."""
+        if not self.supervised[self.answer_from : length].any():
+            return None
+        return replace(self, tokens=self.tokens[:length], supervised=self.supervised[:length], cut=True)
 
 
 class ChatEncoder:
@@ -57,6 +70,9 @@ class ChatEncoder:
     What is learned follows from the `{% generation %}` marks of the template. Without them it follows from what the template
     adds to the prompt for a turn: the answer, with the token that ends it and without white space behind that.
 
+    A chat that is too long loses its oldest messages, up to a message of the user, or the end of its last turn
+    (`truncate_completion`). The system message stays.
+
     A template can show a turn in another way when further messages follow (Qwen 3 removes its reasoning). Such a turn is
     context in the whole chat, and is learned in a sequence of its own that ends with it, as the model writes it.
 
@@ -64,10 +80,18 @@ class ChatEncoder:
         tokenizer: tokenizer with a chat template.
         max_length: maximum tokens of a sequence; None for no maximum.
         every_turn: whether every turn of the assistant is learned, or the last one alone.
+        long_examples: what happens to longer chats.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, max_length: int | None, every_turn: bool = True) -> None:
-        self._tokenizer, self._max_length, self._every_turn = tokenizer, max_length, every_turn
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        max_length: int | None,
+        every_turn: bool = True,
+        long_examples: LongExamples = "truncate_prompt",
+    ) -> None:
+        self._tokenizer, self._max_length = tokenizer, max_length
+        self._every_turn, self._long_examples = every_turn, long_examples
 
     @cached_property
     def _control(self) -> frozenset[int]:
@@ -85,22 +109,30 @@ class ChatEncoder:
         """Encodes a chat up to its last turn.
 
         Returns:
-            The whole chat, and the sequences of the turns that are learned on their own. A sequence that is too long loses its
-            oldest messages, up to a message of the user; the system message stays. None if the last exchange does not fit; it
-            is left out of the others.
+            The whole chat, None if it does not fit; and the sequences of the turns that are learned on their own, without those
+            that do not fit. The whole chat counts as cut if any of its sequences is.
 
         Raises:
-            InvalidChatError: if the template refuses the chat, or does not tell what to learn.
+            InvalidChatError: if the template refuses the chat, or does not tell what to learn, or if the chat is too long and
+                `long_examples` is `error`.
         """
         messages, turns = chat.messages[: chat.last_turn + 1], chat.turns if self._every_turn else [chat.last_turn]
         whole, apart = self._fitted(messages, chat.tools, turns)
         own = [self._fitted(messages[: turn + 1], chat.tools, [turn])[0] for turn in apart]
-        return whole, [one for one in own if one is not None]
+        if whole is None or (None in own and self._long_examples == "drop"):
+            return None, []
+        fitting = [one for one in own if one is not None]
+        cut = whole.cut or len(fitting) < len(own) or any(one.cut for one in fitting)
+        return replace(whole, cut=cut), fitting
 
     def bytes_of(self, encoded: EncodedChat) -> int:
         """Returns the UTF-8 bytes of the text that is learned, without special tokens."""
         kept = [token for token in encoded.tokens[encoded.supervised].tolist() if token not in self._control]
         return len(str(self._tokenizer.decode(kept)).encode())
+
+    def num_text_tokens(self, encoded: EncodedChat) -> int:
+        """Returns the number of tokens that are not special."""
+        return int(np.count_nonzero(np.isin(encoded.tokens, list(self._control), invert=True)))
 
     def num_unknown(self, encoded: EncodedChat) -> int:
         """Returns the number of tokens that are unknown to the tokenizer."""
@@ -120,13 +152,19 @@ class ChatEncoder:
     def _fitted(
         self, messages: list[Message], tools: list[Any], turns: list[int]
     ) -> tuple[EncodedChat | None, list[int]]:
-        """Returns the chat without as many of its oldest messages as needed, and the indices of turns to learn apart."""
+        """Returns the chat, shortened as needed, and the indices of turns to learn apart; None if it does not fit."""
         for head, start in _starts(messages):
             kept = [*messages[:head], *messages[start:]]
             moved = [turn - start + head for turn in turns if turn >= start]
             encoded, apart = self._encoded(kept, tools, moved, start > head)
             if self._max_length is None or len(encoded.tokens) <= self._max_length:
                 return encoded, [turn + start - head for turn in apart]
+            if self._long_examples == "error":
+                raise InvalidChatError(TOO_LONG.format(self._max_length))
+            if self._long_examples == "truncate_completion":
+                return encoded.up_to(self._max_length), apart
+            if self._long_examples == "drop":
+                break
         return None, []
 
     def _encoded(

@@ -24,6 +24,7 @@ def _without_password(source: str) -> str:
     return source
 
 
+LongExamples = Literal["error", "drop", "truncate_prompt", "truncate_completion"]
 CHAT_COLUMNS = {"messages": "messages_column", "conversations": "conversations_column", "tools": "tools_column"}
 """Options of the columns of chats, by role. Chats are read where the other columns of a stream are not there."""
 
@@ -105,6 +106,15 @@ class Stream(Section):
     near_duplicates: float | None = Field(None, ge=0.5, lt=1)
     """Similarity from which a document or example is a near-duplicate of another one and is removed: the fraction of their
     passages of five words that both have, as MinHash estimates it. 0.8 is usual. Held-out ones are kept. Null removes none."""
+    min_characters: int | None = Field(None, ge=1)
+    """Documents or examples of `source` with fewer characters are left out; null means no limit. Here and below, those of
+    `dev_source` and `test_source` are kept."""
+    max_characters: int | None = Field(None, ge=1)
+    """Documents or examples of `source` with more characters are left out; null means no limit."""
+    max_repetition: float | None = Field(None, gt=0, lt=1)
+    """Documents or examples of `source` are left out if a larger share of their text is a repetition: of the characters, those
+    in lines that stand above, or of the words, those in passages of five words that stand above. 0.2 is usual for web pages;
+    source code and tables repeat more. Null means no limit."""
     group_column: str | None = Field(None, min_length=1)
     """Column whose value says what belongs together, such as an author or a conversation: records with the same value stand in
     the same split."""
@@ -132,6 +142,11 @@ class Stream(Section):
             yield "source is required and was not given; name the data, or several in sources"
         elif self.source is not None and self.sources:
             yield "source and sources exclude each other; move source into sources"
+
+    @rule
+    def _lengths_in_order(self) -> Iterator[str]:
+        if (self.min_characters or 0) > (self.max_characters or float("inf")):
+            yield f"min_characters must not exceed max_characters, which is {self.max_characters}"
 
     @rule
     def _weights_of_all_or_none(self) -> Iterator[str]:
@@ -224,6 +239,13 @@ class FinetuneData(Stream):
     """Generation: column with the completion: text, or a list of messages. The loss covers the completion only."""
     assistant_turns: Literal["every", "last"] = "every"
     """Chats: turns of the assistant that the loss covers. Evaluation answers the last one."""
+    long_examples: LongExamples = "truncate_prompt"
+    """What happens to examples with more than `model.max_length` tokens. `error` refuses the data and names them, `drop` leaves
+    them out. `truncate_prompt` shortens what the model reads, never the completion: a prompt loses its beginning, a chat its
+    oldest messages, and a text with a label or number is cut as the tokenizer cuts it, usually at its end. An example that does
+    not fit even so is left out. `truncate_completion` is for generation: the completion, or the last turn of a chat, loses its
+    end and EOS. Contexts of questions are split into windows in any case, so that only a question that leaves no room for its
+    context is too long. All of these examples are counted."""
 
     @field_validator("prompt_template")
     @classmethod
@@ -236,6 +258,11 @@ class FinetuneData(Stream):
     def _prompts_are_for_generation(self) -> Iterator[str]:
         if self.prompt_template is not None and TASK_KINDS[self.task].target != "text":
             yield "prompt_template is for the task generation; remove it"
+
+    @rule
+    def _completions_are_for_generation(self) -> Iterator[str]:
+        if self.long_examples == "truncate_completion" and TASK_KINDS[self.task].target != "text":
+            yield f"long_examples: {self.task} has no completions to truncate; choose error, drop or truncate_prompt"
 
     @property
     def column_options(self) -> Mapping[str, str]:

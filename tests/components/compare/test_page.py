@@ -50,8 +50,8 @@ def test_what_was_lost_is_a_warning_and_a_table(tmp_path: Path) -> None:
     done = compare(tmp_path, write_all(tmp_path, MIXED, alphas=(), tallies=rows))
     (warning,) = done.report["warnings"]
     assert warning == (
-        "data.finetune: 190 of 300 examples (63 %) are dropped, since the completion, or the question, leaves no room in "
-        "model.max_length (train 190 of 240; test 0 of 60); raise model.max_length"
+        "data.finetune: 190 of 300 examples (63 %) are dropped, since they do not fit into model.max_length "
+        "(train 190 of 240; test 0 of 60); raise model.max_length"
     )
     text = (done.folder / "report.html").read_text(encoding="utf-8")
     cells = re.findall(r'<td class="wrap">([^<]*)</td><td class="wrap">([^<]*)</td><td>(\d+)</td><td>(\d+)</td>', text)
