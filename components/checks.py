@@ -82,7 +82,7 @@ def few_examples(config: Config) -> str | None:
     if labelled.dev_source:
         found = count_records(labelled.dev_source, "data.finetune.dev_source")
     else:
-        whole = _count(labelled)
+        whole = count_examples(labelled)
         found = None if whole is None else round(min(whole, labelled.max_documents or whole) * labelled.dev_fraction)
     z = NormalDist().inv_cdf((1 + gate.interval) / 2)
     needed = math.ceil(DISAGREEMENT * (z / gate.max_score_drop) ** 2)
@@ -95,7 +95,7 @@ def few_examples(config: Config) -> str | None:
     )
 
 
-def _count(stream: PretrainData | FinetuneData) -> int | None:
+def count_examples(stream: PretrainData | FinetuneData) -> int | None:
     """Counts the records of all sources; None if that is not known."""
     counts = [count_records(one.path, one.option) for one in named_sources(stream) if one.part == "source"]
     return None if None in counts else sum(count or 0 for count in counts)
@@ -119,7 +119,7 @@ def _control_documents(config: Config) -> int | None:
         return None
     if text.control_fraction == 0:
         return 0
-    whole = _count(text)
+    whole = count_examples(text)
     if whole is None:
         return None
     held_out = (0.0 if text.dev_source else text.dev_fraction) + (0.0 if text.test_source else text.test_fraction)

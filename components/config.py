@@ -181,11 +181,14 @@ class Parts:
     candidates: list[MixedCandidate]
 
 
-def parts(config: Config, fingerprints: Fingerprints, champion: str | None = None) -> Parts:
+def parts(
+    config: Config, fingerprints: Fingerprints, champion: str | None = None, auto_tokens: int | None = None
+) -> Parts:
     """Splits a configuration into the parts that the steps read.
 
     Args:
         champion: the registered model in use, with its alias resolved to a version; None if there is none.
+        auto_tokens: what `evaluate.max_tokens: auto` stands for; None for all tokens.
     """
     model, seed = config.model, config.seed
     scratch = model.base == SCRATCH
@@ -207,7 +210,8 @@ def parts(config: Config, fingerprints: Fingerprints, champion: str | None = Non
         metric=config.evaluate.metric or kind.metrics[0],
         max_new_tokens=config.evaluate.max_new_tokens if kind.head is None else None,
         lm_eval=_lm_eval(config, fingerprints),
-        **config.evaluate.model_dump(include={"batch_size", "max_documents", "precision"}),
+        max_tokens=auto_tokens if config.evaluate.max_tokens == "auto" else config.evaluate.max_tokens,
+        **config.evaluate.model_dump(include={"batch_size", "precision"}),
     )
     alphas = config.evaluate.interpolation_alphas
     return Parts(

@@ -32,7 +32,7 @@ def few_text_tokens(config: Config) -> str | None:
     reads_both = [one for one in candidates(config.mixed) if one.mix_weight is None or 0 < one.mix_weight < 1]
     if not reads_both:
         return None
-    length = _example_tokens(config)
+    length = example_tokens(config)
     known = length is not None
     share = config.mixed.replay_share / (1 - config.mixed.replay_share)
     read = (
@@ -51,7 +51,7 @@ def few_text_tokens(config: Config) -> str | None:
     )
 
 
-def _example_tokens(config: Config) -> float | None:
+def example_tokens(config: Config) -> float | None:
     """Estimates the mean length of a labelled example, in tokens; None if its source is not local."""
     labelled, longest = config.data.finetune, config.model.max_length
     kind = TASK_KINDS[labelled.task]

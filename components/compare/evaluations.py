@@ -201,8 +201,8 @@ def _measurements(folder: Path, split: str, embedded: bool, entry: Entry) -> Mea
     return Measurements(
         documents=[row["id"] for row in documents],
         nats=np.array([math.nan if row["nats"] is None else row["nats"] for row in documents], np.float64),
-        tokens=np.array([row["tokens"] for row in documents], np.int64),
-        num_bytes=np.array([row["bytes"] for row in documents], np.int64),
+        tokens=np.array([row["tokens"] for row in documents], np.float64),
+        num_bytes=np.array([row["bytes"] for row in documents], np.float64),
         examples=list(read_jsonl(examples)) if examples.is_file() else None,
         sources=[source_of(row.get("source"), embedded) for row in documents],
         trivial=list(read_jsonl(trivial)) if trivial.is_file() else None,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -144,7 +144,7 @@ def _report(
             "likelihood": evaluations.likelihood,
             "split": "test",
             "documents": len(text.documents),
-            "digest": _same_text(text),
+            **_read(pretrained.entry.splits["test"], evaluations.data["pretrain"]["splits"]["test"]),
             "sources": [{"source": one.name, "documents": len(one.places), "bytes": one.num_bytes} for one in sources],
             "worst": worst_sentence(selected.id, by_source[selected.id]["delta_bpb_by_source"]),
         },
@@ -247,22 +247,31 @@ def _contamination(measured: Measurements) -> dict[str, int]:
 
 
 def _costs(evaluations: Evaluations) -> dict[str, Any]:
-    """Returns the costs of the whole run. For base and champion, which were trained elsewhere, only the evaluation counts."""
+    """Returns the costs of the whole run. For base and champion, which were trained elsewhere, only the evaluation counts.
+
+    `evaluate_share` is the largest share of a candidate's evaluation in the time of its training.
+    """
     made = [one.entry for one in evaluations.candidates if one.entry.kind not in ("base", "champion")]
+    tuned = [entry for entry in made if entry.kind in ("finetuned", "mixed")]
     tokens = {stream: sum(int(entry.tokens.get(stream, 0)) for entry in made) for stream in ("pretrain", "finetune")}
     return {
         "seconds": sum(entry.seconds for entry in made),
         "evaluate_seconds": sum(one.entry.evaluate_seconds for one in evaluations.candidates),
         "steps": sum(entry.steps for entry in made),
         "tokens": {**tokens, "total": sum(tokens.values())},
+        "evaluate_share": max((e.evaluate_seconds / e.seconds for e in tuned if e.seconds), default=None),
         "devices": sorted({f"{entry.device}, {entry.precision}" for entry in made}),
     }
 
 
-def _same_text(measured: Measurements) -> str:
-    """Returns a digest of the held-out text, independent of the tokenizer: document ids are digests of the text."""
-    rows = sorted(zip(measured.documents, measured.num_bytes.tolist(), strict=True))
-    return hashlib.sha256(repr(rows).encode()).hexdigest()
+def _read(summary: Mapping[str, Any], split: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns how much of a split of text was read, and the digest of all its text, which does not depend on the tokenizer."""
+    return {
+        "documents_in_split": summary["documents_in_split"],
+        "tokens_read": summary["tokens_read"],
+        "sampled": summary["sampled"],
+        "digest": split["text_digest"],
+    }
 
 
 def _same_examples(rows: Sequence[dict[str, Any]]) -> str:

@@ -39,7 +39,7 @@ def group(names: Sequence[str], num_bytes: np.ndarray) -> list[Source]:
     places: dict[str, list[int]] = {}
     for number, name in enumerate(_short(names)):
         places.setdefault(name, []).append(number)
-    found = [Source(name, np.array(at), int(num_bytes[at].sum())) for name, at in places.items()]
+    found = [Source(name, np.array(at), round(float(num_bytes[at].sum()))) for name, at in places.items()]
     return sorted(found, key=lambda one: (-one.num_bytes, one.name))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
@@ -37,6 +37,10 @@ class LmEval(Section):
 class Evaluate(Section):
     """Evaluation of all candidates on the held-out splits of both streams."""
 
+    replaced_options: ClassVar[dict[str, str]] = {
+        "max_documents": "the limit is in tokens now, since documents can be long; write max_tokens, such as max_tokens: 200000"
+    }
+
     metric: Metric | None = None
     """The task's main metric: accuracy or macro_f1 (classification), micro_f1 or macro_f1 (multi_label), pearson or
     spearman (regression), exact_match or token_f1 (question answering, generation), also rouge_l, bleu or chrf
@@ -51,8 +55,10 @@ class Evaluate(Section):
     """Rows or prompts in one forward pass."""
     precision: Literal["auto", "float32", "bf16"] = "auto"
     """Precision of the matrix products in evaluation, as in training."""
-    max_documents: int | None = Field(2000, ge=1)
-    """Maximum number of held-out documents of each split on which forgetting is measured; null means all."""
+    max_tokens: Annotated[int, Field(ge=1)] | Literal["auto"] | None = "auto"
+    """Tokens of held-out text of each split that a model reads to measure forgetting: a sample of the windows of all documents,
+    the same for all candidates and for all runs on the same data, weighted so that bits per byte stay an unbiased estimate for
+    the whole split. `auto` is what 5 % of the training of a candidate costs, between 50,000 and 500,000; null means all."""
 
     champion: LocalPath | None = Field(None, min_length=1)
     """The model in use. It is evaluated too, and a candidate must not be worse than it: `models:/name@alias` or
@@ -98,7 +104,7 @@ class EvaluateStep(Section):
     """None for tasks with a head."""
     precision: Literal["auto", "float32", "bf16"] = "auto"
     batch_size: int
-    max_documents: int | None
+    max_tokens: int | None
     interpolation_alphas: list[float] = Field([])
     """Empty except in tasks that evaluate interpolated candidates."""
     references: References = References()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,8 @@ from ..shared.config import Objective
 from ..shared.data.prepared import DataManifest
 from ..shared.data.tallies import log_lines
 from ..shared.errors import MixtuneError, RefusedError
+from ..shared.model.device import pick_device
+from ..shared.model.loading import Interpolation
 from ..shared.running.context import Context
 from .checks import check_data
 from .config import EvaluateStep
@@ -127,6 +130,7 @@ def _subjects(
     if start is None:
         raise RefusedError("pretrained: is required where interpolation_alphas are given without other")
     tuned = ModelCard.load(end.path)
+    ends = functools.cache(functools.partial(Interpolation, start.path, end.path, pick_device()))
     for alpha in config.interpolation_alphas:
         of_mixed = tuned.kind == "mixed"
         changes = {
@@ -143,7 +147,7 @@ def _subjects(
             "tokens": {},
             "seconds": 0.0,
         }
-        yield Subject(tuned.model_copy(update=changes), start.path, start.uri, end.path, end.uri, alpha)
+        yield Subject(tuned.model_copy(update=changes), start.path, start.uri, end.path, end.uri, alpha, ends=ends)
 
 
 def _words(entry: dict[str, Any]) -> str:

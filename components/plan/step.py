@@ -11,6 +11,7 @@ from typing import Any
 
 from ..checks import find_problems, fingerprints
 from ..config import Config, Parts, parts
+from ..evaluation_size import auto_tokens
 from ..form import ADVANCED, FIELDS, PLACEMENT, read_form
 from ..placement import GpuNodes
 from ..shared.errors import RefusedError
@@ -91,7 +92,8 @@ def cut_into_parts(whole: Config, reach: Callable[[], Any], say: Callable[[str],
         RefusedError: if the registry has no such version of the champion.
         UnreachableError: if MLflow is needed and does not answer.
     """
-    return parts(whole, fingerprints(whole), _champion(whole.evaluate.champion, reach, say))
+    champion = _champion(whole.evaluate.champion, reach, say)
+    return parts(whole, fingerprints(whole), champion, auto_tokens(whole))
 
 
 def part_texts(cut: Parts) -> dict[str, str]:

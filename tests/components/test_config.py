@@ -42,6 +42,12 @@ def test_all_problems_are_named_at_once_with_field_and_value() -> None:
     assert any(one.startswith("gate.interval:") for one in found)
 
 
+def test_an_old_option_is_told_its_successor() -> None:
+    (found,) = problems(evaluate={"max_documents": 3})
+    assert found.startswith("evaluate.max_documents: there is no such option; the limit is in tokens now")
+    assert "write max_tokens" in found
+
+
 def test_rules_between_sections_are_checked_beside_invalid_fields() -> None:
     found = problems(
         model={"base": "scratch", "max_length": "long", "scratch": {"hidden_size": 30}},

@@ -126,6 +126,7 @@ def _render(template: str, comparison: Comparison, drawn: Mapping[str, Picture],
         },
         single_documents=any(one["documents"] == 1 for one in report["forgetting"]["sources"]),
         costs_sentence=costs_sentence(report["costs"]),
+        documents_read=documents_read(report["forgetting"]),
         harness_sentence=harness_sentence((report["lm_eval"] or {"columns": []})["columns"]),
         streams=STREAMS,
         titles=TITLES,
@@ -207,10 +208,22 @@ def direction(cosine: float) -> str:
 def costs_sentence(costs: Mapping[str, Any]) -> str:
     """Summarises the costs of a run in one sentence."""
     tokens, total = costs["tokens"]["total"], costs["seconds"] + costs["evaluate_seconds"]
+    share = costs["evaluate_share"]
+    of_training = (
+        "" if share is None else f"; the evaluation of a candidate took at most {percent(share)} of its training"
+    )
     return (
         f"{duration(total)} in all ({duration(costs['seconds'])} of training, {duration(costs['evaluate_seconds'])} of "
-        f"evaluation), {tokens:,} training tokens, on {' and '.join(costs['devices'])}."
+        f"evaluation{of_training}), {tokens:,} training tokens, on {' and '.join(costs['devices'])}."
     )
+
+
+def documents_read(forgetting: Mapping[str, Any]) -> str:
+    """Says on how many documents forgetting was measured, and whether they are a sample."""
+    drawn, whole, read = (forgetting[name] for name in ("documents", "documents_in_split", "tokens_read"))
+    if forgetting["sampled"]:
+        return f"a sample of {drawn:,} of {whole:,} documents of pretraining text, {read:,} tokens in all"
+    return f"{drawn:,} documents of pretraining text"
 
 
 def duration(seconds: float) -> str:

@@ -128,7 +128,10 @@ def write_evaluation(
         stream: {
             "digest": digest * 64,
             "source": origin,
-            "splits": {split: {"documents": count, "tokens": 50 * count} for split in ("dev", "test")},
+            "splits": {
+                split: {"documents": count, "tokens": 50 * count, "text_digest": f"{split}{count}"}
+                for split in ("dev", "test")
+            },
         }
         for stream, digest, count in (("pretrain", "c", documents), ("finetune", "d", examples))
     }
@@ -176,8 +179,9 @@ def _write_split(
             for i in range(documents)
         ],
     )  # fmt: skip
+    summary: dict[str, Any] = {"documents_in_split": documents, "tokens_read": int(tokens.sum()), "sampled": False}
     if one.right is None:
-        return {}
+        return summary
     references = [REFERENCES[kind](draw) for _ in range(examples)]
     hard = draw.uniform(size=examples)  # what one candidate gets right, a better one mostly does, too
     hard = np.clip(hard + own.normal(0, 0.1, examples), 0, 1)
@@ -192,8 +196,8 @@ def _write_split(
         )  # fmt: skip
     write_jsonl(folder / f"{split}.examples.jsonl", rows)
     if not rows:
-        return {}
-    summary: dict[str, Any] = {"accuracy": float(np.mean([row["score"] for row in rows]))}
+        return summary
+    summary["accuracy"] = float(np.mean([row["score"] for row in rows]))
     if one.kind == "finetuned":
         trivial = best_trivial_answer(kind, metric, rows, {}, None)  # type: ignore[arg-type]
         write_jsonl(folder / f"{split}.trivial.jsonl", trivial.rows)

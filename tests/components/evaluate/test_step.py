@@ -163,11 +163,21 @@ def test_no_alpha_leaves_a_valid_empty_evaluation(tmp_path: Path) -> None:
     assert found["format"] == "mixtune-evaluation/1"
 
 
-def test_the_first_documents_alone(tmp_path: Path) -> None:
+def test_a_sample_of_the_text_is_read(tmp_path: Path) -> None:
     model = write_model(tmp_path / "model", "pretrained", "pretrained")
     labelled = write_labelled(tmp_path / "labelled")
-    _, folder = evaluate(tmp_path, model, labelled, max_documents=3)
-    assert [row["id"] for row in rows(folder / "pretrained", "dev.documents.jsonl")] == ["dev-0", "dev-1", "dev-2"]
+    whole, _ = evaluate(tmp_path, model, labelled)
+    found, folder = evaluate(tmp_path, model, labelled, max_tokens=70)
+    for split in ("dev", "test"):
+        summary, everything = (one["candidates"][0]["splits"][split] for one in (found, whole))
+        read = rows(folder / "pretrained", f"{split}.documents.jsonl")
+        assert (summary["sampled"], everything["sampled"]) == (True, False)
+        assert 0 < summary["tokens_read"] <= 70 + MAX_LENGTH < everything["tokens_read"]
+        assert summary["documents"] == len(read) < 8 == summary["documents_in_split"] == everything["documents"]
+        assert sum(row["bytes"] for row in read) == pytest.approx(everything["bytes"])
+        assert summary["bpb"] == pytest.approx(everything["bpb"], rel=0.2)
+    data = [one["data"]["pretrain"]["splits"]["dev"]["text_digest"] for one in (found, whole)]
+    assert data[0] == data[1]
 
 
 def test_losses_do_not_depend_on_the_batch(tmp_path: Path) -> None:
