@@ -72,6 +72,8 @@ def run(
     if chosen.learning_rate is not None:
         head = training.head_learning_rate or training.learning_rate
         training = training.model_copy(update={"learning_rate": chosen.learning_rate, "head_learning_rate": head})
+    if chosen.replay_share is not None:
+        training = training.model_copy(update={"replay_share": chosen.replay_share})
     assert labelled.task is not None
     mixed_model = load_model(start.path, pick_device(), attention=training.attention)
     add_task_head(mixed_model, labelled.task, labelled.labels, seed)

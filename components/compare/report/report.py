@@ -20,6 +20,8 @@ from ..targets import shown
 from .drawing import Picture
 from .harness import harness_sentence
 from .plots import looks, pareto_picture, sources_picture, training_curves
+from .sweeps import TITLES as SWEEP_TITLES
+from .sweeps import sweep_pictures
 
 if TYPE_CHECKING:
     import jinja2
@@ -50,6 +52,7 @@ def pictures(comparison: Comparison, gate: Gate) -> dict[str, Picture]:
     style = looks(rows)
     words_for_it = in_words(rows, metric)
     found = {"pareto": pareto_picture(rows, [report["selected"]], metric, _limits(comparison, gate), words_for_it)}
+    found |= sweep_pictures(rows, metric)
     names = [one["source"] for one in report["forgetting"]["sources"] if one["bytes"]]
     if len(names) > 1:
         few = [row for row in rows if row["kind"] in ("finetuned", "champion") or row["id"] == report["selected"]]
@@ -111,6 +114,7 @@ def _render(template: str, comparison: Comparison, drawn: Mapping[str, Picture],
         selected_name=candidate_name(comparison.selected.entry),
         metric=metric_name(report["task"]["metric"]),
         metric_name=metric_name,
+        sweeps={name: picture.inline for name, picture in drawn.items() if name in SWEEP_TITLES},
         svgs={name: picture.inline for name, picture in drawn.items()},
         curves={name: picture.inline for name, picture in drawn.items() if name in TITLES},
         champion=any(row["kind"] == "champion" for row in report["candidates"]),
@@ -129,7 +133,7 @@ def _render(template: str, comparison: Comparison, drawn: Mapping[str, Picture],
         documents_read=documents_read(report["forgetting"]),
         harness_sentence=harness_sentence((report["lm_eval"] or {"columns": []})["columns"]),
         streams=STREAMS,
-        titles=TITLES,
+        titles=TITLES | SWEEP_TITLES,
         likelihood=LIKELIHOODS.get(report["forgetting"]["likelihood"], report["forgetting"]["likelihood"]),
         pulls=[row for row in report["candidates"] if row["gradients"]],
         budgets=[row["forgetting_budget"]["sentence"] for row in report["candidates"] if row["forgetting_budget"]],

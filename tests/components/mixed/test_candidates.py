@@ -246,6 +246,28 @@ def test_pretraining_alone_leaves_no_head_that_nothing_trained(stages: Stages) -
     assert not ModelCard.load(folder).has_task_head
 
 
+def test_replay_shares_are_crossed_with_what_reads_both_streams(stages: Stages) -> None:
+    asked = {
+        "lambdas": [0, 0.3],
+        "forgetting_budgets": [0.05],
+        "replay_shares": [0.1, 0.6],
+        "controls": {"pooled": True},
+    }
+    made = list(candidates(Mixed.model_validate(asked)))
+    assert [one.id for one in made] == [
+        "mixed-0", "mixed-0.3-replay-0.1", "mixed-0.3-replay-0.6", "mixed-budget-0.05-replay-0.1",
+        "mixed-budget-0.05-replay-0.6", "mixed-pooled",
+    ]  # fmt: skip
+    shares = []
+    for candidate in made[1:3]:
+        card = ModelCard.load(stages.mixed(candidate))
+        assert card.params["replay_share"] == candidate.replay_share
+        shares.append(card.tokens["pretrain"] / sum(card.tokens.values()))
+    assert shares == pytest.approx([0.1, 0.6], abs=0.06)
+    with pytest.raises(ValidationError, match="several candidates"):
+        Mixed.model_validate({"lambdas": [0.3], "replay_shares": [0.1, 0.1]})
+
+
 def test_further_seeds_train_every_candidate_again(stages: Stages) -> None:
     mixed = Mixed.model_validate({"lambdas": [0.3], "controls": {"pooled": True}, "seeds": [5, 7, 5]})
     listed = list(candidates(mixed))
