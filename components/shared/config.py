@@ -119,6 +119,9 @@ class Training(Section):
     """Packed rows of `model.max_length` tokens in one forward pass on one device. Lower it if memory runs out."""
     precision: Literal["auto", "float32", "bf16"] = "auto"
     """Precision of the matrix products. `auto` is bf16 if the device supports it natively, else float32."""
+    parallelism: Literal["ddp", "fsdp"] = "ddp"
+    """How several GPUs share a training. `ddp`: each holds the model, its gradients and the optimizer's state. `fsdp`: each
+    holds a part of them, which needs less memory and more communication."""
     attention: Attention = "auto"
     """Attention implementation in training. `auto` is the choice of transformers; `flash_attention_2` needs its package and
     a GPU."""
@@ -137,6 +140,11 @@ class Training(Section):
     def _one_length(self) -> Iterator[str]:
         if self.epochs is not None and self.max_tokens is not None:
             yield "epochs and max_tokens exclude each other; set one of them"
+
+    @rule
+    def _compiles(self) -> Iterator[str]:
+        if self.compile and self.parallelism == "fsdp":
+            yield "compile does not work with parallelism: fsdp; leave out one of them"
 
     @property
     def trains(self) -> bool:

@@ -28,6 +28,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from ..config import Training
 from ..errors import MixtuneError
 from ..model.mixed_model import MixedModel
+from ..model.sharding import like, local, whole
 from ..outcome import EXIT_STATUS
 from ..running.context import Context
 from .store import CHECKPOINT_DIR, NUM_KEPT, WAIT_SECONDS, WAITING_LINE_SECONDS, CheckpointStore, megabytes
@@ -249,8 +250,14 @@ class TrainingCheckpointer:
         if self._group is not None:
             ranks = [None] * self.accelerator.num_processes
             torch.distributed.gather_object(rank_state.state(), ranks if self._is_main else None, group=self._group)
+        current = self.training_state
+        keep = self.store is not None
+        # All processes take part in gathering what is sharded.
+        tensors = {
+            "weights": _gathered(_trained_weights(current.model), keep),
+            "optimizer": _gathered(_optimizer_tensors(current.optimizer), keep),
+        }
         if self.store is not None:
-            current = self.training_state
             names = ("curve", "tokens", "realised_mix_weight", "seconds")
             state = {
                 "step": done,
@@ -260,10 +267,6 @@ class TrainingCheckpointer:
                 "mix_weight": current.mix_weight.state(),
                 "result": {name: getattr(current.result, name) for name in names},
                 "ranks": ranks,
-            }
-            tensors = {
-                "weights": _trained_weights(current.model),
-                "optimizer": _optimizer_tensors(current.optimizer),
             }
             self.store.save(done, tensors, state)
         self._saved_step, self._saved_at = done, time.monotonic()
@@ -307,7 +310,17 @@ def check_free_space(store: CheckpointStore, model: MixedModel, output: Path) ->
 
 
 def _trained_weights(model: MixedModel) -> dict[str, Tensor]:
-    return {name: weight.detach().contiguous() for name, weight in model.named_parameters() if weight.requires_grad}
+    return {name: weight.detach() for name, weight in model.named_parameters() if weight.requires_grad}
+
+
+def _gathered(tensors: Mapping[str, Tensor], keep: bool) -> dict[str, Tensor]:
+    """Returns whole tensors, on the CPU if they were sharded; none if they are not to be kept."""
+    found = {}
+    for name, tensor in tensors.items():
+        full = whole(tensor)
+        if keep:
+            found[name] = (full if full is tensor else full.cpu()).contiguous()
+    return found
 
 
 @torch.no_grad()
@@ -316,23 +329,25 @@ def _restore_weights(model: MixedModel, saved: Mapping[str, Tensor]) -> None:
     if weights.keys() != saved.keys():
         raise MixtuneError("checkpoints: the checkpoint's weights are not those of the model; remove it and run again")
     for name, weight in weights.items():
-        weight.copy_(saved[name])
+        local(weight).copy_(local(like(saved[name], weight)))
 
 
 def _optimizer_tensors(optimizer: Optimizer) -> dict[str, Tensor]:
     """Returns the optimizer's tensors in a flat dict: `<parameter number>.<state name>`."""
     return {
-        f"{number}.{name}": value.detach().contiguous()
+        f"{number}.{name}": value.detach()
         for number, states in optimizer.state_dict()["state"].items()
         for name, value in states.items()
     }
 
 
 def _restore_optimizer(optimizer: Optimizer, saved: Mapping[str, Tensor]) -> None:
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     states: dict[int, dict[str, Tensor]] = {}
     for key, value in saved.items():
         number, name = key.split(".", 1)
-        states.setdefault(int(number), {})[name] = value
+        parameter = parameters[int(number)]
+        states.setdefault(int(number), {})[name] = like(value, parameter) if value.shape == parameter.shape else value
     optimizer.load_state_dict({"state": states, "param_groups": optimizer.state_dict()["param_groups"]})
 
 

@@ -31,6 +31,7 @@ from ..model.device import pick_device, require_compiler
 from ..model.mixed_model import MixedModel
 from ..model.packing import Batch, Segment, collate
 from ..model.precision import pick_precision
+from ..model.sharding import gather, is_sharded, shard, whole
 from ..running.context import Context
 from ..running.processes import is_main
 from ..third_party.accelerate import reset_state
@@ -142,7 +143,7 @@ def train(
     width_multiple = 8 if precision == "bf16" else 1
     reset_state()  # an earlier training in this process may have used another precision
     accelerator = Accelerator(mixed_precision="bf16" if precision == "bf16" else "no", cpu=pick_device().type == "cpu")
-    set_seed(seed, device_specific=True)  # dropout differs between ranks
+    set_seed(seed)
     device = accelerator.device
     world, rank = accelerator.num_processes, accelerator.process_index
     result = Result(
@@ -152,40 +153,48 @@ def train(
         processes=world,
         main=accelerator.is_main_process,
     )
-    others = [variant.reference, variant.start.model if variant.start is not None else None]
-    references = [other for other in others if other is not None]
+    start, reference = variant.start, variant.reference
+    others = [reference, start.model if start is not None else None]
     if result.main:
         layout = {"processes": world, "device": result.device, "precision": precision}
-        result.checkpoints = find_store(job, model, references, layout, context)
-    model.to(device)
+        read = [other for other in others if other is not None]
+        result.checkpoints = find_store(job, model, read, layout, context)
     if variant.lora_rank is not None:
         add_adapters(model, variant.lora_rank)
+    if rank:
+        set_seed(seed, device_specific=True)  # new adapters are the same on all ranks, dropout is not
     _freeze_what_has_no_loss(model, mix)
+    place = partial(_place, training=training, accelerator=accelerator, precision=precision)
+    trained = place(model)
+    if start is not None:
+        start.model = place(start.model)
+    if reference is not None and is_sharded(trained):
+        reference = place(reference)
+    references = [each for each in (reference, start.model if start is not None else None) if each is not None]
     if training.gradient_checkpointing:
-        model.lm.gradient_checkpointing_enable({"use_reentrant": False})
+        trained.lm.gradient_checkpointing_enable({"use_reentrant": False})
     if training.compile:
-        model.lm.base_model.compile(dynamic=True)
-    optimizer = make_optimizer(model, training)
+        trained.lm.base_model.compile(dynamic=True)
+    optimizer = make_optimizer(trained, training)
     schedule = make_schedule(optimizer, training, steps)
-    state = TrainingState(model, optimizer, schedule, mix_weight, result)
-    wrapped, optimizer = accelerator.prepare(model, optimizer)
+    state = TrainingState(trained, optimizer, schedule, mix_weight, result)
+    # A sharded model exchanges gradients by itself: it is prepared as one that does not.
+    wrapped = accelerator.prepare_model(trained, device_placement=False, evaluation_mode=is_sharded(trained))
+    optimizer = accelerator.prepare_optimizer(optimizer)
     wrapped.train()
     tug_of_war = TugOfWar(accelerator, wrapped, mix_weight, steps)
-    if variant.start is not None:
-        variant.start.to(device)
 
     with (
-        fast_bf16([each.lm for each in (model, *references)], device, precision),
+        fast_bf16([each.lm for each in (trained, *references)], device, precision),
         Sigterm() as sigterm,
         TrainingCheckpointer(result.checkpoints, state, training, accelerator, context, sigterm, job) as checkpointer,
     ):
         checkpointer.claim()
         control = variant.control
         if control is not None:  # before a checkpoint's weights replace those of the start model
-            reference = variant.reference.to(device) if variant.reference is not None else model
-            control.read_reference(reference, accelerator)
-            if variant.reference is not None:
-                variant.reference.to("cpu")
+            control.read_reference(place(reference) if reference is not None else trained, accelerator)
+            if reference is not None and not is_sharded(reference):
+                reference.to("cpu")
         first, counters = checkpointer.restore()
         interval = Interval.restored(counters, device) if counters else Interval.new(device)
         started = time.monotonic() - result.seconds
@@ -211,12 +220,12 @@ def train(
                     if number + 1 < len(micro_batches):
                         checkpointer.end_if_terminated()
                 interval.gradients = tug_of_war.after_step(data, weights) or interval.gradients
-                if variant.start is not None and variant.l2sp_weight:
-                    interval.l2sp += variant.start.pull(accelerator.unwrap_model(wrapped), variant.l2sp_weight)
-                norm = accelerator.clip_grad_norm_(wrapped.parameters(), training.max_grad_norm)
+                if start is not None and variant.l2sp_weight:
+                    interval.l2sp += start.pull(trained, variant.l2sp_weight)
+                norm = whole(accelerator.clip_grad_norm_(wrapped.parameters(), training.max_grad_norm))
                 if not torch.isfinite(norm):
                     optimizer.zero_grad(set_to_none=True)
-                    raise explain_not_finite(accelerator.unwrap_model(wrapped), mix, data, step, pad_id)
+                    raise explain_not_finite(trained, mix, data, step, pad_id)
                 rates = learning_rates(optimizer)
                 optimizer.step()
                 schedule.step()
@@ -224,7 +233,7 @@ def train(
 
                 if control is not None and control.is_due(step + 1):
                     share = rates.get("learning_rate", 0.0) / training.learning_rate
-                    mix_weight.observe(*control.measure(model, step + 1, accelerator), step + 1, share)
+                    mix_weight.observe(*control.measure(trained, step + 1, accelerator), step + 1, share)
                 share = interval.count(data, mix_weight_now, weights)
                 result.realised_mix_weight += share
                 result.tokens["pretrain"] += data.tokens_pretrain
@@ -241,16 +250,17 @@ def train(
                 result.seconds = time.monotonic() - started
                 checkpointer.after_step(step + 1, interval)
     result.realised_mix_weight /= max(steps, 1)
-    _undo(accelerator, wrapped, model, training, variant)
+    uncompile(trained.lm.base_model)
     if control is not None and variant.load_reference is not None and variant.limit is not None:
         started = time.monotonic() - result.seconds
-        result.pull_back, found = pull_back(model, variant.load_reference, control, variant.limit, accelerator)
+        result.pull_back, found = pull_back(trained, variant.load_reference, control, variant.limit, accelerator)
         result.seconds = time.monotonic() - started
         if result.pull_back < 1:
             context.say(
                 f"the trained model forgets {found:.4f} nats per token of control text, more than {variant.limit:.4f}: its "
                 f"weights were pulled back to α = {result.pull_back:.3f} of their distance from the pretrained model's"
             )
+    _undo(accelerator, wrapped, trained, model, training, variant)
     return result
 
 
@@ -266,12 +276,13 @@ def _start_logits(
     """Returns the start model's logits for a micro-batch's examples, for the penalty on the divergence from them."""
     parts = [[segment for segment in row if not segment.pretrain] for row in rows]
     labelled = [row for row in parts if row]
-    if variant.start is None or not variant.kl_weight or not labelled:
+    if variant.start is None or not variant.kl_weight or not (labelled or is_sharded(variant.start.model)):
         return None
+    # All processes run a sharded model, including those that have no example.
+    batch = collate(labelled or rows[:1], pad_id, width_multiple=width_multiple).to(accelerator.device)
     with accelerator.autocast():
-        return variant.start.finetune_logits(
-            collate(labelled, pad_id, width_multiple=width_multiple).to(accelerator.device)
-        )
+        logits = variant.start.finetune_logits(batch)
+    return logits if labelled else None
 
 
 def _freeze_what_has_no_loss(model: MixedModel, mix: Mix) -> None:
@@ -290,15 +301,34 @@ def _freeze_what_has_no_loss(model: MixedModel, mix: Mix) -> None:
                 parameter.requires_grad_(False)
 
 
+def _place(model: MixedModel, training: Training, accelerator: Accelerator, precision: str) -> MixedModel:
+    """Returns the model on this process's device: a sharded copy, or the model itself."""
+    if training.parallelism == "fsdp" and accelerator.num_processes > 1 and not is_sharded(model):
+        return shard(model, accelerator.device, precision)
+    return model.to(accelerator.device)
+
+
 def _undo(
-    accelerator: Accelerator, wrapped: torch.nn.Module, model: MixedModel, training: Training, variant: TrainingVariant
+    accelerator: Accelerator,
+    wrapped: torch.nn.Module,
+    trained: MixedModel,
+    model: MixedModel,
+    training: Training,
+    variant: TrainingVariant,
 ) -> None:
-    """Returns the model to its original form: unwrapped, with plain weights, on the CPU."""
-    # accelerate also wraps `forward`; unwrap it too.
-    accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False).to("cpu")
+    """Returns the model to its original form: unwrapped, with plain weights, on the CPU.
+
+    After a sharded training, the first process only has weights.
+    """
+    if is_sharded(trained):
+        gather(trained, model, accelerator.is_main_process)
+        if not accelerator.is_main_process:
+            return
+    else:
+        # accelerate also wraps `forward`; unwrap it too.
+        accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False).to("cpu")
     if variant.lora_rank is not None:
         merge_adapters(model)
-    uncompile(model.lm.base_model)
     if training.gradient_checkpointing:
         model.lm.gradient_checkpointing_disable()
     for parameter in model.parameters():

@@ -90,8 +90,10 @@ CASES: dict[str, tuple[str, Task, str, MixedCandidate | None]] = {
     "mixed-classification": ("causal_lm", "classification", "mixed", mixed_at(0.3)),
     "mixed-labels": ("masked_lm", "multi_label", "mixed", mixed_at(0.3)),
     "more-pretraining": ("masked_lm", "classification", "mixed", mixed_at(1.0)),
+    "recomputed": ("causal_lm", "classification", "mixed", mixed_at(0.3)),
     "gradient-scale": ("causal_lm", "classification", "mixed", mixed_at(0.3)),
     "lora": ("causal_lm", "classification", "mixed", mixed_at(0.3, lora_rank=2)),
+    "lora-generation": ("causal_lm", "generation", "mixed", mixed_at(0.3, lora_rank=2)),
     "penalties": ("causal_lm", "classification", "mixed", mixed_at(0.0, kl_weight=0.5, l2sp_weight=0.1)),
     "budget": (
         "causal_lm", "classification", "mixed",
@@ -108,11 +110,26 @@ def queue(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield folder
 
 
+@pytest.fixture(scope="module")
+def queue_of_four(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The queue of four such processes."""
+    folder = tmp_path_factory.mktemp("queue")
+    with pair.pair(folder, BY_DESCENT, processes=4):
+        yield folder
+
+
 @pytest.fixture
 def two(queue: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Gives what a step runs in several processes to two that have started."""
     monkeypatch.setattr(distributed, "TORCHRUN", pair.ASK)
     monkeypatch.setenv(pair.QUEUE, str(queue))
+
+
+@pytest.fixture
+def four(queue_of_four: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same for four."""
+    monkeypatch.setattr(distributed, "TORCHRUN", pair.ASK)
+    monkeypatch.setenv(pair.QUEUE, str(queue_of_four))
 
 
 def weights_in(folder: Path) -> dict[str, torch.Tensor]:
@@ -123,31 +140,72 @@ def weights_in(folder: Path) -> dict[str, torch.Tensor]:
 @pytest.mark.usefixtures("two", "plain_descent")
 @pytest.mark.parametrize("case", CASES)
 def test_two_processes_give_the_weights_of_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: str) -> None:
+    assert_the_same_from(tmp_path, monkeypatch, case, {"ddp": 2, "fsdp": 2})
+
+
+@pytest.mark.numeric
+@pytest.mark.usefixtures("two", "plain_descent")
+def test_sharded_training_in_bf16_updates_weights_in_float32(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps = Steps(tmp_path, "generation")
+    steps.run("mixed", "start", mixed_at(0.3), learning_rate=1e-30)
+    small: dict[str, Any] = {"precision": "bf16", "learning_rate": 1e-4, "parallelism": "fsdp"}
+    for name, count in {"one": "1", "several": "2"}.items():
+        monkeypatch.setenv(PROCESSES, count)
+        steps.run("mixed", name, mixed_at(0.3), **small)
+    start, one, several = (weights_in(tmp_path / name) for name in ("start", "one", "several"))
+    # These movements are far below what bf16 can add to a weight.
+    assert_same_movement(several, one, start, tolerance=0.05)
+
+
+@pytest.mark.slow
+@pytest.mark.numeric
+@pytest.mark.usefixtures("four", "plain_descent")
+@pytest.mark.parametrize("case", CASES)
+def test_four_processes_give_the_weights_of_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: str) -> None:
+    assert_the_same_from(tmp_path, monkeypatch, case, {"fsdp": 4})
+
+
+def assert_the_same_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: str, ways: dict[str, int]) -> None:
+    """Compares trainings in several processes with one in one.
+
+    Args:
+        ways: numbers of processes by `parallelism`.
+    """
     objective, task, step, candidate = CASES[case]
     steps = Steps(tmp_path, task, objective)
     steps.run(step, "start", candidate, learning_rate=1e-30)
     options: dict[str, Any] = {"scale": "gradient"} if case == "gradient-scale" else {}
+    if case == "recomputed":
+        options["gradient_checkpointing"] = True
     found = {}
-    for count in ("1", "2"):
-        monkeypatch.setenv(PROCESSES, count)
-        monkeypatch.setenv("MIXTUNE_OUTCOME_DIR", str(tmp_path / f"outcomes-{count}"))
-        found[count] = steps.run(step, f"model-{count}", candidate, **options)
-    start, one, two = (weights_in(tmp_path / name) for name in ("start", "model-1", "model-2"))
-    assert_same_movement(two, one, start)
-    curves = [list(read_jsonl(tmp_path / f"model-{count}" / "training.jsonl")) for count in found]
+    for way, count in {"one": 1, **ways}.items():
+        monkeypatch.setenv(PROCESSES, str(count))
+        monkeypatch.setenv("MIXTUNE_OUTCOME_DIR", str(tmp_path / f"outcomes-{way}"))
+        given: dict[str, Any] = {} if way == "one" else {"parallelism": way}
+        found[way] = steps.run(step, f"model-{way}", candidate, **options, **given)
+    for way in ways:
+        assert_the_same(tmp_path, found["one"], found[way], way)
+
+
+def assert_the_same(tmp_path: Path, alone: dict[str, Artifact], together: dict[str, Artifact], way: str) -> None:
+    start, one, several = (weights_in(tmp_path / name) for name in ("start", "model-one", f"model-{way}"))
+    assert_same_movement(several, one, start)
+    torch.testing.assert_close(several, one, rtol=0, atol=1e-5)
+    curves = [list(read_jsonl(tmp_path / f"model-{name}" / "training.jsonl")) for name in ("one", way)]
     for left, right in zip(*curves, strict=True):
         assert left.keys() == right.keys()
         measured = {column for column in left if left[column] is not None}
         assert measured == {column for column in right if right[column] is not None}
         for column in measured - {"tokens_per_second", "padding_share"}:
             assert right[column] == pytest.approx(left[column], rel=1e-4, abs=1e-5), column
-    cards = [ModelCard.load(tmp_path / f"model-{count}") for count in found]
+    cards = [ModelCard.load(tmp_path / f"model-{name}") for name in ("one", way)]
     assert cards[0].tokens == cards[1].tokens
-    assert found["2"]["model"].metadata == found["1"]["model"].metadata
-    assert found["2"]["metrics"].metadata.keys() == found["1"]["metrics"].metadata.keys()
-    written = read_json(tmp_path / "model-2-metrics.json", "metrics")
-    assert written == found["2"]["metrics"].metadata
-    (outcome,) = load_outcomes(tmp_path / "outcomes-2")
+    assert cards[0].pull_back == pytest.approx(cards[1].pull_back, abs=1e-4)
+    assert together["model"].metadata == alone["model"].metadata
+    assert together["metrics"].metadata.keys() == alone["metrics"].metadata.keys()
+    written = read_json(tmp_path / f"model-{way}-metrics.json", "metrics")
+    assert written == together["metrics"].metadata
+    (outcome,) = load_outcomes(tmp_path / f"outcomes-{way}")
     assert outcome.kind == "done"
 
 
@@ -168,8 +226,13 @@ def torchrun(
     words += [f"--artifact={key}={path}" for key, path in artifacts.items()]
     words += [f"--parameter={key}={value}" for key, value in parameters.items()]
     variables = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(pair.ROOT), **environment}
+    command = [*pair.TORCHRUN, "--nproc-per-node=2", *program, "step", step, *words]
     return subprocess.run(
-        [*pair.TORCHRUN, *program, "step", step, *words], env=variables, capture_output=True, text=True, timeout=300
+        command,
+        env=variables,
+        capture_output=True,
+        text=True,
+        timeout=300,
     )
 
 
