@@ -156,7 +156,7 @@ def train(
     start, reference = variant.start, variant.reference
     others = [reference, start.model if start is not None else None]
     if result.main:
-        layout = {"processes": world, "device": result.device, "precision": precision}
+        layout = {"device": result.device, "precision": precision}
         read = [other for other in others if other is not None]
         result.checkpoints = find_store(job, model, read, layout, context)
     if variant.lora_rank is not None:

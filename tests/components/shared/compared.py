@@ -7,15 +7,19 @@ step of a gradient that is only rounding, and what rounding gives differs betwee
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim import SGD, Optimizer
 
+from mixtune.components.shared.checkpoints.resume import TrainingCheckpointer
 from mixtune.components.shared.config import Training
+from mixtune.components.shared.errors import MixtuneError
 from mixtune.components.shared.model.mixed_model import MixedModel
 from mixtune.components.shared.running import processes as distributed
 from mixtune.components.shared.training import loop as training
@@ -63,16 +67,33 @@ def assert_same_movement(found: Tensors, wanted: Tensors, start: Tensors, tolera
     assert_close(moved, expected, tolerance, torch.float32)
 
 
+ADAMW = "TESTS_ADAMW"
+"""Environment variable: trainings keep their own optimizer."""
+CUT_OFF_AFTER = "TESTS_CUT_OFF_AFTER"
+"""Environment variable: trainings end with an error after this step and its checkpoint."""
+
+
 def gradient_descent(model: MixedModel, options: Training) -> Optimizer:
     """Plain gradient descent over the groups of `make_optimizer`."""
+    if os.environ.get(ADAMW):
+        return make_optimizer(model, options)
     names = ("params", "name", "lr", "weight_decay")
     groups = [{name: group[name] for name in names} for group in make_optimizer(model, options).param_groups]
     return SGD(groups, lr=options.learning_rate)
 
 
+def cut_off(self: TrainingCheckpointer, done: int, counters: Any) -> None:
+    """Does what `after_step` does, and ends the training where the environment says so."""
+    after_step(self, done, counters)
+    if os.environ.get(CUT_OFF_AFTER) == str(done):
+        raise MixtuneError("cut off")
+
+
 if __name__ == "__main__":
     # A process of training steps in several, or under torchrun the command, that descends by the gradient alone.
     vars(training)["make_optimizer"] = gradient_descent
+    after_step = TrainingCheckpointer.after_step
+    TrainingCheckpointer.after_step = cut_off  # type: ignore[method-assign]
     if sys.argv[1] == "serve":
         serve(Path(sys.argv[2]), distributed.run_process)
     else:

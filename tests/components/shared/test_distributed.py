@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,71 +15,23 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from mixtune.components.finetune.config import Finetune, FinetuneStep
-from mixtune.components.mixed.config import MixedCandidate, MixedStep, MixedTraining
+from mixtune.components.mixed.config import MixedCandidate
 from mixtune.components.pretrain.config import Pretrain, PretrainStep
 from mixtune.components.shared.artifacts import Artifact, ModelCard, read_json, read_jsonl
+from mixtune.components.shared.checkpoints.store import CHECKPOINT_DIR
 from mixtune.components.shared.config import Model, Task
 from mixtune.components.shared.errors import RefusedError
 from mixtune.components.shared.outcome import Outcome, load_outcomes
 from mixtune.components.shared.running import processes as distributed
 from mixtune.components.shared.running.processes import num_processes
-from mixtune.components.shared.runtime import launch
-from mixtune.components.shared.section import Section
-from tests.components.stages import SCRATCH, Stages
 from tests.stores import new_store
 
 from . import compared, pair
 from .compared import assert_same_movement
+from .several import PROCESSES, Steps, mixed_at
 
-OPTIONS: dict[str, Any] = {
-    "steps": 3, "batch_size": 5, "micro_batch_size": 2, "learning_rate": 0.1, "precision": "float32",
-    "log_every_steps": 1, "max_grad_norm": 1e3,  # no clipping, which would hide a wrong factor
-}  # fmt: skip
-PROCESSES = "MIXTUNE_PROCESSES"
 BY_DESCENT = compared.__name__
 """The module that runs the two processes, and the command under torchrun, by plain gradient descent."""
-
-
-class Steps:
-    """Training steps as a container would run them."""
-
-    def __init__(self, folder: Path, task: Task, objective: Any = "causal_lm") -> None:
-        self.folder, self.objective = folder, objective
-        Stages(folder, task, objective).pretrain(steps=2)
-
-    def order(
-        self, step: str, name: str, candidate: MixedCandidate | None, **options: float
-    ) -> tuple[str, dict[str, str], dict[str, str]]:
-        """Configuration, artifacts and parameters."""
-        folder, options = self.folder, OPTIONS | options
-        artifacts = {"model": str(folder / name), "metrics": str(folder / f"{name}-metrics.json")}
-        config: Section
-        if step == "pretrain":
-            model = Model(base="scratch", max_length=32, scratch=SCRATCH, objective=self.objective)
-            config = PretrainStep(seed=0, model=model, pretrain=Pretrain(**options), fingerprint="x")
-            return config.to_json(), artifacts | self.inputs("data=text", "tokenizer"), {}
-        if candidate is None:
-            config = FinetuneStep(seed=0, max_length=32, finetune=Finetune(**options))
-            return config.to_json(), artifacts | self.inputs("start=pretrained", "data=labels"), {}
-        config = MixedStep(seed=0, max_length=32, mixed=MixedTraining(**options))
-        inputs = self.inputs("start=pretrained", "pretrain_data=text", "finetune_data=labels")
-        return config.to_json(), artifacts | inputs, {"candidate": candidate.to_json()}
-
-    def inputs(self, *names: str) -> dict[str, str]:
-        pairs = [name.split("=") for name in names]
-        return {pair[0]: str(self.folder / pair[-1]) for pair in pairs}
-
-    def run(
-        self, step: str, name: str, candidate: MixedCandidate | None = None, **options: float
-    ) -> dict[str, Artifact]:
-        config, paths, parameters = self.order(step, name, candidate, **options)
-        artifacts = {key: Artifact(path) for key, path in paths.items()}
-        launch(step, config, artifacts, **parameters)
-        return artifacts
-
-
-def mixed_at(weight: float, **options: Any) -> MixedCandidate:
-    return MixedCandidate(id=f"mixed-{weight:g}", mix_weight=weight, **options)
 
 
 CASES: dict[str, tuple[str, Task, str, MixedCandidate | None]] = {
@@ -100,6 +53,13 @@ CASES: dict[str, tuple[str, Task, str, MixedCandidate | None]] = {
         MixedCandidate(id="mixed-budget-0.01", forgetting_budget=0.01),
     ),
 }  # fmt: skip
+
+
+OWN_OPTIONS: dict[str, dict[str, Any]] = {
+    "gradient-scale": {"scale": "gradient"},
+    "recomputed": {"gradient_checkpointing": True},
+    "budget": {"learning_rate": 1.0},
+}
 
 
 @pytest.fixture(scope="module")
@@ -143,6 +103,61 @@ def test_two_processes_give_the_weights_of_one(tmp_path: Path, monkeypatch: pyte
     assert_the_same_from(tmp_path, monkeypatch, case, {"ddp": 2, "fsdp": 2})
 
 
+def cut_off_in_two(steps: Steps, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]) -> None:
+    """Trains undisturbed in one process, then in two that shard and are cut off after step 4."""
+    monkeypatch.setenv(compared.ADAMW, "1")
+    monkeypatch.setenv(PROCESSES, "1")
+    steps.run("mixed", "whole", mixed_at(0.3), **options)
+    monkeypatch.setenv(CHECKPOINT_DIR, str(steps.folder / "checkpoints"))
+    monkeypatch.setenv(PROCESSES, "2")
+    monkeypatch.setenv(compared.CUT_OFF_AFTER, "4")
+    with pytest.raises(SystemExit):
+        steps.run("mixed", "cut", mixed_at(0.3), **options, parallelism="fsdp")
+    monkeypatch.delenv(compared.CUT_OFF_AFTER)
+    parts = {file.name for file in steps.folder.glob("checkpoints/*/step-00000004-*/*.safetensors")}
+    assert len(parts) == 2, "one file of each process"
+
+
+def assert_resumed(made: Steps, monkeypatch: pytest.MonkeyPatch, way: str, count: int, **options: Any) -> None:
+    """Resumes a copy of the checkpoints and compares the curve with that of the undisturbed training."""
+    copied = shutil.copytree(made.folder / "checkpoints", made.folder / f"checkpoints-{way}-{count}")
+    monkeypatch.setenv(CHECKPOINT_DIR, str(copied))
+    monkeypatch.setenv(PROCESSES, str(count))
+    monkeypatch.setenv("MIXTUNE_RUN_ID", f"{way}-{count}")
+    name = f"resumed-{way}-{count}"
+    made.run("mixed", name, mixed_at(0.3), **options, parallelism=way)
+    (finished,) = copied.glob("*/finished.json")
+    assert read_json(finished, "note")["run"] == f"{way}-{count}", "it resumed the checkpoints of the two"
+    found, wanted = (list(read_jsonl(made.folder / folder / "training.jsonl")) for folder in (name, "whole"))
+    for left, right in zip(found, wanted, strict=True):
+        for column in ("loss", "loss_pretrain", "loss_finetune"):
+            assert left[column] == pytest.approx(right[column], rel=1e-5), (way, count, column)
+
+
+RESUMED: dict[str, Any] = {"steps": 6, "checkpoint_steps": 2, "log_every_steps": 3, "learning_rate": 1e-3}
+
+
+@pytest.mark.numeric
+@pytest.mark.usefixtures("two", "plain_descent")
+def test_one_or_two_processes_resume_the_checkpoint_of_two(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps = Steps(tmp_path, "classification")
+    cut_off_in_two(steps, monkeypatch, RESUMED)
+    for way, count in {"fsdp": 2, "ddp": 1}.items():
+        assert_resumed(steps, monkeypatch, way, count, **RESUMED)
+
+
+@pytest.mark.slow
+@pytest.mark.numeric
+@pytest.mark.usefixtures("two", "plain_descent")
+def test_four_processes_resume_the_checkpoint_of_two(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, queue_of_four: Path
+) -> None:
+    steps = Steps(tmp_path, "classification")
+    cut_off_in_two(steps, monkeypatch, RESUMED)
+    monkeypatch.setenv(pair.QUEUE, str(queue_of_four))
+    assert_resumed(steps, monkeypatch, "fsdp", 4, **RESUMED)
+
+
 @pytest.mark.numeric
 @pytest.mark.usefixtures("two", "plain_descent")
 def test_sharded_training_in_bf16_updates_weights_in_float32(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -174,15 +189,14 @@ def assert_the_same_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: 
     objective, task, step, candidate = CASES[case]
     steps = Steps(tmp_path, task, objective)
     steps.run(step, "start", candidate, learning_rate=1e-30)
-    options: dict[str, Any] = {"scale": "gradient"} if case == "gradient-scale" else {}
-    if case == "recomputed":
-        options["gradient_checkpointing"] = True
+    options = OWN_OPTIONS.get(case, {})
     found = {}
     for way, count in {"one": 1, **ways}.items():
         monkeypatch.setenv(PROCESSES, str(count))
         monkeypatch.setenv("MIXTUNE_OUTCOME_DIR", str(tmp_path / f"outcomes-{way}"))
         given: dict[str, Any] = {} if way == "one" else {"parallelism": way}
         found[way] = steps.run(step, f"model-{way}", candidate, **options, **given)
+    assert case != "budget" or (ModelCard.load(tmp_path / "model-one").pull_back or 1) < 1
     for way in ways:
         assert_the_same(tmp_path, found["one"], found[way], way)
 
