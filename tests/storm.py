@@ -1,6 +1,6 @@
 """Kills a training at random moments, starting it again each time, and compares what comes out with an undisturbed one.
 
-    python tests/storm.py --kills 30 --seed 1 [--processes 2] [--sigterm]
+    python tests/storm.py --kills 30 --seed 1 [--processes 2] [--parallelism fsdp] [--sigterm]
 
 The last line is `30 kills, bitwise equal`; the exit status is 1 where it is not. Half of the kills wait for a checkpoint
 that is just being written.
@@ -40,10 +40,13 @@ class Storm:
         kills: how often it is killed.
         seed: of the moments.
         processes: of the training.
+        parallelism: how they share it.
         number: the signal.
     """
 
-    def __init__(self, folder: Path, kills: int, seed: int, processes: int, number: signal.Signals) -> None:
+    def __init__(
+        self, folder: Path, kills: int, seed: int, processes: int, parallelism: str, number: signal.Signals
+    ) -> None:
         self.folder, self.kills, self.processes, self.number = folder, kills, processes, number
         self.draw = random.Random(seed)
         self.stages = Stages(folder)
@@ -55,6 +58,7 @@ class Storm:
             "micro_batch_size": 1,
             "learning_rate": 1e-3,
             "precision": "float32",
+            "parallelism": parallelism,
         }
         training = MixedTraining.model_validate(options | {"log_every_steps": 5, "checkpoint_steps": 2})
         # A budget, since its controller is the part of the state that is easiest to forget.
@@ -89,7 +93,7 @@ class Storm:
             if len(new) > 2 or len(new) >= min(wanted, 2):  # two are kept, so more are never seen at once
                 seen |= new
                 wanted -= len(new)
-                if wanted <= 0 and (not while_saving or any(root.glob("*/aside-*/weights.safetensors"))):
+                if wanted <= 0 and (not while_saving or any(root.glob("*/aside-*/*.safetensors"))):
                     break
             time.sleep(0.0005)
         if not while_saving:
@@ -168,11 +172,12 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=30)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--processes", type=int, default=1)
+    parser.add_argument("--parallelism", default="ddp")
     parser.add_argument("--sigterm", action="store_true", help="end it by SIGTERM instead of SIGKILL")
     given = parser.parse_args()
     number = signal.SIGTERM if given.sigterm else signal.SIGKILL
     with tempfile.TemporaryDirectory() as folder:
-        return Storm(Path(folder), given.kills, given.seed, given.processes, number).run()
+        return Storm(Path(folder), given.kills, given.seed, given.processes, given.parallelism, number).run()
 
 
 if __name__ == "__main__":

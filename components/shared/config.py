@@ -119,9 +119,10 @@ class Training(Section):
     """Packed rows of `model.max_length` tokens in one forward pass on one device. Lower it if memory runs out."""
     precision: Literal["auto", "float32", "bf16"] = "auto"
     """Precision of the matrix products. `auto` is bf16 if the device supports it natively, else float32."""
-    parallelism: Literal["ddp", "fsdp"] = "ddp"
+    parallelism: Literal["auto", "ddp", "fsdp"] = "auto"
     """How several GPUs share a training. `ddp`: each holds the model, its gradients and the optimizer's state. `fsdp`: each
-    holds a part of them, which needs less memory and more communication."""
+    holds a part of them, which needs less memory and more communication. `auto` is `fsdp` if these would fill more than 70 % of
+    a GPU's memory, else `ddp`."""
     attention: Attention = "auto"
     """Attention implementation in training. `auto` is the choice of transformers; `flash_attention_2` needs its package and
     a GPU."""

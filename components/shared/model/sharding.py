@@ -11,6 +11,7 @@ over processes, are in float32.
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable
 from typing import cast
 
 import torch
@@ -32,6 +33,19 @@ PASSES = ("lm_token_losses", "finetune_logits")
 """Methods of `MixedModel` besides `forward` that a sharded model can run."""
 
 
+STATE_BYTES = 16
+"""Bytes of a trained weight, its gradient and the two moments of AdamW, in float32. A weight that is not trained has four."""
+LARGEST_SHARE = 0.7
+"""Share of a device's memory that they may fill if every process holds all of them. The rest is for activations."""
+
+
+def fits(models: Iterable[nn.Module], device_bytes: int) -> bool:
+    """Tells whether a device can hold the weights of some models, and what is needed to train those that are trained."""
+    weights = [weight for model in models for weight in model.parameters()]
+    needed = sum(weight.numel() * (STATE_BYTES if weight.requires_grad else 4) for weight in weights)
+    return needed <= LARGEST_SHARE * device_bytes
+
+
 def shard(model: MixedModel, device: torch.device, precision: str) -> MixedModel:
     """Returns a copy of the model whose weights are sharded over all processes.
 
@@ -48,8 +62,8 @@ def shard(model: MixedModel, device: torch.device, precision: str) -> MixedModel
     scalar = next((name for name, weight in model.named_parameters() if not weight.ndim), None)
     if scalar is not None:
         raise RefusedError(f"parallelism: fsdp cannot shard the weight {scalar}, which is a single number; use ddp")
-    shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
-    sharded = copy.deepcopy(model, shared)
+    weights = {id(weight): weight for weight in model.parameters()}
+    sharded = copy.deepcopy(model, weights)  # a copy of everything but these
     for name, weight in list(model.named_parameters(remove_duplicate=False)):
         _assign(model, name, nn.Parameter(torch.empty_like(weight, device="meta"), weight.requires_grad))
     mesh = init_device_mesh(device.type, (get_world_size(),))

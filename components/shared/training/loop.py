@@ -31,7 +31,7 @@ from ..model.device import pick_device, require_compiler
 from ..model.mixed_model import MixedModel
 from ..model.packing import Batch, Segment, collate
 from ..model.precision import pick_precision
-from ..model.sharding import gather, is_sharded, shard, whole
+from ..model.sharding import fits, gather, is_sharded, shard, whole
 from ..running.context import Context
 from ..running.processes import is_main
 from ..third_party.accelerate import reset_state
@@ -164,11 +164,12 @@ def train(
     if rank:
         set_seed(seed, device_specific=True)  # new adapters are the same on all ranks, dropout is not
     _freeze_what_has_no_loss(model, mix)
-    place = partial(_place, training=training, accelerator=accelerator, precision=precision)
+    sharded = _shards(training, [model, *(other for other in others if other is not None)], accelerator)
+    place = partial(_place, sharded=sharded, device=device, precision=precision)
     trained = place(model)
     if start is not None:
         start.model = place(start.model)
-    if reference is not None and is_sharded(trained):
+    if reference is not None and sharded:
         reference = place(reference)
     references = [each for each in (reference, start.model if start is not None else None) if each is not None]
     if training.gradient_checkpointing:
@@ -179,7 +180,7 @@ def train(
     schedule = make_schedule(optimizer, training, steps)
     state = TrainingState(trained, optimizer, schedule, mix_weight, result)
     # A sharded model exchanges gradients by itself: it is prepared as one that does not.
-    wrapped = accelerator.prepare_model(trained, device_placement=False, evaluation_mode=is_sharded(trained))
+    wrapped = accelerator.prepare_model(trained, device_placement=False, evaluation_mode=sharded)
     optimizer = accelerator.prepare_optimizer(optimizer)
     wrapped.train()
     tug_of_war = TugOfWar(accelerator, wrapped, mix_weight, steps)
@@ -193,7 +194,7 @@ def train(
         control = variant.control
         if control is not None:  # before a checkpoint's weights replace those of the start model
             control.read_reference(place(reference) if reference is not None else trained, accelerator)
-            if reference is not None and not is_sharded(reference):
+            if reference is not None and not sharded:
                 reference.to("cpu")
         first, counters = checkpointer.restore()
         interval = Interval.restored(counters, device) if counters else Interval.new(device)
@@ -301,11 +302,23 @@ def _freeze_what_has_no_loss(model: MixedModel, mix: Mix) -> None:
                 parameter.requires_grad_(False)
 
 
-def _place(model: MixedModel, training: Training, accelerator: Accelerator, precision: str) -> MixedModel:
+def _shards(training: Training, models: list[MixedModel], accelerator: Accelerator) -> bool:
+    """Tells whether the processes share the models' weights."""
+    if accelerator.num_processes == 1 or training.parallelism == "ddp":
+        return False
+    if training.parallelism == "fsdp":
+        return True
+    device = accelerator.device
+    return (
+        device.type == "cuda"
+        and not training.compile
+        and not fits(models, torch.cuda.get_device_properties(device).total_memory)
+    )
+
+
+def _place(model: MixedModel, sharded: bool, device: torch.device, precision: str) -> MixedModel:
     """Returns the model on this process's device: a sharded copy, or the model itself."""
-    if training.parallelism == "fsdp" and accelerator.num_processes > 1 and not is_sharded(model):
-        return shard(model, accelerator.device, precision)
-    return model.to(accelerator.device)
+    return model.to(device) if not sharded or is_sharded(model) else shard(model, device, precision)
 
 
 def _undo(

@@ -7,6 +7,7 @@ step of a gradient that is only rounding, and what rounding gives differs betwee
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Mapping
@@ -15,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
 from torch.optim import SGD, Optimizer
 
 from mixtune.components.shared.checkpoints.resume import TrainingCheckpointer
@@ -72,6 +74,9 @@ ADAMW = "TESTS_ADAMW"
 CUT_OFF_AFTER = "TESTS_CUT_OFF_AFTER"
 """Environment variable: trainings end with an error after this step and its checkpoint."""
 
+NO_SPACE_IN = "TESTS_NO_SPACE_IN"
+"""Environment variable: the rank whose checkpoints find no space."""
+
 
 def gradient_descent(model: MixedModel, options: Training) -> Optimizer:
     """Plain gradient descent over the groups of `make_optimizer`."""
@@ -89,9 +94,18 @@ def cut_off(self: TrainingCheckpointer, done: int, counters: Any) -> None:
         raise MixtuneError("cut off")
 
 
+def write_data(self: HuggingFaceStorageWriter, *given: Any) -> Any:
+    """Writes the process's part of a checkpoint, or fails where the environment says so."""
+    if os.environ.get(NO_SPACE_IN) == os.environ["RANK"]:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    return written(self, *given)
+
+
 if __name__ == "__main__":
     # A process of training steps in several, or under torchrun the command, that descends by the gradient alone.
     vars(training)["make_optimizer"] = gradient_descent
+    written = HuggingFaceStorageWriter.write_data
+    HuggingFaceStorageWriter.write_data = write_data  # type: ignore[method-assign]
     after_step = TrainingCheckpointer.after_step
     TrainingCheckpointer.after_step = cut_off  # type: ignore[method-assign]
     if sys.argv[1] == "serve":

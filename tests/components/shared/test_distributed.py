@@ -146,6 +146,25 @@ def test_one_or_two_processes_resume_the_checkpoint_of_two(tmp_path: Path, monke
         assert_resumed(steps, monkeypatch, way, count, **RESUMED)
 
 
+@pytest.mark.usefixtures("two")
+def test_what_prevents_a_sharded_checkpoint_is_told_in_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps = Steps(tmp_path, "classification")
+    monkeypatch.setenv(PROCESSES, "2")
+    monkeypatch.setenv(CHECKPOINT_DIR, str(tmp_path / "checkpoints"))
+    monkeypatch.setenv("MIXTUNE_OUTCOME_DIR", str(tmp_path / "outcomes"))
+    monkeypatch.setenv(compared.NO_SPACE_IN, "1")
+    with pytest.raises(SystemExit):
+        steps.run("mixed", "model", mixed_at(0.3), **RESUMED, parallelism="fsdp")
+    (outcome,) = load_outcomes(tmp_path / "outcomes")
+    (sentence,) = outcome.sentences
+    assert sentence.startswith("checkpoints: the one of step 2 could not be written to ")
+    assert "(No space left on device)" in sentence
+    assert not list(tmp_path.glob("checkpoints/*/step-*"))
+    assert not list(tmp_path.glob("checkpoints/*/aside-*"))
+
+
 @pytest.mark.slow
 @pytest.mark.numeric
 @pytest.mark.usefixtures("two", "plain_descent")
@@ -330,8 +349,9 @@ def test_what_a_process_refuses_comes_out_as_the_plain_sentence(
 
 
 @pytest.mark.usefixtures("two")
+@pytest.mark.parametrize("parallelism", ["ddp", "fsdp"])
 def test_what_is_not_finite_is_explained_by_several_processes_too(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, parallelism: str
 ) -> None:
     steps = Steps(tmp_path, "classification")
     file = tmp_path / "pretrained" / "model.safetensors"
@@ -341,7 +361,7 @@ def test_what_is_not_finite_is_explained_by_several_processes_too(
     monkeypatch.setenv(PROCESSES, "2")
     monkeypatch.setenv("MIXTUNE_OUTCOME_DIR", str(tmp_path / "outcomes"))
     with pytest.raises(SystemExit) as ended:
-        steps.run("finetune", "model")
+        steps.run("finetune", "model", parallelism=parallelism)
     assert ended.value.code == 1
     (outcome,) = load_outcomes(tmp_path / "outcomes")
     assert outcome.kind == "failed"
