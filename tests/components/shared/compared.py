@@ -105,7 +105,7 @@ if __name__ == "__main__":
     # A process of training steps in several, or under torchrun the command, that descends by the gradient alone.
     vars(training)["make_optimizer"] = gradient_descent
     written = HuggingFaceStorageWriter.write_data
-    HuggingFaceStorageWriter.write_data = write_data  # type: ignore[method-assign]
+    HuggingFaceStorageWriter.write_data = write_data  # type: ignore[assignment, method-assign]
     after_step = TrainingCheckpointer.after_step
     TrainingCheckpointer.after_step = cut_off  # type: ignore[method-assign]
     if sys.argv[1] == "serve":
