@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from ..shared.artifacts import ArtifactLike, ModelCard, read_json
+from ..shared.artifacts import ArtifactLike, ModelCard, Utilisation, read_json
 from ..shared.errors import UnreachableError
 from ..shared.running.context import Context
 from ..shared.task_kinds import TASK_KINDS
@@ -108,6 +108,7 @@ def write_interpolated(alpha: float, candidate_id: str, pretrained: str, finetun
             "params": {"alpha": alpha},
             "steps": 0,
             "seconds": 0.0,
+            "utilisation": Utilisation(),
             "tokens": {},
         }
     ).save(folder)

@@ -22,6 +22,7 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 from torch import Tensor
 
+from ..artifacts import Utilisation
 from ..checkpoints.keys import find_store
 from ..checkpoints.resume import Sigterm, TrainingCheckpointer, TrainingJob, TrainingState
 from ..checkpoints.store import CheckpointStore
@@ -45,6 +46,7 @@ from .optimizer import is_task_head, learning_rates, make_optimizer, make_schedu
 from .reference_models import ReferenceModel
 from .stream_gradients import TugOfWar
 from .streams import Mix, StepData
+from .utilisation import Meter
 
 LogEntry = dict[str, float | int | None]
 
@@ -59,6 +61,8 @@ class Result:
         tokens: tokens processed, by stream.
         realised_mix_weight: pretraining tokens' share of the gradient weights, averaged over the steps.
         seconds: wall-clock time of the loop, summed over all attempts.
+        flops: model FLOPs, of all processes and attempts.
+        utilisation: what the training made of its machine.
         main: whether this is the process that writes the outputs.
         checkpoints: the checkpoint store; to be marked as finished after the model is written.
     """
@@ -68,6 +72,8 @@ class Result:
     tokens: dict[str, int] = field(default_factory=lambda: {"pretrain": 0, "finetune": 0})
     realised_mix_weight: float = 0.0
     seconds: float = 0.0
+    flops: float = 0.0
+    utilisation: Utilisation = field(default_factory=Utilisation)
     device: str = "cpu"
     precision: str = "float32"
     processes: int = 1
@@ -199,6 +205,7 @@ def train(
     optimizer = make_optimizer(model, training)
     schedule = make_schedule(optimizer, training, steps)
     state = TrainingState(model, optimizer, schedule, mix_weight, result)
+    meter = Meter(model, device, result)
     wrapped, optimizer = accelerator.prepare(model, optimizer)
     wrapped.train()
     tug_of_war = TugOfWar(accelerator, wrapped, mix_weight, steps)
@@ -257,6 +264,7 @@ def train(
                     share = rates.get("learning_rate", 0.0) / training.learning_rate
                     mix_weight.observe(*control.measure(model, step + 1, accelerator), step + 1, share)
                 _count(interval, result, data, mix_weight_now, weights)
+                meter.after_step(data)
                 progress.advance(tokens=data.tokens_pretrain + data.tokens_finetune)
                 if (step + 1) % training.log_every_steps == 0 or step + 1 == steps:
                     entry = _log_entry(accelerator, interval, step + 1, float(norm), rates, mix_weight)
@@ -269,6 +277,7 @@ def train(
                 result.seconds = time.monotonic() - started
                 checkpointer.after_step(step + 1, interval)
     result.realised_mix_weight /= max(steps, 1)
+    result.utilisation = meter.measured()
     _undo(accelerator, wrapped, model, training, variant)
     return result
 
