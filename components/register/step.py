@@ -13,6 +13,7 @@ from ..shared.running.context import Context
 from ..shared.task_kinds import TASK_KINDS
 from ..shared.tracking.connection import offline_allowed
 from ..shared.tracking.logged_model import Measurement
+from ..shared.tracking.registered import REGISTERED
 from .config import RegisterStep
 from .model_card import model_card
 
@@ -74,7 +75,11 @@ def run(
         return
     model.metadata["version"] = version
     context.facts["registered"] = f"{config.registered_model} version {version}, alias {config.alias}"
-    context.tracker.set_tags({"mixtune.registered": context.facts["registered"]}, parent=True)
+    tags = {
+        "mixtune.registered": context.facts["registered"],
+        REGISTERED: f"models:/{config.registered_model}/{version}",
+    }
+    context.tracker.set_tags(tags, parent=True)
     context.say(f"registered {context.facts['registered']}")
 
 
