@@ -94,7 +94,8 @@ def test_the_commands_are_those_of_the_makefile(file: Path) -> None:
 
 
 def test_zizmor_finds_nothing() -> None:
-    command = [zizmor(), "--offline", "--no-config", "--persona", "pedantic", "--min-severity", "medium", *GITHUB[:2]]
+    command: list[str | Path]
+    command = [zizmor(), "--offline", "--no-config", "--persona=pedantic", "--min-severity=medium", CI, RELEASE]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
 
