@@ -208,6 +208,7 @@ def _row(
         "tokens": {**tokens, "total": sum(tokens.values())},
         "seconds": entry.seconds,
         "evaluate_seconds": entry.evaluate_seconds,
+        "utilisation": entry.utilisation.model_dump(),
         "device": entry.device,
         "precision": entry.precision,
         "steps": entry.steps,
@@ -254,8 +255,11 @@ def _costs(evaluations: Evaluations) -> dict[str, Any]:
     made = [one.entry for one in evaluations.candidates if one.entry.kind not in ("base", "champion")]
     tuned = [entry for entry in made if entry.kind in ("finetuned", "mixed")]
     tokens = {stream: sum(int(entry.tokens.get(stream, 0)) for entry in made) for stream in ("pretrain", "finetune")}
+    seconds = sum(entry.seconds for entry in made)
     return {
-        "seconds": sum(entry.seconds for entry in made),
+        "seconds": seconds,
+        "tokens_per_second": sum(tokens.values()) / seconds if seconds else None,
+        "peak_memory_bytes": max((entry.utilisation.peak_memory_bytes or 0 for entry in made), default=0) or None,
         "evaluate_seconds": sum(one.entry.evaluate_seconds for one in evaluations.candidates),
         "steps": sum(entry.steps for entry in made),
         "tokens": {**tokens, "total": sum(tokens.values())},

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ..shared.artifacts import ArtifactLike, ModelCard, write_json
+from ..shared.artifacts import ArtifactLike, ModelCard, Utilisation, write_json
 from ..shared.config import Objective
 from ..shared.data.prepared import DataManifest
 from ..shared.data.tallies import log_lines
@@ -146,6 +146,7 @@ def _subjects(
             "steps": 0,
             "tokens": {},
             "seconds": 0.0,
+            "utilisation": Utilisation(),
         }
         yield Subject(tuned.model_copy(update=changes), start.path, start.uri, end.path, end.uri, alpha, ends=ends)
 

@@ -7,12 +7,13 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from ..shared.artifacts import ArtifactLike, ModelCard, read_json
+from ..shared.artifacts import ArtifactLike, ModelCard, Utilisation, read_json
 from ..shared.errors import UnreachableError
 from ..shared.running.context import Context
 from ..shared.task_kinds import TASK_KINDS
 from ..shared.tracking.connection import offline_allowed
 from ..shared.tracking.logged_model import Measurement
+from ..shared.tracking.registered import REGISTERED
 from .config import RegisterStep
 from .model_card import model_card
 
@@ -74,7 +75,11 @@ def run(
         return
     model.metadata["version"] = version
     context.facts["registered"] = f"{config.registered_model} version {version}, alias {config.alias}"
-    context.tracker.set_tags({"mixtune.registered": context.facts["registered"]}, parent=True)
+    tags = {
+        "mixtune.registered": context.facts["registered"],
+        REGISTERED: f"models:/{config.registered_model}/{version}",
+    }
+    context.tracker.set_tags(tags, parent=True)
     context.say(f"registered {context.facts['registered']}")
 
 
@@ -108,6 +113,7 @@ def write_interpolated(alpha: float, candidate_id: str, pretrained: str, finetun
             "params": {"alpha": alpha},
             "steps": 0,
             "seconds": 0.0,
+            "utilisation": Utilisation(),
             "tokens": {},
         }
     ).save(folder)

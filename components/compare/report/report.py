@@ -39,6 +39,7 @@ LIKELIHOODS = {
     "fixed-mask pseudo-likelihood": "The models are masked language models, which give a text as a whole no probability: the "
     "loss is a pseudo-likelihood, for which every token is masked and predicted once, with the same masks for all candidates.",
 }
+DASH = "–"
 ALIKE = 0.1
 """Gradients with a smaller cosine, without its sign, neither help nor hinder each other much."""
 LEAST_CHANGE = 1e-6  # smaller changes of λ are rounding
@@ -172,6 +173,9 @@ def environment(template: str) -> jinja2.Environment:
         "spread": spread,
         "with_error": with_error,
         "cell": cell,
+        "counted": counted,
+        "memory": memory,
+        "share": lambda share: DASH if share is None else percent(share),
         "short": lambda text: text[:12],
         "sentence": lambda text: text[:1].upper() + text[1:],
     }
@@ -228,6 +232,16 @@ def documents_read(forgetting: Mapping[str, Any]) -> str:
     if forgetting["sampled"]:
         return f"a sample of {drawn:,} of {whole:,} documents of pretraining text, {read:,} tokens in all"
     return f"{drawn:,} documents of pretraining text"
+
+
+def counted(number: float | None) -> str:
+    """Formats a whole number; a dash for one that was not measured."""
+    return DASH if number is None else f"{number:,.0f}"
+
+
+def memory(num_bytes: int | None) -> str:
+    """Formats an amount of memory; a dash for one that was not measured."""
+    return DASH if num_bytes is None else f"{num_bytes / 2**30:.1f} GiB"
 
 
 def duration(seconds: float) -> str:

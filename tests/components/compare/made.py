@@ -75,6 +75,7 @@ class Made:
     budget: float | None = None
     seed: int | None = None
     replay_share: float | None = None
+    utilisation: dict[str, float] = field(default_factory=dict)
 
 
 PRETRAINED = Made("pretrained", "pretrained", mix_weight=1.0)
@@ -118,6 +119,7 @@ def write_evaluation(
                 "realised_mix_weight": one.mix_weight if one.realised is None else one.realised,
                 "has_task_head": one.right is not None,
                 "params": _params(one), "steps": 200, "seconds": 31.5,
+                "utilisation": one.utilisation,
                 "tokens": {"pretrain": 100_000 if one.mix_weight else 0, "finetune": 200_000}, "base": "scratch",
                 "data": {"pretrain": "a" * 64, "finetune": "b" * 64}, "mlflow_runs": {one.id: f"run-of-{one.id}"},
                 "device": "cpu", "precision": "bf16",
