@@ -172,6 +172,7 @@ class Parts:
     pretrain: PretrainStep
     finetune: FinetuneStep
     mixed: MixedStep
+    finetuned_again: MixedStep
     evaluate: EvaluateStep
     evaluate_pretrained: EvaluateStep
     evaluate_mixed: EvaluateStep
@@ -179,6 +180,10 @@ class Parts:
     compare: CompareStep
     register: RegisterStep
     candidates: list[MixedCandidate]
+
+    def of_loop(self, candidate: MixedCandidate) -> tuple[MixedStep, EvaluateStep]:
+        """Returns the parts of the two steps that train and evaluate a candidate of the loop."""
+        return (self.finetuned_again, self.evaluate) if candidate.alone else (self.mixed, self.evaluate_mixed)
 
 
 def parts(
@@ -214,6 +219,9 @@ def parts(
         **config.evaluate.model_dump(include={"batch_size", "precision"}),
     )
     alphas = config.evaluate.interpolation_alphas
+    shared = MixedTraining.model_validate(config.mixed.model_dump(include=set(MixedTraining.model_fields)))
+    mixed = MixedStep(seed=seed, max_length=model.max_length, mask_probability=model.mask_probability, mixed=shared)
+    alone = shared.model_copy(update={name: getattr(config.finetune, name) for name in Training.model_fields})
     return Parts(
         prepare_pretrain=PrepareStep(
             stream="pretrain",
@@ -231,12 +239,8 @@ def parts(
         ),
         pretrain=PretrainStep(seed=seed, model=model, pretrain=config.pretrain, fingerprint=fingerprints.base),
         finetune=FinetuneStep(seed=seed, max_length=model.max_length, finetune=config.finetune),
-        mixed=MixedStep(
-            seed=seed,
-            max_length=model.max_length,
-            mask_probability=model.mask_probability,
-            mixed=MixedTraining.model_validate(config.mixed.model_dump(include=set(MixedTraining.model_fields))),
-        ),
+        mixed=mixed,
+        finetuned_again=mixed.model_copy(update={"mixed": alone}),
         evaluate=evaluate,
         evaluate_pretrained=evaluate.model_copy(update={"references": _references(config, fingerprints, champion)}),
         evaluate_mixed=evaluate.model_copy(

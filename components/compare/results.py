@@ -101,8 +101,7 @@ def _measured(one: Candidate, scores: Scores) -> Measured:
 
 def _varying(scores: Scores) -> dict[str, Value | None]:
     """Returns the values that vary with the training seed."""
-    names = ("task_score", "task_score_vs_finetuned", "delta_bpb")
-    return {name: getattr(scores, name) for name in names}
+    return {"task_score": scores.task_score, "delta_bpb": scores.delta_bpb}
 
 
 def _report(
@@ -121,13 +120,14 @@ def _report(
     by_source = {one.id: _by_source(one, evaluations, sources, draw) for one in evaluations.candidates}
     selected = next(one for one in evaluations.candidates if one.id == decision.selected)
     pretrained = evaluations.of_kind("pretrained")
+    seeds = over_seeds(evaluations.candidates, {name: _varying(by["test"]) for name, by in scores.items()})
     harness = by_candidate({one.id: one.harness for one in evaluations.candidates}, pretrained.id)
     return {
         "schema_version": SCHEMA_VERSION,
         "name": config.name,
         "seed": config.seed,
         "interval": config.gate.interval,
-        "headline": headline(selected, evaluations, scores, decision, config.gate),
+        "headline": headline(selected, evaluations, scores, decision, config.gate, seeds),
         "selected": decision.selected,
         "gate": {
             "passed": decision.passed,
@@ -174,7 +174,7 @@ def _report(
             stream: [row.model_dump(mode="json") for row in rows] for stream, rows in evaluations.tallies.items()
         },
         "warnings": [line for stream, rows in evaluations.tallies.items() for line in warnings(rows, stream)],
-        "seeds": over_seeds(evaluations.candidates, {name: _varying(by["test"]) for name, by in scores.items()}),
+        "seeds": seeds,
         "costs": _costs(evaluations),
         "confusion": confusion(task, selected),
         "samples": samples(evaluations, selected),

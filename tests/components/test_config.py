@@ -42,6 +42,18 @@ def test_all_problems_are_named_at_once_with_field_and_value() -> None:
     assert any(one.startswith("gate.interval:") for one in found)
 
 
+def test_fine_tuning_with_further_seeds_has_the_options_of_finetune() -> None:
+    config = load(
+        values(finetune={"steps": 7, "learning_rate": 0.5}, mixed={"seeds": [3], "lambdas": [0.1], "steps": 9})
+    )
+    cut = parts(config, FINGERPRINTS)
+    alone, mixed, again = cut.candidates[1], cut.candidates[0], cut.candidates[2]
+    assert [alone.id, mixed.id, again.id] == ["finetuned-seed-3", "mixed-0.1", "mixed-0.1-seed-3"]
+    trained, measured = cut.of_loop(alone)
+    assert (trained.mixed.steps, trained.mixed.learning_rate, measured) == (7, 0.5, cut.evaluate)
+    assert cut.of_loop(again) == cut.of_loop(mixed) == (cut.mixed, cut.evaluate_mixed)
+
+
 def test_an_old_option_is_told_its_successor() -> None:
     (found,) = problems(evaluate={"max_documents": 3})
     assert found.startswith("evaluate.max_documents: there is no such option; the limit is in tokens now")
