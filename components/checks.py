@@ -67,9 +67,7 @@ def few_examples(config: Config) -> str | None:
     else:
         whole = count_examples(labelled)
         found = None if whole is None else round(min(whole, labelled.max_documents or whole) * labelled.dev_fraction)
-    contest = max(
-        1, sum(one.seed is None for one in candidates(config.mixed)) + len(config.evaluate.interpolation_alphas)
-    )
+    contest = max(1, sum(one.seed is None for one in candidates(config.mixed)) + config.evaluate.num_alphas)
     z = NormalDist().inv_cdf(1 - (1 - gate.interval) / (2 * contest))
     needed = math.ceil(DISAGREEMENT * (z / gate.max_score_drop) ** 2)
     if found is None or found >= needed:

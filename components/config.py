@@ -13,7 +13,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from .compare.config import CompareStep, Gate
-from .evaluate.config import Evaluate, EvaluateStep, LmEvalStep, References
+from .evaluate.config import AlphaSearch, Evaluate, EvaluateStep, LmEvalStep, References
 from .finetune.config import Finetune, FinetuneStep
 from .mixed.config import Mixed, MixedCandidate, MixedStep, MixedTraining, candidates
 from .placement import Placement
@@ -77,6 +77,18 @@ class Config(Section):
         metrics = TASK_KINDS[task].metrics
         if metric is not None and metric not in metrics:
             yield f"evaluate.metric: must be one of {', '.join(metrics)} for the task {task}, found {metric}"
+
+    @rule
+    def _alpha_can_be_found(self) -> Iterator[str]:
+        if self.evaluate.interpolation_alphas != "auto":
+            return
+        if self.gate.max_forgetting is None and self.gate.max_forgetting_share is None:
+            yield (
+                "evaluate.interpolation_alphas: auto finds the α that keeps to the gate's limit on forgetting, and there is "
+                "none; set gate.max_forgetting or gate.max_forgetting_share, or give values of α"
+            )
+        if self.evaluate.interpolate_mixed:
+            yield "evaluate.interpolation_alphas: auto cannot be used with interpolate_mixed; give values of α"
 
     @rule
     def _heads_fit(self) -> Iterator[str]:
@@ -244,9 +256,17 @@ def parts(
         evaluate=evaluate,
         evaluate_pretrained=evaluate.model_copy(update={"references": _references(config, fingerprints, champion)}),
         evaluate_mixed=evaluate.model_copy(
-            update={"interpolation_alphas": alphas if config.evaluate.interpolate_mixed else []}
+            update={"interpolation_alphas": alphas if config.evaluate.interpolate_mixed and alphas != "auto" else []}
         ),
-        interpolate=evaluate.model_copy(update={"interpolation_alphas": alphas}),
+        interpolate=evaluate.model_copy(
+            update={
+                "alpha_search": AlphaSearch.model_validate(
+                    config.gate.model_dump(include=set(AlphaSearch.model_fields))
+                )
+            }
+            if alphas == "auto"
+            else {"interpolation_alphas": alphas}
+        ),
         compare=CompareStep(name=config.name, seed=seed, gate=config.gate),
         register=RegisterStep(
             registered_model=config.tracking.registered_model or config.name,

@@ -117,7 +117,7 @@ def interpolation_suffices(report: Report) -> str | None:
     found = {one["id"]: one for one in better if one is not None}
     return (
         f"Interpolation is no worse than training here: {_names(list(found.values()))} against every mixed candidate, in score "
-        "and forgetting. It costs no training: try more values of evaluate.interpolation_alphas."
+        "and forgetting. It costs no training: try more values of evaluate.interpolation_alphas, or auto."
     )
 
 

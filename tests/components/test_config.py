@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from pydantic import Field
 
 from mixtune.components.config import Config, Fingerprints, load, parts
+from mixtune.components.evaluate.config import AlphaSearch
 from mixtune.components.shared.errors import RefusedError
 from mixtune.components.shared.section import Section
 
@@ -52,6 +53,17 @@ def test_fine_tuning_with_further_seeds_has_the_options_of_finetune() -> None:
     trained, measured = cut.of_loop(alone)
     assert (trained.mixed.steps, trained.mixed.learning_rate, measured) == (7, 0.5, cut.evaluate)
     assert cut.of_loop(again) == cut.of_loop(mixed) == (cut.mixed, cut.evaluate_mixed)
+
+
+def test_an_alpha_is_found_where_there_is_a_limit() -> None:
+    auto = {"interpolation_alphas": "auto"}
+    assert parts(load(values(evaluate=auto, gate={"max_forgetting": 0.1})), FINGERPRINTS).interpolate.alpha_search == (
+        AlphaSearch(max_forgetting=0.1, max_forgetting_share=0.5)
+    )
+    (found,) = problems(evaluate=auto, gate={"max_forgetting_share": None})
+    assert found.startswith("evaluate.interpolation_alphas: auto finds the α that keeps to the gate's limit")
+    (found,) = problems(evaluate=auto | {"interpolate_mixed": True})
+    assert "cannot be used with interpolate_mixed" in found
 
 
 def test_an_old_option_is_told_its_successor() -> None:
