@@ -211,9 +211,13 @@ def examples_needed(difference: Value, max_drop: float, examples: int) -> int | 
     margin = difference.value + max_drop
     if margin <= 0 or difference.low > -max_drop or not examples:
         return None
-    needed = examples * ((difference.value - difference.low) / margin) ** 2
-    digits = 10 ** max(0, math.floor(math.log10(needed)) - 1)
-    return math.ceil(needed / digits) * digits
+    return two_digits(examples * ((difference.value - difference.low) / margin) ** 2)
+
+
+def two_digits(number: float) -> int:
+    """Rounds a number of examples up to two digits."""
+    digits = 10 ** max(0, math.floor(math.log10(number)) - 1) if number > 0 else 1
+    return math.ceil(number / digits) * digits
 
 
 def _no_worse(name: str, one: Measured, difference: Value | None, other: str, max_drop: float, metric: str) -> Check:

@@ -167,6 +167,7 @@ def environment(template: str) -> jinja2.Environment:
         "value": partial(value_text, signed=False),
         "signed": value_text,
         "percent": percent,
+        "in_groups": in_groups,
         "direction": direction,
         "fine_percent": fine_percent,
         "cosine": "{:+z.2f}".format,
@@ -230,8 +231,15 @@ def documents_read(forgetting: Mapping[str, Any]) -> str:
     """Says on how many documents forgetting was measured, and whether they are a sample."""
     drawn, whole, read = (forgetting[name] for name in ("documents", "documents_in_split", "tokens_read"))
     if forgetting["sampled"]:
-        return f"a sample of {drawn:,} of {whole:,} documents of pretraining text, {read:,} tokens in all"
-    return f"{drawn:,} documents of pretraining text"
+        text = f"a sample of {drawn:,} of {whole:,} documents of pretraining text ({read:,} tokens)"
+    else:
+        text = f"{drawn:,} documents of pretraining text"
+    return f"{text}{in_groups(forgetting['groups'])}"
+
+
+def in_groups(groups: int | None) -> str:
+    """Says over how many groups intervals are, such as authors; empty if the data names none."""
+    return "" if groups is None else f" in {groups:,} groups, which are resampled as a whole"
 
 
 def counted(number: float | None) -> str:

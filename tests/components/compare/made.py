@@ -102,13 +102,16 @@ def write_evaluation(
     source: Callable[[int], str | None] = lambda index: "random",
     origin: str = "embedded",
     tallies: Sequence[Tally] = (),
+    group: Callable[[int], str] | None = None,
 ) -> Artifact:
     """Writes one evaluation folder; the same documents and examples for every call with the same counts."""
     entries = []
     for one in candidates:
         splits: dict[str, dict[str, Any]] = {}
         for number, split in enumerate(("dev", "test")):
-            splits[split] = _write_split(folder / one.id, split, number, one, documents, examples, kind, metric, source)
+            splits[split] = _write_split(
+                folder / one.id, split, number, one, documents, examples, kind, metric, source, group
+            )
         if one.curve:
             write_jsonl(folder / one.id / "training.jsonl", one.curve)
         entries.append(
@@ -171,6 +174,7 @@ def _write_split(
     kind: str,
     metric: str,
     source: Callable[[int], str | None],
+    group: Callable[[int], str] | None,
 ) -> dict[str, Any]:
     draw = np.random.default_rng(number)  # the same documents and examples for every candidate
     tokens = draw.integers(20, 200, documents)
@@ -181,7 +185,7 @@ def _write_split(
         folder / f"{split}.documents.jsonl",
         [
             {"id": f"{split}-d{i}", "source": source(i), "bytes": int(4 * tokens[i]), "tokens": int(tokens[i]),
-             "nats": float(nats[i] + rise[i])}
+             "nats": float(nats[i] + rise[i]), **({"group": group(i)} if group else {})}
             for i in range(documents)
         ],
     )  # fmt: skip
@@ -198,7 +202,8 @@ def _write_split(
             prediction = one.predict(i, reference)
         rows.append(
             {"id": f"{split}-e{i}", "reference": reference, "prediction": prediction,
-             "score": _score(kind, prediction, reference), "contaminated": i % 50 == 0, "text": f"what does {i} <do>?"}
+             "score": _score(kind, prediction, reference), "contaminated": i % 50 == 0, "text": f"what does {i} <do>?",
+             **({"group": group(i)} if group else {})}
         )  # fmt: skip
     write_jsonl(folder / f"{split}.examples.jsonl", rows)
     if not rows:
