@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -30,7 +30,7 @@ from ..errors import RefusedError
 from ..model.bf16_on_cpu import fast_bf16
 from ..model.device import pick_device, require_compiler
 from ..model.mixed_model import MixedModel
-from ..model.packing import Batch, Segment, collate
+from ..model.packing import Segment
 from ..model.precision import pick_precision
 from ..running.context import Context
 from ..running.processes import is_main
@@ -40,9 +40,11 @@ from ..value_text import losses_text
 from .control import ControlText
 from .interval import Interval, LogEntry
 from .lora import add_adapters, merge_adapters
+from .micro_batches import MicroBatchMaker
 from .mix_weight import MixWeight
 from .not_finite import explain_not_finite
 from .optimizer import is_task_head, learning_rates, make_optimizer, make_schedule
+from .out_of_memory import ExplainOutOfMemory
 from .pull_back import pull_back
 from .reference_models import ReferenceModel
 from .stream_gradients import TugOfWar
@@ -177,12 +179,14 @@ def train(
     meter = Meter(model, device, result)
     wrapped, optimizer = accelerator.prepare(model, optimizer)
     wrapped.train()
+    maker = MicroBatchMaker(mix, rank, world, training.micro_batch_size, pad_id, width_multiple)
     tug_of_war = TugOfWar(accelerator, wrapped, mix_weight, steps)
     if variant.start is not None:
         variant.start.to(device)
 
     with (
         fast_bf16([each.lm for each in (model, *references)], device, precision),
+        ExplainOutOfMemory(model, training) as memory,
         Sigterm() as sigterm,
         TrainingCheckpointer(result.checkpoints, state, training, accelerator, context, sigterm, job) as checkpointer,
     ):
@@ -196,12 +200,13 @@ def train(
         first, counters = checkpointer.restore()
         interval = Interval.restored(counters, device) if counters else Interval.new(device)
         started = time.monotonic() - result.seconds
+        upcoming = maker.step(first) if first < steps else None
         with context.progress(steps, "steps", done=first) as progress:
             for step in range(first, steps):
                 checkpointer.before_step(step, interval)
-                data = mix.step(step)
-                micro_batches = list(data.share(rank, world, training.micro_batch_size))
-                batches = partial(_batches, micro_batches, pad_id, width_multiple, device)
+                assert upcoming is not None
+                data, micro_batches, batches = upcoming.data, upcoming.rows, partial(upcoming.on, device)
+                memory.note(data, micro_batches[0])
                 tug_of_war.before_first(data, batches)
                 mix_weight_now = mix_weight.at(step)
                 weights = mix_weight.weights(step, data.num_pretrain, data.num_finetune)
@@ -209,7 +214,7 @@ def train(
                 for number, (rows, batch) in enumerate(zip(micro_batches, batches(), strict=True)):
                     # Gradients are summed over micro-batches; ranks exchange them with the last micro-batch only.
                     with accelerator.no_sync(wrapped) if number + 1 < len(micro_batches) else contextlib.nullcontext():
-                        start_logits = _start_logits(variant, rows, pad_id, width_multiple, accelerator)
+                        start_logits = _start_logits(variant, rows, maker, accelerator)
                         losses = wrapped(batch, *weights, kl_weight / max(data.tokens_finetune, 1), start_logits)
                         accelerator.backward(losses.pop("weighted") * world)
                     for name, loss in losses.items():
@@ -219,8 +224,11 @@ def train(
                         checkpointer.end_if_terminated()
                 interval.gradients = tug_of_war.after_step(data, weights) or interval.gradients
                 if variant.start is not None and variant.l2sp_weight:
-                    interval.l2sp += variant.start.pull(accelerator.unwrap_model(wrapped), variant.l2sp_weight)
+                    penalty = variant.start.pull(accelerator.unwrap_model(wrapped), variant.l2sp_weight)
+                    interval.sums["l2sp"] += penalty / world  # each rank has the whole of it
                 norm = accelerator.clip_grad_norm_(wrapped.parameters(), training.max_grad_norm)
+                # A GPU still computes here. The check of the norm waits for it.
+                upcoming = maker.step(step + 1) if step + 1 < steps else None
                 if not torch.isfinite(norm):
                     optimizer.zero_grad(set_to_none=True)
                     raise explain_not_finite(accelerator.unwrap_model(wrapped), mix, data, step, pad_id)
@@ -263,14 +271,8 @@ def train(
     return result
 
 
-def _batches(
-    micro_batches: list[list[list[Segment]]], pad_id: int, width_multiple: int, device: torch.device
-) -> Iterator[Batch]:
-    return (collate(rows, pad_id, width_multiple=width_multiple).to(device) for rows in micro_batches)
-
-
 def _start_logits(
-    variant: TrainingVariant, rows: list[list[Segment]], pad_id: int, width_multiple: int, accelerator: Accelerator
+    variant: TrainingVariant, rows: list[list[Segment]], maker: MicroBatchMaker, accelerator: Accelerator
 ) -> Tensor | None:
     """Returns the start model's logits for a micro-batch's examples, for the penalty on the divergence from them."""
     parts = [[segment for segment in row if not segment.pretrain] for row in rows]
@@ -278,9 +280,7 @@ def _start_logits(
     if variant.start is None or not variant.kl_weight or not labelled:
         return None
     with accelerator.autocast():
-        return variant.start.finetune_logits(
-            collate(labelled, pad_id, width_multiple=width_multiple).to(accelerator.device)
-        )
+        return variant.start.finetune_logits(maker.collate(labelled).to(accelerator.device))
 
 
 def _freeze_what_has_no_loss(model: MixedModel, mix: Mix) -> None:
