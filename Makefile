@@ -5,7 +5,7 @@ BIN := .venv/bin
 SIDE_BY_SIDE := --numprocesses auto --dist loadfile --no-loadscope-reorder
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test test-slow numeric lint compiled images sbom clean
+.PHONY: demo test test-slow numeric lint compiled wheel images sbom clean
 
 demo: .venv/installed
 	$(BIN)/mixtune run
@@ -28,6 +28,10 @@ lint: .venv/tests-installed .types/mixtune
 
 compiled: .venv/installed
 	$(BIN)/python -m mixtune.pipelines.generate
+
+# A wheel and a source distribution, in dist.
+wheel: .venv/tests-installed
+	$(BIN)/python -m build --no-isolation --outdir dist
 
 # One image for each step, by plain `docker build`. Options go in IMAGES, such as IMAGES="--torch cuda"; --help lists them.
 images: .venv/installed
