@@ -37,7 +37,7 @@ CHOICES = 4
 SEED = 0
 MAX_TEXTS = 1000
 """Documents of held-out text from which words and sentences are taken."""
-_WORD = re.compile(r"[^\W\d_]{4,10}")
+_WORD = re.compile(r"\b[^\W\d_]{4,10}\b")
 _SENTENCE = re.compile(r"([^.!?\n]{40,240} )([^\W\d_]{4,12})\.(?=\s|$)")
 
 
