@@ -10,13 +10,22 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from statistics import NormalDist
 
-from .base_model import attention_problems, hub_config, is_masked_type, looks_local, missing_gpu_here, model_problems
+from .base_model import (
+    attention_problems,
+    hub_config,
+    is_masked_type,
+    lacks_chat_template,
+    looks_local,
+    missing_gpu_here,
+    model_problems,
+)
 from .config import Config, Fingerprints
 from .evaluate.harness_tasks import NOT_INSTALLED, installed, known_tasks
 from .mixed.config import candidates
 from .prepare.config import FinetuneData, PretrainData
 from .shared.config import SCRATCH
-from .shared.data.sources import check_source, count_records, fingerprint, named_sources
+from .shared.data.chats import NO_TEMPLATE
+from .shared.data.sources import check_source, count_records, fingerprint, first_rows, named_sources
 from .shared.errors import RefusedError
 from .shared.section import known
 from .shared.task_kinds import TASK_KINDS
@@ -40,6 +49,7 @@ def find_problems(config: Config, gpus: int | None = None) -> list[str]:
         lambda: _template_problems(config.model.chat_template),
         lambda: check_source(config.data.pretrain),
         lambda: check_source(config.data.finetune),
+        lambda: _chat_problems(config),
         lambda: _control_problems(config),
         lambda: _champion_problems(config.evaluate.champion),
         lambda: _lm_eval_problems(config),
@@ -49,6 +59,15 @@ def find_problems(config: Config, gpus: int | None = None) -> list[str]:
 
 def _template_problems(file: str | None) -> list[str]:
     return [] if file is None or Path(file).is_file() else [f"model.chat_template: there is no file {file}"]
+
+
+def _chat_problems(config: Config) -> list[str]:
+    """Returns the streams that hold chats, if nothing can render them."""
+    if not lacks_chat_template(config):
+        return []
+    streams = (config.data.pretrain, config.data.finetune)
+    chats = [stream for stream in streams if any(row.chat for row in first_rows(stream, 1))]
+    return [NO_TEMPLATE.format(section=stream.section, base=config.model.base) for stream in chats]
 
 
 def few_examples(config: Config) -> str | None:

@@ -34,7 +34,8 @@ def few_text_tokens(config: Config) -> str | None:
         return None
     length = example_tokens(config)
     known = length is not None
-    share = config.mixed.replay_share / (1 - config.mixed.replay_share)
+    of_tokens = min(one.replay_share or config.mixed.replay_share for one in reads_both)
+    share = of_tokens / (1 - of_tokens)
     read = (
         share * config.mixed.batch_size * min(length if length is not None else float("inf"), config.model.max_length)
     )
@@ -44,9 +45,13 @@ def few_text_tokens(config: Config) -> str | None:
         return None
     count = f"{'about' if known else 'at most'} {round(read):,}"
     what = f", of which {round(predicted):,} are masked and predicted" if masked else ""
-    options = ["mixed.replay_share", "mixed.batch_size", *(["model.mask_probability"] if masked else [])]
+    options = [
+        "mixed.replay_shares" if config.mixed.replay_shares else "mixed.replay_share",
+        "mixed.batch_size",
+        *(["model.mask_probability"] if masked else []),
+    ]
     return (
-        f"mixed.replay_share: a step reads {count} tokens of pretraining text{what}; the gradient of fewer than "
+        f"{options[0]}: a step reads {count} tokens of pretraining text{what}; the gradient of fewer than "
         f"{MIN_PREDICTED_TOKENS} predicted tokens is noise that can drown the task: raise {' or '.join(options)}"
     )
 

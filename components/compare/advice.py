@@ -14,6 +14,8 @@ STUCK_SHARE = 0.2
 """A task loss has hardly moved if it fell by less than this share of the fall in fine-tuning alone."""
 LEARNED_SHARE = 0.05
 """Fine-tuning alone has learned the task if its loss fell by at least this share."""
+PULLED_FAR = 0.9
+"""α of the pull back to a budget, below which much of the training is undone."""
 USED_SHARE = 0.5
 """A forgetting budget was hardly used if forgetting on dev is below this share of it."""
 
@@ -56,8 +58,20 @@ def budget_broken(report: Report) -> str | None:
     if not broken:
         return None
     return (
-        f"A forgetting budget was not kept: {_told(broken)} on dev. Raise mixed.budget.start_lambda, train longer "
-        "(mixed.steps), or read more text per step (mixed.replay_share)."
+        f"A forgetting budget was not kept: {_told(broken)} on dev. It was kept on control text, so give more of that "
+        "(data.pretrain.control_fraction, or more pretraining text), or ask for less (mixed.forgetting_budgets)."
+    )
+
+
+def budget_pulled_back(report: Report) -> str | None:
+    """Finds trainings that forgot much more than their budget, so that their weights were pulled back far."""
+    far = [row for row in _budgets(report) if (row["forgetting_budget"]["pull_back"] or 1) < PULLED_FAR]
+    if not far:
+        return None
+    return (
+        f"The training of {_names(far)} forgot more than its budget, and its weights were pulled back a long way toward "
+        "pretrained, which costs task score. Let the text count from the first step on (mixed.budget.min_lambda), read more of "
+        "it per step (mixed.replay_share), or lower mixed.learning_rate."
     )
 
 
@@ -136,6 +150,7 @@ def margin_too_fine(report: Report) -> str | None:
 RULES: tuple[Callable[[Report], str | None], ...] = (
     task_hardly_learned,
     budget_broken,
+    budget_pulled_back,
     budget_hardly_used,
     nothing_is_forgotten,
     text_still_learned,

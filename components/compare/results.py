@@ -222,6 +222,7 @@ def _row(
         "tokens": {**tokens, "total": sum(tokens.values())},
         "seconds": entry.seconds,
         "evaluate_seconds": entry.evaluate_seconds,
+        "utilisation": entry.utilisation.model_dump(),
         "device": entry.device,
         "precision": entry.precision,
         "steps": entry.steps,
@@ -249,7 +250,10 @@ def _budget(entry: Entry, forgets: Value) -> dict[str, Any] | None:
     used = forgets.value / budget if budget else None
     share = f", {used:.0%} of it" if used is not None else ""
     sentence = f"{entry.id}: asked for at most {budget:.3f} bits per byte, forgets {forgets.value:.3f} on dev{share}: {verdict}"
-    return {"budget": budget, "measured": forgets.to_json(), "used": used, "kept": kept, "sentence": sentence}
+    if entry.pull_back is not None and entry.pull_back < 1:
+        sentence += f"; at the end its weights were pulled back toward the pretrained ones (α = {entry.pull_back:.2f})"
+    found = {"budget": budget, "measured": forgets.to_json(), "used": used, "kept": kept, "pull_back": entry.pull_back}
+    return {**found, "sentence": sentence}
 
 
 def _contamination(measured: Measurements) -> dict[str, int]:
@@ -265,8 +269,11 @@ def _costs(evaluations: Evaluations) -> dict[str, Any]:
     made = [one.entry for one in evaluations.candidates if one.entry.kind not in ("base", "champion")]
     tuned = [entry for entry in made if entry.kind in ("finetuned", "mixed")]
     tokens = {stream: sum(int(entry.tokens.get(stream, 0)) for entry in made) for stream in ("pretrain", "finetune")}
+    seconds = sum(entry.seconds for entry in made)
     return {
-        "seconds": sum(entry.seconds for entry in made),
+        "seconds": seconds,
+        "tokens_per_second": sum(tokens.values()) / seconds if seconds else None,
+        "peak_memory_bytes": max((entry.utilisation.peak_memory_bytes or 0 for entry in made), default=0) or None,
         "evaluate_seconds": sum(one.entry.evaluate_seconds for one in evaluations.candidates),
         "steps": sum(entry.steps for entry in made),
         "tokens": {**tokens, "total": sum(tokens.values())},

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from ..shared.artifacts import ArtifactLike, ModelCard, write_json
+from ..shared.artifacts import ArtifactLike, ModelCard, Utilisation, write_json
 from ..shared.config import Objective
 from ..shared.data.prepared import DataManifest
 from ..shared.data.tallies import log_lines
@@ -159,11 +159,13 @@ def _interpolated(start: ArtifactLike, end: ArtifactLike, ends: Callable[[], Int
         "name": f"interpolated, α = {alpha:g}, of {tuned.id}" if of_mixed else "",
         "mix_weight": None,
         "forgetting_budget": None,
+        "pull_back": None,
         "realised_mix_weight": None,
         "params": {"alpha": alpha},
         "steps": 0,
         "tokens": {},
         "seconds": 0.0,
+        "utilisation": Utilisation(),
     }
     card = tuned.model_copy(update=changes)
     return Subject(card, start.path, start.uri, end.path, end.uri, alpha, ends=ends)

@@ -11,8 +11,9 @@ import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from ..shared.data.prepared import DataManifest, Documents, Split
-from ..shared.data.tallies import table_lines
+from ..shared.data.tallies import KINDS, table_lines
 from ..shared.task_kinds import TASK_KINDS
+from .rows import Item
 from .shares import percent
 
 SAMPLES = 5
@@ -49,13 +50,19 @@ class SeenPart:
     learned: bool
 
 
-def render(manifest: DataManifest, documents: Mapping[Split, Documents], decode: Callable[[list[int]], str]) -> str:
+def render(
+    manifest: DataManifest,
+    documents: Mapping[Split, Documents],
+    decode: Callable[[list[int]], str],
+    removed: Mapping[str, Sequence[Item]],
+) -> str:
     """Renders the report as HTML.
 
     Args:
         manifest: manifest with all splits.
         documents: documents of the splits.
         decode: converts token ids to text, to show the model's input.
+        removed: the first of the removed records, by kind of tally.
     """
     environment = Environment(
         loader=PackageLoader(__package__, "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True
@@ -81,6 +88,9 @@ def render(manifest: DataManifest, documents: Mapping[Split, Documents], decode:
         shares=_shares(manifest.notes.get("shares", {})),
         changes=_changes(manifest.notes),
         tallies=table_lines(manifest.tallies),
+        removed=[
+            (KINDS[kind], [(item.row.where, _clipped(item.text)) for item in items]) for kind, items in removed.items()
+        ],
         samples={
             split: [_sample(documents[split], *shown, manifest, decode) for shown in _shown(documents[split])]
             for split in splits

@@ -106,6 +106,28 @@ def test_a_good_folder_a_hub_name_and_scratch_are_good(folder: Path) -> None:
         assert find_problems(config(base)) == []
 
 
+def test_chats_need_a_template(folder: Path, tmp_path: Path) -> None:
+    source, template = tmp_path / "chats.jsonl", tmp_path / "own.jinja"
+    turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
+    source.write_text(json.dumps({"messages": turns}) + "\n")
+    template.write_text("{{ messages }}")
+    chats = {"source": str(source)}
+
+    def problems(base: str | Path, **model: Any) -> list[str]:
+        data = {"pretrain": chats, "finetune": {**chats, "task": "generation"}}
+        return find_problems(load({"model": {"base": str(base), **model}, "data": data, "pretrain": {"steps": 1}}))
+
+    for base in ("scratch", folder):
+        assert problems(base) == [
+            f"data.{stream}: holds chats, but the tokenizer of {base} has no chat template; set model.chat_template to a Jinja "
+            "file with one, for example that of the chat model whose format you want"
+            for stream in ("pretrain", "finetune")
+        ]
+        assert problems(base, chat_template=str(template)) == []
+    (folder / "chat_template.jinja").write_text("{{ messages }}")
+    assert problems(folder) == []
+
+
 @pytest.mark.parametrize(
     ("base", "words"),
     [("./nowhere", "no folder"), ("a/b/c", "neither"), ("embedded", "not a model"), ("what?", "neither")],

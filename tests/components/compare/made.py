@@ -59,6 +59,7 @@ class Made:
         realised: λ that its gradients had; `mix_weight` where it is None.
         budget: forgetting budget, in bits per byte.
         seed: a further seed that it was trained with.
+        replay_share: share of its tokens that was pretraining text.
     """
 
     id: str
@@ -73,6 +74,8 @@ class Made:
     realised: float | None = None
     budget: float | None = None
     seed: int | None = None
+    replay_share: float | None = None
+    utilisation: dict[str, float] = field(default_factory=dict)
 
 
 PRETRAINED = Made("pretrained", "pretrained", mix_weight=1.0)
@@ -119,6 +122,7 @@ def write_evaluation(
                 "realised_mix_weight": one.mix_weight if one.realised is None else one.realised,
                 "has_task_head": one.right is not None,
                 "params": _params(one), "steps": 200, "seconds": 31.5,
+                "utilisation": one.utilisation,
                 "tokens": {"pretrain": 100_000 if one.mix_weight else 0, "finetune": 200_000}, "base": "scratch",
                 "data": {"pretrain": "a" * 64, "finetune": "b" * 64}, "mlflow_runs": {one.id: f"run-of-{one.id}"},
                 "device": "cpu", "precision": "bf16",
@@ -155,7 +159,9 @@ def write_evaluation(
 def _params(one: Made) -> dict[str, Any]:
     if one.alpha:
         return {"alpha": one.alpha}
-    return {"steps": 200} | ({"candidate": {"seed": one.seed}} if one.seed is not None else {})
+    own = {"mix_weight": one.mix_weight, "seed": one.seed, "replay_share": one.replay_share}
+    candidate = {name: value for name, value in own.items() if value is not None and one.kind == "mixed"}
+    return {"steps": 200, "replay_share": one.replay_share or 0.5, "candidate": candidate}
 
 
 def _write_split(

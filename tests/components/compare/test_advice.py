@@ -34,8 +34,8 @@ def row(name: str, kind: str, score: float, forgets: float, task: Row | None, **
     } | more  # fmt: skip
 
 
-def budget(accepted: float, measured: float, kept: bool = True) -> Row:
-    return {"budget": accepted, "measured": value(measured), "kept": kept, "sentence": ""}
+def budget(accepted: float, measured: float, kept: bool = True, pull_back: float = 1.0) -> Row:
+    return {"budget": accepted, "measured": value(measured), "kept": kept, "pull_back": pull_back, "sentence": ""}
 
 
 POWER = {"candidate": "mixed-0.3", "margin": 0.005, "half_width": 0.01, "examples": 960}
@@ -92,6 +92,16 @@ CASES: dict[str, tuple[Any, Row, str | None]] = {
         rules.budget_broken,
         report(LOOSE),
         "A forgetting budget was not kept: mixed-budget-0.05 forgets 0.090 of 0.05 bits per byte on dev.",
+    ),
+    "pulled back": (
+        rules.budget_pulled_back,
+        report(TIGHT | {"forgetting_budget": budget(0.05, 0.04, pull_back=0.7)}),
+        "The training of mixed-budget-0.05 forgot more than its budget, and its weights were pulled back a long way",
+    ),
+    "hardly pulled back": (
+        rules.budget_pulled_back,
+        report(TIGHT | {"forgetting_budget": budget(0.05, 0.04, pull_back=0.97)}),
+        None,
     ),
     "kept": (rules.budget_broken, report(TIGHT), None),
     "unused": (
