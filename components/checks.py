@@ -179,9 +179,13 @@ def _champion_fingerprint(champion: str | None) -> str:
 def _lm_eval_problems(config: Config) -> list[str]:
     """Only the harness knows its tasks; if it is not installed here, `evaluate` checks them."""
     lm_eval = config.evaluate.lm_eval
-    if not lm_eval.tasks:
-        return []
     problems = []
+    if config.evaluate.capabilities and is_masked(config):
+        problems.append(
+            "evaluate.capabilities: the model is a masked language model, which answers no questions; leave it out"
+        )
+    if not lm_eval.tasks:
+        return problems
     if is_masked(config):
         problems.append(
             "evaluate.lm_eval.tasks: the model is a masked language model, for which lm-evaluation-harness has no tasks; leave "

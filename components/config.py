@@ -91,6 +91,15 @@ class Config(Section):
             yield "evaluate.interpolation_alphas: auto cannot be used with interpolate_mixed; give values of α"
 
     @rule
+    def _capabilities_are_measured(self) -> Iterator[str]:
+        measured = self.evaluate.capabilities or self.evaluate.lm_eval.tasks
+        if self.gate.max_capability_drop is not None and not measured:
+            yield (
+                "gate.max_capability_drop: no capability is measured; set evaluate.capabilities or evaluate.lm_eval.tasks, or "
+                "leave the limit out"
+            )
+
+    @rule
     def _heads_fit(self) -> Iterator[str]:
         size, heads = self.model.scratch.hidden_size, self.model.scratch.heads
         if self.model.base == SCRATCH and size % (2 * heads):
@@ -228,7 +237,7 @@ def parts(
         max_new_tokens=config.evaluate.max_new_tokens if kind.head is None else None,
         lm_eval=_lm_eval(config, fingerprints),
         max_tokens=auto_tokens if config.evaluate.max_tokens == "auto" else config.evaluate.max_tokens,
-        **config.evaluate.model_dump(include={"batch_size", "precision"}),
+        **config.evaluate.model_dump(include={"batch_size", "precision", "capabilities"}),
     )
     alphas = config.evaluate.interpolation_alphas
     shared = MixedTraining.model_validate(config.mixed.model_dump(include=set(MixedTraining.model_fields)))

@@ -20,7 +20,7 @@ from .examples import confusion, samples
 from .headline import headline
 from .multiplicity import corrected, in_contest, power, selection_note
 from .names import candidate_name, metric_name
-from .report.harness import by_candidate, described
+from .report.harness import by_candidate, described, paired_differences
 from .scores import Scores, example_groups, forgetting_share, score_candidate, task_difference
 from .seeds import over_seeds, replicate_of
 from .selection import Decision, Measured, decide, pareto
@@ -66,7 +66,9 @@ def compare(config: CompareStep, evaluations: Evaluations, context: Context) -> 
         for one in evaluations.candidates:
             scores[one.id] = {split: score_candidate(one, evaluations, split, draw) for split in SPLITS}
             progress.advance()
-    measured = [_measured(one, scores[one.id]["dev"]) for one in evaluations.candidates]
+    pretrained = evaluations.of_kind("pretrained")
+    harness = by_candidate({one.id: one.harness for one in evaluations.candidates}, pretrained.id)
+    measured = [_measured(one, scores[one.id]["dev"], harness[one.id]) for one in evaluations.candidates]
     dev = corrected(measured, gate.interval)
     examples = {one.id: one.splits["dev"].examples or [] for one in evaluations.candidates}
     decision = decide(
@@ -76,7 +78,7 @@ def compare(config: CompareStep, evaluations: Evaluations, context: Context) -> 
         lambda one, other: task_difference(evaluations.task, examples[one], examples[other], draw),
         evaluations.of_kind("finetuned").splits["dev"].trivial_name,
     )
-    report = _report(config, evaluations, scores, decision, pareto(dev), draw)
+    report = _report(config, evaluations, scores, decision, pareto(dev), draw, harness)
     known = power(dev, decision.selected, gate.max_score_drop)
     report["gate"] |= {
         "power": known.to_json() if known else None,
@@ -86,7 +88,7 @@ def compare(config: CompareStep, evaluations: Evaluations, context: Context) -> 
     return Comparison(evaluations, scores, decision, report)
 
 
-def _measured(one: Candidate, scores: Scores) -> Measured:
+def _measured(one: Candidate, scores: Scores, tasks: Sequence[Mapping[str, Any]] = ()) -> Measured:
     against = scores.task_score_vs_finetuned, scores.delta_bpb, scores.task_score_vs_champion
     return Measured(
         one.id,
@@ -96,6 +98,7 @@ def _measured(one: Candidate, scores: Scores) -> Measured:
         task_score_vs_trivial=scores.task_score_vs_trivial,
         examples=scores.counts["examples"],
         replicate=replicate_of(one.entry) is not None,
+        capabilities=paired_differences(tasks),
     )
 
 
@@ -111,6 +114,7 @@ def _report(
     decision: Decision,
     front_on_dev: set[str],
     draw: Bootstrap,
+    harness: Mapping[str, list[dict[str, Any]]],
 ) -> dict[str, Any]:
     task, finetuned = evaluations.task, evaluations.of_kind("finetuned")
     text, labelled = evaluations.of_kind("pretrained").splits["test"], finetuned.splits["test"].examples or []
@@ -121,7 +125,6 @@ def _report(
     selected = next(one for one in evaluations.candidates if one.id == decision.selected)
     pretrained = evaluations.of_kind("pretrained")
     seeds = over_seeds(evaluations.candidates, {name: _varying(by["test"]) for name, by in scores.items()})
-    harness = by_candidate({one.id: one.harness for one in evaluations.candidates}, pretrained.id)
     return {
         "schema_version": SCHEMA_VERSION,
         "name": config.name,

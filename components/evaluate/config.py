@@ -66,6 +66,9 @@ class Evaluate(Section):
     `models:/name/version` in the MLflow registry (made by mixtune; an alias that does not exist yet means none), or a model
     folder."""
 
+    capabilities: bool = False
+    """Whether to ask causal models, before and after, some hundred multiple-choice questions that need no network: copying,
+    arithmetic, the last words of sentences of the held-out text, and with a chat template simple instructions."""
     lm_eval: LmEval = LmEval()
 
     @rule
@@ -133,5 +136,6 @@ class EvaluateStep(Section):
     """Set if α is to be found."""
     references: References = References()
     """Set only in the task that evaluates `pretrained`."""
+    capabilities: bool = False
     lm_eval: LmEvalStep | None = None
     """None if no task is set, so that the other options of the section do not enter the cache key."""

@@ -66,6 +66,12 @@ def test_an_alpha_is_found_where_there_is_a_limit() -> None:
     assert "cannot be used with interpolate_mixed" in found
 
 
+def test_a_limit_on_capabilities_needs_some() -> None:
+    (found,) = problems(gate={"max_capability_drop": 0.1})
+    assert found.startswith("gate.max_capability_drop: no capability is measured")
+    load(values(gate={"max_capability_drop": 0.1}, evaluate={"capabilities": True}))
+
+
 def test_an_old_option_is_told_its_successor() -> None:
     (found,) = problems(evaluate={"max_documents": 3})
     assert found.startswith("evaluate.max_documents: there is no such option; the limit is in tokens now")

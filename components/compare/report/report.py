@@ -132,7 +132,9 @@ def _render(template: str, comparison: Comparison, drawn: Mapping[str, Picture],
         single_documents=any(one["documents"] == 1 for one in report["forgetting"]["sources"]),
         costs_sentence=costs_sentence(report["costs"]),
         documents_read=documents_read(report["forgetting"]),
-        harness_sentence=harness_sentence((report["lm_eval"] or {"columns": []})["columns"]),
+        harness_sentence=harness_sentence(
+            (report["lm_eval"] or {"columns": []})["columns"], report["gate"]["options"]["max_capability_drop"]
+        ),
         streams=STREAMS,
         titles=TITLES | SWEEP_TITLES,
         likelihood=LIKELIHOODS.get(report["forgetting"]["likelihood"], report["forgetting"]["likelihood"]),
