@@ -1,11 +1,13 @@
 # `make demo` runs the embedded default, `make test` passes the tests; both set up what they need in .venv.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
+GPU_PYTHON ?= python3
+GPU_WHEELS := $(wildcard build/gpu-wheels/*.whl)
 # The tests of one file stay together, since they share what is made for them; the longest begin first (tests/conftest.py).
 SIDE_BY_SIDE := --numprocesses auto --dist loadfile --no-loadscope-reorder
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test test-slow numeric lint compiled images sbom clean
+.PHONY: demo test test-slow numeric gpu-wheels gpu-check lint compiled images sbom clean
 
 demo: .venv/installed
 	$(BIN)/mixtune run
@@ -21,6 +23,18 @@ test-slow: .venv/tests-installed
 numeric: .venv/tests-installed
 	ATEN_CPU_CAPABILITY=default $(BIN)/python -m pytest -m numeric $(SIDE_BY_SIDE)
 	ONEDNN_MAX_CPU_ISA=AVX2 $(BIN)/python -m pytest -m numeric $(SIDE_BY_SIDE)
+
+# What a machine with a GPU and without a network lacks: wheels for its Python, to be carried there with the repository.
+gpu-wheels:
+	$(PYTHON) -m pip download --quiet --no-deps --only-binary=:all: --python-version 3.12 --implementation cp \
+		--platform manylinux_2_28_x86_64 --platform manylinux_2_17_x86_64 --platform manylinux2014_x86_64 \
+		--constraint requirements.txt --requirement tests/gpu/wheels.txt --dest build/gpu-wheels
+
+# On that machine: everything in tests/gpu with the torch and transformers that it has. The figures go to build/gpu-check.json.
+gpu-check: .types/mixtune
+	rm -rf build/gpu-site
+	$(if $(GPU_WHEELS),$(GPU_PYTHON) -m pip install --quiet --no-index --no-deps --no-compile --target build/gpu-site $(GPU_WHEELS))
+	PYTHONPATH=$(CURDIR)/.types:$(CURDIR)/build/gpu-site GPU_REPORT=build/gpu-check.json $(GPU_PYTHON) -m pytest -m gpu tests/gpu $(GPU_CHECK)
 
 lint: .venv/tests-installed .types/mixtune
 	$(BIN)/ruff check .
