@@ -3,11 +3,12 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 GPU_PYTHON ?= python3
 GPU_WHEELS := $(wildcard build/gpu-wheels/*.whl)
+GPU_RUN = PYTHONPATH=$(CURDIR)/.types:$(CURDIR)/build/gpu-site $(GPU_PYTHON)
 # The tests of one file stay together, since they share what is made for them; the longest begin first (tests/conftest.py).
 SIDE_BY_SIDE := --numprocesses auto --dist loadfile --no-loadscope-reorder
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test test-slow numeric gpu-wheels gpu-check lint compiled images sbom clean
+.PHONY: demo test test-slow numeric gpu-wheels gpu-site gpu-check gpu-engine gpu-evidence lint compiled images sbom clean
 
 demo: .venv/installed
 	$(BIN)/mixtune run
@@ -30,11 +31,24 @@ gpu-wheels:
 		--platform manylinux_2_28_x86_64 --platform manylinux_2_17_x86_64 --platform manylinux2014_x86_64 \
 		--constraint requirements.txt --requirement tests/gpu/wheels.txt --dest build/gpu-wheels
 
-# On that machine: everything in tests/gpu with the torch and transformers that it has. The figures go to build/gpu-check.json.
-gpu-check: .types/mixtune
+# Unpacks them on that machine.
+gpu-site: .types/mixtune
 	rm -rf build/gpu-site
 	$(if $(GPU_WHEELS),$(GPU_PYTHON) -m pip install --quiet --no-index --no-deps --no-compile --target build/gpu-site $(GPU_WHEELS))
-	PYTHONPATH=$(CURDIR)/.types:$(CURDIR)/build/gpu-site GPU_REPORT=build/gpu-check.json $(GPU_PYTHON) -m pytest -m gpu tests/gpu $(GPU_CHECK)
+
+# There: everything in tests/gpu with the torch and transformers that it has. What was measured goes to build/gpu-check.json.
+gpu-check: gpu-site
+	mkdir -p build
+	GPU_REPORT=build/gpu-check.json $(GPU_RUN) -m pytest -m gpu tests/gpu $(GPU_CHECK)
+
+# There: the speed of a step, docs/gpu.md. Options go in GPU_ENGINE.
+gpu-engine: gpu-site
+	mkdir -p build
+	$(GPU_RUN) -m tests.benchmarks.gpu_engine --json build/gpu-engine.json $(GPU_ENGINE)
+
+# There: a whole comparison. GPU_EVIDENCE holds --text, --labelled and --task.
+gpu-evidence: gpu-site
+	$(GPU_RUN) -m tests.benchmarks.gpu_evidence --output build/gpu-evidence $(GPU_EVIDENCE)
 
 lint: .venv/tests-installed .types/mixtune
 	$(BIN)/ruff check .
