@@ -1,7 +1,7 @@
 """A whole comparison on a bare GPU machine without a network.
 
-It pretrains a model of some 110 million parameters from nothing on a folder of text, fine-tunes it, trains a mixed candidate for
-each λ, interpolates, and evaluates all of them. It writes the report, tokens/s, MFU and peak memory.
+It pretrains a model of some 110 million parameters from nothing on a folder of text, fine-tunes it, trains a mixed candidate
+for each λ, interpolates, and evaluates all of them. It writes the report, tokens/s, MFU and peak memory.
 
     python -m tests.benchmarks.gpu_evidence --text FOLDER --labelled FILE --task TASK --output FOLDER [--set mixed.steps=500]...
     python -m tests.benchmarks.gpu_evidence ... --tiny                to see that everything runs, also on a CPU

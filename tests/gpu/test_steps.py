@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import re
@@ -97,6 +98,7 @@ def test_a_training_without_enough_memory_says_what_helps_and_it_helps(tmp_path:
     sizes = [256]
     try:
         while (sentence := attempt(folder, sizes[-1])) is not None:
+            gc.collect()
             torch.cuda.empty_cache()
             found = re.fullmatch(
                 r"out of memory on .+ with \d+ rows of \d+ tokens in one pass; set micro_batch_size to (\d+) or "
