@@ -79,6 +79,8 @@ class ModelCard(BaseModel):
     """The configured λ; None if it is not a constant (a schedule, a forgetting budget, pooled mixing)."""
     forgetting_budget: float | None = None
     """The forgetting budget that λ was adapted to, in bits per byte."""
+    pull_back: float | None = None
+    """α of the pull back toward the pretrained weights that a forgetting budget needed at the end; 1 if it needed none."""
     realised_mix_weight: float | None = None
     """The λ that the gradients had in effect, averaged over the optimizer steps."""
     weights: str | None = None

@@ -144,6 +144,11 @@ class Training(Section):
         if self.epochs is not None and self.max_tokens is not None:
             yield "epochs and max_tokens exclude each other; set one of them"
 
+    @rule
+    def _flash_attention_is_for_bf16(self) -> Iterator[str]:
+        if self.attention == "flash_attention_2" and self.precision == "float32":
+            yield "attention flash_attention_2 does not compute in float32; set precision to bf16, or attention to sdpa"
+
     @property
     def trains(self) -> bool:
         """Tells whether the stage trains at all."""

@@ -179,6 +179,12 @@ def test_a_run_again_from_a_step_then_all_from_the_cache_then_single_steps(copie
     assert len(list((copied.output / "history").iterdir())) == 2
     check_answers(copied, "interpolated-0.5")
 
+    status, _, printed = copied.run("--set", "run.keep_interpolated=true")
+    assert status == 0, printed
+    assert f"nothing has changed since run {newest.info.run_name.removeprefix('tiny ')}" in printed
+    assert "← selected" in printed
+    assert copied.pipeline_runs()[0].info.run_id == newest.info.run_id
+
     done = copied.mixtune("rerun", "runs/tiny", "--only", "mixed", "--set", "mixed.learning_rate=0.001")
     assert done.returncode == 0, done.stderr
     (made,) = (copied.output / "only").glob("mixed-0.3-*")

@@ -50,8 +50,8 @@ def test_what_was_lost_is_a_warning_and_a_table(tmp_path: Path) -> None:
     done = compare(tmp_path, write_all(tmp_path, MIXED, alphas=(), tallies=rows))
     (warning,) = done.report["warnings"]
     assert warning == (
-        "data.finetune: 190 of 300 examples (63 %) are dropped, since the completion, or the question, leaves no room in "
-        "model.max_length (train 190 of 240; test 0 of 60); raise model.max_length"
+        "data.finetune: 190 of 300 examples (63 %) are dropped, since they do not fit into model.max_length "
+        "(train 190 of 240; test 0 of 60); raise model.max_length"
     )
     text = (done.folder / "report.html").read_text(encoding="utf-8")
     cells = re.findall(r'<td class="wrap">([^<]*)</td><td class="wrap">([^<]*)</td><td>(\d+)</td><td>(\d+)</td>', text)
@@ -190,3 +190,23 @@ def test_the_legend_says_which_candidate_has_no_score(tmp_path: Path) -> None:
     drawn = "".join(ElementTree.parse(done.folder / "pareto.svg").getroot().itertext())
     for name in ("finetuned", "interpolated-0.5", *(one.id for one in many)):
         assert drawn.count(name) >= 1, name
+
+
+def test_candidates_that_differ_in_lambda_or_share_alone_are_drawn_over_it(tmp_path: Path) -> None:
+    made = [
+        replace(MIXED, id=f"mixed-{weight:g}-replay-{share:g}", mix_weight=weight, replay_share=share)
+        for weight, share in ((0.1, 0.1), (0.3, 0.1), (0.5, 0.1), (0.1, 0.5))
+    ]
+    other = replace(MIXED, id="mixed-0.9-seed-3", mix_weight=0.9, seed=3)
+    done = compare(tmp_path / "one", write_all(tmp_path / "one", *made, other))
+    page = (done.folder / "report.html").read_text(encoding="utf-8")
+    assert "Task score over λ" in page
+    assert "Forgetting over λ" in page
+    assert "over the replay share" not in page, "two shares are seen in the table"
+    described = re.search(r"Forgetting over λ, forgetting, bits per byte\. (.*?)</desc>", page)
+    assert described is not None
+    found = re.findall(r"replay share ([\d.]+): ((?:[+-]?[\d.]+ at [\d.]+(?:, )?)+)", described[1])
+    assert [(share, points.count(" at ")) for share, points in found] == [("0.1", 3), ("0.5", 1)]
+    assert "0.9" not in described[1]
+    few = compare(tmp_path / "two", write_all(tmp_path / "two", *made[:2]))
+    assert "over λ</h3>" not in (few.folder / "report.html").read_text(encoding="utf-8")

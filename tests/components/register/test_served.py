@@ -96,7 +96,7 @@ class Scored:
     @staticmethod
     def _evaluate(folder: Path, task: Task, pretrain: Prepared, finetune: Prepared) -> dict[str, Any]:
         config = EvaluateStep(
-            max_length=MAX_LENGTH, metric=METRIC[task], max_new_tokens=MAX_NEW_TOKENS, batch_size=4, max_documents=None,
+            max_length=MAX_LENGTH, metric=METRIC[task], max_new_tokens=MAX_NEW_TOKENS, batch_size=4, max_tokens=None,
             precision="float32",
         )  # fmt: skip
         outputs = {name: Artifact(str(folder / name)) for name in ("evaluation", "metrics", "classification")}
