@@ -65,13 +65,6 @@ SCRIPTS = [
     *("🙂👍🏽👩‍👩‍👧 family", "مرحبا بالعالم، كيف الحال؟", "שלום עולם"),
     *("今天天气很好。", "今日は天気がいいですね。", "e\u0301tude"),
 ]
-    "🙂👍🏽👩‍👩‍👧 family",
-    "مرحبا بالعالم، كيف الحال؟",
-    "שלום עולם",
-    "今天天气很好。",
-    "今日は天気がいいですね。",
-    "e\u0301tude",
-]
 CASES = [
     Case("a malformed JSON line", WHOLE + b'{"text": "no end\n', "line 31, character 10: is no JSON"),
     Case("a missing column", lines({"text": "a"}), "has no column label; its columns are text"),
