@@ -32,11 +32,18 @@ from .third_party.kfp import set_variable_at_run_time
 GPU_STEPS = frozenset({"pretrain", "finetune", "mixed", "evaluate"})
 # Administrative steps run every time: plan checks the sources, the others give every run its own verdict.
 NEVER_CACHED = frozenset({"plan", "compare", "register", "finish"})
-POD_LABELS = {"app.kubernetes.io/part-of": "mixtune"}
+POD_LABELS = {"app.kubernetes.io/name": "mixtune", "app.kubernetes.io/part-of": "mixtune"}
 """Identifies the pods of mixtune's steps among those of other pipelines. The network policies in k8s/ select it."""
+STEP_LABEL = "app.kubernetes.io/component"
+CANDIDATE_LABEL = "mixtune/candidate"
+"""For the allocation of costs. KFP itself adds the run, as `pipeline/runid`."""
 QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
 CHECKPOINT_FOLDER = "/checkpoints"
 CHECKPOINT_KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_ENDPOINT_URL", "AWS_DEFAULT_REGION")
+PROXY_KEYS = ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY")
+CA_FOLDER = "/etc/mixtune-ca"
+CA_VARIABLES = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "AWS_CA_BUNDLE")
+"""Read by Python's ssl (hub, web sources), by requests (MLflow), and by botocore (object stores)."""
 # prepare keeps its finished shards there; finish deletes the checkpoints of a run's trainings.
 CHECKPOINT_STEPS = frozenset({"prepare", "pretrain", "finetune", "mixed", "finish"})
 CLAIMS_FOLDER = "/claims"
@@ -44,6 +51,12 @@ DATA_STEPS = frozenset({"plan", "prepare"})
 """Steps that read sources of data."""
 RUN_TIME_ALONE = ("gpus", "node_selector", "tolerations")
 """The parameters of a step's own pipeline; type and affinity are fixed in it."""
+
+
+def labels_of(name: TaskName) -> dict[str, str]:
+    """Returns the labels of a task's pods. The candidates of the loop share a task, so their pods do not name the candidate."""
+    candidate = {CANDIDATE_LABEL: name.candidate} if name.candidate else {}
+    return POD_LABELS | {STEP_LABEL: name.step} | candidate
 
 
 def described(name: str) -> str:
@@ -178,6 +191,7 @@ class Placer:
         own = {name: getattr(where, name) for name in ("cpu", "memory", "gpu_cpu", "gpu_memory")}
         profile = profile.model_copy(update={name: value for name, value in own.items() if value is not None})
         fixed: dict[str, Any] = {
+            "parallelism": where.parallel_candidates,
             "offline": config.tracking.offline_when_unreachable,
             "tensorboard": config.tracking.tensorboard,
         }
@@ -203,6 +217,19 @@ class Placer:
         # KFP treats an integer count as no GPU without an error, so the count is text.
         values["gpus"] = str(values["gpus"])
         return {name: (type(values[name]), values[name], described(name)) for name in RUN_TIME_ALONE}
+
+    def run_settings(self) -> dsl.PipelineConfig | None:
+        """Returns the deadline of a run and how long its workflow stays; None for local runs."""
+        if self.profile is None:
+            return None
+        hours = {
+            "active_deadline_seconds": self.where.run_deadline_hours,
+            "ttl_seconds_after_finished": self.where.run_ttl_hours,
+            "ttl_seconds_after_failure": self.where.failed_run_ttl_hours,
+        }
+        return dsl.PipelineConfig(
+            **{name: max(1, round(3600 * given)) for name, given in hours.items() if given is not None}
+        )
 
     def compiled_in(self) -> str:
         """Returns the options that are fixed in a package, as JSON, for the record and for `mixtune rerun`."""
@@ -241,7 +268,7 @@ class Placer:
             return task
         if name.words != step:
             task.set_display_name(name.words)
-        for label, value in POD_LABELS.items():
+        for label, value in labels_of(name).items():
             kubernetes.add_pod_label(task, label, value)
         kubernetes.use_field_path_as_env(task, "MIXTUNE_RUN_ID", "metadata.labels['pipeline/runid']")
         kubernetes.use_secret_as_env(
@@ -267,6 +294,7 @@ class Placer:
             task.set_env_variable("MIXTUNE_TENSORBOARD_DIR", "/tmp/tensorboard")  # they become artifacts in MLflow
         if self.where.queue:
             kubernetes.add_pod_label(task, QUEUE_LABEL, self.where.queue)
+        self._in_its_network(task)
         user, group = self.where.run_as_user, self.where.run_as_group
         if user is not None or group is not None:
             # KFP can set nothing else; it drops all capabilities by itself.
@@ -278,6 +306,22 @@ class Placer:
             if affinity := self.off_gpu_nodes():
                 kubernetes.add_node_affinity_json(task, affinity)
         return task
+
+    def _in_its_network(self, task: dsl.PipelineTask) -> None:
+        """Sets how the image is pulled, the proxy and the trusted certificates. None of it is part of KFP's cache key."""
+        if self.where.image_pull_policy:
+            kubernetes.set_image_pull_policy(task, self.where.image_pull_policy)
+        if self.where.image_pull_secrets:
+            kubernetes.set_image_pull_secrets(task, self.where.image_pull_secrets)
+        if self.where.proxy_config_map:
+            # Some programs read one spelling, some the other.
+            for keys in (PROXY_KEYS, [key.lower() for key in PROXY_KEYS]):
+                of = dict(zip(PROXY_KEYS, keys, strict=True))
+                kubernetes.use_config_map_as_env(task, self.where.proxy_config_map, of, optional=True)
+        if self.where.ca_config_map:
+            kubernetes.use_config_map_as_volume(task, self.where.ca_config_map, CA_FOLDER)
+            for variable in CA_VARIABLES:
+                task.set_env_variable(variable, f"{CA_FOLDER}/ca.crt")
 
     def _with_checkpoints(self, task: dsl.PipelineTask) -> None:
         """Uses environment and mount, which are fixed at compile time: only the claim's name is part of KFP's cache key."""

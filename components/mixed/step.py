@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from pathlib import Path
 
 from ..shared.artifacts import ArtifactLike, ModelCard
@@ -23,7 +24,7 @@ from ..shared.training.reference_models import ReferenceModel
 from ..shared.training.saving import save_trained
 from ..shared.training.stream_gradients import GradientScaled
 from ..shared.training.streams import FinetuneStream, PretrainStream, UnreadExamples, make_mix
-from .config import MixedCandidate, MixedStep
+from .config import MixedCandidate, MixedStep, MixedTraining
 
 NO_CONTROL_TEXT = (
     "data.pretrain.control_fraction: leaves no control text, on which forgetting is measured for a budget; raise it, or give "
@@ -50,15 +51,17 @@ def run(
         start: the model to start from.
         pretrain_data: training split of the pretraining stream; not read if λ = 0.
         finetune_data: training split of the fine-tuning stream; not read if λ = 1.
-        pretrained: the pretrained model, the reference of a forgetting budget; required if training starts from another
-            model.
+        pretrained: the pretrained model, if training starts from another one: the reference of a forgetting budget, and the
+            start of fine-tuning alone.
         model: output, a model folder.
         metrics: output, final losses and counts.
     """
     chosen = MixedCandidate.from_json(candidate)
     text, labelled = DataManifest.load(pretrain_data.path), DataManifest.load(finetune_data.path)
+    if chosen.alone and pretrained is not None:  # the others start from the fine-tuned model
+        start = pretrained
     before = ModelCard.load(start.path)
-    if before.id != config.mixed.start:
+    if before.id != ("pretrained" if chosen.alone else config.mixed.start):
         raise RefusedError(
             f"mixed.start: is {config.mixed.start}, but this pipeline was compiled to start from {before.id}; "
             "compile it again with the new configuration"
@@ -71,6 +74,8 @@ def run(
     if chosen.learning_rate is not None:
         head = training.head_learning_rate or training.learning_rate
         training = training.model_copy(update={"learning_rate": chosen.learning_rate, "head_learning_rate": head})
+    if chosen.replay_share is not None:
+        training = training.model_copy(update={"replay_share": chosen.replay_share})
     assert labelled.task is not None
     mixed_model = load_model(start.path, pick_device(), attention=training.attention)
     add_task_head(mixed_model, labelled.task, labelled.labels, seed)
@@ -108,9 +113,12 @@ def run(
         context.say(_describe(control))
     if training.scale == "gradient" and data_mix.has_both and isinstance(mix_weight, Constant | Scheduled):
         mix_weight = GradientScaled(mix_weight)
+    reference = _reference(before, start, pretrained) if control is not None else start
     variant = TrainingVariant(
         control=control,
-        reference=_reference(start, pretrained, training.attention) if control is not None else None,
+        reference=_load(reference, training) if control is not None and reference is not start else None,
+        load_reference=partial(_load, reference, training),
+        limit=mix_weight.limit if isinstance(mix_weight, BudgetController) else None,
         start=ReferenceModel(mixed_model) if chosen.kl_weight or chosen.l2sp_weight else None,
         kl_weight=chosen.kl_weight,
         l2sp_weight=chosen.l2sp_weight,
@@ -169,13 +177,17 @@ def _describe(control: ControlText) -> str:
     )
 
 
-def _reference(start: ArtifactLike, pretrained: ArtifactLike | None, attention: str) -> MixedModel | None:
-    """Returns the model that forgetting is measured against; None if it is the start model."""
-    if ModelCard.load(start.path).kind == "pretrained":
-        return None
+def _reference(card: ModelCard, start: ArtifactLike, pretrained: ArtifactLike | None) -> ArtifactLike:
+    """Returns the model that forgetting is measured against."""
+    if card.kind == "pretrained":
+        return start
     if pretrained is None:
         raise RefusedError(
             "pretrained: is required for a forgetting budget where training starts from another model; give the pretrained "
             "model too"
         )
-    return load_model(pretrained.path, pick_device(), attention=attention)
+    return pretrained
+
+
+def _load(model: ArtifactLike, training: MixedTraining) -> MixedModel:
+    return load_model(model.path, pick_device(), attention=training.attention)

@@ -46,6 +46,23 @@ class Artifact:
         self.uri = self.uri or self.path
 
 
+class Utilisation(BaseModel):
+    """What a training made of its machine. A value that was not measured is None."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    tokens_per_second: float | None = None
+    """Tokens over the wall-clock time of the whole training."""
+    flops_per_second: float | None = None
+    """Model FLOPs over the same time, of all processes."""
+    mfu: float | None = None
+    """`flops_per_second` as a share of the peak of the devices; None where the peak is not known."""
+    peak_memory_bytes: int | None = None
+    """Memory of the GPU that torch reserved at most; on a CPU the most memory that the process held, in its whole life."""
+    gpu_utilisation: float | None = None
+    """Share of the time in which the GPU ran anything, the mean of samples by NVML."""
+
+
 class ModelCard(BaseModel):
     """The contents of `mixtune.json` in a model folder: the candidate, its settings and its origin."""
 
@@ -62,6 +79,8 @@ class ModelCard(BaseModel):
     """The configured λ; None if it is not a constant (a schedule, a forgetting budget, pooled mixing)."""
     forgetting_budget: float | None = None
     """The forgetting budget that λ was adapted to, in bits per byte."""
+    pull_back: float | None = None
+    """α of the pull back toward the pretrained weights that a forgetting budget needed at the end; 1 if it needed none."""
     realised_mix_weight: float | None = None
     """The λ that the gradients had in effect, averaged over the optimizer steps."""
     weights: str | None = None
@@ -80,6 +99,7 @@ class ModelCard(BaseModel):
     steps: int = 0
     seconds: float = 0.0
     """Wall-clock time of the training."""
+    utilisation: Utilisation = Utilisation()
     device: str = "cpu"
     precision: str = "float32"
     data: dict[str, str] = Field(default_factory=dict)

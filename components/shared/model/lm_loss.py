@@ -74,7 +74,12 @@ def chunked_losses(
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else head.weight.dtype
     with torch.autocast(kind, enabled=False):
         weighted, ce_N = _ChunkedLoss.apply(hidden_NH, head.weight, target_N, weight_N, dtype)  # type: ignore[no-untyped-call]
-    return weighted, ce_N[is_pretrain_N].sum(), ce_N[~is_pretrain_N].sum()
+    return weighted, *sums_by_stream(ce_N, is_pretrain_N)
+
+
+def sums_by_stream(ce_N: Tensor, is_pretrain_N: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns Σ ce_i of each stream. Selecting by the mask would synchronise with a GPU, for the number of selected values."""
+    return torch.where(is_pretrain_N, ce_N, 0).sum(), torch.where(is_pretrain_N, 0, ce_N).sum()
 
 
 class _ChunkedLoss(torch.autograd.Function):

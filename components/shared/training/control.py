@@ -1,11 +1,12 @@
 """Measures forgetting during a training, on control text: pretraining text that no model trains on.
 
-The reference model reads the text once, before the first step. Each measurement reads the next few windows of it, so that the
-measurements of a training cover the text several times. W is the number of windows.
+The reference model reads the text once, before the first step, and the trained model once after the last. Each measurement in
+between reads the next few windows of it. W is the number of windows.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -26,7 +27,9 @@ MIN_TOKENS = 32_768
 TRAINING_COST = 3
 """Cost of a training token: a forward pass, and a backward pass that counts twice."""
 REFERENCE_SHARE = 1 / 3
-"""Share of all read tokens that the reference model reads."""
+"""Share of all read tokens that the reference model reads, if the share is more than `REFERENCE_TOKENS`."""
+REFERENCE_TOKENS = 65_536
+"""Tokens that the reference model reads in any training, if there are as many: documents differ much in what is forgotten."""
 LOGITS_AT_ONCE = 1 << 26  # maximum tokens x vocabulary in memory
 
 
@@ -67,14 +70,15 @@ class ControlText:
 
         Args:
             stream: reads the control text.
-            cost: cost of all measurements, as a fraction of the cost of the training; at least `MIN_TOKENS` are read.
+            cost: cost of all measurements, as a fraction of the cost of the training; at least `MIN_TOKENS` are read. What the
+                reference model reads beyond its share is not counted.
             steps: optimizer steps of the training.
             mean_tokens: tokens of an average step.
         """
         tokens = max(cost * TRAINING_COST * steps * mean_tokens, MIN_TOKENS)
         items = (stream.item(position) for position in range(len(stream)))
         windows: list[list[Segment]] = []
-        left = REFERENCE_SHARE * tokens
+        left = max(REFERENCE_SHARE * tokens, REFERENCE_TOKENS)
         for item in items:
             if left <= 0:
                 break
@@ -82,7 +86,7 @@ class ControlText:
                 windows.append(item)
                 left -= width_of(item)
         every_steps = max(1, steps // MEASUREMENTS)
-        read = tokens - sum(map(width_of, windows))
+        read = tokens - min(sum(map(width_of, windows)), REFERENCE_SHARE * tokens)
         at_once = round(read / max(1, steps // every_steps) / max_length)
         return cls(windows, every_steps, min(max(1, at_once), len(windows)), max_length, pad_id, micro_batch_size)
 
@@ -113,6 +117,20 @@ class ControlText:
         numbers = [number % len(self.windows) for number in range(first, first + self.windows_at_once)]
         rise = self._losses(model, numbers, accelerator)[numbers] - self.reference[numbers]
         return float(rise.sum()), int(self.num_tokens[numbers].sum())
+
+    def forgetting(self, model: MixedModel, accelerator: Accelerator) -> tuple[float, float]:
+        """Compares the model with the reference model on all windows. All ranks take part and get the same result.
+
+        Returns:
+            The rise of the loss over the reference model's, in nats per token, and its standard error over windows (that of a
+            ratio of sums, W. Cochran, Sampling Techniques, 1977, section 6.3); infinite for one window.
+        """
+        assert self.reference is not None
+        rise_W = self._losses(model, range(len(self.windows)), accelerator) - self.reference
+        count, tokens = len(self.windows), self.num_tokens.sum()
+        found = float(rise_W.sum() / tokens)
+        squares = float(((rise_W - found * self.num_tokens) ** 2).sum())
+        return found, math.sqrt(count / (count - 1) * squares) / float(tokens) if count > 1 else math.inf
 
     @torch.no_grad()
     def _losses(self, model: MixedModel, numbers: Sequence[int], accelerator: Accelerator) -> np.ndarray:

@@ -12,16 +12,16 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 from torch import Tensor
 
+from ..artifacts import Utilisation
 from ..checkpoints.keys import find_store
 from ..checkpoints.resume import Sigterm, TrainingCheckpointer, TrainingJob, TrainingState
 from ..checkpoints.store import CheckpointStore
@@ -30,7 +30,7 @@ from ..errors import RefusedError
 from ..model.bf16_on_cpu import fast_bf16
 from ..model.device import pick_device, require_compiler
 from ..model.mixed_model import MixedModel
-from ..model.packing import Batch, Segment, collate
+from ..model.packing import Segment
 from ..model.precision import pick_precision
 from ..running.context import Context
 from ..running.processes import is_main
@@ -38,15 +38,18 @@ from ..third_party.accelerate import reset_state
 from ..third_party.torch import uncompile
 from ..value_text import losses_text
 from .control import ControlText
+from .interval import Interval, LogEntry
 from .lora import add_adapters, merge_adapters
-from .mix_weight import MixWeight, Weights, realised
+from .micro_batches import MicroBatchMaker
+from .mix_weight import MixWeight
 from .not_finite import explain_not_finite
 from .optimizer import is_task_head, learning_rates, make_optimizer, make_schedule
+from .out_of_memory import ExplainOutOfMemory
+from .pull_back import pull_back
 from .reference_models import ReferenceModel
 from .stream_gradients import TugOfWar
-from .streams import Mix, StepData
-
-LogEntry = dict[str, float | int | None]
+from .streams import Mix
+from .utilisation import Meter
 
 
 @dataclass
@@ -58,7 +61,10 @@ class Result:
         steps: optimizer steps.
         tokens: tokens processed, by stream.
         realised_mix_weight: pretraining tokens' share of the gradient weights, averaged over the steps.
+        pull_back: α of the pull back to the forgetting budget, 1 if there was none; None without a budget.
         seconds: wall-clock time of the loop, summed over all attempts.
+        flops: model FLOPs, of all processes and attempts.
+        utilisation: what the training made of its machine.
         main: whether this is the process that writes the outputs.
         checkpoints: the checkpoint store; to be marked as finished after the model is written.
     """
@@ -67,7 +73,10 @@ class Result:
     steps: int = 0
     tokens: dict[str, int] = field(default_factory=lambda: {"pretrain": 0, "finetune": 0})
     realised_mix_weight: float = 0.0
+    pull_back: float | None = None
     seconds: float = 0.0
+    flops: float = 0.0
+    utilisation: Utilisation = field(default_factory=Utilisation)
     device: str = "cpu"
     precision: str = "float32"
     processes: int = 1
@@ -82,6 +91,8 @@ class TrainingVariant:
     Attributes:
         control: text on which forgetting is measured, for a forgetting budget.
         reference: model that forgetting is measured against; None means the start model.
+        load_reference: loads the model that forgetting is measured against.
+        limit: forgetting on control text that the trained model may have, in nats per token; None means any.
         start: model that the penalties pull towards.
         kl_weight: penalty on KL(start || model), a mean over the tokens of the fine-tuning stream.
         l2sp_weight: penalty on the squared distance from the start model's weights.
@@ -90,46 +101,12 @@ class TrainingVariant:
 
     control: ControlText | None = None
     reference: MixedModel | None = None
+    load_reference: Callable[[], MixedModel] | None = None
+    limit: float | None = None
     start: ReferenceModel | None = None
     kl_weight: float = 0.0
     l2sp_weight: float = 0.0
     lora_rank: int | None = None
-
-
-@dataclass
-class _Interval:
-    """Sums since the last logged step. Sums over this rank's rows are reduced over all ranks when they are logged."""
-
-    sums: dict[str, Tensor]
-    steps: int = 0
-    mix_weight: float | None = None
-    realised: float = 0.0
-    num_pretrain: int = 0
-    num_finetune: int = 0
-    tokens_pretrain: int = 0
-    tokens_finetune: int = 0
-    l2sp: float = 0.0
-    gradients: dict[str, float] = field(default_factory=dict)
-    started: float = field(default_factory=time.monotonic)
-
-    def copy(self) -> _Interval:
-        """Returns a snapshot."""
-        return replace(self, sums={name: value.clone() for name, value in self.sums.items()})
-
-    def state(self) -> dict[str, Any]:
-        """Returns the state as JSON, with the elapsed time instead of the process's clock."""
-        numbers = {name: value for name, value in vars(self).items() if name not in ("sums", "started")}
-        sums = {name: float(value) for name, value in self.sums.items()}
-        return {**numbers, "sums": sums, "seconds": time.monotonic() - self.started}
-
-    @classmethod
-    def restored(cls, state: dict[str, Any], device: torch.device) -> _Interval:
-        """Creates an interval from the state that `state` returned."""
-        numbers = dict(state)
-        sums = {
-            name: torch.tensor(value, device=device, dtype=torch.float64) for name, value in numbers.pop("sums").items()
-        }
-        return cls(sums, started=time.monotonic() - numbers.pop("seconds"), **numbers)
 
 
 def train(
@@ -199,14 +176,17 @@ def train(
     optimizer = make_optimizer(model, training)
     schedule = make_schedule(optimizer, training, steps)
     state = TrainingState(model, optimizer, schedule, mix_weight, result)
+    meter = Meter(model, device, result)
     wrapped, optimizer = accelerator.prepare(model, optimizer)
     wrapped.train()
+    maker = MicroBatchMaker(mix, rank, world, training.micro_batch_size, pad_id, width_multiple)
     tug_of_war = TugOfWar(accelerator, wrapped, mix_weight, steps)
     if variant.start is not None:
         variant.start.to(device)
 
     with (
         fast_bf16([each.lm for each in (model, *references)], device, precision),
+        ExplainOutOfMemory(model, training) as memory,
         Sigterm() as sigterm,
         TrainingCheckpointer(result.checkpoints, state, training, accelerator, context, sigterm, job) as checkpointer,
     ):
@@ -218,14 +198,15 @@ def train(
             if variant.reference is not None:
                 variant.reference.to("cpu")
         first, counters = checkpointer.restore()
-        interval = _Interval.restored(counters, device) if counters else _new_interval(device)
+        interval = Interval.restored(counters, device) if counters else Interval.new(device)
         started = time.monotonic() - result.seconds
+        upcoming = maker.step(first) if first < steps else None
         with context.progress(steps, "steps", done=first) as progress:
             for step in range(first, steps):
                 checkpointer.before_step(step, interval)
-                data = mix.step(step)
-                micro_batches = list(data.share(rank, world, training.micro_batch_size))
-                batches = partial(_batches, micro_batches, pad_id, width_multiple, device)
+                assert upcoming is not None
+                data, micro_batches, batches = upcoming.data, upcoming.rows, partial(upcoming.on, device)
+                memory.note(data, micro_batches[0])
                 tug_of_war.before_first(data, batches)
                 mix_weight_now = mix_weight.at(step)
                 weights = mix_weight.weights(step, data.num_pretrain, data.num_finetune)
@@ -233,7 +214,7 @@ def train(
                 for number, (rows, batch) in enumerate(zip(micro_batches, batches(), strict=True)):
                     # Gradients are summed over micro-batches; ranks exchange them with the last micro-batch only.
                     with accelerator.no_sync(wrapped) if number + 1 < len(micro_batches) else contextlib.nullcontext():
-                        start_logits = _start_logits(variant, rows, pad_id, width_multiple, accelerator)
+                        start_logits = _start_logits(variant, rows, maker, accelerator)
                         losses = wrapped(batch, *weights, kl_weight / max(data.tokens_finetune, 1), start_logits)
                         accelerator.backward(losses.pop("weighted") * world)
                     for name, loss in losses.items():
@@ -243,8 +224,11 @@ def train(
                         checkpointer.end_if_terminated()
                 interval.gradients = tug_of_war.after_step(data, weights) or interval.gradients
                 if variant.start is not None and variant.l2sp_weight:
-                    interval.l2sp += variant.start.pull(accelerator.unwrap_model(wrapped), variant.l2sp_weight)
+                    penalty = variant.start.pull(accelerator.unwrap_model(wrapped), variant.l2sp_weight)
+                    interval.sums["l2sp"] += penalty / world  # each rank has the whole of it
                 norm = accelerator.clip_grad_norm_(wrapped.parameters(), training.max_grad_norm)
+                # A GPU still computes here. The check of the norm waits for it.
+                upcoming = maker.step(step + 1) if step + 1 < steps else None
                 if not torch.isfinite(norm):
                     optimizer.zero_grad(set_to_none=True)
                     raise explain_not_finite(accelerator.unwrap_model(wrapped), mix, data, step, pad_id)
@@ -256,31 +240,39 @@ def train(
                 if control is not None and control.is_due(step + 1):
                     share = rates.get("learning_rate", 0.0) / training.learning_rate
                     mix_weight.observe(*control.measure(model, step + 1, accelerator), step + 1, share)
-                _count(interval, result, data, mix_weight_now, weights)
+                share = interval.count(data, mix_weight_now, weights)
+                result.realised_mix_weight += share
+                result.tokens["pretrain"] += data.tokens_pretrain
+                result.tokens["finetune"] += data.tokens_finetune
+                meter.after_step(data)
                 progress.advance(tokens=data.tokens_pretrain + data.tokens_finetune)
                 if (step + 1) % training.log_every_steps == 0 or step + 1 == steps:
-                    entry = _log_entry(accelerator, interval, step + 1, float(norm), rates, mix_weight)
+                    entry = interval.entry(accelerator, step + 1, float(norm), rates, mix_weight)
                     result.curve.append(entry)
                     progress.measured(losses_text(entry))
                     context.tracker.log_metrics(
                         {name: value for name, value in entry.items() if name != "step"}, step + 1
                     )
-                    interval = _new_interval(device)
+                    interval = Interval.new(device)
                 result.seconds = time.monotonic() - started
                 checkpointer.after_step(step + 1, interval)
     result.realised_mix_weight /= max(steps, 1)
+    result.utilisation = meter.measured()
     _undo(accelerator, wrapped, model, training, variant)
+    if control is not None and variant.load_reference is not None and variant.limit is not None:
+        started = time.monotonic() - result.seconds
+        result.pull_back, found = pull_back(model, variant.load_reference, control, variant.limit, accelerator)
+        result.seconds = time.monotonic() - started
+        if result.pull_back < 1:
+            context.say(
+                f"the trained model forgets {found:.4f} nats per token of control text, more than {variant.limit:.4f}: its "
+                f"weights were pulled back to α = {result.pull_back:.3f} of their distance from the pretrained model's"
+            )
     return result
 
 
-def _batches(
-    micro_batches: list[list[list[Segment]]], pad_id: int, width_multiple: int, device: torch.device
-) -> Iterator[Batch]:
-    return (collate(rows, pad_id, width_multiple=width_multiple).to(device) for rows in micro_batches)
-
-
 def _start_logits(
-    variant: TrainingVariant, rows: list[list[Segment]], pad_id: int, width_multiple: int, accelerator: Accelerator
+    variant: TrainingVariant, rows: list[list[Segment]], maker: MicroBatchMaker, accelerator: Accelerator
 ) -> Tensor | None:
     """Returns the start model's logits for a micro-batch's examples, for the penalty on the divergence from them."""
     parts = [[segment for segment in row if not segment.pretrain] for row in rows]
@@ -288,9 +280,7 @@ def _start_logits(
     if variant.start is None or not variant.kl_weight or not labelled:
         return None
     with accelerator.autocast():
-        return variant.start.finetune_logits(
-            collate(labelled, pad_id, width_multiple=width_multiple).to(accelerator.device)
-        )
+        return variant.start.finetune_logits(maker.collate(labelled).to(accelerator.device))
 
 
 def _freeze_what_has_no_loss(model: MixedModel, mix: Mix) -> None:
@@ -307,64 +297,6 @@ def _freeze_what_has_no_loss(model: MixedModel, mix: Mix) -> None:
         for parameter in model.lm.parameters():
             if id(parameter) not in with_loss:
                 parameter.requires_grad_(False)
-
-
-def _count(interval: _Interval, result: Result, data: StepData, mix_weight: float | None, weights: Weights) -> None:
-    share = realised(weights, data.num_pretrain, data.num_finetune)
-    interval.steps += 1
-    interval.mix_weight, interval.realised = mix_weight, interval.realised + share
-    result.realised_mix_weight += share
-    result.tokens["pretrain"] += data.tokens_pretrain
-    result.tokens["finetune"] += data.tokens_finetune
-    interval.num_pretrain += data.num_pretrain
-    interval.num_finetune += data.num_finetune
-    interval.tokens_pretrain += data.tokens_pretrain
-    interval.tokens_finetune += data.tokens_finetune
-
-
-def _new_interval(device: torch.device) -> _Interval:
-    names = ("pretrain", "finetune", "kl", "positions")
-    return _Interval({name: torch.zeros((), device=device, dtype=torch.float64) for name in names})
-
-
-def _log_entry(
-    accelerator: Accelerator,
-    interval: _Interval,
-    step: int,
-    norm: float,
-    rates: dict[str, float],
-    mix_weight: MixWeight,
-) -> LogEntry:
-    """Returns means over the interval and counts for each stream, from sums over all ranks."""
-    gathered = accelerator.reduce(torch.stack(list(interval.sums.values())), "sum")
-    sums = dict(zip(interval.sums, gathered.tolist(), strict=True))
-    pretrain = sums["pretrain"] / interval.num_pretrain if interval.num_pretrain else None
-    finetune = sums["finetune"] / interval.num_finetune if interval.num_finetune else None
-    share = interval.realised / interval.steps
-    tokens = interval.tokens_pretrain + interval.tokens_finetune
-    seconds = max(time.monotonic() - interval.started, 1e-9)
-    entry: LogEntry = {
-        "step": step,
-        "loss": share * (pretrain or 0.0) + (1 - share) * (finetune or 0.0),
-        "loss_pretrain": pretrain,
-        "loss_finetune": finetune,
-        "mix_weight": interval.mix_weight,
-        "realised_mix_weight": share,
-        "replay_share": interval.tokens_pretrain / max(tokens, 1),
-        **rates,
-        "grad_norm": norm,
-        "supervised_pretrain": interval.num_pretrain,
-        "supervised_finetune": interval.num_finetune,
-        "tokens_pretrain": interval.tokens_pretrain,
-        "tokens_finetune": interval.tokens_finetune,
-        "tokens_per_second": tokens / seconds,
-        "padding_share": max(0.0, 1 - tokens / max(sums["positions"], 1)),
-    }
-    if sums["kl"]:
-        entry["kl"] = sums["kl"] / max(interval.tokens_finetune, 1)
-    if interval.l2sp:
-        entry["l2sp"] = interval.l2sp / interval.steps
-    return entry | interval.gradients | mix_weight.metrics()
 
 
 def _undo(

@@ -194,6 +194,11 @@ class BudgetController(MixWeight):
         return self.nats / self.tokens if self.tokens else 0.0
 
     @property
+    def limit(self) -> float:
+        """Returns the forgetting that the trained model may have, in nats per token: ε, and a little for ε near zero."""
+        return max(self.budget, self.SMALLEST_SCALE / 2)
+
+    @property
     def violation(self) -> float:
         """Returns v."""
         target = self.options.aim * self.budget * (1 + self.options.slack * self.rate)

@@ -33,17 +33,17 @@ class ReferenceModel:
         return self.model.lm_logits(self.model.hidden(batch)[batch.finetune_at])
 
     @torch.no_grad()
-    def pull(self, model: MixedModel, weight: float) -> float:
+    def pull(self, model: MixedModel, weight: float) -> Tensor:
         """Adds the gradient of weight / 2 · ||w - w_start||² over the backbone and the LM head (L2-SP, arXiv:1802.01483).
 
         Returns:
-            The penalty.
+            The penalty: a scalar, float64, on the model's device.
         """
-        total = 0.0
+        total = torch.zeros((), dtype=torch.float64, device=model.device)
         before = dict(self.model.named_parameters())
         for name, parameter in model.named_parameters():
             if parameter.grad is not None and not is_task_head(name):
                 away = parameter - before[name].to(parameter.device)
                 parameter.grad.add_(away, alpha=weight)
-                total += weight / 2 * float(away.square().sum())
+                total += weight / 2 * away.square().sum().double()
         return total

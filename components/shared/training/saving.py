@@ -85,7 +85,9 @@ def save_card(
             "tokens": result.tokens,
             "steps": result.steps,
             "realised_mix_weight": result.realised_mix_weight if trained else None,
+            "pull_back": result.pull_back,
             "seconds": round(result.seconds, 2),
+            "utilisation": result.utilisation,
             "device": result.device,
             "precision": result.precision,
             "mlflow_runs": {
@@ -108,8 +110,11 @@ def save_card(
     }
     numbers |= {f"tokens_{stream}": count for stream, count in result.tokens.items()}
     numbers["seconds"] = card.seconds
+    numbers |= {name: value for name, value in card.utilisation.model_dump().items() if value is not None}
     if card.realised_mix_weight is not None:
         numbers["realised_mix_weight"] = card.realised_mix_weight
+    if card.pull_back is not None:
+        numbers["pull_back"] = card.pull_back
     metrics.metadata.update({name: float(value or 0) for name, value in numbers.items()})
     output.metadata.update({"candidate": card.id, "kind": card.kind, "mlflow_run": context.tracker.run_id or ""})
     if card.mix_weight is not None:

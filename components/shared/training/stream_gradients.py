@@ -152,7 +152,7 @@ class TugOfWar:
             return {}
         sums = torch.zeros(3, dtype=torch.float64, device=self.accelerator.device)
         for parameter, moved in zip(_trained(self.wrapped), self._text, strict=True):
-            text = moved.to(parameter.device)
+            text = moved.to(parameter.device, non_blocking=True)
             rest = -text if parameter.grad is None else parameter.grad - text
             sums += torch.stack(
                 [(a * b).sum(dtype=torch.float64) for a, b in ((text, text), (rest, rest), (text, rest))]
@@ -187,9 +187,18 @@ class TugOfWar:
         gradient = []
         for parameter in _trained(self.wrapped):
             own = parameter.grad if parameter.grad is not None else torch.zeros_like(parameter)
-            gradient.append(self.accelerator.reduce(own, "sum").detach().to("cpu"))
+            gradient.append(_to_cpu(self.accelerator.reduce(own, "sum").detach()))
             parameter.grad = None
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
         return gradient
+
+
+def _to_cpu(tensor: Tensor) -> Tensor:
+    """Starts a copy to page-locked memory, which is several times faster than one to other memory."""
+    if tensor.device.type == "cpu":
+        return tensor
+    return torch.empty_like(tensor, device="cpu", pin_memory=True).copy_(tensor, non_blocking=True)
 
 
 def _trained(model: nn.Module) -> list[nn.Parameter]:

@@ -1,0 +1,77 @@
+"""Pulls a trained model back to its forgetting budget: along the straight line to the reference model's weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from accelerate import Accelerator
+from scipy.optimize import brentq
+
+from ..model.mixed_model import MixedModel
+from .control import ControlText
+
+MARGIN = 1.1
+"""Share of the limit that forgetting may reach with its standard error added, as the report tolerates it."""
+LEAST_SHARE = 0.5
+"""Smallest share of the limit that is allowed, however little the control text tells."""
+TOLERANCE = 0.01
+"""Precision of α. Where forgetting is proportional to α², this is 2 % of it."""
+
+
+@torch.no_grad()
+def pull_back(
+    model: MixedModel,
+    load_reference: Callable[[], MixedModel],
+    control: ControlText,
+    limit: float,
+    accelerator: Accelerator,
+) -> tuple[float, float]:
+    """Moves the weights toward the reference model's if the trained model forgets too much of all control text.
+
+    With f the forgetting of the trained model, s its standard error, and ε the limit, what is allowed is
+    min(ε, 1.1 · ε / (1 + s / f)): then the limit is kept, and so is 1.1 times the limit with one standard error added (the
+    standard error falls with forgetting). The weights become (1 - α) · reference + α · trained, with the α at which the model
+    forgets what is allowed (WiSE-FT, arXiv:2109.01903). The task head does not change, and forgetting does not depend on it.
+    All ranks take part and get the same result.
+
+    Args:
+        model: the trained model without adapters; changed in place.
+        load_reference: loads the reference model, which is needed only if the limit is exceeded.
+        control: control text that the reference model has read.
+        limit: ε, in nats per token; above 0.
+
+    Returns:
+        α, which is 1 for a model that keeps the limit, and the forgetting of the trained model, in nats per token.
+    """
+    device = accelerator.device
+    model.to(device)
+    found, error = control.forgetting(model, accelerator)
+    allowed = max(min(limit, MARGIN * limit / (1 + error / found)), LEAST_SHARE * limit) if found > 0 else limit
+    alpha = 1.0
+    if found > allowed:
+        # Parameters instead of the state dict, which lists tied weights twice: they would be moved twice.
+        reference = dict(load_reference().lm.named_parameters())
+        pairs = [
+            (weight, reference[name].to(device, weight.dtype))
+            for name, weight in model.lm.named_parameters()
+            if name in reference  # an encoder's pooler belongs to the task head
+        ]
+
+        def move_to(wanted: float) -> None:
+            nonlocal alpha
+            for weight, origin in pairs:
+                weight.copy_(origin + (weight - origin) * (wanted / alpha))
+            alpha = wanted
+
+        def excess(wanted: float) -> float:
+            if wanted == 0.0:
+                return -allowed
+            if wanted == 1.0:
+                return found - allowed
+            move_to(wanted)
+            return control.forgetting(model, accelerator)[0] - allowed
+
+        move_to(brentq(excess, 0.0, 1.0, xtol=TOLERANCE))
+    model.to("cpu")
+    return alpha, found
