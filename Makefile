@@ -8,7 +8,7 @@ GPU_RUN = PYTHONPATH=$(CURDIR)/.types:$(CURDIR)/build/gpu-site $(GPU_PYTHON)
 SIDE_BY_SIDE := --numprocesses auto --dist loadfile --no-loadscope-reorder
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test test-slow numeric gpu-wheels gpu-site gpu-check gpu-engine gpu-evidence lint compiled images sbom clean
+.PHONY: demo test test-slow numeric gpu-wheels gpu-site gpu-check gpu-engine gpu-evidence lint compiled wheel images sbom clean
 
 demo: .venv/installed
 	$(BIN)/mixtune run
@@ -20,10 +20,9 @@ test: .venv/tests-installed
 test-slow: .venv/tests-installed
 	$(BIN)/python -m pytest -m slow $(SIDE_BY_SIDE)
 
-# As other processors round: what torch and oneDNN compute without the newest instructions.
+# As an older processor rounds: what torch and oneDNN compute without the newest instructions.
 numeric: .venv/tests-installed
-	ATEN_CPU_CAPABILITY=default $(BIN)/python -m pytest -m numeric $(SIDE_BY_SIDE)
-	ONEDNN_MAX_CPU_ISA=AVX2 $(BIN)/python -m pytest -m numeric $(SIDE_BY_SIDE)
+	ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=AVX2 $(BIN)/python -m pytest -m numeric $(SIDE_BY_SIDE)
 
 # What a machine with a GPU and without a network lacks: wheels for its Python, to be carried there with the repository.
 gpu-wheels:
@@ -57,6 +56,10 @@ lint: .venv/tests-installed .types/mixtune
 
 compiled: .venv/installed
 	$(BIN)/python -m mixtune.pipelines.generate
+
+# A wheel and a source distribution, in dist.
+wheel: .venv/tests-installed
+	$(BIN)/python -m build --no-isolation --outdir dist
 
 # One image for each step, by plain `docker build`. Options go in IMAGES, such as IMAGES="--torch cuda"; --help lists them.
 images: .venv/installed

@@ -28,6 +28,8 @@ from .shared.task_kinds import TASK_KINDS, Head
 from .shared.third_party.transformers_sources import auto_classes, base_prefixes
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
+TEMPLATES = ("chat_template.jinja", "additional_chat_templates")
+"""Where tokenizers keep chat templates, besides their configuration."""
 PLAIN_TOKENIZERS = ("PreTrainedTokenizerFast", "TokenizersBackend")
 """Tokenizer classes that have no special tokens besides those in their files."""
 HEADS: dict[Head, str] = {
@@ -229,6 +231,16 @@ def _masked_attention_problems(config: Config, kind: str) -> list[str]:
         for stage, attention in _attention(config).items()
         if attention not in ("auto", "sdpa", "eager")
     ]
+
+
+def lacks_chat_template(config: Config) -> bool:
+    """Tells whether chats cannot be rendered; False also if that is not known, as for a model on the hub."""
+    base = config.model.base
+    folder = Path(base)
+    if config.model.chat_template is not None or not (base == SCRATCH or (looks_local(base) and folder.is_dir())):
+        return False
+    own = _json_object(folder / "tokenizer_config.json").get("chat_template")
+    return base == SCRATCH or not (own or any((folder / name).exists() for name in TEMPLATES))
 
 
 def _length_problems(config: Config, model_config: dict[str, Any]) -> list[str]:

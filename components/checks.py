@@ -10,12 +10,22 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from statistics import NormalDist
 
-from .base_model import attention_problems, hub_config, is_masked_type, looks_local, missing_gpu_here, model_problems
+from .base_model import (
+    attention_problems,
+    hub_config,
+    is_masked_type,
+    lacks_chat_template,
+    looks_local,
+    missing_gpu_here,
+    model_problems,
+)
 from .config import Config, Fingerprints
 from .evaluate.harness_tasks import NOT_INSTALLED, installed, known_tasks
+from .mixed.config import candidates
 from .prepare.config import FinetuneData, PretrainData
 from .shared.config import SCRATCH
-from .shared.data.sources import check_source, count_records, fingerprint, named_sources
+from .shared.data.chats import NO_TEMPLATE
+from .shared.data.sources import check_source, count_records, fingerprint, first_rows, named_sources
 from .shared.errors import RefusedError
 from .shared.section import known
 from .shared.task_kinds import TASK_KINDS
@@ -39,6 +49,7 @@ def find_problems(config: Config, gpus: int | None = None) -> list[str]:
         lambda: _template_problems(config.model.chat_template),
         lambda: check_source(config.data.pretrain),
         lambda: check_source(config.data.finetune),
+        lambda: _chat_problems(config),
         lambda: _control_problems(config),
         lambda: _champion_problems(config.evaluate.champion),
         lambda: _lm_eval_problems(config),
@@ -50,11 +61,21 @@ def _template_problems(file: str | None) -> list[str]:
     return [] if file is None or Path(file).is_file() else [f"model.chat_template: there is no file {file}"]
 
 
+def _chat_problems(config: Config) -> list[str]:
+    """Returns the streams that hold chats, if nothing can render them."""
+    if not lacks_chat_template(config):
+        return []
+    streams = (config.data.pretrain, config.data.finetune)
+    chats = [stream for stream in streams if any(row.chat for row in first_rows(stream, 1))]
+    return [NO_TEMPLATE.format(section=stream.section, base=config.model.base) for stream in chats]
+
+
 def few_examples(config: Config) -> str | None:
     """Says how many examples the gate needs if the dev split will hold fewer. None if it holds enough, or if that is not known.
 
     The interval of a paired difference of accuracies is about ± z · √(d / n), where d is the share of the n examples on which
-    exactly one of two models is right.
+    exactly one of two models is right. The intervals of m candidates hold together with a coverage of
+    1 - (1 - coverage) / m for each (Bonferroni); the gate's are a little narrower, since candidates are alike.
     """
     labelled, gate = config.data.finetune, config.gate
     metric = config.evaluate.metric or TASK_KINDS[labelled.task].metrics[0]
@@ -63,20 +84,21 @@ def few_examples(config: Config) -> str | None:
     if labelled.dev_source:
         found = count_records(labelled.dev_source, "data.finetune.dev_source")
     else:
-        whole = _count(labelled)
+        whole = count_examples(labelled)
         found = None if whole is None else round(min(whole, labelled.max_documents or whole) * labelled.dev_fraction)
-    z = NormalDist().inv_cdf((1 + gate.interval) / 2)
+    contest = max(1, sum(one.seed is None for one in candidates(config.mixed)) + config.evaluate.num_alphas)
+    z = NormalDist().inv_cdf(1 - (1 - gate.interval) / (2 * contest))
     needed = math.ceil(DISAGREEMENT * (z / gate.max_score_drop) ** 2)
     if found is None or found >= needed:
         return None
     return (
-        f"gate.max_score_drop: the dev split will hold about {found:,} examples, and {needed:,} are needed to tell a drop of "
-        f"{gate.max_score_drop:g} (if two models disagree on {100 * DISAGREEMENT:.0f} % of them); give more examples or a "
-        "larger margin"
+        f"gate.max_score_drop: the dev split will hold about {found:,} examples, and about {needed:,} are needed to tell a "
+        f"drop of {gate.max_score_drop:g} for each of {contest} candidates (if two models disagree on "
+        f"{100 * DISAGREEMENT:.0f} % of them), so the gate can hardly be met; give more examples or a larger margin"
     )
 
 
-def _count(stream: PretrainData | FinetuneData) -> int | None:
+def count_examples(stream: PretrainData | FinetuneData) -> int | None:
     """Counts the records of all sources; None if that is not known."""
     counts = [count_records(one.path, one.option) for one in named_sources(stream) if one.part == "source"]
     return None if None in counts else sum(count or 0 for count in counts)
@@ -100,7 +122,7 @@ def _control_documents(config: Config) -> int | None:
         return None
     if text.control_fraction == 0:
         return 0
-    whole = _count(text)
+    whole = count_examples(text)
     if whole is None:
         return None
     held_out = (0.0 if text.dev_source else text.dev_fraction) + (0.0 if text.test_source else text.test_fraction)
@@ -157,9 +179,13 @@ def _champion_fingerprint(champion: str | None) -> str:
 def _lm_eval_problems(config: Config) -> list[str]:
     """Only the harness knows its tasks; if it is not installed here, `evaluate` checks them."""
     lm_eval = config.evaluate.lm_eval
-    if not lm_eval.tasks:
-        return []
     problems = []
+    if config.evaluate.capabilities and is_masked(config):
+        problems.append(
+            "evaluate.capabilities: the model is a masked language model, which answers no questions; leave it out"
+        )
+    if not lm_eval.tasks:
+        return problems
     if is_masked(config):
         problems.append(
             "evaluate.lm_eval.tasks: the model is a masked language model, for which lm-evaluation-harness has no tasks; leave "

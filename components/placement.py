@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
@@ -41,6 +41,9 @@ CheckpointUrl = Annotated[
     matching(r"^[a-z0-9]+://[^?#@]+$", "be a URL such as s3://bucket/checkpoints, without any of the signs ?, # and @"),
 ]
 
+HOURS = 500_000
+"""KFP counts times in seconds, in 32 bits."""
+
 
 class Placement(Section):
     """Nodes and resources of the steps on a cluster. Local runs ignore this section."""
@@ -68,10 +71,31 @@ class Placement(Section):
     queue: QueueName | None = None
     """Local queue of Kueue for all pods, set as the label `kueue.x-k8s.io/queue-name`. Null uses no queue."""
     gpu_retries: int = Field(2, ge=0, le=10)
-    """Number of retries of each pretrain, finetune, mixed and evaluate task after a failure."""
+    """Number of retries of each pretrain, finetune, mixed and evaluate task after a failure of any kind. 0 leaves KFP's own
+    retries, which are for lost pods only: preemption, deletion, a node that goes away."""
+    parallel_candidates: int = Field(0, ge=0)
+    """Number of mixed candidates that are trained and evaluated at the same time; 0 is no limit."""
+    run_deadline_hours: float | None = Field(None, gt=0, le=HOURS)
+    """Maximum time of a whole run, queueing included. A run that takes longer is stopped and counts as failed."""
+    run_ttl_hours: float | None = Field(None, gt=0, le=HOURS)
+    """Time after the end of a run at which its workflow and its pods are deleted. Results and logs stay in the object store.
+    Null leaves it to the cluster's settings."""
+    failed_run_ttl_hours: float | None = Field(None, gt=0, le=HOURS)
+    """The same for a run that failed, which can be retried until then. Null means `run_ttl_hours`."""
     gpu_timeout_hours: float | None = Field(None, gt=0)
     """Maximum run time of a pretrain, finetune, mixed or evaluate pod. A pod that takes longer is stopped. Its retry resumes
     from the last checkpoint."""
+    image_pull_policy: Literal["Always", "IfNotPresent", "Never"] | None = None
+    """When a node pulls the image of a step. Null leaves it to Kubernetes, which pulls a tag other than `latest`, and a digest,
+    only if the node lacks it."""
+    image_pull_secrets: list[ObjectName] = Field([])
+    """Names of Kubernetes secrets with the credentials of the registry that the images of the steps are pulled from."""
+    proxy_config_map: ObjectName | None = None
+    """Name of a ConfigMap with the keys HTTP_PROXY, HTTPS_PROXY and NO_PROXY, which become environment variables of the steps.
+    Keys may be missing."""
+    ca_config_map: ObjectName | None = None
+    """Name of a ConfigMap whose key `ca.crt` holds all certificates that the steps trust, in PEM format: those of your own
+    authority, and the public ones if steps connect to public servers."""
     run_as_user: int | None = Field(None, ge=0)
     """User id of the containers, for clusters that require one. Null uses the user of the image."""
     run_as_group: int | None = Field(None, ge=0)

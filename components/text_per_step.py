@@ -32,9 +32,10 @@ def few_text_tokens(config: Config) -> str | None:
     reads_both = [one for one in candidates(config.mixed) if one.mix_weight is None or 0 < one.mix_weight < 1]
     if not reads_both:
         return None
-    length = _example_tokens(config)
+    length = example_tokens(config)
     known = length is not None
-    share = config.mixed.replay_share / (1 - config.mixed.replay_share)
+    of_tokens = min(one.replay_share or config.mixed.replay_share for one in reads_both)
+    share = of_tokens / (1 - of_tokens)
     read = (
         share * config.mixed.batch_size * min(length if length is not None else float("inf"), config.model.max_length)
     )
@@ -44,14 +45,18 @@ def few_text_tokens(config: Config) -> str | None:
         return None
     count = f"{'about' if known else 'at most'} {round(read):,}"
     what = f", of which {round(predicted):,} are masked and predicted" if masked else ""
-    options = ["mixed.replay_share", "mixed.batch_size", *(["model.mask_probability"] if masked else [])]
+    options = [
+        "mixed.replay_shares" if config.mixed.replay_shares else "mixed.replay_share",
+        "mixed.batch_size",
+        *(["model.mask_probability"] if masked else []),
+    ]
     return (
-        f"mixed.replay_share: a step reads {count} tokens of pretraining text{what}; the gradient of fewer than "
+        f"{options[0]}: a step reads {count} tokens of pretraining text{what}; the gradient of fewer than "
         f"{MIN_PREDICTED_TOKENS} predicted tokens is noise that can drown the task: raise {' or '.join(options)}"
     )
 
 
-def _example_tokens(config: Config) -> float | None:
+def example_tokens(config: Config) -> float | None:
     """Estimates the mean length of a labelled example, in tokens; None if its source is not local."""
     labelled, longest = config.data.finetune, config.model.max_length
     kind = TASK_KINDS[labelled.task]

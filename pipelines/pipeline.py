@@ -95,7 +95,7 @@ def make_pipeline(config: Config, place: Placer, values: Mapping[str, Any] | Non
     )
     lines = [DESCRIPTION, "", "Args:", *(f"    {name}: {field.meaning}" for name, field in fields.items())]
     mixtune.__doc__ = "\n".join(lines)
-    made = dsl.pipeline(name=NAME, description=DESCRIPTION)(mixtune)
+    made = dsl.pipeline(name=NAME, description=DESCRIPTION, pipeline_config=place.run_settings())(mixtune)
     offer_choices(made, {name: field.choices for name, field in fields.items()})
     return made
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
@@ -18,6 +18,8 @@ from mixtune.components.form import PLACEMENT
 from mixtune.components.mixed.config import MixedTraining
 from mixtune.components.placement import GpuNodes, Placement
 from mixtune.components.shared.checkpoints.store import CHECKPOINT_DIR
+from mixtune.components.shared.data.claims import CLAIM, CLAIMS_DIR, claim_of
+from mixtune.components.shared.data.sources import named_sources
 from mixtune.components.shared.errors import RefusedError, first_line
 from mixtune.components.shared.model.device import GPUS
 from mixtune.components.shared.running.context import ALONE, COMPILED, NODES, TRACKING_KEYS, from_secret
@@ -30,15 +32,31 @@ from .third_party.kfp import set_variable_at_run_time
 GPU_STEPS = frozenset({"pretrain", "finetune", "mixed", "evaluate"})
 # Administrative steps run every time: plan checks the sources, the others give every run its own verdict.
 NEVER_CACHED = frozenset({"plan", "compare", "register", "finish"})
-POD_LABELS = {"app.kubernetes.io/part-of": "mixtune"}
+POD_LABELS = {"app.kubernetes.io/name": "mixtune", "app.kubernetes.io/part-of": "mixtune"}
 """Identifies the pods of mixtune's steps among those of other pipelines. The network policies in k8s/ select it."""
+STEP_LABEL = "app.kubernetes.io/component"
+CANDIDATE_LABEL = "mixtune/candidate"
+"""For the allocation of costs. KFP itself adds the run, as `pipeline/runid`."""
 QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
 CHECKPOINT_FOLDER = "/checkpoints"
 CHECKPOINT_KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_ENDPOINT_URL", "AWS_DEFAULT_REGION")
+PROXY_KEYS = ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY")
+CA_FOLDER = "/etc/mixtune-ca"
+CA_VARIABLES = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "AWS_CA_BUNDLE")
+"""Read by Python's ssl (hub, web sources), by requests (MLflow), and by botocore (object stores)."""
 # prepare keeps its finished shards there; finish deletes the checkpoints of a run's trainings.
 CHECKPOINT_STEPS = frozenset({"prepare", "pretrain", "finetune", "mixed", "finish"})
+CLAIMS_FOLDER = "/claims"
+DATA_STEPS = frozenset({"plan", "prepare"})
+"""Steps that read sources of data."""
 RUN_TIME_ALONE = ("gpus", "node_selector", "tolerations")
 """The parameters of a step's own pipeline; type and affinity are fixed in it."""
+
+
+def labels_of(name: TaskName) -> dict[str, str]:
+    """Returns the labels of a task's pods. The candidates of the loop share a task, so their pods do not name the candidate."""
+    candidate = {CANDIDATE_LABEL: name.candidate} if name.candidate else {}
+    return POD_LABELS | {STEP_LABEL: name.step} | candidate
 
 
 def described(name: str) -> str:
@@ -115,6 +133,13 @@ def profiles(own: str | Path | None = None) -> dict[str, Profile]:
     return known
 
 
+def data_claims(config: Config) -> list[str]:
+    """Returns the claims that hold data of a configuration."""
+    streams = (config.data.pretrain, config.data.finetune)
+    claims = {claim_of(named.path) for stream in streams for named in named_sources(stream)}
+    return sorted(claim for claim in claims if claim is not None)
+
+
 @dataclass
 class Placer:
     """Sets the placement of tasks. Called for every task of the DAG.
@@ -123,6 +148,7 @@ class Placer:
         profile: placement of GPU tasks on a cluster; None for local runs, which have no placement.
         where: the configuration's placement.
         nodes: placement of GPU tasks that a run can change; its defaults.
+        claims: claims that hold data.
         parallelism: number of candidates trained in parallel; 0 is no limit.
         offline: whether steps continue if the MLflow server does not answer.
         tensorboard: whether trainings write TensorBoard event files.
@@ -134,6 +160,7 @@ class Placer:
     profile: Profile | None = None
     where: Placement = field(default_factory=Placement)
     nodes: GpuNodes = field(default_factory=GpuNodes)
+    claims: Sequence[str] = ()
     parallelism: int = 0
     offline: bool = False
     tensorboard: bool = False
@@ -164,10 +191,16 @@ class Placer:
         own = {name: getattr(where, name) for name in ("cpu", "memory", "gpu_cpu", "gpu_memory")}
         profile = profile.model_copy(update={name: value for name, value in own.items() if value is not None})
         fixed: dict[str, Any] = {
+            "parallelism": where.parallel_candidates,
             "offline": config.tracking.offline_when_unreachable,
             "tensorboard": config.tracking.tensorboard,
         }
-        return cls(profile, where, profile.gpu_nodes(where.gpus), images=in_images or images(), **fixed)
+        if where.checkpoint_claim in (claims := data_claims(config)):
+            raise RefusedError(
+                f"data: {CLAIM}{where.checkpoint_claim} is placement.checkpoint_claim, which cannot be mounted a second time; "
+                "put the data or the checkpoints into another claim"
+            )
+        return cls(profile, where, profile.gpu_nodes(where.gpus), claims=claims, images=in_images or images(), **fixed)
 
     def parameters(self, step: str | None = None) -> dict[str, tuple[type, Any, str]]:
         """Returns the placement that is set at run time: parameter -> (type, default, description).
@@ -184,6 +217,19 @@ class Placer:
         # KFP treats an integer count as no GPU without an error, so the count is text.
         values["gpus"] = str(values["gpus"])
         return {name: (type(values[name]), values[name], described(name)) for name in RUN_TIME_ALONE}
+
+    def run_settings(self) -> dsl.PipelineConfig | None:
+        """Returns the deadline of a run and how long its workflow stays; None for local runs."""
+        if self.profile is None:
+            return None
+        hours = {
+            "active_deadline_seconds": self.where.run_deadline_hours,
+            "ttl_seconds_after_finished": self.where.run_ttl_hours,
+            "ttl_seconds_after_failure": self.where.failed_run_ttl_hours,
+        }
+        return dsl.PipelineConfig(
+            **{name: max(1, round(3600 * given)) for name, given in hours.items() if given is not None}
+        )
 
     def compiled_in(self) -> str:
         """Returns the options that are fixed in a package, as JSON, for the record and for `mixtune rerun`."""
@@ -222,7 +268,7 @@ class Placer:
             return task
         if name.words != step:
             task.set_display_name(name.words)
-        for label, value in POD_LABELS.items():
+        for label, value in labels_of(name).items():
             kubernetes.add_pod_label(task, label, value)
         kubernetes.use_field_path_as_env(task, "MIXTUNE_RUN_ID", "metadata.labels['pipeline/runid']")
         kubernetes.use_secret_as_env(
@@ -237,6 +283,10 @@ class Placer:
             task.set_env_variable("MIXTUNE_IMAGE", self.images.of(step))  # recorded with the registered version
         if step in CHECKPOINT_STEPS:
             self._with_checkpoints(task)
+        if step in DATA_STEPS and self.claims:
+            for claim in self.claims:  # KFP cannot mount them read-only; the steps only read
+                kubernetes.mount_pvc(task, pvc_name=claim, mount_path=f"{CLAIMS_FOLDER}/{claim}")
+            task.set_env_variable(CLAIMS_DIR, CLAIMS_FOLDER)
         if self.offline:
             # An environment variable, since an input would be part of every step's cache key.
             task.set_env_variable("MIXTUNE_TRACKING_OFFLINE", "1")
@@ -244,6 +294,7 @@ class Placer:
             task.set_env_variable("MIXTUNE_TENSORBOARD_DIR", "/tmp/tensorboard")  # they become artifacts in MLflow
         if self.where.queue:
             kubernetes.add_pod_label(task, QUEUE_LABEL, self.where.queue)
+        self._in_its_network(task)
         user, group = self.where.run_as_user, self.where.run_as_group
         if user is not None or group is not None:
             # KFP can set nothing else; it drops all capabilities by itself.
@@ -255,6 +306,22 @@ class Placer:
             if affinity := self.off_gpu_nodes():
                 kubernetes.add_node_affinity_json(task, affinity)
         return task
+
+    def _in_its_network(self, task: dsl.PipelineTask) -> None:
+        """Sets how the image is pulled, the proxy and the trusted certificates. None of it is part of KFP's cache key."""
+        if self.where.image_pull_policy:
+            kubernetes.set_image_pull_policy(task, self.where.image_pull_policy)
+        if self.where.image_pull_secrets:
+            kubernetes.set_image_pull_secrets(task, self.where.image_pull_secrets)
+        if self.where.proxy_config_map:
+            # Some programs read one spelling, some the other.
+            for keys in (PROXY_KEYS, [key.lower() for key in PROXY_KEYS]):
+                of = dict(zip(PROXY_KEYS, keys, strict=True))
+                kubernetes.use_config_map_as_env(task, self.where.proxy_config_map, of, optional=True)
+        if self.where.ca_config_map:
+            kubernetes.use_config_map_as_volume(task, self.where.ca_config_map, CA_FOLDER)
+            for variable in CA_VARIABLES:
+                task.set_env_variable(variable, f"{CA_FOLDER}/ca.crt")
 
     def _with_checkpoints(self, task: dsl.PipelineTask) -> None:
         """Uses environment and mount, which are fixed at compile time: only the claim's name is part of KFP's cache key."""

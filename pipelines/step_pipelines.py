@@ -124,4 +124,5 @@ def make_step_pipeline(step: str, config: Config, place: Placer, optional: Colle
     lines += [f"    {uri_of[name]}: URI. {one.description}" for name, one in artifacts.items()]
     lines += [f"    {name}: {text}" for name, (_, _, text) in place_parameters.items()]
     pipeline.__doc__ = "\n".join(lines)
-    return dsl.pipeline(name=f"{NAME}-{step}", description=lines[0])(pipeline)
+    decorate = dsl.pipeline(name=f"{NAME}-{step}", description=lines[0], pipeline_config=place.run_settings())
+    return decorate(pipeline)

@@ -10,6 +10,7 @@ import numpy as np
 
 from ..shared.config import Task
 from ..shared.data.prepared import Documents
+from ..shared.data.records import GROUP
 from ..shared.serving.answers import ContextWindow, answer
 from ..shared.serving.decoding import predicted_label, predicted_labels
 from ..shared.task_kinds import TASK_KINDS, Target
@@ -42,19 +43,20 @@ def example_row(
         "prediction": prediction,
         "score": score,
         "contaminated": bool(record.get("contaminated", False)),
+        **({GROUP: record[GROUP]} if GROUP in record else {}),
         "text": text if len(text) <= SHOWN_CHARACTERS else text[: SHOWN_CHARACTERS - 1] + "…",
     }
 
 
 def from_head(
-    kind: Task, metric: str, labels: Sequence[str], examples: Documents, logits: Mapping[int, np.ndarray]
+    kind: Task, metric: str, labels: Sequence[str], examples: Documents, logits: Sequence[np.ndarray]
 ) -> list[dict[str, Any]]:
     """Returns rows with the task head's predictions; a prediction is None if a logit is not finite.
 
     Args:
         labels: label names, in the order of the logits.
         examples: examples with their references.
-        logits: logits by index in `examples`, as `head_logits` returns them.
+        logits: logits of each example, as `head_logits` returns them.
     """
     return _FROM_HEAD[TASK_KINDS[kind].target](kind, metric, labels, examples, logits)
 
@@ -66,7 +68,7 @@ def _one_by_one(
     metric: str,
     labels: Sequence[str],
     examples: Documents,
-    logits: Mapping[int, np.ndarray],
+    logits: Sequence[np.ndarray],
 ) -> list[dict[str, Any]]:
     """Returns a row for each document.
 
@@ -100,7 +102,7 @@ def _predicted_number(_: Sequence[str], logits: np.ndarray) -> tuple[Label, list
 
 
 def _answers(
-    kind: Task, metric: str, _: Sequence[str], examples: Documents, logits: Mapping[int, np.ndarray]
+    kind: Task, metric: str, _: Sequence[str], examples: Documents, logits: Sequence[np.ndarray]
 ) -> list[dict[str, Any]]:
     """Returns one row for each example, combining the windows over its context."""
     records = examples.records()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -10,8 +11,10 @@ import numpy as np
 
 from ..shared.config import EMBEDDED, Task
 from ..shared.data.prepared import DataManifest, Documents, Split
+from ..shared.data.records import GROUP
 from ..shared.data.tallies import Tallies, Tally
 from ..shared.task_kinds import TASK_KINDS
+from .sampling import TextSample, draw_text
 from .texts import Overlap
 
 SPLITS: tuple[Split, ...] = ("dev", "test")
@@ -42,6 +45,23 @@ class HeldOut:
                 long.add("long_references", split, record["source"], length > max_new_tokens)
         return {"pretrain": self.text.tallies, "finetune": [*self.labelled.tallies, *long.table()]}
 
+    @cached_property
+    def text_rows(self) -> dict[Split, list[dict[str, Any]]]:
+        """Returns id, source, bytes and, if there is one, the group of each document of the pretraining stream, by split."""
+        return {
+            split: [
+                {name: record[name] for name in ("id", "source", "bytes", GROUP) if name in record}
+                for record in Documents(self.text_folder, split).iter_records()
+            ]
+            for split in SPLITS
+        }
+
+    def draw(self, split: Split, max_length: int, max_tokens: int | None, passes: int | None) -> TextSample:
+        """Draws the text of a split that is read; see `draw_text`."""
+        lengths = np.diff(Documents(self.text_folder, split).offsets)
+        num_bytes = np.array([row["bytes"] for row in self.text_rows[split]], np.float64)
+        return draw_text(lengths, num_bytes, max_length, max_tokens, passes, SPLITS.index(split))
+
     @property
     def with_head(self) -> bool:
         """Tells whether the task uses a task head."""
@@ -57,7 +77,15 @@ class HeldOut:
 def describe_stream(manifest: DataManifest, folder: str) -> dict[str, Any]:
     """Describes the held-out data of one stream for the report."""
     splits = {split: manifest.splits[split].model_dump(mode="json") for split in SPLITS}
-    if manifest.task and TASK_KINDS[manifest.task].document == "windows":
-        for split in SPLITS:  # each window over a long context is a document
-            splits[split]["examples"] = len({record["id"] for record in Documents(folder, split).records()})
+    for split in SPLITS:
+        if manifest.task is None:
+            splits[split]["text_digest"] = _text_digest(Documents(folder, split))
+        elif TASK_KINDS[manifest.task].document == "windows":  # each window over a long context is a document
+            splits[split]["examples"] = len({record["id"] for record in Documents(folder, split).iter_records()})
     return {"digest": manifest.digest, "source": manifest.source, "splits": splits}
+
+
+def _text_digest(documents: Documents) -> str:
+    """Returns a digest of the text, independent of the tokenizer: document ids are digests of the text."""
+    rows = sorted((record["id"], record["bytes"]) for record in documents.iter_records())
+    return hashlib.sha256(repr(rows).encode()).hexdigest()

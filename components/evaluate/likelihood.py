@@ -19,46 +19,60 @@ from ..shared.model.mixed_model import MixedModel
 from ..shared.model.packing import Batch, Segment, collate, pack
 from ..shared.model.precision import autocast
 from ..shared.running.context import ProgressCounter
-from .windows import masks, windows
+from .sampling import TextSample
+from .windows import mask, window_at
 
 LOGITS_AT_ONCE = 1 << 26  # maximum N·V logits in memory
 
 
-def document_segments(documents: Documents, count: int, max_length: int) -> list[Segment]:
-    """Returns the windows over the first `count` documents. A segment's key is the index of its document."""
+def document_segments(documents: Documents, sample: TextSample, max_length: int, first_key: int = 0) -> list[Segment]:
+    """Returns the windows of a sample. The key of a segment is the index of its unit in the sample plus `first_key`."""
     segments = []
-    for index in range(count):
-        tokens = documents.tokens(index)
-        for window in windows(len(tokens), max_length):
-            piece = np.asarray(tokens[window.start : window.end])
-            start = int(documents.offsets[index])
-            learned = documents.supervised(start + window.start, start + window.end)
-            if learned is not None:
-                learned = learned[learned >= window.scored_from - window.start]
-            segments.append(Segment(piece, window.scored_from - window.start, key=index, supervised=learned))
+    for key, (index, number) in enumerate(zip(sample.document.tolist(), sample.window.tolist(), strict=True)):
+        start, end, scored_from = _place(documents, index, number, max_length, 1)
+        if scored_from >= end:
+            continue
+        first = int(documents.offsets[index])
+        learned = documents.supervised(first + start, first + end)
+        if learned is not None:
+            learned = learned[learned >= scored_from - start]
+        piece = np.asarray(documents.tokens(index)[start:end])
+        segments.append(Segment(piece, scored_from - start, key=first_key + key, supervised=learned))
     return segments
 
 
 def masked_segments(
-    documents: Documents, count: int, max_length: int, passes: int, mask_id: int, special_ids: Collection[int]
+    documents: Documents,
+    sample: TextSample,
+    max_length: int,
+    passes: int,
+    mask_id: int,
+    special_ids: Collection[int],
+    first_key: int = 0,
 ) -> list[Segment]:
-    """Returns the same windows once for each pass, with that pass's tokens masked. Special tokens are not masked or scored.
+    """Returns the passes of a sample, each with its tokens masked. Special tokens are not masked or scored.
 
     The mask token replaces all predicted tokens. (Training leaves some unchanged and replaces others with random tokens.)
     """
     segments = []
     special = np.asarray(sorted(special_ids))
-    for index in range(count):
-        tokens = documents.tokens(index)
-        for window in windows(len(tokens), max_length, scored_from=0):
-            piece = np.asarray(tokens[window.start : window.end])
-            first = window.scored_from - window.start
-            ordinary = first + np.flatnonzero(~np.isin(piece[first:], special))
-            for chosen in masks(ordinary, passes, index, window.start):
-                seen = piece.copy()
-                seen[chosen] = mask_id
-                segments.append(Segment(seen, len(seen), key=index, masked=chosen, originals=piece[chosen]))
+    units = zip(sample.document.tolist(), sample.window.tolist(), sample.turn.tolist(), strict=True)
+    for key, (index, number, turn) in enumerate(units):
+        start, end, scored_from = _place(documents, index, number, max_length, 0)
+        piece = np.array(documents.tokens(index)[start:end])
+        first = scored_from - start
+        ordinary = first + np.flatnonzero(~np.isin(piece[first:], special))
+        chosen = mask(ordinary, passes, index, start, turn)
+        if len(chosen):
+            originals, piece[chosen] = piece[chosen], mask_id
+            segments.append(Segment(piece, len(piece), key=first_key + key, masked=chosen, originals=originals))
     return segments
+
+
+def _place(documents: Documents, index: int, number: int, max_length: int, scored_from: int) -> tuple[int, int, int]:
+    length = documents.offsets[index + 1] - documents.offsets[index]
+    start, end, first = window_at(np.array(length), np.array(number), max_length, scored_from)
+    return int(start), int(end), int(first)
 
 
 def example_segments(documents: Documents, with_head: bool) -> list[Segment]:

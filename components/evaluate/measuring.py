@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 import shutil
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +16,7 @@ import numpy as np
 from ..shared.artifacts import write_jsonl
 from ..shared.config import Objective
 from ..shared.data.prepared import Documents, Split
-from ..shared.measures import HARNESS_FILE
+from ..shared.measures import HARNESS_FILE, Measure
 from ..shared.model.bf16_on_cpu import fast_bf16
 from ..shared.model.masking import special_ids
 from ..shared.model.mixed_model import MixedModel
@@ -24,6 +26,7 @@ from ..shared.running.context import Context, ProgressCounter
 from ..shared.serving.decoding import plain_text, stop_ids
 from ..shared.serving.encoding import text_ids
 from ..shared.task_kinds import TASK_KINDS
+from .capabilities import MAX_TEXTS, Suite, chat_renderer, questions
 from .checks import check_model
 from .config import EvaluateStep
 from .examples import example_row, from_head
@@ -40,7 +43,7 @@ from .likelihood import (
     unpacked,
 )
 from .subject import Subject
-from .summaries import summarize_documents, summarize_examples
+from .summaries import document_rows, summarize_documents, summarize_examples
 from .trivial import best_trivial_answer
 from .windows import mask_passes
 
@@ -62,7 +65,7 @@ def measure(
     if subject.card.kind == "base" and model.new_weights:
         context.say(f"base: has no trained language-model head ({model.new_weights[0]} is missing), so it has no loss")
         return None
-    check_model(subject.card, model, tokenizer, held_out, harness is not None)
+    check_model(subject.card, model, tokenizer, held_out, harness is not None, config.capabilities)
     candidate = LoadedCandidate(subject, model, tokenizer, config, held_out, context)
     shutil.rmtree(folder, ignore_errors=True)
     splits: dict[str, dict[str, Any]] = {}
@@ -70,23 +73,21 @@ def measure(
     # Generation needs no task head, so the pretrained model can be scored on it, too.
     with_task = subject.card.has_task_head or not held_out.with_head
     with fast_bf16([model.lm], model.device, pick_precision(config.precision), backward=False):
-        for split in SPLITS:
-            documents = candidate.documents(split)
+        for split, (documents, summary) in candidate.documents().items():
             write_jsonl(folder / f"{split}.documents.jsonl", documents)
-            splits[split] = summarize_documents(documents)
+            splits[split] = {**summary, "task_score": None, "examples": 0}
             not_finite += _not_finite(subject, split, "document", documents, "nats")
-            if with_task and held_out.labelled.splits[split].documents:
-                rows = candidate.labelled(split) if held_out.with_head else candidate.answered(split)
-                write_jsonl(folder / f"{split}.examples.jsonl", rows)
-                not_finite += _not_finite(
-                    subject, split, "example", rows, "prediction", *([] if held_out.with_head else ["nats"])
-                )
-                splits[split] |= summarize_examples(rows, held_out, config.metric)
-                if subject.card.kind == "finetuned":  # `compare` needs them once
-                    splits[split]["trivial"] = candidate.trivial(split, rows, folder)
-            else:
-                splits[split] |= {"task_score": None, "examples": 0}
-        asked = harness.measure(model, tokenizer, context, f"{subject.card.id} lm_eval") if harness else []
+        examples = (candidate.labelled() if held_out.with_head else candidate.answered()) if with_task else {}
+        for split, rows in examples.items():
+            write_jsonl(folder / f"{split}.examples.jsonl", rows)
+            not_finite += _not_finite(
+                subject, split, "example", rows, "prediction", *([] if held_out.with_head else ["nats"])
+            )
+            splits[split] |= summarize_examples(rows, held_out, config.metric)
+            if subject.card.kind == "finetuned":  # `compare` needs them once
+                splits[split]["trivial"] = candidate.trivial(split, rows, folder)
+        asked = candidate.capabilities() if config.capabilities else []
+        asked += harness.measure(model, tokenizer, context, f"{subject.card.id} lm_eval") if harness else []
     if asked:
         write_jsonl(folder / HARNESS_FILE, (row.model_dump(mode="json") for row in asked))
     curve = Path(subject.folder) / "training.jsonl"
@@ -116,59 +117,111 @@ class LoadedCandidate:
     held_out: HeldOut
     context: Context
 
-    def documents(self, split: Split) -> list[dict[str, Any]]:
-        """Computes the loss of each held-out document; None if it is not finite."""
-        documents = Documents(self.held_out.text_folder, split)
-        count = min(len(documents), self.config.max_documents or len(documents))
-        if self.model.objective == "masked_lm":
-            passes, mask_id = mask_passes(self.config.mask_probability), int(self.tokenizer.mask_token_id)
-            never = special_ids(self.tokenizer)
-            segments = masked_segments(documents, count, self.config.max_length, passes, mask_id, never)
-        else:
-            segments = document_segments(documents, count, self.config.max_length)
-        nats, tokens = self._losses(segments, count, f"{split} documents")
-        return [
-            {
-                "id": record["id"],
-                "source": record["source"],
-                "bytes": record["bytes"],
-                "tokens": int(tokens[index]),
-                "nats": _finite(nats[index]),
-            }
-            for index, record in enumerate(documents.records()[:count])
-        ]
+    def documents(self, splits: Sequence[Split] = SPLITS) -> dict[Split, tuple[list[dict[str, Any]], dict[str, Any]]]:
+        """Computes the losses of the held-out text that is read, all splits in one pass.
 
-    def labelled(self, split: Split) -> list[dict[str, Any]]:
-        """Predicts each example with the task head and scores it."""
-        examples = Documents(self.held_out.labelled_folder, split)
-        segments = self._as_trained(example_segments(examples, with_head=True), examples)
+        Returns:
+            By split a row for each document that was drawn, and the summary. Losses, tokens and bytes of a row are divided by
+            the probabilities with which its parts were drawn. A loss is None if it is not finite.
+        """
+        masked = self.model.objective == "masked_lm"
+        passes = mask_passes(self.config.mask_probability) if masked else None
+        samples = [
+            self.held_out.draw(split, self.config.max_length, self.config.max_tokens, passes) for split in splits
+        ]
+        starts = np.cumsum([0, *map(len, samples)]).tolist()
+        segments: list[Segment] = []
+        read = []
+        for split, sample, first in zip(splits, samples, starts, strict=False):
+            documents = Documents(self.held_out.text_folder, split)
+            if passes is not None:
+                mask_id, never = int(self.tokenizer.mask_token_id), special_ids(self.tokenizer)
+                made = masked_segments(documents, sample, self.config.max_length, passes, mask_id, never, first)
+            else:
+                made = document_segments(documents, sample, self.config.max_length, first)
+            segments += made
+            read.append(sum(len(segment.tokens) for segment in made))
+        nats, tokens = self._losses(segments, starts[-1], "documents")
+        found: dict[Split, tuple[list[dict[str, Any]], dict[str, Any]]] = {}
+        for number, (split, sample) in enumerate(zip(splits, samples, strict=True)):
+            part = slice(starts[number], starts[number + 1])
+            rows = document_rows(self.held_out.text_rows[split], sample, nats[part], tokens[part])
+            counts = {
+                "documents_in_split": sample.documents_in_split,
+                "tokens_read": read[number],
+                "sampled": sample.is_part,
+            }
+            found[split] = rows, {**summarize_documents(rows), **counts}
+        return found
+
+    def labelled(self) -> dict[Split, list[dict[str, Any]]]:
+        """Predicts each example with the task head and scores it, all splits in one pass."""
+        splits = self._with_examples()
+        segments, starts = self._examples(splits, with_head=True)
         work = batches(segments, self.config.max_length, self.config.batch_size)
-        with self._progress(len(work), f"{split} examples") as progress:
+        with self._progress(len(work), "examples") as progress:
             logits = head_logits(self.model, work, self._pad_id, progress)
             bad = [key for key, values in logits.items() if not np.isfinite(values).all()]
             again = unpacked(segments, bad, self.config.batch_size)
             logits |= head_logits(self.model, again, self._pad_id, progress)
-        return from_head(self.held_out.task, self.config.metric, self.held_out.labelled.labels or [], examples, logits)
+        task, labels = self.held_out.task, self.held_out.labelled.labels or []
+        return {
+            split: from_head(
+                task, self.config.metric, labels, examples, [logits[start + i] for i in range(len(examples))]
+            )
+            for (split, examples), start in zip(splits.items(), starts, strict=False)
+        }
 
-    def answered(self, split: Split) -> list[dict[str, Any]]:
-        """Generates an answer to each prompt, scores it, and computes the loss of the reference."""
-        examples = Documents(self.held_out.labelled_folder, split)
-        size = self.config.batch_size
-        nats, tokens = self._losses(example_segments(examples, with_head=False), len(examples), f"{split} examples")
-        parts = [np.split(examples.tokens(i), [int(examples.supervised_from[i])]) for i in range(len(examples))]
-        prompts = [prompt for prompt, _ in parts]
-        with self._progress(len(prompts), f"{split} answers", "prompts") as progress:
+    def answered(self) -> dict[Split, list[dict[str, Any]]]:
+        """Generates an answer to each prompt, scores it, and computes the loss of the reference, all splits in one pass."""
+        splits = self._with_examples()
+        segments, starts = self._examples(splits, with_head=False)
+        nats, tokens = self._losses(segments, starts[-1], "examples")
+        parts = [
+            np.split(examples.tokens(i), [int(examples.supervised_from[i])])
+            for examples in splits.values()
+            for i in range(len(examples))
+        ]
+        with self._progress(len(parts), "answers", "prompts") as progress:
             longest = self.config.max_new_tokens or 1
-            answers = generate(self.model, self.tokenizer, prompts, longest, size, progress)
+            prompts = [prompt for prompt, _ in parts]
+            answers = generate(self.model, self.tokenizer, prompts, longest, self.config.batch_size, progress)
         stops = stop_ids(self.model.lm.generation_config, self.tokenizer)
-        rows = []
-        for index, (record, answer) in enumerate(zip(examples.records(), answers, strict=True)):
-            # Decoded like the answers: tokens that repeat the completion exactly must give its text.
-            reference = plain_text(self.tokenizer, parts[index][1].tolist(), stops)
-            scores = {} if answer is None else self.held_out.overlap.of_example(answer, reference)
-            row = example_row(record, self.held_out.task, self.config.metric, reference, answer, scores)
-            rows.append({**row, **scores, "tokens": int(tokens[index]), "nats": _finite(nats[index])})
-        return rows
+        found: dict[Split, list[dict[str, Any]]] = {}
+        for (split, examples), start in zip(splits.items(), starts, strict=False):
+            rows = []
+            for key, record in enumerate(examples.records(), start):
+                # Decoded like the answers: tokens that repeat the completion exactly must give its text.
+                reference, answer = plain_text(self.tokenizer, parts[key][1].tolist(), stops), answers[key]
+                scores = {} if answer is None else self.held_out.overlap.of_example(answer, reference)
+                row = example_row(record, self.held_out.task, self.config.metric, reference, answer, scores)
+                rows.append({**row, **scores, "tokens": int(tokens[key]), "nats": _finite(nats[key])})
+            found[split] = rows
+        return found
+
+    def capabilities(self) -> list[Measure]:
+        """Asks the questions of mixtune's own suite."""
+        records = islice(Documents(self.held_out.text_folder, "dev").iter_records(), MAX_TEXTS)
+        texts = [record.get("text", "") for record in records]
+        suite = Suite.of(questions(texts, chat_renderer(self.tokenizer)), self.tokenizer, self.config.max_length)
+        nats, _ = self._losses(suite.segments, len(suite.segments), "capabilities")
+        return suite.measures(nats)
+
+    def _with_examples(self) -> dict[Split, Documents]:
+        """Returns the labelled examples of the splits that hold some."""
+        folder, splits = self.held_out.labelled_folder, self.held_out.labelled.splits
+        return {split: Documents(folder, split) for split in SPLITS if splits[split].documents}
+
+    def _examples(self, splits: Mapping[Split, Documents], with_head: bool) -> tuple[list[Segment], list[int]]:
+        """Returns the segments of all splits, and the key of the first example of each split, and of the end."""
+        segments: list[Segment] = []
+        starts = [0]
+        for examples in splits.values():
+            made = example_segments(examples, with_head)
+            made = self._as_trained(made, examples) if with_head else made
+            segments += [replace(segment, key=starts[-1] + segment.key) for segment in made]
+            starts.append(starts[-1] + len(examples))
+        return segments, starts
 
     def _as_trained(self, segments: list[Segment], examples: Documents) -> list[Segment]:
         """Encodes the texts with the champion's tokenizer if that ends them otherwise than this run's, such as with EOS."""

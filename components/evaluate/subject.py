@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from ..shared.artifacts import ModelCard
 from ..shared.model.device import pick_device
-from ..shared.model.loading import interpolate, load_model
+from ..shared.model.loading import Interpolation, load_model
 from ..shared.model.mixed_model import MixedModel
 from ..shared.model.tokenizer import load_tokenizer
 
@@ -26,6 +27,7 @@ class Subject:
         alpha: weight of the fine-tuned end.
         revision: hub revision of `folder`, if that is a hub name.
         tokenizer: folder of the tokenizer, if it is not the model's own.
+        ends: returns the two models of an interpolation, which all its α share.
     """
 
     card: ModelCard
@@ -36,14 +38,14 @@ class Subject:
     alpha: float | None = None
     revision: str | None = None
     tokenizer: str | None = None
+    ends: Callable[[], Interpolation] | None = None
 
     def load(self, precision: Literal["auto", "float32", "bf16"]) -> MixedModel:
         """Loads the model for evaluation."""
-        device = pick_device()
-        if self.alpha is None or self.other is None:
-            model = load_model(self.folder, device, revision=self.revision)
+        if self.alpha is None or self.ends is None:
+            model = load_model(self.folder, pick_device(), revision=self.revision)
         else:
-            model = interpolate(self.folder, self.other, self.alpha, device)
+            model = self.ends().at(self.alpha)
         model.precision = precision
         return model.eval()
 

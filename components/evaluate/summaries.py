@@ -3,11 +3,45 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+import numpy as np
 
 from ..shared.task_kinds import TASK_KINDS
 from .held_out import HeldOut
+from .sampling import TextSample
 from .scores import calibration_error, confusion_matrix, split_scores
+
+
+def document_rows(
+    texts: Sequence[Mapping[str, Any]], sample: TextSample, nats: np.ndarray, tokens: np.ndarray
+) -> list[dict[str, Any]]:
+    """Returns rows of <split>.documents.jsonl, one for each drawn document, with the estimated sums over all of it.
+
+    Args:
+        texts: rows of all documents of the split, as `HeldOut.text_rows` returns them.
+        sample: the units that were read.
+        nats: (D,) loss of each unit.
+        tokens: (D,) scored tokens of each unit.
+    """
+    drawn, place = np.unique(sample.document, return_inverse=True)
+    sums = [np.bincount(place, values / sample.probability, len(drawn)) for values in (nats, tokens, sample.num_bytes)]
+    return [
+        {
+            **texts[index],
+            "bytes": _whole(num_bytes),
+            "tokens": _whole(count),
+            "nats": float(loss) if math.isfinite(loss) else None,
+        }
+        for index, loss, count, num_bytes in zip(drawn.tolist(), *(column.tolist() for column in sums), strict=True)
+    ]
+
+
+def _whole(value: float) -> float:
+    """Returns a sum without its rounding error, as an integer if it is one."""
+    rounded = round(value, 6)
+    return int(rounded) if rounded.is_integer() else rounded
 
 
 def summarize_documents(documents: list[dict[str, Any]]) -> dict[str, Any]:

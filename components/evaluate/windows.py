@@ -27,23 +27,44 @@ class ScoringWindow:
     scored_from: int
 
 
-def windows(length: int, max_length: int, scored_from: int = 1) -> Iterator[ScoringWindow]:
-    """Splits a document into overlapping windows with a stride of half a window.
+def count_windows(lengths: np.ndarray, max_length: int, scored_from: int = 1) -> np.ndarray:
+    """Returns the number of windows over documents of these lengths, an array of the same shape.
+
+    Args:
+        lengths: tokens in each document.
+        max_length: tokens per window; at least 2.
+        scored_from: first scored token of a document: 1 if the first token has no context, 0 if it needs none.
+    """
+    stride = max_length // 2
+    further = np.maximum(0, -(-(np.asarray(lengths) - max_length) // stride))
+    return np.where(np.asarray(lengths) > scored_from, 1 + further, 0)
+
+
+def window_at(
+    lengths: np.ndarray, numbers: np.ndarray, max_length: int, scored_from: int = 1
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Returns start, end and first scored token of windows. Each window starts half a window after the one before.
 
     Every window after the first scores the tokens that earlier windows did not cover, so its scored tokens have at least half a
     window of context.
 
     Args:
-        length: tokens in the document.
+        lengths: tokens in the document of each window.
+        numbers: number of each window in its document, from 0.
         max_length: tokens per window; at least 2.
-        scored_from: first scored token of the document: 1 if the first token has no context, 0 if it needs none.
+        scored_from: first scored token of a document.
     """
-    stride = max_length // 2
-    start = 0
-    while scored_from < length:
-        end = min(start + max_length, length)
-        yield ScoringWindow(start, end, scored_from)
-        start, scored_from = start + stride, end
+    start = numbers * (max_length // 2)
+    end = np.minimum(start + max_length, lengths)
+    before = np.minimum(start - max_length // 2 + max_length, lengths)
+    return start, end, np.where(numbers == 0, scored_from, before)
+
+
+def windows(length: int, max_length: int, scored_from: int = 1) -> Iterator[ScoringWindow]:
+    """Yields all windows over a document, in order; see `window_at`."""
+    numbers = np.arange(int(count_windows(np.array(length), max_length, scored_from)))
+    for parts in zip(*window_at(np.array(length), numbers, max_length, scored_from), strict=True):
+        yield ScoringWindow(*map(int, parts))
 
 
 def mask_passes(mask_probability: float) -> int:
@@ -51,20 +72,20 @@ def mask_passes(mask_probability: float) -> int:
     return max(2, round(1 / mask_probability))
 
 
-def masks(ordinary: np.ndarray, passes: int, document: int, start: int) -> Iterator[np.ndarray]:
-    """Yields the masked positions of each pass over a window. Every ordinary token is masked in exactly one pass.
+def mask(ordinary: np.ndarray, passes: int, document: int, start: int, turn: int) -> np.ndarray:
+    """Returns the positions that one pass over a window masks. Every ordinary token is masked in exactly one pass.
 
     A pure function of its arguments, so that all candidates predict the same tokens in the same context.
 
     Args:
         ordinary: (n,) positions of the tokens to score.
-        passes: k; fewer are yielded if there are fewer tokens.
+        passes: k.
         document: index of the document in its split.
         start: start of the window in the document.
+        turn: number of the pass, from 0 to k - 1.
 
-    Yields:
-        Sorted positions; at least one.
+    Returns:
+        Sorted positions; none in the last passes if there are fewer than k tokens.
     """
-    turn = np.random.default_rng([MASK_SEED, document, start]).permutation(len(ordinary)) % passes
-    for number in range(min(passes, len(ordinary))):
-        yield ordinary[turn == number]
+    turns = np.random.default_rng([MASK_SEED, document, start]).permutation(len(ordinary)) % passes
+    return ordinary[turns == turn]

@@ -61,11 +61,14 @@ class Mixed(MixedTraining):
     """λ as a function of the step, such as `{shape: linear, values: [0.5, 0.1]}`. Each is a candidate."""
     forgetting_budgets: list[Annotated[float, Field(ge=0)]] = Field([])
     """Acceptable forgetting, in bits per byte. The training adapts λ to keep within it. Each is a candidate."""
+    replay_shares: list[Annotated[float, Field(gt=0, lt=1)]] = Field([])
+    """Replay shares to compare: each λ between 0 and 1, each schedule and each budget is a candidate with each of these
+    shares (all combinations), instead of with `replay_share`."""
     budget: Budget = Budget()
     controls: Controls = Controls()
     seeds: list[Annotated[int, Field(ge=0, lt=2**31)]] = Field([])
-    """Further seeds (order of the data, task head, dropout) with which each of these candidates is trained too. They show
-    how much the results vary by chance, and are never selected."""
+    """Further seeds (order of the data, task head, dropout) with which each of these candidates, and fine-tuning alone, is
+    trained too. They show how much the results vary by chance, and are never selected."""
 
     @rule
     def _each_once(self) -> Iterator[str]:
@@ -98,10 +101,14 @@ class MixedCandidate(Section):
     lora_rank: int | None = None
     learning_rate: float | None = None
     """Replaces `mixed.learning_rate`."""
+    replay_share: float | None = None
+    """Replaces `mixed.replay_share`."""
     kl_weight: float = 0.0
     l2sp_weight: float = 0.0
     seed: int | None = None
     """Replaces the configuration's seed."""
+    alone: bool = False
+    """Whether this is fine-tuning alone with another seed: λ = 0, from the pretrained model, with the options of `finetune`."""
 
     @rule
     def _one_way(self) -> Iterator[str]:
@@ -124,12 +131,29 @@ def candidates(mixed: Mixed) -> Iterator[MixedCandidate]:
     of_one_seed = list(_of_one_seed(mixed))
     yield from of_one_seed
     for seed in dict.fromkeys(mixed.seeds):
+        yield MixedCandidate(
+            id=f"finetuned-seed-{seed}", name=f"fine-tuning alone, seed {seed}", mix_weight=0.0, seed=seed, alone=True
+        )
         for candidate in of_one_seed:
             changes = {"id": f"{candidate.id}-seed-{seed}", "name": f"{candidate.name}, seed {seed}", "seed": seed}
             yield candidate.model_copy(update=changes)
 
 
 def _of_one_seed(mixed: Mixed) -> Iterator[MixedCandidate]:
+    for candidate in _mixes(mixed):
+        if not mixed.replay_shares or candidate.mix_weight in (0.0, 1.0):  # one stream
+            yield candidate
+            continue
+        for share in mixed.replay_shares:
+            changes = {
+                "id": f"{candidate.id}-replay-{share:g}",
+                "name": f"{candidate.name}, {share:.3g} of the tokens replay",
+            }
+            yield candidate.model_copy(update={**changes, "replay_share": share})
+    yield from _controls(mixed)
+
+
+def _mixes(mixed: Mixed) -> Iterator[MixedCandidate]:
     of_norm = " of the gradient norm" if mixed.scale == "gradient" else ""
     for weight in mixed.lambdas:
         scale = of_norm if 0 < weight < 1 else ""
@@ -149,7 +173,6 @@ def _of_one_seed(mixed: Mixed) -> Iterator[MixedCandidate]:
             forgetting_budget=budget,
             budget=mixed.budget,
         )
-    yield from _controls(mixed)
 
 
 def _controls(mixed: Mixed) -> Iterator[MixedCandidate]:

@@ -51,15 +51,17 @@ def run(
         start: the model to start from.
         pretrain_data: training split of the pretraining stream; not read if λ = 0.
         finetune_data: training split of the fine-tuning stream; not read if λ = 1.
-        pretrained: the pretrained model, the reference of a forgetting budget; required if training starts from another
-            model.
+        pretrained: the pretrained model, if training starts from another one: the reference of a forgetting budget, and the
+            start of fine-tuning alone.
         model: output, a model folder.
         metrics: output, final losses and counts.
     """
     chosen = MixedCandidate.from_json(candidate)
     text, labelled = DataManifest.load(pretrain_data.path), DataManifest.load(finetune_data.path)
+    if chosen.alone and pretrained is not None:  # the others start from the fine-tuned model
+        start = pretrained
     before = ModelCard.load(start.path)
-    if before.id != config.mixed.start:
+    if before.id != ("pretrained" if chosen.alone else config.mixed.start):
         raise RefusedError(
             f"mixed.start: is {config.mixed.start}, but this pipeline was compiled to start from {before.id}; "
             "compile it again with the new configuration"
@@ -72,6 +74,8 @@ def run(
     if chosen.learning_rate is not None:
         head = training.head_learning_rate or training.learning_rate
         training = training.model_copy(update={"learning_rate": chosen.learning_rate, "head_learning_rate": head})
+    if chosen.replay_share is not None:
+        training = training.model_copy(update={"replay_share": chosen.replay_share})
     assert labelled.task is not None
     mixed_model = load_model(start.path, pick_device(), attention=training.attention)
     add_task_head(mixed_model, labelled.task, labelled.labels, seed)

@@ -11,6 +11,7 @@ from typing import Any
 
 from ..checks import find_problems, fingerprints
 from ..config import Config, Parts, parts
+from ..evaluation_size import auto_tokens
 from ..form import ADVANCED, FIELDS, PLACEMENT, read_form
 from ..placement import GpuNodes
 from ..shared.errors import RefusedError
@@ -67,8 +68,9 @@ def run(config: PlanStep, *, context: Context, outputs: dict[str, str]) -> list[
         context.say(few)
     context.say(f"{whole.name}: {len(cut.candidates)} candidates to train: " + ", ".join(c.id for c in cut.candidates))
     return [
-        {"candidate": candidate.to_json(), "mixed": cut.mixed.to_json(), "evaluate": cut.evaluate_mixed.to_json()}
-        for candidate in cut.candidates
+        {"candidate": one.to_json(), "mixed": trained.to_json(), "evaluate": measured.to_json()}
+        for one in cut.candidates
+        for trained, measured in (cut.of_loop(one),)
     ]
 
 
@@ -91,7 +93,8 @@ def cut_into_parts(whole: Config, reach: Callable[[], Any], say: Callable[[str],
         RefusedError: if the registry has no such version of the champion.
         UnreachableError: if MLflow is needed and does not answer.
     """
-    return parts(whole, fingerprints(whole), _champion(whole.evaluate.champion, reach, say))
+    champion = _champion(whole.evaluate.champion, reach, say)
+    return parts(whole, fingerprints(whole), champion, auto_tokens(whole))
 
 
 def part_texts(cut: Parts) -> dict[str, str]:

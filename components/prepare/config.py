@@ -9,21 +9,25 @@ from pydantic import Field, field_validator
 from pydantic_core import PydanticCustomError
 
 from ..shared.config import EMBEDDED, LocalPath, Objective, Task
+from ..shared.data.claims import CLAIM, NO_CLAIM, claim_of
 from ..shared.data.data_sets import is_hub
 from ..shared.data.prompt_templates import PromptTemplate
 from ..shared.data.records import GROUP
-from ..shared.data.sources import PASSWORD_REFUSED, has_password
+from ..shared.data.source_names import PASSWORD_REFUSED, has_password
 from ..shared.section import Section, rule
 from ..shared.task_kinds import TASK_KINDS
 
 
-def _without_password(source: str) -> str:
+def _checked(source: str) -> str:
     """Refuses a source with a password: the configuration is stored with every run, and so would be the password."""
     if has_password(source):
         raise PydanticCustomError("credentials", PASSWORD_REFUSED)
+    if source.startswith(CLAIM) and claim_of(source) is None:
+        raise PydanticCustomError("claim", NO_CLAIM)
     return source
 
 
+LongExamples = Literal["error", "drop", "truncate_prompt", "truncate_completion"]
 CHAT_COLUMNS = {"messages": "messages_column", "conversations": "conversations_column", "tools": "tools_column"}
 """Options of the columns of chats, by role. Chats are read where the other columns of a stream are not there."""
 
@@ -59,7 +63,7 @@ class DataSource(Section):
     @field_validator("path")
     @classmethod
     def _no_credentials(cls, path: str) -> str:
-        return _without_password(path)
+        return _checked(path)
 
     @field_validator("path")
     @classmethod
@@ -81,8 +85,9 @@ class Stream(Section):
     source: LocalPath | None = Field(None, min_length=1)
     """A file, a glob or an fsspec URL (.jsonl, .json, .csv, .tsv, .parquet, .arrow, .txt; also .gz, .bz2, .xz, .zst), a folder
     of them, a folder written by `save_to_disk`, a hub data set as `hub:owner/name` (in full
-    `hub:owner/name/config@revision#split`; the split is `train` unless given; `hf://datasets/owner/name` is the same), or
-    `embedded`: text and labels from the documentation of Python and of the installed packages."""
+    `hub:owner/name/config@revision#split`; the split is `train` unless given; `hf://datasets/owner/name` is the same), on a
+    cluster a file or folder in a volume as `pvc://claim/path`, or `embedded`: text and labels from the documentation of
+    Python and of the installed packages."""
     sources: list[DataSource] = Field([], max_length=1000)
     """Several sources in place of `source`, each with its `path`, and if needed with `weight`, `columns`, `filter`, `revision`
     and `split`."""
@@ -105,6 +110,15 @@ class Stream(Section):
     near_duplicates: float | None = Field(None, ge=0.5, lt=1)
     """Similarity from which a document or example is a near-duplicate of another one and is removed: the fraction of their
     passages of five words that both have, as MinHash estimates it. 0.8 is usual. Held-out ones are kept. Null removes none."""
+    min_characters: int | None = Field(None, ge=1)
+    """Documents or examples of `source` with fewer characters are left out; null means no limit. Here and below, those of
+    `dev_source` and `test_source` are kept."""
+    max_characters: int | None = Field(None, ge=1)
+    """Documents or examples of `source` with more characters are left out; null means no limit."""
+    max_repetition: float | None = Field(None, gt=0, lt=1)
+    """Documents or examples of `source` are left out if a larger share of their text is a repetition: of the characters, those
+    in lines that stand above, or of the words, those in passages of five words that stand above. 0.2 is usual for web pages;
+    source code and tables repeat more. Null means no limit."""
     group_column: str | None = Field(None, min_length=1)
     """Column whose value says what belongs together, such as an author or a conversation: records with the same value stand in
     the same split."""
@@ -124,7 +138,7 @@ class Stream(Section):
     @field_validator("source", "dev_source", "test_source")
     @classmethod
     def _no_credentials(cls, source: str | None) -> str | None:
-        return source and _without_password(source)
+        return source and _checked(source)
 
     @rule
     def _has_data(self) -> Iterator[str]:
@@ -132,6 +146,11 @@ class Stream(Section):
             yield "source is required and was not given; name the data, or several in sources"
         elif self.source is not None and self.sources:
             yield "source and sources exclude each other; move source into sources"
+
+    @rule
+    def _lengths_in_order(self) -> Iterator[str]:
+        if (self.min_characters or 0) > (self.max_characters or float("inf")):
+            yield f"min_characters must not exceed max_characters, which is {self.max_characters}"
 
     @rule
     def _weights_of_all_or_none(self) -> Iterator[str]:
@@ -224,6 +243,13 @@ class FinetuneData(Stream):
     """Generation: column with the completion: text, or a list of messages. The loss covers the completion only."""
     assistant_turns: Literal["every", "last"] = "every"
     """Chats: turns of the assistant that the loss covers. Evaluation answers the last one."""
+    long_examples: LongExamples = "truncate_prompt"
+    """What happens to examples with more than `model.max_length` tokens. `error` refuses the data and names them, `drop` leaves
+    them out. `truncate_prompt` shortens what the model reads, never the completion: a prompt loses its beginning, a chat its
+    oldest messages, and a text with a label or number is cut as the tokenizer cuts it, usually at its end. An example that does
+    not fit even so is left out. `truncate_completion` is for generation: the completion, or the last turn of a chat, loses its
+    end and EOS. Contexts of questions are split into windows in any case, so that only a question that leaves no room for its
+    context is too long. All of these examples are counted."""
 
     @field_validator("prompt_template")
     @classmethod
@@ -236,6 +262,11 @@ class FinetuneData(Stream):
     def _prompts_are_for_generation(self) -> Iterator[str]:
         if self.prompt_template is not None and TASK_KINDS[self.task].target != "text":
             yield "prompt_template is for the task generation; remove it"
+
+    @rule
+    def _completions_are_for_generation(self) -> Iterator[str]:
+        if self.long_examples == "truncate_completion" and TASK_KINDS[self.task].target != "text":
+            yield f"long_examples: {self.task} has no completions to truncate; choose error, drop or truncate_prompt"
 
     @property
     def column_options(self) -> Mapping[str, str]:

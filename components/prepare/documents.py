@@ -12,11 +12,16 @@ from ..shared.config import Task
 from ..shared.data.prepared import Document, Split
 from ..shared.data.tallies import Tallies
 from ..shared.task_kinds import TASK_KINDS, Target
-from .chats import ChatEncoder, InvalidChatError
+from .chats import TOO_LONG, InvalidChatError
+from .long_texts import is_long
 from .rows import Item, labels_of, texts_of
 from .spans import Question, windows
 from .tokenization import BATCH, Encoder, Survival
 
+MIN_BYTES_PER_TOKEN = 2
+"""Fewer are a sign that the tokenizer does not know the language. GPT-2's has 4.0 in English, 2.5 in German, 1.6 in
+Russian, 1.4 in Chinese and 1.2 in Korean (medians of conversations in `chatterbot-corpus`)."""
+LEAST_BYTES = 100
 ID_CHARACTERS = 16
 """Hexadecimal digits of a document's id."""
 
@@ -42,10 +47,27 @@ class Found:
         """Adds `of` units of an example, of which `count` are affected."""
         self.tallies.add(kind, self.split, item.row.where, count, of)
 
-    def survival(self, item: Item, found: Survival) -> None:
+    def leave_out(self, item: Item, encoder: Encoder, is_too_long: bool) -> bool:
+        """Counts an example as left out if it is too long, or collects that as a problem. Returns whether it is left out."""
+        if encoder.long_examples != "error":
+            self.add("dropped", item, is_too_long)
+            return is_too_long
+        self.add("quarantined", item, is_too_long)
+        if is_too_long:
+            self.problems.append((f"{item.row.where}: {TOO_LONG.format(encoder.max_length)}", item.row.values))
+        return is_too_long
+
+    def survival(self, item: Item, text: str, found: Survival) -> None:
         """Adds what became of a text of an example."""
         self.add("unknown_tokens", item, found.unknown, found.tokens)
         self.add("lost_characters", item, found.lost, found.characters)
+        self.num_tokens(item, text, found.tokens)
+
+    def num_tokens(self, item: Item, text: str, num_tokens: int) -> None:
+        """Notes whether a text has many tokens for its length. Short texts, such as names and numbers, do not tell."""
+        size = len(text.encode())
+        if size >= LEAST_BYTES:
+            self.add("many_tokens", item, size < MIN_BYTES_PER_TOKEN * num_tokens)
 
 
 @dataclass(frozen=True)
@@ -80,16 +102,17 @@ def documents_of(batch: ItemBatch, task: Task | None, encoder: Encoder, found: F
     for is_chat, pairs in groupby(zip(batch.items, records, strict=True), lambda pair: pair[0].row.chat is not None):
         items, own = map(list, zip(*pairs, strict=True))
         if is_chat:
-            documents += _chats(items, own, encoder.for_chats(task is not None), found, task is not None)
+            documents += _chats(items, own, encoder, found, task is not None)
         else:
             documents += make(replace(batch, items=items), own, encoder, found)
     return documents
 
 
 def _chats(
-    items: Sequence[Item], records: Sequence[dict[str, Any]], chats: ChatEncoder, found: Found, labelled: bool
+    items: Sequence[Item], records: Sequence[dict[str, Any]], encoder: Encoder, found: Found, labelled: bool
 ) -> Iterator[Document]:
     """Yields chats, and in training behind each those of its turns that are learned on their own."""
+    chats = encoder.for_chats(labelled)
     for item, record in zip(items, records, strict=True):
         chat = item.row.chat
         assert chat is not None
@@ -108,10 +131,12 @@ def _chats(
         found.add("dropped", item, whole is None)
         if whole is None:
             continue
-        found.add("shortened", item, whole.oldest_dropped)
+        found.add(_cut_kind(encoder), item, whole.cut)
         made = [whole, *(apart if found.split == "train" else [])]
         unknown = sum(chats.num_unknown(one) for one in made)
         found.add("unknown_tokens", item, unknown, sum(len(one.tokens) for one in made))
+        if not whole.cut:
+            found.num_tokens(item, item.text, chats.num_text_tokens(whole))
         found.counts.update(turns=sum(one.num_turns for one in made), turns_apart=len(made) - 1)
         for one in made:
             own = record if labelled else record | {"bytes": chats.bytes_of(one)}
@@ -122,10 +147,15 @@ def _chats(
 def _texts(batch: ItemBatch, records: list[dict[str, Any]], encoder: Encoder, found: Found) -> Iterator[Document]:
     for start in range(0, len(records), BATCH):
         items = batch.items[start : start + BATCH]
-        ids = encoder.ids([item.text for item in items])
-        for item, record, tokens in zip(items, records[start : start + BATCH], ids, strict=True):
-            found.survival(item, encoder.survival(item.text, tokens))
-            yield Document(encoder.document(tokens), record)
+        ids = iter(encoder.ids([item.text for item in items if not is_long(item.text)]))
+        for item, record in zip(items, records[start : start + BATCH], strict=True):
+            if is_long(item.text):
+                document, survival = encoder.long_document(item.text)
+            else:
+                tokens = next(ids)
+                document, survival = encoder.document(tokens), encoder.survival(item.text, tokens)
+            found.survival(item, item.text, survival)
+            yield Document(document, record)
 
 
 def _labelled(batch: ItemBatch, records: list[dict[str, Any]], encoder: Encoder, found: Found) -> Iterator[Document]:
@@ -134,8 +164,11 @@ def _labelled(batch: ItemBatch, records: list[dict[str, Any]], encoder: Encoder,
     place = {label: index for index, label in enumerate(labels)}
     ids = encoder.ids([item.text for item in batch.items], special=True)
     for item, record, whole in zip(batch.items, records, ids, strict=True):
-        found.survival(item, encoder.survival(item.text, whole, special=True))
-        tokens, cut = encoder.text(item.text, whole)
+        found.survival(item, item.text, encoder.survival(item.text, whole, special=True))
+        fitted = encoder.text(item.text, whole)
+        if found.leave_out(item, encoder, fitted is None) or fitted is None:
+            continue
+        tokens, cut = fitted
         found.add("shortened", item, cut)
         own = labels_of(item.row)
         if item.row.number is not None:
@@ -149,7 +182,7 @@ def _labelled(batch: ItemBatch, records: list[dict[str, Any]], encoder: Encoder,
 
 
 def _prompted(batch: ItemBatch, records: list[dict[str, Any]], encoder: Encoder, found: Found) -> Iterator[Document]:
-    """Yields prompts with their completions, each followed by one EOS. Examples that do not fit are dropped."""
+    """Yields prompts with their completions, each followed by one EOS."""
     for record in records:
         completion = encoder.without_eos(record["completion"])
         record["bytes"] -= len(record["completion"].encode()) - len(completion.encode())
@@ -157,15 +190,15 @@ def _prompted(batch: ItemBatch, records: list[dict[str, Any]], encoder: Encoder,
     prompts = encoder.ids([item.row.values["prompt"] for item in batch.items], special=True)
     completions = encoder.ids([record["completion"] for record in records])
     for item, record, prompt, tokens in zip(batch.items, records, prompts, completions, strict=True):
-        found.survival(item, encoder.survival(item.row.values["prompt"], prompt, special=True))
-        found.survival(item, encoder.survival(record["completion"], tokens))
+        text = item.row.values["prompt"]
+        found.survival(item, text, encoder.survival(text, prompt, special=True))
+        found.survival(item, record["completion"], encoder.survival(record["completion"], tokens))
         found.add("changed_references", item, not encoder.keeps(record["completion"], tokens))
         fitted = encoder.prompted(prompt, tokens)
-        found.add("dropped", item, fitted is None)
-        if fitted is None:
+        if found.leave_out(item, encoder, fitted is None) or fitted is None:
             continue
         joined, supervised_from, cut = fitted
-        found.add("shortened", item, cut)
+        found.add(_cut_kind(encoder), item, cut)
         yield Document(joined, record, supervised_from=supervised_from)
 
 
@@ -174,15 +207,14 @@ def _questions(batch: ItemBatch, records: list[dict[str, Any]], encoder: Encoder
     for role in ("question", "context"):
         texts = {item.row.values[role]: item for item in batch.items}  # several questions share a context
         for (text, item), ids in zip(texts.items(), encoder.ids(list(texts)), strict=True):
-            found.survival(item, encoder.survival(text, ids))
+            found.survival(item, text, encoder.survival(text, ids))
     asked = []
     for item in batch.items:
         first = item.row.answers[0] if item.row.answers else None
         span = (first.start, first.start + len(first.text)) if first else None
         asked.append(Question(item.row.values["question"], item.row.values["context"], span))
     for item, record, inside in zip(batch.items, records, windows(encoder, asked), strict=True):
-        found.add("dropped", item, not inside)
-        if not inside:
+        if found.leave_out(item, encoder, not inside):
             continue
         having = sum(window.answer is not None for window in inside)
         found.counts.update(examples=1, windows=len(inside), windows_with_answer=having)
@@ -208,6 +240,10 @@ _MAKERS: dict[Target, Callable[..., Iterator[Document]]] = {
     "answers": _questions,
     "text": _prompted,
 }
+
+
+def _cut_kind(encoder: Encoder) -> str:
+    return "cut_completions" if encoder.long_examples == "truncate_completion" else "shortened"
 
 
 def _record(item: Item) -> dict[str, Any]:

@@ -14,17 +14,23 @@ from ..shared.data.problems import Problems
 from ..shared.data.sources import named_sources, read
 from ..shared.data.tallies import Part, Tallies, warnings
 from .config import FinetuneData, PretrainData
+from .long_texts import MAX_EXAMPLE_CHARACTERS
 from .near_duplicates import near_duplicates
-from .rows import Gathered, Rows, RowWriter, texts_of
+from .rows import Gathered, Item, Rows, RowWriter, texts_of
 from .splitting import DEV, TEST, TRAIN, HeldOut, cut, draw, exact, first_of_each, fold, numbers_of, shuffled
 from .target_checks import check_targets
+from .text_filters import REASONS, TextFilter
 
 SPLITS: tuple[Split, ...] = ("train", "dev", "test")
 MAX_CONTROL_DOCUMENTS = 1000
 """More do not make the measured forgetting of a training noticeably more precise."""
 FOLDED = "case and white space aside; duplicates: exact keeps those that differ in them"
-REMOVED = ("duplicates", "contradictory", "held_out_too", "near_duplicates")
-"""Kinds of tallies that can be the cause of a problem with the labels or the splits."""
+TOO_LARGE = (
+    "has {:.1f} million characters; an example or a chat can have "
+    f"{MAX_EXAMPLE_CHARACTERS / 1_000_000:g} million. Shorten it, or leave it out"
+)
+REMOVED = (*REASONS, "duplicates", "contradictory", "held_out_too", "near_duplicates")
+"""Kinds of tallies of removed rows, which can be the cause of a problem with the labels or the splits."""
 OPTIONS: tuple[Part, ...] = ("test_source", "dev_source", "source")
 """Options of the sources, in the order in which they keep a text that stands in several."""
 
@@ -43,7 +49,9 @@ def gather(stream: PretrainData | FinetuneData, seed: int, problems: Problems, f
     tallies = Tallies(embedded=stream.source == EMBEDDED)
     rows, by_option = _read(stream, problems, folder, tallies)
     notes: dict[str, Any] = {"read": len(rows)}
-    if any(not len(numbers) for numbers in by_option.values()):
+    if all(map(len, by_option.values())):
+        by_option["source"] = _filter(stream, rows, by_option["source"], tallies, problems)
+    if not all(map(len, by_option.values())):
         return Gathered(rows, {name: np.empty(0, np.int64) for name in SPLITS})
     detail = "" if stream.exact_duplicates else FOLDED
     for part, numbers in by_option.items():
@@ -72,6 +80,12 @@ def gather(stream: PretrainData | FinetuneData, seed: int, problems: Problems, f
     return gathered
 
 
+def removed_items(gathered: Gathered) -> dict[str, list[Item]]:
+    """Returns the first of the removed rows, by kind of tally."""
+    first = {kind: gathered.rows.affected.get(kind) for kind in REMOVED}
+    return {kind: list(gathered.rows.items(np.array(numbers))) for kind, numbers in first.items() if numbers}
+
+
 def _with_control(splits: dict[Split, np.ndarray], fraction: float) -> dict[Split, np.ndarray]:
     """Takes the control split from the training split. Without enough documents for one there is none."""
     train = splits["train"]  # shuffled, so that every prefix is a random sample
@@ -86,11 +100,17 @@ def _read(
     """Writes the rows of all sources to a file. Returns them, and the numbers of the rows of each source option."""
     writer = RowWriter(folder / "rows", embedded=stream.source == EMBEDDED)
     digest = exact if stream.exact_duplicates else fold
+    kept = TextFilter(stream.min_characters, stream.max_characters, stream.max_repetition)
     ranges: dict[Part, tuple[int, int]] = {}
     for named in named_sources(stream):
         before, first, skipped = len(problems), len(writer), problems.skipped.count if problems.skipped else 0
         for row in read(named.path, named.reading(stream, problems, tallies)):
-            writer.append(row, digest(*texts_of(row)))
+            texts = texts_of(row)
+            if (row.chat or isinstance(stream, FinetuneData)) and sum(map(len, texts)) > MAX_EXAMPLE_CHARACTERS:
+                size = sum(map(len, texts)) / 1_000_000
+                problems.add_detail(f"{row.where}: {TOO_LARGE.format(size)}", {})
+                continue
+            writer.append(row, digest(*texts), kept.reason("\n".join(texts)) if named.part == "source" else 0)
         if len(writer) == first and len(problems) == before:
             met = " that meet filter" if named.own is not None and named.own.filter else ""
             valid = " that are valid" if problems.skipped and problems.skipped.count > skipped else ""
@@ -101,6 +121,22 @@ def _read(
             tallies.add("quarantined", named.part, named.path, count, count + len(writer) - first)
         ranges[named.part] = (ranges.get(named.part, (first, first))[0], len(writer))
     return writer.finish(), {part: np.arange(*ends, dtype=np.int64) for part, ends in ranges.items()}
+
+
+def _filter(
+    stream: PretrainData | FinetuneData, rows: Rows, numbers: np.ndarray, tallies: Tallies, problems: Problems
+) -> np.ndarray:
+    """Removes rows that are too short, too long or repetitive."""
+    limits = {"min_characters": "too_short", "max_characters": "too_long", "max_repetition": "repetitive"}
+    asked = [option for option in limits if getattr(stream, option) is not None]
+    for option in asked:
+        kind = limits[option]
+        found = rows.reasons[numbers] == REASONS.index(kind) + 1
+        rows.tally(tallies, kind, "source", numbers, found, f"{option}: {getattr(stream, option)}")
+    kept = numbers[rows.reasons[numbers] == 0]
+    if not len(kept):
+        problems.add(f"{stream.section}.source: nothing is left by {' and '.join(asked)}; change them")
+    return kept
 
 
 def _unique(rows: Rows, part: Part, numbers: np.ndarray, tallies: Tallies, detail: str) -> np.ndarray:

@@ -11,12 +11,15 @@ import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from ..shared.data.prepared import DataManifest, Documents, Split
-from ..shared.data.tallies import table_lines
+from ..shared.data.tallies import KINDS, table_lines
 from ..shared.task_kinds import TASK_KINDS
+from .rows import Item
 from .shares import percent
 
 SAMPLES = 5
 SAMPLE_CHARACTERS = 600
+SAMPLE_TOKENS = 4 * SAMPLE_CHARACTERS
+"""A character of any language has at most four tokens, each a byte."""
 BINS = 10
 QUANTILES = {"lowest": 0.0, "5 %": 0.05, "25 %": 0.25, "median": 0.5, "75 %": 0.75, "95 %": 0.95, "highest": 1.0}
 ROLES = ("text", "prompt", "completion", "question", "context", "answers", "label", "labels")
@@ -49,13 +52,19 @@ class SeenPart:
     learned: bool
 
 
-def render(manifest: DataManifest, documents: Mapping[Split, Documents], decode: Callable[[list[int]], str]) -> str:
+def render(
+    manifest: DataManifest,
+    documents: Mapping[Split, Documents],
+    decode: Callable[[list[int]], str],
+    removed: Mapping[str, Sequence[Item]],
+) -> str:
     """Renders the report as HTML.
 
     Args:
         manifest: manifest with all splits.
         documents: documents of the splits.
         decode: converts token ids to text, to show the model's input.
+        removed: the first of the removed records, by kind of tally.
     """
     environment = Environment(
         loader=PackageLoader(__package__, "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True
@@ -81,6 +90,9 @@ def render(manifest: DataManifest, documents: Mapping[Split, Documents], decode:
         shares=_shares(manifest.notes.get("shares", {})),
         changes=_changes(manifest.notes),
         tallies=table_lines(manifest.tallies),
+        removed=[
+            (KINDS[kind], [(item.row.where, _clipped(item.text)) for item in items]) for kind, items in removed.items()
+        ],
         samples={
             split: [_sample(documents[split], *shown, manifest, decode) for shown in _shown(documents[split])]
             for split in splits
@@ -198,21 +210,20 @@ def _sample(
     manifest: DataManifest,
     decode: Callable[[list[int]], str],
 ) -> dict[str, Any]:
-    tokens = documents.tokens(number).tolist()
+    tokens = documents.tokens(number)
     values = [(role, _clipped(_words(record[role]))) for role in ROLES if role in record]
     if "offsets" in record:  # a window over a context
         first, last = (int(place) for place in documents.targets[number])
-        found = f"tokens {first} to {last}: {decode(tokens[first : last + 1])}" if last else "none: the first token"
+        words = decode(tokens[first : last + 1].tolist())
+        found = f"tokens {first} to {last}: {words}" if last else "none: the first token"
         values.append(("answer in this window", _clipped(found)))
     return {
         "source": record["source"],
         "tokens": len(tokens),
-        "turns": "turns of the assistant that are learned",
-        "turns_apart": "of these, in a sequence of their own, since the chat template shows them in another way later",
         "contaminated": [STREAMS[stream] for stream in record.get("contaminated_by", [])],
         "values": values,
         "seen": [
-            SeenPart(_clipped(decode(tokens[low:high])), learned)
+            SeenPart(_clipped(decode(tokens[low : min(high, low + SAMPLE_TOKENS)].tolist())), learned)
             for low, high, learned in _parts(documents, number, manifest)
         ],
     }

@@ -27,6 +27,8 @@ from .splitting import DIGEST_BYTES, Keys, digest, exact, fold
 
 UNIT_BYTES = 8
 """Bytes of a digest that are compared."""
+SHOWN_ROWS = 3
+"""Number of affected rows of each kind that are noted."""
 ROLES_WITHOUT_TEXT = frozenset({"label", GROUP})
 
 
@@ -71,7 +73,7 @@ class RowWriter:
         self._end = self._num_chats = 0
         self._ends, self._sources, self._labels = array("q"), array("i"), array("i")
         self._targets, self._numbers, self._answers = array("Q"), array("d"), array("i")
-        self._keys, self._units, self._groups = bytearray(), bytearray(), bytearray()
+        self._keys, self._units, self._groups, self._reasons = bytearray(), bytearray(), bytearray(), bytearray()
         self._source_names: dict[str, int] = {}
         self._source_ends: list[int] = []
         self._label_sets: dict[tuple[str, ...], int] = {}
@@ -79,12 +81,13 @@ class RowWriter:
     def __len__(self) -> int:
         return len(self._ends)
 
-    def append(self, row: Row, key: bytes) -> None:
+    def append(self, row: Row, key: bytes, reason: int = 0) -> None:
         """Appends a row.
 
         Args:
             row: the row.
             key: digest by which duplicates are recognised.
+            reason: why its text is to be left out, see `TextFilter`.
         """
         fields: dict[str, Any] = {"values": row.values, "where": row.where}
         if row.labels:
@@ -110,6 +113,7 @@ class RowWriter:
         self._numbers.append(np.nan if row.number is None else row.number)
         self._answers.append(len(row.answers))
         self._keys += key
+        self._reasons.append(reason)
         shared = row.values.get("context", row.values.get("prompt"))
         self._units += (key if shared is None else fold(shared))[:UNIT_BYTES]
         if GROUP in row.values:
@@ -141,6 +145,7 @@ class RowWriter:
             label_sets=list(self._label_sets),
             num_chats=self._num_chats,
             source_ends=np.array(self._source_ends, np.int64),
+            reasons=np.frombuffer(self._reasons, np.uint8),
         )
 
 
@@ -163,6 +168,8 @@ class Rows:
         label_sets: all combinations of labels that occur.
         num_chats: number of rows that are chats.
         source_ends: (S,) end of the rows of each of the S sources.
+        reasons: (N,) uint8, why each row is to be left out, see `TextFilter`; 0 if it is not.
+        affected: by kind of tally, the first rows that `tally` found affected.
     """
 
     file: Path
@@ -178,7 +185,9 @@ class Rows:
     labels: np.ndarray
     label_sets: list[tuple[str, ...]]
     source_ends: np.ndarray
+    reasons: np.ndarray
     num_chats: int = 0
+    affected: dict[str, list[int]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.ends)
@@ -216,12 +225,14 @@ class Rows:
     def tally(
         self, tallies: Tallies, kind: str, part: Part, numbers: np.ndarray, found: np.ndarray, detail: str = ""
     ) -> None:
-        """Counts affected rows by source.
+        """Counts affected rows by source, and notes the first of them.
 
         Args:
             numbers: rows.
             found: whether each of them is affected.
         """
+        first = self.affected.setdefault(kind, [])
+        first += numbers[found][: SHOWN_ROWS - len(first)].tolist()
         totals = np.bincount(self.sources[numbers], minlength=len(self.source_names))
         counts = np.bincount(self.sources[numbers][found], minlength=len(self.source_names))
         for name, count, total in zip(self.source_names, counts.tolist(), totals.tolist(), strict=True):

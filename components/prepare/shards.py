@@ -37,8 +37,6 @@ from .tokenization import Encoder
 if TYPE_CHECKING:
     from concurrent.futures import Executor
 
-    from transformers import PreTrainedTokenizerBase
-
 SHARD_BYTES = 2 << 20
 SHARD_ROWS = 10_000
 DONE = "found.json"
@@ -119,21 +117,17 @@ def shards_of(
 
 def make_shards(
     shards: Mapping[Split, Sequence[Shard]],
-    tokenizer: PreTrainedTokenizerBase,
-    max_length: int,
+    encoder: Encoder,
     folder: WorkFolder,
     context: Context,
-    every_turn: bool = True,
 ) -> None:
     """Makes all shards that are not complete.
 
     Args:
         shards: shards of each split.
-        tokenizer: the tokenizer.
-        max_length: maximum length of an example, in tokens.
+        encoder: encoder that tokenises the texts.
         folder: folder of the shards.
         context: used to show the progress.
-        every_turn: chats: whether every turn of the assistant is learned, or the last one alone.
     """
     every = [shard for inside in shards.values() for shard in inside]
     total = sum(len(shard.rows.ends) for shard in every)
@@ -142,7 +136,7 @@ def make_shards(
     if done:
         context.say(f"{len(every) - len(waiting)} of {len(every)} shards are there from an earlier attempt")
     with context.progress(total, "texts", "tokenizing", done=done) as progress:
-        for shard in _made(waiting, Encoder(tokenizer, max_length, every_turn)):
+        for shard in _made(waiting, encoder):
             folder.keep(shard.folder)
             tokens = np.load(shard.folder / shard.split / "tokens.npy", mmap_mode="r").size
             progress.advance(len(shard.rows.ends), tokens=tokens)

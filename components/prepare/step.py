@@ -17,9 +17,10 @@ from ..shared.artifacts import ArtifactLike, read_jsonl
 from ..shared.checkpoints.store import CHECKPOINT_DIR
 from ..shared.code_digest import code_digest
 from ..shared.config import EMBEDDED, Task
+from ..shared.data.chats import NO_TEMPLATE
 from ..shared.data.prepared import QUARANTINE, DataManifest, Documents, Split, SplitInfo
 from ..shared.data.problems import Problems, Skipped
-from ..shared.data.sources import named_sources, seen_from_here
+from ..shared.data.sources import first_rows, named_sources, seen_from_here
 from ..shared.data.tallies import log_lines, refusals
 from ..shared.errors import RefusedError
 from ..shared.model.tokenizer import append_eos
@@ -27,20 +28,16 @@ from ..shared.running.context import Context
 from ..shared.task_kinds import TASK_KINDS
 from .config import FinetuneData, PrepareStep, PretrainData
 from .contamination import contaminated
-from .gathering import gather
+from .gathering import gather, removed_items
 from .report import render
 from .rows import Gathered, Item
 from .shards import Made, counts_of, make_shards, shards_of, work_folder
 from .shares import kept_by_weight, shares
-from .tokenization import load_saved_tokenizer, load_tokenizer, set_chat_template, train_tokenizer
+from .tokenization import Encoder, load_saved_tokenizer, load_tokenizer, set_chat_template, train_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-NO_TEMPLATE = (
-    "{source}: holds chats, but the tokenizer of {base} has no chat template; set model.chat_template to a Jinja file with "
-    "one, for example that of the chat model whose format you want"
-)
 CODE = ("prepare", "shared/data", "shared/serving", "shared/third_party/transformers_chats.py")
 """What the documents depend on."""
 HELD_OUT: tuple[Split, ...] = ("dev", "test")
@@ -79,8 +76,15 @@ def run(
         problems = Problems(Skipped(quarantine) if stream.on_error == "skip" else None)
         known = _known_tokenizer(config, tokenizer_in, problems)
         context.say(f"reading {stream.shown}")
+        has_template = bool(config.tokenizer.chat_template or (known is not None and known.chat_template))
+        no_template = NO_TEMPLATE.format(section=stream.section, base=config.tokenizer.base)
+        if not has_template and any(row.chat for row in first_rows(stream, 1)):
+            problems.add(no_template)  # and all of the data need not be read to find that out
+            problems.raise_if_any()
         gathered = gather(stream, config.seed, problems, folder)
         problems.raise_if_any()
+        if gathered.rows.num_chats and not has_template:
+            raise RefusedError(no_template)
 
         if known is None:
             context.say("training the tokenizer")
@@ -89,8 +93,6 @@ def run(
             known = train_tokenizer(texts, size, config.tokenizer.max_length, config.tokenizer.objective)
         if config.tokenizer.chat_template is not None and tokenizer_in is None:
             set_chat_template(known, config.tokenizer.chat_template)
-        if gathered.rows.num_chats and not known.chat_template:
-            raise RefusedError(NO_TEMPLATE.format(source=f"{stream.section}.source", base=config.tokenizer.base))
         ends_with_eos = _to_end_with_eos(config)
         if ends_with_eos:
             append_eos(known)
@@ -104,18 +106,16 @@ def run(
                 )
                 for split in gathered.splits
             }
-            every_turn = not isinstance(stream, FinetuneData) or stream.assistant_turns == "every"
-            make_shards(shards, known, config.tokenizer.max_length, work, context, every_turn)
+            make_shards(shards, _encoder(config, known), work, context)
             counts_of(shards, gathered, problems)
             problems.raise_if_any()
             made = {split: Made.of(inside, gathered.splits[split]) for split, inside in shards.items()}
             tallies = gathered.tallies.table()
-            must_fit = TASK_KINDS[task].must_fit if task else None
             for split in shards:
-                if must_fit and not len(made[split].rows):
+                if task and not len(made[split].rows):
                     problems.add(
-                        f"{stream.section}: no example of the split {split} has {must_fit} model.max_length = "
-                        f"{config.tokenizer.max_length} tokens; raise it"
+                        f"{stream.section}: no example of the split {split} has {TASK_KINDS[task].must_fit} "
+                        f"model.max_length = {config.tokenizer.max_length} tokens; raise it"
                     )
             for sentence in refusals(tallies, config.stream):
                 problems.add(sentence)
@@ -132,6 +132,7 @@ def run(
                 infos[split] = inside.merge(folders[split].path, kept)
         if quarantine.exists():
             shutil.copyfile(quarantine, Path(train.path) / QUARANTINE)
+        removed = removed_items(gathered)
         Path(tokenizer.path).mkdir(parents=True, exist_ok=True)
         known.save_pretrained(tokenizer.path)
         manifests = {
@@ -155,7 +156,7 @@ def run(
         Path(report.path).parent.mkdir(parents=True, exist_ok=True)
         documents = {split: Documents(folders[split].path, split) for split in infos}
         whole = manifests["train"].model_copy(update={"splits": infos})
-        page = render(whole, documents, lambda ids: str(known.decode(ids)))
+        page = render(whole, documents, lambda ids: str(known.decode(ids)), removed)
         Path(report.path).write_text(page, encoding="utf-8")
         for artifact, manifest in ((train, manifests["train"]), (heldout, manifests["heldout"])):
             _describe(artifact, manifest)
@@ -250,6 +251,13 @@ def _to_end_with_eos(config: PrepareStep) -> bool:
     trained_here = config.tokenizer.vocabulary_size is not None and config.tokenizer.objective == "causal_lm"
     task = _task(config)
     return trained_here and task is not None and TASK_KINDS[task].head == "sequence"
+
+
+def _encoder(config: PrepareStep, tokenizer: PreTrainedTokenizerBase) -> Encoder:
+    if config.finetune is None or config.stream != "finetune":
+        return Encoder(tokenizer, config.tokenizer.max_length)
+    every_turn = config.finetune.assistant_turns == "every"
+    return Encoder(tokenizer, config.tokenizer.max_length, every_turn, config.finetune.long_examples)
 
 
 def _task(config: PrepareStep) -> Task | None:

@@ -8,7 +8,7 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +21,8 @@ from ..shared.model.tokenizer import text_ends
 from ..shared.serving.encoding import AddedTokens, prompt_parts, text_ids
 from ..shared.third_party.transformers_chats import compile_template
 from .chats import ChatEncoder
-from .config import Tokenizer
+from .config import LongExamples, Tokenizer
+from .long_texts import pieces_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -63,7 +64,7 @@ def train_tokenizer(
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    backend.train_from_iterator(texts, trainer)
+    backend.train_from_iterator((piece for text in texts for piece in pieces_of(text)), trainer)
     ids = [(token, backend.token_to_id(token)) for token in (bos, eos)]
     options: dict[str, Any] = {}
     if masked:
@@ -223,11 +224,18 @@ class Encoder:
         tokenizer: not modified; a call with truncation would change its saved state.
         max_length: maximum length of an example, in tokens.
         every_turn: chats: whether every turn of the assistant is learned, or the last one alone.
+        long_examples: what happens to longer examples.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, max_length: int, every_turn: bool = True) -> None:
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        max_length: int,
+        every_turn: bool = True,
+        long_examples: LongExamples = "truncate_prompt",
+    ) -> None:
         self.tokenizer, self.max_length = copy.deepcopy(tokenizer), max_length
-        self._every_turn = every_turn
+        self._every_turn, self.long_examples = every_turn, long_examples
         self.bos, self.eos = text_ends(tokenizer)
         self._added = AddedTokens.by(tokenizer)
         named = ("bos", "eos", "pad", "cls", "sep")
@@ -286,7 +294,8 @@ class Encoder:
         Args:
             must_fit: whether a chat may have `max_length` tokens at most; others are split into windows in training.
         """
-        return ChatEncoder(self.tokenizer, self.max_length if must_fit else None, self._every_turn)
+        longest = self.max_length if must_fit else None
+        return ChatEncoder(self.tokenizer, longest, self._every_turn, self.long_examples)
 
     def document(self, ids: list[int]) -> np.ndarray:
         """Encloses pretraining text in BOS and EOS, without truncation: training splits it into windows.
@@ -296,18 +305,44 @@ class Encoder:
         """
         return np.array([self.bos, *ids, self.eos], np.int32)
 
-    def text(self, text: str, ids: list[int]) -> tuple[list[int], bool]:
-        """Encodes a text for a task head, truncated to `max_length` by the tokenizer. Also returns whether it was truncated.
+    def long_document(self, text: str) -> tuple[np.ndarray, Survival]:
+        """Encodes pretraining text in pieces, as `document` does. Tokens around the place between two pieces can differ.
+
+        Returns:
+            The tokens, int32, and what became of the text.
+        """
+        (line_end,) = self.ids(["\n"])
+        found, encoded = Survival(0, 0, 0, 0), [np.array([self.bos], np.int32)]
+        for number, piece in enumerate(pieces_of(text)):
+            # Some tokenizers begin each text with a space, so a line end is put before what continues another piece.
+            (ids,) = self.ids([f"\n{piece}" if number else piece])
+            if number and ids[: len(line_end)] == line_end:
+                ids = ids[len(line_end) :]
+            elif number:
+                (ids,) = self.ids([piece])
+            own = self.survival(piece, ids)
+            found = Survival(*(a + b for a, b in zip(astuple(found), astuple(own), strict=True)))
+            encoded.append(np.array(ids, np.int32))
+        return np.concatenate([*encoded, np.array([self.eos], np.int32)]), found
+
+    def text(self, text: str, ids: list[int]) -> tuple[list[int], bool] | None:
+        """Encodes a text for a task head, truncated to `max_length` by the tokenizer.
 
         Args:
             text: the text as read.
             ids: its token ids without truncation, including the tokenizer's special tokens.
+
+        Returns:
+            The tokens, and whether the text was truncated; None if it is too long and must not be.
         """
         cut = len(ids) > self.max_length
+        if cut and self._only_whole:
+            return None
         return (text_ids(self.tokenizer, text, self.max_length) if cut or not ids else ids), cut
 
     def prompted(self, prompt: list[int], completion: list[int]) -> tuple[list[int], int, bool] | None:
-        """Joins a prompt, truncated on the left to fit `max_length`, with its completion and EOS.
+        """Joins a prompt with its completion and EOS. To fit `max_length`, the prompt is truncated on the left, or the
+        completion and EOS on the right, as `long_examples` says.
 
         Args:
             prompt: token ids without truncation, including the tokenizer's special tokens; an EOS or SEP that the tokenizer
@@ -315,12 +350,22 @@ class Encoder:
             completion: token ids without special tokens.
 
         Returns:
-            The tokens, the index of the completion's first token, which is at least 1, and whether the prompt was truncated;
-            None if the completion does not fit.
+            The tokens, the index of the completion's first token, which is at least 1, and whether anything was truncated;
+            None if the example does not fit.
         """
         first, text = prompt_parts(self.tokenizer, self._added, prompt)
-        room = self.max_length - len(first) - len(completion) - 1
-        if room < (not first):
+        learned = [*completion, self.eos]
+        room = self.max_length - len(first)
+        if self.long_examples == "truncate_completion":
+            kept, learned = text, learned[: max(0, room - len(text))]
+        else:
+            kept = text[max(0, len(text) + len(learned) - room) :]
+        cut = len(kept) + len(learned) < len(text) + len(completion) + 1
+        fits = bool(learned) and len(learned) <= room - (not first)
+        if not fits or (cut and self._only_whole):
             return None
-        kept = text[max(0, len(text) - room) :]
-        return [*first, *kept, *completion, self.eos], len(first) + len(kept), len(kept) < len(text)
+        return [*first, *kept, *learned], len(first) + len(kept), cut
+
+    @property
+    def _only_whole(self) -> bool:
+        return self.long_examples in ("error", "drop")

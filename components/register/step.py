@@ -7,14 +7,18 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from ..shared.artifacts import ArtifactLike, ModelCard, read_json
+from ..shared.artifacts import ArtifactLike, ModelCard, Utilisation, read_json
 from ..shared.errors import UnreachableError
 from ..shared.running.context import Context
 from ..shared.task_kinds import TASK_KINDS
 from ..shared.tracking.connection import offline_allowed
+from ..shared.tracking.logged_model import Measurement
+from ..shared.tracking.registered import REGISTERED
 from .config import RegisterStep
 from .model_card import model_card
 
+NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
+"""File in a pod with the name of its namespace."""
 NOT_REGISTERED = "nothing was registered: MLflow does not answer; deliver with `mixtune sync`, then run again"
 
 
@@ -56,6 +60,8 @@ def run(
             max_new_tokens=config.max_new_tokens,
             card=model_card(report, candidate, config.registered_model),
             tags=_lineage(report, candidate, context),
+            source=_source(context),
+            measurements=_measurements(report, candidate),
             files=[Path(comparison.path) / name for name in ("report.html", "report.md", "report.json")],
         )
     except UnreachableError:
@@ -69,7 +75,11 @@ def run(
         return
     model.metadata["version"] = version
     context.facts["registered"] = f"{config.registered_model} version {version}, alias {config.alias}"
-    context.tracker.set_tags({"mixtune.registered": context.facts["registered"]}, parent=True)
+    tags = {
+        "mixtune.registered": context.facts["registered"],
+        REGISTERED: f"models:/{config.registered_model}/{version}",
+    }
+    context.tracker.set_tags(tags, parent=True)
     context.say(f"registered {context.facts['registered']}")
 
 
@@ -103,6 +113,7 @@ def write_interpolated(alpha: float, candidate_id: str, pretrained: str, finetun
             "params": {"alpha": alpha},
             "steps": 0,
             "seconds": 0.0,
+            "utilisation": Utilisation(),
             "tokens": {},
         }
     ).save(folder)
@@ -133,3 +144,32 @@ def _lineage(report: dict[str, Any], candidate: dict[str, Any], context: Context
         # transformers has no pipeline for the task, so MLflow's plain load_model and predict do not work.
         tags["mixtune.load"] = 'mlflow.transformers.load_model(uri, return_type="components")'
     return {name: str(value) for name, value in tags.items() if value not in (None, "")}
+
+
+def _source(context: Context) -> dict[str, str]:
+    """Returns the run that made the model, by the names that Kubeflow's model registry has for it."""
+    in_pod = NAMESPACE.is_file()
+    source = {
+        "model_source_kind": "kfp" if in_pod else "local",
+        "model_source_class": "pipelinerun",
+        "model_source_group": NAMESPACE.read_text(encoding="utf-8").strip() if in_pod else "",
+        "model_source_id": context.run_id or "",
+        "model_source_name": os.environ.get("MIXTUNE_RUN_NAME", context.run_id or ""),
+    }
+    return {name: value for name, value in source.items() if value}
+
+
+def _measurements(report: dict[str, Any], candidate: dict[str, Any]) -> list[Measurement]:
+    """Returns what was measured of the candidate on the test split, with the data: held-out examples and held-out text."""
+    names = {
+        "task_score": "finetune",
+        "task_score_vs_finetuned": "finetune",
+        "bpb": "pretrain",
+        "delta_bpb": "pretrain",
+    }
+    found = []
+    for name, stream in names.items():
+        data, value = (report.get("data") or {}).get(stream), (candidate.get(name) or {}).get("value")
+        if data and value is not None:
+            found.append(Measurement(f"test.{name}", value, f"{stream}-heldout", data["digest"], data["source"]))
+    return found

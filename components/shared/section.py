@@ -67,6 +67,9 @@ class Section(BaseModel):
         frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False
     )
 
+    replaced_options: ClassVar[dict[str, str]] = {}
+    """For each option that the section no longer has, what to write instead."""
+
     @model_validator(mode="before")
     @classmethod
     def _empty_section(cls, values: Any) -> Any:
@@ -258,6 +261,8 @@ def _instead_of(location: tuple[str, ...], kind: type[BaseModel]) -> str:
     section: Any = kind
     for name in parents:
         section = section and _below(section).get(name)
+    if section is not None and last in section.replaced_options:
+        return section.replaced_options[last]
     near = difflib.get_close_matches(last, section.model_fields if section else (), n=1)
     if near:
         return f"did you mean {'.'.join([*parents, near[0]])}?"

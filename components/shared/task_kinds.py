@@ -38,7 +38,7 @@ class TaskKind:
         further_metrics: metrics in the report that cannot be the main metric.
         loss_unit: unit of the training loss.
         document: name of what one prepared document is.
-        must_fit: requirement that an example must meet to be kept, for messages; None if no example is dropped.
+        must_fit: requirement that an example must meet to be kept, for messages.
         exact_duplicates: whether texts that differ in case or white space are different examples by default.
         offsets: whether `prepare` needs a tokenizer that gives the position of each token in the text.
         refused_from_scratch: objectives that a model made from scratch cannot have, with the rest of the message.
@@ -55,7 +55,7 @@ class TaskKind:
     further_metrics: tuple[str, ...] = ()
     loss_unit: str = "nats per example"
     document: str = "examples"
-    must_fit: str | None = None
+    must_fit: str = "a text that fits into"
     exact_duplicates: bool = False
     offsets: bool = False
     refused_from_scratch: Mapping[Objective, str] = field(default_factory=dict)

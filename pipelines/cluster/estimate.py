@@ -71,15 +71,13 @@ class Estimate:
 
 def estimate(config: Config) -> Estimate:
     """Estimates the cost of a configuration. Reads only the header of a local model's weights."""
-    count = len(list(candidates(config.mixed)))
-    stages: list[tuple[Training, int]] = [(config.finetune, 1), (config.mixed, count)]
+    shares = [one.replay_share or config.mixed.replay_share for one in candidates(config.mixed)]
+    trainings: list[tuple[Training, float]] = [(config.finetune, 0.0), *((config.mixed, share) for share in shares)]
     if config.pretrain.trains:
-        stages.append((config.pretrain, 1))
-    tokens: int | None = 0
-    for stage, times in stages:
-        one = _tokens(stage, config.model.max_length, getattr(stage, "replay_share", 0.0))
-        tokens = None if one is None or tokens is None else tokens + one * times
-    return Estimate(_parameters(config), tokens, sum(times for _, times in stages), count + 2)
+        trainings.append((config.pretrain, 0.0))
+    each = [_tokens(stage, config.model.max_length, share) for stage, share in trainings]
+    tokens = None if None in each else sum(one for one in each if one is not None)
+    return Estimate(_parameters(config), tokens, len(trainings), len(shares) + 2)
 
 
 def _tokens(stage: Training, length: int, replay_share: float) -> int | None:

@@ -33,6 +33,7 @@ from ..placement import Placer
 from .folder import Run, claim
 from .moving import marker_of, was_moved
 from .run import tracking_uri
+from .unchanged import forget_results
 
 
 def forget_from(folder: Path, step: str, overrides: Sequence[str]) -> Path:
@@ -73,7 +74,7 @@ def _config_of(folder: Path) -> Path:
 
 
 def forget(run: Run, tasks: Collection[str]) -> int:
-    """Deletes the cache entries of some tasks, and all checkpoints. Returns the number of entries.
+    """Deletes the cache entries of some tasks, all checkpoints, and the record of the results. Returns the number of entries.
 
     An entry does not name its task, but its artifacts are in the task's folder.
     """
@@ -87,6 +88,7 @@ def forget(run: Run, tasks: Collection[str]) -> int:
             entry.unlink(missing_ok=True)
             count += 1
     shutil.rmtree(run.checkpoints, ignore_errors=True)
+    forget_results(run.output)
     return count
 
 

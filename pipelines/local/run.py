@@ -36,6 +36,7 @@ from ..ended import Ended
 from .folder import Run, claim
 from .last_run import begin_record, close_killed_run, end_record
 from .publishing import publish
+from .unchanged import LastResults, forget_results
 
 if TYPE_CHECKING:
     from .containers import Containers
@@ -50,6 +51,8 @@ def run_local(
 ) -> Ended:
     """Runs the whole DAG, publishes its results in the output folder, and returns how it ended.
 
+    Runs nothing if the results in the output folder are those of the same run. See `LastResults`.
+
     Args:
         containers: runs the steps in their images; None runs them as processes.
 
@@ -60,12 +63,19 @@ def run_local(
     code = f"docker-{containers.check()}" if containers else cache_key()
     lock = claim(output, config.name)
     try:
+        close_killed_run(output)
+        last = LastResults(config, code, output) if _keeps_its_own_records(config, output) else None
+        if last is not None and use_cache and (repeated := last.repeated()) is not None:
+            repeated.notes.append(
+                f"nothing has changed since run {repeated.run_id}, whose results these are; --no-cache runs every step again"
+            )
+            return repeated
         run = Run(time.strftime("%Y%m%d-%H%M%S-") + os.urandom(2).hex(), output)
         for folder in (run.logs, run.outcomes, run.progress.parent):
             folder.mkdir(parents=True, exist_ok=True)
         run.progress.touch()
         (output / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
-        close_killed_run(output)
+        forget_results(output)
         begin_record(run, tracking_uri(config, output), config.tracking.experiment)
         if not use_cache:
             shutil.rmtree(run.checkpoints, ignore_errors=True)
@@ -77,7 +87,13 @@ def run_local(
         if not ended.problems and stopped is None:
             # Also deletes checkpoints of killed trainings that were never resumed.
             shutil.rmtree(run.checkpoints, ignore_errors=True)
-        ended.notes += _notes(run)
+        notes = _notes(run)
+        complete = (
+            ended.outcome in ("done", GATE_NOT_MET) and not ended.problems and not undelivered(run.journal).counts
+        )
+        if last is not None and complete:
+            last.remember(ended, notes)
+        ended.notes += notes
         kept = (run.state / "cache" / code, run.checkpoints)
         ended.kept = use_cache and any(any(folder.glob("*")) for folder in kept)
         return ended
@@ -148,6 +164,11 @@ def tracking_uri(config: Config, output: Path) -> str:
         or os.environ.get("MLFLOW_TRACKING_URI")
         or f"sqlite:///{output.absolute() / 'mlflow' / 'mlflow.db'}"
     )
+
+
+def _keeps_its_own_records(config: Config, output: Path) -> bool:
+    """Tells whether MLflow's store is in the output folder, so that nothing outside of it records the run."""
+    return tracking_uri(config, output).startswith(f"sqlite:///{output}/")
 
 
 def _watch(child: subprocess.Popen[bytes], run: Run, display: Display) -> Literal["interrupted", "terminated"] | None:

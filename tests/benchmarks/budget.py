@@ -96,10 +96,10 @@ class Bench:
         candidate = LoadedCandidate(
             subject, subject.load("float32"), subject.words(), self.parts.evaluate, held_out, self.context
         )
-        documents = candidate.documents("dev")
+        documents = candidate.documents(("dev",))["dev"][0]
         scores: list[float] = []
         if held_out.with_head and card.has_task_head:
-            scores = [float(row["score"]) for row in candidate.labelled("dev")]
+            scores = [float(row["score"]) for row in candidate.labelled()["dev"]]
         elif (
             not held_out.with_head
         ):  # the log-probability of the completion, since models this small write nothing right

@@ -85,7 +85,7 @@ class Trained:
 
     def _evaluate(self) -> list[dict[str, Any]]:
         config = EvaluateStep(
-            max_length=MAX_LENGTH, metric="exact_match", batch_size=4, max_documents=None, max_new_tokens=MAX_NEW_TOKENS,
+            max_length=MAX_LENGTH, metric="exact_match", batch_size=4, max_tokens=None, max_new_tokens=MAX_NEW_TOKENS,
             precision="float32",
         )  # fmt: skip
         run_evaluate(

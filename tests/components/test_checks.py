@@ -38,9 +38,10 @@ def folder(tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     ("rows", "options", "said"),
     [
-        (1200, {}, "the dev split will hold about 120 examples, and 1,921 are needed to tell a drop of 0.02"),
-        (1200, {"gate": {"max_score_drop": 0.1}}, None),
-        (30_000, {}, None),
+        (1200, {}, "about 120 examples, and about 3,120 are needed to tell a drop of 0.02 for each of 4 candidates"),
+        (1200, {"gate": {"max_score_drop": 0.2}}, None),
+        (1200, {"mixed": {"lambdas": [0.1]}, "evaluate": {"interpolation_alphas": []}}, "and about 1,921 are needed"),
+        (32_000, {}, None),
         (30_000, {"max_documents": 500}, "about 50 examples"),
         (1200, {"evaluate": {"metric": "macro_f1"}}, None),
     ],
@@ -103,6 +104,28 @@ def test_records_are_counted_without_being_parsed(tmp_path: Path, ending: str) -
 def test_a_good_folder_a_hub_name_and_scratch_are_good(folder: Path) -> None:
     for base in (folder, "scratch", "owner/name", "gpt2", "owner/name-1.5_b"):
         assert find_problems(config(base)) == []
+
+
+def test_chats_need_a_template(folder: Path, tmp_path: Path) -> None:
+    source, template = tmp_path / "chats.jsonl", tmp_path / "own.jinja"
+    turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
+    source.write_text(json.dumps({"messages": turns}) + "\n")
+    template.write_text("{{ messages }}")
+    chats = {"source": str(source)}
+
+    def problems(base: str | Path, **model: Any) -> list[str]:
+        data = {"pretrain": chats, "finetune": {**chats, "task": "generation"}}
+        return find_problems(load({"model": {"base": str(base), **model}, "data": data, "pretrain": {"steps": 1}}))
+
+    for base in ("scratch", folder):
+        assert problems(base) == [
+            f"data.{stream}: holds chats, but the tokenizer of {base} has no chat template; set model.chat_template to a Jinja "
+            "file with one, for example that of the chat model whose format you want"
+            for stream in ("pretrain", "finetune")
+        ]
+        assert problems(base, chat_template=str(template)) == []
+    (folder / "chat_template.jinja").write_text("{{ messages }}")
+    assert problems(folder) == []
 
 
 @pytest.mark.parametrize(

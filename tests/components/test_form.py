@@ -57,7 +57,7 @@ OTHERS = values(
         "controls": {"lora_ranks": [4], "lambdas": [0.2]},
     },
     gate={"max_forgetting": 0.25, "max_forgetting_share": None, "resamples": 300},
-    evaluate={"lm_eval": {"tasks": ["a"], "limit": 7}, "max_documents": None},
+    evaluate={"lm_eval": {"tasks": ["a"], "limit": 7}, "max_tokens": None},
 )
 
 

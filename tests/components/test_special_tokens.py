@@ -90,7 +90,7 @@ def test_every_combination_works_or_is_refused(tmp_path: Path, special: frozense
     run_evaluate(
         EvaluateStep(
             max_length=32, metric="exact_match" if task == "generation" else "accuracy", batch_size=4,
-            max_documents=None, max_new_tokens=6 if task == "generation" else None, precision="float32",
+            max_tokens=None, max_new_tokens=6 if task == "generation" else None, precision="float32",
         ),
         context=context, model=finetuned, other=None, pretrain_heldout=text.heldout,
         finetune_heldout=examples.heldout, evaluation=Artifact(str(tmp_path / "evaluation")), metrics=metrics,

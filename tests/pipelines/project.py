@@ -31,6 +31,8 @@ OF_THE_MOMENT = {
     "evaluate_run",
     "parent_run",
     "tokens_per_second",
+    "utilisation",
+    "peak_memory_bytes",
 }
 
 

@@ -79,6 +79,7 @@ def test_every_pinned_package_has_a_reason(monkeypatch: pytest.MonkeyPatch) -> N
     assert not [line for line in lines if line.endswith("# ")], "nothing needs these packages"
 
 
+@pytest.mark.slow
 def test_the_cuda_build_gets_all_that_torch_requires(monkeypatch: pytest.MonkeyPatch) -> None:
     """Extras included: the libraries of `cuda-toolkit[cublas,...]` come by those alone, and the images' pip follows none."""
     tool = _split_requirements(monkeypatch)

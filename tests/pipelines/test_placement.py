@@ -13,7 +13,7 @@ from kfp import compiler
 from mixtune.components.shared.errors import RefusedError
 from mixtune.pipelines.configuration import read_config
 from mixtune.pipelines.pipeline import make_pipeline
-from mixtune.pipelines.placement import GPU_STEPS, POD_LABELS, Placer, profiles
+from mixtune.pipelines.placement import CA_VARIABLES, GPU_STEPS, POD_LABELS, PROXY_KEYS, Placer, profiles
 from mixtune.pipelines.step_pipelines import STEPS, make_step_pipeline
 
 from .test_compiled import COMPILED, step_of, tasks
@@ -22,7 +22,14 @@ EVERYTHING = (
     "placement.profile=gke", "placement.gpus=4", "placement.cpu=500m", "placement.memory=3Gi", "placement.gpu_cpu=11",
     "placement.gpu_memory=99Gi", "placement.shared_memory=17Gi", "placement.queue=team-queue", "placement.gpu_retries=5",
     "placement.gpu_timeout_hours=1.5", "placement.run_as_user=1234", "placement.run_as_group=0",
+    "placement.image_pull_policy=Always", "placement.image_pull_secrets=[pull-a, pull-b]",
+    "placement.proxy_config_map=our-proxy", "placement.ca_config_map=our-ca", "placement.run_deadline_hours=48",
+    "placement.run_ttl_hours=24", "placement.failed_run_ttl_hours=0.5", "placement.parallel_candidates=3",
 )  # fmt: skip
+
+
+CANDIDATES = {"exec-evaluate-2": "pretrained", "exec-evaluate-3": "finetuned", "exec-evaluate-4": "interpolated"}
+"""Executors of one candidate alone."""
 
 
 def package_with(tmp_path: Path, *overrides: str, step: str | None = None) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -61,7 +68,10 @@ def test_every_executor_is_placed(everything: tuple[dict[str, Any], dict[str, An
         gpu, place, resources = step in GPU_STEPS, places[name], container["resources"]
         assert resources["resourceCpuLimit"] == ("11" if gpu else "500m"), name
         assert resources["resourceMemoryLimit"] == ("99Gi" if gpu else "3Gi"), name
-        assert place["podMetadata"]["labels"] == POD_LABELS | {"kueue.x-k8s.io/queue-name": "team-queue"}, name
+        labels = {"app.kubernetes.io/component": step, "kueue.x-k8s.io/queue-name": "team-queue"}
+        candidate = CANDIDATES.get(name)
+        labels |= {"mixtune/candidate": candidate} if candidate else {}
+        assert place["podMetadata"]["labels"] == POD_LABELS | labels, name
         # KFP's own format writes whole numbers as text.
         assert {key: str(value) for key, value in place["securityContext"].items()} == {
             "runAsUser": "1234", "runAsGroup": "0", "runAsNonRoot": "True",
@@ -70,6 +80,38 @@ def test_every_executor_is_placed(everything: tuple[dict[str, Any], dict[str, An
         assert place.get("activeDeadlineSeconds") == ("5400" if gpu else None), name
         shm = [{"volumeName": "shm", "mountPath": "/dev/shm", "medium": "Memory", "sizeLimit": "17Gi"}]
         assert place.get("emptyDirMounts") == (shm if gpu else None), name
+
+
+def test_every_executor_finds_its_registry_proxy_and_certificates(
+    everything: tuple[dict[str, Any], dict[str, Any]],
+) -> None:
+    package, places = everything
+    for name, _, container in containers(package):
+        place = places[name]
+        assert place["imagePullPolicy"] == "Always", name
+        assert [one["secretName"] for one in place["imagePullSecret"]] == ["pull-a", "pull-b"], name
+        proxies = {
+            pair["envVar"]: pair["configMapKey"]
+            for one in place["configMapAsEnv"]
+            if one["configMapName"] == "our-proxy" and one["optional"]
+            for pair in one["keyToEnv"]
+        }
+        assert proxies == {spelled: key for key in PROXY_KEYS for spelled in (key, key.lower())}, name
+        (volume,) = place["configMapAsVolume"]
+        assert (volume["configMapName"], volume["mountPath"]) == ("our-ca", "/etc/mixtune-ca"), name
+        variables = {one["name"]: one["value"] for one in container["env"]}
+        assert {variables[one] for one in CA_VARIABLES} == {"/etc/mixtune-ca/ca.crt"}, name
+
+
+@pytest.mark.parametrize("step", [None, "compare"])
+def test_a_run_has_a_deadline_and_an_end_of_its_workflow(tmp_path: Path, step: str | None) -> None:
+    package_with(tmp_path, *EVERYTHING, step=step)
+    package, platform = yaml.safe_load_all((tmp_path / "package.yaml").read_text(encoding="utf-8"))
+    assert platform["platforms"]["kubernetes"]["pipelineConfig"] == {
+        "activeDeadlineSeconds": 48 * 3600, "resourceTtlOnCompletion": 24 * 3600, "resourceTtlOnFailure": 1800
+    }  # fmt: skip
+    loops = [task["iteratorPolicy"] for _, task, _ in tasks(package) if "iteratorPolicy" in task]
+    assert [int(loop["parallelismLimit"]) for loop in loops] == ([] if step else [3])
 
 
 @pytest.mark.parametrize("step", [None, *sorted(GPU_STEPS)])
@@ -225,7 +267,8 @@ def test_a_step_alone_is_placed_too(step: str, tmp_path: Path) -> None:
     ((name, found, container),) = containers(package)
     assert found == step
     assert ("accelerator" in container["resources"]) == (step in GPU_STEPS)
-    assert places[name]["podMetadata"]["labels"] == POD_LABELS | {"kueue.x-k8s.io/queue-name": "team-queue"}
+    labels = {"app.kubernetes.io/component": step, "kueue.x-k8s.io/queue-name": "team-queue"}
+    assert places[name]["podMetadata"]["labels"] == POD_LABELS | labels
     assert {"securityContext", "nodeAffinity", "secretAsEnv", "fieldPathAsEnv"} <= set(places[name])
     secrets = {one["secretName"] for one in places[name]["secretAsEnv"]}
     assert "mixtune-mlflow" in secrets
@@ -238,5 +281,7 @@ def test_placement_is_no_part_of_what_a_step_computes(
     placed = {name: container for name, _, container in containers(everything[0])}
     for name, step, container in containers(package):
         # `plan`, which is never cached, puts the placement on record.
-        for part in ("image", "command", "args", *(() if step == "plan" else ("env",))):
+        for part in ("image", "command", "args"):
             assert container.get(part) == placed[name].get(part), name
+        env = [one for one in placed[name]["env"] if one["name"] not in CA_VARIABLES]  # an address, and not in the key
+        assert step == "plan" or container.get("env", []) == env, name

@@ -179,6 +179,12 @@ def test_a_run_again_from_a_step_then_all_from_the_cache_then_single_steps(copie
     assert len(list((copied.output / "history").iterdir())) == 2
     check_answers(copied, "interpolated-0.5")
 
+    status, _, printed = copied.run("--set", "run.keep_interpolated=true")
+    assert status == 0, printed
+    assert f"nothing has changed since run {newest.info.run_name.removeprefix('tiny ')}" in printed
+    assert "← selected" in printed
+    assert copied.pipeline_runs()[0].info.run_id == newest.info.run_id
+
     done = copied.mixtune("rerun", "runs/tiny", "--only", "mixed", "--set", "mixed.learning_rate=0.001")
     assert done.returncode == 0, done.stderr
     (made,) = (copied.output / "only").glob("mixed-0.3-*")
@@ -230,8 +236,10 @@ def test_another_lambda_and_the_model_in_use_run_alone_and_a_gate_that_is_not_me
     versions = [one.version for one in copied.client().search_model_versions("name = 'tiny'")]
     copied.config["mixed"]["lambdas"] = [0.3, 0.6]
     copied.config["evaluate"]["champion"] = "models:/tiny@candidate"
+    copied.environment["PYTHONIOENCODING"] = "ascii"  # a terminal that cannot show λ, for the command and its steps
     status, ran, printed = copied.run("--set", "gate.min_task_score=1.1")
     assert status == 3
+    assert "lambda" in printed
     assert ran == ALWAYS | {"mixed-0.6", "evaluate mixed-0.6", "evaluate pretrained"}
     assert "gate not met" in printed
     report = copied.report()

@@ -44,6 +44,7 @@ def running(fresh: Project) -> Iterator[Callable[..., subprocess.Popen[str]]]:
         process.kill()
 
 
+@pytest.mark.slow
 def test_after_signals_and_a_kill_the_same_command_ends_with_the_report_of_an_undisturbed_run(
     fresh: Project, finished: Project, running: Callable[..., subprocess.Popen[str]]
 ) -> None:

@@ -24,7 +24,7 @@ def test_generation_runs_end_to_end(fresh: Project) -> None:
     assert report["task"]["metric"] == "exact_match"
     assert all(one["task_score"] is not None for one in report["candidates"])
     dropped, long = report["warnings"]
-    assert dropped.startswith("data.finetune: 40 of 160 examples (25 %) are dropped, since the completion")
+    assert dropped.startswith("data.finetune: 40 of 160 examples (25 %) are dropped, since they do not fit")
     assert long.startswith("data.finetune: ")
     assert "have a reference longer than evaluate.max_new_tokens, which no answer can equal (dev " in long
     for warning in report["warnings"]:

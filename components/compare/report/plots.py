@@ -126,7 +126,7 @@ def pareto_picture(
     figure, axes = new_figure(PARETO_WIDTH, below + max(2.9, 0.7 + 0.19 * len(legend) * beside))
     for one in shown:
         x, y, look = one["delta_bpb"], one["task_score"], style[one["id"]]
-        bars: dict[str, Any] = {"xerr": _arms(x), "yerr": _arms(y), "elinewidth": 1.1, "capsize": 2}
+        bars: dict[str, Any] = {"xerr": error_bars(x), "yerr": error_bars(y), "elinewidth": 1.1, "capsize": 2}
         size = (8.5 if one["id"] in selected else 5.5) + (3 if look.marker == "*" else 0)
         axes.errorbar(x["value"], y["value"], **bars, fmt="none", color=look.colour, zorder=4)
         axes.plot(x["value"], y["value"], marker=look.marker, color=look.colour, markersize=size, zorder=4)
@@ -145,7 +145,7 @@ def pareto_picture(
     _draw_limits(axes, limits)
     axes.set_xlabel("forgetting, bits per byte (less is better)", color=INK)
     axes.set_ylabel(f"{metric} (more is better)", color=INK)
-    _legend(figure, axes, beside)
+    add_legend(figure, axes, beside)
     return picture(figure, name, f"{metric} against forgetting", description)
 
 
@@ -176,7 +176,7 @@ def sources_picture(
         for place, name in enumerate(names):
             found = row["delta_bpb_by_source"][name]
             bars: dict[str, Any] = (
-                {} if found["low"] is None else {"xerr": _arms(found), "elinewidth": 1.1, "capsize": 2}
+                {} if found["low"] is None else {"xerr": error_bars(found), "elinewidth": 1.1, "capsize": 2}
             )
             fill: dict[str, Any] = {"markerfacecolor": "none"} if found["low"] is None else {}
             label = row["id"] if place == 0 else None
@@ -195,11 +195,11 @@ def sources_picture(
     axes.set_ylim(len(names) - 0.5, -0.5)
     axes.set_yticks(range(len(names)), labels=[cut(name, NAME_WIDTH) for name in names], parse_math=False)
     axes.set_xlabel("forgetting, bits per byte (less is better)", color=INK)
-    _legend(figure, axes)
+    add_legend(figure, axes)
     return picture(figure, "sources", "Forgetting by source", description)
 
 
-def _legend(figure: Figure, axes: Axes, beside: bool = False) -> None:
+def add_legend(figure: Figure, axes: Axes, beside: bool = False) -> None:
     """Adds a legend beside the figure, or below it in as many columns as the names have room for."""
     names = axes.get_legend_handles_labels()[1]
     columns = 1 if beside else _columns(names, figure.get_figwidth())
@@ -252,12 +252,12 @@ def training_curves(
     axes.set_xlabel("optimizer step", color=INK)
     axes.set_ylabel(unit, color=INK)
     axes.margins(x=0.02)
-    _legend(figure, axes)
+    add_legend(figure, axes)
     ends = ", ".join(f"{candidate} ends at {points[-1][1]:.3f}" for candidate, points in curves.items())
     return picture(figure, name, title, f"{title}, {unit}: {ends}.")
 
 
-def _arms(value: Mapping[str, float]) -> list[list[float]]:
+def error_bars(value: Mapping[str, float]) -> list[list[float]]:
     """Returns the lengths of the error bars. They are clipped at 0, since a bootstrap interval need not contain its value."""
     return [[max(0.0, value["value"] - value["low"])], [max(0.0, value["high"] - value["value"])]]
 

@@ -20,6 +20,8 @@ from ..targets import shown
 from .drawing import Picture
 from .harness import harness_sentence
 from .plots import looks, pareto_picture, sources_picture, training_curves
+from .sweeps import TITLES as SWEEP_TITLES
+from .sweeps import sweep_pictures
 
 if TYPE_CHECKING:
     import jinja2
@@ -37,6 +39,7 @@ LIKELIHOODS = {
     "fixed-mask pseudo-likelihood": "The models are masked language models, which give a text as a whole no probability: the "
     "loss is a pseudo-likelihood, for which every token is masked and predicted once, with the same masks for all candidates.",
 }
+DASH = "–"
 ALIKE = 0.1
 """Gradients with a smaller cosine, without its sign, neither help nor hinder each other much."""
 LEAST_CHANGE = 1e-6  # smaller changes of λ are rounding
@@ -50,6 +53,7 @@ def pictures(comparison: Comparison, gate: Gate) -> dict[str, Picture]:
     style = looks(rows)
     words_for_it = in_words(rows, metric)
     found = {"pareto": pareto_picture(rows, [report["selected"]], metric, _limits(comparison, gate), words_for_it)}
+    found |= sweep_pictures(rows, metric)
     names = [one["source"] for one in report["forgetting"]["sources"] if one["bytes"]]
     if len(names) > 1:
         few = [row for row in rows if row["kind"] in ("finetuned", "champion") or row["id"] == report["selected"]]
@@ -111,6 +115,7 @@ def _render(template: str, comparison: Comparison, drawn: Mapping[str, Picture],
         selected_name=candidate_name(comparison.selected.entry),
         metric=metric_name(report["task"]["metric"]),
         metric_name=metric_name,
+        sweeps={name: picture.inline for name, picture in drawn.items() if name in SWEEP_TITLES},
         svgs={name: picture.inline for name, picture in drawn.items()},
         curves={name: picture.inline for name, picture in drawn.items() if name in TITLES},
         champion=any(row["kind"] == "champion" for row in report["candidates"]),
@@ -126,9 +131,12 @@ def _render(template: str, comparison: Comparison, drawn: Mapping[str, Picture],
         },
         single_documents=any(one["documents"] == 1 for one in report["forgetting"]["sources"]),
         costs_sentence=costs_sentence(report["costs"]),
-        harness_sentence=harness_sentence((report["lm_eval"] or {"columns": []})["columns"]),
+        documents_read=documents_read(report["forgetting"]),
+        harness_sentence=harness_sentence(
+            (report["lm_eval"] or {"columns": []})["columns"], report["gate"]["options"]["max_capability_drop"]
+        ),
         streams=STREAMS,
-        titles=TITLES,
+        titles=TITLES | SWEEP_TITLES,
         likelihood=LIKELIHOODS.get(report["forgetting"]["likelihood"], report["forgetting"]["likelihood"]),
         pulls=[row for row in report["candidates"] if row["gradients"]],
         budgets=[row["forgetting_budget"]["sentence"] for row in report["candidates"] if row["forgetting_budget"]],
@@ -161,12 +169,16 @@ def environment(template: str) -> jinja2.Environment:
         "value": partial(value_text, signed=False),
         "signed": value_text,
         "percent": percent,
+        "in_groups": in_groups,
         "direction": direction,
         "fine_percent": fine_percent,
         "cosine": "{:+z.2f}".format,
         "spread": spread,
         "with_error": with_error,
         "cell": cell,
+        "counted": counted,
+        "memory": memory,
+        "share": lambda share: DASH if share is None else percent(share),
         "short": lambda text: text[:12],
         "sentence": lambda text: text[:1].upper() + text[1:],
     }
@@ -207,10 +219,39 @@ def direction(cosine: float) -> str:
 def costs_sentence(costs: Mapping[str, Any]) -> str:
     """Summarises the costs of a run in one sentence."""
     tokens, total = costs["tokens"]["total"], costs["seconds"] + costs["evaluate_seconds"]
+    share = costs["evaluate_share"]
+    of_training = (
+        "" if share is None else f"; the evaluation of a candidate took at most {percent(share)} of its training"
+    )
     return (
         f"{duration(total)} in all ({duration(costs['seconds'])} of training, {duration(costs['evaluate_seconds'])} of "
-        f"evaluation), {tokens:,} training tokens, on {' and '.join(costs['devices'])}."
+        f"evaluation{of_training}), {tokens:,} training tokens, on {' and '.join(costs['devices'])}."
     )
+
+
+def documents_read(forgetting: Mapping[str, Any]) -> str:
+    """Says on how many documents forgetting was measured, and whether they are a sample."""
+    drawn, whole, read = (forgetting[name] for name in ("documents", "documents_in_split", "tokens_read"))
+    if forgetting["sampled"]:
+        text = f"a sample of {drawn:,} of {whole:,} documents of pretraining text ({read:,} tokens)"
+    else:
+        text = f"{drawn:,} documents of pretraining text"
+    return f"{text}{in_groups(forgetting['groups'])}"
+
+
+def in_groups(groups: int | None) -> str:
+    """Says over how many groups intervals are, such as authors; empty if the data names none."""
+    return "" if groups is None else f" in {groups:,} groups, which are resampled as a whole"
+
+
+def counted(number: float | None) -> str:
+    """Formats a whole number; a dash for one that was not measured."""
+    return DASH if number is None else f"{number:,.0f}"
+
+
+def memory(num_bytes: int | None) -> str:
+    """Formats an amount of memory; a dash for one that was not measured."""
+    return DASH if num_bytes is None else f"{num_bytes / 2**30:.1f} GiB"
 
 
 def duration(seconds: float) -> str:

@@ -251,7 +251,7 @@ class TrainingCheckpointer:
             torch.distributed.gather_object(rank_state.state(), ranks if self._is_main else None, group=self._group)
         if self.store is not None:
             current = self.training_state
-            names = ("curve", "tokens", "realised_mix_weight", "seconds")
+            names = ("curve", "tokens", "realised_mix_weight", "seconds", "flops")
             state = {
                 "step": done,
                 "schedule": {

@@ -13,6 +13,10 @@ from typing import Any
 
 from .values import InvalidValueError, kind_of, parse_json, parse_text
 
+NO_TEMPLATE = (
+    "{section}: holds chats, but the tokenizer of {base} has no chat template; set model.chat_template to a Jinja file with "
+    "one, for example that of the chat model whose format you want"
+)
 ROLES = ("system", "user", "assistant", "tool")
 SHAREGPT_ROLES = {"human": "user", "gpt": "assistant", "observation": "tool"}
 """Roles in the field `from` that have other names here."""

@@ -60,6 +60,9 @@ KINDS: dict[str, TallyKind] = {
         "correct them",
         warn_from=0.0,
     ),
+    "too_short": TallyKind("records", "are left out as too short", warn_from=None),
+    "too_long": TallyKind("records", "are left out as too long", warn_from=None),
+    "repetitive": TallyKind("records", "are left out, since they repeat themselves", warn_from=None),
     "duplicates": TallyKind("records", "are removed as duplicates of earlier ones"),
     "contradictory": TallyKind(
         "records",
@@ -86,6 +89,14 @@ KINDS: dict[str, TallyKind] = {
     "lost_characters": TallyKind(
         "characters", "do not come back from their tokens", _OTHER_TOKENIZER, refuse_from=0.5, by_source=True
     ),
+    "many_tokens": TallyKind(
+        "texts",
+        "have fewer than 2 bytes per token, as in a language that the tokenizer does not know",
+        "they take more time and memory; a base model whose tokenizer knows the language, or a larger model.vocabulary_size, "
+        "needs fewer tokens",
+        warn_from=0.1,
+        by_source=True,
+    ),
     "changed_references": TallyKind(
         "examples",
         "have a completion that the tokenizer changes, so that answers are compared with other text",
@@ -93,10 +104,13 @@ KINDS: dict[str, TallyKind] = {
     ),
     "dropped": TallyKind(
         "examples",
-        "are dropped, since the completion, or the question, leaves no room in model.max_length",
+        "are dropped, since they do not fit into model.max_length",
         "raise model.max_length",
     ),
     "shortened": TallyKind("examples", "are cut to model.max_length", "raise model.max_length"),
+    "cut_completions": TallyKind(
+        "examples", "have a completion that is cut to model.max_length", "raise model.max_length"
+    ),
     "unanswered": TallyKind(
         "examples", "end with messages after the last turn of the assistant, which are left out", warn_from=None
     ),

@@ -202,18 +202,38 @@ def _load_head(model: MixedModel, folder: str) -> None:
     model.task, model.kind, model.labels = task, kind, labels
 
 
-@torch.no_grad()
+class Interpolation:
+    """Interpolates the weights of two models: (1 - α) · pretrained + α · finetuned (WiSE-FT, arXiv:2109.01903).
+
+    Both are loaded once, for any number of α. The task head is that of the fine-tuned model; the pretrained model has none.
+
+    Args:
+        pretrained: model folder of the pretrained end.
+        finetuned: model folder of the fine-tuned end.
+        device: device of the interpolated model. The ends stay in main memory.
+    """
+
+    def __init__(self, pretrained: str | Path, finetuned: str | Path, device: torch.device | str = "cpu") -> None:
+        self._model, start = load_model(finetuned, device), load_model(pretrained)
+        # Parameters instead of the state dict, which lists tied weights twice: they would be interpolated twice.
+        theirs = dict(start.lm.named_parameters())
+        self._ends = {
+            name: (theirs[name].detach().to(weight.dtype), weight.detach().to("cpu", copy=True))
+            for name, weight in self._model.lm.named_parameters()
+            if name in theirs  # an encoder's pooler belongs to the task head
+        }
+
+    @torch.no_grad()
+    def at(self, alpha: float) -> MixedModel:
+        """Returns the interpolated model. It is the same object for every α: the next call changes its weights."""
+        weights = dict(self._model.lm.named_parameters())
+        for name, (start, end) in self._ends.items():
+            weights[name].copy_(end.lerp(start, 1 - alpha))
+        return self._model
+
+
 def interpolate(
     pretrained: str | Path, finetuned: str | Path, alpha: float, device: torch.device | str = "cpu"
 ) -> MixedModel:
-    """Interpolates weights, (1 - α) · pretrained + α · finetuned (WiSE-FT, arXiv:2109.01903).
-
-    The task head is that of the fine-tuned model, since the pretrained model has none.
-    """
-    model, start = load_model(finetuned, device), load_model(pretrained, device)
-    # Parameters instead of the state dict, which lists tied weights twice: they would be interpolated twice.
-    theirs = dict(start.lm.named_parameters())
-    for name, weight in model.lm.named_parameters():
-        if name in theirs:  # an encoder's pooler belongs to the task head
-            weight.lerp_(theirs[name].to(weight.dtype), 1 - alpha)
-    return model
+    """Returns one interpolated model; see `Interpolation`."""
+    return Interpolation(pretrained, finetuned, device).at(alpha)

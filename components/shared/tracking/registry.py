@@ -4,31 +4,23 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .. import serving
-from ..artifacts import ModelCard, write_json
+from ..artifacts import ModelCard
 from ..config import Task
 from ..errors import RefusedError
-from ..startup import quick_imports
 from ..task_kinds import TASK_KINDS
 from .connection import patience
+from .logged_model import MODEL, Measurement, link_measurements, log_model
 from .mlflow_text import send_text
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 DIGEST = "mixtune.digest"
-SERVING = "mixtune_serving"
-"""Name of the copy of `shared/serving` in a logged model."""
-SETTINGS = "mixtune_serving.json"
-"""Settings of the predictions, in the model folder."""
-MODEL = "model"
-"""Subfolder of a logged model in which MLflow's flavor stores the weights."""
 
 
 def register(
@@ -39,6 +31,8 @@ def register(
     alias: str,
     kind: Task,
     tags: Mapping[str, str],
+    source: Mapping[str, str],
+    measurements: Sequence[Measurement],
     card: str,
     max_length: int,
     max_new_tokens: int | None,
@@ -55,6 +49,8 @@ def register(
         alias: alias to set on the version.
         kind: the model's task.
         tags: lineage of the version.
+        source: the run that made the model, as tags of the logged model.
+        measurements: what was measured of the model, and on which data.
         card: model card in Markdown.
         max_length: maximum length of an input, in tokens.
         max_new_tokens: maximum length of a generated answer, in tokens; None for tasks with a head.
@@ -74,7 +70,11 @@ def register(
     with patience(60, 2):
         version = _version_with(client, name, digest)
         if version is None:
-            model_id, uri = _log_model(client, run_id, folder, kind, card, served)
+            model_id, uri = log_model(client, run_id, folder, kind, card, served)
+            for tag, value in {**tags, **source}.items():
+                set_one = partial(_set_model_tag, client, model_id, tag)
+                send_text(set_one, value, f"the tag {tag} of the model")
+            link_measurements(client, run_id, model_id, measurements)
             version = _make_version(client, run_id, name, model_id, uri, digest)
         # Set separately from the version: a text that MLflow rejects must not prevent the registration.
         for tag, value in tags.items():
@@ -147,6 +147,10 @@ def _version_with(client: MlflowClient, name: str, digest: str) -> str | None:
     return next((str(version.version) for version in versions if version.tags.get(DIGEST) == digest), None)
 
 
+def _set_model_tag(client: MlflowClient, model_id: str, tag: str, value: str) -> None:
+    client.set_logged_model_tags(model_id, {tag: value})
+
+
 def _make_version(client: MlflowClient, run_id: str, name: str, model_id: str, uri: str, digest: str) -> str:
     from mlflow.exceptions import MlflowException
 
@@ -159,89 +163,6 @@ def _make_version(client: MlflowClient, run_id: str, name: str, model_id: str, u
     with patience(120, 0):
         made = client.create_model_version(name, source=uri, run_id=run_id, tags={DIGEST: digest}, model_id=model_id)
     return str(made.version)
-
-
-def _log_model(
-    client: MlflowClient, run_id: str, folder: Path, kind: Task, card: str, served: Mapping[str, Any]
-) -> tuple[str, str]:
-    """Logs the model to the run and returns its id and URI."""
-    with quick_imports():
-        import mlflow
-        import torch
-        import transformers
-
-    pipeline, class_name = TASK_KINDS[kind].pipeline, TASK_KINDS[kind].auto_class
-    auto = getattr(transformers, class_name)
-    model = auto.from_pretrained(folder, dtype=torch.float32, use_safetensors=True, trust_remote_code=False)
-    tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    # log_model takes no client. The tracking URI is global, but a step runs in its own process.
-    mlflow.set_tracking_uri(client.tracking_uri)
-    with mlflow.start_run(run_id=run_id):
-        info = mlflow.models.Model.log(
-            artifact_path=None,
-            flavor=_CompleteFlavor(folder, card, kind, served),
-            transformers_model={"model": model, "tokenizer": tokenizer},
-            name="model",
-            task=pipeline or "feature-extraction",
-            pip_requirements=[f"{package}=={_version(package)}" for package in ("torch", "transformers")],
-        )
-    return str(info.model_id), str(info.model_uri)
-
-
-class _CompleteFlavor:
-    """MLflow's flavor for transformers, but with mixtune's complete model folder, and with predictions as in the report.
-
-    MLflow would store only the class that its pipeline uses. It would drop the model card and the LM head, which is needed to
-    measure forgetting. Its predictions are those of the pipeline: of several labels the most likely one alone, and none for
-    question answering. The python_function flavor is therefore `serving.predictor`, of which the model holds a copy.
-
-    Args:
-        folder: the model folder.
-        card: model card in Markdown.
-        kind: the model's task.
-        served: settings of the predictions.
-    """
-
-    def __init__(self, folder: Path, card: str, kind: Task, served: Mapping[str, Any]) -> None:
-        self._folder, self._card, self._kind, self._served = folder, card, kind, served
-
-    def save_model(self, path: str, mlflow_model: Any, **options: Any) -> None:
-        """Saves the model. Called by MLflow."""
-        import mlflow
-
-        mlflow.transformers.save_model(path=path, mlflow_model=mlflow_model, **options)
-        saved = Path(path) / MODEL
-        for weights in saved.glob("*.safetensors*"):
-            weights.unlink()
-        for file in self._folder.iterdir():
-            if file.is_file():
-                shutil.copyfile(file, saved / file.name)
-        write_json(saved / SETTINGS, dict(self._served))
-        (Path(path) / "README.md").write_text(self._card, encoding="utf-8")
-        package = Path(serving.__file__).parent
-        shutil.copytree(package, Path(path) / "code" / SERVING, ignore=shutil.ignore_patterns("__pycache__"))
-        predictor = {"loader_module": f"{SERVING}.predictor", "code": "code", "data": MODEL}
-        mlflow_model.flavors["python_function"] |= predictor
-        mlflow_model.signature = _signature(self._kind, self._served)
-        mlflow_model.save(str(Path(path) / "MLmodel"))
-
-
-def _signature(kind: Task, served: Mapping[str, Any]) -> Any:
-    """Returns the input of the predictions: one unnamed column of texts, or questions with their contexts."""
-    from mlflow.models import ModelSignature
-    from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
-
-    roles = TASK_KINDS[kind].inputs
-    columns = [ColSpec("string")] if len(roles) == 1 else [ColSpec("string", role) for role in roles]
-    limit = served["max_new_tokens"]
-    params = None if limit is None else ParamSchema([ParamSpec("max_new_tokens", "long", limit)])
-    return ModelSignature(inputs=Schema(columns), params=params)
-
-
-def _version(package: str) -> str:
-    from importlib.metadata import version
-
-    return version(package).split("+")[0]
 
 
 def _digest(folder: Path, served: Mapping[str, Any]) -> str:

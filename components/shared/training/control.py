@@ -6,6 +6,7 @@ between reads the next few windows of it. W is the number of windows.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -117,15 +118,19 @@ class ControlText:
         rise = self._losses(model, numbers, accelerator)[numbers] - self.reference[numbers]
         return float(rise.sum()), int(self.num_tokens[numbers].sum())
 
-    def forgetting(self, model: MixedModel, accelerator: Accelerator) -> float:
+    def forgetting(self, model: MixedModel, accelerator: Accelerator) -> tuple[float, float]:
         """Compares the model with the reference model on all windows. All ranks take part and get the same result.
 
         Returns:
-            The rise of the loss over the reference model's, in nats per token.
+            The rise of the loss over the reference model's, in nats per token, and its standard error over windows (that of a
+            ratio of sums, W. Cochran, Sampling Techniques, 1977, section 6.3); infinite for one window.
         """
         assert self.reference is not None
-        rise = self._losses(model, range(len(self.windows)), accelerator) - self.reference
-        return float(rise.sum() / self.num_tokens.sum())
+        rise_W = self._losses(model, range(len(self.windows)), accelerator) - self.reference
+        count, tokens = len(self.windows), self.num_tokens.sum()
+        found = float(rise_W.sum() / tokens)
+        squares = float(((rise_W - found * self.num_tokens) ** 2).sum())
+        return found, math.sqrt(count / (count - 1) * squares) / float(tokens) if count > 1 else math.inf
 
     @torch.no_grad()
     def _losses(self, model: MixedModel, numbers: Sequence[int], accelerator: Accelerator) -> np.ndarray:

@@ -21,6 +21,7 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 from torch import Tensor
 
+from ..artifacts import Utilisation
 from ..checkpoints.keys import find_store
 from ..checkpoints.resume import Sigterm, TrainingCheckpointer, TrainingJob, TrainingState
 from ..checkpoints.store import CheckpointStore
@@ -48,6 +49,7 @@ from .pull_back import pull_back
 from .reference_models import ReferenceModel
 from .stream_gradients import TugOfWar
 from .streams import Mix
+from .utilisation import Meter
 
 
 @dataclass
@@ -61,6 +63,8 @@ class Result:
         realised_mix_weight: pretraining tokens' share of the gradient weights, averaged over the steps.
         pull_back: α of the pull back to the forgetting budget, 1 if there was none; None without a budget.
         seconds: wall-clock time of the loop, summed over all attempts.
+        flops: model FLOPs, of all processes and attempts.
+        utilisation: what the training made of its machine.
         main: whether this is the process that writes the outputs.
         checkpoints: the checkpoint store; to be marked as finished after the model is written.
     """
@@ -71,6 +75,8 @@ class Result:
     realised_mix_weight: float = 0.0
     pull_back: float | None = None
     seconds: float = 0.0
+    flops: float = 0.0
+    utilisation: Utilisation = field(default_factory=Utilisation)
     device: str = "cpu"
     precision: str = "float32"
     processes: int = 1
@@ -170,6 +176,7 @@ def train(
     optimizer = make_optimizer(model, training)
     schedule = make_schedule(optimizer, training, steps)
     state = TrainingState(model, optimizer, schedule, mix_weight, result)
+    meter = Meter(model, device, result)
     wrapped, optimizer = accelerator.prepare(model, optimizer)
     wrapped.train()
     maker = MicroBatchMaker(mix, rank, world, training.micro_batch_size, pad_id, width_multiple)
@@ -237,6 +244,7 @@ def train(
                 result.realised_mix_weight += share
                 result.tokens["pretrain"] += data.tokens_pretrain
                 result.tokens["finetune"] += data.tokens_finetune
+                meter.after_step(data)
                 progress.advance(tokens=data.tokens_pretrain + data.tokens_finetune)
                 if (step + 1) % training.log_every_steps == 0 or step + 1 == steps:
                     entry = interval.entry(accelerator, step + 1, float(norm), rates, mix_weight)
@@ -249,6 +257,7 @@ def train(
                 result.seconds = time.monotonic() - started
                 checkpointer.after_step(step + 1, interval)
     result.realised_mix_weight /= max(steps, 1)
+    result.utilisation = meter.measured()
     _undo(accelerator, wrapped, model, training, variant)
     if control is not None and variant.load_reference is not None and variant.limit is not None:
         started = time.monotonic() - result.seconds

@@ -195,8 +195,8 @@ class BudgetController(MixWeight):
 
     @property
     def limit(self) -> float:
-        """Returns the forgetting that the trained model may have, in nats per token: aim · ε, and a little for ε near zero."""
-        return max(self.options.aim * self.budget, self.SMALLEST_SCALE / 2)
+        """Returns the forgetting that the trained model may have, in nats per token: ε, and a little for ε near zero."""
+        return max(self.budget, self.SMALLEST_SCALE / 2)
 
     @property
     def violation(self) -> float:

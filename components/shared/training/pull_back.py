@@ -11,6 +11,10 @@ from scipy.optimize import brentq
 from ..model.mixed_model import MixedModel
 from .control import ControlText
 
+MARGIN = 1.1
+"""Share of the limit that forgetting may reach with its standard error added, as the report tolerates it."""
+LEAST_SHARE = 0.5
+"""Smallest share of the limit that is allowed, however little the control text tells."""
 TOLERANCE = 0.01
 """Precision of α. Where forgetting is proportional to α², this is 2 % of it."""
 
@@ -23,25 +27,29 @@ def pull_back(
     limit: float,
     accelerator: Accelerator,
 ) -> tuple[float, float]:
-    """Moves the weights toward the reference model's if the trained model forgets more than the limit on all control text.
+    """Moves the weights toward the reference model's if the trained model forgets too much of all control text.
 
-    The weights become (1 - α) · reference + α · trained with the α at which forgetting is `limit` (WiSE-FT, arXiv:2109.01903).
-    The task head does not change, and forgetting does not depend on it. All ranks take part and get the same result.
+    With f the forgetting of the trained model, s its standard error, and ε the limit, what is allowed is
+    min(ε, 1.1 · ε / (1 + s / f)): then the limit is kept, and so is 1.1 times the limit with one standard error added (the
+    standard error falls with forgetting). The weights become (1 - α) · reference + α · trained, with the α at which the model
+    forgets what is allowed (WiSE-FT, arXiv:2109.01903). The task head does not change, and forgetting does not depend on it.
+    All ranks take part and get the same result.
 
     Args:
         model: the trained model without adapters; changed in place.
         load_reference: loads the reference model, which is needed only if the limit is exceeded.
         control: control text that the reference model has read.
-        limit: forgetting that is allowed, in nats per token; above 0.
+        limit: ε, in nats per token; above 0.
 
     Returns:
         α, which is 1 for a model that keeps the limit, and the forgetting of the trained model, in nats per token.
     """
     device = accelerator.device
     model.to(device)
-    found = control.forgetting(model, accelerator)
+    found, error = control.forgetting(model, accelerator)
+    allowed = max(min(limit, MARGIN * limit / (1 + error / found)), LEAST_SHARE * limit) if found > 0 else limit
     alpha = 1.0
-    if found > limit:
+    if found > allowed:
         # Parameters instead of the state dict, which lists tied weights twice: they would be moved twice.
         reference = dict(load_reference().lm.named_parameters())
         pairs = [
@@ -58,11 +66,11 @@ def pull_back(
 
         def excess(wanted: float) -> float:
             if wanted == 0.0:
-                return -limit
+                return -allowed
             if wanted == 1.0:
-                return found - limit
+                return found - allowed
             move_to(wanted)
-            return control.forgetting(model, accelerator) - limit
+            return control.forgetting(model, accelerator)[0] - allowed
 
         move_to(brentq(excess, 0.0, 1.0, xtol=TOLERANCE))
     model.to("cpu")

@@ -59,6 +59,7 @@ class Made:
         realised: λ that its gradients had; `mix_weight` where it is None.
         budget: forgetting budget, in bits per byte.
         seed: a further seed that it was trained with.
+        replay_share: share of its tokens that was pretraining text.
     """
 
     id: str
@@ -73,6 +74,8 @@ class Made:
     realised: float | None = None
     budget: float | None = None
     seed: int | None = None
+    replay_share: float | None = None
+    utilisation: dict[str, float] = field(default_factory=dict)
 
 
 PRETRAINED = Made("pretrained", "pretrained", mix_weight=1.0)
@@ -99,13 +102,16 @@ def write_evaluation(
     source: Callable[[int], str | None] = lambda index: "random",
     origin: str = "embedded",
     tallies: Sequence[Tally] = (),
+    group: Callable[[int], str] | None = None,
 ) -> Artifact:
     """Writes one evaluation folder; the same documents and examples for every call with the same counts."""
     entries = []
     for one in candidates:
         splits: dict[str, dict[str, Any]] = {}
         for number, split in enumerate(("dev", "test")):
-            splits[split] = _write_split(folder / one.id, split, number, one, documents, examples, kind, metric, source)
+            splits[split] = _write_split(
+                folder / one.id, split, number, one, documents, examples, kind, metric, source, group
+            )
         if one.curve:
             write_jsonl(folder / one.id / "training.jsonl", one.curve)
         entries.append(
@@ -116,6 +122,7 @@ def write_evaluation(
                 "realised_mix_weight": one.mix_weight if one.realised is None else one.realised,
                 "has_task_head": one.right is not None,
                 "params": _params(one), "steps": 200, "seconds": 31.5,
+                "utilisation": one.utilisation,
                 "tokens": {"pretrain": 100_000 if one.mix_weight else 0, "finetune": 200_000}, "base": "scratch",
                 "data": {"pretrain": "a" * 64, "finetune": "b" * 64}, "mlflow_runs": {one.id: f"run-of-{one.id}"},
                 "device": "cpu", "precision": "bf16",
@@ -128,7 +135,10 @@ def write_evaluation(
         stream: {
             "digest": digest * 64,
             "source": origin,
-            "splits": {split: {"documents": count, "tokens": 50 * count} for split in ("dev", "test")},
+            "splits": {
+                split: {"documents": count, "tokens": 50 * count, "text_digest": f"{split}{count}"}
+                for split in ("dev", "test")
+            },
         }
         for stream, digest, count in (("pretrain", "c", documents), ("finetune", "d", examples))
     }
@@ -149,7 +159,9 @@ def write_evaluation(
 def _params(one: Made) -> dict[str, Any]:
     if one.alpha:
         return {"alpha": one.alpha}
-    return {"steps": 200} | ({"candidate": {"seed": one.seed}} if one.seed is not None else {})
+    own = {"mix_weight": one.mix_weight, "seed": one.seed, "replay_share": one.replay_share}
+    candidate = {name: value for name, value in own.items() if value is not None and one.kind == "mixed"}
+    return {"steps": 200, "replay_share": one.replay_share or 0.5, "candidate": candidate}
 
 
 def _write_split(
@@ -162,6 +174,7 @@ def _write_split(
     kind: str,
     metric: str,
     source: Callable[[int], str | None],
+    group: Callable[[int], str] | None,
 ) -> dict[str, Any]:
     draw = np.random.default_rng(number)  # the same documents and examples for every candidate
     tokens = draw.integers(20, 200, documents)
@@ -172,12 +185,13 @@ def _write_split(
         folder / f"{split}.documents.jsonl",
         [
             {"id": f"{split}-d{i}", "source": source(i), "bytes": int(4 * tokens[i]), "tokens": int(tokens[i]),
-             "nats": float(nats[i] + rise[i])}
+             "nats": float(nats[i] + rise[i]), **({"group": group(i)} if group else {})}
             for i in range(documents)
         ],
     )  # fmt: skip
+    summary: dict[str, Any] = {"documents_in_split": documents, "tokens_read": int(tokens.sum()), "sampled": False}
     if one.right is None:
-        return {}
+        return summary
     references = [REFERENCES[kind](draw) for _ in range(examples)]
     hard = draw.uniform(size=examples)  # what one candidate gets right, a better one mostly does, too
     hard = np.clip(hard + own.normal(0, 0.1, examples), 0, 1)
@@ -188,12 +202,13 @@ def _write_split(
             prediction = one.predict(i, reference)
         rows.append(
             {"id": f"{split}-e{i}", "reference": reference, "prediction": prediction,
-             "score": _score(kind, prediction, reference), "contaminated": i % 50 == 0, "text": f"what does {i} <do>?"}
+             "score": _score(kind, prediction, reference), "contaminated": i % 50 == 0, "text": f"what does {i} <do>?",
+             **({"group": group(i)} if group else {})}
         )  # fmt: skip
     write_jsonl(folder / f"{split}.examples.jsonl", rows)
     if not rows:
-        return {}
-    summary: dict[str, Any] = {"accuracy": float(np.mean([row["score"] for row in rows]))}
+        return summary
+    summary["accuracy"] = float(np.mean([row["score"] for row in rows]))
     if one.kind == "finetuned":
         trivial = best_trivial_answer(kind, metric, rows, {}, None)  # type: ignore[arg-type]
         write_jsonl(folder / f"{split}.trivial.jsonl", trivial.rows)

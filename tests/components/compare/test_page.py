@@ -50,8 +50,8 @@ def test_what_was_lost_is_a_warning_and_a_table(tmp_path: Path) -> None:
     done = compare(tmp_path, write_all(tmp_path, MIXED, alphas=(), tallies=rows))
     (warning,) = done.report["warnings"]
     assert warning == (
-        "data.finetune: 190 of 300 examples (63 %) are dropped, since the completion, or the question, leaves no room in "
-        "model.max_length (train 190 of 240; test 0 of 60); raise model.max_length"
+        "data.finetune: 190 of 300 examples (63 %) are dropped, since they do not fit into model.max_length "
+        "(train 190 of 240; test 0 of 60); raise model.max_length"
     )
     text = (done.folder / "report.html").read_text(encoding="utf-8")
     cells = re.findall(r'<td class="wrap">([^<]*)</td><td class="wrap">([^<]*)</td><td>(\d+)</td><td>(\d+)</td>', text)
@@ -150,6 +150,21 @@ def test_without_curves_and_with_one_candidate_the_page_still_renders(tmp_path: 
     assert "Training curves" not in (done.folder / "report.html").read_text()
 
 
+@pytest.mark.parametrize("on_gpu", [True, False])
+def test_costs_show_what_was_measured_and_nothing_else(tmp_path: Path, on_gpu: bool) -> None:
+    measured: dict[str, float] = {"tokens_per_second": 12345.6, "peak_memory_bytes": 3 << 30}
+    if on_gpu:
+        measured |= {"flops_per_second": 3e14, "mfu": 0.31, "gpu_utilisation": 0.875}
+    done = compare(tmp_path, write_all(tmp_path, replace(MIXED, utilisation=measured)))
+    text = (done.folder / "report.html").read_text(encoding="utf-8")
+    table = text[text.index('<table class="costs machine">') :].partition("</table>")[0]
+    rows = [re.findall(r"<td>(.*?)</td>", line) for line in table.partition("<tbody>")[2].split("</tr>")[:-1]]
+    gpu = ["31 %", "88 %"] if on_gpu else []
+    assert rows == [["mixed-0.3", "12,346", "3.0 GiB", *gpu]], "of the others nothing was measured"
+    assert ("MFU" in table) == on_gpu
+    assert done.report["costs"]["peak_memory_bytes"] == 3 << 30
+
+
 def row(name: str, kind: str, score: float | None = 0.5) -> dict[str, Any]:
     return {
         "id": name,
@@ -175,3 +190,23 @@ def test_the_legend_says_which_candidate_has_no_score(tmp_path: Path) -> None:
     drawn = "".join(ElementTree.parse(done.folder / "pareto.svg").getroot().itertext())
     for name in ("finetuned", "interpolated-0.5", *(one.id for one in many)):
         assert drawn.count(name) >= 1, name
+
+
+def test_candidates_that_differ_in_lambda_or_share_alone_are_drawn_over_it(tmp_path: Path) -> None:
+    made = [
+        replace(MIXED, id=f"mixed-{weight:g}-replay-{share:g}", mix_weight=weight, replay_share=share)
+        for weight, share in ((0.1, 0.1), (0.3, 0.1), (0.5, 0.1), (0.1, 0.5))
+    ]
+    other = replace(MIXED, id="mixed-0.9-seed-3", mix_weight=0.9, seed=3)
+    done = compare(tmp_path / "one", write_all(tmp_path / "one", *made, other))
+    page = (done.folder / "report.html").read_text(encoding="utf-8")
+    assert "Task score over λ" in page
+    assert "Forgetting over λ" in page
+    assert "over the replay share" not in page, "two shares are seen in the table"
+    described = re.search(r"Forgetting over λ, forgetting, bits per byte\. (.*?)</desc>", page)
+    assert described is not None
+    found = re.findall(r"replay share ([\d.]+): ((?:[+-]?[\d.]+ at [\d.]+(?:, )?)+)", described[1])
+    assert [(share, points.count(" at ")) for share, points in found] == [("0.1", 3), ("0.5", 1)]
+    assert "0.9" not in described[1]
+    few = compare(tmp_path / "two", write_all(tmp_path / "two", *made[:2]))
+    assert "over λ</h3>" not in (few.folder / "report.html").read_text(encoding="utf-8")

@@ -42,7 +42,7 @@ def stages(tmp_path: Path) -> Stages:
 def evaluate(stages: Stages, references: References, context: Context | None = None) -> list[dict[str, Any]]:
     """The entries of the evaluation of `pretrained` and what is measured beside it."""
     config = EvaluateStep(
-        max_length=32, metric="accuracy", max_new_tokens=None, precision="float32", batch_size=8, max_documents=None,
+        max_length=32, metric="accuracy", max_new_tokens=None, precision="float32", batch_size=8, max_tokens=None,
         references=references,
     )  # fmt: skip
     run(
@@ -103,7 +103,7 @@ def test_a_champion_reads_texts_as_it_was_trained_on_them(tmp_path: Path) -> Non
     text = prepare_pretrain(tmp_path / "text", jsonl(tmp_path / "text.jsonl", rows), tokenizer=base)
     labelled = prepare_finetune(tmp_path / "labels", jsonl(tmp_path / "labels.jsonl", rows), text, tokenizer=base)
     config = EvaluateStep(
-        max_length=16, metric="accuracy", max_new_tokens=None, precision="float32", batch_size=8, max_documents=None,
+        max_length=16, metric="accuracy", max_new_tokens=None, precision="float32", batch_size=8, max_tokens=None,
         references=References(champion=str(tmp_path / "champion"), fingerprint="x"),
     )  # fmt: skip
     outputs = {name: Artifact(str(tmp_path / name)) for name in ("evaluation", "metrics", "classification")}
@@ -124,7 +124,7 @@ def test_a_champion_reads_texts_as_it_was_trained_on_them(tmp_path: Path) -> Non
 def test_a_mixed_model_is_interpolated_too_where_asked(stages: Stages) -> None:
     stages.mixed(0.3)
     config = EvaluateStep(
-        max_length=32, metric="accuracy", max_new_tokens=None, precision="float32", batch_size=8, max_documents=None,
+        max_length=32, metric="accuracy", max_new_tokens=None, precision="float32", batch_size=8, max_tokens=None,
         interpolation_alphas=[0.25, 0.5],
     )  # fmt: skip
     given: dict[str, Any] = {

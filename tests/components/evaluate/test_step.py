@@ -155,6 +155,31 @@ def test_interpolated_candidates(tmp_path: Path) -> None:
         assert row["nats"] == pytest.approx(naive_nats(plain, documents.tokens(index)), rel=1e-5)
 
 
+def test_the_largest_alpha_within_the_limit_is_found(tmp_path: Path) -> None:
+    start = write_model(tmp_path / "pretrained", "pretrained", "pretrained", seed=1)
+    tuned = write_model(tmp_path / "finetuned", "finetuned", "finetuned", LABELS, seed=2)
+    labelled = write_labelled(tmp_path / "labelled")
+    alphas = [0.0001, 0.9999]
+    ends, _ = evaluate(tmp_path, start, labelled, tuned, interpolation_alphas=alphas)
+    low, high = (one["splits"]["dev"]["bpb"] for one in ends["candidates"])
+    rise = abs(high - low)  # these models learned nothing: the one that is worse on the text stands for fine-tuning
+    if high < low:
+        start, tuned = (
+            write_model(tmp_path / "a", "pretrained", "pretrained", seed=2),
+            write_model(tmp_path / "b", "finetuned", "finetuned", LABELS, seed=1),
+        )
+    for search, limit in (({"max_forgetting_share": 0.5}, 0.5 * rise), ({"max_forgetting": rise / 4}, rise / 4)):
+        found, _ = evaluate(tmp_path, start, labelled, tuned, alpha_search=search)
+        (one,) = found["candidates"]
+        around = [one["alpha"], one["alpha"] + 0.01]
+        both, _ = evaluate(tmp_path, start, labelled, tuned, interpolation_alphas=[0.0001, *around])
+        before, inside, outside = (each["splits"]["dev"]["bpb"] for each in both["candidates"])
+        assert inside - before <= limit * 1.01
+        assert outside - before >= limit * 0.99
+    none, _ = evaluate(tmp_path, start, labelled, tuned, alpha_search={"max_forgetting": 2 * rise})
+    assert none["candidates"] == []
+
+
 def test_no_alpha_leaves_a_valid_empty_evaluation(tmp_path: Path) -> None:
     start = write_model(tmp_path / "pretrained", "pretrained", "pretrained")
     tuned = write_model(tmp_path / "finetuned", "finetuned", "finetuned", LABELS)
@@ -163,11 +188,21 @@ def test_no_alpha_leaves_a_valid_empty_evaluation(tmp_path: Path) -> None:
     assert found["format"] == "mixtune-evaluation/1"
 
 
-def test_the_first_documents_alone(tmp_path: Path) -> None:
+def test_a_sample_of_the_text_is_read(tmp_path: Path) -> None:
     model = write_model(tmp_path / "model", "pretrained", "pretrained")
     labelled = write_labelled(tmp_path / "labelled")
-    _, folder = evaluate(tmp_path, model, labelled, max_documents=3)
-    assert [row["id"] for row in rows(folder / "pretrained", "dev.documents.jsonl")] == ["dev-0", "dev-1", "dev-2"]
+    whole, _ = evaluate(tmp_path, model, labelled)
+    found, folder = evaluate(tmp_path, model, labelled, max_tokens=70)
+    for split in ("dev", "test"):
+        summary, everything = (one["candidates"][0]["splits"][split] for one in (found, whole))
+        read = rows(folder / "pretrained", f"{split}.documents.jsonl")
+        assert (summary["sampled"], everything["sampled"]) == (True, False)
+        assert 0 < summary["tokens_read"] <= 70 + MAX_LENGTH < everything["tokens_read"]
+        assert summary["documents"] == len(read) < 8 == summary["documents_in_split"] == everything["documents"]
+        assert sum(row["bytes"] for row in read) == pytest.approx(everything["bytes"])
+        assert summary["bpb"] == pytest.approx(everything["bpb"], rel=0.2)
+    data = [one["data"]["pretrain"]["splits"]["dev"]["text_digest"] for one in (found, whole)]
+    assert data[0] == data[1]
 
 
 def test_losses_do_not_depend_on_the_batch(tmp_path: Path) -> None:

@@ -272,7 +272,7 @@ def test_the_classification_output_is_a_file_even_where_it_is_empty(tmp_path: Pa
     }
     outputs = {name: Artifact(str(tmp_path / "out" / name)) for name in OUTPUTS["evaluate"]}
     config = EvaluateStep(
-        max_length=MAX_LENGTH, metric=METRIC[task], max_new_tokens=None, batch_size=4, max_documents=None
+        max_length=MAX_LENGTH, metric=METRIC[task], max_new_tokens=None, batch_size=4, max_tokens=None
     )
     launch("evaluate", config.to_json(), {**given, "other": None, **outputs})
     shown = json.loads((tmp_path / "out" / "classification").read_text())

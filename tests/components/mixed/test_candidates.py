@@ -157,7 +157,8 @@ def test_a_model_that_forgets_more_than_its_budget_is_pulled_back_to_it(
     tight = free.model_copy(update={"forgetting_budget": found / in_nats(stages, 1) / 2})
     trained = stages.mixed(tight, **EVERY_STEP)
     assert 0 < (ModelCard.load(trained).pull_back or 0) < 1
-    assert forgetting_on_control_text(stages, trained) == pytest.approx(0.85 * found / 2, rel=0.05)
+    left = forgetting_on_control_text(stages, trained) / (found / 2)
+    assert 0.48 <= left <= 1.02, "at least half of the budget, and not more than all of it"
     assert load_model(trained).task is not None
 
 
@@ -245,13 +246,36 @@ def test_pretraining_alone_leaves_no_head_that_nothing_trained(stages: Stages) -
     assert not ModelCard.load(folder).has_task_head
 
 
+def test_replay_shares_are_crossed_with_what_reads_both_streams(stages: Stages) -> None:
+    asked = {
+        "lambdas": [0, 0.3],
+        "forgetting_budgets": [0.05],
+        "replay_shares": [0.1, 0.6],
+        "controls": {"pooled": True},
+    }
+    made = list(candidates(Mixed.model_validate(asked)))
+    assert [one.id for one in made] == [
+        "mixed-0", "mixed-0.3-replay-0.1", "mixed-0.3-replay-0.6", "mixed-budget-0.05-replay-0.1",
+        "mixed-budget-0.05-replay-0.6", "mixed-pooled",
+    ]  # fmt: skip
+    shares = []
+    for candidate in made[1:3]:
+        card = ModelCard.load(stages.mixed(candidate))
+        assert card.params["replay_share"] == candidate.replay_share
+        shares.append(card.tokens["pretrain"] / sum(card.tokens.values()))
+    assert shares == pytest.approx([0.1, 0.6], abs=0.06)
+    with pytest.raises(ValidationError, match="several candidates"):
+        Mixed.model_validate({"lambdas": [0.3], "replay_shares": [0.1, 0.1]})
+
+
 def test_further_seeds_train_every_candidate_again(stages: Stages) -> None:
     mixed = Mixed.model_validate({"lambdas": [0.3], "controls": {"pooled": True}, "seeds": [5, 7, 5]})
     listed = list(candidates(mixed))
     assert [one.id for one in listed] == [
-        "mixed-0.3", "mixed-pooled", "mixed-0.3-seed-5", "mixed-pooled-seed-5", "mixed-0.3-seed-7", "mixed-pooled-seed-7",
+        "mixed-0.3", "mixed-pooled", "finetuned-seed-5", "mixed-0.3-seed-5", "mixed-pooled-seed-5",
+        "finetuned-seed-7", "mixed-0.3-seed-7", "mixed-pooled-seed-7",
     ]  # fmt: skip
-    assert listed[2].name == "mixed, λ = 0.3, seed 5"
+    assert listed[3].name == "mixed, λ = 0.3, seed 5"
 
     def weights(seed: int | None) -> torch.Tensor:
         folder = stages.mixed(MixedCandidate(id="mixed-0.3", mix_weight=0.3, seed=seed))
@@ -260,6 +284,17 @@ def test_further_seeds_train_every_candidate_again(stages: Stages) -> None:
     first, same, other = weights(None), weights(0), weights(5)
     assert torch.equal(first, same), "the configuration's seed is 0"
     assert not torch.equal(first, other)
+
+
+@pytest.mark.parametrize("start", ["pretrained", "finetuned"])
+def test_fine_tuning_alone_with_another_seed_is_fine_tuning(stages: Stages, start: str) -> None:
+    """With the same seed it is the same model, whatever the mixed candidates start from."""
+    finetuned = stages.finetune()
+    again = MixedCandidate(id="finetuned-seed-0", mix_weight=0.0, seed=0, alone=True)
+    folder = stages.mixed(again, start=start, folder=start, pretrained=None if start == "pretrained" else "pretrained")
+    weights = [dict(load_model(one).named_parameters()) for one in (finetuned, folder)]
+    assert all(torch.equal(weight, weights[1][name]) for name, weight in weights[0].items())
+    assert ModelCard.load(folder).start == "pretrained"
 
 
 def test_with_the_gradient_scale_lambda_is_a_share_in_the_norm(stages: Stages) -> None:

@@ -220,6 +220,11 @@ class TestPreparing:
             RefusedError, match=r"the tokenizer of scratch has no chat template; set model.chat_template"
         ):
             prepare_finetune(tmp_path / "2", source, pretrained, task="generation", tokenizer=options)
+        # The first record tells, before the rest is read.
+        (tmp_path / "b.jsonl").write_text(source.read_text() + "no JSON\n")
+        with pytest.raises(RefusedError) as refused:
+            prepare_finetune(tmp_path / "2", tmp_path / "b.jsonl", pretrained, task="generation", tokenizer=options)
+        assert len(refused.value.problems) == 1
 
         template = tmp_path / "own.jinja"
         template.write_text(

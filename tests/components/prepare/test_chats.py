@@ -159,7 +159,7 @@ def test_a_chat_that_is_too_long_loses_its_oldest_messages() -> None:
         assert not apart
         kept = 2 * whole.num_turns
         assert whole.tokens.tolist() == reference("chatml", [messages[0], *messages[-kept:]])[0]
-        assert whole.oldest_dropped == (kept < 12)
+        assert whole.cut == (kept < 12)
         lengths.append(kept)
     assert lengths[0] == 12
     assert lengths[-1] == 2

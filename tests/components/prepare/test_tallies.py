@@ -10,11 +10,14 @@ from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, PreTrainedTokenizerFast
 
-from mixtune.components.prepare.tokenization import Survival
+from mixtune.components.prepare.chats import ChatEncoder
+from mixtune.components.prepare.tokenization import Survival, train_tokenizer
+from mixtune.components.shared.data.chats import Chat
 from mixtune.components.shared.data.tallies import log_lines, warnings
 from mixtune.components.shared.errors import RefusedError
 from tests.conftest import sentences
 
+from .chat_families import tokenizer_of
 from .prepared import jsonl, prepare_finetune, prepare_pretrain, tokenizer_options
 from .test_tokenization import encoder
 from .wordpiece import bert_folder
@@ -177,3 +180,33 @@ class TestReferences:
         assert [encode.without_eos(text) for text in texts] == [
             "winter", "winter", "winter</s>", "</s>", "win</s>ter", "winter "
         ]  # fmt: skip
+
+
+def test_a_language_that_the_tokenizer_does_not_know(tmp_path: Path) -> None:
+    base = tmp_path / "base"
+    texts = [" ".join(sentences(8, seed=n)) for n in range(100)]
+    known = train_tokenizer(texts, 600, 64)
+    known.save_pretrained(base)
+    LlamaConfig(vocab_size=len(known)).save_pretrained(base)
+    (tmp_path / "text").mkdir()
+    jsonl(tmp_path / "text" / "english.jsonl", [{"text": text} for text in texts])
+    options = tokenizer_options(base=str(base), vocabulary_size=None)
+    made = prepare_pretrain(tmp_path / "english", tmp_path / "text", tokenizer=options)
+    assert made.count("many_tokens") == 0
+    chinese = [f"第{n}天，天气很好，我们一起去公园散步，看见了很多美丽的花和树，大家都非常高兴。" for n in range(120)]
+    jsonl(tmp_path / "text" / "chinese.jsonl", [{"text": text} for text in [*chinese, "短"]])
+    made = prepare_pretrain(tmp_path / "both", tmp_path / "text", tokenizer=options)
+    assert made.count("many_tokens") == 120
+    assert made.count("lost_characters") == made.count("unknown_tokens") == 0
+    (found,) = warnings(made.manifest.tallies, "pretrain")
+    assert "120 of 220 texts (55 %) have fewer than 2 bytes per token" in found
+    assert f"most in {tmp_path}/text/chinese.jsonl" in found or "train" in found
+
+
+def test_a_chat_in_such_a_language() -> None:
+    tokenizer = tokenizer_of("chatml")
+    chats, lines = ChatEncoder(tokenizer, None), "天气很好，我们去散步。" * 8
+    whole, _ = chats.encode(Chat([{"role": "user", "content": lines}, {"role": "assistant", "content": "好"}], []))
+    assert whole is not None
+    plain = tokenizer(["user\n" + lines, "assistant\n", "好"], add_special_tokens=False)["input_ids"]
+    assert chats.num_text_tokens(whole) == sum(map(len, plain)) + 1  # the line end between the turns

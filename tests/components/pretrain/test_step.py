@@ -72,7 +72,7 @@ def test_what_zero_steps_bring_in_is_trained_and_measured_like_any_model(tmp_pat
 
 def evaluate(folder: Path, name: str) -> list[dict[str, Any]]:
     """Losses of the held-out documents."""
-    config = EvaluateStep(max_length=32, metric="accuracy", max_new_tokens=None, batch_size=8, max_documents=None)
+    config = EvaluateStep(max_length=32, metric="accuracy", max_new_tokens=None, batch_size=8, max_tokens=None)
     run_evaluate(
         config, context=Context.for_tests(), model=Artifact(str(folder / name)), other=None,
         pretrain_heldout=Artifact(str(folder / "text")), finetune_heldout=Artifact(str(folder / "labels")),

@@ -23,6 +23,7 @@ def write_report(folder: Path, kind: str, task: Task, labels: list[str] | None =
         "gate": {"passed": True, "reasons": ["it is good | and cheap"]},
         "task": {"kind": task, "metric": "accuracy", "examples": 10, "labels": labels},
         "forgetting": {"unit": "bits per byte", "documents": 20},
+        "data": {stream: {"digest": stream[0] * 64, "source": f"{stream}.jsonl"} for stream in ("pretrain", "finetune")},
     }  # fmt: skip
     write_json(folder / "report.json", report)
     for name in ("report.html", "report.md"):

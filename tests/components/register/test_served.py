@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -59,6 +60,7 @@ class Scored:
         inputs: the input columns of each test example.
         predictions: what `evaluate` says that the model predicts for them.
         uri: the registered version.
+        key: name of the inputs in a request to MLflow's server.
     """
 
     def __init__(self, folder: Path, task: Task, architecture: str) -> None:
@@ -89,11 +91,12 @@ class Scored:
         roles = TASK_KINDS[task].inputs
         self.inputs = [{role: records[name][role] for role in roles} for name in self.predictions]
         self.uri = self._register(folder, task)
+        self.key = "inputs" if len(roles) == 1 else "dataframe_records"
 
     @staticmethod
     def _evaluate(folder: Path, task: Task, pretrain: Prepared, finetune: Prepared) -> dict[str, Any]:
         config = EvaluateStep(
-            max_length=MAX_LENGTH, metric=METRIC[task], max_new_tokens=MAX_NEW_TOKENS, batch_size=4, max_documents=None,
+            max_length=MAX_LENGTH, metric=METRIC[task], max_new_tokens=MAX_NEW_TOKENS, batch_size=4, max_tokens=None,
             precision="float32",
         )  # fmt: skip
         outputs = {name: Artifact(str(folder / name)) for name in ("evaluation", "metrics", "classification")}
@@ -139,10 +142,14 @@ def test_a_registered_model_predicts_what_was_scored(
 ) -> None:
     import mlflow
     import pandas as pd
+    from mlflow.pyfunc.scoring_server import invocations
 
     monkeypatch.setenv("MLFLOW_TRACKING_URI", new_store(tmp_path / "mlflow.db"))
     scored = Scored(tmp_path, task, architecture)
     model = mlflow.pyfunc.load_model(scored.uri)
+    request = json.dumps({scored.key: scored.rows()})
+    answer = invocations(request, "application/json", model, model.metadata.get_input_schema())
+    assert_as_scored(scored, json.loads(answer.response)["predictions"])
     assert_as_scored(
         scored, model.predict(pd.DataFrame(scored.inputs) if task == "question_answering" else scored.rows())
     )
@@ -159,5 +166,4 @@ def test_mlflows_server_answers_what_was_scored(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     scored = Scored(tmp_path, task, architecture)
     with served(scored.uri, uri) as address:
-        key = "dataframe_records" if task == "question_answering" else "inputs"
-        assert_as_scored(scored, sent(address, {key: scored.rows()})["predictions"])
+        assert_as_scored(scored, sent(address, {scored.key: scored.rows()})["predictions"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from mixtune.components.register import step
 from mixtune.components.register.config import RegisterStep
 from mixtune.components.register.step import run
 from mixtune.components.shared.artifacts import Artifact, ModelCard, write_json
@@ -96,6 +98,91 @@ def test_a_version_is_the_whole_model_with_its_card(stages: Stages, tmp_path: Pa
     assert "| accuracy, test | 0.900 [0.800, 1.000], 10 examples |" in card
     assert "passed: it is good \\| and cheap" in card
     assert (place.parent / "README.md").read_text() == card
+
+
+def test_the_logged_model_has_its_metrics_data_and_run(
+    stages: Stages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(step, "NAMESPACE", tmp_path / "namespace")
+    (tmp_path / "namespace").write_text("team\n")
+    monkeypatch.setenv("MIXTUNE_RUN_NAME", "try-λ")
+    register(stages, "finetuned", "run-1")
+    client = connect(new_store(tmp_path / "mlflow.db"))
+    run = client.get_run(client.get_model_version("tiny", "1").run_id)
+    (output,) = run.outputs.model_outputs
+    model = client.get_logged_model(output.model_id)
+    assert (model.status, model.source_run_id) == ("READY", run.info.run_id)
+    assert {name: value for name, value in model.tags.items() if name.startswith("model_source_")} == {
+        "model_source_kind": "kfp", "model_source_class": "pipelinerun", "model_source_group": "team",
+        "model_source_id": "run-1", "model_source_name": "try-λ",
+    }  # fmt: skip
+    assert model.tags["mixtune.candidate"] == "finetuned"
+    assert {(one.key, one.value, one.dataset_name, one.dataset_digest) for one in model.metrics} == {
+        *(("test." + name, 0.9, "finetune-heldout", "f" * 36) for name in ("task_score", "task_score_vs_finetuned")),
+        *(("test." + name, 0.9, "pretrain-heldout", "p" * 36) for name in ("bpb", "delta_bpb")),
+    }
+    assert {(one.dataset.name, one.dataset.source) for one in run.inputs.dataset_inputs} == {
+        ("pretrain-heldout", "pretrain.jsonl"), ("finetune-heldout", "finetune.jsonl")
+    }  # fmt: skip
+
+
+LARGE = """
+import json, resource, sys
+from pathlib import Path
+sys.path.insert(0, {root!r})
+from tests.components.register.test_step import grow, register
+from tests.components.stages import Stages
+stages = Stages(Path({folder!r}))
+register(stages, "finetuned", "run-0")  # imports all, before the limit
+from transformers import AutoModelForSequenceClassification as Auto
+Auto.from_pretrained(stages.folder / "finetuned")
+size = grow(stages.folder / "finetuned")
+in_use = int(Path("/proc/self/statm").read_text().split()[5]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_DATA, (in_use + size // 2,) * 2)
+print(register(stages, "finetuned", "run-1").facts["registered"])
+try:
+    Auto.from_pretrained(stages.folder / "finetuned")
+except (MemoryError, RuntimeError, OSError) as error:
+    print("cannot be loaded", error)
+"""
+ROWS = 12_000_000
+
+
+def grow(folder: Path) -> int:
+    """Gives a model as many words as make it large, in a sparse file; its size in bytes."""
+    config = json.loads((folder / "config.json").read_text())
+    write_json(folder / "config.json", config | {"vocab_size": ROWS})
+    file = folder / "model.safetensors"
+    content = file.read_bytes()
+    length = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:length])
+    body = len(content) - length
+    for name, tensor in header.items():
+        if name.endswith(("embed_tokens.weight", "lm_head.weight")):
+            width = tensor["shape"][1]
+            tensor |= {"shape": [ROWS, width], "data_offsets": [body, body + ROWS * width * 4]}
+            body += ROWS * width * 4
+    # Offsets must cover the file without gaps, so what stood at the old places is named, too.
+    covered = sorted(tensor["data_offsets"] for name, tensor in header.items() if name != "__metadata__")
+    ends = 0
+    for start, end in covered:
+        if start > ends:
+            header[f"unused.{ends}"] = {"dtype": "U8", "shape": [start - ends], "data_offsets": [ends, start]}
+        ends = end
+    text = json.dumps(header).encode()
+    with file.open("wb") as to:
+        to.write(len(text).to_bytes(8, "little") + text + content[length:])
+        to.truncate(8 + len(text) + body)
+    return file.stat().st_size
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits the memory as Linux does")
+def test_a_model_larger_than_the_memory_is_registered(stages: Stages, tmp_path: Path) -> None:
+    code = LARGE.format(root=str(Path(__file__).parents[3]), folder=str(tmp_path))
+    done = subprocess.run([sys.executable, "-c", code], env=os.environ, capture_output=True, text=True, check=False)
+    registered, loaded = done.stdout.splitlines()[-2:]
+    assert registered == "tiny version 2, alias candidate", done.stderr
+    assert loaded.startswith("cannot be loaded"), done.stderr
 
 
 KILLED_AT = """

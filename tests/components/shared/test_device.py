@@ -31,9 +31,7 @@ from .trained import run, write_both
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU, which these tests ask for in vain")
 
 FINETUNE = FinetuneStep(seed=0, max_length=32, finetune=Finetune(steps=2, batch_size=2)).to_json()
-EVALUATE = EvaluateStep(
-    max_length=32, batch_size=2, metric="exact_match", max_new_tokens=1, max_documents=None
-).to_json()
+EVALUATE = EvaluateStep(max_length=32, batch_size=2, metric="exact_match", max_new_tokens=1, max_tokens=None).to_json()
 SENTENCE = "the task asked for 1 GPU, but torch finds none; the usual causes are an image without CUDA"
 CAUSES = ("image without CUDA", "driver on the node that is too old", "device plugin that is missing")
 

@@ -97,7 +97,7 @@ def test_a_training_without_enough_memory_says_what_helps_and_it_helps(tmp_path:
 
 def test_evaluation_says_its_own_option(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MIXTUNE_OUTCOME_DIR", str(tmp_path / "outcomes"))
-    config = EvaluateStep(max_length=32, batch_size=8, metric="exact_match", max_new_tokens=1, max_documents=None)
+    config = EvaluateStep(max_length=32, batch_size=8, metric="exact_match", max_new_tokens=1, max_tokens=None)
 
     def no_memory(*given: object, **named: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
