@@ -186,6 +186,11 @@ def ratios(found: Sequence[dict[str, Any]]) -> dict[str, float]:
     return {name: seconds[a] / seconds[b] for name, (a, b) in pairs.items() if a in seconds and b in seconds}
 
 
+def write(report: dict[str, Any], file: Path) -> None:
+    """Writes what is measured so far: a machine can be taken away."""
+    file.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -193,8 +198,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--models", nargs="+", choices=list(WIDTHS), default=["125m", "1b"])
     parser.add_argument("--lengths", nargs="+", type=int, choices=list(DATA), default=[2048, 8192])
     parser.add_argument("--only", nargs="+", help="these contenders alone, by name")
-    parser.add_argument("--steps", type=int, default=20, help="timed optimizer steps of each contender")
-    parser.add_argument("--warm-up", type=int, default=10, help="optimizer steps before them, at least 1")
+    parser.add_argument("--steps", type=int, default=15, help="timed optimizer steps of each contender")
+    parser.add_argument("--warm-up", type=int, default=8, help="optimizer steps before them, at least 1")
     parser.add_argument(
         "--profile", type=Path, help="folder for a trace of mixtune's steps and a table of their kernels"
     )
@@ -219,17 +224,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
             rows = max(1, TOKENS_AT_ONCE[model] // length)
             setting = Setting(size, device, "bf16" if on_gpu else "float32", rows, given.warm_up, given.steps)
             say(f"{model}, rows of {length} tokens")
-            found = []
+            entry: dict[str, Any] = {"model": model, "length": length, "found": [], "ratios": {}}
+            report["steps"].append(entry)
             for one in contenders(setting):
                 if given.only is None or one in given.only:
                     folder = given.profile / f"{model}-{length}" if given.profile and one == "mixtune" else None
-                    found.append(measure(one, setting, peak, folder))
-            report["steps"].append({"model": model, "length": length, "found": found, "ratios": ratios(found)})
-            given.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+                    entry["found"].append(measure(one, setting, peak, folder))
+                    entry["ratios"] = ratios(entry["found"])
+                    write(report, given.json)
     for sizes in KERNEL_SIZES if on_gpu and not given.tiny else ((64, 32, 500),):
         usable = [one for one in KERNELS if missing(one) is None]
         report["kernels"] += [measure_kernel(one, sizes, device, given.steps) for one in usable]
-    given.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    write(report, given.json)
 
 
 if __name__ == "__main__":
