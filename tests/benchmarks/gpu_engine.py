@@ -3,9 +3,8 @@
     python -m tests.benchmarks.gpu_engine --json FILE [--models 125m 1b] [--lengths 2048 8192] [--profile FOLDER]
     python -m tests.benchmarks.gpu_engine --json FILE --tiny          to see that everything runs, also on a CPU
 
-Every model has random weights and trains on drawn token ids, since the time depends on shapes alone. Nothing is downloaded. MFU
-counts the matrix products that a step needs (the LM head on supervised tokens only, attention over the tokens that a token may
-see), whatever a contender really computes, over the GPU's peak rate in bf16 without sparsity.
+Every model has random weights and trains on drawn token ids, since the time depends on shapes alone. Nothing is downloaded.
+MFU is counted as in a training's own measurements (`components/shared/training/utilisation.py`), from what a step needs.
 """
 
 from __future__ import annotations
@@ -29,14 +28,12 @@ import transformers
 from torch import nn
 
 from mixtune.components.shared.model.device import pick_device
+from mixtune.components.shared.model.mixed_model import MixedModel
+from mixtune.components.shared.training.utilisation import FlopsOfModel, peak_flops
 
 from .gpu_contenders import KERNELS, NEEDS, Clock, Kernel, Setting, mixtune, sft, two_passes, using
-from .workload import Size, count_tokens, flops_of_step
+from .workload import Size, Steps, count_tokens
 
-PEAK_BF16 = {
-    "B200": 2250e12, "H200": 989e12, "H100 PCIe": 756e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "L4": 121e12,
-}  # fmt: skip
-"""FLOP/s of dense products in bf16, from NVIDIA's data sheets, by a part of the GPU's name; the first that fits counts."""
 WIDTHS: dict[str, dict[str, Any]] = {
     "125m": {"vocabulary": 50_304, "hidden": 768, "layers": 12, "heads": 12},
     "1b": {"vocabulary": 50_304, "hidden": 2048, "layers": 18, "heads": 32},
@@ -57,9 +54,14 @@ def say(line: str) -> None:
     print(line, flush=True)  # noqa: T201
 
 
-def peak_flops(name: str) -> float | None:
-    """The GPU's peak rate; None if it is not in the table."""
-    return next((rate for part, rate in PEAK_BF16.items() if all(word in name for word in part.split())), None)
+def needed_flops(setting: Setting) -> float:
+    """FLOPs that an average step of this data needs, whatever a contender really computes."""
+    with torch.device("meta"):
+        counter = FlopsOfModel(MixedModel(setting.size.model()))
+    data = Steps(setting.size)
+    return statistics.mean(
+        counter.of(data.step(step)) for step in range(setting.warm_up, setting.warm_up + setting.steps)
+    )
 
 
 def missing(kernel: str) -> str | None:
@@ -118,7 +120,7 @@ def measure(name: str, setting: Setting, peak: float | None, profile: Path | Non
     size, seconds = setting.size, clock.seconds()
     steps = range(setting.warm_up, setting.warm_up + setting.steps)
     tokens = statistics.mean(count_tokens(size, step, step + 1)[0] for step in steps)
-    flops = statistics.mean(flops_of_step(size, step) for step in steps)
+    flops = needed_flops(own)
     median = statistics.median(seconds)
     found: dict[str, Any] = {
         "contender": name,
@@ -186,6 +188,11 @@ def ratios(found: Sequence[dict[str, Any]]) -> dict[str, float]:
     return {name: seconds[a] / seconds[b] for name, (a, b) in pairs.items() if a in seconds and b in seconds}
 
 
+def write(report: dict[str, Any], file: Path) -> None:
+    """Writes what is measured so far: a machine can be taken away."""
+    file.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -193,8 +200,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--models", nargs="+", choices=list(WIDTHS), default=["125m", "1b"])
     parser.add_argument("--lengths", nargs="+", type=int, choices=list(DATA), default=[2048, 8192])
     parser.add_argument("--only", nargs="+", help="these contenders alone, by name")
-    parser.add_argument("--steps", type=int, default=20, help="timed optimizer steps of each contender")
-    parser.add_argument("--warm-up", type=int, default=10, help="optimizer steps before them, at least 1")
+    parser.add_argument("--steps", type=int, default=15, help="timed optimizer steps of each contender")
+    parser.add_argument("--warm-up", type=int, default=8, help="optimizer steps before them, at least 1")
     parser.add_argument(
         "--profile", type=Path, help="folder for a trace of mixtune's steps and a table of their kernels"
     )
@@ -205,7 +212,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if given.tiny:
         given.models, given.lengths, given.steps, given.warm_up = ["tiny"], [64], 4, 2
     name = torch.cuda.get_device_name(device) if on_gpu else "cpu"
-    peak = peak_flops(name) if on_gpu else None
+    peak = peak_flops(name, "bf16")
     rate = matrix_rate(device, 8192 if on_gpu else 512)
     report: dict[str, Any] = {
         "device": name, "torch": torch.__version__, "transformers": transformers.__version__, "peak_bf16": peak,
@@ -219,17 +226,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
             rows = max(1, TOKENS_AT_ONCE[model] // length)
             setting = Setting(size, device, "bf16" if on_gpu else "float32", rows, given.warm_up, given.steps)
             say(f"{model}, rows of {length} tokens")
-            found = []
+            entry: dict[str, Any] = {"model": model, "length": length, "found": [], "ratios": {}}
+            report["steps"].append(entry)
             for one in contenders(setting):
                 if given.only is None or one in given.only:
                     folder = given.profile / f"{model}-{length}" if given.profile and one == "mixtune" else None
-                    found.append(measure(one, setting, peak, folder))
-            report["steps"].append({"model": model, "length": length, "found": found, "ratios": ratios(found)})
-            given.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+                    entry["found"].append(measure(one, setting, peak, folder))
+                    entry["ratios"] = ratios(entry["found"])
+                    write(report, given.json)
     for sizes in KERNEL_SIZES if on_gpu and not given.tiny else ((64, 32, 500),):
         usable = [one for one in KERNELS if missing(one) is None]
         report["kernels"] += [measure_kernel(one, sizes, device, given.steps) for one in usable]
-    given.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    write(report, given.json)
 
 
 if __name__ == "__main__":

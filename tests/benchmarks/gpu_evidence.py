@@ -7,7 +7,7 @@ for each λ, interpolates, and evaluates all of them. It writes the report, toke
     python -m tests.benchmarks.gpu_evidence ... --tiny                to see that everything runs, also on a CPU
 
 The steps are those of the pipeline, one after another in this process, without KFP and MLflow. A step whose output is there is
-not run again, and a training goes on from its checkpoint. MFU counts the matrix products of the weights only, not of attention.
+not run again, and a training goes on from its checkpoint.
 """
 
 from __future__ import annotations
@@ -16,23 +16,21 @@ import argparse
 import json
 import os
 import shutil
-import statistics
 from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-import torch
 import yaml
-from transformers import AutoConfig
 
-from mixtune.components.shared.artifacts import Artifact, ModelCard, read_jsonl
+from mixtune.components.shared.artifacts import Artifact, ModelCard
 from mixtune.components.shared.checkpoints.store import CHECKPOINT_DIR
 from mixtune.components.shared.runtime import launch
 from mixtune.pipelines.cli.plan import CANDIDATES, plan_and_write
 
-from .gpu_engine import peak_flops, say
+from .gpu_engine import say
 
 FULL: dict[str, Any] = {
     "name": "gpu-evidence",
@@ -75,7 +73,6 @@ class Evidence:
 
     def __init__(self, output: Path) -> None:
         self.output = output
-        self.peaks: dict[str, int | None] = {}
 
     def step(self, step: str, part: str, artifacts: dict[str, Any], made: str, **parameters: str) -> None:
         """Runs one step.
@@ -88,15 +85,12 @@ class Evidence:
         if (self.output / made).exists():
             say(f"{made} is there")
             return
-        if torch.cuda.is_available():
-            torch.cuda.reset_peak_memory_stats()
         given: dict[str, Any] = {
             name: [self._at(each) for each in one] if isinstance(one, list) else self._at(one)
             for name, one in artifacts.items()
         }
         given |= {name: None for name in OPTIONAL.get(step, ()) if name not in artifacts}
         launch(step, (self.output / "parts" / f"{part}.json").read_text(encoding="utf-8"), given, **parameters)
-        self.peaks[made] = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None
 
     def _at(self, name: str) -> Artifact:
         return Artifact(str(self.output / name), uri=str(self.output / name))
@@ -148,38 +142,22 @@ class Evidence:
 
     def figures(self) -> dict[str, Any]:
         """Returns tokens/s, MFU and peak memory of each training."""
-        name = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
-        peak, trainings = peak_flops(name), []
-        for card_file in sorted(self.output.glob("*/mixtune.json")):
-            card, curve = ModelCard.load(card_file.parent), list(read_jsonl(card_file.parent / "training.jsonl"))
-            if not curve:
-                continue
-            flops = needed_flops(AutoConfig.from_pretrained(card_file.parent), curve)
-            rate = flops / max(card.seconds or 0.0, 1e-9)
-            trainings.append(
-                {
-                    "candidate": card.id,
-                    "steps": card.steps,
-                    "tokens": sum(card.tokens.values()),
-                    "seconds": card.seconds,
-                    "tokens_per_second": statistics.median(entry["tokens_per_second"] for entry in curve),
-                    "mfu": rate / peak if peak else None,
-                    "peak_bytes": self.peaks.get(card_file.parent.name),
-                    "device": card.device,
-                    "precision": card.precision,
-                }
-            )
-        return {"device": name, "torch": torch.__version__, "peak_bf16": peak, "trainings": trainings}
-
-
-def needed_flops(config: Any, curve: Sequence[dict[str, Any]]) -> float:
-    """FLOPs of the weights' matrix products, forward and backward, of a Llama: 6 for each weight and token."""
-    layer = 4 * config.hidden_size**2 + 3 * config.hidden_size * config.intermediate_size
-    tokens = sum(entry["tokens_pretrain"] + entry["tokens_finetune"] for entry in curve)
-    supervised = sum(entry["supervised_pretrain"] + entry["supervised_finetune"] for entry in curve)
-    return float(
-        6 * config.num_hidden_layers * layer * tokens + 6 * config.vocab_size * config.hidden_size * supervised
-    )
+        cards = [ModelCard.load(file.parent) for file in sorted(self.output.glob("*/mixtune.json"))]
+        trainings = [
+            {
+                "candidate": card.id,
+                "device": card.device,
+                "precision": card.precision,
+                "steps": card.steps,
+                "tokens": sum(card.tokens.values()),
+                "seconds": card.seconds,
+                **card.utilisation.model_dump(),
+            }
+            for card in cards
+            if card.steps
+        ]
+        versions = {name: version(name) for name in ("torch", "transformers")}
+        return {**versions, "trainings": trainings}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -209,7 +187,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     (given.output / "figures.json").write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
     for one in figures["trainings"]:
         mfu = f", MFU {one['mfu']:.1%}" if one["mfu"] else ""
-        memory = f", {one['peak_bytes'] / 1e9:.1f} GB" if one["peak_bytes"] else ""
+        memory = f", {one['peak_memory_bytes'] / 1e9:.1f} GB" if one["peak_memory_bytes"] else ""
         say(f"{one['candidate']}: {one['tokens_per_second']:,.0f} tokens/s{mfu}{memory}")
     say((given.output / "report.md").read_text(encoding="utf-8"))
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from .gpu_contenders import KERNELS, Clock, Setting, mixtune, two_passes, using
-from .gpu_engine import DATA, WIDTHS, main, missing, peak_flops
+from .gpu_engine import DATA, WIDTHS, main, missing
 from .workload import Size
 
 
@@ -44,11 +44,3 @@ def test_the_figures_are_complete(tmp_path: Path) -> None:
     assert all(one["tokens_per_second"] > 0 for one in step["found"])
     assert set(step["ratios"]) == {"mixed_over_sft", "two_passes_over_mixed"}
     assert figures["kernels"]
-
-
-@pytest.mark.parametrize(
-    ("name", "rate"),
-    [("NVIDIA H100 80GB HBM3", 989e12), ("NVIDIA H100 PCIe", 756e12), ("NVIDIA L40S", 362e12), ("Radeon", None)],
-)
-def test_peak_rates_are_found_by_the_name(name: str, rate: float | None) -> None:
-    assert peak_flops(name) == rate
