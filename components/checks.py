@@ -21,6 +21,7 @@ from .base_model import (
 )
 from .config import Config, Fingerprints
 from .evaluate.harness_tasks import NOT_INSTALLED, installed, known_tasks
+from .mixed.config import candidates
 from .prepare.config import FinetuneData, PretrainData
 from .shared.config import SCRATCH
 from .shared.data.chats import NO_TEMPLATE
@@ -73,7 +74,8 @@ def few_examples(config: Config) -> str | None:
     """Says how many examples the gate needs if the dev split will hold fewer. None if it holds enough, or if that is not known.
 
     The interval of a paired difference of accuracies is about ± z · √(d / n), where d is the share of the n examples on which
-    exactly one of two models is right.
+    exactly one of two models is right. The intervals of m candidates hold together with a coverage of
+    1 - (1 - coverage) / m for each (Bonferroni); the gate's are a little narrower, since candidates are alike.
     """
     labelled, gate = config.data.finetune, config.gate
     metric = config.evaluate.metric or TASK_KINDS[labelled.task].metrics[0]
@@ -84,14 +86,15 @@ def few_examples(config: Config) -> str | None:
     else:
         whole = count_examples(labelled)
         found = None if whole is None else round(min(whole, labelled.max_documents or whole) * labelled.dev_fraction)
-    z = NormalDist().inv_cdf((1 + gate.interval) / 2)
+    contest = max(1, sum(one.seed is None for one in candidates(config.mixed)) + config.evaluate.num_alphas)
+    z = NormalDist().inv_cdf(1 - (1 - gate.interval) / (2 * contest))
     needed = math.ceil(DISAGREEMENT * (z / gate.max_score_drop) ** 2)
     if found is None or found >= needed:
         return None
     return (
-        f"gate.max_score_drop: the dev split will hold about {found:,} examples, and {needed:,} are needed to tell a drop of "
-        f"{gate.max_score_drop:g} (if two models disagree on {100 * DISAGREEMENT:.0f} % of them); give more examples or a "
-        "larger margin"
+        f"gate.max_score_drop: the dev split will hold about {found:,} examples, and about {needed:,} are needed to tell a "
+        f"drop of {gate.max_score_drop:g} for each of {contest} candidates (if two models disagree on "
+        f"{100 * DISAGREEMENT:.0f} % of them), so the gate can hardly be met; give more examples or a larger margin"
     )
 
 
@@ -176,9 +179,13 @@ def _champion_fingerprint(champion: str | None) -> str:
 def _lm_eval_problems(config: Config) -> list[str]:
     """Only the harness knows its tasks; if it is not installed here, `evaluate` checks them."""
     lm_eval = config.evaluate.lm_eval
-    if not lm_eval.tasks:
-        return []
     problems = []
+    if config.evaluate.capabilities and is_masked(config):
+        problems.append(
+            "evaluate.capabilities: the model is a masked language model, which answers no questions; leave it out"
+        )
+    if not lm_eval.tasks:
+        return problems
     if is_masked(config):
         problems.append(
             "evaluate.lm_eval.tasks: the model is a masked language model, for which lm-evaluation-harness has no tasks; leave "

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from .compare.config import CompareStep, Gate
-from .evaluate.config import Evaluate, EvaluateStep, LmEvalStep, References
+from .evaluate.config import AlphaSearch, Evaluate, EvaluateStep, LmEvalStep, References
 from .finetune.config import Finetune, FinetuneStep
 from .mixed.config import Mixed, MixedCandidate, MixedStep, MixedTraining, candidates
 from .placement import Placement
@@ -77,6 +77,27 @@ class Config(Section):
         metrics = TASK_KINDS[task].metrics
         if metric is not None and metric not in metrics:
             yield f"evaluate.metric: must be one of {', '.join(metrics)} for the task {task}, found {metric}"
+
+    @rule
+    def _alpha_can_be_found(self) -> Iterator[str]:
+        if self.evaluate.interpolation_alphas != "auto":
+            return
+        if self.gate.max_forgetting is None and self.gate.max_forgetting_share is None:
+            yield (
+                "evaluate.interpolation_alphas: auto finds the α that keeps to the gate's limit on forgetting, and there is "
+                "none; set gate.max_forgetting or gate.max_forgetting_share, or give values of α"
+            )
+        if self.evaluate.interpolate_mixed:
+            yield "evaluate.interpolation_alphas: auto cannot be used with interpolate_mixed; give values of α"
+
+    @rule
+    def _capabilities_are_measured(self) -> Iterator[str]:
+        measured = self.evaluate.capabilities or self.evaluate.lm_eval.tasks
+        if self.gate.max_capability_drop is not None and not measured:
+            yield (
+                "gate.max_capability_drop: no capability is measured; set evaluate.capabilities or evaluate.lm_eval.tasks, or "
+                "leave the limit out"
+            )
 
     @rule
     def _heads_fit(self) -> Iterator[str]:
@@ -172,6 +193,7 @@ class Parts:
     pretrain: PretrainStep
     finetune: FinetuneStep
     mixed: MixedStep
+    finetuned_again: MixedStep
     evaluate: EvaluateStep
     evaluate_pretrained: EvaluateStep
     evaluate_mixed: EvaluateStep
@@ -179,6 +201,10 @@ class Parts:
     compare: CompareStep
     register: RegisterStep
     candidates: list[MixedCandidate]
+
+    def of_loop(self, candidate: MixedCandidate) -> tuple[MixedStep, EvaluateStep]:
+        """Returns the parts of the two steps that train and evaluate a candidate of the loop."""
+        return (self.finetuned_again, self.evaluate) if candidate.alone else (self.mixed, self.evaluate_mixed)
 
 
 def parts(
@@ -211,9 +237,12 @@ def parts(
         max_new_tokens=config.evaluate.max_new_tokens if kind.head is None else None,
         lm_eval=_lm_eval(config, fingerprints),
         max_tokens=auto_tokens if config.evaluate.max_tokens == "auto" else config.evaluate.max_tokens,
-        **config.evaluate.model_dump(include={"batch_size", "precision"}),
+        **config.evaluate.model_dump(include={"batch_size", "precision", "capabilities"}),
     )
     alphas = config.evaluate.interpolation_alphas
+    shared = MixedTraining.model_validate(config.mixed.model_dump(include=set(MixedTraining.model_fields)))
+    mixed = MixedStep(seed=seed, max_length=model.max_length, mask_probability=model.mask_probability, mixed=shared)
+    alone = shared.model_copy(update={name: getattr(config.finetune, name) for name in Training.model_fields})
     return Parts(
         prepare_pretrain=PrepareStep(
             stream="pretrain",
@@ -231,22 +260,27 @@ def parts(
         ),
         pretrain=PretrainStep(seed=seed, model=model, pretrain=config.pretrain, fingerprint=fingerprints.base),
         finetune=FinetuneStep(seed=seed, max_length=model.max_length, finetune=config.finetune),
-        mixed=MixedStep(
-            seed=seed,
-            max_length=model.max_length,
-            mask_probability=model.mask_probability,
-            mixed=MixedTraining.model_validate(config.mixed.model_dump(include=set(MixedTraining.model_fields))),
-        ),
+        mixed=mixed,
+        finetuned_again=mixed.model_copy(update={"mixed": alone}),
         evaluate=evaluate,
         evaluate_pretrained=evaluate.model_copy(update={"references": _references(config, fingerprints, champion)}),
         evaluate_mixed=evaluate.model_copy(
-            update={"interpolation_alphas": alphas if config.evaluate.interpolate_mixed else []}
+            update={"interpolation_alphas": alphas if config.evaluate.interpolate_mixed and alphas != "auto" else []}
         ),
-        interpolate=evaluate.model_copy(update={"interpolation_alphas": alphas}),
+        interpolate=evaluate.model_copy(
+            update={
+                "alpha_search": AlphaSearch.model_validate(
+                    config.gate.model_dump(include=set(AlphaSearch.model_fields))
+                )
+            }
+            if alphas == "auto"
+            else {"interpolation_alphas": alphas}
+        ),
         compare=CompareStep(name=config.name, seed=seed, gate=config.gate),
         register=RegisterStep(
             registered_model=config.tracking.registered_model or config.name,
             alias=config.tracking.alias,
+            kubeflow_registry=config.tracking.kubeflow_registry,
             max_length=model.max_length,
             max_new_tokens=evaluate.max_new_tokens,
         ),

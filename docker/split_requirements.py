@@ -42,7 +42,9 @@ def split(root: Path = ROOT) -> dict[str, list[str]]:
 
 
 def cuda(constraints: Iterable[str], root: Path = ROOT) -> list[str]:
-    """Pins of torch's CUDA build and of all that it requires and the other files do not hold, as pip resolves it.
+    """Pins of torch's CUDA build, of the extra `gpu`, and of all that they require and the other files do not hold.
+
+    pip resolves them.
 
     Args:
         constraints: names of files in docker/ whose pins must be met.
@@ -50,11 +52,12 @@ def cuda(constraints: Iterable[str], root: Path = ROOT) -> list[str]:
     Raises:
         subprocess.CalledProcessError: where pip cannot reach the package index, or a pin does not meet a requirement.
     """
+    project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     torch = f"torch==={_pins(root / 'requirements.txt')['torch']}"  # three: no build of another name, such as +cpu
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder, "report.json")
         command = [sys.executable, "-m", "pip", "install", "--quiet", "--dry-run", "--ignore-installed"]
-        command += ["--only-binary=:all:", f"--report={report}", torch]
+        command += ["--only-binary=:all:", f"--report={report}", torch, *project["optional-dependencies"]["gpu"]]
         command += [f"--constraint={root / 'docker' / name}" for name in constraints]
         subprocess.run(command, check=True, capture_output=True, text=True)
         resolved = [one["metadata"] for one in json.loads(report.read_text(encoding="utf-8"))["install"]]

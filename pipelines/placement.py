@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
@@ -18,6 +18,8 @@ from mixtune.components.form import PLACEMENT
 from mixtune.components.mixed.config import MixedTraining
 from mixtune.components.placement import GpuNodes, Placement
 from mixtune.components.shared.checkpoints.store import CHECKPOINT_DIR
+from mixtune.components.shared.data.claims import CLAIM, CLAIMS_DIR, claim_of
+from mixtune.components.shared.data.sources import named_sources
 from mixtune.components.shared.errors import RefusedError, first_line
 from mixtune.components.shared.model.device import GPUS
 from mixtune.components.shared.running.context import ALONE, COMPILED, NODES, TRACKING_KEYS, from_secret
@@ -44,6 +46,9 @@ CA_VARIABLES = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "AWS_CA_BUNDLE")
 """Read by Python's ssl (hub, web sources), by requests (MLflow), and by botocore (object stores)."""
 # prepare keeps its finished shards there; finish deletes the checkpoints of a run's trainings.
 CHECKPOINT_STEPS = frozenset({"prepare", "pretrain", "finetune", "mixed", "finish"})
+CLAIMS_FOLDER = "/claims"
+DATA_STEPS = frozenset({"plan", "prepare"})
+"""Steps that read sources of data."""
 RUN_TIME_ALONE = ("gpus", "node_selector", "tolerations")
 """The parameters of a step's own pipeline; type and affinity are fixed in it."""
 
@@ -128,6 +133,13 @@ def profiles(own: str | Path | None = None) -> dict[str, Profile]:
     return known
 
 
+def data_claims(config: Config) -> list[str]:
+    """Returns the claims that hold data of a configuration."""
+    streams = (config.data.pretrain, config.data.finetune)
+    claims = {claim_of(named.path) for stream in streams for named in named_sources(stream)}
+    return sorted(claim for claim in claims if claim is not None)
+
+
 @dataclass
 class Placer:
     """Sets the placement of tasks. Called for every task of the DAG.
@@ -136,6 +148,7 @@ class Placer:
         profile: placement of GPU tasks on a cluster; None for local runs, which have no placement.
         where: the configuration's placement.
         nodes: placement of GPU tasks that a run can change; its defaults.
+        claims: claims that hold data.
         parallelism: number of candidates trained in parallel; 0 is no limit.
         offline: whether steps continue if the MLflow server does not answer.
         tensorboard: whether trainings write TensorBoard event files.
@@ -147,6 +160,7 @@ class Placer:
     profile: Profile | None = None
     where: Placement = field(default_factory=Placement)
     nodes: GpuNodes = field(default_factory=GpuNodes)
+    claims: Sequence[str] = ()
     parallelism: int = 0
     offline: bool = False
     tensorboard: bool = False
@@ -181,7 +195,12 @@ class Placer:
             "offline": config.tracking.offline_when_unreachable,
             "tensorboard": config.tracking.tensorboard,
         }
-        return cls(profile, where, profile.gpu_nodes(where.gpus), images=in_images or images(), **fixed)
+        if where.checkpoint_claim in (claims := data_claims(config)):
+            raise RefusedError(
+                f"data: {CLAIM}{where.checkpoint_claim} is placement.checkpoint_claim, which cannot be mounted a second time; "
+                "put the data or the checkpoints into another claim"
+            )
+        return cls(profile, where, profile.gpu_nodes(where.gpus), claims=claims, images=in_images or images(), **fixed)
 
     def parameters(self, step: str | None = None) -> dict[str, tuple[type, Any, str]]:
         """Returns the placement that is set at run time: parameter -> (type, default, description).
@@ -264,6 +283,10 @@ class Placer:
             task.set_env_variable("MIXTUNE_IMAGE", self.images.of(step))  # recorded with the registered version
         if step in CHECKPOINT_STEPS:
             self._with_checkpoints(task)
+        if step in DATA_STEPS and self.claims:
+            for claim in self.claims:  # KFP cannot mount them read-only; the steps only read
+                kubernetes.mount_pvc(task, pvc_name=claim, mount_path=f"{CLAIMS_FOLDER}/{claim}")
+            task.set_env_variable(CLAIMS_DIR, CLAIMS_FOLDER)
         if self.offline:
             # An environment variable, since an input would be part of every step's cache key.
             task.set_env_variable("MIXTUNE_TRACKING_OFFLINE", "1")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -15,6 +14,8 @@ STUCK_SHARE = 0.2
 """A task loss has hardly moved if it fell by less than this share of the fall in fine-tuning alone."""
 LEARNED_SHARE = 0.05
 """Fine-tuning alone has learned the task if its loss fell by at least this share."""
+PULLED_FAR = 0.9
+"""α of the pull back to a budget, below which much of the training is undone."""
 USED_SHARE = 0.5
 """A forgetting budget was hardly used if forgetting on dev is below this share of it."""
 
@@ -57,8 +58,20 @@ def budget_broken(report: Report) -> str | None:
     if not broken:
         return None
     return (
-        f"A forgetting budget was not kept: {_told(broken)} on dev. Raise mixed.budget.start_lambda, train longer "
-        "(mixed.steps), or read more text per step (mixed.replay_share)."
+        f"A forgetting budget was not kept: {_told(broken)} on dev. It was kept on control text, so give more of that "
+        "(data.pretrain.control_fraction, or more pretraining text), or ask for less (mixed.forgetting_budgets)."
+    )
+
+
+def budget_pulled_back(report: Report) -> str | None:
+    """Finds trainings that forgot much more than their budget, so that their weights were pulled back far."""
+    far = [row for row in _budgets(report) if (row["forgetting_budget"]["pull_back"] or 1) < PULLED_FAR]
+    if not far:
+        return None
+    return (
+        f"The training of {_names(far)} forgot more than its budget, and its weights were pulled back a long way toward "
+        "pretrained, which costs task score. Let the text count from the first step on (mixed.budget.min_lambda), read more of "
+        "it per step (mixed.replay_share), or lower mixed.learning_rate."
     )
 
 
@@ -118,33 +131,26 @@ def interpolation_suffices(report: Report) -> str | None:
     found = {one["id"]: one for one in better if one is not None}
     return (
         f"Interpolation is no worse than training here: {_names(list(found.values()))} against every mixed candidate, in score "
-        "and forgetting. It costs no training: try more values of evaluate.interpolation_alphas."
+        "and forgetting. It costs no training: try more values of evaluate.interpolation_alphas, or auto."
     )
 
 
 def margin_too_fine(report: Report) -> str | None:
-    """Says that the test split cannot tell a drop as small as the gate's margin."""
-    margin, examples = report["gate"]["options"]["max_score_drop"], report["task"]["examples"]
-    compared = [row for row in report["candidates"] if row["kind"] in ("mixed", "interpolated") and _difference(row)]
-    if not compared or not margin:
+    """Says that the dev split cannot tell a drop as small as the gate's margin."""
+    power = report["gate"]["power"]
+    if power is None or power["needed"] <= power["examples"]:
         return None
-    row = next((one for one in compared if one["id"] == report["selected"]), None)
-    row = row or max(compared, key=lambda one: one["task_score"]["value"])
-    half = (row["task_score_vs_finetuned"]["high"] - row["task_score_vs_finetuned"]["low"]) / 2
-    if half <= margin:
-        return None
-    needed = examples * (half / margin) ** 2
-    digits = 10 ** max(0, math.floor(math.log10(needed)) - 1)
     return (
-        f"The gate's margin is finer than the test split can tell: the score difference of {row['id']} to fine-tuning alone is "
-        f"known to ± {half:.3f}, and gate.max_score_drop is {margin:g}. Hold out about "
-        f"{math.ceil(needed / digits) * digits:,} examples instead of {examples:,}, or widen the margin."
+        f"The gate's margin is finer than the dev split can tell: the score difference of {power['candidate']} to fine-tuning "
+        f"alone is known to ± {power['half_width']:.3f}, and gate.max_score_drop is {power['margin']:g}. Hold out about "
+        f"{power['needed']:,} examples instead of {power['examples']:,}, or widen the margin."
     )
 
 
 RULES: tuple[Callable[[Report], str | None], ...] = (
     task_hardly_learned,
     budget_broken,
+    budget_pulled_back,
     budget_hardly_used,
     nothing_is_forgotten,
     text_still_learned,
@@ -185,12 +191,6 @@ def _told(rows: list[Row]) -> str:
 
 def _fall(loss: Mapping[str, float]) -> float:
     return loss["first"] - loss["last"]
-
-
-def _difference(row: Row) -> bool:
-    """Tells whether a candidate's answers were compared with those of fine-tuning alone, and differ."""
-    found = row["task_score_vs_finetuned"]
-    return found is not None and found["high"] > found["low"]
 
 
 def _is_worse(row: Row) -> bool:

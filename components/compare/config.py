@@ -33,6 +33,9 @@ class Gate(Section):
     """Maximum forgetting, in bits per byte; null means no limit."""
     max_forgetting_share: float | None = Field(0.5, ge=0)
     """Maximum forgetting, as a fraction of what fine-tuning alone forgets; null means no limit."""
+    max_capability_drop: float | None = Field(None, ge=0, le=1)
+    """Maximum drop, below `pretrained`, of the score on any task of `evaluate.capabilities` or `evaluate.lm_eval`, if the score
+    is a mean over examples; null means no limit."""
     on_miss: Literal["skip", "fail"] = "skip"
     """How the run ends if no candidate meets the gate. Nothing is registered; `skip` ends the run as succeeded, `fail` ends
     it as failed after the report is written and recorded. `mixtune run` ends with status 3 in both cases."""

@@ -13,10 +13,12 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ..shared import task_kinds
 from ..shared.artifacts import ArtifactLike, ModelCard, read_json, read_jsonl
+from ..shared.data.records import GROUP
 from ..shared.data.source_names import source_of
 from ..shared.data.tallies import Tally
 from ..shared.errors import MixtuneError, RefusedError
 from ..shared.measures import HARNESS_FILE, Measure
+from .statistics import clusters
 
 FORMAT = "mixtune-evaluation/1"
 SPLITS = ("dev", "test")
@@ -64,6 +66,7 @@ class Measurements:
         trivial: trivial answers to the same examples; only `finetuned` has them.
         trivial_name: description of the trivial answers, such as `the most frequent label`.
         sources: origin of each document: file, data set or package, without the line number.
+        groups: (N,) number of the group of each document, such as its author; None if the data names no groups.
     """
 
     documents: list[str]
@@ -72,6 +75,7 @@ class Measurements:
     num_bytes: np.ndarray
     examples: list[dict[str, Any]] | None
     sources: list[str] = field(default_factory=list)
+    groups: np.ndarray | None = None
     trivial: list[dict[str, Any]] | None = None
     trivial_name: str = ""
 
@@ -205,6 +209,7 @@ def _measurements(folder: Path, split: str, embedded: bool, entry: Entry) -> Mea
         num_bytes=np.array([row["bytes"] for row in documents], np.float64),
         examples=list(read_jsonl(examples)) if examples.is_file() else None,
         sources=[source_of(row.get("source"), embedded) for row in documents],
+        groups=clusters([row.get(GROUP) for row in documents]),
         trivial=list(read_jsonl(trivial)) if trivial.is_file() else None,
         trivial_name=(entry.splits.get(split, {}).get("trivial") or {}).get("name", ""),
     )
@@ -278,6 +283,7 @@ def _align(one: Candidate, documents_of: Candidate, examples_of: Candidate, prob
             num_bytes=num_bytes,
             examples=examples,
             sources=truth.sources,
+            groups=truth.groups,
         )
     return replace(one, splits=splits)
 

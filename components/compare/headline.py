@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 from ..shared.value_text import value_text
 from .config import Gate
 from .evaluations import Candidate, Evaluations
 from .names import candidate_name, metric_name
 from .scores import Scores, forgetting_share
+from .seeds import seeds_sentence
 from .selection import Decision, learned_something
 from .statistics import Value
 
@@ -17,14 +21,26 @@ def headline(
     scores: dict[str, dict[str, Scores]],
     decision: Decision,
     gate: Gate,
+    seeds: Sequence[Mapping[str, Any]] = (),
 ) -> str:
-    """Describes the selected candidate's results on test. Says so if the gate is not met."""
+    """Describes the selected candidate's results on test. Says so if the gate is not met.
+
+    If the candidate and fine-tuning alone were trained with several seeds, their means over the seeds are compared.
+
+    Args:
+        seeds: result of `over_seeds`.
+    """
     ours, finetuned = scores[selected.id]["test"], scores[evaluations.of_kind("finetuned").id]["test"]
     parts = []
-    if ours.task_score is not None:
+    means = seeds_sentence(seeds, selected.id, metric_name(evaluations.task.metric))
+    if means is not None:
+        parts.append(means)
+    elif ours.task_score is not None:
         value = ours.task_score
         parts.append(f"{metric_name(evaluations.task.metric)} {value_text(value.to_json(), 2, signed=False)}")
-    if selected.entry.kind == "finetuned":
+    if means is not None:
+        pass
+    elif selected.entry.kind == "finetuned":
         parts.append(f"forgetting {_bits(ours.delta_bpb)}")
     else:
         if ours.task_score_vs_finetuned is not None:

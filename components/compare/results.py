@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from ..shared.data.tallies import warnings
 from ..shared.running.context import Context
 from ..shared.task_name import TaskName
@@ -16,9 +18,10 @@ from .curves import gradients, losses
 from .evaluations import SPLITS, Candidate, Entry, Evaluations, Measurements
 from .examples import confusion, samples
 from .headline import headline
+from .multiplicity import corrected, in_contest, power, selection_note
 from .names import candidate_name, metric_name
-from .report.harness import by_candidate, described
-from .scores import Scores, forgetting_share, score_candidate, task_difference
+from .report.harness import by_candidate, described, paired_differences
+from .scores import Scores, example_groups, forgetting_share, score_candidate, task_difference
 from .seeds import over_seeds, replicate_of
 from .selection import Decision, Measured, decide, pareto
 from .sources import Source, forgetting_by_source, group, worst, worst_sentence
@@ -63,7 +66,10 @@ def compare(config: CompareStep, evaluations: Evaluations, context: Context) -> 
         for one in evaluations.candidates:
             scores[one.id] = {split: score_candidate(one, evaluations, split, draw) for split in SPLITS}
             progress.advance()
-    dev = [_measured(one, scores[one.id]["dev"]) for one in evaluations.candidates]
+    pretrained = evaluations.of_kind("pretrained")
+    harness = by_candidate({one.id: one.harness for one in evaluations.candidates}, pretrained.id)
+    measured = [_measured(one, scores[one.id]["dev"], harness[one.id]) for one in evaluations.candidates]
+    dev = corrected(measured, gate.interval)
     examples = {one.id: one.splits["dev"].examples or [] for one in evaluations.candidates}
     decision = decide(
         dev,
@@ -72,12 +78,17 @@ def compare(config: CompareStep, evaluations: Evaluations, context: Context) -> 
         lambda one, other: task_difference(evaluations.task, examples[one], examples[other], draw),
         evaluations.of_kind("finetuned").splits["dev"].trivial_name,
     )
-    report = _report(config, evaluations, scores, decision, pareto(dev), draw)
+    report = _report(config, evaluations, scores, decision, pareto(dev), draw, harness)
+    known = power(dev, decision.selected, gate.max_score_drop)
+    report["gate"] |= {
+        "power": known.to_json() if known else None,
+        "selection": selection_note(len(in_contest(dev)), metric_name(evaluations.task.metric)),
+    }
     report["advice"] = advice(report)
     return Comparison(evaluations, scores, decision, report)
 
 
-def _measured(one: Candidate, scores: Scores) -> Measured:
+def _measured(one: Candidate, scores: Scores, tasks: Sequence[Mapping[str, Any]] = ()) -> Measured:
     against = scores.task_score_vs_finetuned, scores.delta_bpb, scores.task_score_vs_champion
     return Measured(
         one.id,
@@ -87,13 +98,13 @@ def _measured(one: Candidate, scores: Scores) -> Measured:
         task_score_vs_trivial=scores.task_score_vs_trivial,
         examples=scores.counts["examples"],
         replicate=replicate_of(one.entry) is not None,
+        capabilities=paired_differences(tasks),
     )
 
 
 def _varying(scores: Scores) -> dict[str, Value | None]:
     """Returns the values that vary with the training seed."""
-    names = ("task_score", "task_score_vs_finetuned", "delta_bpb")
-    return {name: getattr(scores, name) for name in names}
+    return {"task_score": scores.task_score, "delta_bpb": scores.delta_bpb}
 
 
 def _report(
@@ -103,6 +114,7 @@ def _report(
     decision: Decision,
     front_on_dev: set[str],
     draw: Bootstrap,
+    harness: Mapping[str, list[dict[str, Any]]],
 ) -> dict[str, Any]:
     task, finetuned = evaluations.task, evaluations.of_kind("finetuned")
     text, labelled = evaluations.of_kind("pretrained").splits["test"], finetuned.splits["test"].examples or []
@@ -112,13 +124,13 @@ def _report(
     by_source = {one.id: _by_source(one, evaluations, sources, draw) for one in evaluations.candidates}
     selected = next(one for one in evaluations.candidates if one.id == decision.selected)
     pretrained = evaluations.of_kind("pretrained")
-    harness = by_candidate({one.id: one.harness for one in evaluations.candidates}, pretrained.id)
+    seeds = over_seeds(evaluations.candidates, {name: _varying(by["test"]) for name, by in scores.items()})
     return {
         "schema_version": SCHEMA_VERSION,
         "name": config.name,
         "seed": config.seed,
         "interval": config.gate.interval,
-        "headline": headline(selected, evaluations, scores, decision, config.gate),
+        "headline": headline(selected, evaluations, scores, decision, config.gate, seeds),
         "selected": decision.selected,
         "gate": {
             "passed": decision.passed,
@@ -138,12 +150,14 @@ def _report(
             "signatures": task.signatures,
             "trivial": {split: finetuned.entry.splits.get(split, {}).get("trivial") for split in SPLITS},
             "digest": _same_examples(labelled),
+            "groups": _number_of(example_groups(labelled)),
         },
         "forgetting": {
             "unit": "bits per byte",
             "likelihood": evaluations.likelihood,
             "split": "test",
             "documents": len(text.documents),
+            "groups": _number_of(text.groups),
             **_read(pretrained.entry.splits["test"], evaluations.data["pretrain"]["splits"]["test"]),
             "sources": [{"source": one.name, "documents": len(one.places), "bytes": one.num_bytes} for one in sources],
             "worst": worst_sentence(selected.id, by_source[selected.id]["delta_bpb_by_source"]),
@@ -163,7 +177,7 @@ def _report(
             stream: [row.model_dump(mode="json") for row in rows] for stream, rows in evaluations.tallies.items()
         },
         "warnings": [line for stream, rows in evaluations.tallies.items() for line in warnings(rows, stream)],
-        "seeds": over_seeds(evaluations.candidates, {name: _varying(by["test"]) for name, by in scores.items()}),
+        "seeds": seeds,
         "costs": _costs(evaluations),
         "confusion": confusion(task, selected),
         "samples": samples(evaluations, selected),
@@ -172,7 +186,7 @@ def _report(
 
 def _by_source(one: Candidate, evaluations: Evaluations, sources: Sequence[Source], draw: Bootstrap) -> dict[str, Any]:
     ours, before = one.splits["test"], evaluations.of_kind("pretrained").splits["test"]
-    found, rest = forgetting_by_source(sources, ours.nats, before.nats, ours.num_bytes, draw)
+    found, rest = forgetting_by_source(sources, ours.nats, before.nats, ours.num_bytes, draw, ours.groups)
     return {"delta_bpb_by_source": found, "delta_bpb_other_sources": rest, "worst_source": worst(found)}
 
 
@@ -208,6 +222,7 @@ def _row(
         "tokens": {**tokens, "total": sum(tokens.values())},
         "seconds": entry.seconds,
         "evaluate_seconds": entry.evaluate_seconds,
+        "utilisation": entry.utilisation.model_dump(),
         "device": entry.device,
         "precision": entry.precision,
         "steps": entry.steps,
@@ -254,14 +269,21 @@ def _costs(evaluations: Evaluations) -> dict[str, Any]:
     made = [one.entry for one in evaluations.candidates if one.entry.kind not in ("base", "champion")]
     tuned = [entry for entry in made if entry.kind in ("finetuned", "mixed")]
     tokens = {stream: sum(int(entry.tokens.get(stream, 0)) for entry in made) for stream in ("pretrain", "finetune")}
+    seconds = sum(entry.seconds for entry in made)
     return {
-        "seconds": sum(entry.seconds for entry in made),
+        "seconds": seconds,
+        "tokens_per_second": sum(tokens.values()) / seconds if seconds else None,
+        "peak_memory_bytes": max((entry.utilisation.peak_memory_bytes or 0 for entry in made), default=0) or None,
         "evaluate_seconds": sum(one.entry.evaluate_seconds for one in evaluations.candidates),
         "steps": sum(entry.steps for entry in made),
         "tokens": {**tokens, "total": sum(tokens.values())},
         "evaluate_share": max((e.evaluate_seconds / e.seconds for e in tuned if e.seconds), default=None),
         "devices": sorted({f"{entry.device}, {entry.precision}" for entry in made}),
     }
+
+
+def _number_of(groups: np.ndarray | None) -> int | None:
+    return None if groups is None else len(np.unique(groups))
 
 
 def _read(summary: Mapping[str, Any], split: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 
+from ..shared.data.records import GROUP
 from ..shared.metrics import split_statistic
 from .evaluations import Candidate, EvaluatedTask, Evaluations
 from .selection import measurably_forgets
-from .statistics import Bootstrap, Value
+from .statistics import Bootstrap, Value, clusters
 
 EXTRA_METRICS = (
     *("nats_per_token", "accuracy", "macro_f1", "micro_f1", "exact_match", "token_f1", "completion_nats_per_token"),
@@ -85,15 +86,15 @@ def score_candidate(candidate: Candidate, evaluations: Evaluations, split: str, 
             clean = _task_score(task, uncontaminated, draw)
     summary = candidate.entry.splits.get(split, {})
     return Scores(
-        bpb=draw.bits_per_byte(ours.nats, ours.num_bytes),
-        delta_bpb=draw.forgetting(ours.nats, before.nats, ours.num_bytes),
+        bpb=draw.bits_per_byte(ours.nats, ours.num_bytes, ours.groups),
+        delta_bpb=draw.forgetting(ours.nats, before.nats, ours.num_bytes, ours.groups),
         task_score=score,
         task_score_vs_finetuned=differences.get("finetuned"),
         task_score_clean=clean,
         task_score_vs_pretrained=differences.get("pretrained"),
         task_score_vs_champion=differences.get("champion"),
         task_score_vs_trivial=differences.get("trivial"),
-        delta_bpb_vs_champion=draw.forgetting(ours.nats, in_use.nats, ours.num_bytes) if in_use else None,
+        delta_bpb_vs_champion=draw.forgetting(ours.nats, in_use.nats, ours.num_bytes, ours.groups) if in_use else None,
         counts={"documents": len(ours.documents), "examples": len(ours.examples or [])},
         extra={name: summary[name] for name in EXTRA_METRICS if summary.get(name) is not None},
     )
@@ -101,7 +102,8 @@ def score_candidate(candidate: Candidate, evaluations: Evaluations, split: str, 
 
 def _task_score(task: EvaluatedTask, examples: Sequence[dict[str, Any]], draw: Bootstrap) -> Value:
     metric = split_statistic(task.metric, examples)
-    return draw.mean(_per_example(examples)) if metric is None else draw.of_split(metric, len(examples))
+    groups = example_groups(examples)
+    return draw.mean(_per_example(examples), groups) if metric is None else draw.of_split(metric, len(examples), groups)
 
 
 def task_difference(
@@ -112,8 +114,13 @@ def task_difference(
         return Value(0.0, 0.0, 0.0)  # exact, without rounding errors
     ours, theirs = split_statistic(task.metric, examples), split_statistic(task.metric, baseline)
     if ours is None or theirs is None:
-        return draw.mean_difference(_per_example(examples), _per_example(baseline))
-    return draw.difference(ours, theirs, len(examples))
+        return draw.mean_difference(_per_example(examples), _per_example(baseline), example_groups(examples))
+    return draw.difference(ours, theirs, len(examples), example_groups(examples))
+
+
+def example_groups(examples: Sequence[dict[str, Any]]) -> np.ndarray | None:
+    """Returns the number of the group of each example, such as its author; None if the data names no groups."""
+    return clusters([row.get(GROUP) for row in examples])
 
 
 def _per_example(examples: Sequence[dict[str, Any]]) -> np.ndarray:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from ..shared.value_text import value_text
 from .config import Gate
@@ -25,6 +25,7 @@ class Measured:
         task_score_vs_trivial: paired difference to the best trivial answer; None if that was not measured.
         examples: number of examples of the task.
         task_score_vs_champion: paired difference; None also if there is no champion with a task score.
+        capabilities: change from the pretrained model and its standard error, by task; above 0 is better.
         replicate: whether the candidate repeats another with a different seed. Such candidates are not selected, since the best
             of several seeds is biased upwards.
     """
@@ -38,6 +39,7 @@ class Measured:
     task_score_vs_trivial: Value | None = None
     examples: int = 0
     replicate: bool = False
+    capabilities: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -156,7 +158,22 @@ def check(
         limit = share_limit(finetuned.delta_bpb, gate.max_forgetting_share)
         sentence = _share_sentence(forgets, finetuned.delta_bpb, gate.max_forgetting_share, limit)
         checks.append(Check("max_forgetting_share", forgets <= limit, max(0.0, forgets - limit), sentence))
+    if gate.max_capability_drop is not None:
+        checks.append(_keeps_capabilities(one.capabilities, gate.max_capability_drop))
     return checks
+
+
+def _keeps_capabilities(changes: Mapping[str, tuple[float, float]], max_drop: float) -> Check:
+    name = "max_capability_drop"
+    if not changes:
+        return Check(name, False, 1.0, "no task was measured on it whose score is a mean over examples")
+    worst = min(changes, key=lambda task: changes[task][0])
+    change, error = changes[worst]
+    sentence = (
+        f"of {len(changes)} capabilities it lost most in {worst}: {change:+.3f} ± {error:.3f} (standard error) against the "
+        f"pretrained model; a drop of at most {max_drop:g} is accepted"
+    )
+    return Check(name, change >= -max_drop, max(0.0, -max_drop - change), sentence)
 
 
 def measurably_forgets(delta_bpb: Value) -> bool:
@@ -211,9 +228,13 @@ def examples_needed(difference: Value, max_drop: float, examples: int) -> int | 
     margin = difference.value + max_drop
     if margin <= 0 or difference.low > -max_drop or not examples:
         return None
-    needed = examples * ((difference.value - difference.low) / margin) ** 2
-    digits = 10 ** max(0, math.floor(math.log10(needed)) - 1)
-    return math.ceil(needed / digits) * digits
+    return two_digits(examples * ((difference.value - difference.low) / margin) ** 2)
+
+
+def two_digits(number: float) -> int:
+    """Rounds a number of examples up to two digits."""
+    digits = 10 ** max(0, math.floor(math.log10(number)) - 1) if number > 0 else 1
+    return math.ceil(number / digits) * digits
 
 
 def _no_worse(name: str, one: Measured, difference: Value | None, other: str, max_drop: float, metric: str) -> Check:

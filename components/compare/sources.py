@@ -57,7 +57,12 @@ def _short(names: Sequence[str]) -> Sequence[str]:
 
 
 def forgetting_by_source(
-    sources: Sequence[Source], nats: np.ndarray, nats_before: np.ndarray, num_bytes: np.ndarray, draw: Bootstrap
+    sources: Sequence[Source],
+    nats: np.ndarray,
+    nats_before: np.ndarray,
+    num_bytes: np.ndarray,
+    draw: Bootstrap,
+    groups: np.ndarray | None = None,
 ) -> tuple[dict[str, dict[str, Any]], dict[str, Any] | None]:
     """Returns the ΔBPB of each source, paired by document, as `Bootstrap.forgetting` computes it for all documents.
 
@@ -66,6 +71,7 @@ def forgetting_by_source(
         nats: (N,) loss of each document under the candidate.
         nats_before: (N,) loss of each document under the pretrained model.
         num_bytes: (N,) UTF-8 bytes.
+        groups: (N,) number of the group of each document.
 
     Returns:
         By source `{value, low, high, documents}`, where `low` and `high` are None without an interval: a single document
@@ -78,7 +84,8 @@ def forgetting_by_source(
         if not with_interval or len(places) == 1:
             value = draw.bits_per_byte(rise.sum(keepdims=True), size.sum(keepdims=True)).value
             return {"value": value, "low": None, "high": None, "documents": len(places)}
-        return {**draw.bits_per_byte(rise, size).to_json(), "documents": len(places)}
+        within = None if groups is None else np.unique(groups[places], return_inverse=True)[1]
+        return {**draw.bits_per_byte(rise, size, within).to_json(), "documents": len(places)}
 
     found = {
         one.name: measured(one.places, number < WITH_INTERVAL) for number, one in enumerate(sources) if one.num_bytes

@@ -30,7 +30,12 @@ def check_data(card: ModelCard, held_out: HeldOut) -> None:
 
 
 def check_model(
-    card: ModelCard, model: MixedModel, tokenizer: PreTrainedTokenizerBase, held_out: HeldOut, with_harness: bool
+    card: ModelCard,
+    model: MixedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    held_out: HeldOut,
+    with_harness: bool,
+    with_capabilities: bool = False,
 ) -> None:
     """Refuses a model that cannot be evaluated on this data."""
     problems = []
@@ -45,6 +50,10 @@ def check_model(
             problems.append(
                 f"evaluate.lm_eval.tasks: {card.id} is a masked language model, for which lm-evaluation-harness has no tasks; "
                 "leave them out"
+            )
+        if with_capabilities:
+            problems.append(
+                f"evaluate.capabilities: {card.id} is a masked language model, which answers no questions; leave it out"
             )
         if tokenizer.mask_token_id is None:
             problems.append(

@@ -45,8 +45,9 @@ class Evaluate(Section):
     """The task's main metric: accuracy or macro_f1 (classification), micro_f1 or macro_f1 (multi_label), pearson or
     spearman (regression), exact_match or token_f1 (question answering, generation), also rouge_l, bleu or chrf
     (generation); null means the first of each. All are in 0..1, including BLEU and chrF; correlations are in -1..1."""
-    interpolation_alphas: list[Annotated[float, Field(gt=0, lt=1)]] = Field([0.5])
-    """For each α, (1 - α) · pretrained + α · finetuned is a candidate that needs no training. Empty means none."""
+    interpolation_alphas: list[Annotated[float, Field(gt=0, lt=1)]] | Literal["auto"] = Field([0.5])
+    """For each α, (1 - α) · pretrained + α · finetuned is a candidate that needs no training. Empty means none. `auto` finds
+    the largest α that keeps to the gate's limit on forgetting, by bisection on dev, whose text it reads about nine times."""
     interpolate_mixed: bool = False
     """Whether to interpolate `pretrained` with each mixed model too."""
     max_new_tokens: int = Field(64, ge=1, le=1_000_000)
@@ -65,12 +66,36 @@ class Evaluate(Section):
     `models:/name/version` in the MLflow registry (made by mixtune; an alias that does not exist yet means none), or a model
     folder."""
 
+    capabilities: bool = False
+    """Whether to ask causal models, before and after, some hundred multiple-choice questions that need no network: copying,
+    arithmetic, the last words of sentences of the held-out text, and with a chat template simple instructions."""
     lm_eval: LmEval = LmEval()
 
     @rule
     def _each_alpha_once(self) -> Iterator[str]:
-        if len({f"{alpha:g}" for alpha in self.interpolation_alphas}) != len(self.interpolation_alphas):
+        alphas = self.interpolation_alphas
+        if alphas != "auto" and len({f"{alpha:g}" for alpha in alphas}) != len(alphas):
             yield "each α in interpolation_alphas must be listed once (they are compared to six digits)"
+
+    @property
+    def num_alphas(self) -> int:
+        """Returns the number of interpolations of `pretrained` and `finetuned`."""
+        return 1 if self.interpolation_alphas == "auto" else len(self.interpolation_alphas)
+
+
+class AlphaSearch(Section):
+    """The gate's limits on forgetting, to which an interpolation is found."""
+
+    max_forgetting: float | None = None
+    """Bits per byte."""
+    max_forgetting_share: float | None = None
+    """Fraction of what fine-tuning alone forgets."""
+
+    def limit(self, finetuned: float) -> float:
+        """Returns the accepted forgetting, in bits per byte, if fine-tuning alone forgets `finetuned`."""
+        share = self.max_forgetting_share
+        limits = [self.max_forgetting, None if share is None else share * max(finetuned, 0.0)]
+        return min(limit for limit in limits if limit is not None)
 
 
 class References(Section):
@@ -107,7 +132,10 @@ class EvaluateStep(Section):
     max_tokens: int | None
     interpolation_alphas: list[float] = Field([])
     """Empty except in tasks that evaluate interpolated candidates."""
+    alpha_search: AlphaSearch | None = None
+    """Set if α is to be found."""
     references: References = References()
     """Set only in the task that evaluates `pretrained`."""
+    capabilities: bool = False
     lm_eval: LmEvalStep | None = None
     """None if no task is set, so that the other options of the section do not enter the cache key."""

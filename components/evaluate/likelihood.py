@@ -16,7 +16,7 @@ import torch.nn.functional as F
 
 from ..shared.data.prepared import Documents
 from ..shared.model.mixed_model import MixedModel
-from ..shared.model.packing import Batch, Segment, collate, pack
+from ..shared.model.packing import Batch, Segment, collate, pack_narrow
 from ..shared.model.precision import autocast
 from ..shared.running.context import ProgressCounter
 from .sampling import TextSample
@@ -91,13 +91,21 @@ def example_segments(documents: Documents, with_head: bool) -> list[Segment]:
 
 
 def batches(segments: Sequence[Segment], max_length: int, batch_size: int) -> list[list[list[Segment]]]:
-    """Packs segments into rows and rows into batches.
+    """Packs segments into batches of at most about `batch_size` · `max_length` tokens, each of segments of similar length.
 
-    A row holds `max_length` tokens, or the longest segment if that is longer.
+    As in training, the rows of a batch are as narrow as possible, since attention costs more in wider rows. A row holds at most
+    `max_length` tokens, or the longest segment if that is longer.
     """
-    lengths = [len(segment.tokens) for segment in segments]
-    rows = [[segments[i] for i in row] for row in pack(lengths, max([max_length, *lengths]))]
-    return [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
+    order = sorted(range(len(segments)), key=lambda i: (-len(segments[i].tokens), i))
+    ends = np.cumsum([len(segments[i].tokens) for i in order])
+    parts = np.split(order, np.flatnonzero(np.diff(ends // (batch_size * max_length))) + 1)
+    made = []
+    for part in parts:
+        lengths = [len(segments[i].tokens) for i in part]
+        rows = pack_narrow(lengths, max([max_length, *lengths]))
+        if rows:
+            made.append([[segments[part[i]] for i in row] for row in rows])
+    return made
 
 
 def unpacked(segments: Sequence[Segment], keys: Sequence[int], batch_size: int) -> list[list[list[Segment]]]:

@@ -7,6 +7,7 @@ import shutil
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,7 @@ import numpy as np
 from ..shared.artifacts import write_jsonl
 from ..shared.config import Objective
 from ..shared.data.prepared import Documents, Split
-from ..shared.measures import HARNESS_FILE
+from ..shared.measures import HARNESS_FILE, Measure
 from ..shared.model.bf16_on_cpu import fast_bf16
 from ..shared.model.masking import special_ids
 from ..shared.model.mixed_model import MixedModel
@@ -25,6 +26,7 @@ from ..shared.running.context import Context, ProgressCounter
 from ..shared.serving.decoding import plain_text, stop_ids
 from ..shared.serving.encoding import text_ids
 from ..shared.task_kinds import TASK_KINDS
+from .capabilities import MAX_TEXTS, Suite, chat_renderer, questions
 from .checks import check_model
 from .config import EvaluateStep
 from .examples import example_row, from_head
@@ -63,7 +65,7 @@ def measure(
     if subject.card.kind == "base" and model.new_weights:
         context.say(f"base: has no trained language-model head ({model.new_weights[0]} is missing), so it has no loss")
         return None
-    check_model(subject.card, model, tokenizer, held_out, harness is not None)
+    check_model(subject.card, model, tokenizer, held_out, harness is not None, config.capabilities)
     candidate = LoadedCandidate(subject, model, tokenizer, config, held_out, context)
     shutil.rmtree(folder, ignore_errors=True)
     splits: dict[str, dict[str, Any]] = {}
@@ -84,7 +86,8 @@ def measure(
             splits[split] |= summarize_examples(rows, held_out, config.metric)
             if subject.card.kind == "finetuned":  # `compare` needs them once
                 splits[split]["trivial"] = candidate.trivial(split, rows, folder)
-        asked = harness.measure(model, tokenizer, context, f"{subject.card.id} lm_eval") if harness else []
+        asked = candidate.capabilities() if config.capabilities else []
+        asked += harness.measure(model, tokenizer, context, f"{subject.card.id} lm_eval") if harness else []
     if asked:
         write_jsonl(folder / HARNESS_FILE, (row.model_dump(mode="json") for row in asked))
     curve = Path(subject.folder) / "training.jsonl"
@@ -195,6 +198,14 @@ class LoadedCandidate:
                 rows.append({**row, **scores, "tokens": int(tokens[key]), "nats": _finite(nats[key])})
             found[split] = rows
         return found
+
+    def capabilities(self) -> list[Measure]:
+        """Asks the questions of mixtune's own suite."""
+        records = islice(Documents(self.held_out.text_folder, "dev").iter_records(), MAX_TEXTS)
+        texts = [record.get("text", "") for record in records]
+        suite = Suite.of(questions(texts, chat_renderer(self.tokenizer)), self.tokenizer, self.config.max_length)
+        nats, _ = self._losses(suite.segments, len(suite.segments), "capabilities")
+        return suite.measures(nats)
 
     def _with_examples(self) -> dict[Split, Documents]:
         """Returns the labelled examples of the splits that hold some."""

@@ -22,6 +22,8 @@ from .windows import count_windows, window_at
 
 SAMPLE_SEED = 0
 """Seed of the sample. It is not configurable, so that all candidates and all runs on the same data read the same text."""
+NEARLY_ALL = 1.1
+"""If reading everything costs at most this many times the budget, everything is read: a sample would save next to nothing."""
 _HALVINGS = 60
 
 
@@ -69,6 +71,7 @@ def draw_text(
         num_bytes: (N,) UTF-8 bytes of each document.
         max_length: tokens in a window.
         max_tokens: number of tokens that the model reads, apart from chance in the lengths of the drawn units; None reads all.
+            See also `NEARLY_ALL`.
         passes: masked LM: number of passes over a window; None for a causal LM.
         seed: distinguishes samples of different splits.
     """
@@ -84,7 +87,9 @@ def draw_text(
     first, end, scored = window_at(lengths[document], window, max_length, scored_from)
     predictable = np.maximum(lengths - scored_from, 1)[document]
     shares = num_bytes[document] * np.where(lengths[document] > scored_from, (end - scored) / predictable, 1) / turns
-    probability = inclusion(shares, end - first, max_tokens)
+    costs = end - first
+    reads_all = max_tokens is None or costs.sum() <= NEARLY_ALL * max_tokens
+    probability = inclusion(shares, costs, None if reads_all else max_tokens)
     drawn = systematic(probability, start)
     drawn = drawn[np.lexsort((turn[drawn], window[drawn], document[drawn]))]
     return TextSample(document[drawn], window[drawn], turn[drawn], probability[drawn], shares[drawn], len(lengths))

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from ..shared.artifacts import ArtifactLike, ModelCard, write_json
+from ..shared.artifacts import ArtifactLike, ModelCard, Utilisation, write_json
 from ..shared.config import Objective
 from ..shared.data.prepared import DataManifest
 from ..shared.data.tallies import log_lines
@@ -16,6 +16,7 @@ from ..shared.errors import MixtuneError, RefusedError
 from ..shared.model.device import pick_device
 from ..shared.model.loading import Interpolation
 from ..shared.running.context import Context
+from .alphas import find_alpha
 from .checks import check_data
 from .config import EvaluateStep
 from .harness import Harness
@@ -71,7 +72,7 @@ def run(
     likelihood = None
     harness = Harness(config.lm_eval, config.batch_size) if config.lm_eval else None
     for subject in itertools.chain(
-        _subjects(config, model, other, pretrained), references(config.references, model, context)
+        _subjects(config, model, other, pretrained, held_out, context), references(config.references, model, context)
     ):
         check_data(subject.card, held_out)
         measured = measure(subject, config, held_out, folder / subject.card.id, context, harness)
@@ -119,35 +120,55 @@ def run(
 
 
 def _subjects(
-    config: EvaluateStep, model: ArtifactLike, other: ArtifactLike | None, pretrained: ArtifactLike | None
+    config: EvaluateStep,
+    model: ArtifactLike,
+    other: ArtifactLike | None,
+    pretrained: ArtifactLike | None,
+    held_out: HeldOut,
+    context: Context,
 ) -> Iterator[Subject]:
     """Yields the model and its interpolations with the pretrained model; with `other`, only the interpolations of the two."""
     start, end = (model, other) if other is not None else (pretrained, model)
     if other is None:
         yield Subject(ModelCard.load(model.path), model.path, model.uri)
-    if not config.interpolation_alphas:
+    if not config.interpolation_alphas and config.alpha_search is None:
         return
     if start is None:
         raise RefusedError("pretrained: is required where interpolation_alphas are given without other")
+    between = functools.partial(
+        _interpolated,
+        start,
+        end,
+        functools.cache(functools.partial(Interpolation, start.path, end.path, pick_device())),
+    )
+    alphas = config.interpolation_alphas
+    if config.alpha_search is not None:
+        check_data(between(1.0).card, held_out)
+        found = find_alpha(between, config.alpha_search, config, held_out, context)
+        alphas = [] if found is None else [found]
+    yield from map(between, alphas)
+
+
+def _interpolated(start: ArtifactLike, end: ArtifactLike, ends: Callable[[], Interpolation], alpha: float) -> Subject:
     tuned = ModelCard.load(end.path)
-    ends = functools.cache(functools.partial(Interpolation, start.path, end.path, pick_device()))
-    for alpha in config.interpolation_alphas:
-        of_mixed = tuned.kind == "mixed"
-        changes = {
-            "id": f"interpolated-{alpha:g}" + (f"-{tuned.id}" if of_mixed else ""),
-            "kind": "interpolated",
-            "start": ModelCard.load(start.path).id,
-            "name": f"interpolated, α = {alpha:g}, of {tuned.id}" if of_mixed else "",
-            "mix_weight": None,
-            "forgetting_budget": None,
-            "pull_back": None,
-            "realised_mix_weight": None,
-            "params": {"alpha": alpha},
-            "steps": 0,
-            "tokens": {},
-            "seconds": 0.0,
-        }
-        yield Subject(tuned.model_copy(update=changes), start.path, start.uri, end.path, end.uri, alpha, ends=ends)
+    of_mixed = tuned.kind == "mixed"
+    changes = {
+        "id": f"interpolated-{alpha:g}" + (f"-{tuned.id}" if of_mixed else ""),
+        "kind": "interpolated",
+        "start": ModelCard.load(start.path).id,
+        "name": f"interpolated, α = {alpha:g}, of {tuned.id}" if of_mixed else "",
+        "mix_weight": None,
+        "forgetting_budget": None,
+        "pull_back": None,
+        "realised_mix_weight": None,
+        "params": {"alpha": alpha},
+        "steps": 0,
+        "tokens": {},
+        "seconds": 0.0,
+        "utilisation": Utilisation(),
+    }
+    card = tuned.model_copy(update=changes)
+    return Subject(card, start.path, start.uri, end.path, end.uri, alpha, ends=ends)
 
 
 def _words(entry: dict[str, Any]) -> str:

@@ -67,8 +67,8 @@ class Mixed(MixedTraining):
     budget: Budget = Budget()
     controls: Controls = Controls()
     seeds: list[Annotated[int, Field(ge=0, lt=2**31)]] = Field([])
-    """Further seeds (order of the data, task head, dropout) with which each of these candidates is trained too. They show
-    how much the results vary by chance, and are never selected."""
+    """Further seeds (order of the data, task head, dropout) with which each of these candidates, and fine-tuning alone, is
+    trained too. They show how much the results vary by chance, and are never selected."""
 
     @rule
     def _each_once(self) -> Iterator[str]:
@@ -107,6 +107,8 @@ class MixedCandidate(Section):
     l2sp_weight: float = 0.0
     seed: int | None = None
     """Replaces the configuration's seed."""
+    alone: bool = False
+    """Whether this is fine-tuning alone with another seed: λ = 0, from the pretrained model, with the options of `finetune`."""
 
     @rule
     def _one_way(self) -> Iterator[str]:
@@ -129,6 +131,9 @@ def candidates(mixed: Mixed) -> Iterator[MixedCandidate]:
     of_one_seed = list(_of_one_seed(mixed))
     yield from of_one_seed
     for seed in dict.fromkeys(mixed.seeds):
+        yield MixedCandidate(
+            id=f"finetuned-seed-{seed}", name=f"fine-tuning alone, seed {seed}", mix_weight=0.0, seed=seed, alone=True
+        )
         for candidate in of_one_seed:
             changes = {"id": f"{candidate.id}-seed-{seed}", "name": f"{candidate.name}, seed {seed}", "seed": seed}
             yield candidate.model_copy(update=changes)

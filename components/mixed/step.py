@@ -51,15 +51,17 @@ def run(
         start: the model to start from.
         pretrain_data: training split of the pretraining stream; not read if λ = 0.
         finetune_data: training split of the fine-tuning stream; not read if λ = 1.
-        pretrained: the pretrained model, the reference of a forgetting budget; required if training starts from another
-            model.
+        pretrained: the pretrained model, if training starts from another one: the reference of a forgetting budget, and the
+            start of fine-tuning alone.
         model: output, a model folder.
         metrics: output, final losses and counts.
     """
     chosen = MixedCandidate.from_json(candidate)
     text, labelled = DataManifest.load(pretrain_data.path), DataManifest.load(finetune_data.path)
+    if chosen.alone and pretrained is not None:  # the others start from the fine-tuned model
+        start = pretrained
     before = ModelCard.load(start.path)
-    if before.id != config.mixed.start:
+    if before.id != ("pretrained" if chosen.alone else config.mixed.start):
         raise RefusedError(
             f"mixed.start: is {config.mixed.start}, but this pipeline was compiled to start from {before.id}; "
             "compile it again with the new configuration"

@@ -68,8 +68,9 @@ def run(config: PlanStep, *, context: Context, outputs: dict[str, str]) -> list[
         context.say(few)
     context.say(f"{whole.name}: {len(cut.candidates)} candidates to train: " + ", ".join(c.id for c in cut.candidates))
     return [
-        {"candidate": candidate.to_json(), "mixed": cut.mixed.to_json(), "evaluate": cut.evaluate_mixed.to_json()}
-        for candidate in cut.candidates
+        {"candidate": one.to_json(), "mixed": trained.to_json(), "evaluate": measured.to_json()}
+        for one in cut.candidates
+        for trained, measured in (cut.of_loop(one),)
     ]
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,7 +12,8 @@ import numpy as np
 from ..shared.data.chats import REASONING, Chat, Message
 from ..shared.errors import first_line
 from ..shared.serving.chats import end_of_turn
-from ..shared.third_party.transformers_chats import control_tokens, encode, render
+from ..shared.third_party.transformers_chats import Rendered, Renderer, control_tokens, encode
+from .chat_pieces import PieceEncoder
 from .config import LongExamples
 
 if TYPE_CHECKING:
@@ -92,6 +93,9 @@ class ChatEncoder:
     ) -> None:
         self._tokenizer, self._max_length = tokenizer, max_length
         self._every_turn, self._long_examples = every_turn, long_examples
+        self._pieces = PieceEncoder(tokenizer)
+        self._renderers: dict[bool, Renderer] = {}
+        self._last: tuple[Chat, Rendered] | None = None
 
     @cached_property
     def _control(self) -> frozenset[int]:
@@ -116,9 +120,12 @@ class ChatEncoder:
             InvalidChatError: if the template refuses the chat, or does not tell what to learn, or if the chat is too long and
                 `long_examples` is `error`.
         """
-        messages, turns = chat.messages[: chat.last_turn + 1], chat.turns if self._every_turn else [chat.last_turn]
-        whole, apart = self._fitted(messages, chat.tools, turns)
-        own = [self._fitted(messages[: turn + 1], chat.tools, [turn])[0] for turn in apart]
+        turns = chat.turns if self._every_turn else [chat.last_turn]
+        messages, tools = self._marked(chat)
+        rendered = self._render(messages, tools, False)
+        self._last = (chat, rendered)
+        whole, apart = self._fitted(messages, tools, turns, rendered)
+        own = [self._fitted(messages[: turn + 1], tools, [turn])[0] for turn in apart]
         if whole is None or (None in own and self._long_examples == "drop"):
             return None, []
         fitting = [one for one in own if one is not None]
@@ -144,50 +151,68 @@ class ChatEncoder:
     def hidden(self, chat: Chat) -> tuple[bool, bool]:
         """Tells whether the template leaves out a message of the system or the user, and the reasoning of the last turn."""
         messages = chat.messages[: chat.last_turn + 1]
-        text = self._render(messages, chat.tools, False).text.translate(_MARKS)
+        if self._last is None or self._last[0] is not chat:
+            self._last = (chat, self._render(*self._marked(chat), False))
+        text = self._last[1].text.translate(_MARKS)
         said = [message["content"].strip() for message in messages if message["role"] in ("system", "user")]
         thought = next((messages[-1][name].strip() for name in REASONING if messages[-1].get(name)), "")
         return any(content not in text for content in said), thought not in text
 
     def _fitted(
-        self, messages: list[Message], tools: list[Any], turns: list[int]
+        self, messages: list[Message], tools: list[Any], turns: list[int], rendered: Rendered | None = None
     ) -> tuple[EncodedChat | None, list[int]]:
         """Returns the chat, shortened as needed, and the indices of turns to learn apart; None if it does not fit."""
-        for head, start in _starts(messages):
+        whole, apart = self._encoded(messages, tools, turns, False, rendered)
+        if self._max_length is None or len(whole.tokens) <= self._max_length:
+            return whole, apart
+        if self._long_examples == "error":
+            raise InvalidChatError(TOO_LONG.format(self._max_length))
+        if self._long_examples == "truncate_completion":
+            return whole.up_to(self._max_length), apart
+        found: tuple[EncodedChat | None, list[int]] = (None, [])
+        head, starts = _starts(messages)
+        low, high = 0, 0 if self._long_examples == "drop" else len(starts)
+        while low < high:  # with fewer messages, a chat is shorter
+            middle = (low + high) // 2
+            start = starts[middle]
             kept = [*messages[:head], *messages[start:]]
             moved = [turn - start + head for turn in turns if turn >= start]
-            encoded, apart = self._encoded(kept, tools, moved, start > head)
-            if self._max_length is None or len(encoded.tokens) <= self._max_length:
-                return encoded, [turn + start - head for turn in apart]
-            if self._long_examples == "error":
-                raise InvalidChatError(TOO_LONG.format(self._max_length))
-            if self._long_examples == "truncate_completion":
-                return encoded.up_to(self._max_length), apart
-            if self._long_examples == "drop":
-                break
-        return None, []
+            encoded, apart = self._encoded(kept, tools, moved, True)
+            if len(encoded.tokens) <= self._max_length:
+                found, high = (encoded, [turn + start - head for turn in apart]), middle
+            else:
+                low = middle + 1
+        return found
 
     def _encoded(
-        self, messages: list[Message], tools: list[Any], turns: list[int], dropped: bool
+        self, messages: list[Message], tools: list[Any], turns: list[int], cut: bool, rendered: Rendered | None = None
     ) -> tuple[EncodedChat, list[int]]:
-        whole = self._render(messages, tools, False)
-        prompts = {turn: self._render(messages[:turn], tools, True).text for turn in turns}
+        whole = rendered or self._render(messages, tools, False)
+
+        @cache
+        def prompt(turn: int) -> str:
+            return self._render(messages[:turn], tools, True).text
+
         last, spans, apart = turns[-1], [], []
-        if not whole.text.startswith(prompts[last]):
+        answer_from = len(prompt(last))
+        if not whole.text.startswith(prompt(last)):
             raise InvalidChatError(NOT_PREFIX_STABLE.format(number=last + 1))
         if whole.marked:
-            spans = self._marked(whole.marked, whole.text, prompts, last)
+            first = next((len(prompt(turn)) for turn in turns if whole.text.startswith(prompt(turn))), 0)
+            spans = [(start, end) for start, end in whole.marked if start >= first and end > start]
+            if not spans or spans[-1][1] <= answer_from:
+                raise InvalidChatError(NOTHING_MARKED)
         else:
             for turn in turns[:-1]:
                 text = self._render(messages[: turn + 1], tools, False).text
-                if not text.startswith(prompts[turn]):
+                if not text.startswith(prompt(turn)):
                     raise InvalidChatError(NOT_PREFIX_STABLE.format(number=turn + 1))
                 if whole.text.startswith(text):
-                    spans.append((len(prompts[turn]), len(text)))
+                    spans.append((len(prompt(turn)), len(text)))
                 else:
                     apart.append(turn)
-            spans.append((len(prompts[last]), len(whole.text)))
-        borders = sorted({len(prompts[last]), *(place for span in spans for place in span)})
+            spans.append((answer_from, len(whole.text)))
+        borders = sorted({answer_from, *(place for span in spans for place in span)})
         tokens, place = self._tokens(whole.text, borders)
         supervised = np.zeros(len(tokens), bool)
         end = 0
@@ -200,29 +225,19 @@ class ChatEncoder:
         return EncodedChat(
             np.array(tokens[:end], np.int32),
             supervised[:end],
-            max(place[len(prompts[last])], 1),
+            max(place[answer_from], 1),
             len(turns) - len(apart),
-            dropped,
+            cut,
         ), apart
-
-    def _marked(
-        self, marked: Sequence[tuple[int, int]], text: str, prompts: dict[int, str], last: int
-    ) -> list[tuple[int, int]]:
-        """Returns the marked parts from the first learned turn on."""
-        first = next((len(prompt) for _, prompt in sorted(prompts.items()) if text.startswith(prompt)), 0)
-        spans = [(start, end) for start, end in marked if start >= first and end > start]
-        if not spans or spans[-1][1] <= len(prompts[last]):
-            raise InvalidChatError(NOTHING_MARKED)
-        return spans
 
     def _tokens(self, text: str, borders: Sequence[int]) -> tuple[list[int], dict[int, int]]:
         """Returns the tokens of a text, and the index of the token at each border in characters.
 
         A prompt is encoded alone in generation. Where a token would span the border behind it, the parts are encoded apart.
         """
-        tokens, *before = encode(self._tokenizer, [text, *(text[:border] for border in borders)])
-        if all(tokens[: len(ids)] == ids for ids in before):
-            return tokens, {border: len(ids) for border, ids in zip(borders, before, strict=True)}
+        tokens, before = self._pieces.encode(text, borders)
+        if all(tokens[same : same + len(rest)] == rest for same, rest in before):
+            return tokens, {border: same + len(rest) for border, (same, rest) in zip(borders, before, strict=True)}
         tokens, place, start = [], {}, 0
         for border in [*borders, len(text)]:
             tokens += self._rest(text[start:border]) if start else encode(self._tokenizer, [text[:border]])[0]
@@ -247,9 +262,20 @@ class ChatEncoder:
     def _blank(self, tokens: Sequence[int]) -> bool:
         return not str(self._tokenizer.decode(list(tokens))).strip()
 
-    def _render(self, messages: list[Message], tools: list[Any], generation_prompt: bool) -> Any:
+    def _marked(self, chat: Chat) -> tuple[list[Message], list[Any]]:
+        """Returns the messages up to the last turn, and the tools, in the form that is rendered."""
+        renderer = self._renderer(bool(chat.tools))
+        return renderer.marked(chat.messages[: chat.last_turn + 1]), renderer.marked(chat.tools)
+
+    def _renderer(self, has_tools: bool) -> Renderer:
+        if has_tools not in self._renderers:
+            self._renderers[has_tools] = Renderer(self._tokenizer, has_tools)
+        return self._renderers[has_tools]
+
+    def _render(self, messages: list[Message], tools: list[Any], generation_prompt: bool) -> Rendered:
+        """Renders messages and tools that `_marked` returned."""
         try:
-            return render(self._tokenizer, messages, tools, generation_prompt)
+            return self._renderer(bool(tools)).render(messages, tools, generation_prompt)
         except Exception as error:  # templates raise errors of their own, and any other if they do not expect a message
             raise InvalidChatError(f"the chat template refuses the messages ({first_line(error)})") from None
 
@@ -258,10 +284,7 @@ _MARKS = {0xF0000: None, 0xF0001: None}
 """The marks that `render` puts around special tokens in messages."""
 
 
-def _starts(messages: Sequence[Message]) -> Iterator[tuple[int, int]]:
-    """Yields the number of system messages that stay, and the first message that is kept after them; the longest chat first."""
+def _starts(messages: Sequence[Message]) -> tuple[int, list[int]]:
+    """Returns the number of system messages, which stay, and the messages that can be the first after them, oldest first."""
     head = next((number for number, message in enumerate(messages) if message["role"] != "system"), 0)
-    yield head, head
-    for number, message in enumerate(messages):
-        if number > head and message["role"] == "user":
-            yield head, number
+    return head, [number for number, message in enumerate(messages) if number > head and message["role"] == "user"]

@@ -9,18 +9,21 @@ from pydantic import Field, field_validator
 from pydantic_core import PydanticCustomError
 
 from ..shared.config import EMBEDDED, LocalPath, Objective, Task
+from ..shared.data.claims import CLAIM, NO_CLAIM, claim_of
 from ..shared.data.data_sets import is_hub
 from ..shared.data.prompt_templates import PromptTemplate
 from ..shared.data.records import GROUP
-from ..shared.data.sources import PASSWORD_REFUSED, has_password
+from ..shared.data.source_names import PASSWORD_REFUSED, has_password
 from ..shared.section import Section, rule
 from ..shared.task_kinds import TASK_KINDS
 
 
-def _without_password(source: str) -> str:
+def _checked(source: str) -> str:
     """Refuses a source with a password: the configuration is stored with every run, and so would be the password."""
     if has_password(source):
         raise PydanticCustomError("credentials", PASSWORD_REFUSED)
+    if source.startswith(CLAIM) and claim_of(source) is None:
+        raise PydanticCustomError("claim", NO_CLAIM)
     return source
 
 
@@ -60,7 +63,7 @@ class DataSource(Section):
     @field_validator("path")
     @classmethod
     def _no_credentials(cls, path: str) -> str:
-        return _without_password(path)
+        return _checked(path)
 
     @field_validator("path")
     @classmethod
@@ -82,8 +85,9 @@ class Stream(Section):
     source: LocalPath | None = Field(None, min_length=1)
     """A file, a glob or an fsspec URL (.jsonl, .json, .csv, .tsv, .parquet, .arrow, .txt; also .gz, .bz2, .xz, .zst), a folder
     of them, a folder written by `save_to_disk`, a hub data set as `hub:owner/name` (in full
-    `hub:owner/name/config@revision#split`; the split is `train` unless given; `hf://datasets/owner/name` is the same), or
-    `embedded`: text and labels from the documentation of Python and of the installed packages."""
+    `hub:owner/name/config@revision#split`; the split is `train` unless given; `hf://datasets/owner/name` is the same), on a
+    cluster a file or folder in a volume as `pvc://claim/path`, or `embedded`: text and labels from the documentation of
+    Python and of the installed packages."""
     sources: list[DataSource] = Field([], max_length=1000)
     """Several sources in place of `source`, each with its `path`, and if needed with `weight`, `columns`, `filter`, `revision`
     and `split`."""
@@ -134,7 +138,7 @@ class Stream(Section):
     @field_validator("source", "dev_source", "test_source")
     @classmethod
     def _no_credentials(cls, source: str | None) -> str | None:
-        return source and _without_password(source)
+        return source and _checked(source)
 
     @rule
     def _has_data(self) -> Iterator[str]:

@@ -46,6 +46,23 @@ class Artifact:
         self.uri = self.uri or self.path
 
 
+class Utilisation(BaseModel):
+    """What a training made of its machine. A value that was not measured is None."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    tokens_per_second: float | None = None
+    """Tokens over the wall-clock time of the whole training."""
+    flops_per_second: float | None = None
+    """Model FLOPs over the same time, of all processes."""
+    mfu: float | None = None
+    """`flops_per_second` as a share of the peak of the devices; None where the peak is not known."""
+    peak_memory_bytes: int | None = None
+    """Memory of the GPU that torch reserved at most; on a CPU the most memory that the process held, in its whole life."""
+    gpu_utilisation: float | None = None
+    """Share of the time in which the GPU ran anything, the mean of samples by NVML."""
+
+
 class ModelCard(BaseModel):
     """The contents of `mixtune.json` in a model folder: the candidate, its settings and its origin."""
 
@@ -82,6 +99,7 @@ class ModelCard(BaseModel):
     steps: int = 0
     seconds: float = 0.0
     """Wall-clock time of the training."""
+    utilisation: Utilisation = Utilisation()
     device: str = "cpu"
     precision: str = "float32"
     data: dict[str, str] = Field(default_factory=dict)

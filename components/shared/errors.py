@@ -61,6 +61,15 @@ def first_line(error: BaseException) -> str:
     return lines[0][:200] if lines else type(error).__name__
 
 
+_OUT_OF_MEMORY = ("out of memory", "cannot allocate memory", "can't allocate memory", "alloc_failed")
+"""Words of torch for a GPU, of the operating system, of torch for a CPU, and of cuBLAS."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Tells whether an error means that memory could not be allocated. torch raises errors without a common class."""
+    return isinstance(error, MemoryError) or any(words in str(error).lower() for words in _OUT_OF_MEMORY)
+
+
 def cannot_be_written(error: OSError) -> str | None:
     """Returns a message if the disk is full or read-only; None for any other error."""
     number, what, where = error.errno, error.strerror or "", error.filename

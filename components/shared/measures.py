@@ -1,8 +1,12 @@
-"""Results of lm-evaluation-harness that `evaluate` passes to `compare`: one row for each task, metric and filter."""
+"""Results on tasks that `evaluate` passes to `compare`: one row for each task, metric and filter.
+
+The tasks are those of lm-evaluation-harness and of mixtune's own suite.
+"""
 
 from __future__ import annotations
 
 import re
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
@@ -15,6 +19,8 @@ class Measure(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
 
+    suite: Literal["lm_eval", "capabilities"] = "lm_eval"
+    """`capabilities` is mixtune's own."""
     task: str
     metric: str
     filter: str
@@ -40,4 +46,4 @@ class Measure(BaseModel):
     def metric_name(self) -> str:
         """Returns the measure's name in a form that MLflow accepts."""
         kept = [self.task, self.metric, *([self.filter] if self.filter != "none" else [])]
-        return ".".join(["lm_eval", *(re.sub(r"[^A-Za-z0-9_-]", "_", one) for one in kept)])
+        return ".".join([self.suite, *(re.sub(r"[^A-Za-z0-9_-]", "_", one) for one in kept)])

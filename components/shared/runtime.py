@@ -18,7 +18,7 @@ from typing import Any
 
 from .artifacts import Artifact, ArtifactLike, ModelCard, write_json
 from .ascii_text import spell_in_output
-from .errors import GateNotMetError, MixtuneError, RefusedError, cannot_be_written
+from .errors import GateNotMetError, MixtuneError, RefusedError, cannot_be_written, is_out_of_memory
 from .model.device import pick_device, requested_gpus
 from .outcome import EXIT_STATUS, Outcome, load_outcome
 from .running.context import ALONE, Context, note_progress, take_tracking_secret
@@ -71,6 +71,7 @@ def launch(
     take_tracking_secret()
     given = _given(step, config, artifacts, parameters)
     with _own_log(step, config, artifacts, parameters) as (title, log):
+        parsed: Section | None = None
         tracker = Tracker.off()
         staged: StagedOutputs | None = None
         note_progress(title)
@@ -112,6 +113,9 @@ def launch(
                 staged.discard()  # frees space for the record if the disk is full
             outcome = _outcome_of(error, title, log, time.monotonic() - started, tracker.run_id)
             outcome = outcome.model_copy(update={"given": given})
+            if is_out_of_memory(error) and (batch_size := getattr(parsed, "batch_size", 1)) > 1:
+                advice = f"out of memory; set {step}.batch_size to {batch_size // 2}, or use more memory"
+                outcome = outcome.model_copy(update={"sentences": [advice]})
             if isinstance(error, GateNotMetError):
                 outcome = outcome.model_copy(update={"facts": context.facts, "artifacts": _uris(artifacts)})
             _leave(outcome, tracker)
@@ -225,8 +229,8 @@ def _outcome_of(error: BaseException, title: str, log: str | None, seconds: floa
         kind, sentences = "interrupted", ["interrupted"]
     elif isinstance(error, SystemExit) and error.code == EXIT_STATUS["terminated"]:
         kind, sentences = "terminated", ["ended by SIGTERM"]
-    elif isinstance(error, MemoryError) or "out of memory" in str(error).lower():
-        sentences = ["out of memory; lower micro_batch_size or give the step more memory"]
+    elif is_out_of_memory(error):
+        sentences = ["out of memory; use more memory"]
         traceback.print_exc()
     elif isinstance(error, OSError) and (sentence := cannot_be_written(error)):
         sentences = [sentence]

@@ -6,6 +6,8 @@ import re
 from dataclasses import dataclass
 
 STEPS = ("plan", "prepare", "pretrain", "finetune", "mixed", "evaluate", "compare", "register", "finish")
+LOOP_PREFIXES = ("mixed-", "finetuned-")
+"""Beginnings of the ids of the candidates that are trained in a loop: mixed ones, and fine-tuning alone with further seeds."""
 _TRAINING = frozenset({"pretrain", "finetune", "mixed"})
 _IN_WORDS = {"pretrain": "pretraining stream", "finetune": "fine-tuning stream", "finetuned": "fine-tuned"}
 _PACKAGE_TASK = re.compile(rf"({'|'.join(STEPS)})(?:-(\d+))?")
@@ -50,7 +52,7 @@ class TaskName:
     @classmethod
     def parse(cls, title: str) -> TaskName | None:
         """Returns the name with this title; None if it is not the title of a task."""
-        if title.startswith("mixed-"):
+        if title.startswith(LOOP_PREFIXES):
             return cls("mixed", candidate=title)
         step, _, subject = title.partition(" ")
         if step not in STEPS:

@@ -196,6 +196,44 @@ def report(
 
 
 @app.command()
+def deploy(
+    run: Annotated[
+        str,
+        typer.Argument(
+            metavar="RUN",
+            help="Output folder, id of a run, or models:/name@alias. Except for a folder, MLFLOW_TRACKING_URI must be set.",
+        ),
+    ],
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only write the manifest. Needed: mixtune applies nothing by itself.")
+    ] = False,
+    output: Annotated[
+        Path | None, typer.Option(callback=expanded, help="File to write (default: standard output).")
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the service (default: of the registered model).")] = None,
+    namespace: Annotated[str | None, typer.Option(help="Namespace of the service.")] = None,
+    storage_uri: Annotated[
+        str | None,
+        typer.Option(help="Address of the model for KServe, such as s3://bucket/path (default: as MLflow has it)."),
+    ] = None,
+    service_account: Annotated[
+        str | None, typer.Option(help="Service account with the credentials of the object store.")
+    ] = None,
+    image: Annotated[str | None, typer.Option(help="Image of the container (default: of KServe's runtime).")] = None,
+    cpu: Annotated[str, typer.Option(help="CPUs of the container.")] = "2",
+    memory: Annotated[str, typer.Option(help="Memory of the container.")] = "8Gi",
+    gpus: Annotated[int, typer.Option(min=0, help="GPUs of the container.")] = 0,
+) -> None:
+    """Write a KServe InferenceService for the model that a run registered, past the gate."""
+    from ..cluster.serving import Serving
+    from .deploy import deploy_and_show
+
+    with plain_errors():
+        serving = Serving(name, namespace, storage_uri, service_account, image, cpu, memory, gpus)
+        deploy_and_show(run, serving, output, dry_run)
+
+
+@app.command()
 def schema() -> None:
     """Print the JSON Schema of the configuration, for editors."""
     from mixtune.components.config import Config

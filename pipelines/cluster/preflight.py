@@ -128,13 +128,15 @@ def _kubernetes(place: Placer, namespace: str) -> Iterator[Finding]:
             yield Finding("missing", f"the secret {name} in {namespace} has no key {lacking[0]}; add it")
         else:
             yield Finding("ok", f"the secret {name} in {namespace}")
-    if claim := place.where.checkpoint_claim:
-        found = look(
-            f"the claim {claim}",
-            "get persistentvolumeclaims",
-            lambda: core.read_namespaced_persistent_volume_claim(claim, namespace, _request_timeout=SECONDS),
-        )
-        yield found if isinstance(found, Finding) else _claim(found, claim, namespace)
+    for claim in filter(None, [place.where.checkpoint_claim, *place.claims]):
+        read = partial(core.read_namespaced_persistent_volume_claim, claim, namespace, _request_timeout=SECONDS)
+        found = look(f"the claim {claim}", "get persistentvolumeclaims", read)
+        if isinstance(found, Finding):
+            yield found
+        elif claim in place.claims:
+            yield _claim(found, claim, namespace, "ReadOnlyMany", "steps that read data at the same time")
+        else:
+            yield _claim(found, claim, namespace, "ReadWriteMany", "candidates that train at the same time")
     if queue := place.where.queue:
         found = look(
             f"the Kueue queue {queue}",
@@ -155,15 +157,11 @@ def _queue(queue: dict[str, Any], name: str, namespace: str) -> Finding:
     return Finding("missing", f"the Kueue queue {name} in {namespace} admits no pods: {said}; see k8s/overlays/kueue")
 
 
-def _claim(claim: Any, name: str, namespace: str) -> Finding:
+def _claim(claim: Any, name: str, namespace: str, mode: str, users: str) -> Finding:
     if claim.status.phase == "Lost":
         return Finding("missing", f"the claim {name} in {namespace} has lost its volume; create it again")
-    if "ReadWriteMany" not in (claim.spec.access_modes or []):
-        return Finding(
-            "note",
-            f"the claim {name} in {namespace} is not ReadWriteMany: candidates that train at the same time must all run on "
-            "one node",
-        )
+    if not {mode, "ReadWriteMany"} & set(claim.spec.access_modes or []):
+        return Finding("note", f"the claim {name} in {namespace} is not {mode}: {users} must all run on one node")
     return Finding("ok", f"the claim {name} in {namespace}")
 
 

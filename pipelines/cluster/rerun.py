@@ -20,8 +20,8 @@ from mixtune.components.mixed.config import candidates
 from mixtune.components.placement import GpuNodes
 from mixtune.components.shared.errors import RefusedError
 from mixtune.components.shared.running.context import COMPILED
+from mixtune.components.shared.task_name import LOOP_PREFIXES, TaskName
 from mixtune.components.shared.task_name import STEPS as ALL_STEPS
-from mixtune.components.shared.task_name import TaskName
 
 from ..configuration import lay_over
 from ..images import Images, images_named
@@ -312,7 +312,7 @@ def choose(only: str, steps: Mapping[str, StepRecord], run: str, config: Config)
 def _is_of(title: str, mixed: Collection[str]) -> bool:
     """Tells whether a task belongs to a run with these mixed candidates."""
     candidate = (TaskName.parse(title) or TaskName("")).candidate or ""
-    return candidate in mixed or not candidate.startswith("mixed-")
+    return candidate in mixed or not candidate.startswith(LOOP_PREFIXES)
 
 
 def given_to(title: str, given: Mapping[str, str]) -> tuple[str, dict[str, str | list[str]], dict[str, str]]:
@@ -348,6 +348,8 @@ def _part(title: str, step: str, cut: Parts) -> dict[str, Any]:
         name = f"prepare_{task.stream}"
     elif step == "evaluate":
         name = _PART_OF_EVALUATION.get(task.candidate or "", "evaluate_mixed")
+    elif (task.candidate or "").startswith("finetuned-"):
+        name = "finetuned_again"
     else:
         name = step
     return dict(json.loads(getattr(cut, name).to_json()))

@@ -38,9 +38,10 @@ def folder(tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     ("rows", "options", "said"),
     [
-        (1200, {}, "the dev split will hold about 120 examples, and 1,921 are needed to tell a drop of 0.02"),
-        (1200, {"gate": {"max_score_drop": 0.1}}, None),
-        (30_000, {}, None),
+        (1200, {}, "about 120 examples, and about 3,120 are needed to tell a drop of 0.02 for each of 4 candidates"),
+        (1200, {"gate": {"max_score_drop": 0.2}}, None),
+        (1200, {"mixed": {"lambdas": [0.1]}, "evaluate": {"interpolation_alphas": []}}, "and about 1,921 are needed"),
+        (32_000, {}, None),
         (30_000, {"max_documents": 500}, "about 50 examples"),
         (1200, {"evaluate": {"metric": "macro_f1"}}, None),
     ],

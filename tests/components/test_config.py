@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from pydantic import Field
 
 from mixtune.components.config import Config, Fingerprints, load, parts
+from mixtune.components.evaluate.config import AlphaSearch
 from mixtune.components.shared.errors import RefusedError
 from mixtune.components.shared.section import Section
 
@@ -40,6 +41,35 @@ def test_all_problems_are_named_at_once_with_field_and_value() -> None:
     assert "mixed.stepz: there is no such option; did you mean mixed.steps?" in found
     assert any(one.startswith("seed:") and "many" in one for one in found)
     assert any(one.startswith("gate.interval:") for one in found)
+
+
+def test_fine_tuning_with_further_seeds_has_the_options_of_finetune() -> None:
+    config = load(
+        values(finetune={"steps": 7, "learning_rate": 0.5}, mixed={"seeds": [3], "lambdas": [0.1], "steps": 9})
+    )
+    cut = parts(config, FINGERPRINTS)
+    alone, mixed, again = cut.candidates[1], cut.candidates[0], cut.candidates[2]
+    assert [alone.id, mixed.id, again.id] == ["finetuned-seed-3", "mixed-0.1", "mixed-0.1-seed-3"]
+    trained, measured = cut.of_loop(alone)
+    assert (trained.mixed.steps, trained.mixed.learning_rate, measured) == (7, 0.5, cut.evaluate)
+    assert cut.of_loop(again) == cut.of_loop(mixed) == (cut.mixed, cut.evaluate_mixed)
+
+
+def test_an_alpha_is_found_where_there_is_a_limit() -> None:
+    auto = {"interpolation_alphas": "auto"}
+    assert parts(load(values(evaluate=auto, gate={"max_forgetting": 0.1})), FINGERPRINTS).interpolate.alpha_search == (
+        AlphaSearch(max_forgetting=0.1, max_forgetting_share=0.5)
+    )
+    (found,) = problems(evaluate=auto, gate={"max_forgetting_share": None})
+    assert found.startswith("evaluate.interpolation_alphas: auto finds the α that keeps to the gate's limit")
+    (found,) = problems(evaluate=auto | {"interpolate_mixed": True})
+    assert "cannot be used with interpolate_mixed" in found
+
+
+def test_a_limit_on_capabilities_needs_some() -> None:
+    (found,) = problems(gate={"max_capability_drop": 0.1})
+    assert found.startswith("gate.max_capability_drop: no capability is measured")
+    load(values(gate={"max_capability_drop": 0.1}, evaluate={"capabilities": True}))
 
 
 def test_an_old_option_is_told_its_successor() -> None:

@@ -6,7 +6,9 @@ It takes 10 GB of disk and some minutes, so that it is built only with TEST_CUDA
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
+from importlib.metadata import distribution
 from pathlib import Path
 
 import pytest
@@ -89,3 +91,21 @@ def test_without_a_gpu_it_says_that_the_node_lacks_one(cuda: Built, tmp_path: Pa
     done = python(cuda, code, tmp_path, "--env=MIXTUNE_GPUS=1")
     assert "the task asked for 1 GPU, but torch finds none" in done.stderr
     assert "is built for CUDA 13." in done.stderr
+
+
+def test_what_a_gpu_is_compared_with_is_right_on_the_cpu(cuda: Built, tmp_path: Path) -> None:
+    """All of tests/gpu that needs no GPU. The image has no pytest, so that it is mounted."""
+    for name in ("pytest", "pluggy", "iniconfig", "hypothesis", "sortedcontainers"):
+        for file in distribution(name).files or []:
+            target = tmp_path / "packages" / file
+            if ".." not in file.parts and Path(str(file.locate())).is_file():
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(str(file.locate()), target)
+    done = cuda.docker(
+        "run", "--rm", "--network=none", "--read-only", "--cap-drop=ALL", "--user=1234567:0", "--tmpfs=/tmp:exec",
+        "--tmpfs=/home/mixtune:mode=1777,exec", f"--volume={engine.ROOT}:/repository:ro", "--workdir=/repository",
+        f"--volume={tmp_path / 'packages'}:/packages:ro", "--env=PYTHONPATH=/packages", "--env=GPU_TESTS=all",
+        "--entrypoint=python3", IMAGE, "-m", "pytest", "-m", "gpu", "tests/gpu", "-p", "no:cacheprovider", "-q",
+        check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]

@@ -21,7 +21,7 @@ from .conftest import Built, outcomes, with_harness
 
 pytestmark = pytest.mark.slow
 
-TIMES = {"seconds", "evaluate_seconds"}
+TIMES = {"seconds", "evaluate_seconds", "utilisation", "tokens_per_second", "peak_memory_bytes"}
 RUNS = {"mlflow_run", "mlflow_runs"}
 
 

@@ -150,6 +150,9 @@ def test_secrets_need_their_keys_and_claims_their_mode(cluster: KubernetesServer
     assert "has no key MLFLOW_TRACKING_URI" in result.stdout
     assert "the claim c in kubeflow is not ReadWriteMany" in result.stdout
     assert "c2VjcmV0" not in result.output
+    of_data = check(kfp, "--set", "data.pretrain.source=pvc://c/text", "--set", "data.finetune.source=pvc://d/labels")
+    assert "the claim c in kubeflow is not ReadOnlyMany: steps that read data" in of_data.stdout
+    assert "the claim d does not exist" in of_data.stdout
     claim.status.phase = "Lost"
     assert "has lost its volume" in check(kfp, "--set", "placement.checkpoint_claim=c").stdout
 

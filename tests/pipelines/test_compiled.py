@@ -210,6 +210,21 @@ def test_a_claim_for_checkpoints_is_mounted_where_work_is_resumed(tmp_path: Path
         assert all(mount["constant"] == "mixtune-checkpoints" for mount in mounts)
 
 
+def test_claims_with_data_are_mounted_where_data_is_read(tmp_path: Path) -> None:
+    sources = ("data.pretrain.source=pvc://corpora/web/*.jsonl", "data.finetune.source=pvc://labels/a.csv")
+    executors, places = compiled_with(tmp_path, *sources, "placement.checkpoint_claim=own")
+    for name, executor in executors.items():
+        environment = {item["name"]: item["value"] for item in executor.get("container", {}).get("env", [])}
+        mounts = {mount["constant"]: mount["mountPath"] for mount in places.get(name, {}).get("pvcMount", [])}
+        reads = name.removeprefix("exec-").rstrip("-0123456789") in {"plan", "prepare"}
+        assert environment.get("MIXTUNE_CLAIMS_DIR") == ("/claims" if reads else None)
+        assert {claim: path for claim, path in mounts.items() if claim != "own"} == (
+            {"corpora": "/claims/corpora", "labels": "/claims/labels"} if reads else {}
+        )
+    with pytest.raises(RefusedError, match="cannot be mounted a second time"):
+        compiled_with(tmp_path, *sources, "placement.checkpoint_claim=labels")
+
+
 def test_a_url_for_checkpoints_gets_its_credentials_from_a_secret(tmp_path: Path) -> None:
     executors, places = compiled_with(tmp_path, "placement.checkpoint_url=s3://bucket/checkpoints")
     for name, executor in executors.items():

@@ -1,4 +1,4 @@
-"""Results of lm-evaluation-harness in the report: values of every candidate and differences from the pretrained model."""
+"""Results on tasks in the report: values of every candidate and differences from the pretrained model."""
 
 from __future__ import annotations
 
@@ -29,8 +29,7 @@ def by_candidate(measures: Mapping[str, Sequence[Measure]], pretrained: str) -> 
         ours = {one.words: one for one in rows}
         if ours.keys() != before.keys() or any(one.digest != before[name].digest for name, one in ours.items()):
             problems.append(
-                f"{candidate}: was measured on other tasks or examples of lm-evaluation-harness than {pretrained}; evaluate "
-                "both again"
+                f"{candidate}: was measured on other tasks or examples than {pretrained}; evaluate both again"
             )
             continue
         found[candidate] = [
@@ -42,6 +41,20 @@ def by_candidate(measures: Mapping[str, Sequence[Measure]], pretrained: str) -> 
         ]
     if problems:
         raise RefusedError(*problems)
+    return found
+
+
+def paired_differences(rows: Sequence[Mapping[str, Any]]) -> dict[str, tuple[float, float]]:
+    """Returns the change from the pretrained model and its standard error, by task and metric; above 0 is better.
+
+    Only where it is known which direction is better and the difference is paired by example, so that values are in one unit.
+    """
+    found = {}
+    for row in rows:
+        difference = row["vs_pretrained"]
+        if difference is not None and difference["stderr"] is not None and row["higher_is_better"] is not None:
+            sign = 1 if row["higher_is_better"] else -1
+            found[f"{row['task']}, {row['metric']}"] = (sign * difference["value"], difference["stderr"])
     return found
 
 
@@ -69,15 +82,20 @@ def differences(report: Mapping[str, Any]) -> dict[str, float | None]:
     }
 
 
-def harness_sentence(columns: Sequence[Mapping[str, Any]]) -> str:
+def harness_sentence(columns: Sequence[Mapping[str, Any]], limit: float | None) -> str:
     """Describes the data behind the columns, task by task."""
     tasks: dict[str, str] = {}
     for column in columns:
         shots = f", {column['few_shot']} solved before each" if column["few_shot"] else ""
         tasks[column["task"]] = f"{column['task']}: {column['examples']:,} examples{shots}"
+    chosen = (
+        "Nothing is chosen by these tasks."
+        if limit is None
+        else f"The gate accepts a drop of at most {limit:g} on each."
+    )
     return (
         f"{'; '.join(tasks.values())}. Differences with a standard error are paired by example; what has none is no mean over "
-        "examples. Nothing is chosen by these tasks."
+        f"examples. {chosen}"
     )
 
 

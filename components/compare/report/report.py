@@ -39,6 +39,7 @@ LIKELIHOODS = {
     "fixed-mask pseudo-likelihood": "The models are masked language models, which give a text as a whole no probability: the "
     "loss is a pseudo-likelihood, for which every token is masked and predicted once, with the same masks for all candidates.",
 }
+DASH = "–"
 ALIKE = 0.1
 """Gradients with a smaller cosine, without its sign, neither help nor hinder each other much."""
 LEAST_CHANGE = 1e-6  # smaller changes of λ are rounding
@@ -131,7 +132,9 @@ def _render(template: str, comparison: Comparison, drawn: Mapping[str, Picture],
         single_documents=any(one["documents"] == 1 for one in report["forgetting"]["sources"]),
         costs_sentence=costs_sentence(report["costs"]),
         documents_read=documents_read(report["forgetting"]),
-        harness_sentence=harness_sentence((report["lm_eval"] or {"columns": []})["columns"]),
+        harness_sentence=harness_sentence(
+            (report["lm_eval"] or {"columns": []})["columns"], report["gate"]["options"]["max_capability_drop"]
+        ),
         streams=STREAMS,
         titles=TITLES | SWEEP_TITLES,
         likelihood=LIKELIHOODS.get(report["forgetting"]["likelihood"], report["forgetting"]["likelihood"]),
@@ -166,12 +169,16 @@ def environment(template: str) -> jinja2.Environment:
         "value": partial(value_text, signed=False),
         "signed": value_text,
         "percent": percent,
+        "in_groups": in_groups,
         "direction": direction,
         "fine_percent": fine_percent,
         "cosine": "{:+z.2f}".format,
         "spread": spread,
         "with_error": with_error,
         "cell": cell,
+        "counted": counted,
+        "memory": memory,
+        "share": lambda share: DASH if share is None else percent(share),
         "short": lambda text: text[:12],
         "sentence": lambda text: text[:1].upper() + text[1:],
     }
@@ -226,8 +233,25 @@ def documents_read(forgetting: Mapping[str, Any]) -> str:
     """Says on how many documents forgetting was measured, and whether they are a sample."""
     drawn, whole, read = (forgetting[name] for name in ("documents", "documents_in_split", "tokens_read"))
     if forgetting["sampled"]:
-        return f"a sample of {drawn:,} of {whole:,} documents of pretraining text, {read:,} tokens in all"
-    return f"{drawn:,} documents of pretraining text"
+        text = f"a sample of {drawn:,} of {whole:,} documents of pretraining text ({read:,} tokens)"
+    else:
+        text = f"{drawn:,} documents of pretraining text"
+    return f"{text}{in_groups(forgetting['groups'])}"
+
+
+def in_groups(groups: int | None) -> str:
+    """Says over how many groups intervals are, such as authors; empty if the data names none."""
+    return "" if groups is None else f" in {groups:,} groups, which are resampled as a whole"
+
+
+def counted(number: float | None) -> str:
+    """Formats a whole number; a dash for one that was not measured."""
+    return DASH if number is None else f"{number:,.0f}"
+
+
+def memory(num_bytes: int | None) -> str:
+    """Formats an amount of memory; a dash for one that was not measured."""
+    return DASH if num_bytes is None else f"{num_bytes / 2**30:.1f} GiB"
 
 
 def duration(seconds: float) -> str:

@@ -280,7 +280,7 @@ class TrainingCheckpointer:
             except Exception as error:
                 raise MixtuneError(f"checkpoints: the one of step {done} could not be written ({error})") from None
         if self.store is not None:
-            names = ("curve", "tokens", "realised_mix_weight", "seconds")
+            names = ("curve", "tokens", "realised_mix_weight", "seconds", "flops")
             state = {
                 "step": done,
                 "schedule": {

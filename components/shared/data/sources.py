@@ -19,12 +19,14 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 from ..config import EMBEDDED
 from ..errors import RefusedError, first_line
 from ..section import InvalidOptionError
+from .claims import CLAIM, NOT_MOUNTED, mounted
 from .data_sets import hub_commit, hub_name, is_hub, read_hub, read_saved, saved_folder
 from .files import File, format_of, known_formats
 from .problems import Problems, Skipped
 from .prompt_templates import PromptTemplate
 from .readers import Reading, read_file
 from .records import CHAT_ROLES, GROUP, Row
+from .source_names import PASSWORD_REFUSED, has_password
 from .tallies import Part, Tallies
 
 if TYPE_CHECKING:
@@ -41,15 +43,6 @@ COUNTED_BYTES = 1 << 30
 
 PARTS: tuple[Literal["source", "dev_source", "test_source"], ...] = ("source", "dev_source", "test_source")
 
-
-PASSWORD_REFUSED = (
-    "must not carry a password; hand it over in the environment, as fsspec's own configuration reads it "
-    "(FSSPEC_S3_KEY and FSSPEC_S3_SECRET, for example)"
-)
-
-# User, colon, password, @ in any URL of a chain such as simplecache::https://... GitHub URLs, github://owner:repository@path,
-# look the same but contain no password.
-_PASSWORD = re.compile(r"(?<!\bgithub)://[^/?#:]*:[^/?#]+@")
 
 # Attributes in which file systems report a checksum or version of a file's content.
 _CHECKSUMS = ("ETag", "etag", "md5Hash", "checksum", "content_md5", "Content-MD5", "Digest")
@@ -100,7 +93,7 @@ class NamedSource:
 
     Attributes:
         option: full name of the option, such as `data.pretrain.dev_source`.
-        path: value of the option, with revision and split if it is a hub data set.
+        path: value of the option, with revision and split if it is a hub data set; of data in a mounted claim, its path.
         part: `source`, `dev_source` or `test_source`.
         own: its options if it is one of several sources.
         split: split of a folder written by `save_to_disk`.
@@ -136,20 +129,15 @@ def named_sources(stream: StreamOptions) -> list[NamedSource]:
         # An option whose value is invalid is no attribute.
         path = getattr(stream, part, None)
         if path is not None:
-            found.append(NamedSource(f"{stream.section}.{part}", path, part))
+            found.append(NamedSource(f"{stream.section}.{part}", mounted(path), part))
         if part == "source":
             for number, own in enumerate(getattr(stream, "sources", [])):
-                path = own.path
+                path = mounted(own.path)
                 if is_hub(path):
                     path += (f"@{own.revision}" if own.revision else "") + (f"#{own.split}" if own.split else "")
                 option = f"{stream.section}.sources.{number}.path"
                 found.append(NamedSource(option, path, part, own, own.split))
     return found
-
-
-def has_password(source: str) -> bool:
-    """Tells whether a source is a URL, or a chain of URLs, that contains a password."""
-    return _PASSWORD.search(source) is not None
 
 
 def read(source: str, reading: Reading) -> Iterator[Row]:
@@ -192,7 +180,9 @@ def check_source(stream: StreamOptions) -> list[str]:
 
 def _check(stream: StreamOptions, named: NamedSource, problems: Problems) -> None:
     option, source = named.option, named.path
-    if has_password(source):
+    if source.startswith(CLAIM):
+        problems.add(f"{option}: {source} {NOT_MOUNTED}")
+    elif has_password(source):
         problems.add(f"{option}: {PASSWORD_REFUSED}")
     elif source == EMBEDDED:
         _check_embedded(stream.columns, option, problems)
@@ -336,6 +326,9 @@ def _filesystem(source: str, option: str, problems: Problems) -> tuple[AbstractF
 
 def _find(source: str, option: str, problems: Problems) -> list[File]:
     """Returns the files of a source, sorted by name."""
+    if source.startswith(CLAIM):
+        problems.add(f"{option}: {source} {NOT_MOUNTED}")
+        return []
     located = _filesystem(source, option, problems)
     if located is None:
         return []

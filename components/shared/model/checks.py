@@ -7,6 +7,8 @@ trained incorrectly.
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -15,16 +17,25 @@ from ..errors import RefusedError
 from .heads import instead_of_backbone, output_logits
 from .mixed_model import MixedModel
 from .packing import Segment, collate
-from .probing import differ, measuring, probe_ids
+from .probing import LOW_TOLERANCE, TOLERANCE, differ, measuring, probe_ids
+
+
+@contextlib.contextmanager
+def _computing(model: MixedModel) -> Iterator[float]:
+    """Runs the model for measurements. Yields the difference that counts as rounding."""
+    low = not model.attention_takes_a_mask  # FlashAttention computes in half precision only
+    with measuring(model), torch.autocast(model.device.type, torch.bfloat16, enabled=low):
+        yield LOW_TOLERANCE if low else TOLERANCE
 
 
 def check_model(model: MixedModel, name: str) -> None:
     """Refuses an architecture in which packed documents attend to each other or whose logits mixtune does not reproduce."""
     kind = model.config.model_type
     first, second = (probe_ids(model.lm, start) for start in (1, 3))
-    with measuring(model):
+    with _computing(model) as tolerance:
         try:
-            packed = model.hidden(collate([[Segment(first), Segment(second)]], 0).to(model.device))[len(first) :]
+            rows = [[Segment(first), Segment(second)], [Segment(second), Segment(first)]]
+            packed = model.hidden(collate(rows, 0).to(model.device))[len(first) : len(first) + 2 * len(second)]
             alone = model.hidden(collate([[Segment(second)]], 0).to(model.device))
         except (TypeError, RuntimeError) as error:
             reason = str(error).splitlines()[0][:120]
@@ -34,11 +45,11 @@ def check_model(model: MixedModel, name: str) -> None:
             ) from None
         ids = torch.from_numpy(second)[None].to(model.device)
         theirs = model.lm(input_ids=ids).logits[0]
-        if differ(packed, alone):
+        if differ(packed, alone.repeat(2, 1), tolerance):
             raise RefusedError(
                 f"model.base: {name} is of type {kind}, in which packed documents see each other; use another architecture"
             )
-        if differ(model.lm_logits(alone), theirs):
+        if differ(model.lm_logits(alone), theirs, tolerance):
             raise RefusedError(
                 f"model.base: {name} is of type {kind}, whose output layer mixtune cannot reproduce exactly; use another "
                 "architecture"
@@ -51,7 +62,7 @@ def check_task_head(model: MixedModel) -> None:
     assert model.kind is not None
     kind = model.config.model_type
     tokens = probe_ids(model.lm, 2)
-    with measuring(model), measuring(model.task):
+    with _computing(model) as tolerance, measuring(model.task):
         batch = collate([[Segment(probe_ids(model.lm, 1)), Segment(tokens)]], 0, label_all=True).to(model.device)
         try:
             ours = model.task_logits(model.hidden(batch), batch)[1]
@@ -62,7 +73,7 @@ def check_task_head(model: MixedModel) -> None:
                 f"data.finetune.task: is {model.kind}, whose head on models of type {kind} cannot be run by itself "
                 f"({type(error).__name__}); use another architecture"
             ) from None
-        if differ(ours, output_logits(model.kind, output)[0]):
+        if differ(ours, output_logits(model.kind, output)[0], tolerance):
             raise RefusedError(
                 f"data.finetune.task: is {model.kind}, whose head on models of type {kind} mixtune cannot reproduce exactly; "
                 "use another architecture"

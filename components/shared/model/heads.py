@@ -177,7 +177,7 @@ def _logits(
 ) -> Tensor:
     if TASK_KINDS[kind].head == "span":
         lengths = batch.last_at - batch.first_at + 1
-        offsets = torch.arange(int(lengths.max()) if len(lengths) else 1, device=hidden.device)
+        offsets = torch.arange(max(batch.longest_labelled, 1), device=hidden.device)
         inside = offsets[None] < lengths[:, None]
         at = torch.where(inside, batch.first_at[:, None] + offsets[None], 0)
         both = output_logits(kind, on_hidden(task, HiddenStates(hidden[at])))

@@ -74,7 +74,12 @@ def chunked_losses(
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else head.weight.dtype
     with torch.autocast(kind, enabled=False):
         weighted, ce_N = _ChunkedLoss.apply(hidden_NH, head.weight, target_N, weight_N, dtype)  # type: ignore[no-untyped-call]
-    return weighted, ce_N[is_pretrain_N].sum(), ce_N[~is_pretrain_N].sum()
+    return weighted, *sums_by_stream(ce_N, is_pretrain_N)
+
+
+def sums_by_stream(ce_N: Tensor, is_pretrain_N: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns Σ ce_i of each stream. Selecting by the mask would synchronise with a GPU, for the number of selected values."""
+    return torch.where(is_pretrain_N, ce_N, 0).sum(), torch.where(is_pretrain_N, 0, ce_N).sum()
 
 
 class _ChunkedLoss(torch.autograd.Function):
@@ -121,7 +126,8 @@ class _ChunkedLoss(torch.autograd.Function):
                 if not single:
                     grad_head.index_add_(0, target, weighted * missing)
         grad_hidden = grad_hidden[:num_tokens] if grad_hidden is not None else None
-        ctx.save_for_backward(grad_hidden, grad_head.to(head_VH.dtype) if grad_head is not None else None)
+        # Not by `save_for_backward`, which would keep the gradients until after the parameters have copied them.
+        ctx.grads = (grad_hidden, grad_head.to(head_VH.dtype) if grad_head is not None else None)
         ce_N, weight_N = ce_N[:num_tokens], weight_N[:num_tokens]
         ctx.mark_non_differentiable(ce_N)
         return (ce_N * weight_N).sum(), ce_N
@@ -129,11 +135,15 @@ class _ChunkedLoss(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        grads = ctx.saved_tensors
+        grads, ctx.grads = ctx.grads, None
+        if grads is None:
+            raise RuntimeError("the loss of the LM head can be differentiated only once")
         # Almost always 1. On a GPU the comparison would synchronise.
-        unit = upstream.device.type == "cpu" and bool(upstream == 1)
-        scaled = [grad if grad is None or unit else grad * upstream.to(grad.dtype) for grad in grads]
-        return (*scaled, None, None, None)
+        if upstream.device.type != "cpu" or upstream != 1:
+            for grad in grads:
+                if grad is not None:
+                    grad.mul_(upstream)  # in place: memory is at its peak here
+        return (*grads, None, None, None)
 
 
 @dataclass(frozen=True)

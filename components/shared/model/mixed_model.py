@@ -31,10 +31,13 @@ from ..task_kinds import TASK_KINDS
 from ..third_party.transformers import attention_implementation
 from .device import pick_device, require_compiler
 from .heads import HiddenStates, describe_head, make_head, on_hidden, task_logits, task_losses
-from .lm_loss import can_be_chunked, chunked_losses, plain_head
+from .lm_loss import can_be_chunked, chunked_losses, plain_head, sums_by_stream
 from .packing import Batch
 from .probing import position_offset
 from .refusals import CAUSAL_ATTENTION, MASKED_WRITES_NOTHING
+
+_TAKES_A_MASK = ("eager", "sdpa", "flex_attention")
+"""Attention implementations, or beginnings of their names, to which transformers gives a mask made from the position ids."""
 
 transformers_logging.set_verbosity_error()
 transformers_logging.disable_progress_bar()
@@ -86,6 +89,11 @@ class MixedModel(nn.Module):
     def vocabulary_size(self) -> int:
         """Returns the number of embeddings."""
         return int(self.config.get_text_config().vocab_size)
+
+    @property
+    def attention_takes_a_mask(self) -> bool:
+        """Tells whether documents are kept apart by a mask; otherwise, in FlashAttention, by their boundaries."""
+        return (attention_implementation(self.config) or "eager").startswith(_TAKES_A_MASK)
 
     def add_head(self, kind: Task, labels: list[str] | None, seed: int) -> None:
         """Adds a new task head to the backbone, unless it has one for this task and these labels.
@@ -142,6 +150,11 @@ class MixedModel(nn.Module):
                 given["token_type_ids"] = batch.token_type_ids
         else:
             given["use_cache"] = False
+            if not self.attention_takes_a_mask:
+                # Without these, transformers looks for segments in the position ids of batches of one row
+                # only: in more rows, documents would see each other. It would also look, and synchronise, in every layer.
+                given |= {"cu_seq_lens_q": batch.boundaries, "cu_seq_lens_k": batch.boundaries}
+                given |= {"max_length_q": batch.longest, "max_length_k": batch.longest}
         return self.lm.base_model(**given).last_hidden_state.flatten(0, 1)
 
     def lm_logits(self, hidden_NH: Tensor) -> Tensor:
@@ -221,11 +234,12 @@ class MixedModel(nn.Module):
         """Returns Σ w_i · ce_i of the supervised tokens, and Σ ce_i of each stream."""
         (head,) = self._plain
         if head is not None and can_be_chunked(self.lm, head):
-            of_stream = torch.tensor([finetune_weight, pretrain_weight], dtype=torch.float64, device=hidden_NH.device)
-            weight_N = of_stream[batch.lm_pretrain.long()]
+            # Filled on the device: a tensor made of Python numbers would be copied there, which synchronises.
+            weight_N = torch.full_like(batch.lm_target, finetune_weight, dtype=torch.float64)
+            weight_N.masked_fill_(batch.lm_pretrain, pretrain_weight)
             return chunked_losses(head, hidden_NH, batch.lm_target, weight_N, batch.lm_pretrain)
         ce = F.cross_entropy(_at_least_float32(self.lm_logits(hidden_NH)), batch.lm_target, reduction="none")
-        pretrain, finetune = ce[batch.lm_pretrain].sum(), ce[~batch.lm_pretrain].sum()
+        pretrain, finetune = sums_by_stream(ce, batch.lm_pretrain)
         return pretrain_weight * pretrain + finetune_weight * finetune, pretrain, finetune
 
     @torch.no_grad()

@@ -3,7 +3,7 @@
 Position ids restart at every segment. Without an attention mask, transformers derives the segments of a causal model from the
 position ids and restricts attention to each segment (block-diagonal under SDPA and eager, variable-length kernels under
 FlashAttention); an encoder gets an explicit block-diagonal mask. Shapes: B rows, L tokens in a row, N supervised tokens, M
-labelled segments, K numbers of a target, T tokens of the fine-tuning stream.
+labelled segments, K numbers of a target, T tokens of the fine-tuning stream, S segments.
 """
 
 from __future__ import annotations
@@ -84,6 +84,10 @@ class Batch:
         targets: (M, K) float32, its target.
         label_key: (M,) int64, its key.
         finetune_at: (T,) int64, index of every token of the fine-tuning stream.
+        boundaries: (S + 1,) int32, index of the first token of each of the S segments, and B·L. The padding at a row's end is
+            one segment.
+        longest: tokens of the longest of these segments.
+        longest_labelled: tokens of the longest labelled segment; 0 for none.
         num_tokens: tokens in the rows, without padding.
     """
 
@@ -101,13 +105,22 @@ class Batch:
     targets: Tensor
     label_key: Tensor
     finetune_at: Tensor
+    boundaries: Tensor
+    longest: int
+    longest_labelled: int
     num_tokens: int
 
     def to(self, device: torch.device | str) -> Self:
-        """Returns the batch on another device."""
-        values: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
-        moved: dict[str, Any] = {n: v.to(device) if isinstance(v, Tensor) else v for n, v in values.items()}
-        return type(self)(**moved)
+        """Returns the batch on another device. A copy to a GPU is asynchronous: it does not wait for the GPU's earlier work."""
+        to_gpu = torch.device(device).type == "cuda"
+
+        def moved(value: Any) -> Any:
+            if not isinstance(value, Tensor):
+                return value
+            # Only a copy from page-locked memory is asynchronous.
+            return value.pin_memory().to(device, non_blocking=True) if to_gpu and value.is_cpu else value.to(device)
+
+        return type(self)(**{field.name: moved(getattr(self, field.name)) for field in fields(self)})
 
 
 def pack(lengths: Sequence[int], capacity: int) -> list[list[int]]:
@@ -189,11 +202,13 @@ def collate(rows: Sequence[Sequence[Segment]], pad_id: int, label_all: bool = Fa
     lm_at, lm_target, lm_key, lm_pretrain = [], [], [], []
     labelled: list[tuple[int, Segment]] = []
     finetune_at = []
+    boundaries = []
     num_tokens = 0
     for number, row in enumerate(rows):
         start = 0
         for segment in row:
             length, flat = len(segment.tokens), number * width + start
+            boundaries.append(flat)
             input_ids[number, start : start + length] = segment.tokens
             position_ids[number, start : start + length] = np.arange(length)
             if segment.second_from >= 0:
@@ -209,7 +224,10 @@ def collate(rows: Sequence[Sequence[Segment]], pad_id: int, label_all: bool = Fa
             if not segment.pretrain:
                 finetune_at.append(np.arange(flat, flat + length))
             start += length
+        if start < width:
+            boundaries.append(number * width + start)
         num_tokens += start
+    boundaries.append(len(rows) * width)
 
     def joined(pieces: list[np.ndarray], dtype: type) -> Tensor:
         return torch.from_numpy(np.concatenate(pieces) if pieces else np.empty(0, dtype))
@@ -232,6 +250,9 @@ def collate(rows: Sequence[Sequence[Segment]], pad_id: int, label_all: bool = Fa
         targets=torch.tensor([segment.targets for _, segment in labelled], dtype=torch.float32),
         label_key=of_labelled([segment.key for _, segment in labelled]),
         finetune_at=joined(finetune_at, np.int64),
+        boundaries=torch.tensor(boundaries, dtype=torch.int32),
+        longest=int(np.diff(boundaries).max()),
+        longest_labelled=max((len(segment.tokens) for _, segment in labelled), default=0),
         num_tokens=num_tokens,
     )
 

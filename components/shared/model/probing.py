@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 MPNET_OFFSET = 2
+TOLERANCE, LOW_TOLERANCE = 1e-3, 5e-2
+"""Largest difference that counts as rounding, relative to the largest value: in float32, and in bf16 or less."""
 
 
 @contextlib.contextmanager
@@ -31,11 +33,11 @@ def probe_ids(model: PreTrainedModel, start: int, count: int = 6) -> np.ndarray:
     return np.array([allowed[(start + i) % len(allowed)] for i in range(count)])
 
 
-def differ(ours: Tensor, theirs: Tensor) -> bool:
+def differ(ours: Tensor, theirs: Tensor, tolerance: float = TOLERANCE) -> bool:
     ours, theirs = ours.float(), theirs.float()
     if not theirs.isfinite().all():
         return False  # the loss computation detects and reports such weights
-    return not torch.allclose(ours, theirs, rtol=1e-2, atol=1e-3 * float(theirs.abs().max()) + 1e-6)
+    return not torch.allclose(ours, theirs, rtol=10 * tolerance, atol=tolerance * float(theirs.abs().max()) + 1e-6)
 
 
 def position_offset(lm: PreTrainedModel) -> int:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from ..artifacts import Artifact, ArtifactLike, write_json
-from ..errors import MixtuneError, RefusedError
+from ..errors import MixtuneError, RefusedError, is_out_of_memory
 from ..model.device import requested_gpus
 from ..section import Section
 from ..startup import quick_imports
@@ -143,9 +143,9 @@ def run_process(folder: Path) -> int:
         return 1
     except Exception as error:
         traceback.print_exc()
-        if "out of memory" in str(error).lower():
-            advice = "out of memory; lower micro_batch_size or give the step more memory"
-            write_json(folder / f"raised-{os.environ['RANK']}.json", {"kind": "failed", "problems": [advice]})
+        if is_out_of_memory(error):
+            raised = {"kind": "failed", "problems": ["out of memory; use more memory"]}
+            write_json(folder / f"raised-{os.environ['RANK']}.json", raised)
         return 1
     finally:
         tracker.detach()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -49,53 +50,68 @@ def compile_template(template: str) -> None:
     _compile_jinja_template(template)
 
 
-def render(
-    tokenizer: PreTrainedTokenizerBase,
-    messages: Sequence[dict[str, Any]],
-    tools: Sequence[Any],
-    generation_prompt: bool,
-) -> Rendered:
-    """Renders a chat with the tokenizer's template.
+class Renderer:
+    """Renders chats with the template of a tokenizer.
 
     Args:
-        messages: the messages.
-        tools: descriptions of functions; empty for none.
-        generation_prompt: whether to end with the beginning of a turn of the assistant.
-
-    Raises:
-        jinja2.TemplateError: if the template refuses the messages.
+        tokenizer: the tokenizer, whose template does not change.
+        has_tools: whether the chats have descriptions of functions, for which a tokenizer can have a template of its own.
     """
-    from transformers.utils.chat_template_utils import (
-        _get_control_token_patterns,
-        mark_control_tokens,
-        render_jinja_template,
-    )
 
-    given = list(tools) or None
-    template = tokenizer.get_chat_template(tools=given)
-    pattern, _ = _get_control_token_patterns(control_tokens(tokenizer, bool(tools)))
-    # Its annotations say that it returns text alone, and that the names of special tokens are lists.
-    render_all: Any = render_jinja_template
-    texts, parts = render_all(
-        conversations=[mark_control_tokens(list(messages), pattern)],
-        tools=mark_control_tokens(given, pattern),
-        chat_template=template,
-        return_assistant_tokens_mask=GENERATION.search(template) is not None,
-        add_generation_prompt=generation_prompt,
-        **tokenizer.special_tokens_map,
-    )
-    return Rendered(texts[0], [(start, end) for start, end in parts[0]] if parts else [])
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, has_tools: bool) -> None:
+        from transformers.utils.chat_template_utils import _get_control_token_patterns, mark_control_tokens
+
+        self._template = tokenizer.get_chat_template(tools=[{}] if has_tools else None)
+        self.is_marked = GENERATION.search(self._template) is not None
+        self._names = tokenizer.special_tokens_map
+        pattern, _ = _get_control_token_patterns(control_tokens(tokenizer, has_tools))
+        self._mark = partial(mark_control_tokens, control_tokens_re=pattern)
+
+    def marked(self, messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Returns messages, or descriptions of functions, with marks around the special tokens in them."""
+        return list(self._mark(list(messages)))
+
+    def render(self, messages: list[dict[str, Any]], tools: list[Any], generation_prompt: bool) -> Rendered:
+        """Renders a chat.
+
+        Args:
+            messages: the messages, as `marked` returns them.
+            tools: descriptions of functions, as `marked` returns them; empty for none.
+            generation_prompt: whether to end with the beginning of a turn of the assistant.
+
+        Raises:
+            jinja2.TemplateError: if the template refuses the messages.
+        """
+        from transformers.utils.chat_template_utils import render_jinja_template
+
+        # Its annotations say that it returns text alone, and that the names of special tokens are lists.
+        render_all: Any = render_jinja_template
+        texts, parts = render_all(
+            conversations=[messages],
+            tools=tools or None,
+            chat_template=self._template,
+            return_assistant_tokens_mask=self.is_marked,
+            add_generation_prompt=generation_prompt,
+            **self._names,
+        )
+        return Rendered(texts[0], [(start, end) for start, end in parts[0]] if parts else [])
+
+
+def has_marks(text: str) -> bool:
+    """Tells whether special tokens in messages are marked in a rendered text."""
+    from transformers.utils.chat_template_utils import _CONTROL_TOKEN_END, _CONTROL_TOKEN_START
+
+    return _CONTROL_TOKEN_START in text or _CONTROL_TOKEN_END in text
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
     """Returns the token ids of rendered texts, without BOS and EOS of the tokenizer: the template writes them."""
-    from transformers.utils.chat_template_utils import _CONTROL_TOKEN_END, _CONTROL_TOKEN_START, encode_marked_chat
+    from transformers.utils.chat_template_utils import encode_marked_chat
 
-    marks = (_CONTROL_TOKEN_START, _CONTROL_TOKEN_END)
-    plain = [text for text in texts if not any(mark in text for mark in marks)]
+    plain = [text for text in texts if not has_marks(text)]
     ids = iter(
         tokenizer(plain, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
         if plain
         else []
     )
-    return [encode_marked_chat(tokenizer, text) if any(mark in text for mark in marks) else next(ids) for text in texts]
+    return [encode_marked_chat(tokenizer, text) if has_marks(text) else next(ids) for text in texts]

@@ -28,7 +28,6 @@ class Interval:
     num_finetune: int = 0
     tokens_pretrain: int = 0
     tokens_finetune: int = 0
-    l2sp: float = 0.0
     gradients: dict[str, float] = field(default_factory=dict)
     started: float = field(default_factory=time.monotonic)
 
@@ -54,7 +53,7 @@ class Interval:
     @classmethod
     def new(cls, device: torch.device) -> Interval:
         """Creates an empty interval."""
-        names = ("pretrain", "finetune", "kl", "positions")
+        names = ("pretrain", "finetune", "kl", "l2sp", "positions")
         return cls({name: torch.zeros((), device=device, dtype=torch.float64) for name in names})
 
     def count(self, data: StepData, mix_weight: float | None, weights: Weights) -> float:
@@ -98,6 +97,6 @@ class Interval:
         }
         if sums["kl"]:
             entry["kl"] = sums["kl"] / max(self.tokens_finetune, 1)
-        if self.l2sp:
-            entry["l2sp"] = self.l2sp / self.steps
+        if sums["l2sp"]:
+            entry["l2sp"] = sums["l2sp"] / self.steps
         return entry | self.gradients | mix_weight.metrics()

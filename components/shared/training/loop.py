@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -21,6 +21,7 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 from torch import Tensor
 
+from ..artifacts import Utilisation
 from ..checkpoints.keys import find_store
 from ..checkpoints.resume import Sigterm, TrainingCheckpointer, TrainingJob, TrainingState
 from ..checkpoints.store import CheckpointStore
@@ -29,7 +30,7 @@ from ..errors import RefusedError
 from ..model.bf16_on_cpu import fast_bf16
 from ..model.device import pick_device, require_compiler
 from ..model.mixed_model import MixedModel
-from ..model.packing import Batch, Segment, collate
+from ..model.packing import Segment
 from ..model.precision import pick_precision
 from ..model.sharding import fits, gather, is_sharded, shard, whole
 from ..running.context import Context
@@ -40,13 +41,16 @@ from ..value_text import losses_text
 from .control import ControlText
 from .interval import Interval, LogEntry
 from .lora import add_adapters, merge_adapters
+from .micro_batches import MicroBatchMaker
 from .mix_weight import MixWeight
 from .not_finite import explain_not_finite
 from .optimizer import is_task_head, learning_rates, make_optimizer, make_schedule
+from .out_of_memory import ExplainOutOfMemory
 from .pull_back import pull_back
 from .reference_models import ReferenceModel
 from .stream_gradients import TugOfWar
 from .streams import Mix
+from .utilisation import Meter
 
 
 @dataclass
@@ -60,6 +64,8 @@ class Result:
         realised_mix_weight: pretraining tokens' share of the gradient weights, averaged over the steps.
         pull_back: α of the pull back to the forgetting budget, 1 if there was none; None without a budget.
         seconds: wall-clock time of the loop, summed over all attempts.
+        flops: model FLOPs, of all processes and attempts.
+        utilisation: what the training made of its machine.
         main: whether this is the process that writes the outputs.
         checkpoints: the checkpoint store; to be marked as finished after the model is written.
     """
@@ -70,6 +76,8 @@ class Result:
     realised_mix_weight: float = 0.0
     pull_back: float | None = None
     seconds: float = 0.0
+    flops: float = 0.0
+    utilisation: Utilisation = field(default_factory=Utilisation)
     device: str = "cpu"
     precision: str = "float32"
     processes: int = 1
@@ -179,14 +187,17 @@ def train(
     optimizer = make_optimizer(trained, training)
     schedule = make_schedule(optimizer, training, steps)
     state = TrainingState(trained, optimizer, schedule, mix_weight, result)
+    meter = Meter(trained, device, result)
     # A sharded model exchanges gradients by itself: it is prepared as one that does not.
     wrapped = accelerator.prepare_model(trained, device_placement=False, evaluation_mode=sharded)
     optimizer = accelerator.prepare_optimizer(optimizer)
     wrapped.train()
+    maker = MicroBatchMaker(mix, rank, world, training.micro_batch_size, pad_id, width_multiple)
     tug_of_war = TugOfWar(accelerator, wrapped, mix_weight, steps)
 
     with (
         fast_bf16([each.lm for each in (trained, *references)], device, precision),
+        ExplainOutOfMemory(trained, training) as memory,
         Sigterm() as sigterm,
         TrainingCheckpointer(result.checkpoints, state, training, accelerator, context, sigterm, job) as checkpointer,
     ):
@@ -199,12 +210,13 @@ def train(
         first, counters = checkpointer.restore()
         interval = Interval.restored(counters, device) if counters else Interval.new(device)
         started = time.monotonic() - result.seconds
+        upcoming = maker.step(first) if first < steps else None
         with context.progress(steps, "steps", done=first) as progress:
             for step in range(first, steps):
                 checkpointer.before_step(step, interval)
-                data = mix.step(step)
-                micro_batches = list(data.share(rank, world, training.micro_batch_size))
-                batches = partial(_batches, micro_batches, pad_id, width_multiple, device)
+                assert upcoming is not None
+                data, micro_batches, batches = upcoming.data, upcoming.rows, partial(upcoming.on, device)
+                memory.note(data, micro_batches[0])
                 tug_of_war.before_first(data, batches)
                 mix_weight_now = mix_weight.at(step)
                 weights = mix_weight.weights(step, data.num_pretrain, data.num_finetune)
@@ -212,7 +224,7 @@ def train(
                 for number, (rows, batch) in enumerate(zip(micro_batches, batches(), strict=True)):
                     # Gradients are summed over micro-batches; ranks exchange them with the last micro-batch only.
                     with accelerator.no_sync(wrapped) if number + 1 < len(micro_batches) else contextlib.nullcontext():
-                        start_logits = _start_logits(variant, rows, pad_id, width_multiple, accelerator)
+                        start_logits = _start_logits(variant, rows, maker, accelerator)
                         losses = wrapped(batch, *weights, kl_weight / max(data.tokens_finetune, 1), start_logits)
                         accelerator.backward(losses.pop("weighted") * world)
                     for name, loss in losses.items():
@@ -222,8 +234,11 @@ def train(
                         checkpointer.end_if_terminated()
                 interval.gradients = tug_of_war.after_step(data, weights) or interval.gradients
                 if start is not None and variant.l2sp_weight:
-                    interval.l2sp += start.pull(trained, variant.l2sp_weight)
+                    penalty = start.pull(trained, variant.l2sp_weight)
+                    interval.sums["l2sp"] += penalty / world  # each rank has the whole of it
                 norm = whole(accelerator.clip_grad_norm_(wrapped.parameters(), training.max_grad_norm))
+                # A GPU still computes here. The check of the norm waits for it.
+                upcoming = maker.step(step + 1) if step + 1 < steps else None
                 if not torch.isfinite(norm):
                     optimizer.zero_grad(set_to_none=True)
                     raise explain_not_finite(trained, mix, data, step, pad_id)
@@ -239,6 +254,7 @@ def train(
                 result.realised_mix_weight += share
                 result.tokens["pretrain"] += data.tokens_pretrain
                 result.tokens["finetune"] += data.tokens_finetune
+                meter.after_step(data)
                 progress.advance(tokens=data.tokens_pretrain + data.tokens_finetune)
                 if (step + 1) % training.log_every_steps == 0 or step + 1 == steps:
                     entry = interval.entry(accelerator, step + 1, float(norm), rates, mix_weight)
@@ -251,6 +267,7 @@ def train(
                 result.seconds = time.monotonic() - started
                 checkpointer.after_step(step + 1, interval)
     result.realised_mix_weight /= max(steps, 1)
+    result.utilisation = meter.measured()
     uncompile(trained.lm.base_model)
     if control is not None and variant.load_reference is not None and variant.limit is not None:
         started = time.monotonic() - result.seconds
@@ -265,14 +282,8 @@ def train(
     return result
 
 
-def _batches(
-    micro_batches: list[list[list[Segment]]], pad_id: int, width_multiple: int, device: torch.device
-) -> Iterator[Batch]:
-    return (collate(rows, pad_id, width_multiple=width_multiple).to(device) for rows in micro_batches)
-
-
 def _start_logits(
-    variant: TrainingVariant, rows: list[list[Segment]], pad_id: int, width_multiple: int, accelerator: Accelerator
+    variant: TrainingVariant, rows: list[list[Segment]], maker: MicroBatchMaker, accelerator: Accelerator
 ) -> Tensor | None:
     """Returns the start model's logits for a micro-batch's examples, for the penalty on the divergence from them."""
     parts = [[segment for segment in row if not segment.pretrain] for row in rows]
@@ -280,7 +291,7 @@ def _start_logits(
     if variant.start is None or not variant.kl_weight or not (labelled or is_sharded(variant.start.model)):
         return None
     # All processes run a sharded model, including those that have no example.
-    batch = collate(labelled or rows[:1], pad_id, width_multiple=width_multiple).to(accelerator.device)
+    batch = maker.collate(labelled or rows[:1]).to(accelerator.device)
     with accelerator.autocast():
         logits = variant.start.finetune_logits(batch)
     return logits if labelled else None

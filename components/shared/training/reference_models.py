@@ -31,11 +31,11 @@ class ReferenceModel:
         return logits
 
     @torch.no_grad()
-    def pull(self, model: MixedModel, weight: float) -> float:
+    def pull(self, model: MixedModel, weight: float) -> Tensor:
         """Adds the gradient of weight / 2 · ||w - w_start||² over the backbone and the LM head (L2-SP, arXiv:1802.01483).
 
         Returns:
-            The penalty.
+            The penalty: a scalar, float64, on the model's device.
         """
         squares = torch.zeros((), dtype=torch.float64, device=model.device)
         before = dict(self.model.named_parameters())
@@ -43,5 +43,5 @@ class ReferenceModel:
             if parameter.grad is not None and not is_task_head(name):
                 away = local(parameter) - local(before[name]).to(parameter.device)
                 local(parameter.grad).add_(away, alpha=weight)
-                squares += away.square().sum()
-        return weight / 2 * float(sum_over_shards(model, squares))
+                squares += away.square().sum().double()
+        return weight / 2 * sum_over_shards(model, squares)

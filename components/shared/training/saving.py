@@ -87,6 +87,7 @@ def save_card(
             "realised_mix_weight": result.realised_mix_weight if trained else None,
             "pull_back": result.pull_back,
             "seconds": round(result.seconds, 2),
+            "utilisation": result.utilisation,
             "device": result.device,
             "precision": result.precision,
             "mlflow_runs": {
@@ -109,6 +110,7 @@ def save_card(
     }
     numbers |= {f"tokens_{stream}": count for stream, count in result.tokens.items()}
     numbers["seconds"] = card.seconds
+    numbers |= {name: value for name, value in card.utilisation.model_dump().items() if value is not None}
     if card.realised_mix_weight is not None:
         numbers["realised_mix_weight"] = card.realised_mix_weight
     if card.pull_back is not None:

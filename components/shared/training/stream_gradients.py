@@ -153,7 +153,7 @@ class TugOfWar:
             return {}
         sums = torch.zeros(3, dtype=torch.float64, device=self.accelerator.device)
         for parameter, moved in zip(_trained(self.wrapped), self._text, strict=True):
-            text = moved.to(parameter.device)
+            text = moved.to(parameter.device, non_blocking=True)
             rest = -text if parameter.grad is None else local(parameter.grad) - text
             sums += torch.stack(
                 [(a * b).sum(dtype=torch.float64) for a, b in ((text, text), (rest, rest), (text, rest))]
@@ -193,14 +193,23 @@ class TugOfWar:
             # The backward pass of a sharded model has averaged over the ranks.
             ranks = self.accelerator.num_processes
             total = own * ranks if is_sharded(self.wrapped) else self.accelerator.reduce(own, "sum")
-            gradient.append(total.detach().to("cpu"))
+            gradient.append(_to_cpu(total.detach()))
             parameter.grad = None
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
         return gradient
 
     def _norm(self, gradient: Iterable[Tensor]) -> float:
         squares = sum(float((part * part).sum(dtype=torch.float64)) for part in gradient)
         total = torch.tensor(squares, dtype=torch.float64, device=self.accelerator.device)
         return math.sqrt(float(sum_over_shards(self.wrapped, total)))
+
+
+def _to_cpu(tensor: Tensor) -> Tensor:
+    """Starts a copy to page-locked memory, which is several times faster than one to other memory."""
+    if tensor.device.type == "cpu":
+        return tensor
+    return torch.empty_like(tensor, device="cpu", pin_memory=True).copy_(tensor, non_blocking=True)
 
 
 def _trained(model: nn.Module) -> list[nn.Parameter]:

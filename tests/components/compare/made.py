@@ -75,6 +75,7 @@ class Made:
     budget: float | None = None
     seed: int | None = None
     replay_share: float | None = None
+    utilisation: dict[str, float] = field(default_factory=dict)
 
 
 PRETRAINED = Made("pretrained", "pretrained", mix_weight=1.0)
@@ -101,13 +102,16 @@ def write_evaluation(
     source: Callable[[int], str | None] = lambda index: "random",
     origin: str = "embedded",
     tallies: Sequence[Tally] = (),
+    group: Callable[[int], str] | None = None,
 ) -> Artifact:
     """Writes one evaluation folder; the same documents and examples for every call with the same counts."""
     entries = []
     for one in candidates:
         splits: dict[str, dict[str, Any]] = {}
         for number, split in enumerate(("dev", "test")):
-            splits[split] = _write_split(folder / one.id, split, number, one, documents, examples, kind, metric, source)
+            splits[split] = _write_split(
+                folder / one.id, split, number, one, documents, examples, kind, metric, source, group
+            )
         if one.curve:
             write_jsonl(folder / one.id / "training.jsonl", one.curve)
         entries.append(
@@ -118,6 +122,7 @@ def write_evaluation(
                 "realised_mix_weight": one.mix_weight if one.realised is None else one.realised,
                 "has_task_head": one.right is not None,
                 "params": _params(one), "steps": 200, "seconds": 31.5,
+                "utilisation": one.utilisation,
                 "tokens": {"pretrain": 100_000 if one.mix_weight else 0, "finetune": 200_000}, "base": "scratch",
                 "data": {"pretrain": "a" * 64, "finetune": "b" * 64}, "mlflow_runs": {one.id: f"run-of-{one.id}"},
                 "device": "cpu", "precision": "bf16",
@@ -169,6 +174,7 @@ def _write_split(
     kind: str,
     metric: str,
     source: Callable[[int], str | None],
+    group: Callable[[int], str] | None,
 ) -> dict[str, Any]:
     draw = np.random.default_rng(number)  # the same documents and examples for every candidate
     tokens = draw.integers(20, 200, documents)
@@ -179,7 +185,7 @@ def _write_split(
         folder / f"{split}.documents.jsonl",
         [
             {"id": f"{split}-d{i}", "source": source(i), "bytes": int(4 * tokens[i]), "tokens": int(tokens[i]),
-             "nats": float(nats[i] + rise[i])}
+             "nats": float(nats[i] + rise[i]), **({"group": group(i)} if group else {})}
             for i in range(documents)
         ],
     )  # fmt: skip
@@ -196,7 +202,8 @@ def _write_split(
             prediction = one.predict(i, reference)
         rows.append(
             {"id": f"{split}-e{i}", "reference": reference, "prediction": prediction,
-             "score": _score(kind, prediction, reference), "contaminated": i % 50 == 0, "text": f"what does {i} <do>?"}
+             "score": _score(kind, prediction, reference), "contaminated": i % 50 == 0, "text": f"what does {i} <do>?",
+             **({"group": group(i)} if group else {})}
         )  # fmt: skip
     write_jsonl(folder / f"{split}.examples.jsonl", rows)
     if not rows:

@@ -158,6 +158,8 @@ def test_costs_are_summed_without_what_another_run_trained(tmp_path: Path) -> No
     assert costs["seconds"] == pytest.approx(4 * 31.5)
     assert costs["evaluate_seconds"] == pytest.approx(6 * 4.2)
     assert costs["devices"] == ["cpu, bf16"]
+    assert costs["tokens_per_second"] == costs["tokens"]["total"] / costs["seconds"]
+    assert costs["peak_memory_bytes"] is None
     assert costs["tokens"]["total"] == costs["tokens"]["pretrain"] + costs["tokens"]["finetune"]
 
 

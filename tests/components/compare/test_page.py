@@ -150,6 +150,21 @@ def test_without_curves_and_with_one_candidate_the_page_still_renders(tmp_path: 
     assert "Training curves" not in (done.folder / "report.html").read_text()
 
 
+@pytest.mark.parametrize("on_gpu", [True, False])
+def test_costs_show_what_was_measured_and_nothing_else(tmp_path: Path, on_gpu: bool) -> None:
+    measured: dict[str, float] = {"tokens_per_second": 12345.6, "peak_memory_bytes": 3 << 30}
+    if on_gpu:
+        measured |= {"flops_per_second": 3e14, "mfu": 0.31, "gpu_utilisation": 0.875}
+    done = compare(tmp_path, write_all(tmp_path, replace(MIXED, utilisation=measured)))
+    text = (done.folder / "report.html").read_text(encoding="utf-8")
+    table = text[text.index('<table class="costs machine">') :].partition("</table>")[0]
+    rows = [re.findall(r"<td>(.*?)</td>", line) for line in table.partition("<tbody>")[2].split("</tr>")[:-1]]
+    gpu = ["31 %", "88 %"] if on_gpu else []
+    assert rows == [["mixed-0.3", "12,346", "3.0 GiB", *gpu]], "of the others nothing was measured"
+    assert ("MFU" in table) == on_gpu
+    assert done.report["costs"]["peak_memory_bytes"] == 3 << 30
+
+
 def row(name: str, kind: str, score: float | None = 0.5) -> dict[str, Any]:
     return {
         "id": name,

@@ -257,3 +257,20 @@ def test_what_is_selected_is_the_best_that_meets_the_gate(points: list[tuple[int
         else:
             assert chosen.task_score is not None
             assert chosen.task_score.value == max(one.task_score.value for one in meeting if one.task_score)
+
+
+def test_a_lost_capability_fails_the_gate() -> None:
+    lost = replace(mixed("a", 0.65, 0.1), capabilities={"copying, accuracy": (-0.1, 0.02), "cloze, acc": (0.05, 0.02)})
+    kept = replace(mixed("b", 0.6, 0.2), capabilities={"copying, accuracy": (-0.02, 0.02), "cloze, acc": (0.0, 0.02)})
+    unknown = mixed("c", 0.65, 0.05)
+    alone = replace(finetuned(), capabilities={"copying, accuracy": (-0.3, 0.02)})
+    found = choose(alone, lost, kept, unknown, max_capability_drop=0.05)
+    assert found.selected == "b"
+    passed = {name: checks[-1].passed for name, checks in found.checks.items()}
+    assert passed == {"finetuned": False, "a": False, "b": True, "c": False}
+    assert found.checks["a"][-1].miss == pytest.approx(0.05)
+    assert found.checks["a"][-1].sentence == (
+        "of 2 capabilities it lost most in copying, accuracy: -0.100 ± 0.020 (standard error) against the pretrained model; "
+        "a drop of at most 0.05 is accepted"
+    )
+    assert choose(alone, lost, kept, unknown).selected == "c"

@@ -12,7 +12,7 @@ import sacrebleu
 from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import f1_score
 
-from mixtune.components.compare.statistics import Bootstrap, Value
+from mixtune.components.compare.statistics import Bootstrap, Value, clusters, simultaneous
 from mixtune.components.evaluate.texts import Overlap
 from mixtune.components.shared.metrics import Statistic, bleu, macro_f1, micro_f1, pearson, spearman
 from tests.components.shared.test_metrics import ANSWERS, REFERENCES
@@ -64,7 +64,9 @@ def test_identical_models_differ_by_exactly_nothing() -> None:
 def test_one_observation_is_its_own_interval() -> None:
     one = np.array([4.0])
     assert DRAW.mean(one) == Value(4.0, 4.0, 4.0)
-    assert DRAW.forgetting(one, one - 1, np.array([2])) == Value(*[1 / 2 / math.log(2)] * 3)
+    assert DRAW.forgetting(one, one - 1, np.array([2])) == Value(
+        1 / 2 / math.log(2), 1 / 2 / math.log(2), 1 / 2 / math.log(2)
+    )
     right = np.array([[True, False]])
     assert DRAW.of_split(macro_f1(right, right), 1) == Value(1.0, 1.0, 1.0)
     assert DRAW.of_split(pearson(one, one), 1) == Value(0.0, 0.0, 0.0)
@@ -177,3 +179,66 @@ def test_a_large_sample_is_resampled_in_parts(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr("mixtune.components.compare.statistics.CELLS_AT_ONCE", 5000)
     parts = DRAW.mean(sample)
     assert [parts.low, parts.high] == pytest.approx([whole.low, whole.high], abs=0.02)
+
+
+def test_members_of_a_group_count_once() -> None:
+    """Copies of an observation in one group say no more than the observation."""
+    draw = np.random.default_rng(0)
+    scores, nats, num_bytes = draw.normal(0, 1, 60), draw.uniform(1, 9, 60), draw.integers(1, 99, 60)
+    groups = np.repeat(np.arange(60), 3)
+    alone, copied = DRAW.mean(scores), DRAW.mean(np.repeat(scores, 3), groups)
+    assert (copied.low, copied.high) == pytest.approx((alone.low, alone.high))
+    assert DRAW.mean(np.repeat(scores, 3)).high < alone.high
+    text, copies = (
+        DRAW.bits_per_byte(nats, num_bytes),
+        DRAW.bits_per_byte(np.repeat(nats, 3), np.repeat(num_bytes, 3), groups),
+    )
+    assert copies.to_json() == pytest.approx(text.to_json())
+    truth, given = draw.uniform(size=(2, 60, 3)) < 0.5
+    one = DRAW.of_split(micro_f1(truth, given), 60)
+    all_copies = DRAW.of_split(micro_f1(np.repeat(truth, 3, 0), np.repeat(given, 3, 0)), 180, groups)
+    assert all_copies.to_json() == pytest.approx(one.to_json())
+
+
+def test_groups_are_numbered_and_the_ungrouped_are_their_own() -> None:
+    found = clusters(["b", None, "a", "b", None])
+    assert found is not None
+    assert found.tolist() == [0, 1, 2, 0, 3]
+    assert clusters([None, None]) is None
+
+
+def estimates(shared: float, candidates: int, seed: int) -> list[Value]:
+    """Means of normal samples around 0, correlated between candidates; the normal model takes the place of resampling."""
+    draw = np.random.default_rng(seed)
+    errors = shared * draw.normal(size=1001) + math.sqrt(1 - shared**2) * draw.normal(size=(candidates, 1001))
+    found = []
+    for row in errors:
+        replicates = row[0] + row[1:]
+        low, high = np.percentile(replicates, [2.5, 97.5]).tolist()
+        found.append(Value(row[0], low, high, replicates))
+    return found
+
+
+@pytest.mark.parametrize("shared", [0.0, 0.8])
+def test_simultaneous_intervals_hold_together(shared: float) -> None:
+    trials = 300
+    alone = together = 0
+    for seed in range(trials):
+        values = estimates(shared, 8, seed)
+        alone += all(one.low <= 0 <= one.high for one in values)
+        together += all(one.low <= 0 <= one.high for one in simultaneous(values, 0.95))
+    assert together / trials > 0.92
+    assert alone / trials < 0.87
+
+
+def test_candidates_that_are_alike_cost_nothing() -> None:
+    (one,) = estimates(0.0, 1, seed=0)
+    other = estimates(0.0, 1, seed=5)[0]
+    fixed = Value(0.0, 0.0, 0.0)
+    same = simultaneous([one, one, fixed], 0.95)
+    assert (same[0].low, same[0].high) == pytest.approx((one.low, one.high), abs=0.02)
+    assert same[2] is fixed
+    assert simultaneous([one, fixed], 0.95) == [one, fixed]
+    wider = simultaneous([one, other], 0.95)
+    assert wider[0].low < one.low < one.high < wider[0].high
+    assert [value.value for value in wider] == [one.value, other.value]

@@ -170,3 +170,21 @@ def test_candidates_that_were_measured_on_other_tasks_are_refused(tmp_path: Path
     }
     with pytest.raises(RefusedError, match=r"mixed-0\.3: was measured on other tasks or examples"):
         compare(tmp_path, {**artifacts, "mixed": [Artifact(str(file.parents[1]))]})
+
+
+def test_capabilities_are_in_the_report_and_in_the_gate(tmp_path: Path) -> None:
+    whole_run(tmp_path, "classification", "accuracy", capabilities=True, max_length=64)
+    artifacts = {
+        name: Artifact(str(tmp_path / f"of-{name}" / "evaluation"))
+        for name in ("pretrained", "finetuned", "interpolated")
+    }
+    mixed = [Artifact(str(tmp_path / "of-mixed" / "evaluation"))]
+    done = compare(tmp_path, {**artifacts, "mixed": mixed}, max_capability_drop=0.0)
+    columns = done.report["lm_eval"]["columns"]
+    assert [column["metric_name"] for column in columns] == ["capabilities.arithmetic.accuracy"]
+    checks = done.report["gate"]["checks"]["mixed-0.3"]
+    (limit,) = (item for item in checks if item["name"] == "max_capability_drop")
+    change = done.row("mixed-0.3")["lm_eval"][0]["vs_pretrained"]["value"]
+    assert limit["passed"] == (change >= 0)
+    assert f"{change:+.3f}" in limit["sentence"]
+    assert "The gate accepts a drop of at most 0 on each." in (done.folder / "report.md").read_text()

@@ -160,8 +160,7 @@ def evaluate(
     """Runs the step; gives evaluation.json and its folder."""
     metric = options.pop("metric", None) or METRIC[str(DataManifest.load(labelled.path).task)]
     config = EvaluateStep(
-        max_length=MAX_LENGTH, metric=metric, max_new_tokens=6,
-        **{"max_tokens": None, "batch_size": 3, **options},
+        metric=metric, max_new_tokens=6, **{"max_length": MAX_LENGTH, "max_tokens": None, "batch_size": 3, **options},
     )  # fmt: skip
     evaluation = Artifact(str(folder / "evaluation"))
     text = Artifact(str(folder / "text"))

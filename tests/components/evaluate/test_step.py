@@ -155,6 +155,31 @@ def test_interpolated_candidates(tmp_path: Path) -> None:
         assert row["nats"] == pytest.approx(naive_nats(plain, documents.tokens(index)), rel=1e-5)
 
 
+def test_the_largest_alpha_within_the_limit_is_found(tmp_path: Path) -> None:
+    start = write_model(tmp_path / "pretrained", "pretrained", "pretrained", seed=1)
+    tuned = write_model(tmp_path / "finetuned", "finetuned", "finetuned", LABELS, seed=2)
+    labelled = write_labelled(tmp_path / "labelled")
+    alphas = [0.0001, 0.9999]
+    ends, _ = evaluate(tmp_path, start, labelled, tuned, interpolation_alphas=alphas)
+    low, high = (one["splits"]["dev"]["bpb"] for one in ends["candidates"])
+    rise = abs(high - low)  # these models learned nothing: the one that is worse on the text stands for fine-tuning
+    if high < low:
+        start, tuned = (
+            write_model(tmp_path / "a", "pretrained", "pretrained", seed=2),
+            write_model(tmp_path / "b", "finetuned", "finetuned", LABELS, seed=1),
+        )
+    for search, limit in (({"max_forgetting_share": 0.5}, 0.5 * rise), ({"max_forgetting": rise / 4}, rise / 4)):
+        found, _ = evaluate(tmp_path, start, labelled, tuned, alpha_search=search)
+        (one,) = found["candidates"]
+        around = [one["alpha"], one["alpha"] + 0.01]
+        both, _ = evaluate(tmp_path, start, labelled, tuned, interpolation_alphas=[0.0001, *around])
+        before, inside, outside = (each["splits"]["dev"]["bpb"] for each in both["candidates"])
+        assert inside - before <= limit * 1.01
+        assert outside - before >= limit * 0.99
+    none, _ = evaluate(tmp_path, start, labelled, tuned, alpha_search={"max_forgetting": 2 * rise})
+    assert none["candidates"] == []
+
+
 def test_no_alpha_leaves_a_valid_empty_evaluation(tmp_path: Path) -> None:
     start = write_model(tmp_path / "pretrained", "pretrained", "pretrained")
     tuned = write_model(tmp_path / "finetuned", "finetuned", "finetuned", LABELS)

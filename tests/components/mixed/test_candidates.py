@@ -272,9 +272,10 @@ def test_further_seeds_train_every_candidate_again(stages: Stages) -> None:
     mixed = Mixed.model_validate({"lambdas": [0.3], "controls": {"pooled": True}, "seeds": [5, 7, 5]})
     listed = list(candidates(mixed))
     assert [one.id for one in listed] == [
-        "mixed-0.3", "mixed-pooled", "mixed-0.3-seed-5", "mixed-pooled-seed-5", "mixed-0.3-seed-7", "mixed-pooled-seed-7",
+        "mixed-0.3", "mixed-pooled", "finetuned-seed-5", "mixed-0.3-seed-5", "mixed-pooled-seed-5",
+        "finetuned-seed-7", "mixed-0.3-seed-7", "mixed-pooled-seed-7",
     ]  # fmt: skip
-    assert listed[2].name == "mixed, λ = 0.3, seed 5"
+    assert listed[3].name == "mixed, λ = 0.3, seed 5"
 
     def weights(seed: int | None) -> torch.Tensor:
         folder = stages.mixed(MixedCandidate(id="mixed-0.3", mix_weight=0.3, seed=seed))
@@ -283,6 +284,17 @@ def test_further_seeds_train_every_candidate_again(stages: Stages) -> None:
     first, same, other = weights(None), weights(0), weights(5)
     assert torch.equal(first, same), "the configuration's seed is 0"
     assert not torch.equal(first, other)
+
+
+@pytest.mark.parametrize("start", ["pretrained", "finetuned"])
+def test_fine_tuning_alone_with_another_seed_is_fine_tuning(stages: Stages, start: str) -> None:
+    """With the same seed it is the same model, whatever the mixed candidates start from."""
+    finetuned = stages.finetune()
+    again = MixedCandidate(id="finetuned-seed-0", mix_weight=0.0, seed=0, alone=True)
+    folder = stages.mixed(again, start=start, folder=start, pretrained=None if start == "pretrained" else "pretrained")
+    weights = [dict(load_model(one).named_parameters()) for one in (finetuned, folder)]
+    assert all(torch.equal(weight, weights[1][name]) for name, weight in weights[0].items())
+    assert ModelCard.load(folder).start == "pretrained"
 
 
 def test_with_the_gradient_scale_lambda_is_a_share_in_the_norm(stages: Stages) -> None:

@@ -122,6 +122,14 @@ def test_logits_that_are_not_finite_show_in_their_own_stream_alone() -> None:
     assert finetune.isfinite()
 
 
+def test_it_is_differentiated_once() -> None:
+    head, hidden, target, weight, text = drawn(1, 8, 1.0, torch.float32)
+    loss = chunked_losses(head, hidden, target, weight, text)[0]
+    torch.autograd.backward(loss, retain_graph=True)
+    with pytest.raises(RuntimeError, match="only once"):
+        torch.autograd.backward(loss)
+
+
 def test_a_frozen_head_gets_no_gradient_and_measuring_computes_none() -> None:
     head, hidden, target, weight, text = drawn(1, 8, 1.0, torch.float32)
     head.weight.requires_grad_(False)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from pydantic import ValidationError
 
 from mixtune.components.shared.config import Task
 from mixtune.components.shared.errors import RefusedError
@@ -17,7 +18,7 @@ from mixtune.components.shared.training.reference_models import ReferenceModel
 
 from .compared import assert_same_movement, weights_of
 from .tiny import ARCHITECTURES, ENCODERS, tiny_model
-from .trained import run, write_both
+from .trained import run, settings_of, write_both
 
 pytestmark = pytest.mark.numeric
 
@@ -97,3 +98,8 @@ def test_an_attention_that_is_not_to_be_had_is_refused_in_one_sentence() -> None
         tiny_model("gpt2").set_attention("flash_attention_2")
     assert "\n" not in str(refused.value)
     assert "open an issue" not in str(refused.value)
+
+
+def test_an_attention_for_bf16_alone_is_refused_with_float32() -> None:
+    with pytest.raises(ValidationError, match="set precision to bf16, or attention to sdpa"):
+        settings_of(attention="flash_attention_2", precision="float32")
