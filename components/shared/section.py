@@ -261,8 +261,9 @@ def _instead_of(location: tuple[str, ...], kind: type[BaseModel]) -> str:
     section: Any = kind
     for name in parents:
         section = section and _below(section).get(name)
-    if section is not None and last in section.replaced_options:
-        return section.replaced_options[last]
+    replaced = getattr(section, "replaced_options", {})  # a placement profile is no section
+    if last in replaced:
+        return str(replaced[last])
     near = difflib.get_close_matches(last, section.model_fields if section else (), n=1)
     if near:
         return f"did you mean {'.'.join([*parents, near[0]])}?"
