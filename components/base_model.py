@@ -9,7 +9,7 @@ from typing import Any
 
 from .config import Config
 from .shared.config import EMBEDDED, SCRATCH
-from .shared.model.device import has_gpu
+from .shared.model.device import ON_GPU, has_gpu
 from .shared.model.refusals import (
     CAUSAL_ATTENTION,
     MASKED_WRITES_NOTHING,
@@ -37,8 +37,6 @@ HEADS: dict[Head, str] = {
     "span": "MODEL_FOR_QUESTION_ANSWERING_MAPPING_NAMES",
 }
 """transformers' names of the classes with a task head, by model type."""
-ON_GPU = ("flash_attention_2", "flex_attention")
-"""Attention implementations that cannot train on a CPU."""
 HUB_SECONDS = 5
 """Time in which the hub must answer."""
 EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight", "tok_embeddings.weight", "embed_in.weight")

@@ -11,7 +11,7 @@ from ..shared.checkpoints.resume import TrainingJob
 from ..shared.config import Budget
 from ..shared.data.prepared import DataManifest, Documents
 from ..shared.errors import RefusedError
-from ..shared.model.device import pick_device
+from ..shared.model.device import loading_device
 from ..shared.model.loading import add_task_head, load_model
 from ..shared.model.masking import Masking
 from ..shared.model.mixed_model import MixedModel
@@ -77,7 +77,7 @@ def run(
     if chosen.replay_share is not None:
         training = training.model_copy(update={"replay_share": chosen.replay_share})
     assert labelled.task is not None
-    mixed_model = load_model(start.path, pick_device(), attention=training.attention)
+    mixed_model = load_model(start.path, loading_device(training), attention=training.attention)
     add_task_head(mixed_model, labelled.task, labelled.labels, seed)
 
     masking = Masking.of(tokenizer, config.mask_probability) if mixed_model.objective == "masked_lm" else None
@@ -190,4 +190,4 @@ def _reference(card: ModelCard, start: ArtifactLike, pretrained: ArtifactLike | 
 
 
 def _load(model: ArtifactLike, training: MixedTraining) -> MixedModel:
-    return load_model(model.path, pick_device(), attention=training.attention)
+    return load_model(model.path, loading_device(training), attention=training.attention)

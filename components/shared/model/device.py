@@ -8,12 +8,15 @@ import sysconfig
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..config import Training
 from ..errors import MixtuneError, RefusedError
 
 if TYPE_CHECKING:
     import torch
 
 GPUS = "MIXTUNE_GPUS"
+ON_GPU = ("flash_attention_2", "flex_attention")
+"""Attention implementations that cannot train on a CPU."""
 
 
 def requested_gpus() -> int:
@@ -46,6 +49,21 @@ def pick_device() -> torch.device:
             "too old for it, and a device plugin that is missing on the node; set `gpus` to 0 to compute on the CPU"
         )
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if available else torch.device("cpu")
+
+
+def loading_device(training: Training) -> torch.device:
+    """Returns the device that a training loads its models on.
+
+    Models that several processes may shard are loaded on the CPU: whole, they need not fit on a GPU. Attention that is
+    implemented for GPUs only is checked on one.
+    """
+    import torch
+
+    device = pick_device()
+    may_be_sharded = int(os.environ.get("WORLD_SIZE", "1")) > 1 and training.parallelism != "ddp"
+    if may_be_sharded and training.attention not in ON_GPU:
+        return torch.device("cpu")
+    return device
 
 
 def has_gpu() -> bool:

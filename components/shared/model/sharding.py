@@ -52,7 +52,7 @@ def shard(model: MixedModel, device: torch.device, precision: str) -> MixedModel
     The model itself keeps everything but its weights, which move to the meta device; `gather` brings them back.
 
     Args:
-        model: on the CPU.
+        model: on the CPU, so that it need not fit on the device.
         device: device of this process.
         precision: of the matrix products.
 
@@ -96,6 +96,8 @@ def gather(sharded: MixedModel, model: MixedModel, main: bool) -> None:
             full = whole(weight)
             weights[id(weight)] = nn.Parameter(full.to("cpu" if main else "meta"), weight.requires_grad)
         _assign(model, name, weights[id(weight)])
+    if main:
+        model.to("cpu")  # the rest of it, if it was on another device
 
 
 def release(model: nn.Module) -> None:

@@ -173,6 +173,10 @@ def train(
         set_seed(seed, device_specific=True)  # new adapters are the same on all ranks, dropout is not
     _freeze_what_has_no_loss(model, mix)
     sharded = _shards(training, [model, *(other for other in others if other is not None)], accelerator)
+    if sharded and variant.lora_rank is not None and variant.limit is not None:
+        raise RefusedError(
+            "parallelism: with fsdp, low-rank adapters cannot be trained to a forgetting budget; use ddp"
+        )
     place = partial(_place, sharded=sharded, device=device, precision=precision)
     trained = place(model)
     if start is not None:
@@ -269,6 +273,8 @@ def train(
     result.realised_mix_weight /= max(steps, 1)
     result.utilisation = meter.measured()
     uncompile(trained.lm.base_model)
+    if variant.lora_rank is not None and not sharded:
+        merge_adapters(trained)
     if control is not None and variant.load_reference is not None and variant.limit is not None:
         started = time.monotonic() - result.seconds
         result.pull_back, found = pull_back(trained, variant.load_reference, control, variant.limit, accelerator)
@@ -348,11 +354,11 @@ def _undo(
         gather(trained, model, accelerator.is_main_process)
         if not accelerator.is_main_process:
             return
+        if variant.lora_rank is not None:
+            merge_adapters(model)
     else:
         # accelerate also wraps `forward`; unwrap it too.
         accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False).to("cpu")
-    if variant.lora_rank is not None:
-        merge_adapters(model)
     if training.gradient_checkpointing:
         model.lm.gradient_checkpointing_disable()
     for parameter in model.parameters():

@@ -59,3 +59,31 @@ class Steps:
 
 def mixed_at(weight: float, **options: Any) -> MixedCandidate:
     return MixedCandidate(id=f"mixed-{weight:g}", mix_weight=weight, **options)
+
+
+CASES: dict[str, tuple[str, Task, str, MixedCandidate | None]] = {
+    "pretrain": ("causal_lm", "generation", "pretrain", None),
+    "finetune-generation": ("causal_lm", "generation", "finetune", None),
+    "finetune-classification": ("causal_lm", "classification", "finetune", None),
+    "finetune-answers": ("masked_lm", "question_answering", "finetune", None),
+    "mixed-generation": ("causal_lm", "generation", "mixed", mixed_at(0.3)),
+    "mixed-classification": ("causal_lm", "classification", "mixed", mixed_at(0.3)),
+    "mixed-labels": ("masked_lm", "multi_label", "mixed", mixed_at(0.3)),
+    "more-pretraining": ("masked_lm", "classification", "mixed", mixed_at(1.0)),
+    "recomputed": ("causal_lm", "classification", "mixed", mixed_at(0.3)),
+    "gradient-scale": ("causal_lm", "classification", "mixed", mixed_at(0.3)),
+    "lora": ("causal_lm", "classification", "mixed", mixed_at(0.3, lora_rank=2)),
+    "lora-generation": ("causal_lm", "generation", "mixed", mixed_at(0.3, lora_rank=2)),
+    "penalties": ("causal_lm", "classification", "mixed", mixed_at(0.0, kl_weight=0.5, l2sp_weight=0.1)),
+    "budget": (
+        "causal_lm", "classification", "mixed",
+        MixedCandidate(id="mixed-budget-0.01", forgetting_budget=0.01),
+    ),
+}  # fmt: skip
+
+
+OWN_OPTIONS: dict[str, dict[str, Any]] = {
+    "gradient-scale": {"scale": "gradient"},
+    "recomputed": {"gradient_checkpointing": True},
+    "budget": {"learning_rate": 1.0},
+}

@@ -19,7 +19,7 @@ from mixtune.components.mixed.config import MixedCandidate
 from mixtune.components.pretrain.config import Pretrain, PretrainStep
 from mixtune.components.shared.artifacts import Artifact, ModelCard, read_json, read_jsonl
 from mixtune.components.shared.checkpoints.store import CHECKPOINT_DIR
-from mixtune.components.shared.config import Model, Task
+from mixtune.components.shared.config import Model
 from mixtune.components.shared.errors import RefusedError
 from mixtune.components.shared.outcome import Outcome, load_outcomes
 from mixtune.components.shared.running import processes as distributed
@@ -28,38 +28,10 @@ from tests.stores import new_store
 
 from . import compared, pair
 from .compared import assert_same_movement
-from .several import PROCESSES, Steps, mixed_at
+from .several import CASES, OWN_OPTIONS, PROCESSES, Steps, mixed_at
 
 BY_DESCENT = compared.__name__
 """The module that runs the two processes, and the command under torchrun, by plain gradient descent."""
-
-
-CASES: dict[str, tuple[str, Task, str, MixedCandidate | None]] = {
-    "pretrain": ("causal_lm", "generation", "pretrain", None),
-    "finetune-generation": ("causal_lm", "generation", "finetune", None),
-    "finetune-classification": ("causal_lm", "classification", "finetune", None),
-    "finetune-answers": ("masked_lm", "question_answering", "finetune", None),
-    "mixed-generation": ("causal_lm", "generation", "mixed", mixed_at(0.3)),
-    "mixed-classification": ("causal_lm", "classification", "mixed", mixed_at(0.3)),
-    "mixed-labels": ("masked_lm", "multi_label", "mixed", mixed_at(0.3)),
-    "more-pretraining": ("masked_lm", "classification", "mixed", mixed_at(1.0)),
-    "recomputed": ("causal_lm", "classification", "mixed", mixed_at(0.3)),
-    "gradient-scale": ("causal_lm", "classification", "mixed", mixed_at(0.3)),
-    "lora": ("causal_lm", "classification", "mixed", mixed_at(0.3, lora_rank=2)),
-    "lora-generation": ("causal_lm", "generation", "mixed", mixed_at(0.3, lora_rank=2)),
-    "penalties": ("causal_lm", "classification", "mixed", mixed_at(0.0, kl_weight=0.5, l2sp_weight=0.1)),
-    "budget": (
-        "causal_lm", "classification", "mixed",
-        MixedCandidate(id="mixed-budget-0.01", forgetting_budget=0.01),
-    ),
-}  # fmt: skip
-
-
-OWN_OPTIONS: dict[str, dict[str, Any]] = {
-    "gradient-scale": {"scale": "gradient"},
-    "recomputed": {"gradient_checkpointing": True},
-    "budget": {"learning_rate": 1.0},
-}
 
 
 @pytest.fixture(scope="module")
@@ -367,6 +339,19 @@ def test_what_is_not_finite_is_explained_by_several_processes_too(
     assert outcome.kind == "failed"
     assert outcome.sentences[0].startswith("step 1: the loss of the fine-tuning stream (all its documents: ")
     assert not (tmp_path / "model" / "mixtune.json").exists()
+
+
+@pytest.mark.usefixtures("two")
+def test_adapters_are_not_sharded_and_pulled_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps = Steps(tmp_path, "classification")
+    monkeypatch.setenv(PROCESSES, "2")
+    monkeypatch.setenv("MIXTUNE_OUTCOME_DIR", str(tmp_path / "outcomes"))
+    both = MixedCandidate(id="mixed-budget-1", forgetting_budget=1.0, lora_rank=2)
+    with pytest.raises(SystemExit):
+        steps.run("mixed", "model", both, parallelism="fsdp")
+    (outcome,) = load_outcomes(tmp_path / "outcomes")
+    wanted = "parallelism: with fsdp, low-rank adapters cannot be trained to a forgetting budget; use ddp"
+    assert (outcome.kind, outcome.sentences) == ("refused", [wanted])
 
 
 FINETUNE = FinetuneStep(seed=0, max_length=32, finetune=Finetune(steps=2))

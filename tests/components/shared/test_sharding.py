@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
+import torch
 from pydantic import ValidationError
 
 from mixtune.components.finetune.config import Finetune
+from mixtune.components.shared.model.device import loading_device
 from mixtune.components.shared.model.sharding import fits
 
 from .tiny import tiny_model
@@ -22,3 +26,21 @@ def test_a_model_fits_where_its_training_takes_70_percent() -> None:
 def test_a_compiled_training_is_not_sharded() -> None:
     with pytest.raises(ValidationError, match="compile does not work with parallelism: fsdp"):
         Finetune(compile=True, parallelism="fsdp")
+
+
+@pytest.mark.parametrize(
+    ("options", "processes", "device"),
+    [
+        ({}, "1", "cuda"),
+        ({}, "2", "cpu"),
+        ({"parallelism": "fsdp"}, "2", "cpu"),
+        ({"parallelism": "ddp"}, "2", "cuda"),
+        ({"attention": "flash_attention_2"}, "2", "cuda"),
+    ],
+)
+def test_models_that_may_be_sharded_are_loaded_on_the_cpu(
+    monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], processes: str, device: str
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", processes)
+    monkeypatch.setattr("mixtune.components.shared.model.device.pick_device", lambda: torch.device("cuda", 0))
+    assert loading_device(Finetune(**options)).type == device
