@@ -1,11 +1,14 @@
 # `make demo` runs the embedded default, `make test` passes the tests; both set up what they need in .venv.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
+GPU_PYTHON ?= python3
+GPU_WHEELS := $(wildcard build/gpu-wheels/*.whl)
+GPU_RUN = PYTHONPATH=$(CURDIR)/.types:$(CURDIR)/build/gpu-site $(GPU_PYTHON)
 # The tests of one file stay together, since they share what is made for them; the longest begin first (tests/conftest.py).
 SIDE_BY_SIDE := --numprocesses auto --dist loadfile --no-loadscope-reorder
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test test-slow numeric lint compiled images sbom clean
+.PHONY: demo test test-slow numeric gpu-wheels gpu-site gpu-check gpu-engine gpu-evidence lint compiled wheel images sbom clean
 
 demo: .venv/installed
 	$(BIN)/mixtune run
@@ -21,6 +24,31 @@ test-slow: .venv/tests-installed
 numeric: .venv/tests-installed
 	ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=AVX2 $(BIN)/python -m pytest -m numeric $(SIDE_BY_SIDE)
 
+# What a machine with a GPU and without a network lacks: wheels for its Python, to be carried there with the repository.
+gpu-wheels:
+	$(PYTHON) -m pip download --quiet --no-deps --only-binary=:all: --python-version 3.12 --implementation cp \
+		--platform manylinux_2_28_x86_64 --platform manylinux_2_17_x86_64 --platform manylinux2014_x86_64 \
+		--constraint requirements.txt --requirement tests/gpu/wheels.txt --dest build/gpu-wheels
+
+# Unpacks them on that machine.
+gpu-site: .types/mixtune
+	rm -rf build/gpu-site
+	$(if $(GPU_WHEELS),$(GPU_PYTHON) -m pip install --quiet --no-index --no-deps --no-compile --target build/gpu-site $(GPU_WHEELS))
+
+# There: everything in tests/gpu with the torch and transformers that it has. What was measured goes to build/gpu-check.json.
+gpu-check: gpu-site
+	mkdir -p build
+	GPU_REPORT=build/gpu-check.json $(GPU_RUN) -m pytest -m gpu tests/gpu $(GPU_CHECK)
+
+# There: the speed of a step, docs/gpu.md. Options go in GPU_ENGINE.
+gpu-engine: gpu-site
+	mkdir -p build
+	$(GPU_RUN) -m tests.benchmarks.gpu_engine --json build/gpu-engine.json $(GPU_ENGINE)
+
+# There: a whole comparison. GPU_EVIDENCE holds --text, --labelled and --task.
+gpu-evidence: gpu-site
+	$(GPU_RUN) -m tests.benchmarks.gpu_evidence --output build/gpu-evidence $(GPU_EVIDENCE)
+
 lint: .venv/tests-installed .types/mixtune
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -28,6 +56,10 @@ lint: .venv/tests-installed .types/mixtune
 
 compiled: .venv/installed
 	$(BIN)/python -m mixtune.pipelines.generate
+
+# A wheel and a source distribution, in dist.
+wheel: .venv/tests-installed
+	$(BIN)/python -m build --no-isolation --outdir dist
 
 # One image for each step, by plain `docker build`. Options go in IMAGES, such as IMAGES="--torch cuda"; --help lists them.
 images: .venv/installed

@@ -280,6 +280,7 @@ def parts(
         register=RegisterStep(
             registered_model=config.tracking.registered_model or config.name,
             alias=config.tracking.alias,
+            kubeflow_registry=config.tracking.kubeflow_registry,
             max_length=model.max_length,
             max_new_tokens=evaluate.max_new_tokens,
         ),

@@ -96,6 +96,15 @@ run(part, context=Context.for_tests(), tokenizer_in=None, pretraining_data=None,
     assert (tmp_path / "tokenizer" / "tokenizer.json").is_file()
 
 
+def test_wheels_that_are_carried_to_a_gpu_have_a_pinned_version() -> None:
+    pinned = {line.partition("==")[0] for line in (ROOT / "requirements.txt").read_text().splitlines() if "==" in line}
+    project = (ROOT / "pyproject.toml").read_text()
+    carried = [line for line in (ROOT / "tests/gpu/wheels.txt").read_text().splitlines() if not line.startswith("#")]
+    assert carried
+    for name in carried:
+        assert name in pinned or ("==" in name and f'"{name}"' in project), name
+
+
 def test_versions_are_pinned_and_no_registry_is_named() -> None:
     for name in ("requirements.txt", "requirements-dev.txt", "docker/sbom.txt"):
         for line in (ROOT / name).read_text().splitlines():

@@ -13,6 +13,8 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
+from .long_texts import pieces_of
+
 WORDS = 13
 BATCH_MARKS = 1_000_000
 
@@ -71,8 +73,10 @@ def _marks(text: str) -> Iterator[int]:
 
     Two different passages have the same hash with a probability of 2^-64. Hashes differ from process to process.
     """
-    found = words(text)
+    found: list[str] = []
+    for piece in pieces_of(text):  # the last words of a piece begin passages that end in the next one
+        found = found[max(0, len(found) - WORDS + 1) :] + words(piece)
+        for start in range(len(found) - WORDS + 1):
+            yield hash(" ".join(found[start : start + WORDS]))
     if len(found) < WORDS:
         yield hash(" ".join(found or text.split()) + "\n")
-    for start in range(len(found) - WORDS + 1):
-        yield hash(" ".join(found[start : start + WORDS]))

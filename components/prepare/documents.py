@@ -13,6 +13,7 @@ from ..shared.data.prepared import Document, Split
 from ..shared.data.tallies import Tallies
 from ..shared.task_kinds import TASK_KINDS, Target
 from .chats import TOO_LONG, InvalidChatError
+from .long_texts import is_long
 from .rows import Item, labels_of, texts_of
 from .spans import Question, windows
 from .tokenization import BATCH, Encoder, Survival
@@ -146,10 +147,15 @@ def _chats(
 def _texts(batch: ItemBatch, records: list[dict[str, Any]], encoder: Encoder, found: Found) -> Iterator[Document]:
     for start in range(0, len(records), BATCH):
         items = batch.items[start : start + BATCH]
-        ids = encoder.ids([item.text for item in items])
-        for item, record, tokens in zip(items, records[start : start + BATCH], ids, strict=True):
-            found.survival(item, item.text, encoder.survival(item.text, tokens))
-            yield Document(encoder.document(tokens), record)
+        ids = iter(encoder.ids([item.text for item in items if not is_long(item.text)]))
+        for item, record in zip(items, records[start : start + BATCH], strict=True):
+            if is_long(item.text):
+                document, survival = encoder.long_document(item.text)
+            else:
+                tokens = next(ids)
+                document, survival = encoder.document(tokens), encoder.survival(item.text, tokens)
+            found.survival(item, item.text, survival)
+            yield Document(document, record)
 
 
 def _labelled(batch: ItemBatch, records: list[dict[str, Any]], encoder: Encoder, found: Found) -> Iterator[Document]:

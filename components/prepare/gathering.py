@@ -14,6 +14,7 @@ from ..shared.data.problems import Problems
 from ..shared.data.sources import named_sources, read
 from ..shared.data.tallies import Part, Tallies, warnings
 from .config import FinetuneData, PretrainData
+from .long_texts import MAX_EXAMPLE_CHARACTERS
 from .near_duplicates import near_duplicates
 from .rows import Gathered, Item, Rows, RowWriter, texts_of
 from .splitting import DEV, TEST, TRAIN, HeldOut, cut, draw, exact, first_of_each, fold, numbers_of, shuffled
@@ -24,6 +25,10 @@ SPLITS: tuple[Split, ...] = ("train", "dev", "test")
 MAX_CONTROL_DOCUMENTS = 1000
 """More do not make the measured forgetting of a training noticeably more precise."""
 FOLDED = "case and white space aside; duplicates: exact keeps those that differ in them"
+TOO_LARGE = (
+    "has {:.1f} million characters; an example or a chat can have "
+    f"{MAX_EXAMPLE_CHARACTERS / 1_000_000:g} million. Shorten it, or leave it out"
+)
 REMOVED = (*REASONS, "duplicates", "contradictory", "held_out_too", "near_duplicates")
 """Kinds of tallies of removed rows, which can be the cause of a problem with the labels or the splits."""
 OPTIONS: tuple[Part, ...] = ("test_source", "dev_source", "source")
@@ -101,6 +106,10 @@ def _read(
         before, first, skipped = len(problems), len(writer), problems.skipped.count if problems.skipped else 0
         for row in read(named.path, named.reading(stream, problems, tallies)):
             texts = texts_of(row)
+            if (row.chat or isinstance(stream, FinetuneData)) and sum(map(len, texts)) > MAX_EXAMPLE_CHARACTERS:
+                size = sum(map(len, texts)) / 1_000_000
+                problems.add_detail(f"{row.where}: {TOO_LARGE.format(size)}", {})
+                continue
             writer.append(row, digest(*texts), kept.reason("\n".join(texts)) if named.part == "source" else 0)
         if len(writer) == first and len(problems) == before:
             met = " that meet filter" if named.own is not None and named.own.filter else ""

@@ -18,6 +18,8 @@ from .shares import percent
 
 SAMPLES = 5
 SAMPLE_CHARACTERS = 600
+SAMPLE_TOKENS = 4 * SAMPLE_CHARACTERS
+"""A character of any language has at most four tokens, each a byte."""
 BINS = 10
 QUANTILES = {"lowest": 0.0, "5 %": 0.05, "25 %": 0.25, "median": 0.5, "75 %": 0.75, "95 %": 0.95, "highest": 1.0}
 ROLES = ("text", "prompt", "completion", "question", "context", "answers", "label", "labels")
@@ -208,21 +210,20 @@ def _sample(
     manifest: DataManifest,
     decode: Callable[[list[int]], str],
 ) -> dict[str, Any]:
-    tokens = documents.tokens(number).tolist()
+    tokens = documents.tokens(number)
     values = [(role, _clipped(_words(record[role]))) for role in ROLES if role in record]
     if "offsets" in record:  # a window over a context
         first, last = (int(place) for place in documents.targets[number])
-        found = f"tokens {first} to {last}: {decode(tokens[first : last + 1])}" if last else "none: the first token"
+        words = decode(tokens[first : last + 1].tolist())
+        found = f"tokens {first} to {last}: {words}" if last else "none: the first token"
         values.append(("answer in this window", _clipped(found)))
     return {
         "source": record["source"],
         "tokens": len(tokens),
-        "turns": "turns of the assistant that are learned",
-        "turns_apart": "of these, in a sequence of their own, since the chat template shows them in another way later",
         "contaminated": [STREAMS[stream] for stream in record.get("contaminated_by", [])],
         "values": values,
         "seen": [
-            SeenPart(_clipped(decode(tokens[low:high])), learned)
+            SeenPart(_clipped(decode(tokens[low : min(high, low + SAMPLE_TOKENS)].tolist())), learned)
             for low, high, learned in _parts(documents, number, manifest)
         ],
     }

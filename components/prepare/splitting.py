@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import numpy as np
 
+from .long_texts import is_long
+
+_WHITE_SPACE = re.compile(r"\s+")
 HeldOut = Literal["dev", "test"]
 Keys = np.ndarray
 """(N, 32) uint8, digests of contents."""
@@ -23,7 +27,13 @@ def digest(content: bytes) -> bytes:
 
 def fold(*texts: str) -> bytes:
     """Returns a digest that is equal for texts that differ only in case and white space."""
-    return digest("\0".join(" ".join(text.casefold().split()) for text in texts).encode())
+    return digest("\0".join(map(_folded, texts)).encode())
+
+
+def _folded(text: str) -> str:
+    folded = text.casefold()
+    # Splitting is four times as fast, but needs many times the memory of the text.
+    return _WHITE_SPACE.sub(" ", folded).strip() if is_long(text) else " ".join(folded.split())
 
 
 def exact(*texts: str) -> bytes:

@@ -8,7 +8,7 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,7 @@ from ..shared.serving.encoding import AddedTokens, prompt_parts, text_ids
 from ..shared.third_party.transformers_chats import compile_template
 from .chats import ChatEncoder
 from .config import LongExamples, Tokenizer
+from .long_texts import pieces_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -63,7 +64,7 @@ def train_tokenizer(
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    backend.train_from_iterator(texts, trainer)
+    backend.train_from_iterator((piece for text in texts for piece in pieces_of(text)), trainer)
     ids = [(token, backend.token_to_id(token)) for token in (bos, eos)]
     options: dict[str, Any] = {}
     if masked:
@@ -303,6 +304,26 @@ class Encoder:
             The tokens, int32; a list would take eight times as much memory.
         """
         return np.array([self.bos, *ids, self.eos], np.int32)
+
+    def long_document(self, text: str) -> tuple[np.ndarray, Survival]:
+        """Encodes pretraining text in pieces, as `document` does. Tokens around the place between two pieces can differ.
+
+        Returns:
+            The tokens, int32, and what became of the text.
+        """
+        (line_end,) = self.ids(["\n"])
+        found, encoded = Survival(0, 0, 0, 0), [np.array([self.bos], np.int32)]
+        for number, piece in enumerate(pieces_of(text)):
+            # Some tokenizers begin each text with a space, so a line end is put before what continues another piece.
+            (ids,) = self.ids([f"\n{piece}" if number else piece])
+            if number and ids[: len(line_end)] == line_end:
+                ids = ids[len(line_end) :]
+            elif number:
+                (ids,) = self.ids([piece])
+            own = self.survival(piece, ids)
+            found = Survival(*(a + b for a, b in zip(astuple(found), astuple(own), strict=True)))
+            encoded.append(np.array(ids, np.int32))
+        return np.concatenate([*encoded, np.array([self.eos], np.int32)]), found
 
     def text(self, text: str, ids: list[int]) -> tuple[list[int], bool] | None:
         """Encodes a text for a task head, truncated to `max_length` by the tokenizer.

@@ -10,6 +10,7 @@ class RegisterStep(Section):
 
     registered_model: str
     alias: str
+    kubeflow_registry: str | None = None
     max_length: int
     """Maximum length of an input, in tokens."""
     max_new_tokens: int | None = None

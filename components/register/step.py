@@ -12,8 +12,9 @@ from ..shared.errors import UnreachableError
 from ..shared.running.context import Context
 from ..shared.task_kinds import TASK_KINDS
 from ..shared.tracking.connection import offline_allowed
+from ..shared.tracking.kubeflow_registry import register_in_kubeflow
 from ..shared.tracking.logged_model import Measurement
-from ..shared.tracking.registered import REGISTERED
+from ..shared.tracking.registered import REGISTERED, registered_version
 from .config import RegisterStep
 from .model_card import model_card
 
@@ -48,6 +49,8 @@ def run(
             float(candidate["params"]["alpha"]), candidate["id"], selected.path, other.path, Path(model.path)
         )
 
+    tags, source = _lineage(report, candidate, context), _source(context)
+    card = model_card(report, candidate, config.registered_model)
     context.say(f"registering {candidate['id']} as {config.registered_model}")
     model.metadata.update({"candidate": candidate["id"], "registered_model": config.registered_model})
     try:
@@ -58,9 +61,9 @@ def run(
             kind=report["task"]["kind"],
             max_length=config.max_length,
             max_new_tokens=config.max_new_tokens,
-            card=model_card(report, candidate, config.registered_model),
-            tags=_lineage(report, candidate, context),
-            source=_source(context),
+            card=card,
+            tags=tags,
+            source=source,
             measurements=_measurements(report, candidate),
             files=[Path(comparison.path) / name for name in ("report.html", "report.md", "report.json")],
         )
@@ -75,12 +78,25 @@ def run(
         return
     model.metadata["version"] = version
     context.facts["registered"] = f"{config.registered_model} version {version}, alias {config.alias}"
-    tags = {
+    uri = f"models:/{config.registered_model}/{version}"
+    of_run = {
         "mixtune.registered": context.facts["registered"],
-        REGISTERED: f"models:/{config.registered_model}/{version}",
+        REGISTERED: uri,
     }
-    context.tracker.set_tags(tags, parent=True)
+    context.tracker.set_tags(of_run, parent=True)
     context.say(f"registered {context.facts['registered']}")
+    if config.kubeflow_registry:
+        location = registered_version(context.tracker.reach(), uri).location
+        register_in_kubeflow(
+            config.kubeflow_registry,
+            name=config.registered_model,
+            version=version,
+            uri=location,
+            tags=tags,
+            source=source,
+            card=card,
+        )
+        context.say(f"Kubeflow's model registry has {config.registered_model} version {version}")
 
 
 def write_interpolated(alpha: float, candidate_id: str, pretrained: str, finetuned: str, folder: Path) -> None:

@@ -46,6 +46,12 @@ RegisteredName = Annotated[
         "be letters, digits, spaces, dots, underscores and hyphens, and begin with a letter or a digit",
     ),
 ]
+RegistryAddress = Annotated[
+    str,
+    matching(
+        r"^https?://[^/?#@\s]+(/[^?#\s]*)?$", "be an address such as https://registry.example, without a password"
+    ),
+]
 Alias = Annotated[
     str, matching(r"^[A-Za-z][A-Za-z0-9_-]*$", "be letters, digits, underscores and hyphens, and begin with a letter")
 ]
@@ -219,6 +225,10 @@ class Tracking(Section):
     """Name in the MLflow model registry; null means the name of the run."""
     alias: Alias = "candidate"
     """Alias that `register` sets on the new version. `latest` and `v` with a number are reserved by MLflow."""
+
+    kubeflow_registry: RegistryAddress | None = None
+    """Address of Kubeflow's model registry, such as `https://registry.example`. `register` makes the version there, too, with
+    the address of its files and the run that made it; its image needs `mixtune[kubeflow-registry]`. Null makes none."""
 
     tensorboard: bool = False
     """Whether trainings also write TensorBoard event files with the metrics that they log to MLflow: into `tensorboard/` in the

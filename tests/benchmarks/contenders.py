@@ -39,7 +39,9 @@ from .workload import (
     Size,
     Steps,
     count_tokens,
+    padded,
     rows_in_order,
+    supervised,
 )
 
 MAX_STEPS = 400
@@ -380,25 +382,9 @@ class _Items(torch.utils.data.Dataset[Any]):
         return self._items[index]
 
 
-def supervised(rows: list[dict[str, list[int]]]) -> int:
-    """Tokens with a label, after the shift."""
-    return sum(label != -100 for row in rows for label in row["labels"][1:])
-
-
 def _collate_pair(items: list[Any]) -> Any:
     (text, labelled, counts) = items[0]
     return padded(text), padded(labelled), counts
-
-
-def padded(rows: list[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
-    """Rows as tensors, padded to the longest."""
-    width = max(len(row["input_ids"]) for row in rows)
-
-    def tensor(name: str, value: int) -> torch.Tensor:
-        return torch.tensor([row[name] + [value] * (width - len(row[name])) for row in rows])
-
-    mask = torch.tensor([[1] * len(row["input_ids"]) + [0] * (width - len(row["input_ids"])) for row in rows])
-    return {"input_ids": tensor("input_ids", PAD_ID), "attention_mask": mask, "labels": tensor("labels", -100)}
 
 
 def trl_variants(size: Size, precision: Precision, steps: int) -> list[Trl]:

@@ -12,8 +12,7 @@ from mixtune.components.shared.model.mixed_model import MixedModel
 from mixtune.components.shared.model.packing import collate
 from tests.components.shared.compared import assert_close
 
-from .contenders import padded, supervised
-from .workload import DEFAULT, LLAMA15M, PAD_ID, Size, Steps, flops_of_step, rows_in_order
+from .workload import DEFAULT, LLAMA15M, PAD_ID, Size, Steps, flops_of_step, padded, rows_in_order, supervised
 
 pytestmark = pytest.mark.numeric
 

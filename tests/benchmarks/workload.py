@@ -11,6 +11,7 @@ from itertools import islice
 from typing import Literal
 
 import numpy as np
+import torch
 from transformers import LlamaConfig, LlamaForCausalLM, set_seed
 
 from mixtune.components.shared.model.packing import Segment
@@ -26,8 +27,9 @@ class Size:
     """A model and the steps that it is trained on.
 
     Attributes:
-        examples: labelled examples in a step: a prompt and a label of one to three tokens.
+        examples: labelled examples in a step: a prompt and a label.
         windows: texts in a step, each of `window` tokens: what `streams.make_mix` makes of a replay share of a third.
+        prompt, label: numbers of tokens are drawn from these ranges, without the second.
         max_length: of a packed row, in tokens.
     """
 
@@ -41,6 +43,7 @@ class Size:
     window: int = 117
     prompt: tuple[int, int] = (16, 48)
     max_length: int = 128
+    label: tuple[int, int] = (1, 4)
 
     @property
     def intermediate(self) -> int:
@@ -57,7 +60,7 @@ class Size:
                 num_hidden_layers=self.layers,
                 num_attention_heads=self.heads,
                 num_key_value_heads=self.heads,
-                max_position_embeddings=4096,
+                max_position_embeddings=max(4096, self.max_length),
                 tie_word_embeddings=True,
                 bos_token_id=1,
                 eos_token_id=2,
@@ -80,7 +83,7 @@ class Size:
         texts = [Segment(tokens(self.window), 1, pretrain=True) for _ in range(self.windows)]
         examples = []
         for _ in range(self.examples):
-            prompt, label = int(draw.integers(*self.prompt)), int(draw.integers(1, 4))
+            prompt, label = int(draw.integers(*self.prompt)), int(draw.integers(*self.label))
             examples.append(Segment(tokens(prompt + label), prompt))
         return texts + examples
 
@@ -113,6 +116,22 @@ def rows_in_order(size: Size, steps: int) -> Iterator[dict[str, list[int]]]:
             labels = np.full(len(one.tokens), -100)
             labels[one.supervised_from :] = one.tokens[one.supervised_from :]
             yield {"input_ids": one.tokens.tolist(), "labels": labels.tolist()}
+
+
+def supervised(rows: list[dict[str, list[int]]]) -> int:
+    """Tokens with a label, after the shift."""
+    return sum(label != -100 for row in rows for label in row["labels"][1:])
+
+
+def padded(rows: list[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
+    """Rows as tensors, padded to the longest."""
+    width = max(len(row["input_ids"]) for row in rows)
+
+    def tensor(name: str, value: int) -> torch.Tensor:
+        return torch.tensor([row[name] + [value] * (width - len(row[name])) for row in rows])
+
+    mask = torch.tensor([[1] * len(row["input_ids"]) + [0] * (width - len(row["input_ids"])) for row in rows])
+    return {"input_ids": tensor("input_ids", PAD_ID), "attention_mask": mask, "labels": tensor("labels", -100)}
 
 
 def pooled_share(size: Size, step: int) -> float:

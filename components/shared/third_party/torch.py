@@ -15,7 +15,8 @@ def has_bf16_products() -> bool:
     The processor must have them, and oneDNN must be allowed to use them (`ONEDNN_MAX_CPU_ISA`). torch has a public function for
     the first condition only.
     """
-    return torch.cpu.get_capabilities().get("avx512_bf16", False) and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    known: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()  # not in every supported version
+    return bool(known.get("avx512_bf16", False)) and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 def compiled_backward_without_autocast() -> contextlib.AbstractContextManager[None]:

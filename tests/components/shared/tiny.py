@@ -33,12 +33,12 @@ ENCODERS = ("bert", "roberta", "modernbert")
 LABELS = {"classification": ["a", "b", "c"], "multi_label": ["a", "b", "c", "d"]}
 
 
-def _config(architecture: str) -> Any:
+def _config(architecture: str, hidden: int) -> Any:
     """No dropout, so that two passes agree."""
     sizes: dict[str, Any] = {
         "vocab_size": VOCABULARY_SIZE,
-        "hidden_size": 16,
-        "intermediate_size": 32,
+        "hidden_size": hidden,
+        "intermediate_size": 2 * hidden,
         "num_hidden_layers": 2,
         "num_attention_heads": 2,
         "initializer_range": 0.2,
@@ -48,7 +48,7 @@ def _config(architecture: str) -> Any:
     ends: dict[str, Any] = {"bos_token_id": 58, "eos_token_id": 59}
     if architecture == "gpt2":
         return GPT2Config(
-            vocab_size=VOCABULARY_SIZE, n_positions=64, n_embd=16, n_layer=2, n_head=2,
+            vocab_size=VOCABULARY_SIZE, n_positions=64, n_embd=hidden, n_layer=2, n_head=2,
             pad_token_id=60, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, initializer_range=0.2,
         )  # fmt: skip
     if architecture == "qwen2":
@@ -65,9 +65,9 @@ def _config(architecture: str) -> Any:
     return LlamaConfig(**sizes)
 
 
-def tiny_lm(architecture: str = "llama", seed: int = 0, attention: str = "sdpa") -> PreTrainedModel:
+def tiny_lm(architecture: str = "llama", seed: int = 0, attention: str = "sdpa", hidden: int = 16) -> PreTrainedModel:
     """A random language model, causal or masked."""
-    config = _config(architecture)
+    config = _config(architecture, hidden)
     mapping = MODEL_FOR_MASKED_LM_MAPPING if architecture in ENCODERS else MODEL_FOR_CAUSAL_LM_MAPPING
     config._attn_implementation = attention
     torch.manual_seed(seed)
@@ -82,9 +82,10 @@ def tiny_model(
     seed: int = 0,
     task: Task | None = None,
     attention: str = "sdpa",
+    hidden: int = 16,
 ) -> MixedModel:
     """The same, with a head where a task, or labels to classify by, are given."""
-    model = MixedModel(tiny_lm(architecture, seed, attention))
+    model = MixedModel(tiny_lm(architecture, seed, attention, hidden))
     if task is not None:
         model.add_head(task, LABELS.get(task), seed)
     elif labels:
