@@ -1,4 +1,4 @@
-"""The rows of a stream on disk, so that memory does not grow with the text: about 80 bytes of memory for each row.
+"""The rows of a stream on disk, so that memory grows with their number and not with the text.
 
 Rows are identified by their number, in the order in which they were read. What deduplication and splitting need of them is held
 in arrays; the rows themselves are read back when they are tokenised.

@@ -33,6 +33,7 @@ from .report import render
 from .rows import Gathered, Item
 from .shards import Made, counts_of, make_shards, shards_of, work_folder
 from .shares import kept_by_weight, shares
+from .target_checks import count_targets, lost_labels
 from .tokenization import Encoder, load_saved_tokenizer, load_tokenizer, set_chat_template, train_tokenizer
 
 if TYPE_CHECKING:
@@ -120,6 +121,15 @@ def run(
             for sentence in refusals(tallies, config.stream):
                 problems.add(sentence)
             problems.raise_if_any()
+            kept = {split: _kept(stream, gathered, split, inside) for split, inside in made.items()}
+            if isinstance(stream, FinetuneData) and streams is not None:
+                left = {split: np.unique(inside.rows[kept[split]]) for split, inside in made.items()}
+                count_targets(stream, gathered, left)
+                compared = ["finetune", *(["pretrain"] if pretraining_data is not None else [])]
+                _note_contamination(gathered, streams, left, compared)
+                for sentence in lost_labels(stream, gathered):
+                    problems.add(sentence)
+                problems.raise_if_any()
             for line in log_lines(tallies, config.stream):
                 context.say(line)
 
@@ -128,8 +138,7 @@ def run(
                 (Path(output.path) / "manifest.json").unlink(missing_ok=True)
             infos = {}
             for split, inside in made.items():
-                kept = _kept(stream, gathered, split, inside)
-                infos[split] = inside.merge(folders[split].path, kept)
+                infos[split] = inside.merge(folders[split].path, kept[split])
         if quarantine.exists():
             shutil.copyfile(quarantine, Path(train.path) / QUARANTINE)
         removed = removed_items(gathered)
@@ -285,12 +294,22 @@ def _contamination(gathered: Gathered, pretraining_data: ArtifactLike | None) ->
     of_each = [[stream for stream in sorted(found) if found[stream][place]] for place in range(count)]
     border = len(gathered.splits["dev"])
     streams: dict[Split, list[list[str]]] = {"dev": of_each[:border], "test": of_each[border:]}
-    gathered.notes["contaminated"] = {split: sum(map(bool, inside)) for split, inside in streams.items()}
-    for stream in found:
-        gathered.notes[f"contaminated_by_{stream}"] = {
-            split: sum(stream in those for those in inside) for split, inside in streams.items()
-        }
     return streams
+
+
+def _note_contamination(
+    gathered: Gathered, streams: dict[Split, list[list[str]]], left: dict[Split, np.ndarray], compared: list[str]
+) -> None:
+    """Notes how many of the held-out rows that are left are contaminated, and by which of the compared streams."""
+    those = {
+        split: [own for own, stays in zip(inside, np.isin(gathered.splits[split], left[split]), strict=True) if stays]
+        for split, inside in streams.items()
+    }
+    gathered.notes["contaminated"] = {split: sum(map(bool, inside)) for split, inside in those.items()}
+    for stream in compared:
+        gathered.notes[f"contaminated_by_{stream}"] = {
+            split: sum(stream in own for own in inside) for split, inside in those.items()
+        }
 
 
 def _compared(item: Item) -> list[str]:

@@ -24,9 +24,38 @@ _WHOLE_NUMBER = re.compile("[+-]?[0-9]{1,18}")
 
 def check_targets(stream: FinetuneData, gathered: Gathered, problems: Problems) -> None:
     """Checks the targets of all splits. Adds the label names and the counts to `gathered`."""
+    count_targets(stream, gathered, gathered.splits)
     check = _CHECKS[TASK_KINDS[stream.task].target]
     if check is not None:
         check(stream, gathered, problems)
+
+
+def count_targets(stream: FinetuneData, gathered: Gathered, splits: Mapping[Split, np.ndarray]) -> None:
+    """Notes the targets of some of the rows of each split, for the reports."""
+    rows, notes, target = gathered.rows, gathered.notes, TASK_KINDS[stream.task].target
+    if target in ("label", "labels"):
+        notes["labels"] = {name: dict(sorted(rows.label_counts(inside).items())) for name, inside in splits.items()}
+    if target == "labels":
+        without = [place for place, labels in enumerate(rows.label_sets) if not labels]
+        notes["unlabelled"] = {
+            name: int(np.isin(rows.labels[inside], without).sum()) for name, inside in splits.items()
+        }
+    if target == "number":
+        numbers = {name: rows.numbers[inside] for name, inside in splits.items() if len(inside)}
+        notes["target_mean"] = {name: float(found.mean()) for name, found in numbers.items()}
+        notes["target_std"] = {name: float(found.std()) for name, found in numbers.items()}
+    if target == "answers":
+        notes["unanswerable"] = {name: int((rows.answers[inside] == 0).sum()) for name, inside in splits.items()}
+
+
+def lost_labels(stream: FinetuneData, gathered: Gathered) -> list[str]:
+    """Returns a sentence if labels have lost all of their training examples since the splits were made."""
+    trained = gathered.notes["labels"]["train"] if "labels" in gathered.notes else {}
+    lost = [repr(label) for label in gathered.labels or [] if label not in trained]
+    more = f" and {len(lost) - SHOWN_LABELS} more" if len(lost) > SHOWN_LABELS else ""
+    named = f"{', '.join(lost[:SHOWN_LABELS])}{more}"
+    why = "by the weights of the sources or for model.max_length; change these, or give more examples"
+    return [f"{_label_column(stream)}: no training example is left of {named}, {why}"] if lost else []
 
 
 def _check_label(stream: FinetuneData, gathered: Gathered, problems: Problems) -> None:
@@ -35,17 +64,10 @@ def _check_label(stream: FinetuneData, gathered: Gathered, problems: Problems) -
 
 def _check_labels(stream: FinetuneData, gathered: Gathered, problems: Problems) -> None:
     _count_labels(stream, gathered, False, problems)
-    without = [place for place, labels in enumerate(gathered.rows.label_sets) if not labels]
-    gathered.notes["unlabelled"] = {
-        name: int(np.isin(gathered.rows.labels[inside], without).sum()) for name, inside in gathered.splits.items()
-    }
 
 
 def _count_labels(stream: FinetuneData, gathered: Gathered, single: bool, problems: Problems) -> None:
     gathered.labels = _checked_labels(_label_column(stream), gathered.rows, gathered.splits, single, problems)
-    gathered.notes["labels"] = {
-        name: dict(sorted(gathered.rows.label_counts(inside).items())) for name, inside in gathered.splits.items()
-    }
     _count_case_labels(gathered)
 
 
@@ -67,16 +89,12 @@ def _count_case_labels(gathered: Gathered) -> None:
 
 
 def _check_numbers(stream: FinetuneData, gathered: Gathered, problems: Problems) -> None:
-    splits, notes = gathered.splits, gathered.notes
-    numbers = {name: gathered.rows.numbers[inside] for name, inside in splits.items()}
-    if len(splits["train"]) and len(np.unique(numbers["train"].astype(np.float32))) == 1:  # float32, as in training
+    notes, train = gathered.notes, gathered.splits["train"]
+    numbers = gathered.rows.numbers[train]
+    if len(train) and len(np.unique(numbers.astype(np.float32))) == 1:  # float32, as in training
         problems.add(
-            f"{_label_column(stream)}: every training example has the number {numbers['train'][0]:g}; at least two numbers are "
-            "needed"
+            f"{_label_column(stream)}: every training example has the number {numbers[0]:g}; at least two numbers are needed"
         )
-    notes["target_mean"] = {name: float(found.mean()) for name, found in numbers.items() if len(found)}
-    notes["target_std"] = {name: float(found.std()) for name, found in numbers.items() if len(found)}
-    train = splits["train"]
     if len(train):
         mean, spread = notes["target_mean"]["train"], notes["target_std"]["train"]
         detail = f"mean {mean:,.4g}, standard deviation {spread:,.4g}"
@@ -94,9 +112,6 @@ def is_far(mean: float, spread: float) -> bool:
 
 def _check_answers(stream: FinetuneData, gathered: Gathered, problems: Problems) -> None:
     train, notes = gathered.splits["train"], gathered.notes
-    notes["unanswerable"] = {
-        name: int((gathered.rows.answers[inside] == 0).sum()) for name, inside in gathered.splits.items()
-    }
     if len(train) and notes["unanswerable"]["train"] == len(train):
         problems.add(
             f"{stream.section}.answers_column ({stream.answers_column}): no training example has an answer; add some"

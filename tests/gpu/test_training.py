@@ -163,3 +163,13 @@ def test_a_step_waits_for_the_gpu_once(tmp_path: Path, record: Callable[..., Non
     record(all_waits=len(waits), in_steps=len(in_steps), steps=steps)
     # The norm of each step, one measurement of both streams' gradients, one log entry, and what comes before and after.
     assert len(in_steps) <= steps + 8, [f"{one.filename}:{one.lineno}" for one in in_steps]
+
+
+@needs_gpu
+def test_what_a_training_makes_of_the_gpu_is_measured(tmp_path: Path) -> None:
+    _, result = run(write_both(tmp_path, "generation"), "generation", precision="bf16")
+    used = result.utilisation
+    assert used.peak_memory_bytes is not None
+    assert 0 < used.peak_memory_bytes <= torch.cuda.get_device_properties(0).total_memory
+    assert used.mfu is None or 0 < used.mfu < 1
+    assert used.gpu_utilisation is None or 0 <= used.gpu_utilisation <= 1

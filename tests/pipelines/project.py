@@ -13,6 +13,7 @@ from typing import Any, Self
 
 import yaml
 
+from mixtune.components.shared.artifacts import Utilisation
 from mixtune.components.shared.outcome import load_outcomes
 from mixtune.components.shared.tracking.connection import connect
 from tests.conftest import sentences
@@ -30,9 +31,8 @@ OF_THE_MOMENT = {
     "mlflow_runs",
     "evaluate_run",
     "parent_run",
-    "tokens_per_second",
     "utilisation",
-    "peak_memory_bytes",
+    *Utilisation.model_fields,
 }
 
 

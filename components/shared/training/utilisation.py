@@ -1,7 +1,8 @@
 """What a training made of its machine: model FLOPs, the share of the device's peak (MFU), peak memory, utilisation of the GPU.
 
-FLOPs are counted from the shapes, as in A. Chowdhery et al., PaLM, arXiv:2204.02311, appendix B: what the model needs, without
-recomputed activations, reference models, and the forward passes that measure forgetting or gradients.
+FLOPs are counted from the shapes, as in A. Chowdhery et al., PaLM, arXiv:2204.02311, appendix B, with attention over the tokens
+that a token may see: what the model needs, without recomputed activations, reference models, and the forward passes that
+measure forgetting or gradients.
 """
 
 from __future__ import annotations
@@ -64,14 +65,16 @@ class FlopsOfModel:
         config: Any = model.config.get_text_config()
         heads, layers = config.num_attention_heads, config.num_hidden_layers
         width = (getattr(config, "head_dim", None) or config.hidden_size // heads) * heads
-        # Two products of (length, width) by (width, length), each 2 FLOPs for one multiplication and addition, and twice that
-        # in the backward pass. The causal mask is not taken off.
+        # For each pair two products of vectors of this width, each 2 FLOPs for one multiplication and addition, and twice that
+        # in the backward pass.
         self._per_pair = 12.0 * layers * width
+        self._causal = model.objective == "causal_lm"
         self.known = all(weight.dim() <= 2 for weight in backbone.parameters())
 
     def of(self, data: StepData) -> float:
         """Returns the FLOPs of one optimizer step, over all ranks."""
-        pairs = sum(len(segment.tokens) ** 2 for row in data.rows for segment in row)
+        lengths = [len(segment.tokens) for row in data.rows for segment in row]
+        pairs = sum(length * (length + 1) // 2 if self._causal else length**2 for length in lengths)
         predicted = data.num_pretrain + (0 if self._has_head else data.num_finetune)
         return (
             self._per_token * (data.tokens_pretrain + data.tokens_finetune)

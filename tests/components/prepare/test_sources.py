@@ -337,3 +337,42 @@ class TestGroups:
             while grown := {name for pair in pending if reached & set(pair) for name in pair} - reached:
                 reached |= grown
             assert reached == {name for pair in pending for name in pair}
+
+
+class TestLabelledSources:
+    def prepared(self, tmp_path: Path, weights: tuple[float, float], labels: str = "ab") -> Prepared:
+        made = outputs(tmp_path / "out")
+        files = {"one": sentences(200, seed=1), "two": sentences(200, seed=2)}
+        sources = []
+        for number, (name, texts) in enumerate(files.items()):
+            rows = [{"text": f"{name} {text}", "label": labels[number]} for text in texts]
+            sources.append(
+                {"path": str(jsonl(tmp_path / f"{name}.jsonl", [*rows, *shared()])), "weight": weights[number]}
+            )
+        stream = FinetuneData.model_validate({"sources": sources})
+        text = prepare(tmp_path / "text", [{"path": write(tmp_path, "text", 60, 9)}])
+        config = PrepareStep(stream="finetune", seed=0, tokenizer=tokenizer_options(), finetune=stream, fingerprint="")
+        run(config, context=Context.for_tests(), tokenizer_in=text.tokenizer, pretraining_data=text.train, **vars(made))
+        return made
+
+    def test_labels_and_contamination_are_counted_behind_the_weights(self, tmp_path: Path) -> None:
+        made = self.prepared(tmp_path, (1, 4))
+        notes = made.manifest.notes
+        for split in ("train", "dev", "test"):
+            documents = made.documents(split)
+            own = [record["label"] for record in documents.records()]
+            assert notes["labels"][split] == {label: own.count(label) for label in sorted(set(own))}
+            if split != "train":
+                marked = sum(record["contaminated"] for record in documents.records())
+                assert notes["contaminated"][split] == marked
+        counts = notes["labels"]["train"]
+        assert counts["b"] > 3 * counts["a"]
+
+    def test_a_label_that_the_weights_leave_out_is_refused(self, tmp_path: Path) -> None:
+        with pytest.raises(RefusedError, match="no training example is left of 'a'"):
+            self.prepared(tmp_path, (1, 1_000_000), "cb")
+
+
+def shared() -> list[dict[str, Any]]:
+    """Examples that both sources hold."""
+    return [{"text": text, "label": "a"} for text in sentences(5, seed=5)]
