@@ -1,14 +1,15 @@
 """Kills a training at random moments, starting it again each time, and compares what comes out with an undisturbed one.
 
-    python tests/storm.py --kills 30 --seed 1 [--processes 2] [--sigterm]
+    python tests/storm.py --kills 30 --seed 1 [--processes 2] [--parallelism fsdp] [--sigterm | --one]
 
 The last line is `30 kills, bitwise equal`; the exit status is 1 where it is not. Half of the kills wait for a checkpoint
-that is just being written.
+that is just being written. With `--one`, one of the processes is killed, and the others are left to end by themselves.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
 import json
 import os
@@ -19,6 +20,8 @@ import tempfile
 import time
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+
+import psutil
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
@@ -40,11 +43,23 @@ class Storm:
         kills: how often it is killed.
         seed: of the moments.
         processes: of the training.
+        parallelism: how they share it.
         number: the signal.
+        one: whether one process of the training is killed instead of all.
     """
 
-    def __init__(self, folder: Path, kills: int, seed: int, processes: int, number: signal.Signals) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        kills: int,
+        seed: int,
+        processes: int,
+        parallelism: str,
+        number: signal.Signals,
+        one: bool = False,
+    ) -> None:
         self.folder, self.kills, self.processes, self.number = folder, kills, processes, number
+        self.one = one
         self.draw = random.Random(seed)
         self.stages = Stages(folder)
         self.stages.pretrain()
@@ -55,6 +70,7 @@ class Storm:
             "micro_batch_size": 1,
             "learning_rate": 1e-3,
             "precision": "float32",
+            "parallelism": parallelism,
         }
         training = MixedTraining.model_validate(options | {"log_every_steps": 5, "checkpoint_steps": 2})
         # A budget, since its controller is the part of the state that is easiest to forget.
@@ -89,7 +105,7 @@ class Storm:
             if len(new) > 2 or len(new) >= min(wanted, 2):  # two are kept, so more are never seen at once
                 seen |= new
                 wanted -= len(new)
-                if wanted <= 0 and (not while_saving or any(root.glob("*/aside-*/weights.safetensors"))):
+                if wanted <= 0 and (not while_saving or any(root.glob("*/aside-*/*.safetensors"))):
                     break
             time.sleep(0.0005)
         if not while_saving:
@@ -103,6 +119,12 @@ class Storm:
             status = _status_of(process, GRACE_SECONDS + 30)
             if status != 128 + signal.SIGTERM or time.monotonic() - started > GRACE_SECONDS:
                 return f"SIGTERM: status {status} after {time.monotonic() - started:.0f} s"
+        elif self.one:
+            while len(ranks := _ranks_of(process.pid)) < self.processes and process.is_alive():
+                time.sleep(0.01)
+            self.draw.choice(ranks).kill()
+            if _status_of(process, PATIENCE_SECONDS) != 1:
+                return f"a killed process: status {process.exitcode} after {time.monotonic() - started:.0f} s"
         else:
             os.killpg(process.pid, self.number)
             process.join()
@@ -152,6 +174,16 @@ def _status_of(process: BaseProcess, seconds: float | None = None) -> int | None
     return process.exitcode
 
 
+def _ranks_of(pid: int) -> list[psutil.Process]:
+    """The processes of a training that torchrun started."""
+    found = []
+    with contextlib.suppress(psutil.Error):
+        for one in psutil.Process(pid).children(recursive=True):
+            if "mixtune.components.shared.running.processes" in one.cmdline() and "RANK" in one.environ():
+                found.append(one)
+    return found
+
+
 def _digest(file: Path) -> str:
     return hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else "missing"
 
@@ -168,11 +200,13 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=30)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--processes", type=int, default=1)
+    parser.add_argument("--parallelism", default="ddp")
+    parser.add_argument("--one", action="store_true")
     parser.add_argument("--sigterm", action="store_true", help="end it by SIGTERM instead of SIGKILL")
     given = parser.parse_args()
     number = signal.SIGTERM if given.sigterm else signal.SIGKILL
     with tempfile.TemporaryDirectory() as folder:
-        return Storm(Path(folder), given.kills, given.seed, given.processes, number).run()
+        return Storm(Path(folder), given.kills, given.seed, given.processes, given.parallelism, number, given.one).run()
 
 
 if __name__ == "__main__":

@@ -125,6 +125,10 @@ class Training(Section):
     """Packed rows of `model.max_length` tokens in one forward pass on one device. Lower it if memory runs out."""
     precision: Literal["auto", "float32", "bf16"] = "auto"
     """Precision of the matrix products. `auto` is bf16 if the device supports it natively, else float32."""
+    parallelism: Literal["auto", "ddp", "fsdp"] = "auto"
+    """How several GPUs share a training. `ddp`: each holds the model, its gradients and the optimizer's state. `fsdp`: each
+    holds a part of them, which needs less memory and more communication. `auto` is `fsdp` if these would fill more than 70 % of
+    a GPU's memory, else `ddp`."""
     attention: Attention = "auto"
     """Attention implementation in training. `auto` is the choice of transformers; `flash_attention_2` needs its package and
     a GPU."""
@@ -143,6 +147,11 @@ class Training(Section):
     def _one_length(self) -> Iterator[str]:
         if self.epochs is not None and self.max_tokens is not None:
             yield "epochs and max_tokens exclude each other; set one of them"
+
+    @rule
+    def _compiles(self) -> Iterator[str]:
+        if self.compile and self.parallelism == "fsdp":
+            yield "compile does not work with parallelism: fsdp; leave out one of them"
 
     @rule
     def _flash_attention_is_for_bf16(self) -> Iterator[str]:

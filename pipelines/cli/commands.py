@@ -29,13 +29,15 @@ def check_and_show(config_file: Path | None, overrides: Sequence[str]) -> None:
     """
     from mixtune.components.base_model import notes
     from mixtune.components.checks import few_control_documents, few_examples, find_problems, missing_here
+    from mixtune.components.memory import memory_note
     from mixtune.components.mixed.config import candidates
     from mixtune.components.text_per_step import few_text_tokens
 
     parsed = read_config(config_file, overrides, find_problems)
     names = ", ".join(candidate.id for candidate in candidates(parsed.mixed))
     print(f"{parsed.name}: the configuration is valid; base model {parsed.model.base}, candidates {names}")
-    more = filter(None, (few_examples(parsed), few_control_documents(parsed), few_text_tokens(parsed)))
+    found = (few_examples(parsed), few_control_documents(parsed), few_text_tokens(parsed), memory_note(parsed))
+    more = filter(None, found)
     for sentence in [*notes(parsed, _folder_of(config_file)), *more]:
         print(f"note: {sentence}")
     for sentence in missing_here(parsed):  # irrelevant if the steps run in images

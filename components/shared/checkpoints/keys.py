@@ -18,7 +18,7 @@ from ..running.context import Context
 from .resume import TrainingJob
 from .store import CHECKPOINT_DIR, CheckpointStore, folder_of, is_url
 
-NOT_IN_KEY = frozenset({"checkpoint_minutes", "checkpoint_steps"})
+NOT_IN_KEY = frozenset({"checkpoint_minutes", "checkpoint_steps", "parallelism"})
 
 
 def find_store(
@@ -30,7 +30,8 @@ def find_store(
         job: the training's title and identity; None disables checkpoints.
         model: the model before training.
         others: further models that the training reads.
-        layout: number of processes, device and precision, which affect rounding.
+        layout: device and precision, which affect rounding. The number of processes affects it too, but is no part of the key:
+            a training may go on with fewer or more GPUs.
     """
     root = os.environ.get(CHECKPOINT_DIR, "")
     if job is None or not root:

@@ -20,7 +20,7 @@ import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -139,7 +139,13 @@ class RemoteCheckpointStore(CheckpointStore):
         self._lease = 0
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def save(self, step: int, tensors: Mapping[str, dict[str, Tensor]], state: Mapping[str, Any]) -> Path:
+    def save(
+        self,
+        step: int,
+        tensors: Mapping[str, dict[str, Tensor]],
+        state: Mapping[str, Any],
+        write: Callable[[Path], None] | None = None,
+    ) -> Path:
         """Saves a checkpoint locally and schedules its upload.
 
         Raises:
@@ -147,7 +153,7 @@ class RemoteCheckpointStore(CheckpointStore):
         """
         if self._lost is not None:
             raise MixtuneError(f"checkpoints: {self._lost} has taken over this training; this one ends")
-        target = super().save(step, tensors, state)
+        target = super().save(step, tensors, state, write)
         with self._changed:
             self._pending = target  # replaces a checkpoint that still waits for its upload
             self._changed.notify_all()

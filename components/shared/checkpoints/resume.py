@@ -2,7 +2,8 @@
 
 The checkpoint folder follows from the content of the training (settings, data, start model, code), not from the run: a run
 that trains the same again resumes from the last checkpoint. A step depends only on the checkpoint and on functions of the
-step number. On a CPU the result is therefore bitwise identical to that of an uninterrupted training.
+step number. On a CPU the result is therefore bitwise identical to that of an uninterrupted training in as many processes.
+Another number of processes can resume, too: its result differs by rounding, and its dropout draws other numbers.
 """
 
 from __future__ import annotations
@@ -28,9 +29,11 @@ from torch.optim.lr_scheduler import LRScheduler
 from ..config import Training
 from ..errors import MixtuneError
 from ..model.mixed_model import MixedModel
+from ..model.sharding import is_sharded
 from ..outcome import EXIT_STATUS
 from ..running.context import Context
 from .store import CHECKPOINT_DIR, NUM_KEPT, WAIT_SECONDS, WAITING_LINE_SECONDS, CheckpointStore, megabytes
+from .tensors import optimizer_states, read_tensors, trained_weights, write_parts
 
 SAME_SIGNAL_SECONDS = 2.0
 FLUSH_SECONDS = 20.0
@@ -80,7 +83,7 @@ class Sigterm:
 
 
 class Counters(Protocol):
-    """Counters of the training loop. They differ between ranks."""
+    """Counters of the training loop. Their `sums` are over the rows of a rank; all others are the same on all ranks."""
 
     def copy(self) -> Counters:
         """Returns a snapshot without waiting for a device."""
@@ -190,21 +193,35 @@ class TrainingCheckpointer:
         if checkpoint is None:
             return 0, {}
         state = checkpoint.state()
-        _restore_weights(self.training_state.model, checkpoint.tensors("weights"))
-        _restore_optimizer(self.training_state.optimizer, checkpoint.tensors("optimizer"))
-        _restore_schedule(self.training_state.schedule, state["schedule"])
-        self.training_state.mix_weight.restore(state["mix_weight"])
+        current = self.training_state
+        read_tensors(checkpoint.folder, current.model, current.optimizer, state["optimizer"])
+        _restore_schedule(current.schedule, state["schedule"])
+        current.mix_weight.restore(state["mix_weight"])
         for name, value in state["result"].items():
-            setattr(self.training_state.result, name, value)
-        rank_state: dict[str, Any] = state["ranks"][self.accelerator.process_index]
-        set_random_state(rank_state["random"])
+            setattr(current.result, name, value)
+        counters = self._own_counters(state["ranks"])
         self._saved_step, self._saved_at = checkpoint.step, time.monotonic()
         if self._is_main:
-            for entry in self.training_state.result.curve:
+            for entry in current.result.curve:
                 values = {name: value for name, value in entry.items() if name != "step"}
                 self.context.tracker.log_metrics(values, entry["step"])
             self.context.say(f"{self.context.title}: goes on from the checkpoint of step {checkpoint.step}")
-        return checkpoint.step, rank_state["numbers"]
+        return checkpoint.step, counters
+
+    def _own_counters(self, ranks: list[dict[str, Any]]) -> dict[str, Any]:
+        """Returns this rank's counters and restores its random state, if there were as many ranks when they were saved.
+
+        Otherwise the random generators start as in a new training, and the first rank continues all sums.
+        """
+        rank = self.accelerator.process_index
+        if len(ranks) == self.accelerator.num_processes:
+            set_random_state(ranks[rank]["random"])
+        else:
+            names = ranks[0]["numbers"]["sums"]
+            total = {name: 0.0 if rank else sum(each["numbers"]["sums"][name] for each in ranks) for name in names}
+            ranks = [{"numbers": {**ranks[0]["numbers"], "sums": total}}] * (rank + 1)
+        counters: dict[str, Any] = ranks[rank]["numbers"]
+        return counters
 
     def before_step(self, step: int, counters: Counters) -> None:
         """Records the state at the beginning of a step, in case the step is interrupted."""
@@ -249,23 +266,32 @@ class TrainingCheckpointer:
         if self._group is not None:
             ranks = [None] * self.accelerator.num_processes
             torch.distributed.gather_object(rank_state.state(), ranks if self._is_main else None, group=self._group)
+        current = self.training_state
+        states, numbers = optimizer_states(current.optimizer)
+        tensors = {"weights": trained_weights(current.model), "optimizer": states}
+
+        def write_together(folder: Path | None) -> None:
+            write_parts(self._from_main(folder), {**tensors["weights"], **tensors["optimizer"]}, self._group)
+
+        sharded = is_sharded(current.model)
+        if self.store is None and sharded:
+            try:
+                write_together(None)
+            except Exception as error:
+                raise MixtuneError(f"checkpoints: the one of step {done} could not be written ({error})") from None
         if self.store is not None:
-            current = self.training_state
             names = ("curve", "tokens", "realised_mix_weight", "seconds", "flops")
             state = {
                 "step": done,
                 "schedule": {
                     name: value for name, value in current.schedule.state_dict().items() if name != "lr_lambdas"
                 },
+                "optimizer": numbers,
                 "mix_weight": current.mix_weight.state(),
                 "result": {name: getattr(current.result, name) for name in names},
                 "ranks": ranks,
             }
-            tensors = {
-                "weights": _trained_weights(current.model),
-                "optimizer": _optimizer_tensors(current.optimizer),
-            }
-            self.store.save(done, tensors, state)
+            self.store.save(done, tensors, state, write_together if sharded else None)
         self._saved_step, self._saved_at = done, time.monotonic()
 
     def _on_any_rank(self, condition: bool) -> bool:
@@ -304,36 +330,6 @@ def check_free_space(store: CheckpointStore, model: MixedModel, output: Path) ->
                 f"checkpoints: checkpoints and model need about {megabytes(need)} in {folder}, where {megabytes(free)} are "
                 f"available; free space, or set {CHECKPOINT_DIR} to another folder"
             )
-
-
-def _trained_weights(model: MixedModel) -> dict[str, Tensor]:
-    return {name: weight.detach().contiguous() for name, weight in model.named_parameters() if weight.requires_grad}
-
-
-@torch.no_grad()
-def _restore_weights(model: MixedModel, saved: Mapping[str, Tensor]) -> None:
-    weights = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
-    if weights.keys() != saved.keys():
-        raise MixtuneError("checkpoints: the checkpoint's weights are not those of the model; remove it and run again")
-    for name, weight in weights.items():
-        weight.copy_(saved[name])
-
-
-def _optimizer_tensors(optimizer: Optimizer) -> dict[str, Tensor]:
-    """Returns the optimizer's tensors in a flat dict: `<parameter number>.<state name>`."""
-    return {
-        f"{number}.{name}": value.detach().contiguous()
-        for number, states in optimizer.state_dict()["state"].items()
-        for name, value in states.items()
-    }
-
-
-def _restore_optimizer(optimizer: Optimizer, saved: Mapping[str, Tensor]) -> None:
-    states: dict[int, dict[str, Tensor]] = {}
-    for key, value in saved.items():
-        number, name = key.split(".", 1)
-        states.setdefault(int(number), {})[name] = value
-    optimizer.load_state_dict({"state": states, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
 def _restore_schedule(schedule: LRScheduler, saved: Mapping[str, Any]) -> None:

@@ -1,6 +1,7 @@
 """Checkpoints of one training in one folder. A checkpoint is complete or does not exist, even if writing it is interrupted.
 
     <folder>/step-00000120-1f0c/    weights.safetensors, optimizer.safetensors, state.json; manifest.json with their hashes
+                                    (of a sharded training, one file of tensors from each process)
     <folder>/holder.json            the process that trains now; <folder>/lease.lock is the actual lock
     <folder>/finished.json          the run that finished this training; `finish` deletes the folder when that run has succeeded
 
@@ -58,12 +59,6 @@ class Checkpoint:
         state: dict[str, Any] = json.loads((self.folder / "state.json").read_text(encoding="utf-8"))
         return state
 
-    def tensors(self, name: str) -> dict[str, Tensor]:
-        """Returns the tensors of a file: `weights` or `optimizer`."""
-        from safetensors.torch import load_file
-
-        return load_file(self.folder / f"{name}.safetensors")
-
 
 class CheckpointStore:
     """The checkpoints of one training.
@@ -120,8 +115,19 @@ class CheckpointStore:
             (self.folder / "holder.json").unlink(missing_ok=True)
             self._lock.release()
 
-    def save(self, step: int, tensors: Mapping[str, dict[str, Tensor]], state: Mapping[str, Any]) -> Path:
+    def save(
+        self,
+        step: int,
+        tensors: Mapping[str, dict[str, Tensor]],
+        state: Mapping[str, Any],
+        write: Callable[[Path], None] | None = None,
+    ) -> Path:
         """Writes a checkpoint and deletes all but the newest ones.
+
+        Args:
+            tensors: of each file, by name.
+            state: everything else.
+            write: writes the tensors to a folder; None writes them in full.
 
         Raises:
             MixtuneError: if there is not enough memory or disk space. Earlier checkpoints remain.
@@ -132,8 +138,12 @@ class CheckpointStore:
         target = self.folder / f"step-{step:08d}-{os.urandom(2).hex()}"
         try:
             partial.mkdir()
-            for name in TENSORS:
-                save_file(tensors[name], partial / f"{name}.safetensors")
+            if write is not None:
+                write(partial)
+            else:
+                for name in TENSORS:
+                    whole = {key: tensor.contiguous() for key, tensor in tensors[name].items()}
+                    save_file(whole, partial / f"{name}.safetensors")
             (partial / "state.json").write_text(json.dumps(state), encoding="utf-8")
             files = {file.name: {"bytes": file.stat().st_size, "sha256": digest_of(file)} for file in _synced(partial)}
             write_json(partial / "manifest.json", {"format": FORMAT, "key": self.key, "step": step, "files": files})
@@ -221,7 +231,7 @@ def find_defect(folder: Path, key: str) -> str | None:
     if manifest.get("key") != key:
         return "it belongs to a training with other data, another model or other settings"
     files = manifest.get("files")
-    if not isinstance(files, dict) or not {f"{name}.safetensors" for name in TENSORS} | {"state.json"} <= files.keys():
+    if not isinstance(files, dict) or not {"state.json"} < files.keys():
         return "its manifest does not name all files"
     for name, known in files.items():
         file = folder / name

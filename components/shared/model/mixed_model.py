@@ -161,6 +161,20 @@ class MixedModel(nn.Module):
         """Returns the (N, V) logits of the given hidden states: runs only the LM head."""
         return on_hidden(self.lm, HiddenStates(hidden_NH[None])).logits[0]
 
+    def lm_token_losses(self, batch: Batch, max_tokens: int) -> Tensor:
+        """Returns the (N,) loss of each supervised token of the LM head, in nats, with the logits of `max_tokens` at once."""
+        hidden = self.hidden(batch)
+        parts = []
+        for first in range(0, max(len(batch.lm_at), 1), max_tokens):
+            at_n = slice(first, first + max_tokens)
+            logits = _at_least_float32(self.lm_logits(hidden[batch.lm_at[at_n]]))
+            parts.append(F.cross_entropy(logits, batch.lm_target[at_n], reduction="none"))
+        return torch.cat(parts)
+
+    def finetune_logits(self, batch: Batch) -> Tensor:
+        """Returns the (T, V) logits of the language model at every token of the fine-tuning stream."""
+        return self.lm_logits(self.hidden(batch)[batch.finetune_at])
+
     def task_logits(self, hidden: Tensor, batch: Batch) -> Tensor:
         """Runs the task head on each labelled segment.
 

@@ -13,11 +13,11 @@ from functools import cached_property
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from accelerate import Accelerator
 
 from ..model.mixed_model import MixedModel
 from ..model.packing import Segment, collate, pack, width_of
+from ..model.sharding import most_passes, release
 from .streams import PretrainStream
 
 MEASUREMENTS = 40
@@ -147,16 +147,15 @@ class ControlText:
         chunk = max(1, LOGITS_AT_ONCE // model.vocabulary_size)
         trains = model.training
         model.eval()
-        for start in range(0, len(rows), self.micro_batch_size):
-            batch = collate(rows[start : start + self.micro_batch_size], self.pad_id).to(accelerator.device)
+        passes = most_passes(model, math.ceil(len(rows) / self.micro_batch_size), accelerator.device)
+        for number in range(passes):
+            own = rows[number * self.micro_batch_size : (number + 1) * self.micro_batch_size]
+            batch = collate(own or self.windows[:1], self.pad_id).to(accelerator.device)
             with accelerator.autocast():
-                hidden = model.hidden(batch)
-                for first in range(0, len(batch.lm_at), chunk):
-                    at_N = batch.lm_at[first : first + chunk]
-                    logits_NV = model.lm_logits(hidden[at_N])
-                    logits_NV = logits_NV if logits_NV.dtype == torch.float64 else logits_NV.float()
-                    ce_N = F.cross_entropy(logits_NV, batch.lm_target[first : first + chunk], reduction="none")
-                    found_W.index_add_(0, batch.lm_key[first : first + chunk], ce_N.double())
+                ce_N = model.lm_token_losses(batch, chunk)
+            if own:  # else the others have one more pass, and this process only takes part
+                found_W.index_add_(0, batch.lm_key, ce_N.double())
+        release(model)
         model.train(trains)
         found: np.ndarray = accelerator.reduce(found_W, "sum").cpu().numpy()
         return found

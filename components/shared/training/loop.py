@@ -32,6 +32,7 @@ from ..model.device import pick_device, require_compiler
 from ..model.mixed_model import MixedModel
 from ..model.packing import Segment
 from ..model.precision import pick_precision
+from ..model.sharding import fits, gather, is_sharded, shard, whole
 from ..running.context import Context
 from ..running.processes import is_main
 from ..third_party.accelerate import reset_state
@@ -150,7 +151,7 @@ def train(
     width_multiple = 8 if precision == "bf16" else 1
     reset_state()  # an earlier training in this process may have used another precision
     accelerator = Accelerator(mixed_precision="bf16" if precision == "bf16" else "no", cpu=pick_device().type == "cpu")
-    set_seed(seed, device_specific=True)  # dropout differs between ranks
+    set_seed(seed)
     device = accelerator.device
     world, rank = accelerator.num_processes, accelerator.process_index
     result = Result(
@@ -160,43 +161,52 @@ def train(
         processes=world,
         main=accelerator.is_main_process,
     )
-    others = [variant.reference, variant.start.model if variant.start is not None else None]
-    references = [other for other in others if other is not None]
+    start, reference = variant.start, variant.reference
+    others = [reference, start.model if start is not None else None]
     if result.main:
-        layout = {"processes": world, "device": result.device, "precision": precision}
-        result.checkpoints = find_store(job, model, references, layout, context)
-    model.to(device)
+        layout = {"device": result.device, "precision": precision}
+        read = [other for other in others if other is not None]
+        result.checkpoints = find_store(job, model, read, layout, context)
     if variant.lora_rank is not None:
         add_adapters(model, variant.lora_rank)
+    if rank:
+        set_seed(seed, device_specific=True)  # new adapters are the same on all ranks, dropout is not
     _freeze_what_has_no_loss(model, mix)
+    sharded = _shards(training, [model, *(other for other in others if other is not None)], accelerator)
+    place = partial(_place, sharded=sharded, device=device, precision=precision)
+    trained = place(model)
+    if start is not None:
+        start.model = place(start.model)
+    if reference is not None and sharded:
+        reference = place(reference)
+    references = [each for each in (reference, start.model if start is not None else None) if each is not None]
     if training.gradient_checkpointing:
-        model.lm.gradient_checkpointing_enable({"use_reentrant": False})
+        trained.lm.gradient_checkpointing_enable({"use_reentrant": False})
     if training.compile:
-        model.lm.base_model.compile(dynamic=True)
-    optimizer = make_optimizer(model, training)
+        trained.lm.base_model.compile(dynamic=True)
+    optimizer = make_optimizer(trained, training)
     schedule = make_schedule(optimizer, training, steps)
-    state = TrainingState(model, optimizer, schedule, mix_weight, result)
-    meter = Meter(model, device, result)
-    wrapped, optimizer = accelerator.prepare(model, optimizer)
+    state = TrainingState(trained, optimizer, schedule, mix_weight, result)
+    meter = Meter(trained, device, result)
+    # A sharded model exchanges gradients by itself: it is prepared as one that does not.
+    wrapped = accelerator.prepare_model(trained, device_placement=False, evaluation_mode=sharded)
+    optimizer = accelerator.prepare_optimizer(optimizer)
     wrapped.train()
     maker = MicroBatchMaker(mix, rank, world, training.micro_batch_size, pad_id, width_multiple)
     tug_of_war = TugOfWar(accelerator, wrapped, mix_weight, steps)
-    if variant.start is not None:
-        variant.start.to(device)
 
     with (
-        fast_bf16([each.lm for each in (model, *references)], device, precision),
-        ExplainOutOfMemory(model, training) as memory,
+        fast_bf16([each.lm for each in (trained, *references)], device, precision),
+        ExplainOutOfMemory(trained, training) as memory,
         Sigterm() as sigterm,
         TrainingCheckpointer(result.checkpoints, state, training, accelerator, context, sigterm, job) as checkpointer,
     ):
         checkpointer.claim()
         control = variant.control
         if control is not None:  # before a checkpoint's weights replace those of the start model
-            reference = variant.reference.to(device) if variant.reference is not None else model
-            control.read_reference(reference, accelerator)
-            if variant.reference is not None:
-                variant.reference.to("cpu")
+            control.read_reference(place(reference) if reference is not None else trained, accelerator)
+            if reference is not None and not sharded:
+                reference.to("cpu")
         first, counters = checkpointer.restore()
         interval = Interval.restored(counters, device) if counters else Interval.new(device)
         started = time.monotonic() - result.seconds
@@ -223,15 +233,15 @@ def train(
                     if number + 1 < len(micro_batches):
                         checkpointer.end_if_terminated()
                 interval.gradients = tug_of_war.after_step(data, weights) or interval.gradients
-                if variant.start is not None and variant.l2sp_weight:
-                    penalty = variant.start.pull(accelerator.unwrap_model(wrapped), variant.l2sp_weight)
+                if start is not None and variant.l2sp_weight:
+                    penalty = start.pull(trained, variant.l2sp_weight)
                     interval.sums["l2sp"] += penalty / world  # each rank has the whole of it
-                norm = accelerator.clip_grad_norm_(wrapped.parameters(), training.max_grad_norm)
+                norm = whole(accelerator.clip_grad_norm_(wrapped.parameters(), training.max_grad_norm))
                 # A GPU still computes here. The check of the norm waits for it.
                 upcoming = maker.step(step + 1) if step + 1 < steps else None
                 if not torch.isfinite(norm):
                     optimizer.zero_grad(set_to_none=True)
-                    raise explain_not_finite(accelerator.unwrap_model(wrapped), mix, data, step, pad_id)
+                    raise explain_not_finite(trained, mix, data, step, pad_id)
                 rates = learning_rates(optimizer)
                 optimizer.step()
                 schedule.step()
@@ -239,7 +249,7 @@ def train(
 
                 if control is not None and control.is_due(step + 1):
                     share = rates.get("learning_rate", 0.0) / training.learning_rate
-                    mix_weight.observe(*control.measure(model, step + 1, accelerator), step + 1, share)
+                    mix_weight.observe(*control.measure(trained, step + 1, accelerator), step + 1, share)
                 share = interval.count(data, mix_weight_now, weights)
                 result.realised_mix_weight += share
                 result.tokens["pretrain"] += data.tokens_pretrain
@@ -258,16 +268,17 @@ def train(
                 checkpointer.after_step(step + 1, interval)
     result.realised_mix_weight /= max(steps, 1)
     result.utilisation = meter.measured()
-    _undo(accelerator, wrapped, model, training, variant)
+    uncompile(trained.lm.base_model)
     if control is not None and variant.load_reference is not None and variant.limit is not None:
         started = time.monotonic() - result.seconds
-        result.pull_back, found = pull_back(model, variant.load_reference, control, variant.limit, accelerator)
+        result.pull_back, found = pull_back(trained, variant.load_reference, control, variant.limit, accelerator)
         result.seconds = time.monotonic() - started
         if result.pull_back < 1:
             context.say(
                 f"the trained model forgets {found:.4f} nats per token of control text, more than {variant.limit:.4f}: its "
                 f"weights were pulled back to α = {result.pull_back:.3f} of their distance from the pretrained model's"
             )
+    _undo(accelerator, wrapped, trained, model, training, variant)
     return result
 
 
@@ -277,10 +288,13 @@ def _start_logits(
     """Returns the start model's logits for a micro-batch's examples, for the penalty on the divergence from them."""
     parts = [[segment for segment in row if not segment.pretrain] for row in rows]
     labelled = [row for row in parts if row]
-    if variant.start is None or not variant.kl_weight or not labelled:
+    if variant.start is None or not variant.kl_weight or not (labelled or is_sharded(variant.start.model)):
         return None
+    # All processes run a sharded model, including those that have no example.
+    batch = maker.collate(labelled or rows[:1]).to(accelerator.device)
     with accelerator.autocast():
-        return variant.start.finetune_logits(maker.collate(labelled).to(accelerator.device))
+        logits = variant.start.finetune_logits(batch)
+    return logits if labelled else None
 
 
 def _freeze_what_has_no_loss(model: MixedModel, mix: Mix) -> None:
@@ -299,15 +313,46 @@ def _freeze_what_has_no_loss(model: MixedModel, mix: Mix) -> None:
                 parameter.requires_grad_(False)
 
 
+def _shards(training: Training, models: list[MixedModel], accelerator: Accelerator) -> bool:
+    """Tells whether the processes share the models' weights."""
+    if accelerator.num_processes == 1 or training.parallelism == "ddp":
+        return False
+    if training.parallelism == "fsdp":
+        return True
+    device = accelerator.device
+    return (
+        device.type == "cuda"
+        and not training.compile
+        and not fits(models, torch.cuda.get_device_properties(device).total_memory)
+    )
+
+
+def _place(model: MixedModel, sharded: bool, device: torch.device, precision: str) -> MixedModel:
+    """Returns the model on this process's device: a sharded copy, or the model itself."""
+    return model.to(device) if not sharded or is_sharded(model) else shard(model, device, precision)
+
+
 def _undo(
-    accelerator: Accelerator, wrapped: torch.nn.Module, model: MixedModel, training: Training, variant: TrainingVariant
+    accelerator: Accelerator,
+    wrapped: torch.nn.Module,
+    trained: MixedModel,
+    model: MixedModel,
+    training: Training,
+    variant: TrainingVariant,
 ) -> None:
-    """Returns the model to its original form: unwrapped, with plain weights, on the CPU."""
-    # accelerate also wraps `forward`; unwrap it too.
-    accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False).to("cpu")
+    """Returns the model to its original form: unwrapped, with plain weights, on the CPU.
+
+    After a sharded training, the first process only has weights.
+    """
+    if is_sharded(trained):
+        gather(trained, model, accelerator.is_main_process)
+        if not accelerator.is_main_process:
+            return
+    else:
+        # accelerate also wraps `forward`; unwrap it too.
+        accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False).to("cpu")
     if variant.lora_rank is not None:
         merge_adapters(model)
-    uncompile(model.lm.base_model)
     if training.gradient_checkpointing:
         model.lm.gradient_checkpointing_disable()
     for parameter in model.parameters():

@@ -7,6 +7,7 @@ import torch
 from ..errors import MixtuneError
 from ..model.mixed_model import MixedModel
 from ..model.packing import Segment, collate
+from ..model.sharding import local, sum_over_shards
 from .streams import Mix, StepData
 
 SHOWN = 5
@@ -62,4 +63,8 @@ def _finite(model: MixedModel, segment: Segment, pad_id: int) -> bool:
 def _finite_gradient(model: MixedModel, segment: Segment, pad_id: int) -> bool:
     model.zero_grad(set_to_none=True)
     torch.autograd.backward(_losses(model, segment, pad_id))
-    return all(bool(p.grad.isfinite().all()) for p in model.parameters() if p.grad is not None)
+    wrong = torch.zeros((), device=model.device)
+    for parameter in model.parameters():
+        if parameter.grad is not None:
+            wrong += (~local(parameter.grad).isfinite()).sum()
+    return not bool(sum_over_shards(model, wrong))

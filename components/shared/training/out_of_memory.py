@@ -11,6 +11,7 @@ from ..config import Training
 from ..errors import MixtuneError, is_out_of_memory
 from ..model.mixed_model import MixedModel
 from ..model.packing import Segment, width_of
+from ..model.sharding import local
 from .streams import StepData
 
 _ADAM_STATES = 2  # first and second moment
@@ -66,7 +67,7 @@ class ExplainOutOfMemory:
         return f" on {torch.cuda.get_device_name(self._model.device)}" if self._model.device.type == "cuda" else ""
 
     def _fixed_bytes(self) -> int:
-        parameters = [(one.numel() * one.element_size(), one.requires_grad) for one in self._model.parameters()]
+        parameters = [(local(one).nbytes, one.requires_grad) for one in self._model.parameters()]
         return sum(size * (2 + _ADAM_STATES if trained else 1) for size, trained in parameters)
 
     def _available_bytes(self) -> int | None:

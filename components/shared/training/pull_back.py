@@ -9,6 +9,7 @@ from accelerate import Accelerator
 from scipy.optimize import brentq
 
 from ..model.mixed_model import MixedModel
+from ..model.sharding import like, local
 from .control import ControlText
 
 MARGIN = 1.1
@@ -36,7 +37,7 @@ def pull_back(
     All ranks take part and get the same result.
 
     Args:
-        model: the trained model without adapters; changed in place.
+        model: the trained model without adapters, on its device; changed in place.
         load_reference: loads the reference model, which is needed only if the limit is exceeded.
         control: control text that the reference model has read.
         limit: ε, in nats per token; above 0.
@@ -44,8 +45,6 @@ def pull_back(
     Returns:
         α, which is 1 for a model that keeps the limit, and the forgetting of the trained model, in nats per token.
     """
-    device = accelerator.device
-    model.to(device)
     found, error = control.forgetting(model, accelerator)
     allowed = max(min(limit, MARGIN * limit / (1 + error / found)), LEAST_SHARE * limit) if found > 0 else limit
     alpha = 1.0
@@ -53,7 +52,7 @@ def pull_back(
         # Parameters instead of the state dict, which lists tied weights twice: they would be moved twice.
         reference = dict(load_reference().lm.named_parameters())
         pairs = [
-            (weight, reference[name].to(device, weight.dtype))
+            (local(weight), local(like(reference[name], weight)))
             for name, weight in model.lm.named_parameters()
             if name in reference  # an encoder's pooler belongs to the task head
         ]
@@ -73,5 +72,4 @@ def pull_back(
             return control.forgetting(model, accelerator)[0] - allowed
 
         move_to(brentq(excess, 0.0, 1.0, xtol=TOLERANCE))
-    model.to("cpu")
     return alpha, found

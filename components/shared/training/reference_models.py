@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..model.mixed_model import MixedModel
 from ..model.packing import Batch
+from ..model.sharding import local, release, sum_over_shards
 from .optimizer import is_task_head
 
 
@@ -22,15 +23,12 @@ class ReferenceModel:
     def __init__(self, model: MixedModel) -> None:
         self.model = copy.deepcopy(model).eval().requires_grad_(False)
 
-    def to(self, device: torch.device) -> ReferenceModel:
-        """Moves the copy to a device."""
-        self.model.to(device)
-        return self
-
     @torch.no_grad()
     def finetune_logits(self, batch: Batch) -> Tensor:
         """Returns the (T, V) logits of the copy's language model at every token of the fine-tuning stream."""
-        return self.model.lm_logits(self.model.hidden(batch)[batch.finetune_at])
+        logits = self.model.finetune_logits(batch)
+        release(self.model)
+        return logits
 
     @torch.no_grad()
     def pull(self, model: MixedModel, weight: float) -> Tensor:
@@ -39,11 +37,11 @@ class ReferenceModel:
         Returns:
             The penalty: a scalar, float64, on the model's device.
         """
-        total = torch.zeros((), dtype=torch.float64, device=model.device)
+        squares = torch.zeros((), dtype=torch.float64, device=model.device)
         before = dict(self.model.named_parameters())
         for name, parameter in model.named_parameters():
             if parameter.grad is not None and not is_task_head(name):
-                away = parameter - before[name].to(parameter.device)
-                parameter.grad.add_(away, alpha=weight)
-                total += weight / 2 * away.square().sum().double()
-        return total
+                away = local(parameter) - local(before[name]).to(parameter.device)
+                local(parameter.grad).add_(away, alpha=weight)
+                squares += away.square().sum().double()
+        return weight / 2 * sum_over_shards(model, squares)

@@ -24,6 +24,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from ..model.packing import Batch
+from ..model.sharding import is_sharded, local, sum_over_shards
 from .mix_weight import MixWeight, Weights
 from .streams import StepData
 
@@ -130,7 +131,7 @@ class TugOfWar:
         if not isinstance(scaled, GradientScaled) or scaled.pretrain or not (data.num_pretrain and data.num_finetune):
             return
         of_streams = (1 / data.num_pretrain, 0.0), (0.0, 1 / data.num_finetune)
-        pretrain, finetune = (_norm(self._gradient(batches, weights)) for weights in of_streams)
+        pretrain, finetune = (self._norm(self._gradient(batches, weights)) for weights in of_streams)
         scaled.observe_norms(pretrain, finetune)
 
     def before_step(self, step: int, data: StepData, weights: Weights, batches: Batches) -> None:
@@ -153,12 +154,12 @@ class TugOfWar:
         sums = torch.zeros(3, dtype=torch.float64, device=self.accelerator.device)
         for parameter, moved in zip(_trained(self.wrapped), self._text, strict=True):
             text = moved.to(parameter.device, non_blocking=True)
-            rest = -text if parameter.grad is None else parameter.grad - text
+            rest = -text if parameter.grad is None else local(parameter.grad) - text
             sums += torch.stack(
                 [(a * b).sum(dtype=torch.float64) for a, b in ((text, text), (rest, rest), (text, rest))]
             )
         self._text = None
-        of_text, of_rest, product = sums.tolist()
+        of_text, of_rest, product = sum_over_shards(self.wrapped, sums).tolist()
         total = of_text + 2 * product + of_rest
         if not (0 < of_text < math.inf and 0 < of_rest < math.inf and 0 < total < math.inf):
             return {}
@@ -177,6 +178,8 @@ class TugOfWar:
     def _gradient(self, batches: Batches, weights: Weights) -> list[Tensor]:
         """Returns the gradient of a step's loss with other weights, of each trained parameter, summed over all ranks.
 
+        If the model is sharded, it is that of this rank's part of the parameter.
+
         Random states and gradients are afterwards as before. The result is in the memory of the CPU: a step then needs no more
         memory of a GPU than any other.
         """
@@ -186,12 +189,20 @@ class TugOfWar:
                 self.accelerator.backward(self.wrapped(batch, *weights)["weighted"])
         gradient = []
         for parameter in _trained(self.wrapped):
-            own = parameter.grad if parameter.grad is not None else torch.zeros_like(parameter)
-            gradient.append(_to_cpu(self.accelerator.reduce(own, "sum").detach()))
+            own = local(parameter.grad if parameter.grad is not None else torch.zeros_like(parameter))
+            # The backward pass of a sharded model has averaged over the ranks.
+            ranks = self.accelerator.num_processes
+            total = own * ranks if is_sharded(self.wrapped) else self.accelerator.reduce(own, "sum")
+            gradient.append(_to_cpu(total.detach()))
             parameter.grad = None
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         return gradient
+
+    def _norm(self, gradient: Iterable[Tensor]) -> float:
+        squares = sum(float((part * part).sum(dtype=torch.float64)) for part in gradient)
+        total = torch.tensor(squares, dtype=torch.float64, device=self.accelerator.device)
+        return math.sqrt(float(sum_over_shards(self.wrapped, total)))
 
 
 def _to_cpu(tensor: Tensor) -> Tensor:
@@ -203,7 +214,3 @@ def _to_cpu(tensor: Tensor) -> Tensor:
 
 def _trained(model: nn.Module) -> list[nn.Parameter]:
     return [parameter for parameter in model.parameters() if parameter.requires_grad]
-
-
-def _norm(gradient: Iterable[Tensor]) -> float:
-    return math.sqrt(sum(float((part * part).sum(dtype=torch.float64)) for part in gradient))

@@ -7,15 +7,21 @@ step of a gradient that is only rounding, and what rounding gives differs betwee
 
 from __future__ import annotations
 
+import errno
+import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
 from torch.optim import SGD, Optimizer
 
+from mixtune.components.shared.checkpoints.resume import TrainingCheckpointer
 from mixtune.components.shared.config import Training
+from mixtune.components.shared.errors import MixtuneError
 from mixtune.components.shared.model.mixed_model import MixedModel
 from mixtune.components.shared.running import processes as distributed
 from mixtune.components.shared.training import loop as training
@@ -63,16 +69,45 @@ def assert_same_movement(found: Tensors, wanted: Tensors, start: Tensors, tolera
     assert_close(moved, expected, tolerance, torch.float32)
 
 
+ADAMW = "TESTS_ADAMW"
+"""Environment variable: trainings keep their own optimizer."""
+CUT_OFF_AFTER = "TESTS_CUT_OFF_AFTER"
+"""Environment variable: trainings end with an error after this step and its checkpoint."""
+
+NO_SPACE_IN = "TESTS_NO_SPACE_IN"
+"""Environment variable: the rank whose checkpoints find no space."""
+
+
 def gradient_descent(model: MixedModel, options: Training) -> Optimizer:
     """Plain gradient descent over the groups of `make_optimizer`."""
+    if os.environ.get(ADAMW):
+        return make_optimizer(model, options)
     names = ("params", "name", "lr", "weight_decay")
     groups = [{name: group[name] for name in names} for group in make_optimizer(model, options).param_groups]
     return SGD(groups, lr=options.learning_rate)
 
 
+def cut_off(self: TrainingCheckpointer, done: int, counters: Any) -> None:
+    """Does what `after_step` does, and ends the training where the environment says so."""
+    after_step(self, done, counters)
+    if os.environ.get(CUT_OFF_AFTER) == str(done):
+        raise MixtuneError("cut off")
+
+
+def write_data(self: HuggingFaceStorageWriter, *given: Any) -> Any:
+    """Writes the process's part of a checkpoint, or fails where the environment says so."""
+    if os.environ.get(NO_SPACE_IN) == os.environ["RANK"]:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    return written(self, *given)
+
+
 if __name__ == "__main__":
     # A process of training steps in several, or under torchrun the command, that descends by the gradient alone.
     vars(training)["make_optimizer"] = gradient_descent
+    written = HuggingFaceStorageWriter.write_data
+    HuggingFaceStorageWriter.write_data = write_data  # type: ignore[assignment, method-assign]
+    after_step = TrainingCheckpointer.after_step
+    TrainingCheckpointer.after_step = cut_off  # type: ignore[method-assign]
     if sys.argv[1] == "serve":
         serve(Path(sys.argv[2]), distributed.run_process)
     else:

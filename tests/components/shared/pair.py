@@ -20,21 +20,22 @@ ROOT = Path(__file__).resolve().parents[3]
 QUEUE = "TESTS_QUEUE_OF_PAIR"
 ASK = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from {__name__} import ask; ask()"
 """A program with torchrun's arguments."""
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
 SECONDS = 120
 
 
 @contextlib.contextmanager
-def pair(queue: Path, module: str) -> Iterator[None]:
-    """Starts the two processes.
+def pair(queue: Path, module: str, processes: int = 2) -> Iterator[None]:
+    """Starts the processes.
 
     Args:
         queue: an empty folder for the orders.
         module: it calls `serve` with the queue.
+        processes: how many.
     """
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     with (queue / "log").open("wb") as log:
-        command = [*TORCHRUN, "-m", module, "serve", str(queue)]
+        command = [*TORCHRUN, f"--nproc-per-node={processes}", "-m", module, "serve", str(queue)]
         with subprocess.Popen(command, env=environment, stdout=log, stderr=log) as process:
             try:
                 yield
@@ -45,13 +46,13 @@ def pair(queue: Path, module: str) -> Iterator[None]:
 
 
 def ask() -> None:
-    """Gives the folder of an order to the pair and waits until both processes are done with it."""
+    """Gives the folder of an order to the processes and waits until all are done with it."""
     queue = Path(os.environ[QUEUE])
     number = len(list(queue.glob("*.order")))
     order = queue / f"{number}.part"
     order.write_text(json.dumps({"folder": sys.argv[-1], "environment": dict(os.environ)}))
     order.rename(order.with_suffix(".order"))
-    statuses = [queue / f"{number}.status-{rank}" for rank in range(2)]
+    statuses = [queue / f"{number}.status-{rank}" for rank in range(int(os.environ["MIXTUNE_PROCESSES"]))]
     _wait_for(all, statuses, SECONDS)
     worst = max(int(status.read_text() or 1) for status in statuses)
     if worst:

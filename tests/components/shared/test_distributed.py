@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,71 +15,23 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from mixtune.components.finetune.config import Finetune, FinetuneStep
-from mixtune.components.mixed.config import MixedCandidate, MixedStep, MixedTraining
+from mixtune.components.mixed.config import MixedCandidate
 from mixtune.components.pretrain.config import Pretrain, PretrainStep
 from mixtune.components.shared.artifacts import Artifact, ModelCard, read_json, read_jsonl
+from mixtune.components.shared.checkpoints.store import CHECKPOINT_DIR
 from mixtune.components.shared.config import Model, Task
 from mixtune.components.shared.errors import RefusedError
 from mixtune.components.shared.outcome import Outcome, load_outcomes
 from mixtune.components.shared.running import processes as distributed
 from mixtune.components.shared.running.processes import num_processes
-from mixtune.components.shared.runtime import launch
-from mixtune.components.shared.section import Section
-from tests.components.stages import SCRATCH, Stages
 from tests.stores import new_store
 
 from . import compared, pair
 from .compared import assert_same_movement
+from .several import PROCESSES, Steps, mixed_at
 
-OPTIONS: dict[str, Any] = {
-    "steps": 3, "batch_size": 5, "micro_batch_size": 2, "learning_rate": 0.1, "precision": "float32",
-    "log_every_steps": 1, "max_grad_norm": 1e3,  # no clipping, which would hide a wrong factor
-}  # fmt: skip
-PROCESSES = "MIXTUNE_PROCESSES"
 BY_DESCENT = compared.__name__
 """The module that runs the two processes, and the command under torchrun, by plain gradient descent."""
-
-
-class Steps:
-    """Training steps as a container would run them."""
-
-    def __init__(self, folder: Path, task: Task, objective: Any = "causal_lm") -> None:
-        self.folder, self.objective = folder, objective
-        Stages(folder, task, objective).pretrain(steps=2)
-
-    def order(
-        self, step: str, name: str, candidate: MixedCandidate | None, **options: float
-    ) -> tuple[str, dict[str, str], dict[str, str]]:
-        """Configuration, artifacts and parameters."""
-        folder, options = self.folder, OPTIONS | options
-        artifacts = {"model": str(folder / name), "metrics": str(folder / f"{name}-metrics.json")}
-        config: Section
-        if step == "pretrain":
-            model = Model(base="scratch", max_length=32, scratch=SCRATCH, objective=self.objective)
-            config = PretrainStep(seed=0, model=model, pretrain=Pretrain(**options), fingerprint="x")
-            return config.to_json(), artifacts | self.inputs("data=text", "tokenizer"), {}
-        if candidate is None:
-            config = FinetuneStep(seed=0, max_length=32, finetune=Finetune(**options))
-            return config.to_json(), artifacts | self.inputs("start=pretrained", "data=labels"), {}
-        config = MixedStep(seed=0, max_length=32, mixed=MixedTraining(**options))
-        inputs = self.inputs("start=pretrained", "pretrain_data=text", "finetune_data=labels")
-        return config.to_json(), artifacts | inputs, {"candidate": candidate.to_json()}
-
-    def inputs(self, *names: str) -> dict[str, str]:
-        pairs = [name.split("=") for name in names]
-        return {pair[0]: str(self.folder / pair[-1]) for pair in pairs}
-
-    def run(
-        self, step: str, name: str, candidate: MixedCandidate | None = None, **options: float
-    ) -> dict[str, Artifact]:
-        config, paths, parameters = self.order(step, name, candidate, **options)
-        artifacts = {key: Artifact(path) for key, path in paths.items()}
-        launch(step, config, artifacts, **parameters)
-        return artifacts
-
-
-def mixed_at(weight: float, **options: Any) -> MixedCandidate:
-    return MixedCandidate(id=f"mixed-{weight:g}", mix_weight=weight, **options)
 
 
 CASES: dict[str, tuple[str, Task, str, MixedCandidate | None]] = {
@@ -90,14 +43,23 @@ CASES: dict[str, tuple[str, Task, str, MixedCandidate | None]] = {
     "mixed-classification": ("causal_lm", "classification", "mixed", mixed_at(0.3)),
     "mixed-labels": ("masked_lm", "multi_label", "mixed", mixed_at(0.3)),
     "more-pretraining": ("masked_lm", "classification", "mixed", mixed_at(1.0)),
+    "recomputed": ("causal_lm", "classification", "mixed", mixed_at(0.3)),
     "gradient-scale": ("causal_lm", "classification", "mixed", mixed_at(0.3)),
     "lora": ("causal_lm", "classification", "mixed", mixed_at(0.3, lora_rank=2)),
+    "lora-generation": ("causal_lm", "generation", "mixed", mixed_at(0.3, lora_rank=2)),
     "penalties": ("causal_lm", "classification", "mixed", mixed_at(0.0, kl_weight=0.5, l2sp_weight=0.1)),
     "budget": (
         "causal_lm", "classification", "mixed",
         MixedCandidate(id="mixed-budget-0.01", forgetting_budget=0.01),
     ),
 }  # fmt: skip
+
+
+OWN_OPTIONS: dict[str, dict[str, Any]] = {
+    "gradient-scale": {"scale": "gradient"},
+    "recomputed": {"gradient_checkpointing": True},
+    "budget": {"learning_rate": 1.0},
+}
 
 
 @pytest.fixture(scope="module")
@@ -108,11 +70,26 @@ def queue(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield folder
 
 
+@pytest.fixture(scope="module")
+def queue_of_four(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The queue of four such processes."""
+    folder = tmp_path_factory.mktemp("queue")
+    with pair.pair(folder, BY_DESCENT, processes=4):
+        yield folder
+
+
 @pytest.fixture
 def two(queue: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Gives what a step runs in several processes to two that have started."""
     monkeypatch.setattr(distributed, "TORCHRUN", pair.ASK)
     monkeypatch.setenv(pair.QUEUE, str(queue))
+
+
+@pytest.fixture
+def four(queue_of_four: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same for four."""
+    monkeypatch.setattr(distributed, "TORCHRUN", pair.ASK)
+    monkeypatch.setenv(pair.QUEUE, str(queue_of_four))
 
 
 def weights_in(folder: Path) -> dict[str, torch.Tensor]:
@@ -123,31 +100,145 @@ def weights_in(folder: Path) -> dict[str, torch.Tensor]:
 @pytest.mark.usefixtures("two", "plain_descent")
 @pytest.mark.parametrize("case", CASES)
 def test_two_processes_give_the_weights_of_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: str) -> None:
+    assert_the_same_from(tmp_path, monkeypatch, case, {"ddp": 2, "fsdp": 2})
+
+
+def cut_off_in_two(steps: Steps, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]) -> None:
+    """Trains undisturbed in one process, then in two that shard and are cut off after step 4."""
+    monkeypatch.setenv(compared.ADAMW, "1")
+    monkeypatch.setenv(PROCESSES, "1")
+    steps.run("mixed", "whole", mixed_at(0.3), **options)
+    monkeypatch.setenv(CHECKPOINT_DIR, str(steps.folder / "checkpoints"))
+    monkeypatch.setenv(PROCESSES, "2")
+    monkeypatch.setenv(compared.CUT_OFF_AFTER, "4")
+    with pytest.raises(SystemExit):
+        steps.run("mixed", "cut", mixed_at(0.3), **options, parallelism="fsdp")
+    monkeypatch.delenv(compared.CUT_OFF_AFTER)
+    parts = {file.name for file in steps.folder.glob("checkpoints/*/step-00000004-*/*.safetensors")}
+    assert len(parts) == 2, "one file of each process"
+
+
+def assert_resumed(made: Steps, monkeypatch: pytest.MonkeyPatch, way: str, count: int, **options: Any) -> None:
+    """Resumes a copy of the checkpoints and compares the curve with that of the undisturbed training."""
+    copied = shutil.copytree(made.folder / "checkpoints", made.folder / f"checkpoints-{way}-{count}")
+    monkeypatch.setenv(CHECKPOINT_DIR, str(copied))
+    monkeypatch.setenv(PROCESSES, str(count))
+    monkeypatch.setenv("MIXTUNE_RUN_ID", f"{way}-{count}")
+    name = f"resumed-{way}-{count}"
+    made.run("mixed", name, mixed_at(0.3), **options, parallelism=way)
+    (finished,) = copied.glob("*/finished.json")
+    assert read_json(finished, "note")["run"] == f"{way}-{count}", "it resumed the checkpoints of the two"
+    found, wanted = (list(read_jsonl(made.folder / folder / "training.jsonl")) for folder in (name, "whole"))
+    for left, right in zip(found, wanted, strict=True):
+        for column in ("loss", "loss_pretrain", "loss_finetune"):
+            assert left[column] == pytest.approx(right[column], rel=1e-5), (way, count, column)
+
+
+RESUMED: dict[str, Any] = {"steps": 6, "checkpoint_steps": 2, "log_every_steps": 3, "learning_rate": 1e-3}
+
+
+@pytest.mark.numeric
+@pytest.mark.usefixtures("two", "plain_descent")
+def test_one_or_two_processes_resume_the_checkpoint_of_two(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps = Steps(tmp_path, "classification")
+    cut_off_in_two(steps, monkeypatch, RESUMED)
+    for way, count in {"fsdp": 2, "ddp": 1}.items():
+        assert_resumed(steps, monkeypatch, way, count, **RESUMED)
+
+
+@pytest.mark.usefixtures("two")
+def test_what_prevents_a_sharded_checkpoint_is_told_in_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps = Steps(tmp_path, "classification")
+    monkeypatch.setenv(PROCESSES, "2")
+    monkeypatch.setenv(CHECKPOINT_DIR, str(tmp_path / "checkpoints"))
+    monkeypatch.setenv("MIXTUNE_OUTCOME_DIR", str(tmp_path / "outcomes"))
+    monkeypatch.setenv(compared.NO_SPACE_IN, "1")
+    with pytest.raises(SystemExit):
+        steps.run("mixed", "model", mixed_at(0.3), **RESUMED, parallelism="fsdp")
+    (outcome,) = load_outcomes(tmp_path / "outcomes")
+    (sentence,) = outcome.sentences
+    assert sentence.startswith("checkpoints: the one of step 2 could not be written to ")
+    assert "(No space left on device)" in sentence
+    assert not list(tmp_path.glob("checkpoints/*/step-*"))
+    assert not list(tmp_path.glob("checkpoints/*/aside-*"))
+
+
+@pytest.mark.slow
+@pytest.mark.numeric
+@pytest.mark.usefixtures("two", "plain_descent")
+def test_four_processes_resume_the_checkpoint_of_two(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, queue_of_four: Path
+) -> None:
+    steps = Steps(tmp_path, "classification")
+    cut_off_in_two(steps, monkeypatch, RESUMED)
+    monkeypatch.setenv(pair.QUEUE, str(queue_of_four))
+    assert_resumed(steps, monkeypatch, "fsdp", 4, **RESUMED)
+
+
+@pytest.mark.numeric
+@pytest.mark.usefixtures("two", "plain_descent")
+def test_sharded_training_in_bf16_updates_weights_in_float32(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps = Steps(tmp_path, "generation")
+    steps.run("mixed", "start", mixed_at(0.3), learning_rate=1e-30)
+    small: dict[str, Any] = {"precision": "bf16", "learning_rate": 1e-4, "parallelism": "fsdp"}
+    for name, count in {"one": "1", "several": "2"}.items():
+        monkeypatch.setenv(PROCESSES, count)
+        steps.run("mixed", name, mixed_at(0.3), **small)
+    start, one, several = (weights_in(tmp_path / name) for name in ("start", "one", "several"))
+    # These movements are far below what bf16 can add to a weight.
+    assert_same_movement(several, one, start, tolerance=0.05)
+
+
+@pytest.mark.slow
+@pytest.mark.numeric
+@pytest.mark.usefixtures("four", "plain_descent")
+@pytest.mark.parametrize("case", CASES)
+def test_four_processes_give_the_weights_of_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: str) -> None:
+    assert_the_same_from(tmp_path, monkeypatch, case, {"fsdp": 4})
+
+
+def assert_the_same_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: str, ways: dict[str, int]) -> None:
+    """Compares trainings in several processes with one in one.
+
+    Args:
+        ways: numbers of processes by `parallelism`.
+    """
     objective, task, step, candidate = CASES[case]
     steps = Steps(tmp_path, task, objective)
     steps.run(step, "start", candidate, learning_rate=1e-30)
-    options: dict[str, Any] = {"scale": "gradient"} if case == "gradient-scale" else {}
+    options = OWN_OPTIONS.get(case, {})
     found = {}
-    for count in ("1", "2"):
-        monkeypatch.setenv(PROCESSES, count)
-        monkeypatch.setenv("MIXTUNE_OUTCOME_DIR", str(tmp_path / f"outcomes-{count}"))
-        found[count] = steps.run(step, f"model-{count}", candidate, **options)
-    start, one, two = (weights_in(tmp_path / name) for name in ("start", "model-1", "model-2"))
-    assert_same_movement(two, one, start)
-    curves = [list(read_jsonl(tmp_path / f"model-{count}" / "training.jsonl")) for count in found]
+    for way, count in {"one": 1, **ways}.items():
+        monkeypatch.setenv(PROCESSES, str(count))
+        monkeypatch.setenv("MIXTUNE_OUTCOME_DIR", str(tmp_path / f"outcomes-{way}"))
+        given: dict[str, Any] = {} if way == "one" else {"parallelism": way}
+        found[way] = steps.run(step, f"model-{way}", candidate, **options, **given)
+    assert case != "budget" or (ModelCard.load(tmp_path / "model-one").pull_back or 1) < 1
+    for way in ways:
+        assert_the_same(tmp_path, found["one"], found[way], way)
+
+
+def assert_the_same(tmp_path: Path, alone: dict[str, Artifact], together: dict[str, Artifact], way: str) -> None:
+    start, one, several = (weights_in(tmp_path / name) for name in ("start", "model-one", f"model-{way}"))
+    assert_same_movement(several, one, start)
+    torch.testing.assert_close(several, one, rtol=0, atol=1e-5)
+    curves = [list(read_jsonl(tmp_path / f"model-{name}" / "training.jsonl")) for name in ("one", way)]
     for left, right in zip(*curves, strict=True):
         assert left.keys() == right.keys()
         measured = {column for column in left if left[column] is not None}
         assert measured == {column for column in right if right[column] is not None}
         for column in measured - {"tokens_per_second", "padding_share"}:
             assert right[column] == pytest.approx(left[column], rel=1e-4, abs=1e-5), column
-    cards = [ModelCard.load(tmp_path / f"model-{count}") for count in found]
+    cards = [ModelCard.load(tmp_path / f"model-{name}") for name in ("one", way)]
     assert cards[0].tokens == cards[1].tokens
-    assert found["2"]["model"].metadata == found["1"]["model"].metadata
-    assert found["2"]["metrics"].metadata.keys() == found["1"]["metrics"].metadata.keys()
-    written = read_json(tmp_path / "model-2-metrics.json", "metrics")
-    assert written == found["2"]["metrics"].metadata
-    (outcome,) = load_outcomes(tmp_path / "outcomes-2")
+    assert cards[0].pull_back == pytest.approx(cards[1].pull_back, abs=1e-4)
+    assert together["model"].metadata == alone["model"].metadata
+    assert together["metrics"].metadata.keys() == alone["metrics"].metadata.keys()
+    written = read_json(tmp_path / f"model-{way}-metrics.json", "metrics")
+    assert written == together["metrics"].metadata
+    (outcome,) = load_outcomes(tmp_path / f"outcomes-{way}")
     assert outcome.kind == "done"
 
 
@@ -168,8 +259,13 @@ def torchrun(
     words += [f"--artifact={key}={path}" for key, path in artifacts.items()]
     words += [f"--parameter={key}={value}" for key, value in parameters.items()]
     variables = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(pair.ROOT), **environment}
+    command = [*pair.TORCHRUN, "--nproc-per-node=2", *program, "step", step, *words]
     return subprocess.run(
-        [*pair.TORCHRUN, *program, "step", step, *words], env=variables, capture_output=True, text=True, timeout=300
+        command,
+        env=variables,
+        capture_output=True,
+        text=True,
+        timeout=300,
     )
 
 
@@ -253,8 +349,9 @@ def test_what_a_process_refuses_comes_out_as_the_plain_sentence(
 
 
 @pytest.mark.usefixtures("two")
+@pytest.mark.parametrize("parallelism", ["ddp", "fsdp"])
 def test_what_is_not_finite_is_explained_by_several_processes_too(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, parallelism: str
 ) -> None:
     steps = Steps(tmp_path, "classification")
     file = tmp_path / "pretrained" / "model.safetensors"
@@ -264,7 +361,7 @@ def test_what_is_not_finite_is_explained_by_several_processes_too(
     monkeypatch.setenv(PROCESSES, "2")
     monkeypatch.setenv("MIXTUNE_OUTCOME_DIR", str(tmp_path / "outcomes"))
     with pytest.raises(SystemExit) as ended:
-        steps.run("finetune", "model")
+        steps.run("finetune", "model", parallelism=parallelism)
     assert ended.value.code == 1
     (outcome,) = load_outcomes(tmp_path / "outcomes")
     assert outcome.kind == "failed"

@@ -1,0 +1,61 @@
+"""Training steps as a container would run them, in one process or several."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from mixtune.components.finetune.config import Finetune, FinetuneStep
+from mixtune.components.mixed.config import MixedCandidate, MixedStep, MixedTraining
+from mixtune.components.pretrain.config import Pretrain, PretrainStep
+from mixtune.components.shared.artifacts import Artifact
+from mixtune.components.shared.config import Model, Task
+from mixtune.components.shared.runtime import launch
+from mixtune.components.shared.section import Section
+from tests.components.stages import SCRATCH, Stages
+
+OPTIONS: dict[str, Any] = {
+    "steps": 3, "batch_size": 5, "micro_batch_size": 2, "learning_rate": 0.1, "precision": "float32",
+    "log_every_steps": 1, "max_grad_norm": 1e3,  # no clipping, which would hide a wrong factor
+}  # fmt: skip
+PROCESSES = "MIXTUNE_PROCESSES"
+
+
+class Steps:
+    """Training steps as a container would run them."""
+
+    def __init__(self, folder: Path, task: Task, objective: Any = "causal_lm") -> None:
+        self.folder, self.objective = folder, objective
+        Stages(folder, task, objective).pretrain(steps=2)
+
+    def order(
+        self, step: str, name: str, candidate: MixedCandidate | None, **options: Any
+    ) -> tuple[str, dict[str, str], dict[str, str]]:
+        """Configuration, artifacts and parameters."""
+        folder, options = self.folder, OPTIONS | options
+        artifacts = {"model": str(folder / name), "metrics": str(folder / f"{name}-metrics.json")}
+        config: Section
+        if step == "pretrain":
+            model = Model(base="scratch", max_length=32, scratch=SCRATCH, objective=self.objective)
+            config = PretrainStep(seed=0, model=model, pretrain=Pretrain(**options), fingerprint="x")
+            return config.to_json(), artifacts | self.inputs("data=text", "tokenizer"), {}
+        if candidate is None:
+            config = FinetuneStep(seed=0, max_length=32, finetune=Finetune(**options))
+            return config.to_json(), artifacts | self.inputs("start=pretrained", "data=labels"), {}
+        config = MixedStep(seed=0, max_length=32, mixed=MixedTraining(**options))
+        inputs = self.inputs("start=pretrained", "pretrain_data=text", "finetune_data=labels")
+        return config.to_json(), artifacts | inputs, {"candidate": candidate.to_json()}
+
+    def inputs(self, *names: str) -> dict[str, str]:
+        pairs = [name.split("=") for name in names]
+        return {pair[0]: str(self.folder / pair[-1]) for pair in pairs}
+
+    def run(self, step: str, name: str, candidate: MixedCandidate | None = None, **options: Any) -> dict[str, Artifact]:
+        config, paths, parameters = self.order(step, name, candidate, **options)
+        artifacts = {key: Artifact(path) for key, path in paths.items()}
+        launch(step, config, artifacts, **parameters)
+        return artifacts
+
+
+def mixed_at(weight: float, **options: Any) -> MixedCandidate:
+    return MixedCandidate(id=f"mixed-{weight:g}", mix_weight=weight, **options)
