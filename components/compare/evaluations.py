@@ -181,6 +181,8 @@ def _manifest(folder: Path) -> dict[str, Any]:
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise RefusedError(f"{folder}: evaluation.json is not of the format {FORMAT}, so it is not an evaluation")
     missing = [name for name in ("task", "candidates", "data", "tallies", "likelihood") if name not in manifest]
+    if not missing and "text_digest" not in manifest["data"].get("pretrain", {}).get("splits", {}).get("test", {}):
+        missing = ["text_digest"]
     if not missing and manifest["candidates"] and not manifest["likelihood"]:
         missing = ["likelihood"]
     if missing:

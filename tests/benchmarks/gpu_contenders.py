@@ -246,7 +246,7 @@ KERNELS: dict[str, Kernel] = {
     "TRL": trl_kernel,
     "Liger": liger_kernel,
 }
-NEEDS = {"TRL": "trl.kernels", "Liger": "liger_kernel.transformers"}
+NEEDS = {"TRL": "trl.trainer.utils", "Liger": "liger_kernel.transformers"}
 """Modules of the kernels that other packages bring."""
 
 

@@ -159,6 +159,7 @@ def measure_kernel(name: str, sizes: tuple[int, int, int], device: torch.device,
             hidden.grad = None
             clock.step_ended()
     except Exception as error:  # as above
+        say(f"  loss of {name}, {sizes}: {type(error).__name__}: {str(error)[:160]}")
         return {"kernel": name, "sizes": sizes, "error": f"{type(error).__name__}: {str(error)[:400]}"}
     median = statistics.median(clock.seconds())
     peak = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None
