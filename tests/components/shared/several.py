@@ -68,6 +68,7 @@ CASES: dict[str, tuple[str, Task, str, MixedCandidate | None]] = {
     "finetune-answers": ("masked_lm", "question_answering", "finetune", None),
     "mixed-generation": ("causal_lm", "generation", "mixed", mixed_at(0.3)),
     "mixed-classification": ("causal_lm", "classification", "mixed", mixed_at(0.3)),
+    "mixed-numbers": ("causal_lm", "regression", "mixed", mixed_at(0.3)),
     "mixed-labels": ("masked_lm", "multi_label", "mixed", mixed_at(0.3)),
     "more-pretraining": ("masked_lm", "classification", "mixed", mixed_at(1.0)),
     "recomputed": ("causal_lm", "classification", "mixed", mixed_at(0.3)),
