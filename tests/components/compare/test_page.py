@@ -142,6 +142,7 @@ def test_the_markdown_twin_has_the_table(page: tuple[str, Any]) -> None:
     assert {line.count("|") for line in table} == {8}
     assert done.report["headline"] in text
     assert "**mixed-0.5**" in text
+    assert not re.search(r"[^\n]\n## ", text), "a heading is a paragraph of its own"
 
 
 def test_without_curves_and_with_one_candidate_the_page_still_renders(tmp_path: Path) -> None:
