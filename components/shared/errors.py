@@ -46,8 +46,11 @@ class GateNotMetError(MixtuneError):
     kind = "gate_not_met"
 
 
-class Terminated(KeyboardInterrupt):
-    """The command received SIGTERM. It ends as after Ctrl-C, with another exit status."""
+class Terminated(BaseException):
+    """The command received SIGTERM. It ends as after Ctrl-C, with another exit status.
+
+    No `KeyboardInterrupt`, which typer turns into the exit status of Ctrl-C.
+    """
 
 
 def without_credentials(address: str) -> str:

@@ -18,7 +18,7 @@ from typing import Any
 
 from .artifacts import Artifact, ArtifactLike, ModelCard, write_json
 from .ascii_text import spell_in_output
-from .errors import GateNotMetError, MixtuneError, RefusedError, cannot_be_written, is_out_of_memory
+from .errors import GateNotMetError, MixtuneError, RefusedError, Terminated, cannot_be_written, is_out_of_memory
 from .model.device import pick_device, requested_gpus
 from .outcome import EXIT_STATUS, Outcome, load_outcome
 from .running.context import ALONE, Context, note_progress, take_tracking_secret
@@ -227,7 +227,7 @@ def _outcome_of(error: BaseException, title: str, log: str | None, seconds: floa
         kind, sentences = error.kind, error.problems
     elif isinstance(error, KeyboardInterrupt):
         kind, sentences = "interrupted", ["interrupted"]
-    elif isinstance(error, SystemExit) and error.code == EXIT_STATUS["terminated"]:
+    elif isinstance(error, Terminated) or (isinstance(error, SystemExit) and error.code == EXIT_STATUS["terminated"]):
         kind, sentences = "terminated", ["ended by SIGTERM"]
     elif is_out_of_memory(error):
         sentences = ["out of memory; use more memory"]

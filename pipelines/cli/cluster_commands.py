@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import astuple
 from pathlib import Path
 
-from mixtune.components.shared.errors import RefusedError
+from mixtune.components.shared.errors import RefusedError, Terminated
 from mixtune.components.shared.outcome import EXIT_STATUS
 
 from ..cluster import runs as client
@@ -82,9 +82,9 @@ def follow(api: Api, made: client.Submitted, waiting: Waiting) -> int:
 def _wait(api: Api, run_id: str, waiting: Waiting) -> int:
     try:
         ended = wait_for(api, run_id, waiting.seconds, waiting.tell, waiting.pending_seconds)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, Terminated) as signalled:
         print(f"\nmixtune: the run continues; {hint(api, run_id)}", file=sys.stderr)
-        return EXIT_STATUS["interrupted"]
+        return EXIT_STATUS["terminated" if isinstance(signalled, Terminated) else "interrupted"]
     except (TimedOutError, PendingTooLongError) as error:
         link = {"run": api.connection.link(f"runs/details/{run_id}")}
         ended = Ended(run_id, "RUNNING", error.kind, error.verdict, error.problems, links=link)

@@ -179,7 +179,7 @@ def _watch(child: subprocess.Popen[bytes], run: Run, display: Display) -> Litera
                 display.refresh()
                 time.sleep(0.2)
             display.refresh()
-    except KeyboardInterrupt as signalled:
+    except (KeyboardInterrupt, Terminated) as signalled:
         _stop(child)
         return "terminated" if isinstance(signalled, Terminated) else "interrupted"
     except BaseException:

@@ -275,6 +275,22 @@ def test_the_home_folder_can_stand_in_paths(data: Path, monkeypatch: pytest.Monk
     assert not (data / "~").exists()
 
 
+@pytest.mark.parametrize(("number", "status"), [("SIGINT", 130), ("SIGTERM", 143)])
+def test_a_signal_has_its_exit_status_wherever_it_comes(number: str, status: int) -> None:
+    """Here in a command, before its own code catches errors: while it imports, for example."""
+    program = (
+        "import os, signal, sys\n"
+        "import mixtune.pipelines.cli.main\n"
+        "main = sys.modules['mixtune.pipelines.cli.main']\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        f"main.app.command('now')(lambda: os.kill(os.getpid(), signal.{number}))\n"
+        "sys.argv = ['mixtune', 'now']\n"
+        "main.main()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (status, "")
+
+
 def test_compile_for_gitops(tmp_path: Path) -> None:
     file = tmp_path / "p.yaml"
     assert mixtune("compile", "--output", str(file), "--format", "kubernetes").exit_code == 0
