@@ -16,7 +16,7 @@ demo: .venv/installed
 test: .venv/tests-installed
 	$(BIN)/python -m pytest -m "not slow" $(SIDE_BY_SIDE)
 
-# Containers, the servers of k8s/, storms, the whole demo.
+# Containers, the servers of k8s/, storms, compilers, measurements of memory, the whole demo.
 test-slow: .venv/tests-installed
 	$(BIN)/python -m pytest -m slow $(SIDE_BY_SIDE)
 

@@ -30,6 +30,7 @@ def counted(work: Callable[[], None]) -> int:
     return int(counter.get_total_flops())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("size", "share"), [(LLAMA15M, 0.49), (DEFAULT, 0.64)], ids=lambda value: str(value))
 def test_a_mixed_step_takes_a_stated_share_of_the_flops_of_two_padded_passes(size: Size, share: float) -> None:
     rows = list(rows_in_order(size, 1))

@@ -75,6 +75,7 @@ print(max(int(status["VmHWM"].split()[0]), resource.getrusage(resource.RUSAGE_CH
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="memory is read from /proc")
 def test_memory_for_a_long_line_is_some_times_its_size(tmp_path: Path) -> None:
     """A line of 2 MB stands for one of 200 MB, which would take minutes. Encoded as a whole it needs 300 MB, and 110 so."""

@@ -176,6 +176,7 @@ def grow(folder: Path) -> int:
     return file.stat().st_size
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="limits the memory as Linux does")
 def test_a_model_larger_than_the_memory_is_registered(stages: Stages, tmp_path: Path) -> None:
     code = LARGE.format(root=str(Path(__file__).parents[3]), folder=str(tmp_path))

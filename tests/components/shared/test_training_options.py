@@ -52,6 +52,7 @@ def test_eager_attention_gives_the_same_weights(folder: Path, architecture: str)
     assert_same_training(eager, plain, architecture)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("plain_descent")
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
 @pytest.mark.parametrize(("architecture", "variant"), [("llama", TrainingVariant(lora_rank=2)), ("bert", None)])
