@@ -32,6 +32,7 @@ OF_THE_MOMENT = {
     "evaluate_run",
     "parent_run",
     "utilisation",
+    "evaluate_share",
     *Utilisation.model_fields,
 }
 
