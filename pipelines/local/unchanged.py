@@ -1,7 +1,8 @@
 """Recognises a run that would only repeat the last one, so that the command can show the results that are there.
 
-This needs the same configuration, the same content of all sources and models, the same code and packages, and results and an
-MLflow store in the output folder that nobody has changed. With a tracking server elsewhere, every run goes on record there.
+This needs the same configuration, the same content of all sources and models, the same code and versions of the packages that
+results depend on, and results and an MLflow store in the output folder that nobody has changed. With a tracking server
+elsewhere, every run goes on record there.
 """
 
 from __future__ import annotations

@@ -206,7 +206,7 @@ class MixedModel(nn.Module):
             kl_weight: weight of the divergence from the start model at each token of the fine-tuning stream.
             start_logits: (T, V) logits of the start model at these tokens; not needed if `kl_weight` is 0.
 
-            Returns:
+        Returns:
             `weighted`, scalar, the loss to differentiate; `pretrain` and `finetune`, scalars, Σ ce_i of each stream in nats
             (for regression, squared errors); `kl`, scalar, Σ KL(start || model) in nats.
         """

@@ -6,7 +6,6 @@ from collections.abc import Callable
 
 import torch
 from accelerate import Accelerator
-from scipy.optimize import brentq
 
 from ..model.mixed_model import MixedModel
 from ..model.sharding import like, local
@@ -49,6 +48,8 @@ def pull_back(
     allowed = max(min(limit, MARGIN * limit / (1 + error / found)), LEAST_SHARE * limit) if found > 0 else limit
     alpha = 1.0
     if found > allowed:
+        from scipy.optimize import brentq  # most trainings do not need it
+
         # Parameters instead of the state dict, which lists tied weights twice: they would be moved twice.
         reference = dict(load_reference().lm.named_parameters())
         pairs = [
