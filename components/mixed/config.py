@@ -44,6 +44,9 @@ class Controls(Section):
     """For each rank, a candidate with low-rank adapters (LoRA) on all linear layers instead of full training."""
     lora_learning_rate: float | None = Field(None, gt=0, le=1)
     """Peak learning rate of the adapters; null means ten times `mixed.learning_rate`."""
+    lora_merge: bool = True
+    """Whether the adapters are merged into the weights at the end. With `false`, a candidate's model folder holds the adapter
+    in peft's format beside the files of its base model, and is evaluated, compared and registered as such."""
     kl_weights: list[Annotated[float, Field(gt=0)]] = Field([])
     """For each weight, a candidate with a penalty on KL(start model || model) at the tokens of the labelled examples."""
     l2sp_weights: list[Annotated[float, Field(gt=0)]] = Field([])
@@ -99,6 +102,7 @@ class MixedCandidate(Section):
     budget: Budget | None = None
     pooled: bool = False
     lora_rank: int | None = None
+    lora_merge: bool = True
     learning_rate: float | None = None
     """Replaces `mixed.learning_rate`."""
     replay_share: float | None = None
@@ -115,6 +119,11 @@ class MixedCandidate(Section):
         ways = [self.mix_weight is not None, self.schedule is not None, self.forgetting_budget is not None, self.pooled]
         if sum(ways) != 1:
             yield "exactly one of mix_weight, schedule, forgetting_budget and pooled must be given"
+
+    @rule
+    def _an_adapter_is_not_pulled_back(self) -> Iterator[str]:
+        if self.forgetting_budget is not None and not self.lora_merge:
+            yield "lora_merge is false, but a forgetting budget can change all weights at the end; set it to true"
 
 
 class MixedStep(Section):
@@ -189,6 +198,7 @@ def _controls(mixed: Mixed) -> Iterator[MixedCandidate]:
                 name=f"LoRA, rank {rank}{at}",
                 mix_weight=weight,
                 lora_rank=rank,
+                lora_merge=controls.lora_merge,
                 learning_rate=controls.lora_learning_rate or 10 * mixed.learning_rate,
             )
         for penalty in controls.kl_weights:

@@ -123,6 +123,7 @@ def run(
         kl_weight=chosen.kl_weight,
         l2sp_weight=chosen.l2sp_weight,
         lora_rank=chosen.lora_rank,
+        lora_merge=chosen.lora_merge,
     )
     identity = {
         "config": config.model_dump(mode="json"),
@@ -149,7 +150,7 @@ def run(
         base=before.base,
         mlflow_runs={**before.mlflow_runs, "prepare finetune": labelled.mlflow_run or ""},
     )
-    save_trained(mixed_model, tokenizer, card, result, context, model, metrics, finetune)
+    save_trained(mixed_model, tokenizer, card, result, context, model, metrics, finetune, start.path)
 
 
 def _mix_weight(chosen: MixedCandidate, steps: int, text: DataManifest, masked: bool) -> MixWeight:

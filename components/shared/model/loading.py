@@ -23,6 +23,7 @@ from ..artifacts import read_json
 from ..config import Objective, Scratch, Task
 from ..errors import RefusedError
 from ..task_kinds import TASK_KINDS
+from .adapters import attach_saved, has_adapter, saved_modules
 from .checks import check_model, check_task_head
 from .heads import make_head
 from .mixed_model import MixedModel, objective_of
@@ -92,7 +93,9 @@ def load_model(
         RefusedError: if it is no language model in safetensors, or if mixtune does not reproduce its architecture.
     """
     given = str(folder)
-    folder, revision = _weights_location(given, revision)
+    folder, revision = weights_location(given, revision)
+    # transformers would add the adapter by itself, and keep it apart from the weights.
+    adapted = {"adapter_kwargs": {"subfolder": "none"}} if has_adapter(folder) else {}
     try:
         config = AutoConfig.from_pretrained(folder, revision=revision, trust_remote_code=False)
         auto: Any = AutoModelForMaskedLM if objective_of(config) == "masked_lm" else AutoModelForCausalLM
@@ -104,6 +107,7 @@ def load_model(
             trust_remote_code=False,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # refused below, with their names
+            **adapted,
         )
     except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0]
@@ -114,6 +118,8 @@ def load_model(
             f"model.base: {_file_of(name, folder)}: {name} has the shape {shown(stored)}, but config.json asks for "
             f"{shown(wanted)}; they do not belong together, download both again"
         )
+    if adapted:
+        lm = attach_saved(lm, folder)
     try:
         model = MixedModel(lm)
     except Exception as error:  # models of other kinds can fail in any way
@@ -162,12 +168,13 @@ def _file_of(name: str, folder: str) -> str:
     return str(found.file) if found else folder
 
 
-def _weights_location(folder: str | Path, revision: str | None) -> tuple[str, str | None]:
+def weights_location(folder: str | Path, revision: str | None = None) -> tuple[str, str | None]:
+    """Returns the folder or hub name of a model's weights, and the revision: those of a base model that is used unchanged."""
     file = Path(folder) / "mixtune.json"
     if file.is_file():
         card = read_json(file, "a model made by mixtune")
         if card.get("weights"):
-            return _weights_location(card["weights"], card.get("revision"))
+            return weights_location(card["weights"], card.get("revision"))
     return str(folder), revision
 
 
@@ -187,6 +194,7 @@ def _load_head(model: MixedModel, folder: str) -> None:
     stored = stored_tensors(Path(folder))[0] if Path(folder).is_dir() else {}
     if kind is None or not stored:
         return
+    trained = saved_modules(folder)
     named = TASK_KINDS[kind].has_label_names
     labels = [config.id2label[index] for index in range(config.num_labels)] if named else None
     try:
@@ -194,9 +202,13 @@ def _load_head(model: MixedModel, folder: str) -> None:
     except RefusedError:
         return  # a base model's own head, which is not trained here
     wanted = task.state_dict() | {name: value for name, value in model.lm.state_dict().items() if ".pooler." in name}
-    if any(name not in stored or stored[name].shape != tuple(weight.shape) for name, weight in wanted.items()):
+    shapes = {name: tuple(tensor.shape) for name, tensor in (stored | trained).items()}
+    if any(shapes.get(name) != tuple(weight.shape) for name, weight in wanted.items()):
         return
     for key, weight in wanted.items():
+        if key in trained:
+            weight.copy_(trained[key])
+            continue
         with safe_open(stored[key].file, framework="pt") as tensors:
             weight.copy_(tensors.get_tensor(key))
     model.task, model.kind, model.labels = task, kind, labels

@@ -249,14 +249,20 @@ class MixedModel(nn.Module):
         return lm.generate(**given)
 
     def save(self, folder: str | Path, tokenizer: PreTrainedTokenizerBase) -> None:
-        """Writes the model and its tokenizer in Hugging Face format, with safetensors.
+        """Writes the model and its tokenizer in Hugging Face format, with safetensors."""
+        state = self.lm.state_dict()
+        if self.task is not None:
+            state |= self.task.state_dict()
+        self.lm.save_pretrained(folder, state_dict={name: value.contiguous() for name, value in state.items()})
+        self.save_description(folder, tokenizer)
+
+    def save_description(self, folder: str | Path, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Writes everything but the weights: the configurations, and the tokenizer.
 
         A task head is saved with a tokenizer that pads on the right: transformers gives absolute positions to padding on the
         left.
         """
         config = self.lm.config
-        state = self.lm.state_dict()
-        architectures = [type(self.lm).__name__]
         # Heads of causal models read the last token that is not this one. Encoders can count positions from it, so it stays.
         for part in (config, config.get_text_config()):
             if self.objective == "causal_lm" or part.pad_token_id is None:
@@ -268,14 +274,12 @@ class MixedModel(nn.Module):
             # Completions, or turns of a chat, can end in another token than EOS, which transformers must stop at.
             own.eos_token_id = stop_ids(own, tokenizer)
         if self.task is not None and self.kind is not None:
-            state |= self.task.state_dict()
-            architectures = [type(self.task).__name__]
             tokenizer.padding_side = "right"
             describe_head(config, self.kind, self.labels)
-        self.lm.save_pretrained(folder, state_dict={name: value.contiguous() for name, value in state.items()})
-        # save_pretrained records the class of `lm`, but the folder is for the head's task.
-        config.architectures = architectures
+        config.architectures = [type(self.task or self.lm).__name__]  # the folder is for the head's task
         config.save_pretrained(folder)
+        if self.lm.can_generate():
+            self.lm.generation_config.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
 
     def _positions(self, batch: Batch) -> Tensor:

@@ -168,7 +168,7 @@ def _make_version(client: MlflowClient, run_id: str, name: str, model_id: str, u
 def _digest(folder: Path, served: Mapping[str, Any]) -> str:
     digest = hashlib.sha256(json.dumps(served, sort_keys=True).encode())
     names = [*sorted(folder.glob("*.safetensors")), folder / "config.json", folder / "tokenizer.json"]
-    names.append(folder / "chat_template.jinja")
+    names += [folder / "chat_template.jinja", folder / "adapter_config.json"]
     for file in filter(Path.is_file, names):
         with file.open("rb") as content:
             hashlib.file_digest(content, lambda: digest)

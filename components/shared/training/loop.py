@@ -98,6 +98,7 @@ class TrainingVariant:
         kl_weight: penalty on KL(start || model), a mean over the tokens of the fine-tuning stream.
         l2sp_weight: penalty on the squared distance from the start model's weights.
         lora_rank: train low-rank adapters of this rank instead of the backbone.
+        lora_merge: whether the adapters become part of the weights at the end.
     """
 
     control: ControlText | None = None
@@ -108,6 +109,12 @@ class TrainingVariant:
     kl_weight: float = 0.0
     l2sp_weight: float = 0.0
     lora_rank: int | None = None
+    lora_merge: bool = True
+
+    @property
+    def merges(self) -> bool:
+        """Tells whether there are adapters that are merged at the end."""
+        return self.lora_rank is not None and self.lora_merge
 
 
 def train(
@@ -273,7 +280,7 @@ def train(
     result.realised_mix_weight /= max(steps, 1)
     result.utilisation = meter.measured()
     uncompile(trained.lm.base_model)
-    if variant.lora_rank is not None and not sharded:
+    if variant.merges and not sharded:
         merge_adapters(trained)
     if control is not None and variant.load_reference is not None and variant.limit is not None:
         started = time.monotonic() - result.seconds
@@ -354,7 +361,7 @@ def _undo(
         gather(trained, model, accelerator.is_main_process)
         if not accelerator.is_main_process:
             return
-        if variant.lora_rank is not None:
+        if variant.merges:
             merge_adapters(model)
     else:
         # accelerate also wraps `forward`; unwrap it too.
