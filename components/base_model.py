@@ -10,6 +10,7 @@ from typing import Any
 from .config import Config
 from .shared.config import EMBEDDED, SCRATCH
 from .shared.model.device import ON_GPU, has_gpu
+from .shared.model.quantization import missing_for_4_bits
 from .shared.model.refusals import (
     CAUSAL_ATTENTION,
     MASKED_WRITES_NOTHING,
@@ -162,7 +163,8 @@ def attention_problems(config: Config, where: str, gpu: bool) -> list[str]:
 
 def missing_gpu_here(config: Config) -> list[str]:
     """Returns what a run on this machine lacks, one sentence for each option."""
-    return attention_problems(config, "here", has_gpu())
+    quantized = missing_for_4_bits("this machine", has_gpu()) if config.mixed.controls.in_4_bits else []
+    return attention_problems(config, "here", has_gpu()) + quantized
 
 
 def notes(config: Config, folder: Path) -> list[str]:

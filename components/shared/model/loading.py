@@ -27,6 +27,7 @@ from .adapters import attach_saved, has_adapter, saved_modules
 from .checks import check_model, check_task_head
 from .heads import make_head
 from .mixed_model import MixedModel, objective_of
+from .quantization import quantizing
 from .weight_files import shown, stored_tensors
 
 
@@ -84,18 +85,25 @@ def load_model(
     dtype: torch.dtype = torch.float32,
     revision: str | None = None,
     attention: str = "auto",
+    quantized: bool = False,
 ) -> MixedModel:
     """Loads a model folder (or a hub model), including its head if it has one.
 
-    If the folder's card names other weights (a base model that is used unchanged), those are loaded.
+    If the folder's card names other weights (a base model that is used unchanged), those are loaded. An adapter is merged,
+    unless the weights are quantised.
+
+    Args:
+        quantized: whether to quantise the weights to 4 bits. If the card says so, they are in any case.
 
     Raises:
         RefusedError: if it is no language model in safetensors, or if mixtune does not reproduce its architecture.
     """
     given = str(folder)
     folder, revision = weights_location(given, revision)
+    quantized = quantized or bool(_card(given).get("quantized"))
     # transformers would add the adapter by itself, and keep it apart from the weights.
     adapted = {"adapter_kwargs": {"subfolder": "none"}} if has_adapter(folder) else {}
+    in_bits = quantizing(torch.device(device)) if quantized else {}
     try:
         config = AutoConfig.from_pretrained(folder, revision=revision, trust_remote_code=False)
         auto: Any = AutoModelForMaskedLM if objective_of(config) == "masked_lm" else AutoModelForCausalLM
@@ -108,6 +116,7 @@ def load_model(
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # refused below, with their names
             **adapted,
+            **in_bits,
         )
     except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0]
@@ -119,7 +128,7 @@ def load_model(
             f"{shown(wanted)}; they do not belong together, download both again"
         )
     if adapted:
-        lm = attach_saved(lm, folder)
+        lm = attach_saved(lm, folder, merge=not quantized)
     try:
         model = MixedModel(lm)
     except Exception as error:  # models of other kinds can fail in any way
@@ -170,12 +179,15 @@ def _file_of(name: str, folder: str) -> str:
 
 def weights_location(folder: str | Path, revision: str | None = None) -> tuple[str, str | None]:
     """Returns the folder or hub name of a model's weights, and the revision: those of a base model that is used unchanged."""
-    file = Path(folder) / "mixtune.json"
-    if file.is_file():
-        card = read_json(file, "a model made by mixtune")
-        if card.get("weights"):
-            return weights_location(card["weights"], card.get("revision"))
+    card = _card(folder)
+    if card.get("weights"):
+        return weights_location(card["weights"], card.get("revision"))
     return str(folder), revision
+
+
+def _card(folder: str | Path) -> dict[str, Any]:
+    file = Path(folder) / "mixtune.json"
+    return dict(read_json(file, "a model made by mixtune")) if file.is_file() else {}
 
 
 def _load_head(model: MixedModel, folder: str) -> None:

@@ -148,7 +148,8 @@ class _FolderFlavor:
 
     def _packages(self) -> list[str]:
         has_adapter = (self._folder / "adapter_config.json").is_file()
-        return ["torch", "transformers", *(["peft"] if has_adapter else [])]
+        quantized = ["accelerate", "bitsandbytes"] if self._served.get("quantized") else []
+        return ["torch", "transformers", *(["peft"] if has_adapter else []), *quantized]
 
     def _transformers_flavor(self) -> dict[str, Any]:
         """Returns what `mlflow.transformers.load_model` needs to know of the folder."""

@@ -64,8 +64,8 @@ def register(
         "max_length": max_length,
         "max_new_tokens": max_new_tokens,
     }
-    if ModelCard.load(folder).chat:
-        served["chat"] = True
+    model_card = ModelCard.load(folder)
+    served |= {name: True for name in ("chat", "quantized") if getattr(model_card, name)}
     digest = _digest(folder, served)
     with patience(60, 2):
         version = _version_with(client, name, digest)

@@ -32,6 +32,7 @@ from ..model.device import pick_device, require_compiler
 from ..model.mixed_model import MixedModel
 from ..model.packing import Segment
 from ..model.precision import pick_precision
+from ..model.quantization import is_quantized
 from ..model.sharding import fits, gather, is_sharded, shard, whole
 from ..running.context import Context
 from ..running.processes import is_main
@@ -328,7 +329,7 @@ def _freeze_what_has_no_loss(model: MixedModel, mix: Mix) -> None:
 
 def _shards(training: Training, models: list[MixedModel], accelerator: Accelerator) -> bool:
     """Tells whether the processes share the models' weights."""
-    if accelerator.num_processes == 1 or training.parallelism == "ddp":
+    if accelerator.num_processes == 1 or training.parallelism == "ddp" or any(map(is_quantized, models)):
         return False
     if training.parallelism == "fsdp":
         return True
@@ -369,7 +370,7 @@ def _undo(
     if training.gradient_checkpointing:
         model.lm.gradient_checkpointing_disable()
     for parameter in model.parameters():
-        parameter.requires_grad_(True)
+        parameter.requires_grad_(parameter.is_floating_point())
 
 
 def _device_name(device: torch.device) -> str:
