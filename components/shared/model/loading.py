@@ -25,6 +25,7 @@ from ..errors import RefusedError
 from ..task_kinds import TASK_KINDS
 from .adapters import attach_saved, has_adapter, saved_modules
 from .checks import check_model, check_task_head
+from .expert_types import expert_problem
 from .heads import make_head
 from .mixed_model import MixedModel, objective_of
 from .quantization import quantizing
@@ -106,6 +107,8 @@ def load_model(
     in_bits = quantizing(torch.device(device)) if quantized else {}
     try:
         config = AutoConfig.from_pretrained(folder, revision=revision, trust_remote_code=False)
+        if problem := expert_problem(config.to_dict(), folder):
+            raise RefusedError(problem)
         auto: Any = AutoModelForMaskedLM if objective_of(config) == "masked_lm" else AutoModelForCausalLM
         lm, loading_info = auto.from_pretrained(
             folder,

@@ -29,6 +29,7 @@ from ..config import Training
 from ..errors import RefusedError
 from ..model.bf16_on_cpu import fast_bf16
 from ..model.device import pick_device, require_compiler
+from ..model.expert_types import ADAPTED_EXPERTS, COMPILED_EXPERTS
 from ..model.mixed_model import MixedModel
 from ..model.packing import Segment
 from ..model.precision import pick_precision
@@ -39,6 +40,7 @@ from ..running.processes import is_main
 from ..third_party.accelerate import reset_state
 from ..third_party.torch import uncompile
 from ..value_text import losses_text
+from .balance import routing_of_step
 from .control import ControlText
 from .interval import Interval, LogEntry
 from .lora import add_adapters, merge_adapters
@@ -154,6 +156,10 @@ def train(
         )
     if training.compile:
         require_compiler("compile")
+        if model.balance_weight is not None:
+            raise RefusedError(COMPILED_EXPERTS.format(option="compile"))
+    if variant.lora_rank is not None and not variant.lora_merge and model.balance_weight is not None:
+        raise RefusedError(ADAPTED_EXPERTS)
     precision = pick_precision(training.precision)
     # bf16 libraries compile or select kernels for each shape, so widths are rounded to reduce the number of shapes.
     width_multiple = 8 if precision == "bf16" else 1
@@ -233,11 +239,14 @@ def train(
                 mix_weight_now = mix_weight.at(step)
                 weights = mix_weight.weights(step, data.num_pretrain, data.num_finetune)
                 tug_of_war.before_step(step, data, weights, batches)
+                routing = routing_of_step(trained, batches, accelerator)
                 for number, (rows, batch) in enumerate(zip(micro_batches, batches(), strict=True)):
                     # Gradients are summed over micro-batches; ranks exchange them with the last micro-batch only.
                     with accelerator.no_sync(wrapped) if number + 1 < len(micro_batches) else contextlib.nullcontext():
                         start_logits = _start_logits(variant, rows, maker, accelerator)
-                        losses = wrapped(batch, *weights, kl_weight / max(data.tokens_finetune, 1), start_logits)
+                        losses = wrapped(
+                            batch, *weights, kl_weight / max(data.tokens_finetune, 1), start_logits, routing
+                        )
                         accelerator.backward(losses.pop("weighted") * world)
                     for name, loss in losses.items():
                         interval.sums[name] += loss
