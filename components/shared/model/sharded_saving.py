@@ -91,4 +91,6 @@ def save_sharded(
             files.add(revert_weight_conversion(sharded.lm, {name: full.cpu()}))
     if files is not None:
         files.close()
+        # A model that was stored in bf16 was trained in float32. transformers loads it as config.json says.
+        model.config.dtype = model.config.get_text_config().dtype = next(sharded.lm.parameters()).dtype
         model.save_description(folder, tokenizer)

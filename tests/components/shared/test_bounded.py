@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -21,7 +22,8 @@ def test_no_process_holds_the_whole_model(tmp_path: Path, dtype: torch.dtype) ->
     config = LlamaConfig(
         vocab_size=61, hidden_size=512, intermediate_size=2048, num_hidden_layers=10, num_attention_heads=8, pad_token_id=60
     )  # fmt: skip
-    model = LlamaForCausalLM(config).to(dtype)
+    model: Any = LlamaForCausalLM(config)
+    model.to(dtype)
     model.save_pretrained(tmp_path / "model")
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     command = [*TORCHRUN, "--nproc-per-node=2", "-m", bounded.__name__, str(tmp_path / "model"), str(tmp_path / "out")]
