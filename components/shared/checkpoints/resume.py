@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import random
 import shutil
 import signal
 import time
@@ -21,10 +20,8 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, Protocol, Self
 
-import numpy as np
 import torch
 from accelerate import Accelerator
-from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -35,6 +32,7 @@ from ..model.sharding import is_sharded
 from ..outcome import EXIT_STATUS
 from ..running.context import Context
 from .background import BackgroundWriter, copied
+from .random_states import random_state, set_random_state
 from .store import CHECKPOINT_DIR, NUM_KEPT, WAIT_SECONDS, WAITING_LINE_SECONDS, CheckpointStore, megabytes
 from .tensors import optimizer_states, read_tensors, trained_weights, write_parts
 
@@ -164,16 +162,30 @@ class TrainingCheckpointer:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        try:
-            # A second SIGTERM ends the training at once. After the first one, nothing is being written any more.
-            if kind is None or not issubclass(kind, SystemExit):
+        if kind is None:
+            self._wait()
+            return
+        # A second SIGTERM ends the training at once. After the first one, nothing is being written any more.
+        if not issubclass(kind, SystemExit):
+            with contextlib.suppress(Exception):  # the error that is on its way is told
                 self._writer.wait()
-        except Exception:
-            if kind is None:
-                self._release()
-                raise
-        if kind is not None:
+        self._release()
+
+    def _wait(self) -> None:
+        """Waits until the last checkpoint is written. All processes take part.
+
+        Raises:
+            Exception: in all of them, if one could not write.
+        """
+        error: Exception | None = None
+        try:
+            self._writer.wait()
+        except Exception as raised:
+            error = raised
+        (failed,) = self._on_any_rank(error is not None)
+        if failed:
             self._release()
+            raise error or MixtuneError("checkpoints: one could not be written by another process")
 
     def _release(self) -> None:
         if self.store is not None:
@@ -195,7 +207,7 @@ class TrainingCheckpointer:
             if self.store is not None and time.monotonic() - last_line > WAITING_LINE_SECONDS:
                 last_line = time.monotonic()
                 self.context.say(f"{self.context.title}: waiting for {self.store.waiting_for()}, which trains the same")
-            if self._on_any_rank(self.sigterm.received):
+            if any(self._on_any_rank(self.sigterm.received)):
                 raise SystemExit(EXIT_STATUS["terminated"])
             time.sleep(WAIT_SECONDS)
         if self.store is not None and self.job is not None:
@@ -247,7 +259,7 @@ class TrainingCheckpointer:
 
     def end_if_terminated(self) -> None:
         """Between micro-batches: if any rank received SIGTERM, saves the state from the beginning of the step and ends."""
-        if self._on_any_rank(self.sigterm.received) and self._began is not None:
+        if any(self._on_any_rank(self.sigterm.received)) and self._began is not None:
             self._end(*self._began)
 
     def after_step(self, done: int, counters: Counters) -> None:
@@ -257,21 +269,24 @@ class TrainingCheckpointer:
             done: number of completed steps.
             counters: this rank's counters.
         """
-        if self._on_any_rank(self.sigterm.received):
+        terminated, failed = self._on_any_rank(self.sigterm.received, self._writer.has_failed)
+        if terminated:
             self._end(done, _RankState(random_state(), counters))
-        if self._writer.has_failed:
-            self._writer.wait()
+        if failed:
+            self._wait()
         every = self.training.checkpoint_steps
         late = time.monotonic() - self._saved_at > 60 * self.training.checkpoint_minutes
-        if self._on_any_rank(
-            done < self.training_state.result.steps and ((every is not None and done % every == 0) or late)
+        if any(
+            self._on_any_rank(
+                done < self.training_state.result.steps and ((every is not None and done % every == 0) or late)
+            )
         ):
             self._save(done, _RankState(random_state(), counters))
 
     def _end(self, done: int, rank_state: _RankState) -> None:
         if done > 0:
             self._save(done, rank_state)
-            self._writer.wait()
+            self._wait()
             if self.store is not None:
                 self.store.flush(FLUSH_SECONDS)
                 self.context.say(
@@ -284,7 +299,7 @@ class TrainingCheckpointer:
         self._saved_at = time.monotonic()
         if not self._enabled or done == self._saved_step:
             return
-        self._writer.wait()
+        self._wait()
         ranks: list[Any] = [rank_state.state()]
         if self._group is not None:
             ranks = [None] * self.accelerator.num_processes
@@ -325,13 +340,13 @@ class TrainingCheckpointer:
             self._writer.start(save)
         self._saved_step, self._saved_at = done, time.monotonic()
 
-    def _on_any_rank(self, condition: bool) -> bool:
-        """Returns whether `condition` is true on any rank. All ranks get the same result."""
+    def _on_any_rank(self, *conditions: bool) -> list[bool]:
+        """Returns for each condition whether it is true on any rank. All ranks get the same result."""
         if self._group is None:
-            return condition
-        flag = torch.tensor(int(condition))
-        torch.distributed.all_reduce(flag, torch.distributed.ReduceOp.MAX, group=self._group)
-        return bool(flag)
+            return list(conditions)
+        flags = torch.tensor(conditions, dtype=torch.int32)
+        torch.distributed.all_reduce(flags, torch.distributed.ReduceOp.MAX, group=self._group)
+        return [bool(flag) for flag in flags]
 
     def _from_main(self, value: Any, group: Any = None) -> Any:
         if self._group is None:
@@ -368,31 +383,3 @@ def _restore_schedule(schedule: LRScheduler, saved: Mapping[str, Any]) -> None:
     schedule.load_state_dict({**saved, "lr_lambdas": [None] * len(schedule.optimizer.param_groups)})
     for group, rate in zip(schedule.optimizer.param_groups, schedule.get_last_lr(), strict=True):
         group["lr"] = rate
-
-
-def random_state() -> dict[str, Any]:
-    """Returns the state of all random generators of this process, as JSON."""
-    kind, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)
-    state = {
-        "torch": torch.get_rng_state().numpy().tobytes().hex(),
-        "python": random.getstate(),
-        "numpy": [kind, np.asarray(keys).tolist(), position, has_gauss, gauss],
-    }
-    if torch.cuda.is_available():
-        state["cuda"] = torch.cuda.get_rng_state().numpy().tobytes().hex()
-    return state
-
-
-def set_random_state(state: Mapping[str, Any]) -> None:
-    """Restores the state that `random_state` returned."""
-    torch.set_rng_state(_bytes(state["torch"]))
-    kind, values, gauss = state["python"]
-    random.setstate((kind, tuple(values), gauss))
-    kind, keys, position, has_gauss, cached = state["numpy"]
-    np.random.set_state((kind, np.array(keys, dtype=np.uint32), position, has_gauss, cached))
-    if "cuda" in state and torch.cuda.is_available():
-        torch.cuda.set_rng_state(_bytes(state["cuda"]))
-
-
-def _bytes(text: str) -> Tensor:
-    return torch.frombuffer(bytearray.fromhex(text), dtype=torch.uint8)
