@@ -107,7 +107,7 @@ def count_examples(stream: PretrainData | FinetuneData) -> int | None:
 def few_control_documents(config: Config) -> str | None:
     """Says that forgetting budgets will be controlled on few documents. None if there are enough, or if that is not known."""
     count = _control_documents(config)
-    if count is None or count >= MIN_CONTROL_DOCUMENTS:
+    if not config.mixed.forgetting_budgets or count is None or count >= MIN_CONTROL_DOCUMENTS:
         return None
     return (
         f"data.pretrain.control_fraction: forgetting will be measured on about {count:,} documents during the training, and a "
@@ -116,9 +116,9 @@ def few_control_documents(config: Config) -> str | None:
 
 
 def _control_documents(config: Config) -> int | None:
-    """Estimates the number of documents in the control split; None if it is not known, or if no budget needs it."""
+    """Estimates the number of documents in the control split; None if it is not known, or if nothing needs it."""
     text = config.data.pretrain
-    if not config.mixed.forgetting_budgets:
+    if not config.mixed.forgetting_budgets and config.watch.every_steps is None:
         return None
     if text.control_fraction == 0:
         return 0
@@ -134,7 +134,8 @@ def _control_problems(config: Config) -> list[str]:
         return []
     return [
         f"data.pretrain.control_fraction: is {config.data.pretrain.control_fraction:g}, which leaves no document to measure "
-        "forgetting on; mixed.forgetting_budgets needs some: raise it, or give more pretraining text"
+        f"forgetting on; {'mixed.forgetting_budgets' if config.mixed.forgetting_budgets else 'watch.every_steps'} needs some: "
+        "raise it, or give more pretraining text"
     ]
 
 
