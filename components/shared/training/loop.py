@@ -226,13 +226,15 @@ def train(
         if watch is not None:
             if reference is not None:
                 watch.read_reference(reference, accelerator, maker)
-            log(watch.measure(trained, 0, accelerator, maker))
+            at_start = watch.measure(trained, 0, accelerator, maker)
         if reference is not None and not sharded:
             reference.to("cpu")
         first, counters = checkpointer.restore()
         interval = Interval.restored(counters, device) if counters else Interval.new(device)
         started = time.monotonic() - result.seconds
         upcoming = maker.step(first) if first < steps else None
+        if watch is not None and not first:
+            log(at_start)
         ends = watch is not None and watch.stops(result.curve)
         with context.progress(steps, "steps", done=first) as progress:
             done = first

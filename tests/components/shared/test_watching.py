@@ -30,7 +30,7 @@ from .trained import LENGTH, run, write_both
 
 pytestmark = pytest.mark.numeric
 
-FAST = {"steps": 8, "schedule": "constant", "learning_rate": 0.05}
+FAST: dict[str, Any] = {"steps": 8, "schedule": "constant", "learning_rate": 0.05}
 """A training that forgets more with every step."""
 
 
