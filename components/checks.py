@@ -95,10 +95,10 @@ def few_examples(config: Config) -> str | None:
         return None
     chance = NormalDist().cdf(gate.max_score_drop * math.sqrt(found / DISAGREEMENT) - z)
     return (
-        f"gate.max_score_drop: the dev split will hold about {found:,} examples. With these, a candidate as good as fine-tuning "
-        f"alone, one of {contest}, meets the margin of {gate.max_score_drop:g} with a chance of about {chance:.0%} (if two models "
-        f"disagree on {DISAGREEMENT:.0%} of them), and about {needed:,} are needed for {POWER:.0%}; give more examples or a "
-        "larger margin"
+        f"gate.max_score_drop: the dev split will hold about {found:,} examples. With these, a candidate as good as fine-tuning"
+        f" alone, one of {contest}, meets the margin of {gate.max_score_drop:g} with a chance of about {chance:.0%} (if two "
+        f"models disagree on {DISAGREEMENT:.0%} of them), and about {needed:,} are needed for {POWER:.0%}; give more examples "
+        "or a larger margin"
     )
 
 

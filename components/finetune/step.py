@@ -47,7 +47,9 @@ def run(
     add_task_head(mixed_model, manifest.task, manifest.labels, config.seed)
     stream = FinetuneStream(Documents(data.path, "train"), config.seed, manifest.task)
     data_mix = make_mix(None, stream, config.finetune.batch_size, config.max_length)
-    masking = Masking.of(tokenizer, config.mask_probability) if mixed_model.objective == "masked_lm" else None
+    masking = None
+    if config.watch.every_steps is not None and mixed_model.objective == "masked_lm":
+        masking = Masking.of(tokenizer, config.mask_probability)
     variant = TrainingVariant(watch=Watcher.load(data.path, config.watch, manifest.task, masking, config.max_length))
     identity = {
         "config": config.model_dump(mode="json"),

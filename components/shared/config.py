@@ -227,9 +227,9 @@ class Watching(Section):
 
     every_steps: int | None = Field(None, ge=1)
     """Optimizer steps between two measurements; the first is before the first step. Null measures nothing."""
-    max_tokens: int = Field(16_384, ge=16, le=65_536)
+    max_tokens: int = Field(8192, ge=16, le=65_536)
     """Tokens of held-out pretraining text that are read each time. They come from the control text."""
-    max_examples: int = Field(256, ge=1, le=1000)
+    max_examples: int = Field(128, ge=1, le=1000)
     """Labelled examples of the dev split that are read each time."""
 
 
