@@ -53,8 +53,8 @@ def watched(curve: Curve, seconds: float) -> dict[str, Any] | None:
         seconds: time of the training.
 
     Returns:
-        `forgetting` in bits per byte, `loss_finetune`, the number of `measurements`, their `seconds`, and their `share` in the
-        time of the training.
+        `forgetting` in bits per byte, `loss_finetune`, the number of `measurements`, their `seconds`, and their
+        `training_share` in the time of the training.
     """
     measured = [entry for entry in curve if "watch_seconds" in entry]
     if not measured:
@@ -65,5 +65,5 @@ def watched(curve: Curve, seconds: float) -> dict[str, Any] | None:
         "loss_finetune": measured[-1].get("watch_loss_finetune"),
         "measurements": len(measured),
         "seconds": took,
-        "share": took / seconds if seconds else None,
+        "training_share": took / seconds if seconds else None,
     }

@@ -243,7 +243,7 @@ def costs_sentence(costs: Mapping[str, Any], watched: Sequence[Mapping[str, Any]
 def _watching(watched: Sequence[Mapping[str, Any]]) -> str:
     if not watched:
         return ""
-    seconds, share = sum(one["seconds"] for one in watched), max(one["share"] or 0 for one in watched)
+    seconds, share = sum(one["seconds"] for one in watched), max(one["training_share"] or 0 for one in watched)
     return f" Watching the trainings took {seconds:.1f} s of it, at most {fine_percent(share)} of the training of a candidate."
 
 

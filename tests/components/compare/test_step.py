@@ -415,7 +415,7 @@ def test_a_watched_training_is_drawn_and_one_that_was_stopped_is_named(tmp_path:
     row = done.row("mixed-0.3")
     assert row["watch"] == {
         "forgetting": 0.2, "loss_finetune": 1.8, "measurements": 3, "seconds": pytest.approx(0.3),
-        "share": pytest.approx(0.3 / 31.5),
+        "training_share": pytest.approx(0.3 / 31.5),
     }  # fmt: skip
     assert {name: row["stopped"][name] for name in stopped} == stopped
     assert (done.row("finetuned")["watch"], done.row("finetuned")["stopped"]) == (None, None)
