@@ -239,9 +239,9 @@ class Watch(Watching):
 
     max_forgetting: float | None = Field(None, ge=0)
     """Forgetting, in bits per byte, that stops the training of a mixed candidate early: `patience` measurements in a row were
-    above it, and the last of them was not below the first. The model is then that of the step at which the training stopped.
+    above it, and none of them was below the one before. The model is then that of the step at which the training stopped.
     Fine-tuning alone, which all others are compared with, and candidates with a forgetting budget are never stopped. Choose a
-    value well above the gate's limit, since forgetting can fall as the learning rate decays. Null stops nothing."""
+    value of several times the gate's limit, since forgetting falls as the learning rate decays. Null stops nothing."""
     patience: int = Field(3, ge=1, le=1000)
     """Measurements in a row that stop a training; see `max_forgetting`."""
 

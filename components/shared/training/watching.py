@@ -11,7 +11,7 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any, Self
 
@@ -129,9 +129,13 @@ class Watcher:
         return entry | {"watch_seconds": time.monotonic() - started}
 
     def stops(self, curve: Sequence[Mapping[str, Any]]) -> bool:
-        """Tells whether the training is to be stopped: the limit is exceeded for good."""
+        """Tells whether the training is to be stopped: the limit is exceeded for good.
+
+        Forgetting that falls may still fall below the limit, as it often does while the learning rate decays.
+        """
         last = self._last(curve)
-        return self.limit is not None and len(last) == self.patience and min(last) > self.limit and last[-1] >= last[0]
+        falls = any(after < before for before, after in pairwise(last))
+        return self.limit is not None and len(last) == self.patience and min(last) > self.limit and not falls
 
     def stopped(self, curve: Sequence[Mapping[str, Any]], step: int, planned_steps: int) -> Stopped:
         """Describes a training that was stopped."""
