@@ -4,7 +4,8 @@ BIN := .venv/bin
 GPU_PYTHON ?= python3
 GPU_WHEELS := $(wildcard build/gpu-wheels/*.whl)
 GPU_RUN = PYTHONPATH=$(CURDIR)/.types:$(CURDIR)/build/gpu-site $(GPU_PYTHON)
-# The tests of one file stay together, since they share what is made for them; the longest begin first (tests/conftest.py).
+# The tests of one file stay together, since they share what is made for them; the longest begin first (tests/by_file.py,
+# tests/conftest.py).
 SIDE_BY_SIDE := --numprocesses auto --dist loadfile --no-loadscope-reorder
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
@@ -20,9 +21,9 @@ test: .venv/tests-installed
 test-slow: .venv/tests-installed
 	$(BIN)/python -m pytest -m slow $(SIDE_BY_SIDE)
 
-# As an older processor rounds: what torch and oneDNN compute without the newest instructions.
+# As an older processor rounds: what torch and oneDNN compute without the newest instructions. The slow ones run once, above.
 numeric: .venv/tests-installed
-	ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=AVX2 $(BIN)/python -m pytest -m numeric $(SIDE_BY_SIDE)
+	ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=AVX2 $(BIN)/python -m pytest -m "numeric and not slow" $(SIDE_BY_SIDE)
 
 # What a machine with a GPU and without a network lacks: wheels for its Python, to be carried there with the repository.
 gpu-wheels:
