@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from ..shared.config import Budget, LambdaSchedule, Training
+from ..shared.config import Budget, LambdaSchedule, Training, Watch
 from ..shared.section import Section, rule
 
 Lambda = Annotated[float, Field(ge=0, le=1)]
@@ -124,6 +124,7 @@ class MixedStep(Section):
     max_length: int
     mask_probability: float = 0.15
     mixed: MixedTraining
+    watch: Watch = Watch()
 
 
 def candidates(mixed: Mixed) -> Iterator[MixedCandidate]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ..shared.artifacts import ArtifactLike, ModelCard
 from ..shared.checkpoints.resume import TrainingJob
-from ..shared.config import Budget
+from ..shared.config import Budget, Watch
 from ..shared.data.prepared import DataManifest, Documents
 from ..shared.errors import RefusedError
 from ..shared.model.device import loading_device
@@ -24,6 +24,7 @@ from ..shared.training.reference_models import ReferenceModel
 from ..shared.training.saving import save_trained
 from ..shared.training.stream_gradients import GradientScaled
 from ..shared.training.streams import FinetuneStream, PretrainStream, UnreadExamples, make_mix
+from ..shared.training.watching import Watcher, watched_digest
 from .config import MixedCandidate, MixedStep, MixedTraining
 
 NO_CONTROL_TEXT = (
@@ -51,8 +52,8 @@ def run(
         start: the model to start from.
         pretrain_data: training split of the pretraining stream; not read if λ = 0.
         finetune_data: training split of the fine-tuning stream; not read if λ = 1.
-        pretrained: the pretrained model, if training starts from another one: the reference of a forgetting budget, and the
-            start of fine-tuning alone.
+        pretrained: the pretrained model, if training starts from another one: the reference of forgetting, and the start of
+            fine-tuning alone.
         model: output, a model folder.
         metrics: output, final losses and counts.
     """
@@ -113,10 +114,18 @@ def run(
         context.say(_describe(control))
     if training.scale == "gradient" and data_mix.has_both and isinstance(mix_weight, Constant | Scheduled):
         mix_weight = GradientScaled(mix_weight)
-    reference = _reference(before, start, pretrained) if control is not None else start
+    watch = Watcher.load(
+        finetune_data.path,
+        _stopping(config.watch, chosen),
+        labelled.task if finetune is not None else None,
+        masking,
+        config.max_length,
+    )
+    reference = _reference(before, start, pretrained) if control is not None or watch is not None else start
     variant = TrainingVariant(
         control=control,
-        reference=_load(reference, training) if control is not None and reference is not start else None,
+        watch=watch,
+        reference=_load(reference, training) if reference is not start else None,
         load_reference=partial(_load, reference, training),
         limit=mix_weight.limit if isinstance(mix_weight, BudgetController) else None,
         start=ReferenceModel(mixed_model) if chosen.kl_weight or chosen.l2sp_weight else None,
@@ -128,6 +137,7 @@ def run(
         "config": config.model_dump(mode="json"),
         "candidate": chosen.model_dump(mode="json"),
         "data": [text.digest, labelled.digest],
+        **watched_digest(finetune_data.path, config.watch),
     }
     job = TrainingJob(chosen.id, identity, Path(model.path))
     result = train(mixed_model, data_mix, training, mix_weight, tokenizer.pad_token_id, seed, context, variant, job)
@@ -170,6 +180,11 @@ def _mix_weight(chosen: MixedCandidate, steps: int, text: DataManifest, masked: 
     return Constant(chosen.mix_weight)
 
 
+def _stopping(watch: Watch, chosen: MixedCandidate) -> Watch:
+    """Returns the options without a limit if the candidate controls its forgetting itself."""
+    return watch if chosen.forgetting_budget is None else watch.model_copy(update={"max_forgetting": None})
+
+
 def _describe(control: ControlText) -> str:
     return (
         f"control text: {len(control.windows):,} windows, {control.num_tokens.sum():,} predicted tokens; "
@@ -183,8 +198,8 @@ def _reference(card: ModelCard, start: ArtifactLike, pretrained: ArtifactLike | 
         return start
     if pretrained is None:
         raise RefusedError(
-            "pretrained: is required for a forgetting budget where training starts from another model; give the pretrained "
-            "model too"
+            "pretrained: is required to measure forgetting where training starts from another model; give the pretrained model "
+            "too"
         )
     return pretrained
 

@@ -21,7 +21,7 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 from torch import Tensor
 
-from ..artifacts import Utilisation
+from ..artifacts import Stopped, Utilisation
 from ..checkpoints.keys import find_store
 from ..checkpoints.resume import Sigterm, TrainingCheckpointer, TrainingJob, TrainingState
 from ..checkpoints.store import CheckpointStore
@@ -51,6 +51,7 @@ from .reference_models import ReferenceModel
 from .stream_gradients import TugOfWar
 from .streams import Mix
 from .utilisation import Meter
+from .watching import Watcher
 
 
 @dataclass
@@ -63,6 +64,7 @@ class Result:
         tokens: tokens processed, by stream.
         realised_mix_weight: pretraining tokens' share of the gradient weights, averaged over the steps.
         pull_back: α of the pull back to the forgetting budget, 1 if there was none; None without a budget.
+        stopped: when and why the training was stopped early; None if it was not.
         seconds: wall-clock time of the loop, summed over all attempts.
         flops: model FLOPs, of all processes and attempts.
         utilisation: what the training made of its machine.
@@ -75,6 +77,7 @@ class Result:
     tokens: dict[str, int] = field(default_factory=lambda: {"pretrain": 0, "finetune": 0})
     realised_mix_weight: float = 0.0
     pull_back: float | None = None
+    stopped: Stopped | None = None
     seconds: float = 0.0
     flops: float = 0.0
     utilisation: Utilisation = field(default_factory=Utilisation)
@@ -91,6 +94,7 @@ class TrainingVariant:
 
     Attributes:
         control: text on which forgetting is measured, for a forgetting budget.
+        watch: sample on which the training is watched.
         reference: model that forgetting is measured against; None means the start model.
         load_reference: loads the model that forgetting is measured against.
         limit: forgetting on control text that the trained model may have, in nats per token; None means any.
@@ -101,6 +105,7 @@ class TrainingVariant:
     """
 
     control: ControlText | None = None
+    watch: Watcher | None = None
     reference: MixedModel | None = None
     load_reference: Callable[[], MixedModel] | None = None
     limit: float | None = None
@@ -199,6 +204,12 @@ def train(
     maker = MicroBatchMaker(mix, rank, world, training.micro_batch_size, pad_id, width_multiple)
     tug_of_war = TugOfWar(accelerator, wrapped, mix_weight, steps)
 
+    def log(entry: LogEntry) -> None:
+        result.curve.append(entry)
+        context.tracker.log_metrics(
+            {name: value for name, value in entry.items() if name != "step"}, int(entry["step"] or 0)
+        )
+
     with (
         fast_bf16([each.lm for each in (trained, *references)], device, precision),
         ExplainOutOfMemory(trained, training) as memory,
@@ -206,17 +217,30 @@ def train(
         TrainingCheckpointer(result.checkpoints, state, training, accelerator, context, sigterm, job) as checkpointer,
     ):
         checkpointer.claim()
-        control = variant.control
-        if control is not None:  # before a checkpoint's weights replace those of the start model
-            control.read_reference(place(reference) if reference is not None else trained, accelerator)
-            if reference is not None and not sharded:
-                reference.to("cpu")
+        control, watch = variant.control, variant.watch
+        # Before a checkpoint's weights replace those of the start model.
+        if reference is not None:
+            reference = place(reference)
+        if control is not None:
+            control.read_reference(reference or trained, accelerator)
+        if watch is not None:
+            if reference is not None:
+                watch.read_reference(reference, accelerator, maker)
+            at_start = watch.measure(trained, 0, accelerator, maker)
+        if reference is not None and not sharded:
+            reference.to("cpu")
         first, counters = checkpointer.restore()
         interval = Interval.restored(counters, device) if counters else Interval.new(device)
         started = time.monotonic() - result.seconds
         upcoming = maker.step(first) if first < steps else None
+        if watch is not None and not first:
+            log(at_start)
+        ends = watch is not None and watch.stops(result.curve)
         with context.progress(steps, "steps", done=first) as progress:
+            done = first
             for step in range(first, steps):
+                if ends:
+                    break
                 checkpointer.before_step(step, interval)
                 assert upcoming is not None
                 data, micro_batches, batches = upcoming.data, upcoming.rows, partial(upcoming.on, device)
@@ -254,23 +278,27 @@ def train(
                 if control is not None and control.is_due(step + 1):
                     share = rates.get("learning_rate", 0.0) / training.learning_rate
                     mix_weight.observe(*control.measure(trained, step + 1, accelerator), step + 1, share)
+                if watch is not None and watch.is_due(step + 1):
+                    log(watch.measure(trained, step + 1, accelerator, maker))
+                    ends = watch.stops(result.curve)
                 share = interval.count(data, mix_weight_now, weights)
                 result.realised_mix_weight += share
                 result.tokens["pretrain"] += data.tokens_pretrain
                 result.tokens["finetune"] += data.tokens_finetune
                 meter.after_step(data)
                 progress.advance(tokens=data.tokens_pretrain + data.tokens_finetune)
-                if (step + 1) % training.log_every_steps == 0 or step + 1 == steps:
-                    entry = interval.entry(accelerator, step + 1, float(norm), rates, mix_weight)
-                    result.curve.append(entry)
+                done = step + 1
+                if done % training.log_every_steps == 0 or done == steps or ends:
+                    entry = interval.entry(accelerator, done, float(norm), rates, mix_weight)
                     progress.measured(losses_text(entry))
-                    context.tracker.log_metrics(
-                        {name: value for name, value in entry.items() if name != "step"}, step + 1
-                    )
+                    log(entry)
                     interval = Interval.new(device)
                 result.seconds = time.monotonic() - started
-                checkpointer.after_step(step + 1, interval)
-    result.realised_mix_weight /= max(steps, 1)
+                checkpointer.after_step(done, interval)
+    if watch is not None and done < steps:
+        result.steps, result.stopped = done, watch.stopped(result.curve, done, steps)
+        context.say(f"{context.title}: {result.stopped.sentence}")
+    result.realised_mix_weight /= max(done, 1)
     result.utilisation = meter.measured()
     uncompile(trained.lm.base_model)
     if variant.lora_rank is not None and not sharded:

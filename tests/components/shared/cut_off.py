@@ -21,6 +21,7 @@ from .tiny import ENCODERS, tiny_model
 from .trained import PAD, both, settings_of, write_both
 
 STEPS = 9
+TIMES = ("tokens_per_second", "watch_seconds")
 
 
 class CutOffError(Exception):
@@ -93,4 +94,4 @@ def equal(left: MixedModel, right: MixedModel) -> bool:
 
 
 def curve(result: Result) -> list[dict[str, Any]]:
-    return [{name: value for name, value in entry.items() if name != "tokens_per_second"} for entry in result.curve]
+    return [{name: value for name, value in entry.items() if name not in TIMES} for entry in result.curve]
