@@ -11,7 +11,7 @@ from ..shared.checkpoints.resume import TrainingJob
 from ..shared.config import Budget, Watch
 from ..shared.data.prepared import DataManifest, Documents
 from ..shared.errors import RefusedError
-from ..shared.model.device import loading_device
+from ..shared.model.device import loading_device, pick_device
 from ..shared.model.loading import add_task_head, load_model
 from ..shared.model.masking import Masking
 from ..shared.model.mixed_model import MixedModel
@@ -78,7 +78,8 @@ def run(
     if chosen.replay_share is not None:
         training = training.model_copy(update={"replay_share": chosen.replay_share})
     assert labelled.task is not None
-    mixed_model = load_model(start.path, loading_device(training), attention=training.attention)
+    device = pick_device() if chosen.lora_4bit else loading_device(training)
+    mixed_model = load_model(start.path, device, attention=training.attention, quantized=chosen.lora_4bit)
     add_task_head(mixed_model, labelled.task, labelled.labels, seed)
 
     masking = Masking.of(tokenizer, config.mask_probability) if mixed_model.objective == "masked_lm" else None
@@ -132,6 +133,7 @@ def run(
         kl_weight=chosen.kl_weight,
         l2sp_weight=chosen.l2sp_weight,
         lora_rank=chosen.lora_rank,
+        lora_merge=chosen.lora_merge,
     )
     identity = {
         "config": config.model_dump(mode="json"),
@@ -149,6 +151,7 @@ def run(
         mix_weight=chosen.mix_weight,
         forgetting_budget=chosen.forgetting_budget,
         has_task_head=finetune is not None or before.has_task_head,
+        quantized=chosen.lora_4bit,
         labels=labelled.labels,
         chat=labelled.has_chats,
         params={
@@ -159,7 +162,7 @@ def run(
         base=before.base,
         mlflow_runs={**before.mlflow_runs, "prepare finetune": labelled.mlflow_run or ""},
     )
-    save_trained(mixed_model, tokenizer, card, result, context, model, metrics, finetune)
+    save_trained(mixed_model, tokenizer, card, result, context, model, metrics, finetune, start.path)
 
 
 def _mix_weight(chosen: MixedCandidate, steps: int, text: DataManifest, masked: bool) -> MixWeight:

@@ -113,6 +113,8 @@ class ModelCard(BaseModel):
     """The location of the weights if they are not in this folder: folder or hub name of a base model that is used unchanged."""
     revision: str | None = None
     """Hub revision of `weights`."""
+    quantized: bool = False
+    """Whether the weights under its adapter are quantised to 4 bits whenever they are loaded."""
     has_task_head: bool = False
     """Whether the model was trained on the task. Task scores are only meaningful if it was."""
     labels: list[str] | None = None

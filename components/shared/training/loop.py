@@ -29,15 +29,18 @@ from ..config import Training
 from ..errors import RefusedError
 from ..model.bf16_on_cpu import fast_bf16
 from ..model.device import pick_device, require_compiler
+from ..model.expert_types import ADAPTED_EXPERTS, COMPILED_EXPERTS
 from ..model.mixed_model import MixedModel
 from ..model.packing import Segment
 from ..model.precision import pick_precision
+from ..model.quantization import is_quantized
 from ..model.sharding import fits, gather, is_sharded, shard, whole
 from ..running.context import Context
 from ..running.processes import is_main
 from ..third_party.accelerate import reset_state
 from ..third_party.torch import uncompile
 from ..value_text import losses_text
+from .balance import routing_of_step
 from .control import ControlText
 from .interval import Interval, LogEntry
 from .lora import add_adapters, merge_adapters
@@ -102,6 +105,7 @@ class TrainingVariant:
         kl_weight: penalty on KL(start || model), a mean over the tokens of the fine-tuning stream.
         l2sp_weight: penalty on the squared distance from the start model's weights.
         lora_rank: train low-rank adapters of this rank instead of the backbone.
+        lora_merge: whether the adapters become part of the weights at the end.
     """
 
     control: ControlText | None = None
@@ -113,6 +117,12 @@ class TrainingVariant:
     kl_weight: float = 0.0
     l2sp_weight: float = 0.0
     lora_rank: int | None = None
+    lora_merge: bool = True
+
+    @property
+    def merges(self) -> bool:
+        """Tells whether there are adapters that are merged at the end."""
+        return self.lora_rank is not None and self.lora_merge
 
 
 def train(
@@ -151,6 +161,10 @@ def train(
         )
     if training.compile:
         require_compiler("compile")
+        if model.balance_weight is not None:
+            raise RefusedError(COMPILED_EXPERTS.format(option="compile"))
+    if variant.lora_rank is not None and not variant.lora_merge and model.balance_weight is not None:
+        raise RefusedError(ADAPTED_EXPERTS)
     precision = pick_precision(training.precision)
     # bf16 libraries compile or select kernels for each shape, so widths are rounded to reduce the number of shapes.
     width_multiple = 8 if precision == "bf16" else 1
@@ -249,11 +263,14 @@ def train(
                 mix_weight_now = mix_weight.at(step)
                 weights = mix_weight.weights(step, data.num_pretrain, data.num_finetune)
                 tug_of_war.before_step(step, data, weights, batches)
+                routing = routing_of_step(trained, batches, accelerator)
                 for number, (rows, batch) in enumerate(zip(micro_batches, batches(), strict=True)):
                     # Gradients are summed over micro-batches; ranks exchange them with the last micro-batch only.
                     with accelerator.no_sync(wrapped) if number + 1 < len(micro_batches) else contextlib.nullcontext():
                         start_logits = _start_logits(variant, rows, maker, accelerator)
-                        losses = wrapped(batch, *weights, kl_weight / max(data.tokens_finetune, 1), start_logits)
+                        losses = wrapped(
+                            batch, *weights, kl_weight / max(data.tokens_finetune, 1), start_logits, routing
+                        )
                         accelerator.backward(losses.pop("weighted") * world)
                     for name, loss in losses.items():
                         interval.sums[name] += loss
@@ -301,7 +318,7 @@ def train(
     result.realised_mix_weight /= max(done, 1)
     result.utilisation = meter.measured()
     uncompile(trained.lm.base_model)
-    if variant.lora_rank is not None and not sharded:
+    if variant.merges and not sharded:
         merge_adapters(trained)
     if control is not None and variant.load_reference is not None and variant.limit is not None:
         started = time.monotonic() - result.seconds
@@ -349,7 +366,7 @@ def _freeze_what_has_no_loss(model: MixedModel, mix: Mix) -> None:
 
 def _shards(training: Training, models: list[MixedModel], accelerator: Accelerator) -> bool:
     """Tells whether the processes share the models' weights."""
-    if accelerator.num_processes == 1 or training.parallelism == "ddp":
+    if accelerator.num_processes == 1 or training.parallelism == "ddp" or any(map(is_quantized, models)):
         return False
     if training.parallelism == "fsdp":
         return True
@@ -382,7 +399,7 @@ def _undo(
         gather(trained, model, accelerator.is_main_process)
         if not accelerator.is_main_process:
             return
-        if variant.lora_rank is not None:
+        if variant.merges:
             merge_adapters(model)
     else:
         # accelerate also wraps `forward`; unwrap it too.
@@ -390,7 +407,7 @@ def _undo(
     if training.gradient_checkpointing:
         model.lm.gradient_checkpointing_disable()
     for parameter in model.parameters():
-        parameter.requires_grad_(True)
+        parameter.requires_grad_(parameter.is_floating_point())
 
 
 def _device_name(device: torch.device) -> str:

@@ -77,6 +77,7 @@ CASES: dict[str, tuple[str, Task, str, MixedCandidate | None]] = {
     "more-pretraining": ("masked_lm", "classification", "mixed", mixed_at(1.0)),
     "recomputed": ("causal_lm", "classification", "mixed", mixed_at(0.3)),
     "gradient-scale": ("causal_lm", "classification", "mixed", mixed_at(0.3)),
+    "experts": ("causal_lm", "classification", "mixed", mixed_at(0.3)),
     "lora": ("causal_lm", "classification", "mixed", mixed_at(0.3, lora_rank=2)),
     "lora-generation": ("causal_lm", "generation", "mixed", mixed_at(0.3, lora_rank=2)),
     "penalties": ("causal_lm", "classification", "mixed", mixed_at(0.0, kl_weight=0.5, l2sp_weight=0.1)),

@@ -29,6 +29,7 @@ from tests.stores import new_store
 from . import compared, pair
 from .compared import assert_same_movement
 from .several import CASES, OWN_OPTIONS, PROCESSES, Steps, mixed_at
+from .tiny import mixture, tiny_tokenizer
 
 BY_DESCENT = compared.__name__
 """The module that runs the two processes, and the command under torchrun, by plain gradient descent."""
@@ -185,6 +186,8 @@ def assert_the_same_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: 
     """
     objective, task, step, candidate = CASES[case]
     steps = Steps(tmp_path, task, objective)
+    if case == "experts":
+        mixture().save(tmp_path / "pretrained", tiny_tokenizer())
     steps.run(step, "start", candidate, learning_rate=1e-30)
     options = OWN_OPTIONS.get(case, {})
     found = {}
