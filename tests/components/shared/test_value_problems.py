@@ -12,7 +12,25 @@ from mixtune.components.config import Config, load
 from mixtune.components.shared.errors import RefusedError
 from mixtune.components.shared.section import section_of
 
-INVALID = (None, "?", "", -1, 3, 0, 1.5, 1e300, 10**30, True, [], ["?"], [-1], [1e9], {}, {"?": 1}, float("nan"))
+INVALID: tuple[Any, ...] = (
+    None,
+    "?",
+    "",
+    -1,
+    3,
+    0,
+    1.5,
+    1e300,
+    10**30,
+    True,
+    [],
+    ["?"],
+    [-1],
+    [1e9],
+    {},
+    {"?": 1},
+    float("nan"),
+)
 PYDANTIC = ("nput should", "unable to", "valid ", "constrained", "literal[")
 
 
