@@ -14,12 +14,13 @@ from kubernetes.utils.quantity import parse_quantity
 
 from mixtune.components.config import Config
 from mixtune.components.shared.errors import MixtuneError, UnreachableError, first_line, without_credentials
+from mixtune.components.shared.nodes.connection import condition_of, connect
 from mixtune.components.shared.running.context import TRACKING_KEYS
 
 from ..placement import Placer, Profile
 from .api import Api, Connection
 from .estimate import estimate
-from .kubernetes_api import SECONDS, SINGLE_USER_NAMESPACE, condition_of, connect, kueue_version
+from .kubernetes_api import SECONDS, SINGLE_USER_NAMESPACE, kueue_version
 
 T = TypeVar("T")
 
