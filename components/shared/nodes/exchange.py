@@ -29,7 +29,7 @@ from ..errors import MixtuneError
 
 Artifacts = Mapping[str, ArtifactLike | list[ArtifactLike] | None]
 _FILES, _HASHES, _RESULTS = "files", "files.json", "results.json"
-_WAIT_SECONDS = 2.0
+_LOOKS = 60
 
 
 def lay_in(root: Path, run_id: str, artifact: ArtifactLike) -> Path:
@@ -112,7 +112,7 @@ def fetch_results(folder: Path, artifacts: Artifacts, outputs: tuple[str, ...], 
     while (wrong := _missing(folder)) is not None:
         if time.monotonic() >= until:
             raise MixtuneError(f"the results of the training are not whole ({wrong}); run again")
-        time.sleep(min(_WAIT_SECONDS, settle_seconds))
+        time.sleep(settle_seconds / _LOOKS)
     known = json.loads((folder / _RESULTS).read_text(encoding="utf-8"))
     if wrong := _differing(folder / "outputs", known):
         raise MixtuneError(f"the results of the training are not whole ({wrong} does not have its hash); run again")

@@ -178,8 +178,8 @@ class _Following:
         refused = next((one for one in failures if one.status == EXIT_STATUS["refused"] and one.message), None)
         if refused is not None:
             return RefusedError(refused.message)
-        how = "; ".join(filter(None, [*map(str, failures[-1:]), state.sentence]))
-        return MixtuneError(f"the TrainJob {self._name} failed: {how}; the last lines of the node stand above")
+        first = [f"{failures[0]}, and its last lines stand above"] if failures else []
+        return MixtuneError(f"the TrainJob {self._name} failed: {'; '.join([*first, state.sentence])}")
 
     def _show(self, state: JobState) -> None:
         shown, at = self._shown
