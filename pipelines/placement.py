@@ -28,7 +28,7 @@ from mixtune.components.shared.section import describe_problems
 from mixtune.components.shared.task_name import TaskName
 
 from .images import Images, images
-from .third_party.kfp import set_variable_at_run_time
+from .third_party.kfp import set_variable_at_run_time, take_input
 from .trainjob import trainjob_of
 
 GPU_STEPS = frozenset({"pretrain", "finetune", "mixed", "evaluate"})
@@ -376,4 +376,4 @@ class Placer:
                 task.set_env_variable(variable_of(option), given)
             else:
                 set_variable_at_run_time(task, variable_of(option), at[option])
-                task.register_pipeline_channels([at[option]])
+                take_input(task, at[option])
