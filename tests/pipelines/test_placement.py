@@ -314,16 +314,16 @@ def test_trainings_on_several_nodes_are_launched_from_a_small_pod(
             assert reference == f"{{{{$.inputs.parameters['pipelinechannel--plan-{plan}']}}}}", name
     assert launching == 3
     for _, task, group in tasks(package):
-        step = step_of(task, package)
-        assert ("retryPolicy" in task) == (step in GPU_STEPS)
-        if step not in TRAINING_STEPS:
+        of_step = step_of(task, package)
+        assert ("retryPolicy" in task) == (of_step in GPU_STEPS)
+        if of_step not in TRAINING_STEPS:
             continue
         # What the placeholders refer to reaches the task, into the loop too.
         container = executors[package["components"][task["componentRef"]["name"]]["executorLabel"]]["container"]
         for name in re.findall(r"\$\.inputs\.parameters\['(pipelinechannel--[^']+)'\]", " ".join(container["command"])):
-            wanted = name.removeprefix("pipelinechannel--").replace("plan-", "plan." if step != "mixed" else "plan-")
+            wanted = name.removeprefix("pipelinechannel--").replace("plan-", "plan." if of_step != "mixed" else "plan-")
             assert source_of(task["inputs"]["parameters"][name]) == wanted
-            assert step != "mixed" or name in group["inputDefinitions"]["parameters"]
+            assert of_step != "mixed" or name in group["inputDefinitions"]["parameters"]
 
 
 def test_a_trainjob_has_all_that_the_task_of_one_pod_has(
@@ -369,10 +369,12 @@ def test_a_trainjob_has_all_that_the_task_of_one_pod_has(
 
 
 def test_a_setting_of_a_pod_that_a_trainjob_does_not_know_is_an_error() -> None:
-    settings = {"podMetadata": {"labels": {}}, "somethingNew": {}}
-    task = SimpleNamespace(container_spec=SimpleNamespace(env={}, image="i"), platform_config={"kubernetes": settings})
+    settings: dict[str, Any] = {"podMetadata": {"labels": {}}, "somethingNew": {}}
+    task: Any = SimpleNamespace(
+        container_spec=SimpleNamespace(env={}, image="i"), platform_config={"kubernetes": settings}
+    )
     with pytest.raises(AssertionError, match="somethingNew"):
-        trainjob_of(task, 2, {}, None, {}, None)  # type: ignore[arg-type]
+        trainjob_of(task, 2, {}, None, {}, None)
 
 
 @pytest.mark.parametrize("step", sorted(TRAINING_STEPS))
