@@ -60,6 +60,7 @@ class Made:
         budget: forgetting budget, in bits per byte.
         seed: a further seed that it was trained with.
         replay_share: share of its tokens that was pretraining text.
+        divergence: KL(pretrained ‖ candidate) on the task's inputs, nats per token; not measured where it is None.
     """
 
     id: str
@@ -75,6 +76,7 @@ class Made:
     budget: float | None = None
     seed: int | None = None
     replay_share: float | None = None
+    divergence: float | None = None
     utilisation: dict[str, float] = field(default_factory=dict)
 
 
@@ -114,6 +116,9 @@ def write_evaluation(
             )
         if one.curve:
             write_jsonl(folder / one.id / "training.jsonl", one.curve)
+        if one.divergence is not None:
+            rows = [{"id": f"dev-e{i}", "tokens": 10 + i, "nats": one.divergence * (10 + i)} for i in range(5)]
+            write_jsonl(folder / one.id / "dev.kl.jsonl", rows)
         entries.append(
             {
                 "format": "mixtune-model/1", "id": one.id, "kind": one.kind,
