@@ -10,6 +10,10 @@ from pydantic import Field
 from ..shared.config import Budget, LambdaSchedule, Training
 from ..shared.section import Section, rule
 
+NO_LOSSES = (
+    "weighs examples by the start model's loss on them, and the pretrained model has no trained head for {task}; set "
+    "mixed.start: finetuned, or leave it out"
+)
 Lambda = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -48,8 +52,17 @@ class Controls(Section):
     """For each weight, a candidate with a penalty on KL(start model || model) at the tokens of the labelled examples."""
     l2sp_weights: list[Annotated[float, Field(gt=0)]] = Field([])
     """For each weight w, a candidate with the penalty w / 2 · ||weights - start weights||² (L2-SP)."""
+    osf_shares: list[Annotated[float, Field(gt=0, lt=1)]] = Field([])
+    """For each share, a candidate by orthogonal subspace fine-tuning (OSF): of every matrix, this share of the singular
+    directions, those with the largest singular values, stays as it is, and the others are trained."""
+    flow: bool = False
+    """Whether to weigh each labelled example by exp(-loss / τ), with the start model's loss on it and τ the median of these
+    (FLOW). Needs a start model that can do the task: the task `generation`, or `mixed.start: finetuned`."""
     lambdas: list[Annotated[float, Field(ge=0, lt=1)]] = Field([0.0], min_length=1)
-    """λ of the LoRA, KL and L2-SP candidates. 0 is their usual use: no pretraining text."""
+    """λ of the LoRA, KL, L2-SP, OSF and FLOW candidates. 0 is their usual use: no pretraining text."""
+    sampled_lambdas: list[Annotated[float, Field(gt=0, lt=1)]] = Field([])
+    """For each λ, a candidate whose streams are mixed by sampling, with weights that correct for the probabilities: λ is exact
+    in expectation only."""
 
 
 class Mixed(MixedTraining):
@@ -69,6 +82,11 @@ class Mixed(MixedTraining):
     seeds: list[Annotated[int, Field(ge=0, lt=2**31)]] = Field([])
     """Further seeds (order of the data, task head, dropout) with which each of these candidates, and fine-tuning alone, is
     trained too. They show how much the results vary by chance, and are never selected."""
+
+    @rule
+    def _osf_is_not_sharded(self) -> Iterator[str]:
+        if self.controls.osf_shares and self.parallelism == "fsdp":
+            yield "controls.osf_shares: OSF cannot be trained with parallelism: fsdp; use ddp, or leave it out"
 
     @rule
     def _each_once(self) -> Iterator[str]:
@@ -105,6 +123,9 @@ class MixedCandidate(Section):
     """Replaces `mixed.replay_share`."""
     kl_weight: float = 0.0
     l2sp_weight: float = 0.0
+    osf_share: float | None = None
+    flow: bool = False
+    sampled: bool = False
     seed: int | None = None
     """Replaces the configuration's seed."""
     alone: bool = False
@@ -199,6 +220,19 @@ def _controls(mixed: Mixed) -> Iterator[MixedCandidate]:
             yield MixedCandidate(
                 id=f"{base}-l2sp-{penalty:g}", name=f"L2-SP {penalty:g}{at}", mix_weight=weight, l2sp_weight=penalty
             )
+        for share in controls.osf_shares:
+            yield MixedCandidate(
+                id=f"{base}-osf-{share:g}", name=f"OSF, {share:.3g} kept{at}", mix_weight=weight, osf_share=share
+            )
+        if controls.flow:
+            yield MixedCandidate(id=f"{base}-flow", name=f"FLOW{at}", mix_weight=weight, flow=True)
+    for weight in controls.sampled_lambdas:
+        yield MixedCandidate(
+            id=f"{candidate_id(weight)}-sampled",
+            name=f"sampled streams, λ = {weight:g} in expectation",
+            mix_weight=weight,
+            sampled=True,
+        )
 
 
 def _uneven(schedule: LambdaSchedule) -> bool:

@@ -17,14 +17,15 @@ from ..shared.model.masking import Masking
 from ..shared.model.mixed_model import MixedModel
 from ..shared.model.tokenizer import append_eos, load_tokenizer
 from ..shared.running.context import Context
+from ..shared.task_kinds import TASK_KINDS
 from ..shared.training.control import ControlText
 from ..shared.training.loop import TrainingVariant, train
-from ..shared.training.mix_weight import BudgetController, Constant, MixWeight, Pooled, Scheduled
+from ..shared.training.mix_weight import BudgetController, Constant, MixWeight, Pooled, Sampled, Scheduled
 from ..shared.training.reference_models import ReferenceModel
 from ..shared.training.saving import save_trained
 from ..shared.training.stream_gradients import GradientScaled
-from ..shared.training.streams import FinetuneStream, PretrainStream, UnreadExamples, make_mix
-from .config import MixedCandidate, MixedStep, MixedTraining
+from ..shared.training.streams import FinetuneStream, Mix, PretrainStream, SampledMix, UnreadExamples, make_mix
+from .config import NO_LOSSES, MixedCandidate, MixedStep, MixedTraining
 
 NO_CONTROL_TEXT = (
     "data.pretrain.control_fraction: leaves no control text, on which forgetting is measured for a budget; raise it, or give "
@@ -77,6 +78,8 @@ def run(
     if chosen.replay_share is not None:
         training = training.model_copy(update={"replay_share": chosen.replay_share})
     assert labelled.task is not None
+    if chosen.flow and TASK_KINDS[labelled.task].head is not None and not before.has_task_head:
+        raise RefusedError(f"{chosen.id}: {NO_LOSSES.format(task=labelled.task)}")
     mixed_model = load_model(start.path, loading_device(training), attention=training.attention)
     add_task_head(mixed_model, labelled.task, labelled.labels, seed)
 
@@ -96,7 +99,9 @@ def run(
         UnreadExamples(examples.documents, examples.tokens / max(examples.documents, 1)),
     )
     steps = data_mix.steps(training)
-    mix_weight = _mix_weight(chosen, steps, text, mixed_model.objective == "masked_lm")
+    if chosen.sampled:
+        data_mix = SampledMix.of(data_mix, steps, seed)
+    mix_weight = _mix_weight(chosen, steps, text, mixed_model.objective == "masked_lm", data_mix)
     control = None
     if chosen.forgetting_budget is not None:
         if "control" not in text.splits:
@@ -123,6 +128,8 @@ def run(
         kl_weight=chosen.kl_weight,
         l2sp_weight=chosen.l2sp_weight,
         lora_rank=chosen.lora_rank,
+        osf_share=chosen.osf_share,
+        flow=chosen.flow,
     )
     identity = {
         "config": config.model_dump(mode="json"),
@@ -152,7 +159,7 @@ def run(
     save_trained(mixed_model, tokenizer, card, result, context, model, metrics, finetune)
 
 
-def _mix_weight(chosen: MixedCandidate, steps: int, text: DataManifest, masked: bool) -> MixWeight:
+def _mix_weight(chosen: MixedCandidate, steps: int, text: DataManifest, masked: bool, mix: Mix) -> MixWeight:
     if chosen.schedule is not None:
         return Scheduled(chosen.schedule, steps)
     if chosen.pooled:
@@ -167,6 +174,8 @@ def _mix_weight(chosen: MixedCandidate, steps: int, text: DataManifest, masked: 
         nats = chosen.forgetting_budget * math.log(2) * of_text.bytes / max(predicted, 1)
         return BudgetController(nats, chosen.budget or Budget(), steps)
     assert chosen.mix_weight is not None
+    if isinstance(mix, SampledMix):
+        return Sampled(chosen.mix_weight, *mix.mean_counts())
     return Constant(chosen.mix_weight)
 
 

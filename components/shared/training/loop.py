@@ -39,12 +39,14 @@ from ..third_party.accelerate import reset_state
 from ..third_party.torch import uncompile
 from ..value_text import losses_text
 from .control import ControlText
+from .easy_examples import weigh_examples
 from .interval import Interval, LogEntry
 from .lora import add_adapters, merge_adapters
 from .micro_batches import MicroBatchMaker
 from .mix_weight import MixWeight
 from .not_finite import explain_not_finite
 from .optimizer import is_task_head, learning_rates, make_optimizer, make_schedule
+from .osf import split_by_singular_values
 from .out_of_memory import ExplainOutOfMemory
 from .pull_back import pull_back
 from .reference_models import ReferenceModel
@@ -98,6 +100,8 @@ class TrainingVariant:
         kl_weight: penalty on KL(start || model), a mean over the tokens of the fine-tuning stream.
         l2sp_weight: penalty on the squared distance from the start model's weights.
         lora_rank: train low-rank adapters of this rank instead of the backbone.
+        osf_share: keep this fraction of each matrix's singular directions, and train the others.
+        flow: weigh the labelled examples by the start model's loss on them.
     """
 
     control: ControlText | None = None
@@ -108,6 +112,13 @@ class TrainingVariant:
     kl_weight: float = 0.0
     l2sp_weight: float = 0.0
     lora_rank: int | None = None
+    osf_share: float | None = None
+    flow: bool = False
+
+    @property
+    def adapted(self) -> bool:
+        """Tells whether peft's modules are trained instead of the backbone's weights."""
+        return self.lora_rank is not None or self.osf_share is not None
 
 
 def train(
@@ -169,6 +180,8 @@ def train(
         result.checkpoints = find_store(job, model, read, layout, context)
     if variant.lora_rank is not None:
         add_adapters(model, variant.lora_rank)
+    if variant.osf_share is not None:
+        split_by_singular_values(model, variant.osf_share)
     if rank:
         set_seed(seed, device_specific=True)  # new adapters are the same on all ranks, dropout is not
     _freeze_what_has_no_loss(model, mix)
@@ -177,6 +190,8 @@ def train(
         raise RefusedError(
             "parallelism: with fsdp, low-rank adapters cannot be trained to a forgetting budget; use ddp"
         )
+    if sharded and variant.osf_share is not None:
+        raise RefusedError("parallelism: OSF cannot be trained with fsdp; use ddp")
     place = partial(_place, sharded=sharded, device=device, precision=precision)
     trained = place(model)
     if start is not None:
@@ -211,6 +226,8 @@ def train(
             control.read_reference(place(reference) if reference is not None else trained, accelerator)
             if reference is not None and not sharded:
                 reference.to("cpu")
+        if variant.flow:
+            weigh_examples(trained, mix, training, pad_id, accelerator, context)
         first, counters = checkpointer.restore()
         interval = Interval.restored(counters, device) if counters else Interval.new(device)
         started = time.monotonic() - result.seconds
@@ -223,7 +240,7 @@ def train(
                 memory.note(data, micro_batches[0])
                 tug_of_war.before_first(data, batches)
                 mix_weight_now = mix_weight.at(step)
-                weights = mix_weight.weights(step, data.num_pretrain, data.num_finetune)
+                weights = mix_weight.weights(step, data.num_pretrain, data.sum_finetune)
                 tug_of_war.before_step(step, data, weights, batches)
                 for number, (rows, batch) in enumerate(zip(micro_batches, batches(), strict=True)):
                     # Gradients are summed over micro-batches; ranks exchange them with the last micro-batch only.
@@ -273,7 +290,7 @@ def train(
     result.realised_mix_weight /= max(steps, 1)
     result.utilisation = meter.measured()
     uncompile(trained.lm.base_model)
-    if variant.lora_rank is not None and not sharded:
+    if variant.adapted and not sharded:
         merge_adapters(trained)
     if control is not None and variant.load_reference is not None and variant.limit is not None:
         started = time.monotonic() - result.seconds
@@ -354,7 +371,7 @@ def _undo(
         gather(trained, model, accelerator.is_main_process)
         if not accelerator.is_main_process:
             return
-        if variant.lora_rank is not None:
+        if variant.adapted:
             merge_adapters(model)
     else:
         # accelerate also wraps `forward`; unwrap it too.

@@ -81,6 +81,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     },
     "gradient scale": {"make_weight": lambda: GradientScaled(Constant(0.3)), "log_every_steps": 4},
     "lora": {"make_variant": lambda model, _: TrainingVariant(lora_rank=2), "architecture": "llama", "weight": 0.0},
+    "osf": {"make_variant": lambda model, _: TrainingVariant(osf_share=0.5), "architecture": "llama", "weight": 0.0},
+    "flow": {"make_variant": lambda model, _: TrainingVariant(flow=True), "task": "generation"},
     "penalties": {
         "make_variant": lambda model, _: TrainingVariant(start=ReferenceModel(model), kl_weight=0.1, l2sp_weight=0.1)
     },
