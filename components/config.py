@@ -124,6 +124,12 @@ class Config(Section):
             yield f"mixed.controls.flow: {NO_LOSSES.format(task=task)}"
 
     @rule
+    def _answers_can_be_rewritten(self) -> Iterator[str]:
+        task = self.data.finetune.task
+        if self.mixed.controls.self_distilled and task != "generation":
+            yield f"mixed.controls.self_distilled: needs the task generation, found {task}"
+
+    @rule
     def _other_seeds(self) -> Iterator[str]:
         if self.seed in self.mixed.seeds:
             yield f"mixed.seeds: must not contain {self.seed}, the seed of the run, which would train a copy"

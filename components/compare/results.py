@@ -228,6 +228,7 @@ def _row(
         "seconds": entry.seconds,
         "evaluate_seconds": entry.evaluate_seconds,
         "utilisation": entry.utilisation.model_dump(),
+        "generation": entry.generation.model_dump() if entry.generation else None,
         "device": entry.device,
         "precision": entry.precision,
         "steps": entry.steps,

@@ -18,6 +18,7 @@ from ..shared.config import Objective
 from ..shared.data.prepared import Documents, Split
 from ..shared.measures import HARNESS_FILE, KL_FILE, Measure
 from ..shared.model.bf16_on_cpu import fast_bf16
+from ..shared.model.generation import generate
 from ..shared.model.masking import special_ids
 from ..shared.model.mixed_model import MixedModel
 from ..shared.model.packing import Segment
@@ -31,7 +32,6 @@ from .checks import check_model
 from .config import EvaluateStep
 from .divergence import Divergence, mean_divergence
 from .examples import example_row, from_head
-from .generation import generate
 from .harness import Harness
 from .held_out import SPLITS, HeldOut
 from .likelihood import (

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from ..shared.config import Budget, LambdaSchedule, Training
 from ..shared.section import Section, rule
@@ -59,10 +59,31 @@ class Controls(Section):
     """Whether to weigh each labelled example by exp(-loss / τ), with the start model's loss on it and τ the median of these
     (FLOW). Needs a start model that can do the task: the task `generation`, or `mixed.start: finetuned`."""
     lambdas: list[Annotated[float, Field(ge=0, lt=1)]] = Field([0.0], min_length=1)
-    """λ of the LoRA, KL, L2-SP, OSF and FLOW candidates. 0 is their usual use: no pretraining text."""
+    """λ of the LoRA, KL, L2-SP, OSF, FLOW and self-distilled candidates. 0 is their usual use: no pretraining text."""
+    generated_lambdas: list[Annotated[float, Field(gt=0, lt=1)]] = Field([])
+    """For each λ, a candidate that reads text which the start model generates, instead of the pretraining text: for those who
+    have none. For causal language models."""
+    generated_tokens: int = Field(100_000, ge=1000, le=1_000_000_000)
+    """Tokens that are generated for each of these candidates. A training that needs more reads them again."""
+    self_distilled: bool = False
+    """Whether to train a candidate on the start model's own version of the labelled answers (self-distillation). For the task
+    `generation`, without chats."""
+    rewrite_prompt: str = Field(
+        "Answer the request in your own words. The reference shows what a good answer says.\n\nRequest: {prompt}\n\n"
+        "Reference: {completion}\n\nAnswer:"
+    )
+    """Self-distillation: what the start model is asked; `{prompt}` and `{completion}` stand for those of the example."""
     sampled_lambdas: list[Annotated[float, Field(gt=0, lt=1)]] = Field([])
     """For each λ, a candidate whose streams are mixed by sampling, with weights that correct for the probabilities: λ is exact
     in expectation only."""
+
+    @field_validator("rewrite_prompt")
+    @classmethod
+    def _has_both_places(cls, template: str) -> str:
+        missing = [place for place in ("{prompt}", "{completion}") if place not in template]
+        if missing:
+            raise ValueError(f"must contain {' and '.join(missing)}")
+        return template
 
 
 class Mixed(MixedTraining):
@@ -84,9 +105,12 @@ class Mixed(MixedTraining):
     trained too. They show how much the results vary by chance, and are never selected."""
 
     @rule
-    def _osf_is_not_sharded(self) -> Iterator[str]:
-        if self.controls.osf_shares and self.parallelism == "fsdp":
-            yield "controls.osf_shares: OSF cannot be trained with parallelism: fsdp; use ddp, or leave it out"
+    def _goes_with_fsdp(self) -> Iterator[str]:
+        if self.parallelism != "fsdp":
+            return
+        for name in ("osf_shares", "generated_lambdas", "self_distilled"):
+            if getattr(self.controls, name):
+                yield f"controls.{name} does not work with parallelism: fsdp; use ddp, or leave it out"
 
     @rule
     def _each_once(self) -> Iterator[str]:
@@ -126,6 +150,10 @@ class MixedCandidate(Section):
     osf_share: float | None = None
     flow: bool = False
     sampled: bool = False
+    generated_tokens: int = 0
+    """Tokens of replay text that the start model generates; 0 means that the pretraining text is read."""
+    rewrite_prompt: str | None = None
+    """Set if the start model rewrites the labelled answers."""
     seed: int | None = None
     """Replaces the configuration's seed."""
     alone: bool = False
@@ -226,6 +254,20 @@ def _controls(mixed: Mixed) -> Iterator[MixedCandidate]:
             )
         if controls.flow:
             yield MixedCandidate(id=f"{base}-flow", name=f"FLOW{at}", mix_weight=weight, flow=True)
+        if controls.self_distilled:
+            yield MixedCandidate(
+                id=f"{base}-self-distilled",
+                name=f"self-distillation{at}",
+                mix_weight=weight,
+                rewrite_prompt=controls.rewrite_prompt,
+            )
+    for weight in controls.generated_lambdas:
+        yield MixedCandidate(
+            id=f"{candidate_id(weight)}-generated",
+            name=f"generated replay, λ = {weight:g}",
+            mix_weight=weight,
+            generated_tokens=controls.generated_tokens,
+        )
     for weight in controls.sampled_lambdas:
         yield MixedCandidate(
             id=f"{candidate_id(weight)}-sampled",

@@ -26,6 +26,7 @@ from ..shared.training.saving import save_trained
 from ..shared.training.stream_gradients import GradientScaled
 from ..shared.training.streams import FinetuneStream, Mix, PretrainStream, SampledMix, UnreadExamples, make_mix
 from .config import NO_LOSSES, MixedCandidate, MixedStep, MixedTraining
+from .generated import own_data
 
 NO_CONTROL_TEXT = (
     "data.pretrain.control_fraction: leaves no control text, on which forgetting is measured for a budget; raise it, or give "
@@ -85,10 +86,24 @@ def run(
 
     masking = Masking.of(tokenizer, config.mask_probability) if mixed_model.objective == "masked_lm" else None
     pretrain = finetune = None
+    examples_read = Documents(finetune_data.path, "train") if chosen.mix_weight != 1 else None
+    own = own_data(
+        chosen,
+        examples_read,
+        mixed_model,
+        tokenizer,
+        config.max_length,
+        seed,
+        training.precision,
+        Path(model.path),
+        context,
+    )
     if chosen.mix_weight != 0:
-        pretrain = PretrainStream(Documents(pretrain_data.path, "train"), config.max_length, seed, masking)
-    if chosen.mix_weight != 1:
-        finetune = FinetuneStream(Documents(finetune_data.path, "train"), seed, labelled.task)
+        text_read = own.documents if own and chosen.generated_tokens else Documents(pretrain_data.path, "train")
+        pretrain = PretrainStream(text_read, config.max_length, seed, masking)
+    if examples_read is not None:
+        examples_read = own.documents if own and chosen.rewrite_prompt else examples_read
+        finetune = FinetuneStream(examples_read, seed, labelled.task)
     examples = labelled.splits["train"]
     data_mix = make_mix(
         pretrain,
@@ -138,6 +153,8 @@ def run(
     }
     job = TrainingJob(chosen.id, identity, Path(model.path))
     result = train(mixed_model, data_mix, training, mix_weight, tokenizer.pad_token_id, seed, context, variant, job)
+    if own is not None:
+        result.seconds += own.cost.seconds
     card = ModelCard(
         id=chosen.id,
         kind="mixed",
@@ -152,7 +169,11 @@ def run(
             **training.model_dump(mode="json"),
             "candidate": chosen.model_dump(mode="json", exclude_defaults=True, exclude={"id", "name"}),
         },
-        data={"pretrain": text.digest, "finetune": labelled.digest},
+        data={
+            "pretrain": own.digest if own and chosen.generated_tokens else text.digest,
+            "finetune": own.digest if own and chosen.rewrite_prompt else labelled.digest,
+        },
+        generation=own.cost if own is not None else None,
         base=before.base,
         mlflow_runs={**before.mlflow_runs, "prepare finetune": labelled.mlflow_run or ""},
     )
