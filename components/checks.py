@@ -56,6 +56,7 @@ def find_problems(config: Config, gpus: int | None = None) -> list[str]:
         lambda: _control_problems(config),
         lambda: _champion_problems(config.evaluate.champion),
         lambda: _lm_eval_problems(config),
+        lambda: _writing_problems(config),
     ]
     return [problem for check in checks for problem in known(check)]
 
@@ -213,6 +214,15 @@ def _lm_eval_problems(config: Config) -> list[str]:
         except RefusedError as error:
             problems += error.problems
     return problems
+
+
+def _writing_problems(config: Config) -> list[str]:
+    """Returns the candidates whose start model would have to write text, if it cannot."""
+    if not config.mixed.controls.generated_lambdas or not is_masked(config):
+        return []
+    return [
+        "mixed.controls.generated_lambdas: the model is a masked language model, which generates no text; leave them out"
+    ]
 
 
 def is_masked(config: Config) -> bool:

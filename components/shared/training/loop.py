@@ -12,8 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
 from functools import partial
 
 import torch
@@ -21,10 +19,8 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 from torch import Tensor
 
-from ..artifacts import Stopped, Utilisation
 from ..checkpoints.keys import find_store
 from ..checkpoints.resume import Sigterm, TrainingCheckpointer, TrainingJob, TrainingState
-from ..checkpoints.store import CheckpointStore
 from ..config import Training
 from ..errors import RefusedError
 from ..model.bf16_on_cpu import fast_bf16
@@ -36,93 +32,25 @@ from ..model.precision import pick_precision
 from ..model.quantization import is_quantized
 from ..model.sharding import fits, gather, is_sharded, shard, whole
 from ..running.context import Context
-from ..running.processes import is_main
 from ..third_party.accelerate import reset_state
 from ..third_party.torch import uncompile
 from ..value_text import losses_text
 from .balance import routing_of_step
-from .control import ControlText
+from .easy_examples import weigh_examples
 from .interval import Interval, LogEntry
 from .lora import add_adapters, merge_adapters
 from .micro_batches import MicroBatchMaker
 from .mix_weight import MixWeight
 from .not_finite import explain_not_finite
 from .optimizer import is_task_head, learning_rates, make_optimizer, make_schedule
+from .osf import split_by_singular_values
 from .out_of_memory import ExplainOutOfMemory
 from .pull_back import pull_back
-from .reference_models import ReferenceModel
+from .result import Result
 from .stream_gradients import TugOfWar
 from .streams import Mix
 from .utilisation import Meter
-from .watching import Watcher
-
-
-@dataclass
-class Result:
-    """The result of a training.
-
-    Attributes:
-        curve: one object for each logged step.
-        steps: optimizer steps.
-        tokens: tokens processed, by stream.
-        realised_mix_weight: pretraining tokens' share of the gradient weights, averaged over the steps.
-        pull_back: α of the pull back to the forgetting budget, 1 if there was none; None without a budget.
-        stopped: when and why the training was stopped early; None if it was not.
-        seconds: wall-clock time of the loop, summed over all attempts.
-        flops: model FLOPs, of all processes and attempts.
-        utilisation: what the training made of its machine.
-        main: whether this is the process that writes the outputs.
-        checkpoints: the checkpoint store; to be marked as finished after the model is written.
-    """
-
-    curve: list[LogEntry] = field(default_factory=list)
-    steps: int = 0
-    tokens: dict[str, int] = field(default_factory=lambda: {"pretrain": 0, "finetune": 0})
-    realised_mix_weight: float = 0.0
-    pull_back: float | None = None
-    stopped: Stopped | None = None
-    seconds: float = 0.0
-    flops: float = 0.0
-    utilisation: Utilisation = field(default_factory=Utilisation)
-    device: str = "cpu"
-    precision: str = "float32"
-    processes: int = 1
-    main: bool = field(default_factory=is_main)
-    checkpoints: CheckpointStore | None = None
-
-
-@dataclass(frozen=True)
-class TrainingVariant:
-    """Optional parts of a training besides the mixed loss.
-
-    Attributes:
-        control: text on which forgetting is measured, for a forgetting budget.
-        watch: sample on which the training is watched.
-        reference: model that forgetting is measured against; None means the start model.
-        load_reference: loads the model that forgetting is measured against.
-        limit: forgetting on control text that the trained model may have, in nats per token; None means any.
-        start: model that the penalties pull towards.
-        kl_weight: penalty on KL(start || model), a mean over the tokens of the fine-tuning stream.
-        l2sp_weight: penalty on the squared distance from the start model's weights.
-        lora_rank: train low-rank adapters of this rank instead of the backbone.
-        lora_merge: whether the adapters become part of the weights at the end.
-    """
-
-    control: ControlText | None = None
-    watch: Watcher | None = None
-    reference: MixedModel | None = None
-    load_reference: Callable[[], MixedModel] | None = None
-    limit: float | None = None
-    start: ReferenceModel | None = None
-    kl_weight: float = 0.0
-    l2sp_weight: float = 0.0
-    lora_rank: int | None = None
-    lora_merge: bool = True
-
-    @property
-    def merges(self) -> bool:
-        """Tells whether there are adapters that are merged at the end."""
-        return self.lora_rank is not None and self.lora_merge
+from .variant import TrainingVariant
 
 
 def train(
@@ -188,6 +116,8 @@ def train(
         result.checkpoints = find_store(job, model, read, layout, context)
     if variant.lora_rank is not None:
         add_adapters(model, variant.lora_rank)
+    if variant.osf_share is not None:
+        split_by_singular_values(model, variant.osf_share)
     if rank:
         set_seed(seed, device_specific=True)  # new adapters are the same on all ranks, dropout is not
     _freeze_what_has_no_loss(model, mix)
@@ -196,6 +126,8 @@ def train(
         raise RefusedError(
             "parallelism: with fsdp, low-rank adapters cannot be trained to a forgetting budget; use ddp"
         )
+    if sharded and variant.osf_share is not None:
+        raise RefusedError("parallelism: OSF cannot be trained with fsdp; use ddp")
     place = partial(_place, sharded=sharded, device=device, precision=precision)
     trained = place(model)
     if start is not None:
@@ -243,6 +175,8 @@ def train(
             at_start = watch.measure(trained, 0, accelerator, maker)
         if reference is not None and not sharded:
             reference.to("cpu")
+        if variant.flow:
+            weigh_examples(trained, mix, training, pad_id, accelerator, context)
         first, counters = checkpointer.restore()
         interval = Interval.restored(counters, device) if counters else Interval.new(device)
         started = time.monotonic() - result.seconds
@@ -261,7 +195,7 @@ def train(
                 memory.note(data, micro_batches[0])
                 tug_of_war.before_first(data, batches)
                 mix_weight_now = mix_weight.at(step)
-                weights = mix_weight.weights(step, data.num_pretrain, data.num_finetune)
+                weights = mix_weight.weights(step, data.num_pretrain, data.sum_finetune)
                 tug_of_war.before_step(step, data, weights, batches)
                 routing = routing_of_step(trained, batches, accelerator)
                 for number, (rows, batch) in enumerate(zip(micro_batches, batches(), strict=True)):

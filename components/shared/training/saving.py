@@ -14,8 +14,8 @@ from ..model.adapters import is_adapted, save_adapted
 from ..model.loading import weights_location
 from ..model.mixed_model import MixedModel
 from ..running.context import Context
-from .loop import Result
 from .plain_comparison import compare_with_transformers
+from .result import Result
 from .streams import FinetuneStream
 
 

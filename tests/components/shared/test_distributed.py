@@ -76,6 +76,21 @@ def test_two_processes_give_the_weights_of_one(tmp_path: Path, monkeypatch: pyte
     assert_the_same_from(tmp_path, monkeypatch, case, {"ddp": 2, "fsdp": 2})
 
 
+@pytest.mark.usefixtures("two")
+def test_two_processes_generate_replay_text_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps = Steps(tmp_path, "classification")
+    monkeypatch.setenv(PROCESSES, "2")
+    steps.run("mixed", "model", mixed_at(0.3, generated_tokens=3000))
+    card = ModelCard.load(tmp_path / "model")
+    written = list(read_jsonl(tmp_path / "model" / "generated.jsonl"))
+    assert card.generation is not None
+    assert card.generation.documents == len(written) == len({row["id"] for row in written})
+    assert 3000 <= card.generation.tokens < 3000 + 2 * 32 * 32
+    half = len(written) // 2
+    assert [row["text"] for row in written[:half]] != [row["text"] for row in written[half : 2 * half]]
+    assert card.tokens["pretrain"] > 0
+
+
 def cut_off_in_two(steps: Steps, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]) -> None:
     """Trains undisturbed in one process, then in two that shard and are cut off after step 4."""
     monkeypatch.setenv(compared.ADAMW, "1")
