@@ -28,6 +28,7 @@ from .shared.config import SCRATCH
 from .shared.data.chats import NO_TEMPLATE
 from .shared.data.sources import check_source, count_records, fingerprint, first_rows, named_sources
 from .shared.errors import RefusedError
+from .shared.model.quantization import missing_for_4_bits
 from .shared.section import known
 from .shared.task_kinds import TASK_KINDS
 
@@ -47,6 +48,7 @@ def find_problems(config: Config, gpus: int | None = None) -> list[str]:
     checks: list[Callable[[], Iterable[str]]] = [
         lambda: model_problems(config),
         lambda: [] if gpus is None else attention_problems(config, "where placement.gpus is 0", gpus > 0),
+        lambda: [] if gpus is None else _quantization_problems(config, gpus > 0),
         lambda: _template_problems(config.model.chat_template),
         lambda: check_source(config.data.pretrain),
         lambda: check_source(config.data.finetune),
@@ -54,8 +56,16 @@ def find_problems(config: Config, gpus: int | None = None) -> list[str]:
         lambda: _control_problems(config),
         lambda: _champion_problems(config.evaluate.champion),
         lambda: _lm_eval_problems(config),
+        lambda: _writing_problems(config),
     ]
     return [problem for check in checks for problem in known(check)]
+
+
+def _quantization_problems(config: Config, gpu: bool) -> list[str]:
+    """Returns what a cluster lacks for weights of 4 bits. Its images, and so their packages, are not known here."""
+    if not config.mixed.controls.in_4_bits:
+        return []
+    return missing_for_4_bits("a cluster with placement.gpus: 0", gpu, packages=False)
 
 
 def _template_problems(file: str | None) -> list[str]:
@@ -204,6 +214,15 @@ def _lm_eval_problems(config: Config) -> list[str]:
         except RefusedError as error:
             problems += error.problems
     return problems
+
+
+def _writing_problems(config: Config) -> list[str]:
+    """Returns the candidates whose start model would have to write text, if it cannot."""
+    if not config.mixed.controls.generated_lambdas or not is_masked(config):
+        return []
+    return [
+        "mixed.controls.generated_lambdas: the model is a masked language model, which generates no text; leave them out"
+    ]
 
 
 def is_masked(config: Config) -> bool:

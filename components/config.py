@@ -15,7 +15,7 @@ from pydantic import Field
 from .compare.config import CompareStep, Gate
 from .evaluate.config import AlphaSearch, Evaluate, EvaluateStep, LmEvalStep, References
 from .finetune.config import Finetune, FinetuneStep
-from .mixed.config import Mixed, MixedCandidate, MixedStep, MixedTraining, candidates
+from .mixed.config import NO_LOSSES, Mixed, MixedCandidate, MixedStep, MixedTraining, candidates
 from .placement import Placement
 from .prepare.config import FinetuneData, PrepareStep, PretrainData, Tokenizer
 from .pretrain.config import Pretrain, PretrainStep
@@ -117,6 +117,18 @@ class Config(Section):
         refused = TASK_KINDS[task].refused_from_scratch
         if self.model.base == SCRATCH and objective in refused:
             yield f"data.finetune.task: is {task}, {refused[objective]}"
+
+    @rule
+    def _flow_has_losses(self) -> Iterator[str]:
+        task = self.data.finetune.task
+        if self.mixed.controls.flow and self.mixed.start == "pretrained" and TASK_KINDS[task].head is not None:
+            yield f"mixed.controls.flow: {NO_LOSSES.format(task=task)}"
+
+    @rule
+    def _answers_can_be_rewritten(self) -> Iterator[str]:
+        task = self.data.finetune.task
+        if self.mixed.controls.self_distilled and task != "generation":
+            yield f"mixed.controls.self_distilled: needs the task generation, found {task}"
 
     @rule
     def _other_seeds(self) -> Iterator[str]:

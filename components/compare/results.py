@@ -15,6 +15,8 @@ from ..shared.task_name import TaskName
 from .advice import advice
 from .config import CompareStep
 from .curves import gradients, losses, watched
+from .divergence import kl_from_pretrained
+from .divergence import summary as divergence_summary
 from .evaluations import SPLITS, Candidate, Entry, Evaluations, Measurements
 from .examples import confusion, samples
 from .headline import headline
@@ -125,6 +127,15 @@ def _report(
     selected = next(one for one in evaluations.candidates if one.id == decision.selected)
     pretrained = evaluations.of_kind("pretrained")
     seeds = over_seeds(evaluations.candidates, {name: _varying(by["test"]) for name, by in scores.items()})
+    rows = [
+        {
+            **_row(one, scores[one.id], scores[finetuned.id], front, front_on_dev),
+            **by_source[one.id],
+            "kl_from_pretrained": kl_from_pretrained(one, draw),
+            "lm_eval": harness[one.id],
+        }
+        for one in evaluations.candidates
+    ]
     return {
         "schema_version": SCHEMA_VERSION,
         "name": config.name,
@@ -163,14 +174,8 @@ def _report(
             "worst": worst_sentence(selected.id, by_source[selected.id]["delta_bpb_by_source"]),
         },
         "contamination": {split: _contamination(finetuned.splits[split]) for split in SPLITS},
-        "candidates": [
-            {
-                **_row(one, scores[one.id], scores[finetuned.id], front, front_on_dev),
-                **by_source[one.id],
-                "lm_eval": harness[one.id],
-            }
-            for one in evaluations.candidates
-        ],
+        "divergence": divergence_summary(evaluations.candidates, rows),
+        "candidates": rows,
         "lm_eval": {"columns": described(pretrained.harness)} if pretrained.harness else None,
         "data": evaluations.data,
         "tallies": {
@@ -225,6 +230,7 @@ def _row(
         "seconds": entry.seconds,
         "evaluate_seconds": entry.evaluate_seconds,
         "utilisation": entry.utilisation.model_dump(),
+        "generation": entry.generation.model_dump() if entry.generation else None,
         "device": entry.device,
         "precision": entry.precision,
         "steps": entry.steps,

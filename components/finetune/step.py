@@ -12,10 +12,11 @@ from ..shared.model.loading import add_task_head, load_model
 from ..shared.model.masking import Masking
 from ..shared.model.tokenizer import append_eos, load_tokenizer
 from ..shared.running.context import Context
-from ..shared.training.loop import TrainingVariant, train
+from ..shared.training.loop import train
 from ..shared.training.mix_weight import Constant
 from ..shared.training.saving import save_trained
 from ..shared.training.streams import FinetuneStream, make_mix
+from ..shared.training.variant import TrainingVariant
 from ..shared.training.watching import Watcher, watched_digest
 from .config import FinetuneStep
 

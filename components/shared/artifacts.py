@@ -87,6 +87,21 @@ class Stopped(BaseModel):
         )
 
 
+class Generation(BaseModel):
+    """What it took to generate training data with the start model."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    tokens: int
+    """Generated tokens."""
+    documents: int
+    """Texts, or labelled examples."""
+    kept: int | None = None
+    """Self-distillation: examples whose answer is the start model's own."""
+    seconds: float
+    """Wall-clock time. It is part of the time of the training."""
+
+
 class ModelCard(BaseModel):
     """The contents of `mixtune.json` in a model folder: the candidate, its settings and its origin."""
 
@@ -113,6 +128,8 @@ class ModelCard(BaseModel):
     """The location of the weights if they are not in this folder: folder or hub name of a base model that is used unchanged."""
     revision: str | None = None
     """Hub revision of `weights`."""
+    quantized: bool = False
+    """Whether the weights under its adapter are quantised to 4 bits whenever they are loaded."""
     has_task_head: bool = False
     """Whether the model was trained on the task. Task scores are only meaningful if it was."""
     labels: list[str] | None = None
@@ -126,6 +143,8 @@ class ModelCard(BaseModel):
     seconds: float = 0.0
     """Wall-clock time of the training."""
     utilisation: Utilisation = Utilisation()
+    generation: Generation | None = None
+    """Set if the start model wrote training data."""
     device: str = "cpu"
     precision: str = "float32"
     data: dict[str, str] = Field(default_factory=dict)

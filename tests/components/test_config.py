@@ -72,6 +72,20 @@ def test_a_limit_on_capabilities_needs_some() -> None:
     load(values(gate={"max_capability_drop": 0.1}, evaluate={"capabilities": True}))
 
 
+def test_rivals_that_the_task_or_the_sharding_rules_out_are_refused() -> None:
+    found = problems(
+        mixed={"parallelism": "fsdp", "controls": {"flow": True, "self_distilled": True, "osf_shares": [0.5]}}
+    )
+    assert sorted(found) == [
+        "mixed.controls.flow: weighs examples by the start model's loss on them, and the pretrained model has no trained head "
+        "for classification; set mixed.start: finetuned, or leave it out",
+        "mixed.controls.self_distilled: needs the task generation, found classification",
+        "mixed: controls.osf_shares does not work with parallelism: fsdp; use ddp, or leave it out",
+        "mixed: controls.self_distilled does not work with parallelism: fsdp; use ddp, or leave it out",
+    ]
+    load(values(mixed={"start": "finetuned", "controls": {"flow": True}}))
+
+
 def test_an_old_option_is_told_its_successor() -> None:
     (found,) = problems(evaluate={"max_documents": 3})
     assert found.startswith("evaluate.max_documents: there is no such option; the limit is in tokens now")

@@ -11,6 +11,7 @@ from ...shared.running.context import Context
 from ...shared.task_kinds import TASK_KINDS
 from ...shared.value_text import value_text
 from ..config import Gate
+from ..divergence import sentence as divergence_sentence
 from ..names import candidate_name, metric_name
 from ..results import Comparison
 from ..scores import EXTRA_METRICS
@@ -19,7 +20,7 @@ from ..sources import shown as shown_sources
 from ..targets import shown
 from .drawing import Picture
 from .harness import harness_sentence
-from .plots import looks, pareto_picture, sources_picture, training_curves
+from .plots import divergence_picture, looks, pareto_picture, sources_picture, training_curves
 from .sweeps import TITLES as SWEEP_TITLES
 from .sweeps import sweep_pictures
 
@@ -56,6 +57,8 @@ def pictures(comparison: Comparison, gate: Gate) -> dict[str, Picture]:
     words_for_it = in_words(rows, metric)
     found = {"pareto": pareto_picture(rows, [report["selected"]], metric, _limits(comparison, gate), words_for_it)}
     found |= sweep_pictures(rows, metric)
+    if report["divergence"]:
+        found["divergence"] = divergence_picture(rows, style, divergence_sentence(report["divergence"]))
     names = [one["source"] for one in report["forgetting"]["sources"] if one["bytes"]]
     if len(names) > 1:
         few = [row for row in rows if row["kind"] in ("finetuned", "champion") or row["id"] == report["selected"]]
@@ -148,6 +151,7 @@ def _render(template: str, comparison: Comparison, drawn: Mapping[str, Picture],
         streams=STREAMS,
         titles=TITLES | SWEEP_TITLES,
         likelihood=LIKELIHOODS.get(report["forgetting"]["likelihood"], report["forgetting"]["likelihood"]),
+        divergence_sentence=divergence_sentence(report["divergence"]) if report["divergence"] else None,
         pulls=[row for row in report["candidates"] if row["gradients"]],
         stopped=[row["stopped"]["sentence"] for row in report["candidates"] if row["stopped"]],
         budgets=[row["forgetting_budget"]["sentence"] for row in report["candidates"] if row["forgetting_budget"]],

@@ -14,8 +14,10 @@ from mixtune.components.shared.config import Task
 from mixtune.components.shared.model.mixed_model import MixedModel
 from mixtune.components.shared.running.context import Context
 from mixtune.components.shared.tracking.tracker import Tracker
-from mixtune.components.shared.training.loop import Result, TrainingVariant, train
+from mixtune.components.shared.training.loop import train
 from mixtune.components.shared.training.mix_weight import Constant, MixWeight
+from mixtune.components.shared.training.result import Result
+from mixtune.components.shared.training.variant import TrainingVariant
 
 from .tiny import ENCODERS, tiny_model
 from .trained import PAD, both, settings_of, write_both

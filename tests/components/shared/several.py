@@ -77,9 +77,12 @@ CASES: dict[str, tuple[str, Task, str, MixedCandidate | None]] = {
     "more-pretraining": ("masked_lm", "classification", "mixed", mixed_at(1.0)),
     "recomputed": ("causal_lm", "classification", "mixed", mixed_at(0.3)),
     "gradient-scale": ("causal_lm", "classification", "mixed", mixed_at(0.3)),
+    "experts": ("causal_lm", "classification", "mixed", mixed_at(0.3)),
     "lora": ("causal_lm", "classification", "mixed", mixed_at(0.3, lora_rank=2)),
     "lora-generation": ("causal_lm", "generation", "mixed", mixed_at(0.3, lora_rank=2)),
     "penalties": ("causal_lm", "classification", "mixed", mixed_at(0.0, kl_weight=0.5, l2sp_weight=0.1)),
+    "flow": ("causal_lm", "generation", "mixed", mixed_at(0.3, flow=True)),
+    "sampled": ("causal_lm", "classification", "mixed", mixed_at(0.3, sampled=True)),
     "budget": (
         "causal_lm", "classification", "mixed",
         MixedCandidate(id="mixed-budget-0.01", forgetting_budget=0.01),

@@ -29,6 +29,7 @@ from tests.stores import new_store
 from . import compared, pair
 from .compared import assert_same_movement
 from .several import CASES, OWN_OPTIONS, PROCESSES, Steps, mixed_at
+from .tiny import mixture, tiny_tokenizer
 
 BY_DESCENT = compared.__name__
 """The module that runs the two processes, and the command under torchrun, by plain gradient descent."""
@@ -73,6 +74,21 @@ def weights_in(folder: Path) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("case", CASES)
 def test_two_processes_give_the_weights_of_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: str) -> None:
     assert_the_same_from(tmp_path, monkeypatch, case, {"ddp": 2, "fsdp": 2})
+
+
+@pytest.mark.usefixtures("two")
+def test_two_processes_generate_replay_text_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps = Steps(tmp_path, "classification")
+    monkeypatch.setenv(PROCESSES, "2")
+    steps.run("mixed", "model", mixed_at(0.3, generated_tokens=3000))
+    card = ModelCard.load(tmp_path / "model")
+    written = list(read_jsonl(tmp_path / "model" / "generated.jsonl"))
+    assert card.generation is not None
+    assert card.generation.documents == len(written) == len({row["id"] for row in written})
+    assert 3000 <= card.generation.tokens < 3000 + 2 * 32 * 32
+    half = len(written) // 2
+    assert [row["text"] for row in written[:half]] != [row["text"] for row in written[half : 2 * half]]
+    assert card.tokens["pretrain"] > 0
 
 
 def cut_off_in_two(steps: Steps, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]) -> None:
@@ -185,6 +201,8 @@ def assert_the_same_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: 
     """
     objective, task, step, candidate = CASES[case]
     steps = Steps(tmp_path, task, objective)
+    if case == "experts":
+        mixture().save(tmp_path / "pretrained", tiny_tokenizer())
     steps.run(step, "start", candidate, learning_rate=1e-30)
     options = OWN_OPTIONS.get(case, {})
     found = {}

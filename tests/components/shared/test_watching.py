@@ -20,7 +20,7 @@ from mixtune.components.shared.config import Task, Watch
 from mixtune.components.shared.data.prepared import WATCH, DataManifest, Documents
 from mixtune.components.shared.errors import RefusedError
 from mixtune.components.shared.model.mixed_model import MixedModel
-from mixtune.components.shared.training.loop import TrainingVariant
+from mixtune.components.shared.training.variant import TrainingVariant
 from mixtune.components.shared.training.watching import Watcher
 from tests.components.stages import Stages
 

@@ -11,9 +11,11 @@ from mixtune.components.shared.data.prepared import Documents
 from mixtune.components.shared.model.mixed_model import MixedModel
 from mixtune.components.shared.model.packing import Segment
 from mixtune.components.shared.running.context import Context
-from mixtune.components.shared.training.loop import Result, TrainingVariant, train
+from mixtune.components.shared.training.loop import train
 from mixtune.components.shared.training.mix_weight import Constant, MixWeight
+from mixtune.components.shared.training.result import Result
 from mixtune.components.shared.training.streams import FinetuneStream, Mix, PretrainStream, UnreadExamples, make_mix
+from mixtune.components.shared.training.variant import TrainingVariant
 
 from .tiny import ENCODERS, targets_of, tiny_masking, tiny_model, write_watched
 
