@@ -342,7 +342,7 @@ def shortened(job: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("leave", "told"),
     [
-        (corrupt, "model/weights does not have its hash"),
+        (corrupt, "model/weights lacks its hash"),
         (partial, "results.json is missing"),
         (shortened, "outputs/model/weights"),
     ],
