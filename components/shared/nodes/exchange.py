@@ -25,9 +25,11 @@ from pathlib import Path
 from typing import Any
 
 from ..artifacts import Artifact, ArtifactLike, write_json
+from ..checkpoints.clearing import PASSED_ON
 from ..checkpoints.store import digest_of, holder, read_note, remove
 from ..errors import MixtuneError
 
+INPUT, JOB = PASSED_ON
 Artifacts = Mapping[str, ArtifactLike | list[ArtifactLike] | None]
 _FILES, _HASHES, _RESULTS = "files", "files.json", "results.json"
 _LOOKS = 60
@@ -40,7 +42,7 @@ def lay_in(root: Path, run_id: str, artifact: ArtifactLike) -> Path:
         The copy.
     """
     key = hashlib.sha256(f"{run_id}\n{artifact.uri}".encode()).hexdigest()[:16]
-    folder = root / f"input-{key}"
+    folder = root / f"{INPUT}{key}"
     if not (folder / _HASHES).is_file():
         partial = root / f"aside-{key}-{os.urandom(4).hex()}"
         partial.mkdir(parents=True)

@@ -14,6 +14,7 @@ import pytest
 
 from mixtune.components.finetune.config import Finetune, FinetuneStep
 from mixtune.components.shared.artifacts import Artifact, write_json
+from mixtune.components.shared.checkpoints.clearing import clear_finished
 from mixtune.components.shared.nodes import launcher
 from mixtune.components.shared.nodes.exchange import seal_results
 from mixtune.components.shared.nodes.manifest import POD_NAME, POD_NAMESPACE, TRAINJOB, patched, variable_of
@@ -377,6 +378,23 @@ def test_inputs_are_copied_once_in_a_run(here: Path, monkeypatch: pytest.MonkeyP
         step(here)
     assert server.created[0] == server.created[1] != server.created[2]
     assert len(list((here / "volume").glob("input-*"))) == 4
+
+
+def test_a_run_that_has_succeeded_leaves_nothing_on_the_volume(here: Path) -> None:
+    with cluster(here, COMPLETE, on_create=trained):
+        step(here)
+    assert clear_finished(str(here / "volume"), "run-2") == 0
+    assert len(list((here / "volume").iterdir())) == 2
+    assert clear_finished(str(here / "volume"), "run-1") == 0, "no checkpoints"
+    assert list((here / "volume").iterdir()) == []
+
+
+def test_a_cluster_that_is_away_in_the_end_costs_no_results(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with cluster(here, COMPLETE, on_create=trained) as server:
+        server.faults = [Fault("DELETE", "trainjobs", status=503, times=1000)]
+        step(here)
+    assert (here / "model" / "weights").read_text() == "trained"
+    assert "the cluster does not answer since" in capsys.readouterr().out
 
 
 @pytest.fixture
