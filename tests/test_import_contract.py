@@ -30,6 +30,7 @@ BASE = frozenset(
         "shared.code_digest",
         "shared.task_kinds",
         "shared.third_party",
+        "shared.value_problems",
         "shared.value_text",
     }
 )

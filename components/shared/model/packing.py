@@ -36,6 +36,7 @@ class Segment:
         masked: masked LM: indices of the predicted tokens. No other token is supervised.
         originals: masked LM: the original token ids at these indices.
         supervised: causal LM: indices of the supervised tokens, from 1 on, if they are not those from `supervised_from` on.
+        weight: weight of each of its supervised tokens, or of the labelled segment, in the mean loss of its stream.
     """
 
     tokens: np.ndarray
@@ -48,6 +49,7 @@ class Segment:
     masked: np.ndarray | None = None
     originals: np.ndarray | None = None
     supervised: np.ndarray | None = None
+    weight: float = 1.0
 
     @property
     def num_supervised(self) -> int:
@@ -84,11 +86,15 @@ class Batch:
         targets: (M, K) float32, its target.
         label_key: (M,) int64, its key.
         finetune_at: (T,) int64, index of every token of the fine-tuning stream.
+        row_tokens: (B,) int64, tokens of each row, without padding; 0 for a row in which nothing is learned, which only fills
+            up a process's share.
         boundaries: (S + 1,) int32, index of the first token of each of the S segments, and B·L. The padding at a row's end is
             one segment.
         longest: tokens of the longest of these segments.
         longest_labelled: tokens of the longest labelled segment; 0 for none.
         num_tokens: tokens in the rows, without padding.
+        lm_weight: (N,) float64, the weight of each supervised token's segment; None if all are 1.
+        label_weight: (M,) float64, the weight of each labelled segment; None if all are 1.
     """
 
     input_ids: Tensor
@@ -105,10 +111,13 @@ class Batch:
     targets: Tensor
     label_key: Tensor
     finetune_at: Tensor
+    row_tokens: Tensor
     boundaries: Tensor
     longest: int
     longest_labelled: int
     num_tokens: int
+    lm_weight: Tensor | None = None
+    label_weight: Tensor | None = None
 
     def to(self, device: torch.device | str) -> Self:
         """Returns the batch on another device. A copy to a GPU is asynchronous: it does not wait for the GPU's earlier work."""
@@ -228,6 +237,8 @@ def collate(rows: Sequence[Sequence[Segment]], pad_id: int, label_all: bool = Fa
             boundaries.append(number * width + start)
         num_tokens += start
     boundaries.append(len(rows) * width)
+    segments = [segment for row in rows for segment in row]
+    weighted = any(segment.weight != 1 for segment in segments)
 
     def joined(pieces: list[np.ndarray], dtype: type) -> Tensor:
         return torch.from_numpy(np.concatenate(pieces) if pieces else np.empty(0, dtype))
@@ -250,10 +261,20 @@ def collate(rows: Sequence[Sequence[Segment]], pad_id: int, label_all: bool = Fa
         targets=torch.tensor([segment.targets for _, segment in labelled], dtype=torch.float32),
         label_key=of_labelled([segment.key for _, segment in labelled]),
         finetune_at=joined(finetune_at, np.int64),
+        row_tokens=torch.tensor(
+            [width_of(row) if any(one.num_supervised or one.labelled for one in row) else 0 for row in rows],
+            dtype=torch.int64,
+        ),
         boundaries=torch.tensor(boundaries, dtype=torch.int32),
         longest=int(np.diff(boundaries).max()),
         longest_labelled=max((len(segment.tokens) for _, segment in labelled), default=0),
         num_tokens=num_tokens,
+        lm_weight=joined([np.full(one.num_supervised, one.weight) for one in segments], np.float64)
+        if weighted
+        else None,
+        label_weight=torch.tensor([segment.weight for _, segment in labelled], dtype=torch.float64)
+        if weighted
+        else None,
     )
 
 

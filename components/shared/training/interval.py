@@ -26,6 +26,7 @@ class Interval:
     realised: float = 0.0
     num_pretrain: int = 0
     num_finetune: int = 0
+    sum_finetune: float = 0.0
     tokens_pretrain: int = 0
     tokens_finetune: int = 0
     gradients: dict[str, float] = field(default_factory=dict)
@@ -53,16 +54,17 @@ class Interval:
     @classmethod
     def new(cls, device: torch.device) -> Interval:
         """Creates an empty interval."""
-        names = ("pretrain", "finetune", "kl", "l2sp", "positions")
+        names = ("pretrain", "finetune", "kl", "l2sp", "router_aux", "positions")
         return cls({name: torch.zeros((), device=device, dtype=torch.float64) for name in names})
 
     def count(self, data: StepData, mix_weight: float | None, weights: Weights) -> float:
         """Counts a step. Returns its realised λ."""
-        share = realised(weights, data.num_pretrain, data.num_finetune)
+        share = realised(weights, data.num_pretrain, data.sum_finetune)
         self.steps += 1
         self.mix_weight, self.realised = mix_weight, self.realised + share
         self.num_pretrain += data.num_pretrain
         self.num_finetune += data.num_finetune
+        self.sum_finetune += data.sum_finetune
         self.tokens_pretrain += data.tokens_pretrain
         self.tokens_finetune += data.tokens_finetune
         return share
@@ -74,7 +76,7 @@ class Interval:
         gathered = accelerator.reduce(torch.stack(list(self.sums.values())), "sum")
         sums = dict(zip(self.sums, gathered.tolist(), strict=True))
         pretrain = sums["pretrain"] / self.num_pretrain if self.num_pretrain else None
-        finetune = sums["finetune"] / self.num_finetune if self.num_finetune else None
+        finetune = sums["finetune"] / self.sum_finetune if self.sum_finetune else None
         share = self.realised / self.steps
         tokens = self.tokens_pretrain + self.tokens_finetune
         seconds = max(time.monotonic() - self.started, 1e-9)
@@ -99,4 +101,6 @@ class Interval:
             entry["kl"] = sums["kl"] / max(self.tokens_finetune, 1)
         if sums["l2sp"]:
             entry["l2sp"] = sums["l2sp"] / self.steps
+        if sums["router_aux"]:
+            entry["router_aux_loss"] = sums["router_aux"] / self.steps
         return entry | self.gradients | mix_weight.metrics()
