@@ -6,7 +6,7 @@ import contextlib
 
 from .store import folder_of, is_url, read_note, remove
 
-PASSED_ON = ("input-", "job-")
+PASSED_ON = ("input-", "job-", "partial-")
 """Beginnings of the folders through which artifacts reach the nodes of a training. They are deleted, too."""
 
 

@@ -29,9 +29,9 @@ from ..checkpoints.clearing import PASSED_ON
 from ..checkpoints.store import digest_of, holder, read_note, remove
 from ..errors import MixtuneError
 
-INPUT, JOB = PASSED_ON
+INPUT, JOB, PARTIAL = PASSED_ON
 Artifacts = Mapping[str, ArtifactLike | list[ArtifactLike] | None]
-_FILES, _HASHES, _RESULTS = "files", "files.json", "results.json"
+_FILES, _HASHES, _RESULTS, _RUN = "files", "files.json", "results.json", "finished.json"
 _LOOKS = 60
 
 
@@ -44,12 +44,11 @@ def lay_in(root: Path, run_id: str, artifact: ArtifactLike) -> Path:
     key = hashlib.sha256(f"{run_id}\n{artifact.uri}".encode()).hexdigest()[:16]
     folder = root / f"{INPUT}{key}"
     if not (folder / _HASHES).is_file():
-        partial = root / f"aside-{key}-{os.urandom(4).hex()}"
-        partial.mkdir(parents=True)
+        partial = root / f"{PARTIAL}{key}-{os.urandom(4).hex()}"
+        write_json(partial / _RUN, holder())  # first, so that `finish` deletes what a killed attempt left
         try:
             _copy(Path(artifact.path), partial / _FILES)
             write_json(partial / _HASHES, hashes_of(partial / _FILES))
-            write_json(partial / "finished.json", holder())
             with contextlib.suppress(OSError):  # another training was first
                 partial.rename(folder)
         finally:
@@ -67,7 +66,7 @@ def prepare_folder(
     """
     for path in folder.iterdir():
         remove(path)
-    write_json(folder / "finished.json", holder())
+    write_json(folder / _RUN, holder())
     seen: dict[str, Any] = {}
     for name, artifact in artifacts.items():
         if artifact is None or isinstance(artifact, list):
