@@ -10,6 +10,8 @@ from typing import Any
 from .config import Config
 from .shared.config import EMBEDDED, SCRATCH
 from .shared.model.device import ON_GPU, has_gpu
+from .shared.model.expert_types import ADAPTED_EXPERTS, COMPILED_EXPERTS, expert_problem, has_experts
+from .shared.model.quantization import missing_for_4_bits
 from .shared.model.refusals import (
     CAUSAL_ATTENTION,
     MASKED_WRITES_NOTHING,
@@ -84,6 +86,7 @@ def model_problems(config: Config) -> list[str]:
         return [f"model.base: {config_file} cannot be read as JSON ({error})"]
     return [
         *known(lambda: _type_problems(config, model_config)),
+        *known(lambda: _expert_problems(config, model_config)),
         *known(lambda: _length_problems(config, model_config)),
         *known(lambda: _weight_problems(config, model_config)),
         *_tokenizer_problems(folder, model_config),
@@ -103,6 +106,7 @@ def _hub_problems(config: Config) -> list[str]:
         return []
     return [
         *known(lambda: _type_problems(config, model_config)),
+        *known(lambda: _expert_problems(config, model_config)),
         *known(lambda: _length_problems(config, model_config)),
     ]
 
@@ -162,7 +166,8 @@ def attention_problems(config: Config, where: str, gpu: bool) -> list[str]:
 
 def missing_gpu_here(config: Config) -> list[str]:
     """Returns what a run on this machine lacks, one sentence for each option."""
-    return attention_problems(config, "here", has_gpu())
+    quantized = missing_for_4_bits("this machine", has_gpu()) if config.mixed.controls.in_4_bits else []
+    return attention_problems(config, "here", has_gpu()) + quantized
 
 
 def notes(config: Config, folder: Path) -> list[str]:
@@ -239,6 +244,16 @@ def lacks_chat_template(config: Config) -> bool:
         return False
     own = _json_object(folder / "tokenizer_config.json").get("chat_template")
     return base == SCRATCH or not (own or any((folder / name).exists() for name in TEMPLATES))
+
+
+def _expert_problems(config: Config, model_config: dict[str, Any]) -> list[str]:
+    problem = expert_problem(model_config, config.model.base)
+    if problem or not has_experts(model_config):
+        return [problem] if problem else []
+    stages = {"pretrain": config.pretrain, "finetune": config.finetune, "mixed": config.mixed}
+    problems = [COMPILED_EXPERTS.format(option=f"{name}.compile") for name, stage in stages.items() if stage.compile]
+    controls = config.mixed.controls
+    return problems + ([ADAPTED_EXPERTS] if controls.lora_ranks and not controls.lora_merge else [])
 
 
 def _length_problems(config: Config, model_config: dict[str, Any]) -> list[str]:

@@ -14,6 +14,7 @@ from typing import Any
 from .base_model import hub_config, looks_local
 from .config import Config
 from .shared.config import EMBEDDED, SCRATCH, Training
+from .shared.model.expert_types import has_experts
 
 GIGABYTE = 1e9
 SIZES = (24, 48, 80, 141)
@@ -61,7 +62,7 @@ class Shape:
         """Reads a config.json; None if its names are unknown, or if a token takes some of several experts."""
         found = {key: next((config[name] for name in names if config.get(name)), None) for key, names in _NAMES.items()}
         vocabulary = config.get("vocab_size")
-        if not (found["hidden"] and found["layers"] and found["heads"] and vocabulary) or _has_experts(config):
+        if not (found["hidden"] and found["layers"] and found["heads"] and vocabulary) or has_experts(config):
             return None
         hidden, heads = int(found["hidden"]), int(found["heads"])
         width = config.get("head_dim") or hidden // heads
@@ -175,7 +176,7 @@ def memory_note(config: Config) -> str | None:
     if shape is None:
         return None
     stages = {name: stage for name, stage in _stages(config) if stage.trains}
-    gpus = max(1, config.placement.gpus)
+    gpus = max(1, config.placement.gpus * config.placement.nodes)
     found = {name: _best(shape, config, stage, gpus) for name, stage in stages.items()}
     if not found:
         return None
@@ -235,10 +236,6 @@ def _shape(config: Config) -> Shape | None:
         return Shape.of(json.loads((Path(base) / "config.json").read_text(encoding="utf-8")))
     except (OSError, ValueError):
         return None
-
-
-def _has_experts(config: dict[str, Any]) -> bool:
-    return any("expert" in name and value for name, value in config.items())
 
 
 def _gb(value: float) -> str:

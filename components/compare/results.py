@@ -14,7 +14,7 @@ from ..shared.running.context import Context
 from ..shared.task_name import TaskName
 from .advice import advice
 from .config import CompareStep
-from .curves import gradients, losses
+from .curves import gradients, losses, watched
 from .divergence import kl_from_pretrained
 from .divergence import summary as divergence_summary
 from .evaluations import SPLITS, Candidate, Entry, Evaluations, Measurements
@@ -224,6 +224,8 @@ def _row(
         },
         "losses": losses(one.curve),
         "gradients": gradients(one.curve),
+        "watch": watched(one.curve, entry.seconds),
+        "stopped": _stopped(entry),
         "tokens": {**tokens, "total": sum(tokens.values())},
         "seconds": entry.seconds,
         "evaluate_seconds": entry.evaluate_seconds,
@@ -260,6 +262,13 @@ def _budget(entry: Entry, forgets: Value) -> dict[str, Any] | None:
         sentence += f"; at the end its weights were pulled back toward the pretrained ones (α = {entry.pull_back:.2f})"
     found = {"budget": budget, "measured": forgets.to_json(), "used": used, "kept": kept, "pull_back": entry.pull_back}
     return {**found, "sentence": sentence}
+
+
+def _stopped(entry: Entry) -> dict[str, Any] | None:
+    """Returns when and why the training of a candidate was stopped early; None if it was not."""
+    if entry.stopped is None:
+        return None
+    return {**entry.stopped.model_dump(), "sentence": f"{entry.id}: {entry.stopped.sentence}"}
 
 
 def _contamination(measured: Measurements) -> dict[str, int]:

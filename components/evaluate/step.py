@@ -167,6 +167,7 @@ def _interpolated(start: ArtifactLike, end: ArtifactLike, ends: Callable[[], Int
         "mix_weight": None,
         "forgetting_budget": None,
         "pull_back": None,
+        "stopped": None,
         "realised_mix_weight": None,
         "params": {"alpha": alpha},
         "steps": 0,

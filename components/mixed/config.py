@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
-from ..shared.config import Budget, LambdaSchedule, Training
+from ..shared.config import Budget, LambdaSchedule, Training, Watch
 from ..shared.section import Section, rule
 
 NO_LOSSES = (
@@ -48,6 +48,12 @@ class Controls(Section):
     """For each rank, a candidate with low-rank adapters (LoRA) on all linear layers instead of full training."""
     lora_learning_rate: float | None = Field(None, gt=0, le=1)
     """Peak learning rate of the adapters; null means ten times `mixed.learning_rate`."""
+    lora_merge: bool = True
+    """Whether the adapters are merged into the weights at the end. With `false`, a candidate's model folder holds the adapter
+    in peft's format beside the files of its base model, and is evaluated, compared and registered as such."""
+    lora_4bit: bool = False
+    """Whether the weights under the adapters are quantised to 4 bits (QLoRA), in training and in evaluation. Needs an NVIDIA
+    GPU, the package bitsandbytes and `lora_merge: false`."""
     kl_weights: list[Annotated[float, Field(gt=0)]] = Field([])
     """For each weight, a candidate with a penalty on KL(start model || model) at the tokens of the labelled examples."""
     l2sp_weights: list[Annotated[float, Field(gt=0)]] = Field([])
@@ -85,6 +91,16 @@ class Controls(Section):
             raise ValueError(f"must contain {' and '.join(missing)}")
         return template
 
+    @rule
+    def _quantised_weights_stay(self) -> Iterator[str]:
+        if self.lora_4bit and self.lora_merge:
+            yield "lora_4bit: needs lora_merge: false, since adapters cannot be merged exactly into weights of 4 bits"
+
+    @property
+    def in_4_bits(self) -> bool:
+        """Tells whether a candidate has quantised weights."""
+        return self.lora_4bit and bool(self.lora_ranks)
+
 
 class Mixed(MixedTraining):
     """Mixed fine-tuning: L = λ · L_pretrain + (1 - λ) · L_finetune, one model for each λ, schedule and forgetting budget."""
@@ -103,6 +119,11 @@ class Mixed(MixedTraining):
     seeds: list[Annotated[int, Field(ge=0, lt=2**31)]] = Field([])
     """Further seeds (order of the data, task head, dropout) with which each of these candidates, and fine-tuning alone, is
     trained too. They show how much the results vary by chance, and are never selected."""
+
+    @rule
+    def _quantised_weights_are_whole(self) -> Iterator[str]:
+        if self.controls.in_4_bits and self.parallelism == "fsdp":
+            yield "controls.lora_4bit does not work with parallelism: fsdp; use ddp or auto"
 
     @rule
     def _goes_with_fsdp(self) -> Iterator[str]:
@@ -141,6 +162,8 @@ class MixedCandidate(Section):
     budget: Budget | None = None
     pooled: bool = False
     lora_rank: int | None = None
+    lora_merge: bool = True
+    lora_4bit: bool = False
     learning_rate: float | None = None
     """Replaces `mixed.learning_rate`."""
     replay_share: float | None = None
@@ -165,6 +188,16 @@ class MixedCandidate(Section):
         if sum(ways) != 1:
             yield "exactly one of mix_weight, schedule, forgetting_budget and pooled must be given"
 
+    @rule
+    def _nothing_else_reads_quantised_weights(self) -> Iterator[str]:
+        if self.lora_4bit and (self.lora_rank is None or self.lora_merge or self.kl_weight or self.l2sp_weight):
+            yield "lora_4bit is for adapters that are not merged, without penalties"
+
+    @rule
+    def _an_adapter_is_not_pulled_back(self) -> Iterator[str]:
+        if self.forgetting_budget is not None and not self.lora_merge:
+            yield "lora_merge is false, but a forgetting budget can change all weights at the end; set it to true"
+
 
 class MixedStep(Section):
     """The configuration of a `mixed` task, which `plan` creates; the candidate is given separately."""
@@ -173,6 +206,7 @@ class MixedStep(Section):
     max_length: int
     mask_probability: float = 0.15
     mixed: MixedTraining
+    watch: Watch = Watch()
 
 
 def candidates(mixed: Mixed) -> Iterator[MixedCandidate]:
@@ -238,6 +272,8 @@ def _controls(mixed: Mixed) -> Iterator[MixedCandidate]:
                 name=f"LoRA, rank {rank}{at}",
                 mix_weight=weight,
                 lora_rank=rank,
+                lora_merge=controls.lora_merge,
+                lora_4bit=controls.lora_4bit,
                 learning_rate=controls.lora_learning_rate or 10 * mixed.learning_rate,
             )
         for penalty in controls.kl_weights:

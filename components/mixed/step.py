@@ -8,10 +8,10 @@ from pathlib import Path
 
 from ..shared.artifacts import ArtifactLike, ModelCard
 from ..shared.checkpoints.resume import TrainingJob
-from ..shared.config import Budget
+from ..shared.config import Budget, Watch
 from ..shared.data.prepared import DataManifest, Documents
 from ..shared.errors import RefusedError
-from ..shared.model.device import loading_device
+from ..shared.model.device import loading_device, pick_device
 from ..shared.model.loading import add_task_head, load_model
 from ..shared.model.masking import Masking
 from ..shared.model.mixed_model import MixedModel
@@ -19,12 +19,14 @@ from ..shared.model.tokenizer import append_eos, load_tokenizer
 from ..shared.running.context import Context
 from ..shared.task_kinds import TASK_KINDS
 from ..shared.training.control import ControlText
-from ..shared.training.loop import TrainingVariant, train
+from ..shared.training.loop import train
 from ..shared.training.mix_weight import BudgetController, Constant, MixWeight, Pooled, Sampled, Scheduled
 from ..shared.training.reference_models import ReferenceModel
 from ..shared.training.saving import save_trained
 from ..shared.training.stream_gradients import GradientScaled
 from ..shared.training.streams import FinetuneStream, Mix, PretrainStream, SampledMix, UnreadExamples, make_mix
+from ..shared.training.variant import TrainingVariant
+from ..shared.training.watching import Watcher, watched_digest
 from .config import NO_LOSSES, MixedCandidate, MixedStep, MixedTraining
 from .generated import own_data
 
@@ -53,8 +55,8 @@ def run(
         start: the model to start from.
         pretrain_data: training split of the pretraining stream; not read if λ = 0.
         finetune_data: training split of the fine-tuning stream; not read if λ = 1.
-        pretrained: the pretrained model, if training starts from another one: the reference of a forgetting budget, and the
-            start of fine-tuning alone.
+        pretrained: the pretrained model, if training starts from another one: the reference of forgetting, and the start of
+            fine-tuning alone.
         model: output, a model folder.
         metrics: output, final losses and counts.
     """
@@ -81,7 +83,8 @@ def run(
     assert labelled.task is not None
     if chosen.flow and TASK_KINDS[labelled.task].head is not None and not before.has_task_head:
         raise RefusedError(f"{chosen.id}: {NO_LOSSES.format(task=labelled.task)}")
-    mixed_model = load_model(start.path, loading_device(training), attention=training.attention)
+    device = pick_device() if chosen.lora_4bit else loading_device(training)
+    mixed_model = load_model(start.path, device, attention=training.attention, quantized=chosen.lora_4bit)
     add_task_head(mixed_model, labelled.task, labelled.labels, seed)
 
     masking = Masking.of(tokenizer, config.mask_probability) if mixed_model.objective == "masked_lm" else None
@@ -133,16 +136,25 @@ def run(
         context.say(_describe(control))
     if training.scale == "gradient" and data_mix.has_both and isinstance(mix_weight, Constant | Scheduled):
         mix_weight = GradientScaled(mix_weight)
-    reference = _reference(before, start, pretrained) if control is not None else start
+    watch = Watcher.load(
+        finetune_data.path,
+        _stopping(config.watch, chosen),
+        labelled.task if finetune is not None else None,
+        masking,
+        config.max_length,
+    )
+    reference = _reference(before, start, pretrained) if control is not None or watch is not None else start
     variant = TrainingVariant(
         control=control,
-        reference=_load(reference, training) if control is not None and reference is not start else None,
+        watch=watch,
+        reference=_load(reference, training) if reference is not start else None,
         load_reference=partial(_load, reference, training),
         limit=mix_weight.limit if isinstance(mix_weight, BudgetController) else None,
         start=ReferenceModel(mixed_model) if chosen.kl_weight or chosen.l2sp_weight else None,
         kl_weight=chosen.kl_weight,
         l2sp_weight=chosen.l2sp_weight,
         lora_rank=chosen.lora_rank,
+        lora_merge=chosen.lora_merge,
         osf_share=chosen.osf_share,
         flow=chosen.flow,
     )
@@ -150,6 +162,7 @@ def run(
         "config": config.model_dump(mode="json"),
         "candidate": chosen.model_dump(mode="json"),
         "data": [text.digest, labelled.digest],
+        **watched_digest(finetune_data.path, config.watch),
     }
     job = TrainingJob(chosen.id, identity, Path(model.path))
     result = train(mixed_model, data_mix, training, mix_weight, tokenizer.pad_token_id, seed, context, variant, job)
@@ -163,6 +176,7 @@ def run(
         mix_weight=chosen.mix_weight,
         forgetting_budget=chosen.forgetting_budget,
         has_task_head=finetune is not None or before.has_task_head,
+        quantized=chosen.lora_4bit,
         labels=labelled.labels,
         chat=labelled.has_chats,
         params={
@@ -177,7 +191,7 @@ def run(
         base=before.base,
         mlflow_runs={**before.mlflow_runs, "prepare finetune": labelled.mlflow_run or ""},
     )
-    save_trained(mixed_model, tokenizer, card, result, context, model, metrics, finetune)
+    save_trained(mixed_model, tokenizer, card, result, context, model, metrics, finetune, start.path)
 
 
 def _mix_weight(chosen: MixedCandidate, steps: int, text: DataManifest, masked: bool, mix: Mix) -> MixWeight:
@@ -200,6 +214,11 @@ def _mix_weight(chosen: MixedCandidate, steps: int, text: DataManifest, masked: 
     return Constant(chosen.mix_weight)
 
 
+def _stopping(watch: Watch, chosen: MixedCandidate) -> Watch:
+    """Returns the options without a limit if the candidate controls its forgetting itself."""
+    return watch if chosen.forgetting_budget is None else watch.model_copy(update={"max_forgetting": None})
+
+
 def _describe(control: ControlText) -> str:
     return (
         f"control text: {len(control.windows):,} windows, {control.num_tokens.sum():,} predicted tokens; "
@@ -213,8 +232,8 @@ def _reference(card: ModelCard, start: ArtifactLike, pretrained: ArtifactLike | 
         return start
     if pretrained is None:
         raise RefusedError(
-            "pretrained: is required for a forgetting budget where training starts from another model; give the pretrained "
-            "model too"
+            "pretrained: is required to measure forgetting where training starts from another model; give the pretrained model "
+            "too"
         )
     return pretrained
 

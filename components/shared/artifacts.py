@@ -63,6 +63,30 @@ class Utilisation(BaseModel):
     """Share of the time in which the GPU ran anything, the mean of samples by NVML."""
 
 
+class Stopped(BaseModel):
+    """A training that was stopped early, since its forgetting on the watched text was above a limit for good."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    step: int
+    """The step after which it stopped. The model is that of this step."""
+    planned_steps: int
+    limit: float
+    """Bits per byte."""
+    forgetting: list[float]
+    """The measurements that were above the limit, in order; bits per byte."""
+
+    @property
+    def sentence(self) -> str:
+        """Says when it was stopped and why."""
+        found = ", ".join(f"{value:.3f}" for value in self.forgetting)
+        return (
+            f"training was stopped early, after step {self.step:,} of {self.planned_steps:,}: forgetting on the watched text "
+            f"was above watch.max_forgetting = {self.limit:g} bits per byte in {len(self.forgetting)} measurements in a row "
+            f"and did not fall ({found}); the model is that of step {self.step:,}"
+        )
+
+
 class Generation(BaseModel):
     """What it took to generate training data with the start model."""
 
@@ -96,12 +120,16 @@ class ModelCard(BaseModel):
     """The forgetting budget that λ was adapted to, in bits per byte."""
     pull_back: float | None = None
     """α of the pull back toward the pretrained weights that a forgetting budget needed at the end; 1 if it needed none."""
+    stopped: Stopped | None = None
+    """When and why the training was stopped early; None if it was not."""
     realised_mix_weight: float | None = None
     """The λ that the gradients had in effect, averaged over the optimizer steps."""
     weights: str | None = None
     """The location of the weights if they are not in this folder: folder or hub name of a base model that is used unchanged."""
     revision: str | None = None
     """Hub revision of `weights`."""
+    quantized: bool = False
+    """Whether the weights under its adapter are quantised to 4 bits whenever they are loaded."""
     has_task_head: bool = False
     """Whether the model was trained on the task. Task scores are only meaningful if it was."""
     labels: list[str] | None = None

@@ -244,6 +244,8 @@ ALL = {
         ({"mixed": {"lambdas": [0.2]}}, {"candidates"}),
         ({"mixed": {"steps": 7}}, {"mixed"}),
         ({"finetune": {"steps": 7}}, {"finetune"}),
+        ({"watch": {"every_steps": 5}}, {"finetune", "mixed"}),
+        ({"watch": {"max_tokens": 100, "patience": 1}}, set()),
         ({"gate": {"max_score_drop": 0.5}}, {"compare"}),
         ({"name": "other"}, {"compare", "register"}),
         ({"evaluate": {"interpolation_alphas": [0.1]}}, {"interpolate"}),
@@ -262,6 +264,17 @@ def test_an_option_changes_only_the_parts_of_the_steps_that_read_it(
 ) -> None:
     before, after = parts(load(values()), FINGERPRINTS), parts(load(values(**sections)), FINGERPRINTS)
     assert {name for name in ALL if getattr(before, name) != getattr(after, name)} == changed
+
+
+def test_fine_tuning_alone_is_not_stopped_early() -> None:
+    watched: dict[str, Any] = {"every_steps": 5}
+    before = parts(load(values(watch=watched)), FINGERPRINTS)
+    after = parts(load(values(watch={**watched, "max_forgetting": 0.1})), FINGERPRINTS)
+    assert before.mixed != after.mixed
+    assert (before.finetune, before.finetuned_again) == (after.finetune, after.finetuned_again)
+    assert after.finetuned_again.watch.max_forgetting is None
+    (problem,) = problems(watch={"max_forgetting": 0.1})
+    assert problem.startswith("watch: max_forgetting stops a training by measurements"), problem
 
 
 def test_changed_labelled_data_leaves_the_pretraining_parts_alone() -> None:

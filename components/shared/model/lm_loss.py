@@ -78,10 +78,12 @@ def chunked_losses(
     """
     kind = hidden_NH.device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else head.weight.dtype
+    # A function of autograd is told that weights need gradients, even where none are computed.
+    weight_VH = head.weight if torch.is_grad_enabled() else head.weight.detach()
     if own_weight_N is not None:
         weight_N = weight_N * own_weight_N
     with torch.autocast(kind, enabled=False):
-        weighted, ce_N = _ChunkedLoss.apply(hidden_NH, head.weight, target_N, weight_N, dtype)  # type: ignore[no-untyped-call]
+        weighted, ce_N = _ChunkedLoss.apply(hidden_NH, weight_VH, target_N, weight_N, dtype)  # type: ignore[no-untyped-call]
     return weighted, *sums_by_stream(ce_N if own_weight_N is None else ce_N * own_weight_N, is_pretrain_N)
 
 

@@ -23,9 +23,12 @@ from ..artifacts import read_json
 from ..config import Objective, Scratch, Task
 from ..errors import RefusedError
 from ..task_kinds import TASK_KINDS
+from .adapters import attach_saved, has_adapter, saved_modules
 from .checks import check_model, check_task_head
+from .expert_types import expert_problem
 from .heads import make_head
 from .mixed_model import MixedModel, objective_of
+from .quantization import quantizing
 from .weight_files import shown, stored_tensors
 
 
@@ -83,18 +86,29 @@ def load_model(
     dtype: torch.dtype = torch.float32,
     revision: str | None = None,
     attention: str = "auto",
+    quantized: bool = False,
 ) -> MixedModel:
     """Loads a model folder (or a hub model), including its head if it has one.
 
-    If the folder's card names other weights (a base model that is used unchanged), those are loaded.
+    If the folder's card names other weights (a base model that is used unchanged), those are loaded. An adapter is merged,
+    unless the weights are quantised.
+
+    Args:
+        quantized: whether to quantise the weights to 4 bits. If the card says so, they are in any case.
 
     Raises:
         RefusedError: if it is no language model in safetensors, or if mixtune does not reproduce its architecture.
     """
     given = str(folder)
-    folder, revision = _weights_location(given, revision)
+    folder, revision = weights_location(given, revision)
+    quantized = quantized or bool(_card(given).get("quantized"))
+    # transformers would add the adapter by itself, and keep it apart from the weights.
+    adapted = {"adapter_kwargs": {"subfolder": "none"}} if has_adapter(folder) else {}
+    in_bits = quantizing(torch.device(device)) if quantized else {}
     try:
         config = AutoConfig.from_pretrained(folder, revision=revision, trust_remote_code=False)
+        if problem := expert_problem(config.to_dict(), folder):
+            raise RefusedError(problem)
         auto: Any = AutoModelForMaskedLM if objective_of(config) == "masked_lm" else AutoModelForCausalLM
         lm, loading_info = auto.from_pretrained(
             folder,
@@ -104,6 +118,8 @@ def load_model(
             trust_remote_code=False,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # refused below, with their names
+            **adapted,
+            **in_bits,
         )
     except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0]
@@ -114,6 +130,8 @@ def load_model(
             f"model.base: {_file_of(name, folder)}: {name} has the shape {shown(stored)}, but config.json asks for "
             f"{shown(wanted)}; they do not belong together, download both again"
         )
+    if adapted:
+        lm = attach_saved(lm, folder, merge=not quantized)
     try:
         model = MixedModel(lm)
     except Exception as error:  # models of other kinds can fail in any way
@@ -162,13 +180,17 @@ def _file_of(name: str, folder: str) -> str:
     return str(found.file) if found else folder
 
 
-def _weights_location(folder: str | Path, revision: str | None) -> tuple[str, str | None]:
-    file = Path(folder) / "mixtune.json"
-    if file.is_file():
-        card = read_json(file, "a model made by mixtune")
-        if card.get("weights"):
-            return _weights_location(card["weights"], card.get("revision"))
+def weights_location(folder: str | Path, revision: str | None = None) -> tuple[str, str | None]:
+    """Returns the folder or hub name of a model's weights, and the revision: those of a base model that is used unchanged."""
+    card = _card(folder)
+    if card.get("weights"):
+        return weights_location(card["weights"], card.get("revision"))
     return str(folder), revision
+
+
+def _card(folder: str | Path) -> dict[str, Any]:
+    file = Path(folder) / "mixtune.json"
+    return dict(read_json(file, "a model made by mixtune")) if file.is_file() else {}
 
 
 def _load_head(model: MixedModel, folder: str) -> None:
@@ -187,6 +209,7 @@ def _load_head(model: MixedModel, folder: str) -> None:
     stored = stored_tensors(Path(folder))[0] if Path(folder).is_dir() else {}
     if kind is None or not stored:
         return
+    trained = saved_modules(folder)
     named = TASK_KINDS[kind].has_label_names
     labels = [config.id2label[index] for index in range(config.num_labels)] if named else None
     try:
@@ -194,9 +217,13 @@ def _load_head(model: MixedModel, folder: str) -> None:
     except RefusedError:
         return  # a base model's own head, which is not trained here
     wanted = task.state_dict() | {name: value for name, value in model.lm.state_dict().items() if ".pooler." in name}
-    if any(name not in stored or stored[name].shape != tuple(weight.shape) for name, weight in wanted.items()):
+    shapes = {name: tuple(tensor.shape) for name, tensor in (stored | trained).items()}
+    if any(shapes.get(name) != tuple(weight.shape) for name, weight in wanted.items()):
         return
     for key, weight in wanted.items():
+        if key in trained:
+            weight.copy_(trained[key])
+            continue
         with safe_open(stored[key].file, framework="pt") as tensors:
             weight.copy_(tensors.get_tensor(key))
     model.task, model.kind, model.labels = task, kind, labels

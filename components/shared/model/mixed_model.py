@@ -30,6 +30,8 @@ from ..serving.decoding import stop_ids
 from ..task_kinds import TASK_KINDS
 from ..third_party.transformers import attention_implementation
 from .device import pick_device, require_compiler
+from .expert_types import COEFFICIENT, has_experts
+from .experts import Routing, balancing_loss, route
 from .heads import HiddenStates, describe_head, make_head, on_hidden, task_logits, task_losses
 from .lm_loss import can_be_chunked, chunked_losses, plain_head, sums_by_stream
 from .packing import Batch
@@ -53,6 +55,7 @@ class MixedModel(nn.Module):
         labels: names of the classes.
         objective: the language model's training objective.
         new_weights: names of LM head weights that are missing in the loaded files and are therefore random.
+        balance_weight: weight of the loss that balances the experts of a mixture; None for models without experts.
         takes_token_types: whether the backbone takes token types.
         precision: number format of the matrix products when the model is evaluated.
     """
@@ -70,6 +73,8 @@ class MixedModel(nn.Module):
         self.labels: list[str] | None = None
         self.objective = objective_of(lm.config)
         self.new_weights: list[str] = []
+        is_mixture = has_experts(lm.config.to_dict())
+        self.balance_weight: float | None = getattr(lm.config, COEFFICIENT, 0.0) if is_mixture else None
         self.takes_token_types = "token_type_ids" in inspect.signature(type(lm.base_model).forward).parameters
         self.position_offset = position_offset(lm) if self.objective == "masked_lm" else 0
         # Wrapped in a tuple, so that it is not registered as a module and its weights are not listed twice.
@@ -140,9 +145,22 @@ class MixedModel(nn.Module):
 
     def hidden(self, batch: Batch) -> Tensor:
         """Returns the last hidden states of packed rows, (B·L, H)."""
+        hidden: Tensor = self._backbone(batch).last_hidden_state
+        return hidden.flatten(0, 1)
+
+    def routing(self, batch: Batch) -> Routing:
+        """Counts how a mixture of experts routes the tokens of a batch."""
+        return self._route(self._backbone(batch, output_router_logits=True), batch)[0]
+
+    def _route(self, output: Any, batch: Batch) -> tuple[Routing, Tensor]:
+        chosen: Any = self.config
+        return route(output.router_logits, batch, chosen.num_experts_per_tok)
+
+    def _backbone(self, batch: Batch, **wanted: bool) -> Any:
         given: dict[str, Any] = {
             "input_ids": batch.input_ids,
             "position_ids": self._positions(batch),
+            **wanted,
         }
         if self.objective == "masked_lm":
             given["attention_mask"] = self._mask(batch)
@@ -155,7 +173,7 @@ class MixedModel(nn.Module):
                 # only: in more rows, documents would see each other. It would also look, and synchronise, in every layer.
                 given |= {"cu_seq_lens_q": batch.boundaries, "cu_seq_lens_k": batch.boundaries}
                 given |= {"max_length_q": batch.longest, "max_length_k": batch.longest}
-        return self.lm.base_model(**given).last_hidden_state.flatten(0, 1)
+        return self.lm.base_model(**given)
 
     def lm_logits(self, hidden_NH: Tensor) -> Tensor:
         """Returns the (N, V) logits of the given hidden states: runs only the LM head."""
@@ -201,6 +219,7 @@ class MixedModel(nn.Module):
         finetune_weight: float,
         kl_weight: float = 0.0,
         start_logits: Tensor | None = None,
+        routing: Routing | None = None,
     ) -> dict[str, Tensor]:
         """Computes the mixed loss of one micro-batch, Σ w_i · ce_i, in one pass over both streams.
 
@@ -211,12 +230,15 @@ class MixedModel(nn.Module):
                 beside the weight of its segment.
             kl_weight: weight of the divergence from the start model at each token of the fine-tuning stream.
             start_logits: (T, V) logits of the start model at these tokens; not needed if `kl_weight` is 0.
+            routing: of all tokens of the step; None leaves out the loss that balances experts.
 
         Returns:
             `weighted`, scalar, the loss to differentiate; `pretrain` and `finetune`, scalars, Σ ce_i of each stream in nats
-            (for regression, squared errors), times the weights of the segments; `kl`, scalar, Σ KL(start || model) in nats.
+            (for regression, squared errors), times the weights of the segments; `kl`, scalar, Σ KL(start || model) in nats;
+            `router_aux`, scalar, this micro-batch's part of the loss that balances experts, not multiplied by its weight.
         """
-        hidden = self.hidden(batch)
+        output = self._backbone(batch, **({"output_router_logits": True} if routing is not None else {}))
+        hidden = output.last_hidden_state.flatten(0, 1)
         weighted, pretrain, finetune = self._lm_losses(hidden[batch.lm_at], batch, pretrain_weight, finetune_weight)
         if self.kind is not None:
             losses_M = task_losses(self.kind, _at_least_float32(self.task_logits(hidden, batch)), batch)
@@ -228,11 +250,16 @@ class MixedModel(nn.Module):
             theirs = _at_least_float32(start_logits).log_softmax(-1)
             kl = F.kl_div(ours, theirs, reduction="sum", log_target=True)
             weighted = weighted + kl_weight * kl
+        balance = torch.zeros_like(pretrain)
+        if routing is not None and self.balance_weight:
+            balance = balancing_loss(routing, self._route(output, batch)[1])
+            weighted = weighted + self.balance_weight * balance
         return {
             "weighted": weighted,
             "pretrain": pretrain.detach(),
             "finetune": finetune.detach(),
             "kl": kl.detach(),
+            "router_aux": balance.detach(),
         }
 
     def _lm_losses(
@@ -256,14 +283,20 @@ class MixedModel(nn.Module):
         return lm.generate(**given)
 
     def save(self, folder: str | Path, tokenizer: PreTrainedTokenizerBase) -> None:
-        """Writes the model and its tokenizer in Hugging Face format, with safetensors.
+        """Writes the model and its tokenizer in Hugging Face format, with safetensors."""
+        state = self.lm.state_dict()
+        if self.task is not None:
+            state |= self.task.state_dict()
+        self.lm.save_pretrained(folder, state_dict={name: value.contiguous() for name, value in state.items()})
+        self.save_description(folder, tokenizer)
+
+    def save_description(self, folder: str | Path, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Writes everything but the weights: the configurations, and the tokenizer.
 
         A task head is saved with a tokenizer that pads on the right: transformers gives absolute positions to padding on the
         left.
         """
         config = self.lm.config
-        state = self.lm.state_dict()
-        architectures = [type(self.lm).__name__]
         # Heads of causal models read the last token that is not this one. Encoders can count positions from it, so it stays.
         for part in (config, config.get_text_config()):
             if self.objective == "causal_lm" or part.pad_token_id is None:
@@ -275,14 +308,12 @@ class MixedModel(nn.Module):
             # Completions, or turns of a chat, can end in another token than EOS, which transformers must stop at.
             own.eos_token_id = stop_ids(own, tokenizer)
         if self.task is not None and self.kind is not None:
-            state |= self.task.state_dict()
-            architectures = [type(self.task).__name__]
             tokenizer.padding_side = "right"
             describe_head(config, self.kind, self.labels)
-        self.lm.save_pretrained(folder, state_dict={name: value.contiguous() for name, value in state.items()})
-        # save_pretrained records the class of `lm`, but the folder is for the head's task.
-        config.architectures = architectures
+        config.architectures = [type(self.task or self.lm).__name__]  # the folder is for the head's task
         config.save_pretrained(folder)
+        if self.lm.can_generate():
+            self.lm.generation_config.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
 
     def _positions(self, batch: Batch) -> Tensor:

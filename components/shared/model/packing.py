@@ -86,6 +86,8 @@ class Batch:
         targets: (M, K) float32, its target.
         label_key: (M,) int64, its key.
         finetune_at: (T,) int64, index of every token of the fine-tuning stream.
+        row_tokens: (B,) int64, tokens of each row, without padding; 0 for a row in which nothing is learned, which only fills
+            up a process's share.
         boundaries: (S + 1,) int32, index of the first token of each of the S segments, and B·L. The padding at a row's end is
             one segment.
         longest: tokens of the longest of these segments.
@@ -109,6 +111,7 @@ class Batch:
     targets: Tensor
     label_key: Tensor
     finetune_at: Tensor
+    row_tokens: Tensor
     boundaries: Tensor
     longest: int
     longest_labelled: int
@@ -258,6 +261,10 @@ def collate(rows: Sequence[Sequence[Segment]], pad_id: int, label_all: bool = Fa
         targets=torch.tensor([segment.targets for _, segment in labelled], dtype=torch.float32),
         label_key=of_labelled([segment.key for _, segment in labelled]),
         finetune_at=joined(finetune_at, np.int64),
+        row_tokens=torch.tensor(
+            [width_of(row) if any(one.num_supervised or one.labelled for one in row) else 0 for row in rows],
+            dtype=torch.int64,
+        ),
         boundaries=torch.tensor(boundaries, dtype=torch.int32),
         longest=int(np.diff(boundaries).max()),
         longest_labelled=max((len(segment.tokens) for _, segment in labelled), default=0),

@@ -23,6 +23,7 @@ from .answers import ContextWindow, answer
 from .chats import chat_prompt_ids
 from .decoding import greedy, plain_text, predicted_label, predicted_labels, stop_ids
 from .encoding import AddedTokens, EncodedWindow, context_windows, prompt_parts, text_ids
+from .quantized import in_4_bits
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -43,7 +44,11 @@ class Predictor:
         self._tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         auto: Any = getattr(transformers, self._settings["auto_class"])
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        model = auto.from_pretrained(folder, dtype=torch.float32, use_safetensors=True, trust_remote_code=False)
+        # Without a GPU, the weights are not quantised: answers then differ a little from those that were measured.
+        options = in_4_bits(device) if self._settings.get("quantized") and device.type == "cuda" else {}
+        model = auto.from_pretrained(
+            folder, dtype=torch.float32, use_safetensors=True, trust_remote_code=False, **options
+        )
         self._model = model.eval().to(device)
         names: dict[int, str] = model.config.id2label or {}
         self._labels = [names[index] for index in sorted(names)]

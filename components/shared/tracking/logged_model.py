@@ -126,7 +126,7 @@ class _FolderFlavor:
             path=path,
             loader_module=f"{SERVING}.predictor",
             mlflow_model=mlflow_model,
-            pip_requirements=[f"{package}=={_version(package)}" for package in ("torch", "transformers")],
+            pip_requirements=[f"{package}=={_version(package)}" for package in self._packages()],
         )
         to = Path(path)
         tokenizer = to / "components" / "tokenizer"  # MLflow's loader wants one there
@@ -145,6 +145,11 @@ class _FolderFlavor:
         mlflow_model.signature = _signature(self._kind, self._served)
         mlflow_model.model_size_bytes = sum(file.stat().st_size for file in to.rglob("*") if file.is_file())
         mlflow_model.save(str(to / "MLmodel"))
+
+    def _packages(self) -> list[str]:
+        has_adapter = (self._folder / "adapter_config.json").is_file()
+        quantized = ["accelerate", "bitsandbytes"] if self._served.get("quantized") else []
+        return ["torch", "transformers", *(["peft"] if has_adapter else []), *quantized]
 
     def _transformers_flavor(self) -> dict[str, Any]:
         """Returns what `mlflow.transformers.load_model` needs to know of the folder."""

@@ -64,8 +64,8 @@ def register(
         "max_length": max_length,
         "max_new_tokens": max_new_tokens,
     }
-    if ModelCard.load(folder).chat:
-        served["chat"] = True
+    model_card = ModelCard.load(folder)
+    served |= {name: True for name in ("chat", "quantized") if getattr(model_card, name)}
     digest = _digest(folder, served)
     with patience(60, 2):
         version = _version_with(client, name, digest)
@@ -168,7 +168,7 @@ def _make_version(client: MlflowClient, run_id: str, name: str, model_id: str, u
 def _digest(folder: Path, served: Mapping[str, Any]) -> str:
     digest = hashlib.sha256(json.dumps(served, sort_keys=True).encode())
     names = [*sorted(folder.glob("*.safetensors")), folder / "config.json", folder / "tokenizer.json"]
-    names.append(folder / "chat_template.jinja")
+    names += [folder / "chat_template.jinja", folder / "adapter_config.json"]
     for file in filter(Path.is_file, names):
         with file.open("rb") as content:
             hashlib.file_digest(content, lambda: digest)

@@ -54,7 +54,7 @@ class Interval:
     @classmethod
     def new(cls, device: torch.device) -> Interval:
         """Creates an empty interval."""
-        names = ("pretrain", "finetune", "kl", "l2sp", "positions")
+        names = ("pretrain", "finetune", "kl", "l2sp", "router_aux", "positions")
         return cls({name: torch.zeros((), device=device, dtype=torch.float64) for name in names})
 
     def count(self, data: StepData, mix_weight: float | None, weights: Weights) -> float:
@@ -101,4 +101,6 @@ class Interval:
             entry["kl"] = sums["kl"] / max(self.tokens_finetune, 1)
         if sums["l2sp"]:
             entry["l2sp"] = sums["l2sp"] / self.steps
+        if sums["router_aux"]:
+            entry["router_aux_loss"] = sums["router_aux"] / self.steps
         return entry | self.gradients | mix_weight.metrics()

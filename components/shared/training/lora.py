@@ -1,4 +1,4 @@
-"""Low-rank adapters (LoRA, arXiv:2106.09685) with peft. They are merged into the weights, so that the saved model is plain."""
+"""Low-rank adapters (LoRA, arXiv:2106.09685) with peft. `model/adapters.py` writes those that are not merged."""
 
 from __future__ import annotations
 

@@ -21,6 +21,7 @@ from ..model.heads import HiddenStates, on_hidden, output_logits
 from ..model.mixed_model import MixedModel
 from ..model.packing import Segment, collate
 from ..model.probing import measuring
+from ..model.quantization import is_quantized, quantizing
 from ..task_kinds import TASK_KINDS
 from ..third_party.transformers import attention_implementation
 from .streams import FinetuneStream
@@ -68,9 +69,10 @@ def compare_with_transformers(
     with measuring(model):
         ours = [_ours(model, segment, pad_id).cpu() for segment in examples]
     takes_types = model.takes_token_types and model.objective == "masked_lm"
+    in_bits = quantizing(device) if is_quantized(model) else {}
     model.to("meta")
     auto: Any = getattr(transformers, TASK_KINDS[stream.task].auto_class)
-    plain = auto.from_pretrained(folder, use_safetensors=True, trust_remote_code=False).to(device).eval()
+    plain = auto.from_pretrained(folder, use_safetensors=True, trust_remote_code=False, **in_bits).to(device).eval()
     alone = [row for segment in examples for row in _theirs(plain, tokenizer, stream, [segment], takes_types)]
     batch = _theirs(plain, tokenizer, stream, examples, takes_types)
     of_spread, of_largest = TOLERANCES.get(plain.dtype, COARSE)

@@ -10,10 +10,12 @@ from transformers import PreTrainedTokenizerBase
 from ..artifacts import ArtifactLike, ModelCard, write_jsonl
 from ..checkpoints.store import megabytes
 from ..errors import MixtuneError
+from ..model.adapters import is_adapted, save_adapted
+from ..model.loading import weights_location
 from ..model.mixed_model import MixedModel
 from ..running.context import Context
-from .loop import Result
 from .plain_comparison import compare_with_transformers
+from .result import Result
 from .streams import FinetuneStream
 
 
@@ -26,6 +28,7 @@ def save_trained(
     output: ArtifactLike,
     metrics: ArtifactLike,
     examples: FinetuneStream | None = None,
+    start: str | None = None,
 ) -> None:
     """Writes a model folder. The card is written last, so that a folder with a card is complete. Only the main process writes.
 
@@ -35,6 +38,7 @@ def save_trained(
         output: the model artifact.
         metrics: output artifact, metrics for the KFP UI.
         examples: labelled examples that the model was trained on; the saved model is compared with plain transformers on some.
+        start: folder of the model that training started from. Adapters that are not merged are saved on top of it.
 
     Raises:
         MixtuneError: if there is no space.
@@ -47,7 +51,10 @@ def save_trained(
         model.task, model.kind, model.labels = None, None, None
     Path(output.path).mkdir(parents=True, exist_ok=True)
     try:
-        model.save(output.path, tokenizer)
+        if start is not None and is_adapted(model):
+            save_adapted(model, Path(output.path), tokenizer, *weights_location(start))
+        else:
+            model.save(output.path, tokenizer)
     except Exception as error:
         if "o space left" not in str(error):  # safetensors wraps errors of the file system in its own exception
             raise
@@ -86,6 +93,7 @@ def save_card(
             "steps": result.steps,
             "realised_mix_weight": result.realised_mix_weight if trained else None,
             "pull_back": result.pull_back,
+            "stopped": result.stopped,
             "seconds": round(result.seconds, 2),
             "utilisation": result.utilisation,
             "device": result.device,
@@ -110,6 +118,9 @@ def save_card(
     }
     numbers |= {f"tokens_{stream}": count for stream, count in result.tokens.items()}
     numbers["seconds"] = card.seconds
+    watched = [float(entry["watch_seconds"] or 0) for entry in result.curve if "watch_seconds" in entry]
+    if watched:
+        numbers["watch_seconds"] = sum(watched)
     numbers |= {name: value for name, value in card.utilisation.model_dump().items() if value is not None}
     if card.realised_mix_weight is not None:
         numbers["realised_mix_weight"] = card.realised_mix_weight

@@ -60,6 +60,7 @@ class Made:
         budget: forgetting budget, in bits per byte.
         seed: a further seed that it was trained with.
         replay_share: share of its tokens that was pretraining text.
+        stopped: when and why its training was stopped early.
         generation: what it took to write its training data.
         divergence: KL(pretrained ‖ candidate) on the task's inputs, nats per token; not measured where it is None.
     """
@@ -80,6 +81,7 @@ class Made:
     divergence: float | None = None
     generation: dict[str, Any] | None = None
     utilisation: dict[str, float] = field(default_factory=dict)
+    stopped: dict[str, Any] | None = None
 
 
 PRETRAINED = Made("pretrained", "pretrained", mix_weight=1.0)
@@ -129,7 +131,7 @@ def write_evaluation(
                 "realised_mix_weight": one.mix_weight if one.realised is None else one.realised,
                 "has_task_head": one.right is not None,
                 "params": _params(one), "steps": 200, "seconds": 31.5,
-                "utilisation": one.utilisation, "generation": one.generation,
+                "utilisation": one.utilisation, "generation": one.generation, "stopped": one.stopped,
                 "tokens": {"pretrain": 100_000 if one.mix_weight else 0, "finetune": 200_000}, "base": "scratch",
                 "data": {"pretrain": "a" * 64, "finetune": "b" * 64}, "mlflow_runs": {one.id: f"run-of-{one.id}"},
                 "device": "cpu", "precision": "bf16",

@@ -117,7 +117,7 @@ def forgetting_on_control_text(stages: Stages, model: Path) -> float:
 
 def test_forgetting_is_the_rise_over_the_pretrained_model_on_control_text(stages: Stages) -> None:
     finetuned = stages.finetune(steps=20)
-    with pytest.raises(RefusedError, match="pretrained: is required for a forgetting budget"):
+    with pytest.raises(RefusedError, match="pretrained: is required to measure forgetting"):
         stages.mixed(budgeted(0.1), start="finetuned", folder="finetuned")
     candidate, ends = budgeted(0.1, smoothing=1), {"start": "finetuned", "folder": "finetuned"}
     folder = stages.mixed(candidate, pretrained="pretrained", **ends, **EVERY_STEP | {"learning_rate": 1e-30})

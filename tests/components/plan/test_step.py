@@ -189,7 +189,7 @@ def test_a_wrong_placement_is_told_with_everything_else(
     assert sorted(refused.value.problems)[0].startswith("data.pretrain.source: ")
     assert sorted(one.split(",")[0] for one in refused.value.problems)[1:] == [
         "placement.gpu: there is no such option; did you mean gpus?",
-        "placement.gpus: input should be a valid integer",
+        "placement.gpus: must be a whole number",
     ]
 
 

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from mixtune.components.shared.errors import RefusedError
-from mixtune.components.shared.training.loop import TrainingVariant
 from mixtune.components.shared.training.lora import merge_adapters
 from mixtune.components.shared.training.optimizer import is_task_head
 from mixtune.components.shared.training.osf import split_by_singular_values
+from mixtune.components.shared.training.variant import TrainingVariant
 
 from .compared import weights_of
 from .tiny import ARCHITECTURES, ENCODERS, tiny_model

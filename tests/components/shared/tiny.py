@@ -11,6 +11,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     MODEL_FOR_MASKED_LM_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
     BertConfig,
     GPT2Config,
     LlamaConfig,
@@ -21,6 +23,7 @@ from transformers import (
     RobertaConfig,
 )
 
+from mixtune.components.prepare.watch import write_watch
 from mixtune.components.shared.config import Task
 from mixtune.components.shared.data.prepared import DataManifest, Document, write_split
 from mixtune.components.shared.model.masking import Masking
@@ -29,6 +32,7 @@ from mixtune.components.shared.model.mixed_model import MixedModel
 VOCABULARY_SIZE = 61
 SPECIAL = {"<s>": 58, "</s>": 59, "<pad>": 60, "<mask>": 57}
 ARCHITECTURES = ("llama", "gpt2", "qwen2")
+BALANCE_WEIGHT = 0.5
 ENCODERS = ("bert", "roberta", "modernbert")
 LABELS = {"classification": ["a", "b", "c"], "multi_label": ["a", "b", "c", "d"]}
 
@@ -91,6 +95,19 @@ def tiny_model(
     elif labels:
         model.add_head("classification", labels, seed)
     return model
+
+
+def mixture(kind: str = "mixtral", **changes: Any) -> MixedModel:
+    """A random mixture of four experts, two for each token."""
+    sizes: dict[str, Any] = {
+        "vocab_size": VOCABULARY_SIZE, "hidden_size": 16, "intermediate_size": 24, "moe_intermediate_size": 12,
+        "shared_expert_intermediate_size": 12, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2,
+        "num_experts": 4, "num_local_experts": 4, "num_experts_per_tok": 2, "head_dim": 8, "initializer_range": 0.2,
+        "pad_token_id": 60, "bos_token_id": 58, "eos_token_id": 59, "router_aux_loss_coef": BALANCE_WEIGHT,
+    }  # fmt: skip
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(kind, **sizes | changes)
+    return MixedModel(AutoModelForCausalLM.from_config(config))
 
 
 def tiny_tokenizer(ends: bool = False) -> PreTrainedTokenizerFast:
@@ -159,6 +176,14 @@ def write_data(folder: Path, stream: str, task: Task | None, count: int = 24, se
         stream=stream, task=task, labels=labels, max_length=32, vocabulary_size=VOCABULARY_SIZE, source="random",
         splits=splits,
     ).save(folder)  # fmt: skip
+    return folder
+
+
+def write_watched(folder: Path, task: Task, text: int = 24, labels: int = 24) -> Path:
+    """Data folders of both streams, `text` and `labels`, with the sample on which trainings are watched."""
+    write_data(folder / "text", "pretrain", None, count=text)
+    made = str(write_data(folder / "labels", "finetune", task, count=labels, seed=7))
+    write_watch(made, made, DataManifest.load(made), str(folder / "text"), seed=0)
     return folder
 
 
