@@ -61,6 +61,8 @@ class Controls(Section):
     osf_shares: list[Annotated[float, Field(gt=0, lt=1)]] = Field([])
     """For each share, a candidate by orthogonal subspace fine-tuning (OSF): of every matrix, this share of the singular
     directions, those with the largest singular values, stays as it is, and the others are trained."""
+    osf_learning_rate: float | None = Field(None, gt=0, le=1)
+    """Peak learning rate of the OSF candidates; null means `mixed.learning_rate`."""
     flow: bool = False
     """Whether to weigh each labelled example by exp(-loss / τ), with the start model's loss on it and τ the median of these
     (FLOW). Needs a start model that can do the task: the task `generation`, or `mixed.start: finetuned`."""
@@ -286,7 +288,11 @@ def _controls(mixed: Mixed) -> Iterator[MixedCandidate]:
             )
         for share in controls.osf_shares:
             yield MixedCandidate(
-                id=f"{base}-osf-{share:g}", name=f"OSF, {share:.3g} kept{at}", mix_weight=weight, osf_share=share
+                id=f"{base}-osf-{share:g}",
+                name=f"OSF, {share:.3g} kept{at}",
+                mix_weight=weight,
+                osf_share=share,
+                learning_rate=controls.osf_learning_rate,
             )
         if controls.flow:
             yield MixedCandidate(id=f"{base}-flow", name=f"FLOW{at}", mix_weight=weight, flow=True)

@@ -95,7 +95,7 @@ class Writer:
                     texts = [[first, *tokens] for tokens in made if tokens]
                     if not texts:
                         raise RefusedError(
-                            "mixed.controls.generated_lambdas: the start model ends every text before its first token"
+                            "mixed.controls.generated_lambdas: the start model's predictions are not finite"
                         )
                     read = sum(map(len, texts))
                     left -= read
@@ -123,6 +123,7 @@ class Writer:
         stops = stop_ids(self.model.lm.generation_config, self.tokenizer)
         lengths = np.diff(examples.offsets) - examples.supervised_from
         room = int(LONGEST * np.quantile(lengths, 0.95))
+        _, end = first_and_last(self.tokenizer)
         state = _processes()
 
         def write() -> Iterator[tuple[int, list[int] | None]]:
@@ -146,7 +147,7 @@ class Writer:
             ended = answer is not None and len(answer) > 1 and answer[-1] in stops
             if ended and answer is not None and start + len(answer) <= self.max_length:
                 completion = plain_text(self.tokenizer, answer, stops)
-                tokens = np.array([*tokens[:start], *answer[:-1], tokens[-1]])  # ends as completions do in this data
+                tokens = np.array([*tokens[:start], *answer[:-1], answer[-1] if end is None else end])
                 record = {**record, "completion": completion, "rewritten": True}
                 kept += 1
             documents.append(Document(tokens, record, supervised_from=start))
