@@ -7,7 +7,7 @@ from pathlib import Path
 from ..shared.artifacts import ArtifactLike, ModelCard
 from ..shared.checkpoints.resume import TrainingJob
 from ..shared.data.prepared import DataManifest, Documents
-from ..shared.model.device import loading_device
+from ..shared.model.device import loading_device, loads_as_stored
 from ..shared.model.loading import add_task_head, load_model
 from ..shared.model.masking import Masking
 from ..shared.model.tokenizer import append_eos, load_tokenizer
@@ -44,7 +44,12 @@ def run(
     if manifest.ends_with_eos:
         append_eos(tokenizer)
     assert manifest.task is not None
-    mixed_model = load_model(start.path, loading_device(config.finetune), attention=config.finetune.attention)
+    mixed_model = load_model(
+        start.path,
+        loading_device(config.finetune),
+        as_stored=loads_as_stored(config.finetune),
+        attention=config.finetune.attention,
+    )
     add_task_head(mixed_model, manifest.task, manifest.labels, config.seed)
     stream = FinetuneStream(Documents(data.path, "train"), config.seed, manifest.task)
     data_mix = make_mix(None, stream, config.finetune.batch_size, config.max_length)

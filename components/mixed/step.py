@@ -11,7 +11,7 @@ from ..shared.checkpoints.resume import TrainingJob
 from ..shared.config import Budget, Watch
 from ..shared.data.prepared import DataManifest, Documents
 from ..shared.errors import RefusedError
-from ..shared.model.device import loading_device, pick_device
+from ..shared.model.device import loading_device, loads_as_stored, pick_device
 from ..shared.model.loading import add_task_head, load_model
 from ..shared.model.masking import Masking
 from ..shared.model.mixed_model import MixedModel
@@ -84,7 +84,13 @@ def run(
     if chosen.flow and TASK_KINDS[labelled.task].head is not None and not before.has_task_head:
         raise RefusedError(f"{chosen.id}: {NO_LOSSES.format(task=labelled.task)}")
     device = pick_device() if chosen.lora_4bit else loading_device(training)
-    mixed_model = load_model(start.path, device, attention=training.attention, quantized=chosen.lora_4bit)
+    mixed_model = load_model(
+        start.path,
+        device,
+        as_stored=loads_as_stored(training),
+        attention=training.attention,
+        quantized=chosen.lora_4bit,
+    )
     add_task_head(mixed_model, labelled.task, labelled.labels, seed)
 
     masking = Masking.of(tokenizer, config.mask_probability) if mixed_model.objective == "masked_lm" else None
@@ -239,4 +245,6 @@ def _reference(card: ModelCard, start: ArtifactLike, pretrained: ArtifactLike | 
 
 
 def _load(model: ArtifactLike, training: MixedTraining) -> MixedModel:
-    return load_model(model.path, loading_device(training), attention=training.attention)
+    return load_model(
+        model.path, loading_device(training), as_stored=loads_as_stored(training), attention=training.attention
+    )

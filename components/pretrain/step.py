@@ -9,7 +9,7 @@ from ..shared.checkpoints.resume import TrainingJob
 from ..shared.config import SCRATCH
 from ..shared.data.prepared import DataManifest, Documents
 from ..shared.errors import RefusedError
-from ..shared.model.device import loading_device
+from ..shared.model.device import loading_device, loads_as_stored
 from ..shared.model.loading import from_scratch, load_model, refuse_not_finite
 from ..shared.model.masking import Masking
 from ..shared.model.mixed_model import MixedModel
@@ -87,7 +87,9 @@ def _base_model(config: PretrainStep, tokenizer_folder: str) -> MixedModel:
         return from_scratch(
             config.model.scratch, tokenizer, length, config.seed, objective or "causal_lm", attention, device
         )
-    model = load_model(base, device, revision=config.model.revision, attention=attention)
+    model = load_model(
+        base, device, loads_as_stored(config.pretrain), revision=config.model.revision, attention=attention
+    )
     refuse_not_finite(model, base)
     if objective is not None and objective != model.objective:
         of_type = {"base": base, "type": model.config.model_type, "own": model.objective}

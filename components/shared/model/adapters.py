@@ -92,12 +92,20 @@ def _config_of(model: MixedModel, prefix: str, base: str, revision: str | None) 
     return made
 
 
+def local_folder(name: str, revision: str | None) -> str:
+    """Returns the folder of a model's files, which are downloaded if it is a name on the hub and they are not here."""
+    if Path(name).is_dir():
+        return name
+    from huggingface_hub import snapshot_download
+
+    return str(
+        snapshot_download(name, revision=revision, allow_patterns=["*.safetensors", "*.json", "*.txt", "*.model"])
+    )
+
+
 def _link_weights(folder: Path, base: str, revision: str | None) -> None:
     """Brings the weight files of the base model into a folder."""
-    if not Path(base).is_dir():
-        from huggingface_hub import snapshot_download
-
-        base = snapshot_download(base, revision=revision, allow_patterns=["*.safetensors", f"*{INDEX}"])
+    base = local_folder(base, revision)
     if has_adapter(base):
         raise RefusedError(
             f"mixed.controls.lora_merge: is false, but the base model {base} is itself an adapter, and an adapter cannot be "

@@ -133,7 +133,8 @@ def make_head(lm: PreTrainedModel, kind: Task, labels: list[str] | None, seed: i
             module.to_empty(device="cpu")
             for part in module.modules():
                 initialize(task, part)
-            module.to(device=weight.device, dtype=weight.dtype)
+            # Heads are trained and run in float32 at least.
+            module.to(device=weight.device, dtype=torch.promote_types(weight.dtype, torch.float32))
     for name, module in missing.items():
         setattr(ours, name, module)
     return task

@@ -23,13 +23,15 @@ from ..artifacts import read_json
 from ..config import Objective, Scratch, Task
 from ..errors import RefusedError
 from ..task_kinds import TASK_KINDS
-from .adapters import attach_saved, has_adapter, saved_modules
+from .adapters import attach_saved, has_adapter, local_folder, saved_modules
 from .checks import check_model, check_task_head
 from .expert_types import expert_problem
 from .heads import make_head
 from .mixed_model import MixedModel, objective_of
 from .quantization import quantizing
 from .weight_files import shown, stored_tensors
+
+_DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16}
 
 
 def add_task_head(model: MixedModel, kind: Task, labels: list[str] | None, seed: int) -> None:
@@ -83,7 +85,7 @@ def from_scratch(
 def load_model(
     folder: str | Path,
     device: torch.device | str = "cpu",
-    dtype: torch.dtype = torch.float32,
+    as_stored: bool = False,
     revision: str | None = None,
     attention: str = "auto",
     quantized: bool = False,
@@ -94,6 +96,8 @@ def load_model(
     unless the weights are quantised.
 
     Args:
+        as_stored: whether to load the weights in the number format of their files, if they all have one. They are then mapped
+            from the files, not copied. Otherwise they are loaded in float32.
         quantized: whether to quantise the weights to 4 bits. If the card says so, they are in any case.
 
     Raises:
@@ -104,6 +108,10 @@ def load_model(
     quantized = quantized or bool(_card(given).get("quantized"))
     # transformers would add the adapter by itself, and keep it apart from the weights.
     adapted = {"adapter_kwargs": {"subfolder": "none"}} if has_adapter(folder) else {}
+    dtype = torch.float32
+    if as_stored:
+        folder, revision = local_folder(folder, revision), None
+        dtype = _stored_dtype(folder)
     in_bits = quantizing(torch.device(device)) if quantized else {}
     try:
         config = AutoConfig.from_pretrained(folder, revision=revision, trust_remote_code=False)
@@ -186,6 +194,12 @@ def weights_location(folder: str | Path, revision: str | None = None) -> tuple[s
     if card.get("weights"):
         return weights_location(card["weights"], card.get("revision"))
     return str(folder), revision
+
+
+def _stored_dtype(folder: str) -> torch.dtype:
+    """Returns the number format that all weights of a folder have; float32 if they have several."""
+    found = {tensor.dtype for tensor in stored_tensors(Path(folder))[0].values()}
+    return _DTYPES.get(found.pop(), torch.float32) if len(found) == 1 else torch.float32
 
 
 def _card(folder: str | Path) -> dict[str, Any]:

@@ -49,7 +49,9 @@ def fits(models: Iterable[nn.Module], device_bytes: int) -> bool:
 def shard(model: MixedModel, device: torch.device, precision: str) -> MixedModel:
     """Returns a copy of the model whose weights are sharded over all processes.
 
-    The model itself keeps everything but its weights, which move to the meta device; `gather` brings them back.
+    The model itself keeps everything but its weights, which move to the meta device; `gather` brings them back. Weights that
+    are mapped from files are not copied as a whole: the process reads its part of each. Weights of half precision are converted
+    to float32, as trained weights must be, one block after the other.
 
     Args:
         model: on the CPU, so that it need not fit on the device.
@@ -66,14 +68,24 @@ def shard(model: MixedModel, device: torch.device, precision: str) -> MixedModel
     sharded = copy.deepcopy(model, weights)  # a copy of everything but these
     for name, weight in list(model.named_parameters(remove_duplicate=False)):
         _assign(model, name, nn.Parameter(torch.empty_like(weight, device="meta"), weight.requires_grad))
+    del weights  # of each, only this process's part stays
     mesh = init_device_mesh(device.type, (get_world_size(),))
     low = {"param_dtype": torch.bfloat16, "reduce_dtype": torch.float32} if precision == "bf16" else {}
     for block in _blocks(sharded):
+        _to_float32(block)
         fully_shard(block, mesh=mesh, mp_policy=MixedPrecisionPolicy(**low, cast_forward_inputs=False))
+    _to_float32(sharded)
     fully_shard(sharded, mesh=mesh, mp_policy=MixedPrecisionPolicy(cast_forward_inputs=False))
     for method in PASSES:
         register_fsdp_forward_method(sharded, method)
     return sharded
+
+
+def _to_float32(module: nn.Module) -> None:
+    """Converts weights of half precision that are not sharded yet."""
+    for weight in module.parameters():
+        if weight.is_floating_point() and weight.element_size() < 4 and not isinstance(weight, DTensor):
+            weight.data = weight.data.float()
 
 
 def _blocks(model: MixedModel) -> list[nn.Module]:

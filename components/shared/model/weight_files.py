@@ -23,6 +23,8 @@ class StoredTensor:
 
     file: Path
     shape: tuple[int, ...]
+    dtype: str = "F32"
+    """As the file's header names it."""
 
 
 class BrokenFileError(Exception):
@@ -53,7 +55,10 @@ def read_header(file: Path) -> dict[str, StoredTensor]:
         try:
             header = json.loads(content.read(length))
             tensors: dict[str, Any] = {name: entry for name, entry in header.items() if name != "__metadata__"}
-            found = {name: StoredTensor(file, tuple(map(int, entry["shape"]))) for name, entry in tensors.items()}
+            found = {
+                name: StoredTensor(file, tuple(map(int, entry["shape"])), str(entry["dtype"]))
+                for name, entry in tensors.items()
+            }
             wanted = 8 + length + max((int(entry["data_offsets"][1]) for entry in tensors.values()), default=0)
         except (ValueError, TypeError, KeyError, IndexError, AttributeError):
             raise BrokenFileError("has a header that cannot be read; download it again") from None

@@ -20,15 +20,18 @@ import os
 import shutil
 import time
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from ..artifacts import Artifact, ArtifactLike, write_json
+from ..checkpoints.clearing import PASSED_ON
 from ..checkpoints.store import digest_of, holder, read_note, remove
 from ..errors import MixtuneError
 
+INPUT, JOB, PARTIAL = PASSED_ON
 Artifacts = Mapping[str, ArtifactLike | list[ArtifactLike] | None]
-_FILES, _HASHES, _RESULTS = "files", "files.json", "results.json"
+_FILES, _HASHES, _RESULTS, _RUN = "files", "files.json", "results.json", "finished.json"
 _LOOKS = 60
 
 
@@ -39,14 +42,13 @@ def lay_in(root: Path, run_id: str, artifact: ArtifactLike) -> Path:
         The copy.
     """
     key = hashlib.sha256(f"{run_id}\n{artifact.uri}".encode()).hexdigest()[:16]
-    folder = root / f"input-{key}"
+    folder = root / f"{INPUT}{key}"
     if not (folder / _HASHES).is_file():
-        partial = root / f"aside-{key}-{os.urandom(4).hex()}"
-        partial.mkdir(parents=True)
+        partial = root / f"{PARTIAL}{key}-{os.urandom(4).hex()}"
+        write_json(partial / _RUN, holder())  # first, so that `finish` deletes what a killed attempt left
         try:
             _copy(Path(artifact.path), partial / _FILES)
             write_json(partial / _HASHES, hashes_of(partial / _FILES))
-            write_json(partial / "finished.json", holder())
             with contextlib.suppress(OSError):  # another training was first
                 partial.rename(folder)
         finally:
@@ -64,7 +66,7 @@ def prepare_folder(
     """
     for path in folder.iterdir():
         remove(path)
-    write_json(folder / "finished.json", holder())
+    write_json(folder / _RUN, holder())
     seen: dict[str, Any] = {}
     for name, artifact in artifacts.items():
         if artifact is None or isinstance(artifact, list):
@@ -106,7 +108,7 @@ def fetch_results(folder: Path, artifacts: Artifacts, outputs: tuple[str, ...], 
         settle_seconds: how long to wait until all files are visible here.
 
     Raises:
-        MixtuneError: if a file is missing or differs from its hash. Nothing is copied then.
+        MixtuneError: if a file is missing, or if its copy differs from its hash. What was copied is no result then.
     """
     until = time.monotonic() + settle_seconds
     while (wrong := _missing(folder)) is not None:
@@ -114,19 +116,18 @@ def fetch_results(folder: Path, artifacts: Artifacts, outputs: tuple[str, ...], 
             raise MixtuneError(f"the results of the training are not whole ({wrong}); run again")
         time.sleep(settle_seconds / _LOOKS)
     known = json.loads((folder / _RESULTS).read_text(encoding="utf-8"))
-    if wrong := _differing(folder / "outputs", known):
-        raise MixtuneError(f"the results of the training are not whole ({wrong} does not have its hash); run again")
     for name in outputs:
         output: Any = artifacts.get(name)
-        if output is not None and (folder / "outputs" / name).exists():
-            _copy(folder / "outputs" / name, Path(output.path))
-            copied = {
-                file.removeprefix(name).lstrip("/") or ".": of
-                for file, of in known.items()
-                if file == name or file.startswith(f"{name}/")
-            }
-            if wrong := _differing(Path(output.path), copied):
-                raise MixtuneError(f"{output.path}: {wrong} could not be copied without a change; run again")
+        if output is None or not (folder / "outputs" / name).exists():
+            continue
+        _copy(folder / "outputs" / name, Path(output.path))
+        copied = {
+            file.removeprefix(name).lstrip("/") or ".": of
+            for file, of in known.items()
+            if file == name or file.startswith(f"{name}/")
+        }
+        if wrong := _differing(Path(output.path), copied):
+            raise MixtuneError(f"the results of the training are not whole ({name}/{wrong} lacks its hash); run again")
 
 
 def _missing(folder: Path) -> str | None:
@@ -144,18 +145,23 @@ def _missing(folder: Path) -> str | None:
 def hashes_of(path: Path) -> dict[str, dict[str, Any]]:
     """Returns size and SHA-256 of each file of a folder, by its path in it; of a single file under the name `.`."""
     files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
+    with ThreadPoolExecutor() as pool:  # a hash of large blocks does not hold the interpreter's lock
+        digests = list(pool.map(digest_of, files))
     return {
-        file.relative_to(path).as_posix(): {"bytes": file.stat().st_size, "sha256": digest_of(file)} for file in files
+        file.relative_to(path).as_posix(): {"bytes": file.stat().st_size, "sha256": digest}
+        for file, digest in zip(files, digests, strict=True)
     }
 
 
 def _differing(path: Path, known: Mapping[str, Any]) -> str | None:
     """Returns the first file that is missing or differs from its hash."""
-    for name, of in known.items():
-        file = path / name
-        if not file.is_file() or file.stat().st_size != of["bytes"] or digest_of(file) != of["sha256"]:
-            return name
-    return None
+
+    def differs(name: str) -> bool:
+        file, of = path / name, known[name]
+        return not file.is_file() or file.stat().st_size != of["bytes"] or digest_of(file) != of["sha256"]
+
+    with ThreadPoolExecutor() as pool:
+        return next((name for name, wrong in zip(known, pool.map(differs, known), strict=True) if wrong), None)
 
 
 def _copy(source: Path, target: Path) -> None:

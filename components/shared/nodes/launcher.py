@@ -20,7 +20,7 @@ from ..outcome import EXIT_STATUS
 from ..running.context import Context
 from ..running.processes import raise_what_was_raised, read_done, write_order
 from ..section import Section
-from .exchange import Artifacts, fetch_results, prepare_folder
+from .exchange import JOB, Artifacts, fetch_results, prepare_folder
 from .manifest import POD_NAME, POD_NAMESPACE, TASK, TRAINJOB, complete, task_key, trainjob_name
 from .node import status_on_record
 from .state import JobState, NodeFailure, Pod, failures_of, node_of, state_of
@@ -59,7 +59,7 @@ def run_on_nodes(
     inputs = {name: one for name, one in artifacts.items() if name not in outputs}
     key = task_key(run_id, step, config.to_json(), inputs, parameters)
     name = trainjob_name(step, key)
-    folder = folder_of(root) / f"job-{name}"
+    folder = folder_of(root) / f"{JOB}{name}"
     folder.mkdir(parents=True, exist_ok=True)
     if status_on_record(folder) == EXIT_STATUS["refused"]:
         raise_what_was_raised(folder)  # an earlier attempt; it would be refused again
@@ -87,8 +87,11 @@ def run_on_nodes(
             with contextlib.suppress(MixtuneError):  # `finish` tries again
                 jobs.delete(name)
         raise
-    jobs.delete(name)
     remove(folder)
+    try:
+        jobs.delete(name)
+    except MixtuneError as error:  # the results are here, and `finish` tries again
+        context.say(f"{context.title}: {error.problems[0]}")
 
 
 def delete_trainjobs_of(run_id: str, context: Context, pace: Pace | None = None) -> None:

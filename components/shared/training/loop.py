@@ -29,8 +29,7 @@ from ..model.expert_types import ADAPTED_EXPERTS, COMPILED_EXPERTS
 from ..model.mixed_model import MixedModel
 from ..model.packing import Segment
 from ..model.precision import pick_precision
-from ..model.quantization import is_quantized
-from ..model.sharding import fits, gather, is_sharded, shard, whole
+from ..model.sharding import is_sharded, whole
 from ..running.context import Context
 from ..third_party.accelerate import reset_state
 from ..third_party.torch import uncompile
@@ -45,6 +44,7 @@ from .not_finite import explain_not_finite
 from .optimizer import is_task_head, learning_rates, make_optimizer, make_schedule
 from .osf import split_by_singular_values
 from .out_of_memory import ExplainOutOfMemory
+from .placing import place_model, shards, undo
 from .pull_back import pull_back
 from .result import Result
 from .stream_gradients import TugOfWar
@@ -121,16 +121,18 @@ def train(
     if rank:
         set_seed(seed, device_specific=True)  # new adapters are the same on all ranks, dropout is not
     _freeze_what_has_no_loss(model, mix)
-    sharded = _shards(training, [model, *(other for other in others if other is not None)], accelerator)
+    sharded = shards(training, [model, *(other for other in others if other is not None)], accelerator)
     if sharded and variant.lora_rank is not None and variant.limit is not None:
         raise RefusedError(
             "parallelism: with fsdp, low-rank adapters cannot be trained to a forgetting budget; use ddp"
         )
     if sharded and variant.osf_share is not None:
         raise RefusedError("parallelism: OSF cannot be trained with fsdp; use ddp")
-    place = partial(_place, sharded=sharded, device=device, precision=precision)
+    place = partial(place_model, sharded=sharded, device=device, precision=precision)
     trained = place(model)
     if start is not None:
+        if not sharded:
+            start.own_weights()
         start.model = place(start.model)
     if reference is not None and sharded:
         reference = place(reference)
@@ -263,7 +265,10 @@ def train(
                 f"the trained model forgets {found:.4f} nats per token of control text, more than {variant.limit:.4f}: its "
                 f"weights were pulled back to α = {result.pull_back:.3f} of their distance from the pretrained model's"
             )
-    _undo(accelerator, wrapped, trained, model, training, variant)
+    if sharded and variant.lora_rank is None:
+        result.sharded = trained
+    else:
+        undo(accelerator, wrapped, trained, model, training, variant.merges)
     return result
 
 
@@ -296,52 +301,6 @@ def _freeze_what_has_no_loss(model: MixedModel, mix: Mix) -> None:
         for parameter in model.lm.parameters():
             if id(parameter) not in with_loss:
                 parameter.requires_grad_(False)
-
-
-def _shards(training: Training, models: list[MixedModel], accelerator: Accelerator) -> bool:
-    """Tells whether the processes share the models' weights."""
-    if accelerator.num_processes == 1 or training.parallelism == "ddp" or any(map(is_quantized, models)):
-        return False
-    if training.parallelism == "fsdp":
-        return True
-    device = accelerator.device
-    return (
-        device.type == "cuda"
-        and not training.compile
-        and not fits(models, torch.cuda.get_device_properties(device).total_memory)
-    )
-
-
-def _place(model: MixedModel, sharded: bool, device: torch.device, precision: str) -> MixedModel:
-    """Returns the model on this process's device: a sharded copy, or the model itself."""
-    return model.to(device) if not sharded or is_sharded(model) else shard(model, device, precision)
-
-
-def _undo(
-    accelerator: Accelerator,
-    wrapped: torch.nn.Module,
-    trained: MixedModel,
-    model: MixedModel,
-    training: Training,
-    variant: TrainingVariant,
-) -> None:
-    """Returns the model to its original form: unwrapped, with plain weights, on the CPU.
-
-    After a sharded training, the first process only has weights.
-    """
-    if is_sharded(trained):
-        gather(trained, model, accelerator.is_main_process)
-        if not accelerator.is_main_process:
-            return
-        if variant.merges:
-            merge_adapters(model)
-    else:
-        # accelerate also wraps `forward`; unwrap it too.
-        accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False).to("cpu")
-    if training.gradient_checkpointing:
-        model.lm.gradient_checkpointing_disable()
-    for parameter in model.parameters():
-        parameter.requires_grad_(parameter.is_floating_point())
 
 
 def _device_name(device: torch.device) -> str:

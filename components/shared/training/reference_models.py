@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..model.mixed_model import MixedModel
 from ..model.packing import Batch
@@ -17,11 +17,18 @@ class ReferenceModel:
     """A frozen copy of a model.
 
     Args:
-        model: copied, not changed. The copy is without dropout.
+        model: copied, not changed. The copy is without dropout. It shares the weights until `own_weights` copies them.
     """
 
     def __init__(self, model: MixedModel) -> None:
-        self.model = copy.deepcopy(model).eval().requires_grad_(False)
+        shared = {id(weight): nn.Parameter(weight.data, requires_grad=False) for weight in model.parameters()}
+        self.model = copy.deepcopy(model, shared).eval()
+
+    @torch.no_grad()
+    def own_weights(self) -> None:
+        """Copies the weights, which a training would otherwise change. A sharded training does not change the whole ones."""
+        for weight in self.model.parameters():
+            weight.data = weight.data.clone()
 
     @torch.no_grad()
     def finetune_logits(self, batch: Batch) -> Tensor:

@@ -11,8 +11,9 @@ from ..artifacts import ArtifactLike, ModelCard, write_jsonl
 from ..checkpoints.store import megabytes
 from ..errors import MixtuneError
 from ..model.adapters import is_adapted, save_adapted
-from ..model.loading import weights_location
+from ..model.loading import load_model, weights_location
 from ..model.mixed_model import MixedModel
+from ..model.sharded_saving import save_sharded
 from ..running.context import Context
 from .plain_comparison import compare_with_transformers
 from .result import Result
@@ -32,6 +33,8 @@ def save_trained(
 ) -> None:
     """Writes a model folder. The card is written last, so that a folder with a card is complete. Only the main process writes.
 
+    All processes call this: those of a sharded training each give their part of the weights.
+
     Args:
         model: afterwards without weights, if there are examples.
         card: fields that are known before training; counts and times are filled in from `result`.
@@ -44,14 +47,17 @@ def save_trained(
         MixtuneError: if there is no space.
         RefusedError: if plain transformers gives other outputs.
     """
-    if not result.main:
-        return
     if not card.has_task_head:
         # λ = 1 never trained the task head, and plain transformers would load it without a warning.
         model.task, model.kind, model.labels = None, None, None
-    Path(output.path).mkdir(parents=True, exist_ok=True)
+    if result.main:
+        Path(output.path).mkdir(parents=True, exist_ok=True)
+    elif result.sharded is None:
+        return
     try:
-        if start is not None and is_adapted(model):
+        if result.sharded is not None:
+            save_sharded(result.sharded, model, output.path, tokenizer, result.main)
+        elif start is not None and is_adapted(model):
             save_adapted(model, Path(output.path), tokenizer, *weights_location(start))
         else:
             model.save(output.path, tokenizer)
@@ -59,7 +65,11 @@ def save_trained(
         if "o space left" not in str(error):  # safetensors wraps errors of the file system in its own exception
             raise
         raise MixtuneError(_no_space(model, Path(output.path))) from None
+    if not result.main:
+        return
     if examples is not None:
+        if result.sharded is not None:
+            model = load_model(output.path)
         compare_with_transformers(model, Path(output.path), tokenizer, examples)
     save_card(tokenizer, card, result, context, output, metrics)
     if result.checkpoints is not None:

@@ -38,6 +38,7 @@ NO_TEXT = (
     "watch.every_steps: the prepared labelled data holds no sample of control text, on which forgetting is measured; raise "
     "data.pretrain.control_fraction, or give more pretraining text"
 )
+NO_SAMPLE = "{folder}: is missing; an earlier version of mixtune prepared the labelled data, so prepare it again"
 
 
 @dataclass
@@ -78,11 +79,13 @@ class Watcher:
             None if nothing is to be watched.
 
         Raises:
-            RefusedError: if the sample has no text.
+            RefusedError: if there is no sample, or no text in it.
         """
         if options.every_steps is None:
             return None
         sample = Path(folder) / WATCH
+        if not sample.is_dir():
+            raise RefusedError(NO_SAMPLE.format(folder=sample))
         info = DataManifest.load(sample).splits.get("control")
         windows = [] if info is None else _windows(Documents(sample, "control"), options.max_tokens, masking)
         if info is None or not windows:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +17,8 @@ import pytest
 
 from mixtune.components.finetune.config import Finetune, FinetuneStep
 from mixtune.components.shared.artifacts import Artifact, write_json
-from mixtune.components.shared.nodes import launcher
+from mixtune.components.shared.checkpoints.clearing import clear_finished
+from mixtune.components.shared.nodes import exchange, launcher
 from mixtune.components.shared.nodes.exchange import seal_results
 from mixtune.components.shared.nodes.manifest import POD_NAME, POD_NAMESPACE, TRAINJOB, patched, variable_of
 from mixtune.components.shared.nodes.trainjobs import Pace
@@ -35,6 +39,7 @@ COMPILED = {
     },
 }  # fmt: skip
 COMPLETE = as_recorded("complete")
+ROOT = Path(__file__).parents[3]
 FAST = Pace(look=0.01, first=0.01, longest=0.02, patience=0.5, settle=0.1)
 
 
@@ -114,7 +119,7 @@ def test_a_training_from_its_creation_to_its_results(here: Path, capsys: pytest.
     (outcome,) = load_outcomes(here / "outcomes")
     assert (outcome.kind, outcome.facts) == ("done", {"a": "b"})
     assert not list((here / "volume").glob("job-*"))
-    assert not list((here / "volume").glob("aside-*"))
+    assert not list((here / "volume").glob("partial-*"))
     lines = capsys.readouterr().out.splitlines()
     assert lines == [
         f"finetune: created the TrainJob {job_name} with 2 nodes in ns",
@@ -249,6 +254,36 @@ def test_a_cluster_that_is_away_leaves_the_trainjob_for_the_next_attempt(
     assert "finetune: found the TrainJob" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("where", ["before its inputs are copied", "while the request is answered", "while it runs"])
+def test_a_launching_pod_that_is_killed_leaves_no_second_trainjob(where: str, here: Path) -> None:
+    with cluster(here, Frame({}, running())) as server:
+        reached = threading.Event()
+
+        def train_and_wait(job: dict[str, Any], seconds: float) -> None:
+            trained(job)
+            reached.set()
+            time.sleep(seconds)
+
+        if where == "before its inputs are copied":
+            server.faults = [Fault("GET", "trainjobs/", status=503, times=1000)]
+            reached.set()
+        elif where == "while the request is answered":
+            server.on_create = lambda job: train_and_wait(job, 1.0)
+        else:
+            server.on_create = lambda job: train_and_wait(job, 0.0)
+        code = f"import pathlib; from {__name__} import step; step(pathlib.Path({str(here)!r}))"
+        with subprocess.Popen([sys.executable, "-c", code], cwd=ROOT) as pod_process:
+            while not reached.is_set() or not server.requests:
+                time.sleep(0.02)
+            pod_process.kill()
+        killed_with = len(server.created)
+        server.faults, server.frames, server.on_create = [], [COMPLETE], trained
+        step(here)
+    assert killed_with == (0 if where == "before its inputs are copied" else 1)
+    assert len(server.created) == len(server.deleted) == 1
+    assert (here / "model" / "weights").read_text() == "trained"
+
+
 def test_a_trainjob_that_is_being_deleted_is_waited_for(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with cluster(here, as_recorded("refused"), on_create=lambda job: raised(job, "failed")) as server:
         server.keeps = 3
@@ -342,7 +377,7 @@ def shortened(job: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("leave", "told"),
     [
-        (corrupt, "model/weights does not have its hash"),
+        (corrupt, "model/weights lacks its hash"),
         (partial, "results.json is missing"),
         (shortened, "outputs/model/weights"),
     ],
@@ -377,6 +412,42 @@ def test_inputs_are_copied_once_in_a_run(here: Path, monkeypatch: pytest.MonkeyP
         step(here)
     assert server.created[0] == server.created[1] != server.created[2]
     assert len(list((here / "volume").glob("input-*"))) == 4
+
+
+def test_a_run_that_has_succeeded_leaves_nothing_on_the_volume(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as killed:  # with SIGKILL, while it copies
+        killed.setattr(exchange, "_copy", lambda *paths: os._exit(9))
+        assert (
+            os.waitstatus_to_exitcode(
+                os.waitpid(forked(lambda: exchange.lay_in(here / "volume", "run-1", START)), 0)[1]
+            )
+            == 9
+        )
+    with cluster(here, COMPLETE, on_create=trained):
+        step(here)
+    assert clear_finished(str(here / "volume"), "run-2") == 0
+    assert sorted(one.name.split("-")[0] for one in (here / "volume").iterdir()) == ["input", "input", "partial"]
+    assert clear_finished(str(here / "volume"), "run-1") == 0, "no checkpoints"
+    assert list((here / "volume").iterdir()) == []
+
+
+def test_a_cluster_that_is_away_in_the_end_costs_no_results(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with cluster(here, COMPLETE, on_create=trained) as server:
+        server.faults = [Fault("DELETE", "trainjobs", status=503, times=1000)]
+        step(here)
+    assert (here / "model" / "weights").read_text() == "trained"
+    assert "the cluster does not answer since" in capsys.readouterr().out
+
+
+START = Artifact("nowhere", uri="s3://bucket/start")
+
+
+def forked(work: Any) -> int:
+    """Does something in a process of its own and returns its id."""
+    if pid := os.fork():
+        return pid
+    work()
+    os._exit(0)
 
 
 @pytest.fixture

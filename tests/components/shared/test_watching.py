@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from mixtune.components.finetune.config import FinetuneStep
 from mixtune.components.mixed.config import MixedCandidate
 from mixtune.components.shared.artifacts import ModelCard, read_jsonl
 from mixtune.components.shared.checkpoints.store import CHECKPOINT_DIR
@@ -183,4 +183,8 @@ def test_without_a_sample_of_text_the_step_refuses(tmp_path: Path) -> None:
     manifest.model_copy(update={"splits": {"dev": manifest.splits["dev"]}}).save(folder)
     with pytest.raises(RefusedError, match=r"watch\.every_steps: .*control_fraction"):
         stages.finetune()
-    assert FinetuneStep.model_fields["watch"].default.every_steps is None
+    shutil.rmtree(folder)
+    with pytest.raises(RefusedError, match=r"watch: is missing; .* prepare it again"):
+        stages.finetune()
+    stages.watch = Watch()
+    assert ModelCard.load(stages.finetune()).steps == 4, "by default, no sample is read"
