@@ -4,9 +4,15 @@ BIN := .venv/bin
 GPU_PYTHON ?= python3
 GPU_WHEELS := $(wildcard build/gpu-wheels/*.whl)
 GPU_RUN = PYTHONPATH=$(CURDIR)/.types:$(CURDIR)/build/gpu-site $(GPU_PYTHON)
-# The tests of one file stay together, since they share what is made for them; the longest begin first (tests/conftest.py).
+# The tests of one file stay together, since they share what is made for them; the longest begin first (tests/by_file.py,
+# tests/conftest.py).
 SIDE_BY_SIDE := --numprocesses auto --dist loadfile --no-loadscope-reorder
+# pip compiles with one core. A few files of other packages are not meant to compile.
+INSTALL := $(BIN)/python -m pip install --quiet --no-compile
+COMPILE := $(BIN)/python -m compileall -qq --workers 0 .venv/lib || true
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# Empty: Python may write bytecode. Each step and many tests start a process.
+export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: demo test test-slow numeric gpu-wheels gpu-site gpu-check gpu-engine gpu-evidence lint compiled wheel images sbom clean
 
@@ -20,9 +26,9 @@ test: .venv/tests-installed
 test-slow: .venv/tests-installed
 	$(BIN)/python -m pytest -m slow $(SIDE_BY_SIDE)
 
-# As an older processor rounds: what torch and oneDNN compute without the newest instructions.
+# As an older processor rounds: what torch and oneDNN compute without the newest instructions. The slow ones run once, above.
 numeric: .venv/tests-installed
-	ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=AVX2 $(BIN)/python -m pytest -m numeric $(SIDE_BY_SIDE)
+	ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=AVX2 $(BIN)/python -m pytest -m "numeric and not slow" $(SIDE_BY_SIDE)
 
 # What a machine with a GPU and without a network lacks: wheels for its Python, to be carried there with the repository.
 gpu-wheels:
@@ -74,12 +80,14 @@ sbom: .venv/installed
 
 # torch comes with the rest; where a CPU wheel lies at hand, pip's own settings (PIP_FIND_LINKS) let it be found.
 .venv/installed: .venv/bin/python pyproject.toml requirements.txt
-	$(BIN)/python -m pip install --quiet --requirement requirements.txt
-	$(BIN)/python -m pip install --quiet --no-deps --editable .
+	$(INSTALL) --requirement requirements.txt
+	$(INSTALL) --no-deps --editable .
+	$(COMPILE)
 	touch $@
 
 .venv/tests-installed: .venv/installed requirements-dev.txt
-	$(BIN)/python -m pip install --quiet --requirement requirements-dev.txt
+	$(INSTALL) --requirement requirements-dev.txt
+	$(COMPILE)
 	touch $@
 
 # Lets mypy and editors follow imports from one of the two packages into the other.

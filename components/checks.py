@@ -19,6 +19,7 @@ from .base_model import (
     missing_gpu_here,
     model_problems,
 )
+from .compare.config import POWER
 from .config import Config, Fingerprints
 from .evaluate.harness_tasks import NOT_INSTALLED, installed, known_tasks
 from .mixed.config import candidates
@@ -55,6 +56,7 @@ def find_problems(config: Config, gpus: int | None = None) -> list[str]:
         lambda: _control_problems(config),
         lambda: _champion_problems(config.evaluate.champion),
         lambda: _lm_eval_problems(config),
+        lambda: _writing_problems(config),
     ]
     return [problem for check in checks for problem in known(check)]
 
@@ -82,9 +84,10 @@ def _chat_problems(config: Config) -> list[str]:
 def few_examples(config: Config) -> str | None:
     """Says how many examples the gate needs if the dev split will hold fewer. None if it holds enough, or if that is not known.
 
-    The interval of a paired difference of accuracies is about ± z · √(d / n), where d is the share of the n examples on which
-    exactly one of two models is right. The intervals of m candidates hold together with a coverage of
-    1 - (1 - coverage) / m for each (Bonferroni); the gate's are a little narrower, since candidates are alike.
+    The standard error of a paired difference of accuracies is about √(d / n), where d is the share of the n examples on which
+    exactly one of two models is right, and its interval is z standard errors wide on each side. The intervals of m candidates
+    hold together with a coverage of 1 - (1 - coverage) / m for each (Bonferroni); the gate's are a little narrower, since
+    candidates are alike. For the number of examples see `compare.multiplicity.Power`.
     """
     labelled, gate = config.data.finetune, config.gate
     metric = config.evaluate.metric or TASK_KINDS[labelled.task].metrics[0]
@@ -97,13 +100,15 @@ def few_examples(config: Config) -> str | None:
         found = None if whole is None else round(min(whole, labelled.max_documents or whole) * labelled.dev_fraction)
     contest = max(1, sum(one.seed is None for one in candidates(config.mixed)) + config.evaluate.num_alphas)
     z = NormalDist().inv_cdf(1 - (1 - gate.interval) / (2 * contest))
-    needed = math.ceil(DISAGREEMENT * (z / gate.max_score_drop) ** 2)
+    needed = math.ceil(DISAGREEMENT * ((z + NormalDist().inv_cdf(POWER)) / gate.max_score_drop) ** 2)
     if found is None or found >= needed:
         return None
+    chance = NormalDist().cdf(gate.max_score_drop * math.sqrt(found / DISAGREEMENT) - z)
     return (
-        f"gate.max_score_drop: the dev split will hold about {found:,} examples, and about {needed:,} are needed to tell a "
-        f"drop of {gate.max_score_drop:g} for each of {contest} candidates (if two models disagree on "
-        f"{100 * DISAGREEMENT:.0f} % of them), so the gate can hardly be met; give more examples or a larger margin"
+        f"gate.max_score_drop: the dev split will hold about {found:,} examples. With these, a candidate as good as fine-tuning"
+        f" alone, one of {contest}, meets the margin of {gate.max_score_drop:g} with a chance of about {chance:.0%} (if two "
+        f"models disagree on {DISAGREEMENT:.0%} of them), and about {needed:,} are needed for {POWER:.0%}; give more examples "
+        "or a larger margin"
     )
 
 
@@ -116,7 +121,7 @@ def count_examples(stream: PretrainData | FinetuneData) -> int | None:
 def few_control_documents(config: Config) -> str | None:
     """Says that forgetting budgets will be controlled on few documents. None if there are enough, or if that is not known."""
     count = _control_documents(config)
-    if count is None or count >= MIN_CONTROL_DOCUMENTS:
+    if not config.mixed.forgetting_budgets or count is None or count >= MIN_CONTROL_DOCUMENTS:
         return None
     return (
         f"data.pretrain.control_fraction: forgetting will be measured on about {count:,} documents during the training, and a "
@@ -125,9 +130,9 @@ def few_control_documents(config: Config) -> str | None:
 
 
 def _control_documents(config: Config) -> int | None:
-    """Estimates the number of documents in the control split; None if it is not known, or if no budget needs it."""
+    """Estimates the number of documents in the control split; None if it is not known, or if nothing needs it."""
     text = config.data.pretrain
-    if not config.mixed.forgetting_budgets:
+    if not config.mixed.forgetting_budgets and config.watch.every_steps is None:
         return None
     if text.control_fraction == 0:
         return 0
@@ -143,7 +148,8 @@ def _control_problems(config: Config) -> list[str]:
         return []
     return [
         f"data.pretrain.control_fraction: is {config.data.pretrain.control_fraction:g}, which leaves no document to measure "
-        "forgetting on; mixed.forgetting_budgets needs some: raise it, or give more pretraining text"
+        f"forgetting on; {'mixed.forgetting_budgets' if config.mixed.forgetting_budgets else 'watch.every_steps'} needs some: "
+        "raise it, or give more pretraining text"
     ]
 
 
@@ -208,6 +214,15 @@ def _lm_eval_problems(config: Config) -> list[str]:
         except RefusedError as error:
             problems += error.problems
     return problems
+
+
+def _writing_problems(config: Config) -> list[str]:
+    """Returns the candidates whose start model would have to write text, if it cannot."""
+    if not config.mixed.controls.generated_lambdas or not is_masked(config):
+        return []
+    return [
+        "mixed.controls.generated_lambdas: the model is a masked language model, which generates no text; leave them out"
+    ]
 
 
 def is_masked(config: Config) -> bool:

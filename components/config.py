@@ -15,12 +15,12 @@ from pydantic import Field
 from .compare.config import CompareStep, Gate
 from .evaluate.config import AlphaSearch, Evaluate, EvaluateStep, LmEvalStep, References
 from .finetune.config import Finetune, FinetuneStep
-from .mixed.config import Mixed, MixedCandidate, MixedStep, MixedTraining, candidates
+from .mixed.config import NO_LOSSES, Mixed, MixedCandidate, MixedStep, MixedTraining, candidates
 from .placement import Placement
 from .prepare.config import FinetuneData, PrepareStep, PretrainData, Tokenizer
 from .pretrain.config import Pretrain, PretrainStep
 from .register.config import RegisterStep
-from .shared.config import SCRATCH, Model, Tracking, Training
+from .shared.config import SCRATCH, Model, Tracking, Training, Watch, Watching
 from .shared.errors import RefusedError
 from .shared.section import Section, known, matching, read_section, rule
 from .shared.task_kinds import TASK_KINDS
@@ -65,6 +65,7 @@ class Config(Section):
     pretrain: Pretrain = Pretrain()
     finetune: Finetune = Finetune()
     mixed: Mixed = Mixed()
+    watch: Watch = Watch()
     evaluate: Evaluate = Evaluate()
     gate: Gate = Gate()
     tracking: Tracking = Tracking()
@@ -116,6 +117,18 @@ class Config(Section):
         refused = TASK_KINDS[task].refused_from_scratch
         if self.model.base == SCRATCH and objective in refused:
             yield f"data.finetune.task: is {task}, {refused[objective]}"
+
+    @rule
+    def _flow_has_losses(self) -> Iterator[str]:
+        task = self.data.finetune.task
+        if self.mixed.controls.flow and self.mixed.start == "pretrained" and TASK_KINDS[task].head is not None:
+            yield f"mixed.controls.flow: {NO_LOSSES.format(task=task)}"
+
+    @rule
+    def _answers_can_be_rewritten(self) -> Iterator[str]:
+        task = self.data.finetune.task
+        if self.mixed.controls.self_distilled and task != "generation":
+            yield f"mixed.controls.self_distilled: needs the task generation, found {task}"
 
     @rule
     def _other_seeds(self) -> Iterator[str]:
@@ -241,7 +254,12 @@ def parts(
     )
     alphas = config.evaluate.interpolation_alphas
     shared = MixedTraining.model_validate(config.mixed.model_dump(include=set(MixedTraining.model_fields)))
-    mixed = MixedStep(seed=seed, max_length=model.max_length, mask_probability=model.mask_probability, mixed=shared)
+    # Options without effect must not be part of the steps' cache keys.
+    watch = config.watch if config.watch.every_steps is not None else Watch()
+    sample = Watching.model_validate(watch.model_dump(include=set(Watching.model_fields)))
+    mixed = MixedStep(
+        seed=seed, max_length=model.max_length, mask_probability=model.mask_probability, mixed=shared, watch=watch
+    )
     alone = shared.model_copy(update={name: getattr(config.finetune, name) for name in Training.model_fields})
     return Parts(
         prepare_pretrain=PrepareStep(
@@ -259,9 +277,14 @@ def parts(
             fingerprint=f"{fingerprints.finetune} {fingerprints.base}",
         ),
         pretrain=PretrainStep(seed=seed, model=model, pretrain=config.pretrain, fingerprint=fingerprints.base),
-        finetune=FinetuneStep(seed=seed, max_length=model.max_length, finetune=config.finetune),
+        finetune=FinetuneStep(
+            seed=seed,
+            max_length=model.max_length,
+            finetune=config.finetune,
+            **({"mask_probability": model.mask_probability, "watch": sample} if sample.every_steps is not None else {}),
+        ),
         mixed=mixed,
-        finetuned_again=mixed.model_copy(update={"mixed": alone}),
+        finetuned_again=mixed.model_copy(update={"mixed": alone, "watch": Watch(**sample.model_dump())}),
         evaluate=evaluate,
         evaluate_pretrained=evaluate.model_copy(update={"references": _references(config, fingerprints, champion)}),
         evaluate_mixed=evaluate.model_copy(

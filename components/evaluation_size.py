@@ -1,4 +1,6 @@
-"""Chooses how much held-out text an evaluation reads, from the cost of the training that it belongs to."""
+"""What reading held-out data costs in comparison with a training: chooses how much text an evaluation reads, and tells where
+watching a training is dear.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +19,8 @@ al., arXiv:2001.08361, section 2.1)."""
 SIZES = (50_000, 100_000, 200_000, 500_000)
 """Numbers of tokens to choose from. They are few, so that a small change of a training leaves the sample, and cached
 evaluations, as they are."""
+LARGEST_WATCH_SHARE = 0.1
+"""`mixtune check` says so if watching a training costs more than this fraction of it."""
 
 
 def auto_tokens(config: Config) -> int:
@@ -29,6 +33,22 @@ def auto_tokens(config: Config) -> int:
     stages: list[tuple[Training, float]] = [(config.finetune, 1.0), (config.mixed, 1 / (1 - config.mixed.replay_share))]
     trained = min(_tokens(config, stage, length * more) for stage, more in stages)
     return max([SIZES[0], *(size for size in SIZES if size <= SHARE / FORWARD_SHARE * trained)])
+
+
+def costly_watch(config: Config) -> str | None:
+    """Says that watching the trainings costs much. None if it costs little, or if the length of the examples is not known."""
+    watch, length = config.watch, example_tokens(config)
+    if watch.every_steps is None or length is None:
+        return None
+    steps = (config.finetune.batch_size, config.mixed.batch_size / (1 - config.mixed.replay_share))
+    read = watch.max_tokens + watch.max_examples * length
+    share = FORWARD_SHARE * read / (watch.every_steps * min(steps) * length)
+    if share <= LARGEST_WATCH_SHARE:
+        return None
+    return (
+        f"watch.every_steps: a measurement every {watch.every_steps:,} steps costs up to about {share:.0%} of a training; "
+        "raise it, or lower watch.max_tokens and watch.max_examples"
+    )
 
 
 def _tokens(config: Config, stage: Training, tokens_per_example: float) -> float:

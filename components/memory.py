@@ -176,7 +176,7 @@ def memory_note(config: Config) -> str | None:
     if shape is None:
         return None
     stages = {name: stage for name, stage in _stages(config) if stage.trains}
-    gpus = max(1, config.placement.gpus)
+    gpus = max(1, config.placement.gpus * config.placement.nodes)
     found = {name: _best(shape, config, stage, gpus) for name, stage in stages.items()}
     if not found:
         return None

@@ -56,6 +56,9 @@ class Placement(Section):
     profile of the same name."""
     gpus: int = Field(0, ge=0, le=64)
     """GPUs of each pretrain, finetune, mixed and evaluate task."""
+    nodes: int = Field(1, ge=1, le=64)
+    """Nodes of each pretrain, finetune and mixed training. With more than one, the task launches a TrainJob of Kubeflow
+    Trainer, whose nodes each have `gpus` GPUs, `gpu_cpu` and `gpu_memory`, and waits for it. It needs `checkpoint_claim`."""
     cpu: Cpu | None = None
     """CPUs of a task without a GPU, such as `2` or `500m`. Null uses the value of the profile."""
     memory: Memory | None = None
@@ -83,11 +86,11 @@ class Placement(Section):
     failed_run_ttl_hours: float | None = Field(None, gt=0, le=HOURS)
     """The same for a run that failed, which can be retried until then. Null means `run_ttl_hours`."""
     gpu_timeout_hours: float | None = Field(None, gt=0)
-    """Maximum run time of a pretrain, finetune, mixed or evaluate pod. A pod that takes longer is stopped. Its retry resumes
-    from the last checkpoint."""
+    """Maximum run time of a pretrain, finetune, mixed or evaluate pod, or of a TrainJob. One that takes longer is stopped. Its
+    retry resumes from the last checkpoint."""
     image_pull_policy: Literal["Always", "IfNotPresent", "Never"] | None = None
     """When a node pulls the image of a step. Null leaves it to Kubernetes, which pulls a tag other than `latest`, and a digest,
-    only if the node lacks it."""
+    only if the node lacks it. The nodes of a TrainJob have the pull policy of the TrainingRuntime."""
     image_pull_secrets: list[ObjectName] = Field([])
     """Names of Kubernetes secrets with the credentials of the registry that the images of the steps are pulled from."""
     proxy_config_map: ObjectName | None = None
@@ -101,8 +104,8 @@ class Placement(Section):
     run_as_group: int | None = Field(None, ge=0)
     """Group id of the containers. Null uses the group of the image."""
     checkpoint_claim: ObjectName | None = None
-    """Name of a PersistentVolumeClaim for checkpoints. If candidates are trained on several nodes at the same time, it needs
-    the access mode ReadWriteMany."""
+    """Name of a PersistentVolumeClaim for checkpoints. If candidates are trained on several nodes at the same time, or one
+    training on several nodes, it needs the access mode ReadWriteMany."""
     checkpoint_url: CheckpointUrl | None = None
     """fsspec URL for checkpoints, such as `s3://bucket/checkpoints`, instead of a claim. The credentials come from a Kubernetes
     secret. Without a claim or a URL, a training that is killed restarts from the beginning."""
@@ -111,6 +114,14 @@ class Placement(Section):
     """Name of the Kubernetes secret with the address of MLflow and the credentials of the steps."""
     checkpoint_secret: ObjectName = "mixtune-checkpoints"
     """Name of the Kubernetes secret with the credentials for `checkpoint_url`."""
+
+    @rule
+    def _several_nodes_share_a_volume(self) -> Iterator[str]:
+        if self.nodes > 1 and not self.checkpoint_claim:
+            yield (
+                f"nodes is {self.nodes}, and several nodes pass data and checkpoints through a volume; set checkpoint_claim to "
+                "a claim with the access mode ReadWriteMany"
+            )
 
     @rule
     def _one_checkpoint_location(self) -> Iterator[str]:

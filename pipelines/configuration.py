@@ -159,7 +159,12 @@ def _annotate(section: type[Section], values: Mapping[str, Any], indent: str, li
             continue
         given = name in values
         value = values[name] if given else field.get_default(call_default_factory=True)
-        text = yaml.safe_dump(value, default_flow_style=True, allow_unicode=True).removesuffix("...\n").strip()
+        # In double quotes a text with line ends takes one line.
+        style = '"' if isinstance(value, str) and "\n" in value else None
+        text = yaml.safe_dump(
+            value, default_flow_style=True, default_style=style, width=float("inf"), allow_unicode=True
+        )
+        text = text.removesuffix("...\n").strip()
         lines.append(f"{indent}{'' if given else '# '}{name}: {text}")
 
 

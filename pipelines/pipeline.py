@@ -174,7 +174,12 @@ def _steps(config: Config, place: Placer, given: dict[str, Any]) -> None:
         TaskName("evaluate", candidate="pretrained"),
     )
     of_finetuned = place(
-        evaluate(config=part["evaluate"], model=finetuned.outputs["model"], **heldout),
+        evaluate(
+            config=part["evaluate"],
+            model=finetuned.outputs["model"],
+            pretrained=pretrained.outputs["model"],
+            **heldout,
+        ),
         TaskName("evaluate", candidate="finetuned"),
     )
     of_interpolated = place(

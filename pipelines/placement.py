@@ -22,12 +22,14 @@ from mixtune.components.shared.data.claims import CLAIM, CLAIMS_DIR, claim_of
 from mixtune.components.shared.data.sources import named_sources
 from mixtune.components.shared.errors import RefusedError, first_line
 from mixtune.components.shared.model.device import GPUS
+from mixtune.components.shared.nodes.manifest import AT, POD_NAME, POD_NAMESPACE, TRAINJOB, variable_of
 from mixtune.components.shared.running.context import ALONE, COMPILED, NODES, TRACKING_KEYS, from_secret
 from mixtune.components.shared.section import describe_problems
 from mixtune.components.shared.task_name import TaskName
 
 from .images import Images, images
-from .third_party.kfp import set_variable_at_run_time
+from .third_party.kfp import set_variable_at_run_time, take_input
+from .trainjob import trainjob_of
 
 GPU_STEPS = frozenset({"pretrain", "finetune", "mixed", "evaluate"})
 # Administrative steps run every time: plan checks the sources, the others give every run its own verdict.
@@ -292,19 +294,28 @@ class Placer:
             task.set_env_variable("MIXTUNE_TRACKING_OFFLINE", "1")
         if self.tensorboard and name.trains:
             task.set_env_variable("MIXTUNE_TENSORBOARD_DIR", "/tmp/tensorboard")  # they become artifacts in MLflow
-        if self.where.queue:
+        launches = name.trains and self.where.nodes > 1
+        if self.where.queue and not launches:
             kubernetes.add_pod_label(task, QUEUE_LABEL, self.where.queue)
         self._in_its_network(task)
         user, group = self.where.run_as_user, self.where.run_as_group
         if user is not None or group is not None:
             # KFP can set nothing else; it drops all capabilities by itself.
             kubernetes.set_security_context(task, user, group, run_as_non_root=None if user is None else user != 0)
-        if step in GPU_STEPS:
-            self._on_gpu(task, self.nodes.model_dump() | dict(self._at) | dict(at or {}))
+        if self.where.nodes > 1 and (launches or step == "finish"):
+            # `finish` deletes the TrainJobs that a stopped run has left.
+            kubernetes.use_field_path_as_env(task, POD_NAMESPACE, "metadata.namespace")
+        there = self.nodes.model_dump() | dict(self._at) | dict(at or {})
+        if launches:
+            self._on_nodes(task, there)
+        if step in GPU_STEPS and not launches:
+            self._on_gpu(task, there)
         else:
             task.set_cpu_limit(self.profile.cpu).set_memory_limit(self.profile.memory)
             if affinity := self.off_gpu_nodes():
                 kubernetes.add_node_affinity_json(task, affinity)
+        if step in GPU_STEPS and self.where.gpu_retries:
+            task.set_retry(self.where.gpu_retries, backoff_duration="30s", backoff_factor=2.0)
         return task
 
     def _in_its_network(self, task: dsl.PipelineTask) -> None:
@@ -347,7 +358,22 @@ class Placer:
         kubernetes.add_toleration_json(task, at["tolerations"])
         kubernetes.add_node_affinity_json(task, at["affinity"])
         kubernetes.empty_dir_mount(task, "shm", "/dev/shm", medium="Memory", size_limit=self.where.shared_memory)
-        if self.where.gpu_retries:
-            task.set_retry(self.where.gpu_retries, backoff_duration="30s", backoff_factor=2.0)
         if self.where.gpu_timeout_hours:
             kubernetes.set_timeout(task, round(self.where.gpu_timeout_hours * 3600))
+
+    def _on_nodes(self, task: dsl.PipelineTask, at: Mapping[str, Any]) -> None:
+        """Has a task launch its training on several nodes. Its own pod needs no GPU, and waits in no queue."""
+        assert self.profile is not None
+        where = self.where
+        limits = {"cpu": self.profile.gpu_cpu, "memory": self.profile.gpu_memory}
+        queue = {QUEUE_LABEL: where.queue} if where.queue else {}
+        job = trainjob_of(task, where.nodes, limits, where.shared_memory, queue, where.gpu_timeout_hours)
+        task.set_env_variable(TRAINJOB, json.dumps(job, ensure_ascii=False, sort_keys=True))
+        kubernetes.use_field_path_as_env(task, POD_NAME, "metadata.name")
+        for option in AT:
+            if isinstance(at[option], str | int | list | dict):
+                given = at[option] if isinstance(at[option], str) else json.dumps(at[option])
+                task.set_env_variable(variable_of(option), given)
+            else:
+                set_variable_at_run_time(task, variable_of(option), at[option])
+                take_input(task, at[option])

@@ -33,8 +33,8 @@ hypothesis.settings.load_profile("any-speed")
 
 # Minutes each, the longest first.
 LONG = (
-    "test_demo.py",
     "containers",
+    "test_demo.py",
     "test_run.py",
     "test_run_tasks.py",
     "test_brought_model.py",
@@ -51,12 +51,22 @@ LONG = (
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Long ones first, so that no worker is left with them at the end, and those of one folder of images by one worker."""
+    """Long ones first, so that no worker is left with them at the end."""
 
     def place(item: pytest.Item) -> int:
         return next((number for number, name in enumerate(LONG) if name in item.path.parts), len(LONG))
 
     items.sort(key=place)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Gives all tests of the images to one worker, so that they are built once."""
+    if config.getoption("dist") != "loadfile":
+        return None
+    from .by_file import ByFile
+
+    return ByFile(config, log)
 
 
 WORDS = tuple("the a cat dog bird sees hears likes small large red blue old new house garden tree river".split())  # noqa: SIM905

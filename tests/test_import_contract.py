@@ -30,6 +30,7 @@ BASE = frozenset(
         "shared.code_digest",
         "shared.task_kinds",
         "shared.third_party",
+        "shared.value_problems",
         "shared.value_text",
     }
 )
@@ -43,8 +44,9 @@ ROOMS: dict[str, set[str]] = {
     "shared.tracking": {"shared.serving"},
     "shared.running": {"shared.tracking", "shared.model"},
     "shared.checkpoints": {"shared.model", "shared.running"},
+    "shared.nodes": {"shared.checkpoints", "shared.model", "shared.running"},
     "shared.training": {"shared.checkpoints", "shared.data", "shared.model", "shared.running"},
-    "shared.runtime": {"shared.model", "shared.running", "shared.tracking"},
+    "shared.runtime": {"shared.model", "shared.nodes", "shared.running", "shared.tracking"},
 }
 """For each room of `components/shared` the rooms that it imports. The order is from the bottom to the top."""
 

@@ -8,6 +8,10 @@ from pydantic import Field
 
 from ..shared.section import Section
 
+POWER = 0.8
+"""Chance that a candidate as good as fine-tuning alone is to have of meeting `max_score_drop`, where the report says how many
+examples are needed."""
+
 
 class Gate(Section):
     """Conditions that a candidate must meet to be registered. They are checked on the dev split; the test split is only

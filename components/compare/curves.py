@@ -1,4 +1,6 @@
-"""Sums up the curve of a training for `report.json`: how far each loss fell, and what each stream contributed to the steps."""
+"""Sums up the curve of a training for `report.json`: how far each loss fell, what each stream contributed to the steps, and
+what was measured on the watched sample.
+"""
 
 from __future__ import annotations
 
@@ -41,3 +43,27 @@ def gradients(curve: Curve) -> dict[str, Any] | None:
     }
     means = {name: fmean(float(entry[logged]) for entry in measured) for name, logged in names.items()}
     return {**means, "measurements": len(measured)}
+
+
+def watched(curve: Curve, seconds: float) -> dict[str, Any] | None:
+    """Returns the last measurements on the watched sample, and what all of them cost; None if nothing was watched.
+
+    Args:
+        curve: the curve of a training.
+        seconds: time of the training.
+
+    Returns:
+        `forgetting` in bits per byte, `loss_finetune`, the number of `measurements`, their `seconds`, and their
+        `training_share` in the time of the training.
+    """
+    measured = [entry for entry in curve if "watch_seconds" in entry]
+    if not measured:
+        return None
+    took = sum(float(entry["watch_seconds"]) for entry in measured)
+    return {
+        "forgetting": measured[-1].get("watch_forgetting"),
+        "loss_finetune": measured[-1].get("watch_loss_finetune"),
+        "measurements": len(measured),
+        "seconds": took,
+        "training_share": took / seconds if seconds else None,
+    }

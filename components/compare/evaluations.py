@@ -17,7 +17,7 @@ from ..shared.data.records import GROUP
 from ..shared.data.source_names import source_of
 from ..shared.data.tallies import Tally
 from ..shared.errors import MixtuneError, RefusedError
-from ..shared.measures import HARNESS_FILE, Measure
+from ..shared.measures import HARNESS_FILE, KL_FILE, Measure
 from .statistics import clusters
 
 FORMAT = "mixtune-evaluation/1"
@@ -89,6 +89,8 @@ class Candidate:
     curve: list[dict[str, Any]]
     harness: list[Measure] = field(default_factory=list)
     """Results on tasks of lm-evaluation-harness, if any are configured."""
+    divergence: list[dict[str, Any]] = field(default_factory=list)
+    """Rows of `KL_FILE`; empty if the divergence was not measured."""
 
     @property
     def id(self) -> str:
@@ -192,12 +194,13 @@ def _manifest(folder: Path) -> dict[str, Any]:
 
 def _candidate(folder: Path, entry: Entry, embedded: bool) -> Candidate:
     own = folder / entry.id
-    curve, harness = own / "training.jsonl", own / HARNESS_FILE
+    curve, harness, divergence = own / "training.jsonl", own / HARNESS_FILE, own / KL_FILE
     return Candidate(
         entry=entry,
         splits={split: _measurements(own, split, embedded, entry) for split in SPLITS},
         curve=list(read_jsonl(curve)) if curve.is_file() else [],
         harness=[Measure.model_validate(row) for row in read_jsonl(harness)] if harness.is_file() else [],
+        divergence=list(read_jsonl(divergence)) if divergence.is_file() else [],
     )
 
 

@@ -5,8 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from statistics import NormalDist
 from typing import Any
 
+import numpy as np
+
+from .config import POWER
 from .selection import ELIGIBLE, Measured, two_digits
 from .statistics import Value, simultaneous
 
@@ -52,29 +56,37 @@ def selection_note(count: int, metric: str) -> str | None:
 
 @dataclass(frozen=True)
 class Power:
-    """How many examples tell that a drop is within the gate's margin.
+    """How many examples tell that a drop is within the gate's margin, planned like a trial of non-inferiority (S. Julious 2004,
+    Tutorial in Biostatistics: Sample sizes for clinical trials with Normal data, doi:10.1002/sim.1783).
+
+    With se the standard error of the difference on n examples, h half of its interval and δ the margin, a candidate that is as
+    good as fine-tuning alone meets the gate's condition with a chance of Φ((δ - h) / se). Both h and se fall with √n, so the
+    chance is `POWER` for n · ((h + z · se) / δ)² examples, where Φ(z) is `POWER`.
 
     Attributes:
         candidate: id of the candidate whose difference to fine-tuning alone was measured.
         margin: largest accepted drop.
-        half_width: half of the interval of the difference.
+        half_width: half of the interval of the difference, h.
         examples: number of examples on the split on which the gate decides.
-        needed: number of examples with which half of the interval is as wide as the margin, to two digits.
+        chance: chance that a candidate as good as fine-tuning alone meets the condition, with these examples.
+        needed: number of examples for a chance of `POWER`, to two digits.
     """
 
     candidate: str
     margin: float
     half_width: float
     examples: int
+    chance: float
     needed: int
 
     @property
     def sentence(self) -> str:
         """Says whether the examples suffice."""
-        verdict = "enough" if self.needed <= self.examples else "too few, so the gate can hardly be met"
+        verdict = "enough" if self.needed <= self.examples else f"too few, the chance is about {self.chance:.0%}"
         return (
-            f"A margin of {self.margin:g} (gate.max_score_drop) needs about {self.needed:,} labelled examples on dev, as "
-            f"{self.candidate} and fine-tuning alone disagree; there are {self.examples:,}: {verdict}"
+            f"A margin of {self.margin:g} (gate.max_score_drop) needs about {self.needed:,} labelled examples on dev, so that "
+            f"a candidate as good as fine-tuning alone meets it with a chance of {POWER:.0%} (estimated from how "
+            f"{self.candidate} and fine-tuning alone disagree); there are {self.examples:,}: {verdict}"
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -97,13 +109,16 @@ def power(candidates: Sequence[Measured], selected: str, margin: float) -> Power
     if not differ or not margin:
         return None
     one, value = max(differ, key=lambda pair: (pair[0].id == selected, _score(pair[0])))
-    half = (value.high - value.low) / 2
-    return Power(one.id, margin, half, one.examples, two_digits(one.examples * (half / margin) ** 2))
+    half, error = (value.high - value.low) / 2, float(np.std(np.asarray(value.replicates)))
+    chance = NormalDist().cdf((margin - half) / error)
+    needed = two_digits(one.examples * ((half + NormalDist().inv_cdf(POWER) * error) / margin) ** 2)
+    return Power(one.id, margin, half, one.examples, chance, needed)
 
 
 def _spread(one: Measured) -> Value | None:
+    """Returns the difference to fine-tuning alone, if the resamples vary."""
     value = one.task_score_vs_finetuned
-    return value if value is not None and value.high > value.low else None
+    return value if value is not None and value.replicates is not None and np.ptp(value.replicates) > 0 else None
 
 
 def _score(one: Measured) -> float:

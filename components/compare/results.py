@@ -14,7 +14,9 @@ from ..shared.running.context import Context
 from ..shared.task_name import TaskName
 from .advice import advice
 from .config import CompareStep
-from .curves import gradients, losses
+from .curves import gradients, losses, watched
+from .divergence import kl_from_pretrained
+from .divergence import summary as divergence_summary
 from .evaluations import SPLITS, Candidate, Entry, Evaluations, Measurements
 from .examples import confusion, samples
 from .headline import headline
@@ -125,6 +127,15 @@ def _report(
     selected = next(one for one in evaluations.candidates if one.id == decision.selected)
     pretrained = evaluations.of_kind("pretrained")
     seeds = over_seeds(evaluations.candidates, {name: _varying(by["test"]) for name, by in scores.items()})
+    rows = [
+        {
+            **_row(one, scores[one.id], scores[finetuned.id], front, front_on_dev),
+            **by_source[one.id],
+            "kl_from_pretrained": kl_from_pretrained(one, draw),
+            "lm_eval": harness[one.id],
+        }
+        for one in evaluations.candidates
+    ]
     return {
         "schema_version": SCHEMA_VERSION,
         "name": config.name,
@@ -163,14 +174,8 @@ def _report(
             "worst": worst_sentence(selected.id, by_source[selected.id]["delta_bpb_by_source"]),
         },
         "contamination": {split: _contamination(finetuned.splits[split]) for split in SPLITS},
-        "candidates": [
-            {
-                **_row(one, scores[one.id], scores[finetuned.id], front, front_on_dev),
-                **by_source[one.id],
-                "lm_eval": harness[one.id],
-            }
-            for one in evaluations.candidates
-        ],
+        "divergence": divergence_summary(evaluations.candidates, rows),
+        "candidates": rows,
         "lm_eval": {"columns": described(pretrained.harness)} if pretrained.harness else None,
         "data": evaluations.data,
         "tallies": {
@@ -219,10 +224,13 @@ def _row(
         },
         "losses": losses(one.curve),
         "gradients": gradients(one.curve),
+        "watch": watched(one.curve, entry.seconds),
+        "stopped": _stopped(entry),
         "tokens": {**tokens, "total": sum(tokens.values())},
         "seconds": entry.seconds,
         "evaluate_seconds": entry.evaluate_seconds,
         "utilisation": entry.utilisation.model_dump(),
+        "generation": entry.generation.model_dump() if entry.generation else None,
         "device": entry.device,
         "precision": entry.precision,
         "steps": entry.steps,
@@ -254,6 +262,13 @@ def _budget(entry: Entry, forgets: Value) -> dict[str, Any] | None:
         sentence += f"; at the end its weights were pulled back toward the pretrained ones (α = {entry.pull_back:.2f})"
     found = {"budget": budget, "measured": forgets.to_json(), "used": used, "kept": kept, "pull_back": entry.pull_back}
     return {**found, "sentence": sentence}
+
+
+def _stopped(entry: Entry) -> dict[str, Any] | None:
+    """Returns when and why the training of a candidate was stopped early; None if it was not."""
+    if entry.stopped is None:
+        return None
+    return {**entry.stopped.model_dump(), "sentence": f"{entry.id}: {entry.stopped.sentence}"}
 
 
 def _contamination(measured: Measurements) -> dict[str, int]:

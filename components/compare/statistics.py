@@ -113,6 +113,15 @@ class Bootstrap:
         """
         return self.bits_per_byte(np.asarray(nats) - np.asarray(nats_before), num_bytes, groups)
 
+    def per_token(self, nats: np.ndarray, tokens: np.ndarray) -> Value:
+        """Computes Σ nats / Σ tokens, a ratio of sums over examples.
+
+        Args:
+            nats: (N,) sum over the tokens of each example.
+            tokens: (N,) tokens of each example.
+        """
+        return self._ratio(nats, np.asarray(tokens, np.float64), None)
+
     def mean(self, scores: np.ndarray, groups: np.ndarray | None = None) -> Value:
         """Computes the mean of (N,) scores of examples."""
         if groups is None:

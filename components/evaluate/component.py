@@ -23,7 +23,7 @@ def evaluate(
         pretrain_heldout: Held-out splits of the pretraining stream.
         finetune_heldout: Held-out splits of the fine-tuning stream.
         other: The fine-tuned model of the interpolation.
-        pretrained: The pretrained model, if a mixed model is interpolated with it.
+        pretrained: The pretrained model, from which the divergence of the model is measured.
     """
     from mixtune.components.shared.runtime import launch
 

@@ -134,7 +134,7 @@ def losses(
     """
     nats_K = torch.zeros(num_keys, dtype=torch.float64)
     count_K = torch.zeros(num_keys, dtype=torch.int64)
-    for batch, hidden in _forward(model, work, pad_id, progress):
+    for batch, hidden in forward(model, work, pad_id, progress):
         chunk = max(1, LOGITS_AT_ONCE // model.config.get_text_config().vocab_size)
         for start in range(0, len(batch.lm_at), chunk):
             part = slice(start, start + chunk)
@@ -158,7 +158,7 @@ def head_logits(
         each token.
     """
     found: dict[int, np.ndarray] = {}
-    for batch, hidden in _forward(model, work, pad_id, progress):
+    for batch, hidden in forward(model, work, pad_id, progress):
         with autocast(model.device, model.precision):
             logits_M = model.task_logits(hidden, batch)
         lengths_M = (batch.last_at - batch.first_at + 1).tolist()
@@ -169,7 +169,7 @@ def head_logits(
     return found
 
 
-def _forward(
+def forward(
     model: MixedModel, work: Sequence[list[list[Segment]]], pad_id: int, progress: ProgressCounter
 ) -> Iterator[tuple[Batch, torch.Tensor]]:
     """Yields each batch with its (B·L, H) hidden states. Runs in the inference mode of the consumer."""

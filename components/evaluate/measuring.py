@@ -16,8 +16,9 @@ import numpy as np
 from ..shared.artifacts import write_jsonl
 from ..shared.config import Objective
 from ..shared.data.prepared import Documents, Split
-from ..shared.measures import HARNESS_FILE, Measure
+from ..shared.measures import HARNESS_FILE, KL_FILE, Measure
 from ..shared.model.bf16_on_cpu import fast_bf16
+from ..shared.model.generation import generate
 from ..shared.model.masking import special_ids
 from ..shared.model.mixed_model import MixedModel
 from ..shared.model.packing import Segment
@@ -29,8 +30,8 @@ from ..shared.task_kinds import TASK_KINDS
 from .capabilities import MAX_TEXTS, Suite, chat_renderer, questions
 from .checks import check_model
 from .config import EvaluateStep
+from .divergence import Divergence, mean_divergence
 from .examples import example_row, from_head
-from .generation import generate
 from .harness import Harness
 from .held_out import SPLITS, HeldOut
 from .likelihood import (
@@ -52,9 +53,18 @@ if TYPE_CHECKING:
 
 
 def measure(
-    subject: Subject, config: EvaluateStep, held_out: HeldOut, folder: Path, context: Context, harness: Harness | None
+    subject: Subject,
+    config: EvaluateStep,
+    held_out: HeldOut,
+    folder: Path,
+    context: Context,
+    harness: Harness | None,
+    divergence: Divergence | None = None,
 ) -> tuple[dict[str, Any], list[dict[str, str]], Objective] | None:
     """Evaluates one candidate.
+
+    Args:
+        divergence: measures the divergence from the pretrained model; None if it is not measured.
 
     Returns:
         Its entry in evaluation.json, the documents whose loss is not finite, and the model's training objective; None for a
@@ -88,6 +98,10 @@ def measure(
                 splits[split]["trivial"] = candidate.trivial(split, rows, folder)
         asked = candidate.capabilities() if config.capabilities else []
         asked += harness.measure(model, tokenizer, context, f"{subject.card.id} lm_eval") if harness else []
+        inputs = divergence.rows(model) if divergence else []
+    kl = mean_divergence(inputs)
+    if kl is not None:
+        write_jsonl(folder / KL_FILE, inputs)
     if asked:
         write_jsonl(folder / HARNESS_FILE, (row.model_dump(mode="json") for row in asked))
     curve = Path(subject.folder) / "training.jsonl"
@@ -100,6 +114,7 @@ def measure(
         "alpha": subject.alpha,
         "splits": splits,
         "lm_eval": {row.metric_name: {"value": row.value, "stderr": row.stderr} for row in asked},
+        "kl_from_pretrained": kl,
         "evaluate_seconds": round(time.monotonic() - started, 2),
         "evaluate_run": context.tracker.run_id,
     }

@@ -19,6 +19,7 @@ from ..shared.running.context import Context
 from .alphas import find_alpha
 from .checks import check_data
 from .config import EvaluateStep
+from .divergence import Divergence
 from .harness import Harness
 from .held_out import HeldOut, describe_stream
 from .measuring import measure
@@ -48,7 +49,8 @@ def run(
     Args:
         model: the model; with `other`, the pretrained end of the interpolation.
         other: the fine-tuned end. Without any α, nothing is evaluated and the evaluation contains no candidate.
-        pretrained: the pretrained end, if α is given without `other`: the model and its interpolations are evaluated.
+        pretrained: the pretrained model, from which the divergence of `model` is measured. If α is given without `other`, the
+            interpolations of the two are evaluated, too. Not needed if `model` is the pretrained model.
         pretrain_heldout: data folder with dev and test of the pretraining stream.
         finetune_heldout: data folder with dev and test of the fine-tuning stream.
         evaluation: output, evaluation folder.
@@ -71,11 +73,16 @@ def run(
     entries, not_finite = [], []
     likelihood = None
     harness = Harness(config.lm_eval, config.batch_size) if config.lm_eval else None
+    before = pretrained if pretrained is not None else model
+    compares = ModelCard.load(before.path).kind == "pretrained"
+    divergence = functools.cache(lambda: Divergence(before.path, config, held_out, context))
     for subject in itertools.chain(
         _subjects(config, model, other, pretrained, held_out, context), references(config.references, model, context)
     ):
         check_data(subject.card, held_out)
-        measured = measure(subject, config, held_out, folder / subject.card.id, context, harness)
+        # The pretrained model is read before the candidate is loaded.
+        from_pretrained = divergence() if subject.card.kind != "pretrained" and compares else None
+        measured = measure(subject, config, held_out, folder / subject.card.id, context, harness, from_pretrained)
         if measured is None:
             continue
         entry, bad, objective = measured
@@ -160,6 +167,7 @@ def _interpolated(start: ArtifactLike, end: ArtifactLike, ends: Callable[[], Int
         "mix_weight": None,
         "forgetting_budget": None,
         "pull_back": None,
+        "stopped": None,
         "realised_mix_weight": None,
         "params": {"alpha": alpha},
         "steps": 0,
@@ -204,6 +212,8 @@ def _track(
         for name, found in entry["lm_eval"].items():
             given = {name: found["value"], f"{name}.stderr": found["stderr"]}
             numbers |= {f"{prefix}{key}": value for key, value in given.items() if value is not None}
+        if entry["kl_from_pretrained"] is not None:
+            numbers[f"{prefix}kl_from_pretrained"] = entry["kl_from_pretrained"]
         numbers[f"{prefix}evaluate_seconds"] = entry["evaluate_seconds"]
     context.tracker.log_metrics(numbers)
     if entries:

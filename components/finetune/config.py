@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..shared.config import Training
+from ..shared.config import Training, Watching
 from ..shared.section import Section
 
 
@@ -15,4 +15,7 @@ class FinetuneStep(Section):
 
     seed: int
     max_length: int
+    mask_probability: float = 0.15
+    """Masked LM: fraction of the watched text that is masked."""
     finetune: Finetune
+    watch: Watching = Watching()

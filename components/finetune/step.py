@@ -9,12 +9,15 @@ from ..shared.checkpoints.resume import TrainingJob
 from ..shared.data.prepared import DataManifest, Documents
 from ..shared.model.device import loading_device, loads_as_stored
 from ..shared.model.loading import add_task_head, load_model
+from ..shared.model.masking import Masking
 from ..shared.model.tokenizer import append_eos, load_tokenizer
 from ..shared.running.context import Context
 from ..shared.training.loop import train
 from ..shared.training.mix_weight import Constant
 from ..shared.training.saving import save_trained
 from ..shared.training.streams import FinetuneStream, make_mix
+from ..shared.training.variant import TrainingVariant
+from ..shared.training.watching import Watcher, watched_digest
 from .config import FinetuneStep
 
 
@@ -50,10 +53,26 @@ def run(
     add_task_head(mixed_model, manifest.task, manifest.labels, config.seed)
     stream = FinetuneStream(Documents(data.path, "train"), config.seed, manifest.task)
     data_mix = make_mix(None, stream, config.finetune.batch_size, config.max_length)
-    identity = {"config": config.model_dump(mode="json"), "data": manifest.digest}
+    masking = None
+    if config.watch.every_steps is not None and mixed_model.objective == "masked_lm":
+        masking = Masking.of(tokenizer, config.mask_probability)
+    variant = TrainingVariant(watch=Watcher.load(data.path, config.watch, manifest.task, masking, config.max_length))
+    identity = {
+        "config": config.model_dump(mode="json"),
+        "data": manifest.digest,
+        **watched_digest(data.path, config.watch),
+    }
     job = TrainingJob("finetuned", identity, Path(model.path))
     result = train(
-        mixed_model, data_mix, config.finetune, Constant(0.0), tokenizer.pad_token_id, config.seed, context, job=job
+        mixed_model,
+        data_mix,
+        config.finetune,
+        Constant(0.0),
+        tokenizer.pad_token_id,
+        config.seed,
+        context,
+        variant,
+        job,
     )
     card = ModelCard(
         id="finetuned",

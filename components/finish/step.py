@@ -6,6 +6,8 @@ import os
 
 from ..shared.checkpoints.clearing import clear_finished
 from ..shared.checkpoints.store import CHECKPOINT_DIR
+from ..shared.nodes.launcher import delete_trainjobs_of
+from ..shared.nodes.manifest import POD_NAMESPACE
 from ..shared.outcome import load_outcomes
 from ..shared.running.context import Context
 from ..shared.tracking.verdict import StepRun, judge
@@ -19,6 +21,8 @@ def run(config: FinishStep, *, context: Context, state: str, error: str) -> None
         state: KFP's state of the other tasks: COMPLETE or RUNNING for a successful run on a cluster, SUCCEEDED locally.
         error: KFP's message about the failure.
     """
+    if POD_NAMESPACE in os.environ and context.run_id:
+        delete_trainjobs_of(context.run_id, context)
     steps = _on_disk()
     for step in context.tracker.children():
         # If a step could not reach MLflow, its record on disk is more complete.

@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
-from ..shared.config import Budget, LambdaSchedule, Training
+from ..shared.config import Budget, LambdaSchedule, Training, Watch
 from ..shared.section import Section, rule
 
+NO_LOSSES = (
+    "weighs examples by the start model's loss on them, and the pretrained model has no trained head for {task}; set "
+    "mixed.start: finetuned, or leave it out"
+)
 Lambda = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -54,8 +58,40 @@ class Controls(Section):
     """For each weight, a candidate with a penalty on KL(start model || model) at the tokens of the labelled examples."""
     l2sp_weights: list[Annotated[float, Field(gt=0)]] = Field([])
     """For each weight w, a candidate with the penalty w / 2 · ||weights - start weights||² (L2-SP)."""
+    osf_shares: list[Annotated[float, Field(gt=0, lt=1)]] = Field([])
+    """For each share, a candidate by orthogonal subspace fine-tuning (OSF): of every matrix, this share of the singular
+    directions, those with the largest singular values, stays as it is, and the others are trained."""
+    osf_learning_rate: float | None = Field(None, gt=0, le=1)
+    """Peak learning rate of the OSF candidates; null means `mixed.learning_rate`."""
+    flow: bool = False
+    """Whether to weigh each labelled example by exp(-loss / τ), with the start model's loss on it and τ the median of these
+    (FLOW). Needs a start model that can do the task: the task `generation`, or `mixed.start: finetuned`."""
     lambdas: list[Annotated[float, Field(ge=0, lt=1)]] = Field([0.0], min_length=1)
-    """λ of the LoRA, KL and L2-SP candidates. 0 is their usual use: no pretraining text."""
+    """λ of the LoRA, KL, L2-SP, OSF, FLOW and self-distilled candidates. 0 is their usual use: no pretraining text."""
+    generated_lambdas: list[Annotated[float, Field(gt=0, lt=1)]] = Field([])
+    """For each λ, a candidate that reads text which the start model generates, instead of the pretraining text: for those who
+    have none. For causal language models."""
+    generated_tokens: int = Field(100_000, ge=1000, le=1_000_000_000)
+    """Tokens that are generated for each of these candidates. A training that needs more reads them again."""
+    self_distilled: bool = False
+    """Whether to train a candidate on the start model's own version of the labelled answers (self-distillation). For the task
+    `generation`, without chats."""
+    rewrite_prompt: str = Field(
+        "Answer the request in your own words. The reference shows what a good answer says.\n\nRequest: {prompt}\n\n"
+        "Reference: {completion}\n\nAnswer:"
+    )
+    """Self-distillation: what the start model is asked; `{prompt}` and `{completion}` stand for those of the example."""
+    sampled_lambdas: list[Annotated[float, Field(gt=0, lt=1)]] = Field([])
+    """For each λ, a candidate whose streams are mixed by sampling, with weights that correct for the probabilities: λ is exact
+    in expectation only."""
+
+    @field_validator("rewrite_prompt")
+    @classmethod
+    def _has_both_places(cls, template: str) -> str:
+        missing = [place for place in ("{prompt}", "{completion}") if place not in template]
+        if missing:
+            raise ValueError(f"must contain {' and '.join(missing)}")
+        return template
 
     @rule
     def _quantised_weights_stay(self) -> Iterator[str]:
@@ -90,6 +126,14 @@ class Mixed(MixedTraining):
     def _quantised_weights_are_whole(self) -> Iterator[str]:
         if self.controls.in_4_bits and self.parallelism == "fsdp":
             yield "controls.lora_4bit does not work with parallelism: fsdp; use ddp or auto"
+
+    @rule
+    def _goes_with_fsdp(self) -> Iterator[str]:
+        if self.parallelism != "fsdp":
+            return
+        for name in ("osf_shares", "generated_lambdas", "self_distilled"):
+            if getattr(self.controls, name):
+                yield f"controls.{name} does not work with parallelism: fsdp; use ddp, or leave it out"
 
     @rule
     def _each_once(self) -> Iterator[str]:
@@ -128,6 +172,13 @@ class MixedCandidate(Section):
     """Replaces `mixed.replay_share`."""
     kl_weight: float = 0.0
     l2sp_weight: float = 0.0
+    osf_share: float | None = None
+    flow: bool = False
+    sampled: bool = False
+    generated_tokens: int = 0
+    """Tokens of replay text that the start model generates; 0 means that the pretraining text is read."""
+    rewrite_prompt: str | None = None
+    """Set if the start model rewrites the labelled answers."""
     seed: int | None = None
     """Replaces the configuration's seed."""
     alone: bool = False
@@ -157,6 +208,7 @@ class MixedStep(Section):
     max_length: int
     mask_probability: float = 0.15
     mixed: MixedTraining
+    watch: Watch = Watch()
 
 
 def candidates(mixed: Mixed) -> Iterator[MixedCandidate]:
@@ -234,6 +286,37 @@ def _controls(mixed: Mixed) -> Iterator[MixedCandidate]:
             yield MixedCandidate(
                 id=f"{base}-l2sp-{penalty:g}", name=f"L2-SP {penalty:g}{at}", mix_weight=weight, l2sp_weight=penalty
             )
+        for share in controls.osf_shares:
+            yield MixedCandidate(
+                id=f"{base}-osf-{share:g}",
+                name=f"OSF, {share:.3g} kept{at}",
+                mix_weight=weight,
+                osf_share=share,
+                learning_rate=controls.osf_learning_rate,
+            )
+        if controls.flow:
+            yield MixedCandidate(id=f"{base}-flow", name=f"FLOW{at}", mix_weight=weight, flow=True)
+        if controls.self_distilled:
+            yield MixedCandidate(
+                id=f"{base}-self-distilled",
+                name=f"self-distillation{at}",
+                mix_weight=weight,
+                rewrite_prompt=controls.rewrite_prompt,
+            )
+    for weight in controls.generated_lambdas:
+        yield MixedCandidate(
+            id=f"{candidate_id(weight)}-generated",
+            name=f"generated replay, λ = {weight:g}",
+            mix_weight=weight,
+            generated_tokens=controls.generated_tokens,
+        )
+    for weight in controls.sampled_lambdas:
+        yield MixedCandidate(
+            id=f"{candidate_id(weight)}-sampled",
+            name=f"sampled streams, λ = {weight:g} in expectation",
+            mix_weight=weight,
+            sampled=True,
+        )
 
 
 def _uneven(schedule: LambdaSchedule) -> bool:

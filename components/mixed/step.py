@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ..shared.artifacts import ArtifactLike, ModelCard
 from ..shared.checkpoints.resume import TrainingJob
-from ..shared.config import Budget
+from ..shared.config import Budget, Watch
 from ..shared.data.prepared import DataManifest, Documents
 from ..shared.errors import RefusedError
 from ..shared.model.device import loading_device, loads_as_stored, pick_device
@@ -17,14 +17,18 @@ from ..shared.model.masking import Masking
 from ..shared.model.mixed_model import MixedModel
 from ..shared.model.tokenizer import append_eos, load_tokenizer
 from ..shared.running.context import Context
+from ..shared.task_kinds import TASK_KINDS
 from ..shared.training.control import ControlText
-from ..shared.training.loop import TrainingVariant, train
-from ..shared.training.mix_weight import BudgetController, Constant, MixWeight, Pooled, Scheduled
+from ..shared.training.loop import train
+from ..shared.training.mix_weight import BudgetController, Constant, MixWeight, Pooled, Sampled, Scheduled
 from ..shared.training.reference_models import ReferenceModel
 from ..shared.training.saving import save_trained
 from ..shared.training.stream_gradients import GradientScaled
-from ..shared.training.streams import FinetuneStream, PretrainStream, UnreadExamples, make_mix
-from .config import MixedCandidate, MixedStep, MixedTraining
+from ..shared.training.streams import FinetuneStream, Mix, PretrainStream, SampledMix, UnreadExamples, make_mix
+from ..shared.training.variant import TrainingVariant
+from ..shared.training.watching import Watcher, watched_digest
+from .config import NO_LOSSES, MixedCandidate, MixedStep, MixedTraining
+from .generated import own_data
 
 NO_CONTROL_TEXT = (
     "data.pretrain.control_fraction: leaves no control text, on which forgetting is measured for a budget; raise it, or give "
@@ -51,8 +55,8 @@ def run(
         start: the model to start from.
         pretrain_data: training split of the pretraining stream; not read if λ = 0.
         finetune_data: training split of the fine-tuning stream; not read if λ = 1.
-        pretrained: the pretrained model, if training starts from another one: the reference of a forgetting budget, and the
-            start of fine-tuning alone.
+        pretrained: the pretrained model, if training starts from another one: the reference of forgetting, and the start of
+            fine-tuning alone.
         model: output, a model folder.
         metrics: output, final losses and counts.
     """
@@ -77,6 +81,8 @@ def run(
     if chosen.replay_share is not None:
         training = training.model_copy(update={"replay_share": chosen.replay_share})
     assert labelled.task is not None
+    if chosen.flow and TASK_KINDS[labelled.task].head is not None and not before.has_task_head:
+        raise RefusedError(f"{chosen.id}: {NO_LOSSES.format(task=labelled.task)}")
     device = pick_device() if chosen.lora_4bit else loading_device(training)
     mixed_model = load_model(
         start.path,
@@ -89,10 +95,24 @@ def run(
 
     masking = Masking.of(tokenizer, config.mask_probability) if mixed_model.objective == "masked_lm" else None
     pretrain = finetune = None
+    examples_read = Documents(finetune_data.path, "train") if chosen.mix_weight != 1 else None
+    own = own_data(
+        chosen,
+        examples_read,
+        mixed_model,
+        tokenizer,
+        config.max_length,
+        seed,
+        training.precision,
+        Path(model.path),
+        context,
+    )
     if chosen.mix_weight != 0:
-        pretrain = PretrainStream(Documents(pretrain_data.path, "train"), config.max_length, seed, masking)
-    if chosen.mix_weight != 1:
-        finetune = FinetuneStream(Documents(finetune_data.path, "train"), seed, labelled.task)
+        text_read = own.documents if own and chosen.generated_tokens else Documents(pretrain_data.path, "train")
+        pretrain = PretrainStream(text_read, config.max_length, seed, masking)
+    if examples_read is not None:
+        examples_read = own.documents if own and chosen.rewrite_prompt else examples_read
+        finetune = FinetuneStream(examples_read, seed, labelled.task)
     examples = labelled.splits["train"]
     data_mix = make_mix(
         pretrain,
@@ -103,7 +123,9 @@ def run(
         UnreadExamples(examples.documents, examples.tokens / max(examples.documents, 1)),
     )
     steps = data_mix.steps(training)
-    mix_weight = _mix_weight(chosen, steps, text, mixed_model.objective == "masked_lm")
+    if chosen.sampled:
+        data_mix = SampledMix.of(data_mix, steps, seed)
+    mix_weight = _mix_weight(chosen, steps, text, mixed_model.objective == "masked_lm", data_mix)
     control = None
     if chosen.forgetting_budget is not None:
         if "control" not in text.splits:
@@ -120,10 +142,18 @@ def run(
         context.say(_describe(control))
     if training.scale == "gradient" and data_mix.has_both and isinstance(mix_weight, Constant | Scheduled):
         mix_weight = GradientScaled(mix_weight)
-    reference = _reference(before, start, pretrained) if control is not None else start
+    watch = Watcher.load(
+        finetune_data.path,
+        _stopping(config.watch, chosen),
+        labelled.task if finetune is not None else None,
+        masking,
+        config.max_length,
+    )
+    reference = _reference(before, start, pretrained) if control is not None or watch is not None else start
     variant = TrainingVariant(
         control=control,
-        reference=_load(reference, training) if control is not None and reference is not start else None,
+        watch=watch,
+        reference=_load(reference, training) if reference is not start else None,
         load_reference=partial(_load, reference, training),
         limit=mix_weight.limit if isinstance(mix_weight, BudgetController) else None,
         start=ReferenceModel(mixed_model) if chosen.kl_weight or chosen.l2sp_weight else None,
@@ -131,14 +161,19 @@ def run(
         l2sp_weight=chosen.l2sp_weight,
         lora_rank=chosen.lora_rank,
         lora_merge=chosen.lora_merge,
+        osf_share=chosen.osf_share,
+        flow=chosen.flow,
     )
     identity = {
         "config": config.model_dump(mode="json"),
         "candidate": chosen.model_dump(mode="json"),
         "data": [text.digest, labelled.digest],
+        **watched_digest(finetune_data.path, config.watch),
     }
     job = TrainingJob(chosen.id, identity, Path(model.path))
     result = train(mixed_model, data_mix, training, mix_weight, tokenizer.pad_token_id, seed, context, variant, job)
+    if own is not None:
+        result.seconds += own.cost.seconds
     card = ModelCard(
         id=chosen.id,
         kind="mixed",
@@ -154,14 +189,18 @@ def run(
             **training.model_dump(mode="json"),
             "candidate": chosen.model_dump(mode="json", exclude_defaults=True, exclude={"id", "name"}),
         },
-        data={"pretrain": text.digest, "finetune": labelled.digest},
+        data={
+            "pretrain": own.digest if own and chosen.generated_tokens else text.digest,
+            "finetune": own.digest if own and chosen.rewrite_prompt else labelled.digest,
+        },
+        generation=own.cost if own is not None else None,
         base=before.base,
         mlflow_runs={**before.mlflow_runs, "prepare finetune": labelled.mlflow_run or ""},
     )
     save_trained(mixed_model, tokenizer, card, result, context, model, metrics, finetune, start.path)
 
 
-def _mix_weight(chosen: MixedCandidate, steps: int, text: DataManifest, masked: bool) -> MixWeight:
+def _mix_weight(chosen: MixedCandidate, steps: int, text: DataManifest, masked: bool, mix: Mix) -> MixWeight:
     if chosen.schedule is not None:
         return Scheduled(chosen.schedule, steps)
     if chosen.pooled:
@@ -176,7 +215,14 @@ def _mix_weight(chosen: MixedCandidate, steps: int, text: DataManifest, masked: 
         nats = chosen.forgetting_budget * math.log(2) * of_text.bytes / max(predicted, 1)
         return BudgetController(nats, chosen.budget or Budget(), steps)
     assert chosen.mix_weight is not None
+    if isinstance(mix, SampledMix):
+        return Sampled(chosen.mix_weight, *mix.mean_counts())
     return Constant(chosen.mix_weight)
+
+
+def _stopping(watch: Watch, chosen: MixedCandidate) -> Watch:
+    """Returns the options without a limit if the candidate controls its forgetting itself."""
+    return watch if chosen.forgetting_budget is None else watch.model_copy(update={"max_forgetting": None})
 
 
 def _describe(control: ControlText) -> str:
@@ -192,8 +238,8 @@ def _reference(card: ModelCard, start: ArtifactLike, pretrained: ArtifactLike | 
         return start
     if pretrained is None:
         raise RefusedError(
-            "pretrained: is required for a forgetting budget where training starts from another model; give the pretrained "
-            "model too"
+            "pretrained: is required to measure forgetting where training starts from another model; give the pretrained model "
+            "too"
         )
     return pretrained
 

@@ -35,6 +35,7 @@ from .shards import Made, counts_of, make_shards, shards_of, work_folder
 from .shares import kept_by_weight, shares
 from .target_checks import count_targets, lost_labels
 from .tokenization import Encoder, load_saved_tokenizer, load_tokenizer, set_chat_template, train_tokenizer
+from .watch import write_watch
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -61,8 +62,10 @@ def run(
         config: the stream and the tokenizer.
         context: log, progress and tracking.
         tokenizer_in: fine-tuning stream: tokenizer folder of the pretraining stream.
-        pretraining_data: fine-tuning stream: `train` output of the pretraining stream, for the contamination check.
-        train: output, data folder with the split train, and for pretraining text the split control.
+        pretraining_data: fine-tuning stream: `train` output of the pretraining stream, for the contamination check and for the
+            sample on which trainings are watched.
+        train: output, data folder with the split train, and for pretraining text the split control; for labelled data also
+            that sample.
         heldout: output, data folder with the splits dev and test.
         tokenizer: output, tokenizer folder in Hugging Face format.
         report: output, HTML file that describes the data.
@@ -167,6 +170,9 @@ def run(
         whole = manifests["train"].model_copy(update={"splits": infos})
         page = render(whole, documents, lambda ids: str(known.decode(ids)), removed)
         Path(report.path).write_text(page, encoding="utf-8")
+        if task is not None:
+            text = pretraining_data.path if pretraining_data is not None else None
+            write_watch(train.path, heldout.path, manifests["train"], text, config.seed)
         for artifact, manifest in ((train, manifests["train"]), (heldout, manifests["heldout"])):
             _describe(artifact, manifest)
             manifest.save(artifact.path)

@@ -16,8 +16,9 @@ from ..shared.model.mixed_model import MixedModel
 from ..shared.model.refusals import NO_LM_HEAD, OTHER_OBJECTIVE
 from ..shared.model.tokenizer import load_tokenizer
 from ..shared.running.context import Context
-from ..shared.training.loop import Result, train
+from ..shared.training.loop import train
 from ..shared.training.mix_weight import Constant
+from ..shared.training.result import Result
 from ..shared.training.saving import save_card, save_trained
 from ..shared.training.streams import PretrainStream, make_mix
 from .config import PretrainStep

@@ -63,6 +63,45 @@ class Utilisation(BaseModel):
     """Share of the time in which the GPU ran anything, the mean of samples by NVML."""
 
 
+class Stopped(BaseModel):
+    """A training that was stopped early, since its forgetting on the watched text was above a limit for good."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    step: int
+    """The step after which it stopped. The model is that of this step."""
+    planned_steps: int
+    limit: float
+    """Bits per byte."""
+    forgetting: list[float]
+    """The measurements that were above the limit, in order; bits per byte."""
+
+    @property
+    def sentence(self) -> str:
+        """Says when it was stopped and why."""
+        found = ", ".join(f"{value:.3f}" for value in self.forgetting)
+        return (
+            f"training was stopped early, after step {self.step:,} of {self.planned_steps:,}: forgetting on the watched text "
+            f"was above watch.max_forgetting = {self.limit:g} bits per byte in {len(self.forgetting)} measurements in a row "
+            f"and did not fall ({found}); the model is that of step {self.step:,}"
+        )
+
+
+class Generation(BaseModel):
+    """What it took to generate training data with the start model."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    tokens: int
+    """Generated tokens."""
+    documents: int
+    """Texts, or labelled examples."""
+    kept: int | None = None
+    """Self-distillation: examples whose answer is the start model's own."""
+    seconds: float
+    """Wall-clock time. It is part of the time of the training."""
+
+
 class ModelCard(BaseModel):
     """The contents of `mixtune.json` in a model folder: the candidate, its settings and its origin."""
 
@@ -81,6 +120,8 @@ class ModelCard(BaseModel):
     """The forgetting budget that λ was adapted to, in bits per byte."""
     pull_back: float | None = None
     """α of the pull back toward the pretrained weights that a forgetting budget needed at the end; 1 if it needed none."""
+    stopped: Stopped | None = None
+    """When and why the training was stopped early; None if it was not."""
     realised_mix_weight: float | None = None
     """The λ that the gradients had in effect, averaged over the optimizer steps."""
     weights: str | None = None
@@ -102,6 +143,8 @@ class ModelCard(BaseModel):
     seconds: float = 0.0
     """Wall-clock time of the training."""
     utilisation: Utilisation = Utilisation()
+    generation: Generation | None = None
+    """Set if the start model wrote training data."""
     device: str = "cpu"
     precision: str = "float32"
     data: dict[str, str] = Field(default_factory=dict)

@@ -222,6 +222,35 @@ class Budget(Section):
             yield "min_lambda, start_lambda and max_lambda must be in that order"
 
 
+class Watching(Section):
+    """Which sample is read, and how often."""
+
+    every_steps: int | None = Field(None, ge=1)
+    """Optimizer steps between two measurements; the first is before the first step. Null measures nothing."""
+    max_tokens: int = Field(8192, ge=16, le=65_536)
+    """Tokens of held-out pretraining text that are read each time. They come from the control text."""
+    max_examples: int = Field(128, ge=1, le=1000)
+    """Labelled examples of the dev split that are read each time."""
+
+
+class Watch(Watching):
+    """Measurements of forgetting and of the task's loss during fine-tuning and mixed fine-tuning, on a small fixed sample of
+    held-out data. They change nothing in the training, unless `max_forgetting` stops it."""
+
+    max_forgetting: float | None = Field(None, ge=0)
+    """Forgetting, in bits per byte, that stops the training of a mixed candidate early: `patience` measurements in a row were
+    above it, and none of them was below the one before. The model is then that of the step at which the training stopped.
+    Fine-tuning alone, which all others are compared with, and candidates with a forgetting budget are never stopped. Choose a
+    value of several times the gate's limit, since forgetting falls as the learning rate decays. Null stops nothing."""
+    patience: int = Field(3, ge=1, le=1000)
+    """Measurements in a row that stop a training; see `max_forgetting`."""
+
+    @rule
+    def _stops_by_measurements(self) -> Iterator[str]:
+        if self.max_forgetting is not None and self.every_steps is None:
+            yield "max_forgetting stops a training by measurements, and there are none; set every_steps"
+
+
 class Tracking(Section):
     """Tracking of runs in MLflow."""
 

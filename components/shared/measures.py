@@ -12,6 +12,9 @@ from pydantic import BaseModel, ConfigDict
 
 HARNESS_FILE = "lm_eval.jsonl"
 """File in a candidate's folder of an evaluation. Each row is a `Measure`."""
+KL_FILE = "dev.kl.jsonl"
+"""File in a candidate's folder of an evaluation: KL(pretrained ‖ candidate) on the input of each example that was read. A row
+has `id`, `tokens` and `nats`, the sum over the tokens."""
 
 
 class Measure(BaseModel):

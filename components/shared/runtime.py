@@ -20,6 +20,7 @@ from .artifacts import Artifact, ArtifactLike, ModelCard, write_json
 from .ascii_text import spell_in_output
 from .errors import GateNotMetError, MixtuneError, RefusedError, Terminated, cannot_be_written, is_out_of_memory
 from .model.device import pick_device, requested_gpus
+from .nodes.manifest import runs_on_nodes
 from .outcome import EXIT_STATUS, Outcome, load_outcome
 from .running.context import ALONE, Context, note_progress, take_tracking_secret
 from .running.processes import is_main, num_processes, run_in_processes
@@ -91,10 +92,15 @@ def launch(
                 tracker.log_params(parsed.model_dump(mode="json"))
                 context = Context(title=title, tracker=tracker, run_id=run_id, quiet=not is_main())
                 staged = StagedOutputs(step, artifacts, clean=is_main())
-                count = num_processes(step, parsed)
+                on_nodes = runs_on_nodes(step, parsed)
+                count = 0 if on_nodes else num_processes(step, parsed)
                 module = importlib.import_module(f"{package}.{step}.step") if count == 1 else None
             value = missed = None
-            if module is None:
+            if on_nodes:
+                from .nodes.launcher import run_on_nodes
+
+                run_on_nodes(step, parsed, context, staged.artifacts, parameters, OUTPUTS[step])
+            elif module is None:
                 run_in_processes(count, step, parsed, context, staged.artifacts, parameters)
             else:
                 try:

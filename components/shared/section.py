@@ -10,9 +10,10 @@ import contextlib
 import copy
 import difflib
 import functools
+import itertools
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from types import UnionType
+from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar, Union, get_args, get_origin
 
 from pydantic import (
@@ -29,10 +30,10 @@ from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, PydanticCustomError
 
 from .errors import RefusedError
+from .value_problems import VALID_TEXTS, of_alternatives, sentence
 
 PLACEHOLDER = "{{$"
 """Beginning of the placeholders that KFP replaces in constants, file names and parameters."""
-_VALID_TEXTS: dict[str, str] = {}
 _STAND_IN = "-"
 _RULES_LATER = {"rules": "later"}
 
@@ -56,7 +57,7 @@ def matching(pattern: str, valid: str) -> StringConstraints:
     Args:
         valid: what is valid, for people: the end of a sentence that begins with "must".
     """
-    _VALID_TEXTS[pattern] = valid
+    VALID_TEXTS[pattern] = valid
     return StringConstraints(pattern=pattern)
 
 
@@ -151,7 +152,7 @@ def known(check: Callable[[], Iterable[str]]) -> list[str]:
 
 def section_of(annotation: Any) -> type[Section] | None:
     """Returns the section class of a field's type; None if it is no section."""
-    for one in (annotation, *(get_args(annotation) if get_origin(annotation) in (Union, UnionType) else ())):
+    for one in _types_of(annotation):
         if isinstance(one, type) and issubclass(one, Section):
             return one
     return None
@@ -242,17 +243,43 @@ def describe_problems(error: ValidationError, kind: type[BaseModel], told: Itera
         kind: what was validated.
         told: options whose problems are known and left out.
     """
-    problems = []
-    for item in error.errors(include_url=False):
-        location = tuple(map(str, item["loc"]))
-        if any(location[: len(place)] == place for place in told):
+    items = [
+        item
+        for item in error.errors(include_url=False)
+        if not any(tuple(map(str, item["loc"]))[: len(place)] == place for place in told)
+    ]
+    problems: list[tuple[tuple[int | str, ...], str]] = []
+    for depth, group in itertools.groupby(items, key=lambda item: _alternatives_at(kind, item["loc"])):
+        if depth:
+            problems += of_alternatives(list(group), depth[0])
             continue
-        if item["type"] == "extra_forbidden":
-            sentence = f"there is no such option; {_instead_of(location, kind)}"
-        else:
-            sentence = _sentence(item["type"], item["msg"], item.get("ctx", {}), item["input"])
-        problems.append(": ".join(filter(None, (".".join(location), sentence))))
-    return problems
+        for item in group:
+            if item["type"] == "extra_forbidden":
+                told_of = f"there is no such option; {_instead_of(tuple(map(str, item['loc'])), kind)}"
+            else:
+                told_of = sentence(item["type"], item["msg"], item.get("ctx", {}), item["input"])
+            problems.append((item["loc"], told_of))
+    return [": ".join(filter(None, (".".join(map(str, place)), told_of))) for place, told_of in problems]
+
+
+def _alternatives_at(
+    kind: type[BaseModel], location: tuple[int | str, ...]
+) -> tuple[int, tuple[int | str, ...]] | None:
+    """Returns depth and place of the option in which a problem is, if several types are valid there; else None."""
+    section: type[BaseModel] | None = kind
+    for depth, part in enumerate(location, start=1):
+        field = section.model_fields.get(str(part)) if section else None
+        if field is None:
+            return None
+        section = section_of(field.annotation)
+        types = [one for one in _types_of(field.annotation) if one is not NoneType]
+        if section is None and len(types) > 1:
+            return (depth, location[:depth]) if len(location) > depth else None
+    return None
+
+
+def _types_of(annotation: Any) -> tuple[Any, ...]:
+    return get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
 
 
 def _instead_of(location: tuple[str, ...], kind: type[BaseModel]) -> str:
@@ -281,26 +308,3 @@ def option_paths(kind: type[BaseModel], prefix: str = "") -> Iterator[str]:
         yield prefix + name
         if inner:
             yield from option_paths(inner, f"{prefix}{name}.")
-
-
-def _sentence(kind: str, message: str, context: Mapping[str, Any], found: Any) -> str:
-    match kind:
-        case "missing":
-            return "is required and was not given"
-        case "json_invalid" | "credentials" | "rule":
-            return message
-        case "string_pattern_mismatch":
-            message = f"must {_VALID_TEXTS[context['pattern']]}"
-        case "model_type" | "dict_type":
-            message = "must be a section with options"
-        case _:
-            message = message.removeprefix("Value error, ")
-    return f"{message[0].lower()}{message[1:]}, found {_shown(found)}"
-
-
-def _shown(value: Any) -> str:
-    try:
-        text = json.dumps(value, ensure_ascii=False, default=str)
-    except (ValueError, TypeError):  # it contains itself, or has keys that JSON does not have
-        text = f"a {type(value).__name__}"
-    return text if len(text) <= 80 else text[:77] + "..."

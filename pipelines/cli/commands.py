@@ -29,6 +29,7 @@ def check_and_show(config_file: Path | None, overrides: Sequence[str]) -> None:
     """
     from mixtune.components.base_model import notes
     from mixtune.components.checks import few_control_documents, few_examples, find_problems, missing_here
+    from mixtune.components.evaluation_size import costly_watch
     from mixtune.components.memory import memory_note
     from mixtune.components.mixed.config import candidates
     from mixtune.components.text_per_step import few_text_tokens
@@ -36,7 +37,13 @@ def check_and_show(config_file: Path | None, overrides: Sequence[str]) -> None:
     parsed = read_config(config_file, overrides, find_problems)
     names = ", ".join(candidate.id for candidate in candidates(parsed.mixed))
     print(f"{parsed.name}: the configuration is valid; base model {parsed.model.base}, candidates {names}")
-    found = (few_examples(parsed), few_control_documents(parsed), few_text_tokens(parsed), memory_note(parsed))
+    found = (
+        few_examples(parsed),
+        few_control_documents(parsed),
+        few_text_tokens(parsed),
+        costly_watch(parsed),
+        memory_note(parsed),
+    )
     more = filter(None, found)
     for sentence in [*notes(parsed, _folder_of(config_file)), *more]:
         print(f"note: {sentence}")

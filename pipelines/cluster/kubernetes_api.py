@@ -1,13 +1,10 @@
-"""Connects to the Kubernetes API, and determines the version of Kueue's API."""
+"""Determines which API groups a cluster has, and in which version."""
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING, Any
 
 import urllib3
-
-from mixtune.components.shared.errors import UnreachableError, first_line
 
 if TYPE_CHECKING:
     from kubernetes.client import ApiClient
@@ -18,40 +15,17 @@ KUEUE = "kueue.x-k8s.io"
 _KUEUE_VERSION = "v1beta1"
 
 
-def connect() -> ApiClient:
-    """Creates a client for the cluster in KUBECONFIG, or for the cluster that this runs in.
-
-    Raises:
-        UnreachableError: if no cluster is configured.
-    """
-    from kubernetes import client, config
-
-    settings = client.Configuration()
-    settings.retries = urllib3.Retry(0)
-    try:
-        if os.environ.get("KUBERNETES_SERVICE_HOST") and not os.environ.get("KUBECONFIG"):
-            config.load_incluster_config(client_configuration=settings)
-        else:
-            # Passed explicitly, since the client reads the variable only once.
-            file = os.environ.get("KUBECONFIG") or "~/.kube/config"
-            config.load_kube_config(config_file=file, client_configuration=settings)
-    except (config.ConfigException, OSError, TypeError) as error:
-        raise UnreachableError(f"KUBECONFIG: names no cluster ({first_line(error)}); set it, or run in a pod") from None
-    return client.ApiClient(settings)
-
-
 def kueue_version(api: ApiClient) -> str:
     """Returns the version of Kueue's API that the server prefers; an old version if the server does not report one."""
+    return (group_versions(api) or {}).get(KUEUE, _KUEUE_VERSION)
+
+
+def group_versions(api: ApiClient) -> dict[str, str] | None:
+    """Returns the API groups that the server has, with the version that it prefers; None if it does not report them."""
     from kubernetes import client
 
     try:
         groups: Any = client.ApisApi(api).get_api_versions(_request_timeout=SECONDS).groups
     except (client.ApiException, urllib3.exceptions.HTTPError, OSError):
-        return _KUEUE_VERSION
-    return next((str(one.preferred_version.version) for one in groups if one.name == KUEUE), _KUEUE_VERSION)
-
-
-def condition_of(item: dict[str, Any], kind: str) -> dict[str, Any] | None:
-    """Returns a condition from the status of an object."""
-    conditions = (item.get("status") or {}).get("conditions") or []
-    return next((one for one in conditions if one.get("type") == kind), None)
+        return None
+    return {str(one.name): str(one.preferred_version.version) for one in groups}

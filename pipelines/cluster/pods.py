@@ -15,8 +15,9 @@ from typing import Any, TypeVar
 import urllib3
 
 from mixtune.components.shared.errors import UnreachableError, first_line
+from mixtune.components.shared.nodes.connection import condition_of, connect
 
-from .kubernetes_api import condition_of, connect, kueue_version
+from .kubernetes_api import kueue_version
 from .slow import Say
 from .tasks import PHASES, Node
 

@@ -14,12 +14,14 @@ from kubernetes.utils.quantity import parse_quantity
 
 from mixtune.components.config import Config
 from mixtune.components.shared.errors import MixtuneError, UnreachableError, first_line, without_credentials
+from mixtune.components.shared.nodes.connection import condition_of, connect
 from mixtune.components.shared.running.context import TRACKING_KEYS
 
 from ..placement import Placer, Profile
+from ..trainjob import RUNTIME
 from .api import Api, Connection
 from .estimate import estimate
-from .kubernetes_api import SECONDS, SINGLE_USER_NAMESPACE, condition_of, connect, kueue_version
+from .kubernetes_api import SECONDS, SINGLE_USER_NAMESPACE, group_versions, kueue_version
 
 T = TypeVar("T")
 
@@ -146,6 +148,29 @@ def _kubernetes(place: Placer, namespace: str) -> Iterator[Finding]:
             ),
         )
         yield found if isinstance(found, Finding) else _queue(found, queue, namespace)
+    if place.where.nodes > 1:
+        yield _trainer(api, look, namespace)
+
+
+def _trainer(api: Any, look: _Look, namespace: str) -> Finding:
+    """Checks what trainings on several nodes need."""
+    from kubernetes import client
+
+    groups, name = group_versions(api), RUNTIME["name"]
+    if groups is not None and RUNTIME["apiGroup"] not in groups:
+        return Finding(
+            "missing",
+            "placement.nodes: Kubeflow Trainer is not installed in this cluster, without which no training runs on several "
+            "nodes; install it, see docs/cluster.md, or set placement.nodes to 1",
+        )
+    found = look(
+        f"the TrainingRuntime {name}",
+        "get trainingruntimes.trainer.kubeflow.org",
+        lambda: client.CustomObjectsApi(api).get_namespaced_custom_object(
+            "trainer.kubeflow.org", "v1alpha1", namespace, "trainingruntimes", name, _request_timeout=SECONDS
+        ),
+    )
+    return found if isinstance(found, Finding) else Finding("ok", f"the TrainingRuntime {name} in {namespace}")
 
 
 def _queue(queue: dict[str, Any], name: str, namespace: str) -> Finding:

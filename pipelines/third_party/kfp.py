@@ -29,6 +29,15 @@ def set_variable_at_run_time(task: dsl.PipelineTask, name: str, parameter: Any) 
     task.container_spec.command = ["env", f"{name}={placeholder}", *task.container_spec.command]
 
 
+def take_input(task: dsl.PipelineTask, parameter: Any) -> None:
+    """Makes a pipeline parameter an input of a task, to which placeholders in its command can refer. It enters the cache key.
+
+    KFP does so by itself with what a task's arguments, resources and image contain.
+    """
+    task.inputs[additional_input_name_for_pipeline_channel(parameter)] = parameter
+    task.register_pipeline_channels([parameter])
+
+
 def compile_to(pipeline: Any, file: Path, **options: Any) -> None:
     """Compiles a pipeline for a cluster. The same pipeline always gives the same bytes.
 

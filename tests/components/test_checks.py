@@ -38,10 +38,18 @@ def folder(tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     ("rows", "options", "said"),
     [
-        (1200, {}, "about 120 examples, and about 3,120 are needed to tell a drop of 0.02 for each of 4 candidates"),
+        (
+            1200,
+            {},
+            "one of 4, meets the margin of 0.02 with a chance of about 2% (if",
+        ),
         (1200, {"gate": {"max_score_drop": 0.2}}, None),
-        (1200, {"mixed": {"lambdas": [0.1]}, "evaluate": {"interpolation_alphas": []}}, "and about 1,921 are needed"),
-        (32_000, {}, None),
+        (
+            1200,
+            {"mixed": {"lambdas": [0.1]}, "evaluate": {"interpolation_alphas": []}},
+            "about 3,925 are needed for 80%",
+        ),
+        (56_000, {}, None),
         (30_000, {"max_documents": 500}, "about 50 examples"),
         (1200, {"evaluate": {"metric": "macro_f1"}}, None),
     ],
@@ -76,8 +84,10 @@ def test_a_budget_needs_control_text(
     values = {"model": {"base": "scratch"}, "data": {"pretrain": text, "finetune": {"source": "embedded"}}}
     with_budget = load({**values, "pretrain": {"steps": 1}, "mixed": {"forgetting_budgets": [0.05]}})
     without = load({**values, "pretrain": {"steps": 1}})
+    watched = load({**values, "pretrain": {"steps": 1}, "watch": {"every_steps": 5}})
     assert (few_control_documents(with_budget) is not None) == noted
     assert any("control_fraction" in problem for problem in find_problems(with_budget)) == refused
+    assert any("watch.every_steps needs some" in problem for problem in find_problems(watched)) == refused
     assert few_control_documents(without) is None
     assert not any("control_fraction" in problem for problem in find_problems(without))
 

@@ -72,6 +72,20 @@ def test_a_limit_on_capabilities_needs_some() -> None:
     load(values(gate={"max_capability_drop": 0.1}, evaluate={"capabilities": True}))
 
 
+def test_rivals_that_the_task_or_the_sharding_rules_out_are_refused() -> None:
+    found = problems(
+        mixed={"parallelism": "fsdp", "controls": {"flow": True, "self_distilled": True, "osf_shares": [0.5]}}
+    )
+    assert sorted(found) == [
+        "mixed.controls.flow: weighs examples by the start model's loss on them, and the pretrained model has no trained head "
+        "for classification; set mixed.start: finetuned, or leave it out",
+        "mixed.controls.self_distilled: needs the task generation, found classification",
+        "mixed: controls.osf_shares does not work with parallelism: fsdp; use ddp, or leave it out",
+        "mixed: controls.self_distilled does not work with parallelism: fsdp; use ddp, or leave it out",
+    ]
+    load(values(mixed={"start": "finetuned", "controls": {"flow": True}}))
+
+
 def test_an_old_option_is_told_its_successor() -> None:
     (found,) = problems(evaluate={"max_documents": 3})
     assert found.startswith("evaluate.max_documents: there is no such option; the limit is in tokens now")
@@ -230,6 +244,8 @@ ALL = {
         ({"mixed": {"lambdas": [0.2]}}, {"candidates"}),
         ({"mixed": {"steps": 7}}, {"mixed"}),
         ({"finetune": {"steps": 7}}, {"finetune"}),
+        ({"watch": {"every_steps": 5}}, {"finetune", "mixed"}),
+        ({"watch": {"max_tokens": 100, "patience": 1}}, set()),
         ({"gate": {"max_score_drop": 0.5}}, {"compare"}),
         ({"name": "other"}, {"compare", "register"}),
         ({"evaluate": {"interpolation_alphas": [0.1]}}, {"interpolate"}),
@@ -248,6 +264,17 @@ def test_an_option_changes_only_the_parts_of_the_steps_that_read_it(
 ) -> None:
     before, after = parts(load(values()), FINGERPRINTS), parts(load(values(**sections)), FINGERPRINTS)
     assert {name for name in ALL if getattr(before, name) != getattr(after, name)} == changed
+
+
+def test_fine_tuning_alone_is_not_stopped_early() -> None:
+    watched: dict[str, Any] = {"every_steps": 5}
+    before = parts(load(values(watch=watched)), FINGERPRINTS)
+    after = parts(load(values(watch={**watched, "max_forgetting": 0.1})), FINGERPRINTS)
+    assert before.mixed != after.mixed
+    assert (before.finetune, before.finetuned_again) == (after.finetune, after.finetuned_again)
+    assert after.finetuned_again.watch.max_forgetting is None
+    (problem,) = problems(watch={"max_forgetting": 0.1})
+    assert problem.startswith("watch: max_forgetting stops a training by measurements"), problem
 
 
 def test_changed_labelled_data_leaves_the_pretraining_parts_alone() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from mixtune.components.config import Fingerprints, load, parts
-from mixtune.components.evaluation_size import auto_tokens
+from mixtune.components.evaluation_size import auto_tokens, costly_watch
 
 from .test_text_per_step import configuration
 
@@ -42,3 +42,20 @@ def test_the_shorter_training_counts(tmp_path: Path) -> None:
 def test_what_the_step_is_given(tmp_path: Path, given: dict[str, Any], expected: int | None) -> None:
     config = load(configuration(tmp_path) | {"evaluate": given})
     assert parts(config, Fingerprints("a", "b", "c"), auto_tokens=7).evaluate.max_tokens == expected
+
+
+@pytest.mark.parametrize(
+    ("watch", "share"),
+    [
+        (
+            {"every_steps": 20},
+            "17%",
+        ),  # 8,192 and 128 · 40 tokens forward, 32 · 40 tokens in each step forward and backward
+        ({"every_steps": 40}, None),
+        ({"every_steps": 20, "max_tokens": 100}, None),
+        ({}, None),
+    ],
+)
+def test_watching_that_costs_much_is_said(tmp_path: Path, watch: dict[str, Any], share: str | None) -> None:
+    found = costly_watch(load(configuration(tmp_path, letters=160) | {"watch": watch}))
+    assert (found is None) if share is None else found is not None and f"up to about {share} of a training" in found

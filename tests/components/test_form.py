@@ -92,7 +92,7 @@ def test_an_option_is_set_in_one_place() -> None:
     assert refused.value.problems == [
         "advanced.mixed.lambdas: has the field mix_lambdas in the form; set it there and remove it here",
         "advanced.name: has the field name in the form; set it there and remove it here",
-        "seed: input should be a valid integer, found null",
+        "seed: must be a whole number, found null",
     ]
 
 
@@ -106,7 +106,7 @@ def test_an_option_is_set_in_one_place() -> None:
         ({"mixed": {"lamdas": [1]}}, "mixed.lamdas: there is no such option; did you mean mixed.lambdas?"),
         ({"batch_size": 3}, "batch_size: there is no such option; did you mean pretrain.batch_size or "),
         ({"colour": 3}, "colour: there is no such option; remove it or correct its name"),
-        ({"finetune": {"batch_size": "many"}}, 'finetune.batch_size: input should be a valid integer'),
+        ({"finetune": {"batch_size": "many"}}, 'finetune.batch_size: must be a whole number'),
         ({"finetune": 3}, "finetune: must be a section with options, found 3"),
         ({"mixed": 3}, "mixed: must be a section with options, found 3"),
         ([1], "advanced: must be a section with options, found [1]"),

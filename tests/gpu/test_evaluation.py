@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from mixtune.components.evaluate.generation import generate
 from mixtune.components.evaluate.likelihood import batches, head_logits, losses
 from mixtune.components.shared.config import Task
+from mixtune.components.shared.model.generation import generate
 from mixtune.components.shared.model.packing import Segment
 from mixtune.components.shared.running.context import Context
 from tests.components.shared.tiny import random_documents, tiny_model, tiny_tokenizer

@@ -14,8 +14,8 @@ import torch
 
 from mixtune.components.shared.checkpoints.store import CHECKPOINT_DIR
 from mixtune.components.shared.config import Task
-from mixtune.components.shared.training.loop import TrainingVariant
 from mixtune.components.shared.training.reference_models import ReferenceModel
+from mixtune.components.shared.training.variant import TrainingVariant
 from tests.components.shared import cut_off
 from tests.components.shared.compared import Tensors, assert_same_movement, weights_of
 from tests.components.shared.cut_off import CutOffError, curve, equal

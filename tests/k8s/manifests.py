@@ -45,8 +45,10 @@ def generated(name: str) -> str:
 
 
 def pod_specs(manifests: tuple[Manifest, ...]) -> Iterator[tuple[Manifest, Manifest]]:
-    """Manifests that make pods, each with the pod's template."""
+    """Manifests that make pods, each with the pod's template. Those of TrainJobs are completed in a run."""
     for one in manifests:
+        if one["kind"] == "TrainingRuntime":
+            continue
         spec = one.get("spec", {})
         if one["kind"] == "CronJob":
             spec = spec["jobTemplate"]["spec"]

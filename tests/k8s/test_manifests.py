@@ -33,6 +33,7 @@ NEWEST = sorted(
     {".".join(version.split(".")[:2]) for version in all_versions()},
     key=lambda one: [int(part) for part in one.split(".")],
 )[-3:]
+CUSTOM_GROUPS = ("kueue.x-k8s.io", "kubeflow.org", "kustomize.config.k8s.io", "trainer.kubeflow.org")
 COMPILED = ROOT / "pipelines" / "compiled"
 # Made by `kubectl create secret`, as docs/cluster.md has it, and by Kubeflow Pipelines.
 SECRETS = {
@@ -53,7 +54,14 @@ def with_base(name: str) -> tuple[Manifest, ...]:
 
 
 def test_there_is_all_that_the_guide_names() -> None:
-    assert set(BUILDS) >= {"base", "overlays/local", "overlays/kueue", "overlays/multi-user", "operations/restore"}
+    assert set(BUILDS) >= {
+        "base",
+        "overlays/local",
+        "overlays/kueue",
+        "overlays/multi-user",
+        "overlays/trainer",
+        "operations/restore",
+    }
 
 
 @pytest.mark.slow
@@ -61,7 +69,7 @@ def test_there_is_all_that_the_guide_names() -> None:
 def test_every_build_fits_the_newest_kubernetes(name: str) -> None:
     assert len(NEWEST) == 3
     for one in build(name):
-        if one["apiVersion"].split("/")[0] in ("kueue.x-k8s.io", "kubeflow.org", "kustomize.config.k8s.io"):
+        if one["apiVersion"].split("/")[0] in CUSTOM_GROUPS:
             schema = custom(one)
             assert schema is not None, f"no schema of {one['kind']}"
             jsonschema.validate(one, schema)

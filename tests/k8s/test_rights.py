@@ -38,7 +38,9 @@ KFP_CALL = re.compile(r"\b(experiment|pipeline|run)_service_([a-z]+)_[a-z_]+|\b(
 CORE_CALL = re.compile(
     r"\.(read|list|create|patch|delete)_(?:namespaced_(?!custom_object)([a-z_]+)|(node|namespace|persistent_volume)\b)"
 )
-CUSTOM_CALL = re.compile(r"\.(get|list)_namespaced_custom_object\(\s*\"([^\"]+)\",\s*[^,]+,\s*[\w.]+,\s*\"([^\"]+)\"")
+CUSTOM_CALL = re.compile(
+    r"\.(get|list|create|delete)_namespaced_custom_object\(\s*\"([^\"]+)\",\s*[^,]+,\s*[\w.]+,\s*\"([^\"]+)\""
+)
 
 
 def granted(role: dict[str, Any]) -> Iterator[Right]:
@@ -53,13 +55,13 @@ def granted(role: dict[str, Any]) -> Iterator[Right]:
 
 
 def rights_of(account: str) -> set[Right]:
-    """What the bindings of the base give an account."""
+    """What the bindings give an account, with what trainings on several nodes need."""
     found: set[Right] = set()
-    for one in build("base"):
+    for one in build("overlays/trainer"):
         if one["kind"] in ("RoleBinding", "ClusterRoleBinding"):
             subjects = {subject["name"] for subject in one["subjects"]}
             if account in subjects:
-                found |= set(granted(find("base", one["roleRef"]["kind"], one["roleRef"]["name"])))
+                found |= set(granted(find("overlays/trainer", one["roleRef"]["kind"], one["roleRef"]["name"])))
     return found
 
 
@@ -95,9 +97,9 @@ def resource(kind: str) -> str:
     return "pods/log" if kind == "pod_log" else kind.replace("_", "") + "s"
 
 
-def calls_of_the_code() -> set[tuple[str, str]]:
-    """What the command calls."""
-    return {call for file in (ROOT / "pipelines").rglob("*.py") for call in calls_in(file.read_text(encoding="utf-8"))}
+def calls_of_the_code(folder: str) -> set[tuple[str, str]]:
+    """What the code in a folder calls: that of `pipelines` is the command's, that of `components` the steps'."""
+    return {call for file in (ROOT / folder).rglob("*.py") for call in calls_in(file.read_text(encoding="utf-8"))}
 
 
 @pytest.mark.parametrize("account", ["mixtune-runner", "mixtune-submit"])
@@ -128,7 +130,20 @@ def test_calls_are_found_in_sources() -> None:
 def test_who_submits_may_do_what_the_code_calls_and_nothing_else() -> None:
     rights = {(right.verb, right.resource) for right in rights_of("mixtune-submit")}
     assert rights >= LOOKS
-    assert calls_of_the_code() - LOOKS == rights - LOOKS
+    assert calls_of_the_code("pipelines") - LOOKS == rights - LOOKS
+
+
+def test_who_runs_may_do_what_the_steps_call_and_what_kfp_needs() -> None:
+    of_kfp = {
+        ("create", "workflowtaskresults.argoproj.io"), ("patch", "workflowtaskresults.argoproj.io"), ("get", "pods"),
+        ("get", "configmaps"), ("get", "secrets"),
+    }  # fmt: skip
+    rights = {(right.verb, right.resource) for right in rights_of("mixtune-runner")}
+    calls = calls_of_the_code("components")
+    assert ("create", "trainjobs.trainer.kubeflow.org") in calls
+    assert rights == calls | of_kfp
+    without_trainer = {one["metadata"]["name"] for one in build("base") if one["kind"] == "Role"}
+    assert "mixtune-trainjobs" not in without_trainer
 
 
 @pytest.mark.parametrize("account", ["mixtune-runner", "mixtune-submit"])
@@ -144,6 +159,6 @@ def test_no_account_can_get_at_more_than_it_was_given(account: str) -> None:
 
 
 def test_servers_have_no_rights() -> None:
-    for account in ("mixtune-mlflow", "mixtune-postgres", "mixtune-backup"):
+    for account in ("mixtune-mlflow", "mixtune-postgres", "mixtune-backup", "mixtune-training"):
         assert not rights_of(account)
-        assert find("base", "ServiceAccount", account)["automountServiceAccountToken"] is False
+        assert find("overlays/trainer", "ServiceAccount", account)["automountServiceAccountToken"] is False

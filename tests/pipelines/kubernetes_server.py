@@ -57,6 +57,7 @@ class KubernetesServer:
         nodes, secrets, claims, queues: what the cluster has; all but nodes by (namespace, name).
         pods, events, workflows, workloads: of whatever namespace is asked for, as JSON.
         logs: of pods' main containers, by the pods' names.
+        has_trainer, runtimes: whether Kubeflow Trainer is installed, and its TrainingRuntimes by (namespace, name).
         kueue: versions of Kueue's API, the preferred one first.
         forbidden: pattern of paths that are answered with 403.
         broken: pattern of paths that are answered with 503.
@@ -72,6 +73,8 @@ class KubernetesServer:
         self.events: list[dict[str, Any]] = []
         self.workflows: list[dict[str, Any]] = []
         self.workloads: list[dict[str, Any]] = []
+        self.has_trainer = False
+        self.runtimes: set[tuple[str, ...]] = set()
         self.kueue: tuple[str, ...] = ("v1beta2", "v1beta1")
         self.forbidden: str | None = None
         self.broken: str | None = None
@@ -114,8 +117,13 @@ class KubernetesServer:
             return (200, one) if one is not None else (404, "not found")
         if path == "/apis/":
             versions = [{"groupVersion": f"kueue.x-k8s.io/{one}", "version": one} for one in self.kueue]
-            group = {"name": "kueue.x-k8s.io", "versions": versions, "preferredVersion": versions[0]}
-            return 200, {"kind": "APIGroupList", "groups": [group]}
+            groups = [{"name": "kueue.x-k8s.io", "versions": versions, "preferredVersion": versions[0]}]
+            if self.has_trainer:
+                version = {"groupVersion": "trainer.kubeflow.org/v1alpha1", "version": "v1alpha1"}
+                groups.append({"name": "trainer.kubeflow.org", "versions": [version], "preferredVersion": version})
+            return 200, {"kind": "APIGroupList", "groups": groups}
+        if path.startswith("/apis/trainer.kubeflow.org/v1alpha1/namespaces/") and self.has_trainer:
+            return (200, {}) if tuple(path.split("/")[5::2]) in self.runtimes else (404, "not found")
         if found := re.fullmatch(r"/apis/kueue\.x-k8s\.io/([^/]+)/namespaces/([^/]+)/localqueues/([^/]+)", path):
             one = self.queues.get((found.group(2), found.group(3))) if found.group(1) in self.kueue else None
             return (200, one) if one is not None else (404, "not found")

@@ -33,6 +33,7 @@ OF_THE_MOMENT = {
     "parent_run",
     "utilisation",
     "evaluate_share",
+    "training_share",
     *Utilisation.model_fields,
 }
 
@@ -61,6 +62,7 @@ class Project:
             "pretrain": {"steps": 25, "batch_size": 8, "learning_rate": 0.003, "precision": "float32"},
             "finetune": {"steps": 12, "batch_size": 8, "learning_rate": 0.003, "precision": "float32"},
             "mixed": {"lambdas": [0.3], "steps": 12, "batch_size": 8, "learning_rate": 0.003, "precision": "float32"},
+            "watch": {"every_steps": 4},
             # Everything passes, so that register runs.
             "evaluate": {"precision": "float32"},
             "gate": {

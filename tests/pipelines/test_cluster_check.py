@@ -184,6 +184,32 @@ def test_a_queue_without_its_cluster_queue_is_not_good(
     assert "ok       the Kueue queue q in kubeflow" in result.stdout
 
 
+ON_NODES = ("--set", "placement.nodes=2", "--set", "placement.checkpoint_claim=c")
+
+
+def test_several_nodes_need_the_trainer_and_its_runtime(cluster: KubernetesServer, kfp: KfpServer) -> None:
+    cluster.claims["kubeflow", "c"] = client.V1PersistentVolumeClaim(
+        spec=client.V1PersistentVolumeClaimSpec(access_modes=["ReadWriteMany"]),
+        status=client.V1PersistentVolumeClaimStatus(phase="Bound"),
+    )
+    result = check(kfp, *ON_NODES)
+    assert result.exit_code == 2
+    assert "MISSING  placement.nodes: Kubeflow Trainer is not installed in this cluster" in result.stdout
+    assert "Trainer" not in check(kfp).stdout
+    cluster.has_trainer = True
+    result = check(kfp, *ON_NODES)
+    assert result.exit_code == 2
+    assert "MISSING  the TrainingRuntime mixtune does not exist in the namespace kubeflow" in result.stdout
+    cluster.runtimes.add(("kubeflow", "mixtune"))
+    result = check(kfp, *ON_NODES)
+    assert result.exit_code == 0, result.output
+    assert "ok       the TrainingRuntime mixtune in kubeflow" in result.stdout
+    cluster.forbidden = "trainingruntimes"
+    result = check(kfp, *ON_NODES)
+    assert result.exit_code == 0
+    assert "?        the TrainingRuntime mixtune: not checked" in result.stdout
+
+
 def test_rights_that_this_user_has_not(cluster: KubernetesServer, kfp: KfpServer) -> None:
     cluster.forbidden = "nodes|secrets"
     result = check(kfp, *GPU)

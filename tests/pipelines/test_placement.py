@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import yaml
 from kfp import compiler
 
+from mixtune.components.placement import GpuNodes
 from mixtune.components.shared.errors import RefusedError
+from mixtune.components.shared.running.processes import TRAINING_STEPS
 from mixtune.pipelines.configuration import read_config
 from mixtune.pipelines.pipeline import make_pipeline
 from mixtune.pipelines.placement import CA_VARIABLES, GPU_STEPS, POD_LABELS, PROXY_KEYS, Placer, profiles
 from mixtune.pipelines.step_pipelines import STEPS, make_step_pipeline
+from mixtune.pipelines.trainjob import NODE_LABEL, trainjob_of
 
 from .test_compiled import COMPILED, step_of, tasks
 
@@ -259,6 +265,137 @@ def test_a_file_of_profiles_that_is_wrong(text: str | None, told: str, tmp_path:
 def test_quantities_that_kubernetes_would_refuse(override: str) -> None:
     with pytest.raises(RefusedError, match=rf"placement\.{override.split('=', maxsplit=1)[0]}"):
         read_config(None, [f"placement.{override}"])
+
+
+ON_NODES = ("placement.nodes=3", "placement.checkpoint_claim=shared", "tracking.tensorboard=true")
+
+
+@pytest.fixture(scope="module")
+def on_nodes(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], dict[str, Any]]:
+    return package_with(tmp_path_factory.mktemp("nodes"), *EVERYTHING, *ON_NODES)
+
+
+def test_trainings_on_several_nodes_are_launched_from_a_small_pod(
+    on_nodes: tuple[dict[str, Any], dict[str, Any]], everything: tuple[dict[str, Any], dict[str, Any]]
+) -> None:
+    package, places = on_nodes
+    executors = package["deploymentSpec"]["executors"]
+    launching = 0
+    for name, step, container in containers(package):
+        env = {one["name"]: one["value"] for one in container.get("env", [])}
+        fields = {one["name"] for one in places[name]["fieldPathAsEnv"]} - {"MIXTUNE_RUN_ID"}
+        if step not in TRAINING_STEPS:
+            assert "MIXTUNE_TRAINJOB" not in env, name
+            assert fields == ({"MIXTUNE_POD_NAMESPACE"} if step == "finish" else set()), name
+            assert (
+                container["resources"] == everything[0]["deploymentSpec"]["executors"][name]["container"]["resources"]
+            )
+            continue
+        launching += 1
+        assert fields == {"MIXTUNE_POD_NAMESPACE", "MIXTUNE_POD_NAME"}
+        assert (container["resources"]["resourceCpuLimit"], container["resources"]["resourceMemoryLimit"]) == (
+            "500m",
+            "3Gi",
+        )
+        assert "accelerator" not in container["resources"]
+        assert "kueue.x-k8s.io/queue-name" not in places[name]["podMetadata"]["labels"], (
+            "it would wait behind its TrainJob"
+        )
+        assert not {"emptyDirMounts", "activeDeadlineSeconds", "tolerations", "nodeSelector"} & set(places[name]), name
+        (affinity,) = places[name]["nodeAffinity"]
+        assert affinity["nodeAffinityJson"]["runtimeValue"]["constant"] == off_gpu_nodes("gke")
+        told = [part.partition("=") for part in container["command"] if part.startswith("MIXTUNE_")]
+        assert {name for name, _, _ in told} == {
+            f"MIXTUNE_TRAINJOB_{option.upper()}" for option in GpuNodes.model_fields
+        }
+        for option, _, reference in told:
+            value = option.removeprefix("MIXTUNE_TRAINJOB_").lower()
+            plan = f"pretrain_{value}" if step == "pretrain" and value != "gpu_type" else value
+            assert reference == f"{{{{$.inputs.parameters['pipelinechannel--plan-{plan}']}}}}", name
+    assert launching == 3
+    for _, task, group in tasks(package):
+        of_step = step_of(task, package)
+        assert ("retryPolicy" in task) == (of_step in GPU_STEPS)
+        if of_step not in TRAINING_STEPS:
+            continue
+        # What the placeholders refer to reaches the task, into the loop too.
+        container = executors[package["components"][task["componentRef"]["name"]]["executorLabel"]]["container"]
+        for name in re.findall(r"\$\.inputs\.parameters\['(pipelinechannel--[^']+)'\]", " ".join(container["command"])):
+            wanted = name.removeprefix("pipelinechannel--").replace("plan-", "plan." if of_step != "mixed" else "plan-")
+            assert source_of(task["inputs"]["parameters"][name]) == wanted
+            assert of_step != "mixed" or name in group["inputDefinitions"]["parameters"]
+
+
+def test_a_trainjob_has_all_that_the_task_of_one_pod_has(
+    on_nodes: tuple[dict[str, Any], dict[str, Any]], tmp_path: Path
+) -> None:
+    package, _ = on_nodes
+    in_one_pod, places = package_with(tmp_path, *EVERYTHING, *ON_NODES, "placement.nodes=1")
+    for name, step, container in containers(package):
+        if step not in TRAINING_STEPS:
+            continue
+        compiled = json.loads(next(one["value"] for one in container["env"] if one["name"] == "MIXTUNE_TRAINJOB"))
+        place, alone = places[name], in_one_pod["deploymentSpec"]["executors"][name]["container"]
+        spec = compiled["spec"]
+        trainer = spec["trainer"]
+        assert (trainer["image"], trainer["numNodes"], spec["activeDeadlineSeconds"]) == (alone["image"], 3, 5400)
+        assert trainer["resourcesPerNode"] == {"limits": {"cpu": "11", "memory": "99Gi"}}
+        plain = {one["name"]: one["value"] for one in trainer["env"] if "value" in one}
+        assert plain == {one["name"]: one["value"] for one in alone["env"]}
+        references = [
+            (one["name"], next(iter(one["valueFrom"].values()))) for one in trainer["env"] if "valueFrom" in one
+        ]
+        sources = {(name, of["name"], of["key"], of["optional"]) for name, of in references}
+        assert sources == {
+            (pair["envVar"], of[f"{kind}Name"], pair[f"{kind}Key"], True)
+            for kind, key in (("secret", "secretAsEnv"), ("configMap", "configMapAsEnv"))
+            for of in place[key]
+            for pair in of["keyToEnv"]
+        }
+        ((job,),) = [one["trainingRuntimeSpec"]["template"]["spec"]["replicatedJobs"] for one in spec["runtimePatches"]]
+        template = job["template"]["spec"]["template"]
+        labels = {name: value for name, value in place["podMetadata"]["labels"].items() if "kueue" not in name}
+        assert template["metadata"]["labels"] == labels | NODE_LABEL
+        assert compiled["labels"] == labels | {"kueue.x-k8s.io/queue-name": "team-queue"}
+        (inside,) = template["spec"]["containers"]
+        assert inside["securityContext"] == {"runAsUser": 1234, "runAsGroup": 0, "runAsNonRoot": True}
+        assert {mount["mountPath"]: volume for mount in inside["volumeMounts"] for volume in template["spec"]["volumes"]
+                if volume["name"] == mount["name"]} == {
+            "/dev/shm": {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": "17Gi"}},
+            "/checkpoints": {"name": "claim-0", "persistentVolumeClaim": {"claimName": "shared"}},
+            "/etc/mixtune-ca": {"name": "files-0", "configMap": {"name": "our-ca"}},
+        }  # fmt: skip
+        assert template["spec"]["imagePullSecrets"] == [{"name": "pull-a"}, {"name": "pull-b"}]
+
+
+def test_a_setting_of_a_pod_that_a_trainjob_does_not_know_is_an_error() -> None:
+    settings: dict[str, Any] = {"podMetadata": {"labels": {}}, "somethingNew": {}}
+    task: Any = SimpleNamespace(
+        container_spec=SimpleNamespace(env={}, image="i"), platform_config={"kubernetes": settings}
+    )
+    with pytest.raises(AssertionError, match="somethingNew"):
+        trainjob_of(task, 2, {}, None, {}, None)
+
+
+@pytest.mark.parametrize("step", sorted(TRAINING_STEPS))
+def test_a_training_step_alone_on_several_nodes(step: str, tmp_path: Path) -> None:
+    package, _ = package_with(tmp_path, *EVERYTHING, *ON_NODES, step=step)
+    ((_, _, container),) = containers(package)
+    env = {one["name"]: one["value"] for one in container["env"]}
+    assert env["MIXTUNE_TRAINJOB_GPU_TYPE"] == "nvidia.com/gpu"
+    assert json.loads(env["MIXTUNE_TRAINJOB_AFFINITY"]) == profiles()["gke"].gpu_affinity
+    told = {part.partition("=")[0] for part in container["command"] if part.startswith("MIXTUNE_")}
+    assert told == {f"MIXTUNE_TRAINJOB_{option}" for option in ("GPUS", "NODE_SELECTOR", "TOLERATIONS")}
+
+
+@pytest.mark.parametrize("override", [[], ["placement.checkpoint_url=s3://bucket/checkpoints"]])
+def test_several_nodes_need_a_volume(override: list[str]) -> None:
+    with pytest.raises(RefusedError) as refused:
+        read_config(None, ["placement.nodes=2", *override])
+    assert refused.value.problems == [
+        "placement: nodes is 2, and several nodes pass data and checkpoints through a volume; set checkpoint_claim to a claim "
+        "with the access mode ReadWriteMany"
+    ]
 
 
 @pytest.mark.parametrize("step", STEPS)

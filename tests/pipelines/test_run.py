@@ -87,6 +87,9 @@ def test_the_report_has_the_fields_of_the_contract(finished: Project) -> None:
     assert by_id["mixed-0.3"]["realised_lambda"] == pytest.approx(0.3)
     assert by_id["finetuned"]["tokens"]["pretrain"] == 0
     assert by_id["pretrained"]["delta_bpb"]["value"] == 0
+    assert by_id["pretrained"]["watch"] is None
+    assert [by_id[name]["watch"]["measurements"] for name in ("finetuned", "mixed-0.3")] == [4, 31]
+    assert (finished.output / "report" / "watch-forgetting.svg").is_file()
 
 
 def test_models_load_with_plain_transformers(finished: Project) -> None:
@@ -138,6 +141,8 @@ def test_mlflow_has_one_parent_and_a_nested_run_for_each_step(finished: Project)
     mixed = nested["mixed-0.3"]
     for metric in ("loss_pretrain", "loss_finetune", "realised_mix_weight", "learning_rate", "tokens_pretrain"):
         assert len(client.get_metric_history(mixed.info.run_id, metric)) == 12, metric
+    for metric in ("watch_forgetting", "watch_loss_finetune"):
+        assert len(client.get_metric_history(mixed.info.run_id, metric)) == 31, metric
     assert {one.dataset.name for one in mixed.inputs.dataset_inputs} == {"pretrain stream", "finetune stream"}
     reports = {one.path for one in client.list_artifacts(first_parent.info.run_id, "report")}
     assert {"report/report.html", "report/report.json"} <= reports

@@ -92,6 +92,8 @@ def test_after_signals_and_a_kill_the_same_command_ends_with_the_report_of_an_un
     (whole,) = [run for run in runs if run.info.status == "FINISHED"]
     steps = [point.step for point in client.get_metric_history(whole.info.run_id, "loss")]
     assert steps == list(range(10, 121, 10)), "no gap and no duplicate"
+    steps = [point.step for point in client.get_metric_history(whole.info.run_id, "watch_forgetting")]
+    assert steps == list(range(0, 121, 4)), "no gap and no duplicate"
 
 
 def test_nothing_is_said_to_be_kept_where_it_is_not(

@@ -199,6 +199,31 @@ def sources_picture(
     return picture(figure, "sources", "Forgetting by source", description)
 
 
+def divergence_picture(candidates: Sequence[Mapping[str, Any]], style: Mapping[str, Look], description: str) -> Picture:
+    """Draws forgetting against KL(pretrained ‖ candidate), with intervals.
+
+    Args:
+        candidates: rows of `report.json`. Those without a divergence are left out.
+        style: style of each candidate, by id.
+        description: what the figure shows, in words.
+    """
+    figure, axes = new_figure(WIDTH, 3.3)
+    shown = [one for one in candidates if one["kl_from_pretrained"] is not None]
+    for one in shown:
+        x, y, look = one["kl_from_pretrained"], one["delta_bpb"], style[one["id"]]
+        bars: dict[str, Any] = {"xerr": error_bars(x), "yerr": error_bars(y), "elinewidth": 1.1, "capsize": 2}
+        how: dict[str, Any] = {"marker": look.marker, "color": look.colour, "markersize": 5.5, "linestyle": "none"}
+        axes.errorbar(x["value"], y["value"], **bars, **how, label=one["id"])
+    axes.axhline(0, color=FAINT, linewidth=0.8, zorder=1)
+    axes.set_xlabel("KL(pretrained ‖ candidate) on the task’s inputs, nats per token", color=INK)
+    axes.set_ylabel("forgetting, bits per byte", color=INK)
+    add_legend(figure, axes)
+    points = "; ".join(
+        f"{one['id']}: {one['kl_from_pretrained']['value']:.3f} and {one['delta_bpb']['value']:.3f}" for one in shown
+    )
+    return picture(figure, "divergence", "Forgetting against the divergence", f"{description} {points}.")
+
+
 def add_legend(figure: Figure, axes: Axes, beside: bool = False) -> None:
     """Adds a legend beside the figure, or below it in as many columns as the names have room for."""
     names = axes.get_legend_handles_labels()[1]

@@ -11,6 +11,7 @@ from ...shared.running.context import Context
 from ...shared.task_kinds import TASK_KINDS
 from ...shared.value_text import value_text
 from ..config import Gate
+from ..divergence import sentence as divergence_sentence
 from ..names import candidate_name, metric_name
 from ..results import Comparison
 from ..scores import EXTRA_METRICS
@@ -19,7 +20,7 @@ from ..sources import shown as shown_sources
 from ..targets import shown
 from .drawing import Picture
 from .harness import harness_sentence
-from .plots import looks, pareto_picture, sources_picture, training_curves
+from .plots import divergence_picture, looks, pareto_picture, sources_picture, training_curves
 from .sweeps import TITLES as SWEEP_TITLES
 from .sweeps import sweep_pictures
 
@@ -32,6 +33,8 @@ TITLES = {
     **{f"training-{stream}": f"Loss on the {title}" for stream, title in STREAMS.items()},
     "mix-weight": "λ over the training",
     "budget": "Forgetting over the training, as a share of the budget",
+    "watch-forgetting": "Forgetting over the training, on the watched text",
+    "watch-finetune": "Loss over the training, on the watched examples",
 }
 """Titles of the training curves, in their order."""
 LIKELIHOODS = {
@@ -54,6 +57,8 @@ def pictures(comparison: Comparison, gate: Gate) -> dict[str, Picture]:
     words_for_it = in_words(rows, metric)
     found = {"pareto": pareto_picture(rows, [report["selected"]], metric, _limits(comparison, gate), words_for_it)}
     found |= sweep_pictures(rows, metric)
+    if report["divergence"]:
+        found["divergence"] = divergence_picture(rows, style, divergence_sentence(report["divergence"]))
     names = [one["source"] for one in report["forgetting"]["sources"] if one["bytes"]]
     if len(names) > 1:
         few = [row for row in rows if row["kind"] in ("finetuned", "champion") or row["id"] == report["selected"]]
@@ -85,6 +90,14 @@ def pictures(comparison: Comparison, gate: Gate) -> dict[str, Picture]:
     shares = {name: points for name, points in shares.items() if points}
     if shares:
         found["budget"] = training_curves("budget", TITLES["budget"], "forgetting / budget", shares, style)
+    for name, logged, of_axis in (
+        ("watch-forgetting", "watch_forgetting", "bits per byte"),
+        ("watch-finetune", "watch_loss_finetune", unit["finetune"]),
+    ):
+        curves = {one.id: _points(one.curve, logged) for one in comparison.evaluations.candidates}
+        curves = {candidate: points for candidate, points in curves.items() if points}
+        if curves:
+            found[name] = training_curves(name, TITLES[name], of_axis, curves, style)
     shares = {one.id: _points(one.curve, "norm_share_pretrain") for one in comparison.evaluations.candidates}
     shares = {name: points for name, points in shares.items() if points}
     if shares:
@@ -130,7 +143,7 @@ def _render(template: str, comparison: Comparison, drawn: Mapping[str, Picture],
             if (lines := table_lines(rows, found_only=True))
         },
         single_documents=any(one["documents"] == 1 for one in report["forgetting"]["sources"]),
-        costs_sentence=costs_sentence(report["costs"]),
+        costs_sentence=costs_sentence(report["costs"], [row["watch"] for row in report["candidates"] if row["watch"]]),
         documents_read=documents_read(report["forgetting"]),
         harness_sentence=harness_sentence(
             (report["lm_eval"] or {"columns": []})["columns"], report["gate"]["options"]["max_capability_drop"]
@@ -138,7 +151,9 @@ def _render(template: str, comparison: Comparison, drawn: Mapping[str, Picture],
         streams=STREAMS,
         titles=TITLES | SWEEP_TITLES,
         likelihood=LIKELIHOODS.get(report["forgetting"]["likelihood"], report["forgetting"]["likelihood"]),
+        divergence_sentence=divergence_sentence(report["divergence"]) if report["divergence"] else None,
         pulls=[row for row in report["candidates"] if row["gradients"]],
+        stopped=[row["stopped"]["sentence"] for row in report["candidates"] if row["stopped"]],
         budgets=[row["forgetting_budget"]["sentence"] for row in report["candidates"] if row["forgetting_budget"]],
         further=[
             name
@@ -216,8 +231,8 @@ def direction(cosine: float) -> str:
     return "together" if cosine > 0 else "against each other"
 
 
-def costs_sentence(costs: Mapping[str, Any]) -> str:
-    """Summarises the costs of a run in one sentence."""
+def costs_sentence(costs: Mapping[str, Any], watched: Sequence[Mapping[str, Any]] = ()) -> str:
+    """Summarises the costs of a run, and of the trainings that were watched."""
     tokens, total = costs["tokens"]["total"], costs["seconds"] + costs["evaluate_seconds"]
     share = costs["evaluate_share"]
     of_training = (
@@ -225,8 +240,15 @@ def costs_sentence(costs: Mapping[str, Any]) -> str:
     )
     return (
         f"{duration(total)} in all ({duration(costs['seconds'])} of training, {duration(costs['evaluate_seconds'])} of "
-        f"evaluation{of_training}), {tokens:,} training tokens, on {' and '.join(costs['devices'])}."
+        f"evaluation{of_training}), {tokens:,} training tokens, on {' and '.join(costs['devices'])}.{_watching(watched)}"
     )
+
+
+def _watching(watched: Sequence[Mapping[str, Any]]) -> str:
+    if not watched:
+        return ""
+    seconds, share = sum(one["seconds"] for one in watched), max(one["training_share"] or 0 for one in watched)
+    return f" Watching the trainings took {seconds:.1f} s of it, at most {fine_percent(share)} of the training of a candidate."
 
 
 def documents_read(forgetting: Mapping[str, Any]) -> str:

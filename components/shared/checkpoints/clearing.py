@@ -6,6 +6,9 @@ import contextlib
 
 from .store import folder_of, is_url, read_note, remove
 
+PASSED_ON = ("input-", "job-", "partial-")
+"""Beginnings of the folders through which artifacts reach the nodes of a training. They are deleted, too."""
+
 
 def clear_finished(checkpoint_dir: str, run_id: str) -> int:
     """Deletes the checkpoints of all trainings that a run finished. Their results are stored elsewhere by then.
@@ -28,4 +31,4 @@ def clear_finished(checkpoint_dir: str, run_id: str) -> int:
             remove(path)
         with contextlib.suppress(OSError):
             folder.rmdir()
-    return len(folders)
+    return sum(not folder.name.startswith(PASSED_ON) for folder in folders)

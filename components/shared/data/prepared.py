@@ -1,7 +1,7 @@
 """Tokenised documents on disk. `prepare` writes them; training and evaluation read them.
 
 A data folder holds `manifest.json` (`DataManifest`) and one folder for each split (that with the training split of the
-pretraining stream also holds `control`):
+pretraining stream also holds `control`, that with the training split of the fine-tuning stream a data folder `watch`):
 
     tokens.npy           int32, (tokens,)         all documents, one after the other
     offsets.npy          int64, (documents + 1,)  document i is tokens[offsets[i]:offsets[i + 1]]
@@ -43,8 +43,11 @@ from .tallies import Tally
 
 QUARANTINE = "quarantine.jsonl"
 """File in the training folder with the records that were left out, if there are any."""
+WATCH = "watch"
+"""Data folder in the training folder of the fine-tuning stream: the sample on which trainings are watched, with the splits
+`control` (pieces of the control text, in a random order) and `dev` (some labelled examples)."""
 Split = Literal["train", "control", "dev", "test"]
-"""`control` is pretraining text that no model trains on; forgetting budgets are controlled on it."""
+"""`control` is pretraining text that no model trains on; forgetting budgets are controlled on it, and trainings watched."""
 MASK = "supervised.npy"
 
 

@@ -56,9 +56,14 @@ def can_be_chunked(lm: PreTrainedModel, head: nn.Linear) -> bool:
 
 
 def chunked_losses(
-    head: nn.Linear, hidden_NH: Tensor, target_N: Tensor, weight_N: Tensor, is_pretrain_N: Tensor
+    head: nn.Linear,
+    hidden_NH: Tensor,
+    target_N: Tensor,
+    weight_N: Tensor,
+    is_pretrain_N: Tensor,
+    own_weight_N: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns Σ w_i · ce_i, and Σ ce_i of each stream, in nats.
+    """Returns Σ w_i · v_i · ce_i, and Σ v_i · ce_i of each stream, in nats.
 
     Args:
         head: the LM head, as `plain_head` returned it.
@@ -66,15 +71,20 @@ def chunked_losses(
         target_N: token ids to predict.
         weight_N: w_i.
         is_pretrain_N: whether a token belongs to the pretraining stream.
+        own_weight_N: v_i, weights within a stream; None if all are 1.
 
     Returns:
         Three scalars in float32 (float64 for a model in float64); only the first can be differentiated, and only once.
     """
     kind = hidden_NH.device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else head.weight.dtype
+    # A function of autograd is told that weights need gradients, even where none are computed.
+    weight_VH = head.weight if torch.is_grad_enabled() else head.weight.detach()
+    if own_weight_N is not None:
+        weight_N = weight_N * own_weight_N
     with torch.autocast(kind, enabled=False):
-        weighted, ce_N = _ChunkedLoss.apply(hidden_NH, head.weight, target_N, weight_N, dtype)  # type: ignore[no-untyped-call]
-    return weighted, *sums_by_stream(ce_N, is_pretrain_N)
+        weighted, ce_N = _ChunkedLoss.apply(hidden_NH, weight_VH, target_N, weight_N, dtype)  # type: ignore[no-untyped-call]
+    return weighted, *sums_by_stream(ce_N if own_weight_N is None else ce_N * own_weight_N, is_pretrain_N)
 
 
 def sums_by_stream(ce_N: Tensor, is_pretrain_N: Tensor) -> tuple[Tensor, Tensor]:

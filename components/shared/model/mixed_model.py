@@ -189,6 +189,11 @@ class MixedModel(nn.Module):
             parts.append(F.cross_entropy(logits, batch.lm_target[at_n], reduction="none"))
         return torch.cat(parts)
 
+    def head_losses(self, batch: Batch) -> Tensor:
+        """Returns the (M,) loss of the task head on each labelled segment, in nats (for regression, squared errors)."""
+        assert self.kind is not None
+        return task_losses(self.kind, _at_least_float32(self.task_logits(self.hidden(batch), batch)), batch)
+
     def finetune_logits(self, batch: Batch) -> Tensor:
         """Returns the (T, V) logits of the language model at every token of the fine-tuning stream."""
         return self.lm_logits(self.hidden(batch)[batch.finetune_at])
@@ -221,21 +226,23 @@ class MixedModel(nn.Module):
         Args:
             batch: rows of both streams.
             pretrain_weight: λ / N_pt, the weight of each supervised token of the pretraining stream.
-            finetune_weight: (1 - λ) / N_ft, the weight of each supervised token (with a task head: example) of the other.
+            finetune_weight: (1 - λ) / N_ft, the weight of each supervised token (with a task head: example) of the other,
+                beside the weight of its segment.
             kl_weight: weight of the divergence from the start model at each token of the fine-tuning stream.
             start_logits: (T, V) logits of the start model at these tokens; not needed if `kl_weight` is 0.
             routing: of all tokens of the step; None leaves out the loss that balances experts.
 
         Returns:
             `weighted`, scalar, the loss to differentiate; `pretrain` and `finetune`, scalars, Σ ce_i of each stream in nats
-            (for regression, squared errors); `kl`, scalar, Σ KL(start || model) in nats; `router_aux`, scalar, this
-            micro-batch's part of the loss that balances experts, not multiplied by its weight.
+            (for regression, squared errors), times the weights of the segments; `kl`, scalar, Σ KL(start || model) in nats;
+            `router_aux`, scalar, this micro-batch's part of the loss that balances experts, not multiplied by its weight.
         """
         output = self._backbone(batch, **({"output_router_logits": True} if routing is not None else {}))
         hidden = output.last_hidden_state.flatten(0, 1)
         weighted, pretrain, finetune = self._lm_losses(hidden[batch.lm_at], batch, pretrain_weight, finetune_weight)
         if self.kind is not None:
-            finetune = task_losses(self.kind, _at_least_float32(self.task_logits(hidden, batch)), batch).sum()
+            losses_M = task_losses(self.kind, _at_least_float32(self.task_logits(hidden, batch)), batch)
+            finetune = _weighted(losses_M, batch.label_weight).sum()
             weighted = weighted + finetune_weight * finetune
         kl = torch.zeros_like(pretrain)
         if kl_weight and start_logits is not None:
@@ -264,9 +271,9 @@ class MixedModel(nn.Module):
             # Filled on the device: a tensor made of Python numbers would be copied there, which synchronises.
             weight_N = torch.full_like(batch.lm_target, finetune_weight, dtype=torch.float64)
             weight_N.masked_fill_(batch.lm_pretrain, pretrain_weight)
-            return chunked_losses(head, hidden_NH, batch.lm_target, weight_N, batch.lm_pretrain)
+            return chunked_losses(head, hidden_NH, batch.lm_target, weight_N, batch.lm_pretrain, batch.lm_weight)
         ce = F.cross_entropy(_at_least_float32(self.lm_logits(hidden_NH)), batch.lm_target, reduction="none")
-        pretrain, finetune = sums_by_stream(ce, batch.lm_pretrain)
+        pretrain, finetune = sums_by_stream(_weighted(ce, batch.lm_weight), batch.lm_pretrain)
         return pretrain_weight * pretrain + finetune_weight * finetune, pretrain, finetune
 
     @torch.no_grad()
@@ -342,6 +349,10 @@ class MixedModel(nn.Module):
             return mask
         dtype = next(self.lm.base_model.parameters()).dtype
         return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, torch.finfo(dtype).min)
+
+
+def _weighted(losses: Tensor, weight: Tensor | None) -> Tensor:
+    return losses if weight is None else losses * weight.to(losses.dtype)
 
 
 def _at_least_float32(logits: Tensor) -> Tensor:

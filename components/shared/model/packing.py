@@ -36,6 +36,7 @@ class Segment:
         masked: masked LM: indices of the predicted tokens. No other token is supervised.
         originals: masked LM: the original token ids at these indices.
         supervised: causal LM: indices of the supervised tokens, from 1 on, if they are not those from `supervised_from` on.
+        weight: weight of each of its supervised tokens, or of the labelled segment, in the mean loss of its stream.
     """
 
     tokens: np.ndarray
@@ -48,6 +49,7 @@ class Segment:
     masked: np.ndarray | None = None
     originals: np.ndarray | None = None
     supervised: np.ndarray | None = None
+    weight: float = 1.0
 
     @property
     def num_supervised(self) -> int:
@@ -91,6 +93,8 @@ class Batch:
         longest: tokens of the longest of these segments.
         longest_labelled: tokens of the longest labelled segment; 0 for none.
         num_tokens: tokens in the rows, without padding.
+        lm_weight: (N,) float64, the weight of each supervised token's segment; None if all are 1.
+        label_weight: (M,) float64, the weight of each labelled segment; None if all are 1.
     """
 
     input_ids: Tensor
@@ -112,6 +116,8 @@ class Batch:
     longest: int
     longest_labelled: int
     num_tokens: int
+    lm_weight: Tensor | None = None
+    label_weight: Tensor | None = None
 
     def to(self, device: torch.device | str) -> Self:
         """Returns the batch on another device. A copy to a GPU is asynchronous: it does not wait for the GPU's earlier work."""
@@ -231,6 +237,8 @@ def collate(rows: Sequence[Sequence[Segment]], pad_id: int, label_all: bool = Fa
             boundaries.append(number * width + start)
         num_tokens += start
     boundaries.append(len(rows) * width)
+    segments = [segment for row in rows for segment in row]
+    weighted = any(segment.weight != 1 for segment in segments)
 
     def joined(pieces: list[np.ndarray], dtype: type) -> Tensor:
         return torch.from_numpy(np.concatenate(pieces) if pieces else np.empty(0, dtype))
@@ -261,6 +269,12 @@ def collate(rows: Sequence[Sequence[Segment]], pad_id: int, label_all: bool = Fa
         longest=int(np.diff(boundaries).max()),
         longest_labelled=max((len(segment.tokens) for _, segment in labelled), default=0),
         num_tokens=num_tokens,
+        lm_weight=joined([np.full(one.num_supervised, one.weight) for one in segments], np.float64)
+        if weighted
+        else None,
+        label_weight=torch.tensor([segment.weight for _, segment in labelled], dtype=torch.float64)
+        if weighted
+        else None,
     )
 
 

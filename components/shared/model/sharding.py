@@ -29,7 +29,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from ..errors import RefusedError
 from .mixed_model import MixedModel
 
-PASSES = ("lm_token_losses", "finetune_logits", "routing")
+PASSES = ("lm_token_losses", "head_losses", "finetune_logits", "routing")
 """Methods of `MixedModel` besides `forward` that a sharded model can run."""
 
 

@@ -27,6 +27,9 @@ A step reads run-specific values from its environment, so that they are not inpu
     MIXTUNE_GPUS           GPUs that the task requested; a step that finds fewer fails at once. If 0 or unset, a GPU is used
                            if there is one
     MIXTUNE_PROCESSES      processes of a training step; by default one for each GPU
+    MIXTUNE_TRAINJOB       the TrainJob of a training on several nodes, as JSON (shared/nodes/manifest.py); with
+                           MIXTUNE_TRAINJOB_GPUS, _GPU_TYPE, _NODE_SELECTOR, _TOLERATIONS and _AFFINITY
+    MIXTUNE_POD_NAMESPACE  with MIXTUNE_POD_NAME: the pod that launches it
 """
 
 from __future__ import annotations

@@ -43,11 +43,24 @@ def is_main() -> bool:
     return int(os.environ.get("RANK", "0")) == 0
 
 
+def trains(step: str, config: Section) -> bool:
+    """Tells whether a step trains a model with its configuration."""
+    return step in TRAINING_STEPS and bool(getattr(getattr(config, step, None), "trains", False))
+
+
 def num_processes(step: str, config: Section) -> int:
     """Returns the number of processes for a step."""
-    training = getattr(config, step, None)
-    if step not in TRAINING_STEPS or "RANK" in os.environ or not getattr(training, "trains", False):
+    if "RANK" in os.environ or not trains(step, config):
         return 1
+    return processes_here()
+
+
+def processes_here() -> int:
+    """Returns the number of processes of a training on this machine.
+
+    Raises:
+        RefusedError: if the environment asks for something that is no number.
+    """
     given = os.environ.get("MIXTUNE_PROCESSES")
     if given is not None:
         if not given.isdecimal() or int(given) < 1:
@@ -73,44 +86,76 @@ def run_in_processes(
         MixtuneError: if a process raised it or died.
     """
     with tempfile.TemporaryDirectory() as folder:
-        order = {
-            "step": step,
-            "config": config.to_json(),
-            "title": context.title,
-            "run_id": context.run_id,
-            "mlflow_run": context.tracker.run_id,
-            "mlflow_parent": context.tracker.parent_id,
-            "journal": str(context.tracker.journal_folder or ""),
-            "artifacts": {
-                name: {"path": artifact.path, "uri": artifact.uri, "metadata": artifact.metadata}
-                for name, artifact in artifacts.items()
-                if artifact is not None and not isinstance(artifact, list)
-            },
-            "parameters": dict(parameters),
-        }
-        write_json(Path(folder) / "order.json", order)
-        command = [sys.executable, "-c", TORCHRUN, "--standalone", f"--nproc-per-node={count}"]
+        write_order(Path(folder), step, config, context, artifacts, parameters)
         context.say(f"{context.title}: {count} processes")
-        with subprocess.Popen([*command, "-m", __name__, folder]) as processes:
-            try:
-                status = processes.wait()
-            except BaseException:
-                processes.terminate()
-                raise
-        _raise_what_was_raised(Path(folder))
+        status = run_torchrun(Path(folder), "--standalone", f"--nproc-per-node={count}")
+        raise_what_was_raised(Path(folder))
         if status != 0:
             raise MixtuneError(f"a process of the training ended with status {status}; its output stands above")
-        done = json.loads((Path(folder) / "done.json").read_text(encoding="utf-8"))
-        for name, metadata in done["metadata"].items():
-            output: Any = artifacts[name]
-            output.metadata.update(metadata)
-        context.facts.update(done["facts"])
+        read_done(Path(folder), artifacts, context)
 
 
-def _raise_what_was_raised(folder: Path) -> None:
-    for file in sorted(folder.glob("raised-*.json")):
-        raised = json.loads(file.read_text(encoding="utf-8"))
+def write_order(
+    folder: Path,
+    step: str,
+    config: Section,
+    context: Context,
+    artifacts: Mapping[str, ArtifactLike | list[ArtifactLike] | None],
+    parameters: Mapping[str, Any],
+) -> None:
+    """Writes order.json, from which processes run the step."""
+    order = {
+        "step": step,
+        "config": config.to_json(),
+        "title": context.title,
+        "run_id": context.run_id,
+        "mlflow_run": context.tracker.run_id,
+        "mlflow_parent": context.tracker.parent_id,
+        "journal": str(context.tracker.journal_folder or ""),
+        "artifacts": {
+            name: {"path": artifact.path, "uri": artifact.uri, "metadata": artifact.metadata}
+            for name, artifact in artifacts.items()
+            if artifact is not None and not isinstance(artifact, list)
+        },
+        "parameters": dict(parameters),
+    }
+    write_json(folder / "order.json", order)
+
+
+def run_torchrun(folder: Path, *options: str) -> int:
+    """Runs the step of an order in the processes of torchrun, which end with this one.
+
+    Args:
+        folder: contains order.json.
+        options: of torchrun.
+
+    Returns:
+        Exit status.
+    """
+    with subprocess.Popen([sys.executable, "-c", TORCHRUN, *options, "-m", __name__, str(folder)]) as processes:
+        try:
+            return processes.wait()
+        except BaseException:
+            processes.terminate()
+            raise
+
+
+def raise_what_was_raised(folder: Path) -> None:
+    """Raises what a process recorded: a refusal rather than another error, since the others often follow from it."""
+    records = [json.loads(file.read_text(encoding="utf-8")) for file in sorted(folder.glob("raised-*.json"))]
+    for raised in sorted(records, key=lambda one: one["kind"] != "refused"):
         raise (RefusedError if raised["kind"] == "refused" else MixtuneError)(*raised["problems"])
+
+
+def read_done(
+    folder: Path, artifacts: Mapping[str, ArtifactLike | list[ArtifactLike] | None], context: Context
+) -> None:
+    """Copies the artifacts' metadata and the facts that the first process wrote."""
+    done = json.loads((folder / "done.json").read_text(encoding="utf-8"))
+    for name, metadata in done["metadata"].items():
+        output: Any = artifacts[name]
+        output.metadata.update(metadata)
+    context.facts.update(done["facts"])
 
 
 def run_process(folder: Path) -> int:

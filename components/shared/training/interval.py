@@ -26,6 +26,7 @@ class Interval:
     realised: float = 0.0
     num_pretrain: int = 0
     num_finetune: int = 0
+    sum_finetune: float = 0.0
     tokens_pretrain: int = 0
     tokens_finetune: int = 0
     gradients: dict[str, float] = field(default_factory=dict)
@@ -58,11 +59,12 @@ class Interval:
 
     def count(self, data: StepData, mix_weight: float | None, weights: Weights) -> float:
         """Counts a step. Returns its realised λ."""
-        share = realised(weights, data.num_pretrain, data.num_finetune)
+        share = realised(weights, data.num_pretrain, data.sum_finetune)
         self.steps += 1
         self.mix_weight, self.realised = mix_weight, self.realised + share
         self.num_pretrain += data.num_pretrain
         self.num_finetune += data.num_finetune
+        self.sum_finetune += data.sum_finetune
         self.tokens_pretrain += data.tokens_pretrain
         self.tokens_finetune += data.tokens_finetune
         return share
@@ -74,7 +76,7 @@ class Interval:
         gathered = accelerator.reduce(torch.stack(list(self.sums.values())), "sum")
         sums = dict(zip(self.sums, gathered.tolist(), strict=True))
         pretrain = sums["pretrain"] / self.num_pretrain if self.num_pretrain else None
-        finetune = sums["finetune"] / self.num_finetune if self.num_finetune else None
+        finetune = sums["finetune"] / self.sum_finetune if self.sum_finetune else None
         share = self.realised / self.steps
         tokens = self.tokens_pretrain + self.tokens_finetune
         seconds = max(time.monotonic() - self.started, 1e-9)

@@ -12,8 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
 from functools import partial
 
 import torch
@@ -21,10 +19,8 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 from torch import Tensor
 
-from ..artifacts import Utilisation
 from ..checkpoints.keys import find_store
 from ..checkpoints.resume import Sigterm, TrainingCheckpointer, TrainingJob, TrainingState
-from ..checkpoints.store import CheckpointStore
 from ..config import Training
 from ..errors import RefusedError
 from ..model.bf16_on_cpu import fast_bf16
@@ -35,91 +31,26 @@ from ..model.packing import Segment
 from ..model.precision import pick_precision
 from ..model.sharding import is_sharded, whole
 from ..running.context import Context
-from ..running.processes import is_main
 from ..third_party.accelerate import reset_state
 from ..third_party.torch import uncompile
 from ..value_text import losses_text
 from .balance import routing_of_step
-from .control import ControlText
+from .easy_examples import weigh_examples
 from .interval import Interval, LogEntry
 from .lora import add_adapters, merge_adapters
 from .micro_batches import MicroBatchMaker
 from .mix_weight import MixWeight
 from .not_finite import explain_not_finite
 from .optimizer import is_task_head, learning_rates, make_optimizer, make_schedule
+from .osf import split_by_singular_values
 from .out_of_memory import ExplainOutOfMemory
 from .placing import place_model, shards, undo
 from .pull_back import pull_back
-from .reference_models import ReferenceModel
+from .result import Result
 from .stream_gradients import TugOfWar
 from .streams import Mix
 from .utilisation import Meter
-
-
-@dataclass
-class Result:
-    """The result of a training.
-
-    Attributes:
-        curve: one object for each logged step.
-        steps: optimizer steps.
-        tokens: tokens processed, by stream.
-        realised_mix_weight: pretraining tokens' share of the gradient weights, averaged over the steps.
-        pull_back: α of the pull back to the forgetting budget, 1 if there was none; None without a budget.
-        seconds: wall-clock time of the loop, summed over all attempts.
-        flops: model FLOPs, of all processes and attempts.
-        utilisation: what the training made of its machine.
-        main: whether this is the process that writes the outputs.
-        checkpoints: the checkpoint store; to be marked as finished after the model is written.
-        sharded: the trained model, if its weights are still sharded; the given model then has none.
-    """
-
-    curve: list[LogEntry] = field(default_factory=list)
-    steps: int = 0
-    tokens: dict[str, int] = field(default_factory=lambda: {"pretrain": 0, "finetune": 0})
-    realised_mix_weight: float = 0.0
-    pull_back: float | None = None
-    seconds: float = 0.0
-    flops: float = 0.0
-    utilisation: Utilisation = field(default_factory=Utilisation)
-    device: str = "cpu"
-    precision: str = "float32"
-    processes: int = 1
-    main: bool = field(default_factory=is_main)
-    checkpoints: CheckpointStore | None = None
-    sharded: MixedModel | None = None
-
-
-@dataclass(frozen=True)
-class TrainingVariant:
-    """Optional parts of a training besides the mixed loss.
-
-    Attributes:
-        control: text on which forgetting is measured, for a forgetting budget.
-        reference: model that forgetting is measured against; None means the start model.
-        load_reference: loads the model that forgetting is measured against.
-        limit: forgetting on control text that the trained model may have, in nats per token; None means any.
-        start: model that the penalties pull towards.
-        kl_weight: penalty on KL(start || model), a mean over the tokens of the fine-tuning stream.
-        l2sp_weight: penalty on the squared distance from the start model's weights.
-        lora_rank: train low-rank adapters of this rank instead of the backbone.
-        lora_merge: whether the adapters become part of the weights at the end.
-    """
-
-    control: ControlText | None = None
-    reference: MixedModel | None = None
-    load_reference: Callable[[], MixedModel] | None = None
-    limit: float | None = None
-    start: ReferenceModel | None = None
-    kl_weight: float = 0.0
-    l2sp_weight: float = 0.0
-    lora_rank: int | None = None
-    lora_merge: bool = True
-
-    @property
-    def merges(self) -> bool:
-        """Tells whether there are adapters that are merged at the end."""
-        return self.lora_rank is not None and self.lora_merge
+from .variant import TrainingVariant
 
 
 def train(
@@ -185,6 +116,8 @@ def train(
         result.checkpoints = find_store(job, model, read, layout, context)
     if variant.lora_rank is not None:
         add_adapters(model, variant.lora_rank)
+    if variant.osf_share is not None:
+        split_by_singular_values(model, variant.osf_share)
     if rank:
         set_seed(seed, device_specific=True)  # new adapters are the same on all ranks, dropout is not
     _freeze_what_has_no_loss(model, mix)
@@ -193,6 +126,8 @@ def train(
         raise RefusedError(
             "parallelism: with fsdp, low-rank adapters cannot be trained to a forgetting budget; use ddp"
         )
+    if sharded and variant.osf_share is not None:
+        raise RefusedError("parallelism: OSF cannot be trained with fsdp; use ddp")
     place = partial(place_model, sharded=sharded, device=device, precision=precision)
     trained = place(model)
     if start is not None:
@@ -217,6 +152,12 @@ def train(
     maker = MicroBatchMaker(mix, rank, world, training.micro_batch_size, pad_id, width_multiple)
     tug_of_war = TugOfWar(accelerator, wrapped, mix_weight, steps)
 
+    def log(entry: LogEntry) -> None:
+        result.curve.append(entry)
+        context.tracker.log_metrics(
+            {name: value for name, value in entry.items() if name != "step"}, int(entry["step"] or 0)
+        )
+
     with (
         fast_bf16([each.lm for each in (trained, *references)], device, precision),
         ExplainOutOfMemory(trained, training) as memory,
@@ -224,24 +165,39 @@ def train(
         TrainingCheckpointer(result.checkpoints, state, training, accelerator, context, sigterm, job) as checkpointer,
     ):
         checkpointer.claim()
-        control = variant.control
-        if control is not None:  # before a checkpoint's weights replace those of the start model
-            control.read_reference(place(reference) if reference is not None else trained, accelerator)
-            if reference is not None and not sharded:
-                reference.to("cpu")
+        control, watch = variant.control, variant.watch
+        # Before a checkpoint's weights replace those of the start model.
+        if reference is not None:
+            reference = place(reference)
+        if control is not None:
+            control.read_reference(reference or trained, accelerator)
+        if watch is not None:
+            if reference is not None:
+                watch.read_reference(reference, accelerator, maker)
+            at_start = watch.measure(trained, 0, accelerator, maker)
+        if reference is not None and not sharded:
+            reference.to("cpu")
+        if variant.flow:
+            weigh_examples(trained, mix, training, pad_id, accelerator, context)
         first, counters = checkpointer.restore()
         interval = Interval.restored(counters, device) if counters else Interval.new(device)
         started = time.monotonic() - result.seconds
         upcoming = maker.step(first) if first < steps else None
+        if watch is not None and not first:
+            log(at_start)
+        ends = watch is not None and watch.stops(result.curve)
         with context.progress(steps, "steps", done=first) as progress:
+            done = first
             for step in range(first, steps):
+                if ends:
+                    break
                 checkpointer.before_step(step, interval)
                 assert upcoming is not None
                 data, micro_batches, batches = upcoming.data, upcoming.rows, partial(upcoming.on, device)
                 memory.note(data, micro_batches[0])
                 tug_of_war.before_first(data, batches)
                 mix_weight_now = mix_weight.at(step)
-                weights = mix_weight.weights(step, data.num_pretrain, data.num_finetune)
+                weights = mix_weight.weights(step, data.num_pretrain, data.sum_finetune)
                 tug_of_war.before_step(step, data, weights, batches)
                 routing = routing_of_step(trained, batches, accelerator)
                 for number, (rows, batch) in enumerate(zip(micro_batches, batches(), strict=True)):
@@ -275,23 +231,27 @@ def train(
                 if control is not None and control.is_due(step + 1):
                     share = rates.get("learning_rate", 0.0) / training.learning_rate
                     mix_weight.observe(*control.measure(trained, step + 1, accelerator), step + 1, share)
+                if watch is not None and watch.is_due(step + 1):
+                    log(watch.measure(trained, step + 1, accelerator, maker))
+                    ends = watch.stops(result.curve)
                 share = interval.count(data, mix_weight_now, weights)
                 result.realised_mix_weight += share
                 result.tokens["pretrain"] += data.tokens_pretrain
                 result.tokens["finetune"] += data.tokens_finetune
                 meter.after_step(data)
                 progress.advance(tokens=data.tokens_pretrain + data.tokens_finetune)
-                if (step + 1) % training.log_every_steps == 0 or step + 1 == steps:
-                    entry = interval.entry(accelerator, step + 1, float(norm), rates, mix_weight)
-                    result.curve.append(entry)
+                done = step + 1
+                if done % training.log_every_steps == 0 or done == steps or ends:
+                    entry = interval.entry(accelerator, done, float(norm), rates, mix_weight)
                     progress.measured(losses_text(entry))
-                    context.tracker.log_metrics(
-                        {name: value for name, value in entry.items() if name != "step"}, step + 1
-                    )
+                    log(entry)
                     interval = Interval.new(device)
                 result.seconds = time.monotonic() - started
-                checkpointer.after_step(step + 1, interval)
-    result.realised_mix_weight /= max(steps, 1)
+                checkpointer.after_step(done, interval)
+    if watch is not None and done < steps:
+        result.steps, result.stopped = done, watch.stopped(result.curve, done, steps)
+        context.say(f"{context.title}: {result.stopped.sentence}")
+    result.realised_mix_weight /= max(done, 1)
     result.utilisation = meter.measured()
     uncompile(trained.lm.base_model)
     if variant.merges and not sharded:

@@ -23,8 +23,11 @@ class MixWeight:
         """Returns the configured λ of a step; None if it is not configured."""
         raise NotImplementedError
 
-    def weights(self, step: int, num_pretrain: int, num_finetune: int) -> Weights:
-        """Returns the token weights of a step, from the counts N_pt and N_ft of the whole step."""
+    def weights(self, step: int, num_pretrain: int, num_finetune: float) -> Weights:
+        """Returns the token weights of a step, from the counts N_pt and N_ft of the whole step.
+
+        Where examples have weights of their own, N_ft is the sum of these weights.
+        """
         raise NotImplementedError
 
     def observe(self, nats: float, tokens: int, done: int, rate: float) -> None:
@@ -49,12 +52,12 @@ class MixWeight:
         """Restores the state that `state` returned."""
 
 
-def split(mix_weight: float, num_pretrain: int, num_finetune: int) -> Weights:
+def split(mix_weight: float, num_pretrain: int, num_finetune: float) -> Weights:
     """Returns λ / N_pt and (1 - λ) / N_ft."""
-    return mix_weight / max(num_pretrain, 1), (1 - mix_weight) / max(num_finetune, 1)
+    return mix_weight / (num_pretrain or 1), (1 - mix_weight) / (num_finetune or 1)
 
 
-def realised(weights: Weights, num_pretrain: int, num_finetune: int) -> float:
+def realised(weights: Weights, num_pretrain: int, num_finetune: float) -> float:
     """Returns the share of the step's weights on its pretraining tokens."""
     of_text, of_labels = weights[0] * num_pretrain, weights[1] * num_finetune
     return of_text / (of_text + of_labels) if of_text + of_labels else 0.0
@@ -70,7 +73,7 @@ class Constant(MixWeight):
         """Returns λ."""
         return self.mix_weight
 
-    def weights(self, step: int, num_pretrain: int, num_finetune: int) -> Weights:
+    def weights(self, step: int, num_pretrain: int, num_finetune: float) -> Weights:
         """Returns `split` of λ."""
         return split(self.mix_weight, num_pretrain, num_finetune)
 
@@ -100,9 +103,35 @@ class Scheduled(MixWeight):
             share = (1 - math.cos(math.pi * share)) / 2
         return values[low] + share * (values[low + 1] - values[low])
 
-    def weights(self, step: int, num_pretrain: int, num_finetune: int) -> Weights:
+    def weights(self, step: int, num_pretrain: int, num_finetune: float) -> Weights:
         """Returns `split` of the step's λ."""
         return split(self.at(step), num_pretrain, num_finetune)
+
+
+@dataclass(frozen=True)
+class Sampled(MixWeight):
+    """λ in expectation only: weights from the mean counts of steps whose numbers of items are drawn (`SampledMix`).
+
+    With q the probability of drawing an item of the pretraining stream, its tokens weigh λ / E[N_pt], and E[N_pt] is
+    proportional to q: this is the correction w / q of importance sampling. What a step really draws is not looked at.
+
+    Attributes:
+        mix_weight: λ.
+        mean_pretrain: E[N_pt], supervised tokens of the pretraining stream in a step.
+        mean_finetune: E[N_ft].
+    """
+
+    mix_weight: float
+    mean_pretrain: float
+    mean_finetune: float
+
+    def at(self, step: int) -> float:
+        """Returns λ."""
+        return self.mix_weight
+
+    def weights(self, step: int, num_pretrain: int, num_finetune: float) -> Weights:
+        """Returns the same weights for every step."""
+        return self.mix_weight / self.mean_pretrain, (1 - self.mix_weight) / self.mean_finetune
 
 
 @dataclass(frozen=True)
@@ -113,7 +142,7 @@ class Pooled(MixWeight):
         """Returns None, since λ is not configured."""
         return None
 
-    def weights(self, step: int, num_pretrain: int, num_finetune: int) -> Weights:
+    def weights(self, step: int, num_pretrain: int, num_finetune: float) -> Weights:
         """Returns equal weights for all supervised tokens (or examples)."""
         weight = 1 / max(num_pretrain + num_finetune, 1)
         return weight, weight
@@ -174,7 +203,7 @@ class BudgetController(MixWeight):
         proportional = slope * violation
         return 1 / (1 + math.exp(-self._bounded(self.dual + proportional)))
 
-    def weights(self, step: int, num_pretrain: int, num_finetune: int) -> Weights:
+    def weights(self, step: int, num_pretrain: int, num_finetune: float) -> Weights:
         """Returns `split` of the current λ."""
         return split(self.at(step), num_pretrain, num_finetune)
 

@@ -15,8 +15,8 @@ from ..model.loading import load_model, weights_location
 from ..model.mixed_model import MixedModel
 from ..model.sharded_saving import save_sharded
 from ..running.context import Context
-from .loop import Result
 from .plain_comparison import compare_with_transformers
+from .result import Result
 from .streams import FinetuneStream
 
 
@@ -103,6 +103,7 @@ def save_card(
             "steps": result.steps,
             "realised_mix_weight": result.realised_mix_weight if trained else None,
             "pull_back": result.pull_back,
+            "stopped": result.stopped,
             "seconds": round(result.seconds, 2),
             "utilisation": result.utilisation,
             "device": result.device,
@@ -127,6 +128,9 @@ def save_card(
     }
     numbers |= {f"tokens_{stream}": count for stream, count in result.tokens.items()}
     numbers["seconds"] = card.seconds
+    watched = [float(entry["watch_seconds"] or 0) for entry in result.curve if "watch_seconds" in entry]
+    if watched:
+        numbers["watch_seconds"] = sum(watched)
     numbers |= {name: value for name, value in card.utilisation.model_dump().items() if value is not None}
     if card.realised_mix_weight is not None:
         numbers["realised_mix_weight"] = card.realised_mix_weight

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from ..model.packing import Batch
 from ..model.sharding import is_sharded, local, sum_over_shards
-from .mix_weight import MixWeight, Weights
+from .mix_weight import MixWeight, Weights, split
 from .streams import StepData
 
 COST = 0.03
@@ -71,10 +71,10 @@ class GradientScaled(MixWeight):
         of_text, of_labels = share / self.pretrain, (1 - share) / self.finetune
         return of_text / (of_text + of_labels)
 
-    def weights(self, step: int, num_pretrain: int, num_finetune: int) -> Weights:
+    def weights(self, step: int, num_pretrain: int, num_finetune: float) -> Weights:
         """Returns the token weights for λ_t."""
         mix_weight = self.at(step) or 0.0
-        return mix_weight / max(num_pretrain, 1), (1 - mix_weight) / max(num_finetune, 1)
+        return split(mix_weight, num_pretrain, num_finetune)
 
     def observe_norms(self, pretrain: float, finetune: float) -> None:
         """Updates the smoothed norms. Ignores norms that are 0 or not finite."""
@@ -128,15 +128,15 @@ class TugOfWar:
     def before_first(self, data: StepData, batches: Batches) -> None:
         """Measures the norms that λ of the first step depends on, in two passes."""
         scaled = self.mix_weight
-        if not isinstance(scaled, GradientScaled) or scaled.pretrain or not (data.num_pretrain and data.num_finetune):
+        if not isinstance(scaled, GradientScaled) or scaled.pretrain or not (data.num_pretrain and data.sum_finetune):
             return
-        of_streams = (1 / data.num_pretrain, 0.0), (0.0, 1 / data.num_finetune)
+        of_streams = (1 / data.num_pretrain, 0.0), (0.0, 1 / data.sum_finetune)
         pretrain, finetune = (self._norm(self._gradient(batches, weights)) for weights in of_streams)
         scaled.observe_norms(pretrain, finetune)
 
     def before_step(self, step: int, data: StepData, weights: Weights, batches: Batches) -> None:
         """Computes the gradient of the pretraining stream's part, if the step is to be measured and has both streams."""
-        both = data.num_pretrain and data.num_finetune and weights[0] > 0 and weights[1] > 0
+        both = data.num_pretrain and data.sum_finetune and weights[0] > 0 and weights[1] > 0
         self._text = self._gradient(batches, (weights[0], 0.0)) if step in self._due and both else None
 
     def after_step(self, data: StepData, weights: Weights) -> dict[str, float]:
@@ -164,7 +164,7 @@ class TugOfWar:
         if not (0 < of_text < math.inf and 0 < of_rest < math.inf and 0 < total < math.inf):
             return {}
         pretrain = math.sqrt(of_text) / (weights[0] * data.num_pretrain)
-        finetune = math.sqrt(of_rest) / (weights[1] * data.num_finetune)
+        finetune = math.sqrt(of_rest) / (weights[1] * data.sum_finetune)
         if isinstance(self.mix_weight, GradientScaled):
             self.mix_weight.observe_norms(pretrain, finetune)
         return {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from functools import lru_cache
 from itertools import islice
 
@@ -18,7 +18,8 @@ from ..model.masking import Masking
 from ..model.packing import Segment, pack_narrow, width_of
 from ..task_kinds import TASK_KINDS
 
-PRETRAIN_ID, FINETUNE_ID, MASKING_ID = 0, 1, 2
+PRETRAIN_ID, FINETUNE_ID, MASKING_ID, SAMPLING_ID = 0, 1, 2, 3
+COUNTED_ITEMS = 1024  # of each stream, whose mean number of supervised tokens sampling weights are computed from
 SHORTEST_WINDOW = 8  # in shorter windows, tokens would have hardly any context
 
 
@@ -97,10 +98,14 @@ class FinetuneStream:
         documents: the examples.
         seed: seed of the order.
         task: without a task head the loss is on tokens, otherwise on the example as a whole.
+
+    Attributes:
+        weights: weight of each example in the mean loss; None if all are 1.
     """
 
     def __init__(self, documents: Documents, seed: int, task: Task) -> None:
         self._documents, self.task = documents, task
+        self.weights: np.ndarray | None = None
         self._order = _Permutations(len(documents), seed, FINETUNE_ID)
 
     def __len__(self) -> int:
@@ -116,14 +121,19 @@ class FinetuneStream:
         return _name_of(self._documents, index)
 
     def item(self, position: int) -> list[Segment]:
-        index = self._order[position]
+        return [self.segment(self._order[position])]
+
+    def segment(self, index: int) -> Segment:
+        """Returns an example by its index in the data."""
         tokens = np.asarray(self._documents.tokens(index))
+        weight = 1.0 if self.weights is None else float(self.weights[index])
         if TASK_KINDS[self.task].head is None:
             learned = self._documents.supervised(*self._documents.offsets[index : index + 2].tolist())
-            return [Segment(tokens, int(self._documents.supervised_from[index]), -1, index, supervised=learned)]
+            first = int(self._documents.supervised_from[index])
+            return Segment(tokens, first, -1, index, supervised=learned, weight=weight)
         targets = tuple(float(value) for value in self._documents.targets[index])
         label, second_from = int(self._documents.labels[index]), int(self._documents.second_from[index])
-        return [Segment(tokens, len(tokens), label, index, targets=targets, second_from=second_from)]
+        return Segment(tokens, len(tokens), label, index, targets=targets, second_from=second_from, weight=weight)
 
 
 def _name_of(documents: Documents, index: int) -> str:
@@ -158,6 +168,7 @@ class StepData:
         tokens_pretrain: all tokens of the pretraining stream, without padding.
         tokens_finetune: all tokens of the fine-tuning stream, without padding.
         max_length: maximum tokens per row; these rows can be narrower.
+        sum_finetune: the sum of the weights of what `num_finetune` counts; the same number if all weights are 1.
     """
 
     rows: list[list[Segment]]
@@ -166,6 +177,11 @@ class StepData:
     tokens_pretrain: int
     tokens_finetune: int
     max_length: int
+    sum_finetune: float = -1.0
+
+    def __post_init__(self) -> None:
+        if self.sum_finetune < 0:
+            object.__setattr__(self, "sum_finetune", self.num_finetune)
 
     @classmethod
     def packed(cls, windows: list[list[Segment]], examples: list[list[Segment]], max_length: int) -> StepData:
@@ -179,13 +195,15 @@ class StepData:
         items = windows + examples
         rows = pack_narrow([width_of(item) for item in items], max_length)
         labelled = [segment for item in examples for segment in item]
+        counts = [1 if segment.labelled else segment.num_supervised for segment in labelled]
         return cls(
             [[segment for index in row for segment in items[index]] for row in rows],
             sum(segment.num_supervised for item in windows for segment in item),
-            sum(1 if segment.labelled else segment.num_supervised for segment in labelled),
+            sum(counts),
             sum(map(width_of, windows)),
             sum(map(width_of, examples)),
             max_length,
+            sum(segment.weight * count for segment, count in zip(labelled, counts, strict=True)),
         )
 
     def share(self, rank: int, world_size: int, micro_batch_size: int) -> Iterator[list[list[Segment]]]:
@@ -256,17 +274,58 @@ class Mix:
         stream = self.pretrain if segment.pretrain else self.finetune
         return stream.name_of(segment.key) if stream is not None else "padding"
 
+    def positions(self, step: int) -> tuple[range, range]:
+        """Returns the positions in both streams that one optimizer step reads."""
+        taken = step * self.num_windows, (step + 1) * self.num_windows
+        return range(*taken), range(step * self.num_examples, (step + 1) * self.num_examples)
+
     def step(self, step: int) -> StepData:
         """Returns the data of one optimizer step."""
         windows: list[list[Segment]] = []
         examples: list[list[Segment]] = []
+        of_text, of_labels = self.positions(step)
         if self.pretrain is not None:
-            taken = range(step * self.num_windows, (step + 1) * self.num_windows)
-            windows = [segments for position in taken if (segments := self.pretrain.item(position))]
+            windows = [segments for position in of_text if (segments := self.pretrain.item(position))]
         if self.finetune is not None:
-            taken = range(step * self.num_examples, (step + 1) * self.num_examples)
-            examples = [self.finetune.item(position) for position in taken]
+            examples = [self.finetune.item(position) for position in of_labels]
         return StepData.packed(windows, examples, self.max_length)
+
+
+@dataclass(frozen=True)
+class SampledMix(Mix):
+    """Draws the stream of each of a step's items, as frameworks do that mix data sets by sampling.
+
+    An item comes from the pretraining stream with the share of its windows among the items of a `Mix`.
+
+    Attributes:
+        drawn: (steps + 1,) windows that were drawn before each step.
+    """
+
+    drawn: np.ndarray = field(default_factory=lambda: np.zeros(1, np.int64))
+
+    @classmethod
+    def of(cls, mix: Mix, steps: int, seed: int) -> SampledMix:
+        """Creates it from a mix of both streams, whose numbers of items become means."""
+        items = mix.num_windows + mix.num_examples
+        counts = np.random.default_rng([seed, SAMPLING_ID]).binomial(items, mix.num_windows / items, steps)
+        given = {each.name: getattr(mix, each.name) for each in fields(Mix)}
+        return cls(**given, drawn=np.concatenate([[0], np.cumsum(counts)]))
+
+    def positions(self, step: int) -> tuple[range, range]:
+        """Returns the positions in both streams that one optimizer step reads."""
+        items = self.num_windows + self.num_examples
+        first, last = self.drawn[step : step + 2].tolist()
+        return range(first, last), range(step * items - first, (step + 1) * items - last)
+
+    def mean_counts(self) -> tuple[float, float]:
+        """Returns the means of N_pt and N_ft over the steps, estimated on the first items of each stream."""
+        assert self.pretrain is not None
+        assert self.finetune is not None
+        windows = [self.pretrain.item(position) for position in range(min(len(self.pretrain), COUNTED_ITEMS))]
+        examples = [self.finetune.item(position) for position in range(min(len(self.finetune), COUNTED_ITEMS))]
+        of_text = StepData.packed([one for one in windows if one], [], self.max_length).num_pretrain / len(windows)
+        of_labels = StepData.packed([], examples, self.max_length).num_finetune / len(examples)
+        return self.num_windows * of_text, self.num_examples * of_labels
 
 
 def make_mix(

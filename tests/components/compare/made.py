@@ -60,6 +60,9 @@ class Made:
         budget: forgetting budget, in bits per byte.
         seed: a further seed that it was trained with.
         replay_share: share of its tokens that was pretraining text.
+        stopped: when and why its training was stopped early.
+        generation: what it took to write its training data.
+        divergence: KL(pretrained ‖ candidate) on the task's inputs, nats per token; not measured where it is None.
     """
 
     id: str
@@ -75,7 +78,10 @@ class Made:
     budget: float | None = None
     seed: int | None = None
     replay_share: float | None = None
+    divergence: float | None = None
+    generation: dict[str, Any] | None = None
     utilisation: dict[str, float] = field(default_factory=dict)
+    stopped: dict[str, Any] | None = None
 
 
 PRETRAINED = Made("pretrained", "pretrained", mix_weight=1.0)
@@ -114,6 +120,9 @@ def write_evaluation(
             )
         if one.curve:
             write_jsonl(folder / one.id / "training.jsonl", one.curve)
+        if one.divergence is not None:
+            rows = [{"id": f"dev-e{i}", "tokens": 10 + i, "nats": one.divergence * (10 + i)} for i in range(5)]
+            write_jsonl(folder / one.id / "dev.kl.jsonl", rows)
         entries.append(
             {
                 "format": "mixtune-model/1", "id": one.id, "kind": one.kind,
@@ -122,7 +131,7 @@ def write_evaluation(
                 "realised_mix_weight": one.mix_weight if one.realised is None else one.realised,
                 "has_task_head": one.right is not None,
                 "params": _params(one), "steps": 200, "seconds": 31.5,
-                "utilisation": one.utilisation,
+                "utilisation": one.utilisation, "generation": one.generation, "stopped": one.stopped,
                 "tokens": {"pretrain": 100_000 if one.mix_weight else 0, "finetune": 200_000}, "base": "scratch",
                 "data": {"pretrain": "a" * 64, "finetune": "b" * 64}, "mlflow_runs": {one.id: f"run-of-{one.id}"},
                 "device": "cpu", "precision": "bf16",

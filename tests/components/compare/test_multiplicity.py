@@ -46,10 +46,13 @@ def test_power_is_that_of_the_selected_candidate() -> None:
     found = power(candidates, "a", 0.02)
     assert found is not None
     assert (found.candidate, found.examples) == ("a", 400)
-    assert found.needed == pytest.approx(400 * (found.half_width / 0.02) ** 2, rel=0.1)
+    # One candidate in five disagrees: the formula for a normal difference, with z of 95 % on both sides and of 80 % on one.
+    assert found.needed == pytest.approx(0.2 * ((1.960 + 0.842) / 0.02) ** 2, rel=0.1)
+    assert found.chance == pytest.approx(0.146, abs=0.03)
     assert found.sentence == (
-        f"A margin of 0.02 (gate.max_score_drop) needs about {found.needed:,} labelled examples on dev, as a and fine-tuning "
-        "alone disagree; there are 400: too few, so the gate can hardly be met"
+        f"A margin of 0.02 (gate.max_score_drop) needs about {found.needed:,} labelled examples on dev, so that a candidate as "
+        "good as fine-tuning alone meets it with a chance of 80% (estimated from how a and fine-tuning alone disagree); there "
+        f"are 400: too few, the chance is about {found.chance:.0%}"
     )
     best = power(candidates, "finetuned", 0.3)
     assert best is not None
@@ -57,6 +60,23 @@ def test_power_is_that_of_the_selected_candidate() -> None:
     assert best.sentence.endswith("there are 400: enough")
     assert power(candidates, "a", 0.0) is None
     assert power(candidates[:1], "finetuned", 0.02) is None
+
+
+def test_the_chance_is_how_often_a_candidate_meets_the_gate() -> None:
+    """Drawn over and over: as good as fine-tuning alone, and as many examples as are said to be needed."""
+    draw = np.random.default_rng(0)
+    needed = round(0.2 * ((1.960 + 0.842) / 0.1) ** 2)
+    met, chances = 0, []
+    for _ in range(300):
+        answers = draw.choice([-1.0, 0.0, 1.0], needed, p=[0.1, 0.8, 0.1])
+        one = replace(measured("a"), task_score_vs_finetuned=DRAW.mean(answers), examples=needed)
+        found = power([measured("finetuned", "finetuned"), one], "a", 0.1)
+        assert found is not None
+        assert one.task_score_vs_finetuned is not None
+        met += one.task_score_vs_finetuned.low > -0.1
+        chances.append(found.chance)
+    assert met / 300 == pytest.approx(0.8, abs=0.06)
+    assert np.mean(chances) == pytest.approx(0.8, abs=0.03)
 
 
 def test_the_report_tells_the_correction_and_the_power(tmp_path: Path) -> None:

@@ -166,6 +166,15 @@ def test_costs_show_what_was_measured_and_nothing_else(tmp_path: Path, on_gpu: b
     assert done.report["costs"]["peak_memory_bytes"] == 3 << 30
 
 
+def test_the_cost_of_generated_data_is_told(tmp_path: Path) -> None:
+    written = {"tokens": 12_345, "documents": 90, "seconds": 21.4}
+    done = compare(tmp_path, write_all(tmp_path, replace(MIXED, generation=written)))
+    page = (done.folder / "report.html").read_text(encoding="utf-8")
+    assert "<td>32<small>21 of them to generate 12,345 tokens</small></td>" in page
+    assert done.row("mixed-0.3")["generation"] == {**written, "kept": None}
+    assert done.row("finetuned")["generation"] is None
+
+
 def row(name: str, kind: str, score: float | None = 0.5) -> dict[str, Any]:
     return {
         "id": name,

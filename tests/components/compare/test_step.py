@@ -404,6 +404,31 @@ def test_lambda_is_not_drawn_where_it_stays(tmp_path: Path) -> None:
     assert "λ over the training" not in (done.folder / "report.html").read_text(encoding="utf-8")
 
 
+def test_a_watched_training_is_drawn_and_one_that_was_stopped_is_named(tmp_path: Path) -> None:
+    curve = [
+        {"step": step, "watch_forgetting": step / 100, "watch_loss_finetune": 2 - step / 100, "watch_seconds": 0.1}
+        for step in (0, 10, 20)
+    ]
+    curve += [{"step": 20, "loss_pretrain": 3.0, "loss_finetune": 2.0, "mix_weight": 0.3}]
+    stopped = {"step": 20, "planned_steps": 40, "limit": 0.05, "forgetting": [0.1, 0.2]}
+    done = compare(tmp_path, write_all(tmp_path, replace(MIXED, curve=curve, stopped=stopped), STRONGER))
+    row = done.row("mixed-0.3")
+    assert row["watch"] == {
+        "forgetting": 0.2, "loss_finetune": 1.8, "measurements": 3, "seconds": pytest.approx(0.3),
+        "training_share": pytest.approx(0.3 / 31.5),
+    }  # fmt: skip
+    assert {name: row["stopped"][name] for name in stopped} == stopped
+    assert (done.row("finetuned")["watch"], done.row("finetuned")["stopped"]) == (None, None)
+    page, text = ((done.folder / name).read_text(encoding="utf-8") for name in ("report.html", "report.md"))
+    for shown in (page, text):
+        assert "mixed-0.3: training was stopped early, after step 20 of 40" in shown
+        assert "in 2 measurements in a row and did not fall (0.100, 0.200)" in shown
+        assert "Watching the trainings took 0.3 s of it, at most 1.0 % of the training of a candidate." in shown
+    assert "Forgetting over the training, on the watched text" in page
+    assert "mixed-0.3 ends at 0.200" in (done.folder / "watch-forgetting.svg").read_text(encoding="utf-8")
+    assert "mixed-0.3 ends at 1.800" in (done.folder / "watch-finetune.svg").read_text(encoding="utf-8")
+
+
 def test_a_forgetting_budget_is_held_against_what_is_forgotten_on_dev(tmp_path: Path) -> None:
     forgets = compare(tmp_path / "before", write_all(tmp_path / "before", MIXED)).row("mixed-0.3")["dev"]["delta_bpb"]
     value = forgets["value"]

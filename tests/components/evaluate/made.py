@@ -155,6 +155,7 @@ def evaluate(
     labelled: Artifact,
     other: Artifact | None = None,
     classification: Artifact | None = None,
+    pretrained: Artifact | None = None,
     **options: Any,
 ) -> tuple[dict[str, Any], Path]:
     """Runs the step; gives evaluation.json and its folder."""
@@ -167,7 +168,7 @@ def evaluate(
     if not (folder / "text" / "manifest.json").is_file():
         text = write_text(folder / "text")
     run(
-        config, context=Context.for_tests(), model=model, other=other, pretrain_heldout=text,
+        config, context=Context.for_tests(), model=model, other=other, pretrained=pretrained, pretrain_heldout=text,
         finetune_heldout=labelled, evaluation=evaluation, metrics=Artifact(str(folder / "metrics")),
         classification=classification or Artifact(str(folder / "classification")),
     )  # fmt: skip

@@ -12,11 +12,11 @@ import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedTokenizerFast
 
-from mixtune.components.evaluate.generation import generate
 from mixtune.components.evaluate.scores import exact_match
 from mixtune.components.shared.artifacts import Artifact, ModelCard, read_jsonl
 from mixtune.components.shared.data.prepared import DataManifest, Document, write_split
 from mixtune.components.shared.errors import MixtuneError
+from mixtune.components.shared.model.generation import generate
 from mixtune.components.shared.model.loading import load_model
 from mixtune.components.shared.model.mixed_model import MixedModel
 from mixtune.components.shared.model.packing import Segment, collate

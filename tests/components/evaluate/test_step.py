@@ -115,7 +115,7 @@ def test_answers_are_greedy_and_the_reference_is_scored(tmp_path: Path, architec
 
 
 def test_a_prompt_that_fills_all_positions_is_answered_with_nothing(tmp_path: Path) -> None:
-    from mixtune.components.evaluate.generation import generate
+    from mixtune.components.shared.model.generation import generate
 
     model = tiny_model("gpt2").eval()
     progress = Context.for_tests().progress(1, "batches")

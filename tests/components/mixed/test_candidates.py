@@ -117,7 +117,7 @@ def forgetting_on_control_text(stages: Stages, model: Path) -> float:
 
 def test_forgetting_is_the_rise_over_the_pretrained_model_on_control_text(stages: Stages) -> None:
     finetuned = stages.finetune(steps=20)
-    with pytest.raises(RefusedError, match="pretrained: is required for a forgetting budget"):
+    with pytest.raises(RefusedError, match="pretrained: is required to measure forgetting"):
         stages.mixed(budgeted(0.1), start="finetuned", folder="finetuned")
     candidate, ends = budgeted(0.1, smoothing=1), {"start": "finetuned", "folder": "finetuned"}
     folder = stages.mixed(candidate, pretrained="pretrained", **ends, **EVERY_STEP | {"learning_rate": 1e-30})
@@ -197,7 +197,12 @@ def test_more_pretraining_takes_as_many_tokens(stages: Stages, options: dict[str
 
 @pytest.mark.parametrize(
     ("options", "column"),
-    [({"lora_rank": 2, "learning_rate": 0.05}, None), ({"kl_weight": 0.5}, "kl"), ({"l2sp_weight": 0.1}, "l2sp")],
+    [
+        ({"lora_rank": 2, "learning_rate": 0.05}, None),
+        ({"kl_weight": 0.5}, "kl"),
+        ({"l2sp_weight": 0.1}, "l2sp"),
+        ({"osf_share": 0.5}, None),
+    ],
 )
 @pytest.mark.parametrize("weight", [0.0, 0.3])
 def test_controls_are_trained_like_the_others(
@@ -215,6 +220,38 @@ def test_controls_are_trained_like_the_others(
     before, after = (load_model(one).lm.state_dict() for one in (folder, stages.folder / "pretrained"))
     assert before.keys() == after.keys()
     assert any(not torch.equal(before[name], after[name]) for name in before)
+
+
+def test_sampled_streams_have_lambda_in_expectation_only(stages: Stages) -> None:
+    sampled = MixedCandidate(id="mixed-0.3-sampled", mix_weight=0.3, sampled=True)
+    folder = stages.mixed(sampled, log_every_steps=1, steps=60, batch_size=8)
+    curve = curve_of(folder)
+    assert {entry["mix_weight"] for entry in curve} == {0.3}
+    weights = [entry["realised_mix_weight"] for entry in curve]
+    assert len(set(weights)) > 5
+    assert min(weights) < 0.25
+    assert max(weights) > 0.35
+    assert sum(weights) / len(weights) == pytest.approx(0.3, abs=0.05)
+    assert len({entry["supervised_finetune"] for entry in curve}) > 3, "the number of examples is drawn"
+
+
+def test_flow_weighs_examples_by_the_start_models_loss(tmp_path: Path) -> None:
+    stages = Stages(tmp_path, "generation")
+    stages.pretrain(steps=20)
+    candidate = MixedCandidate(id="mixed-0.3-flow", mix_weight=0.3, flow=True)
+    flow, plain = (curve_of(stages.mixed(one, **EVERY_STEP)) for one in (candidate, 0.3))
+    assert flow[0]["loss_finetune"] < plain[0]["loss_finetune"], "hard examples count less"
+    assert flow[0]["loss_pretrain"] == pytest.approx(plain[0]["loss_pretrain"])
+    assert [entry["realised_mix_weight"] for entry in flow] == pytest.approx([0.3] * 12)
+    assert flow[0]["supervised_finetune"] == plain[0]["supervised_finetune"]
+
+
+def test_flow_needs_a_start_model_that_can_do_the_task(stages: Stages) -> None:
+    with pytest.raises(RefusedError, match=r"mixed-0-flow: .* has no trained head for classification"):
+        stages.mixed(MixedCandidate(id="mixed-0-flow", mix_weight=0.0, flow=True))
+    stages.finetune()
+    flow = MixedCandidate(id="mixed-0-flow", mix_weight=0.0, flow=True)
+    assert ModelCard.load(stages.mixed(flow, start="finetuned", folder="finetuned")).id == "mixed-0-flow"
 
 
 def test_ids_of_candidates_are_file_names_and_differ() -> None:

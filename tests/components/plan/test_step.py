@@ -189,7 +189,7 @@ def test_a_wrong_placement_is_told_with_everything_else(
     assert sorted(refused.value.problems)[0].startswith("data.pretrain.source: ")
     assert sorted(one.split(",")[0] for one in refused.value.problems)[1:] == [
         "placement.gpu: there is no such option; did you mean gpus?",
-        "placement.gpus: input should be a valid integer",
+        "placement.gpus: must be a whole number",
     ]
 
 
@@ -202,6 +202,9 @@ def test_schedules_budgets_and_controls_are_candidates_too(folder: Path) -> None
             "lora_ranks": [4],
             "kl_weights": [0.1],
             "l2sp_weights": [1],
+            "osf_shares": [0.5],
+            "generated_lambdas": [0.2],
+            "sampled_lambdas": [0.3],
         },
     }
     (folder / "text.jsonl").write_text("".join(f'{{"text": "text {number}"}}\n' for number in range(40)))
@@ -209,7 +212,7 @@ def test_schedules_budgets_and_controls_are_candidates_too(folder: Path) -> None
     found = [json.loads(item["candidate"]) for item in items]
     assert [one["id"] for one in found] == [
         "mixed-0.3", "mixed-linear-0.5-0.1", "mixed-budget-0.05", "mixed-pooled", "mixed-1", "mixed-0-lora-4", "mixed-0-kl-0.1",
-        "mixed-0-l2sp-1",
+        "mixed-0-l2sp-1", "mixed-0-osf-0.5", "mixed-0.2-generated", "mixed-0.3-sampled",
     ]  # fmt: skip
     assert all(one["name"] for one in found)
 

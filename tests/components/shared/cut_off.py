@@ -14,13 +14,16 @@ from mixtune.components.shared.config import Task
 from mixtune.components.shared.model.mixed_model import MixedModel
 from mixtune.components.shared.running.context import Context
 from mixtune.components.shared.tracking.tracker import Tracker
-from mixtune.components.shared.training.loop import Result, TrainingVariant, train
+from mixtune.components.shared.training.loop import train
 from mixtune.components.shared.training.mix_weight import Constant, MixWeight
+from mixtune.components.shared.training.result import Result
+from mixtune.components.shared.training.variant import TrainingVariant
 
 from .tiny import ENCODERS, tiny_model
 from .trained import PAD, both, settings_of, write_both
 
 STEPS = 9
+TIMES = ("tokens_per_second", "watch_seconds")
 
 
 class CutOffError(Exception):
@@ -93,4 +96,4 @@ def equal(left: MixedModel, right: MixedModel) -> bool:
 
 
 def curve(result: Result) -> list[dict[str, Any]]:
-    return [{name: value for name, value in entry.items() if name != "tokens_per_second"} for entry in result.curve]
+    return [{name: value for name, value in entry.items() if name not in TIMES} for entry in result.curve]

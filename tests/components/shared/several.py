@@ -9,7 +9,7 @@ from mixtune.components.finetune.config import Finetune, FinetuneStep
 from mixtune.components.mixed.config import MixedCandidate, MixedStep, MixedTraining
 from mixtune.components.pretrain.config import Pretrain, PretrainStep
 from mixtune.components.shared.artifacts import Artifact
-from mixtune.components.shared.config import Model, Task
+from mixtune.components.shared.config import Model, Task, Watch, Watching
 from mixtune.components.shared.runtime import launch
 from mixtune.components.shared.section import Section
 from tests.components.stages import SCRATCH, Stages
@@ -18,6 +18,8 @@ OPTIONS: dict[str, Any] = {
     "steps": 3, "batch_size": 5, "micro_batch_size": 2, "learning_rate": 0.1, "precision": "float32",
     "log_every_steps": 1, "max_grad_norm": 1e3,  # no clipping, which would hide a wrong factor
 }  # fmt: skip
+WATCHED = 2
+"""Steps between two measurements on the watched sample."""
 PROCESSES = "MIXTUNE_PROCESSES"
 
 
@@ -40,9 +42,11 @@ class Steps:
             config = PretrainStep(seed=0, model=model, pretrain=Pretrain(**options), fingerprint="x")
             return config.to_json(), artifacts | self.inputs("data=text", "tokenizer"), {}
         if candidate is None:
-            config = FinetuneStep(seed=0, max_length=32, finetune=Finetune(**options))
+            watch = Watching(every_steps=WATCHED)
+            config = FinetuneStep(seed=0, max_length=32, finetune=Finetune(**options), watch=watch)
             return config.to_json(), artifacts | self.inputs("start=pretrained", "data=labels"), {}
-        config = MixedStep(seed=0, max_length=32, mixed=MixedTraining(**options))
+        watching = Watch(every_steps=WATCHED)
+        config = MixedStep(seed=0, max_length=32, mixed=MixedTraining(**options), watch=watching)
         inputs = self.inputs("start=pretrained", "pretrain_data=text", "finetune_data=labels")
         return config.to_json(), artifacts | inputs, {"candidate": candidate.to_json()}
 
@@ -77,6 +81,8 @@ CASES: dict[str, tuple[str, Task, str, MixedCandidate | None]] = {
     "lora": ("causal_lm", "classification", "mixed", mixed_at(0.3, lora_rank=2)),
     "lora-generation": ("causal_lm", "generation", "mixed", mixed_at(0.3, lora_rank=2)),
     "penalties": ("causal_lm", "classification", "mixed", mixed_at(0.0, kl_weight=0.5, l2sp_weight=0.1)),
+    "flow": ("causal_lm", "generation", "mixed", mixed_at(0.3, flow=True)),
+    "sampled": ("causal_lm", "classification", "mixed", mixed_at(0.3, sampled=True)),
     "budget": (
         "causal_lm", "classification", "mixed",
         MixedCandidate(id="mixed-budget-0.01", forgetting_budget=0.01),

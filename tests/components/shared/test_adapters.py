@@ -20,7 +20,7 @@ from mixtune.components.shared.model.adapters import has_adapter, is_adapted, sa
 from mixtune.components.shared.model.loading import load_model
 from mixtune.components.shared.model.mixed_model import MixedModel
 from mixtune.components.shared.model.packing import Segment, collate
-from mixtune.components.shared.training.loop import TrainingVariant
+from mixtune.components.shared.training.variant import TrainingVariant
 
 from .tiny import ARCHITECTURES, ENCODERS, LABELS, tiny_model, tiny_tokenizer
 from .trained import run, write_both

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from mixtune.components.shared.config import Task
 from mixtune.components.shared.model.mixed_model import MixedModel
 from mixtune.components.shared.model.packing import collate
-from mixtune.components.shared.training.loop import TrainingVariant
 from mixtune.components.shared.training.mix_weight import split
 from mixtune.components.shared.training.optimizer import is_task_head
 from mixtune.components.shared.training.reference_models import ReferenceModel
+from mixtune.components.shared.training.variant import TrainingVariant
 
 from .compared import assert_close, weights_of
 from .test_loss import PAIRS, Gradients, Streams, make_streams, reference

@@ -26,11 +26,12 @@ from mixtune.components.shared.data.prepared import Documents
 from mixtune.components.shared.errors import MixtuneError
 from mixtune.components.shared.model.mixed_model import MixedModel
 from mixtune.components.shared.training.control import ControlText
-from mixtune.components.shared.training.loop import Result, TrainingVariant
 from mixtune.components.shared.training.mix_weight import BudgetController, Constant, MixWeight
 from mixtune.components.shared.training.reference_models import ReferenceModel
+from mixtune.components.shared.training.result import Result
 from mixtune.components.shared.training.stream_gradients import GradientScaled
 from mixtune.components.shared.training.streams import PretrainStream
+from mixtune.components.shared.training.variant import TrainingVariant
 from tests.conftest import small_disk
 
 from .cut_off import STEPS, CutOffError, Training, curve, equal
@@ -81,6 +82,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     },
     "gradient scale": {"make_weight": lambda: GradientScaled(Constant(0.3)), "log_every_steps": 4},
     "lora": {"make_variant": lambda model, _: TrainingVariant(lora_rank=2), "architecture": "llama", "weight": 0.0},
+    "osf": {"make_variant": lambda model, _: TrainingVariant(osf_share=0.5), "architecture": "llama", "weight": 0.0},
+    "flow": {"make_variant": lambda model, _: TrainingVariant(flow=True), "task": "generation"},
     "penalties": {
         "make_variant": lambda model, _: TrainingVariant(start=ReferenceModel(model), kl_weight=0.1, l2sp_weight=0.1)
     },

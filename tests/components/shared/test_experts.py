@@ -18,8 +18,8 @@ from mixtune.components.shared.model.expert_types import BALANCED
 from mixtune.components.shared.model.loading import load_model
 from mixtune.components.shared.model.mixed_model import MixedModel
 from mixtune.components.shared.model.packing import Segment, collate
-from mixtune.components.shared.training.loop import TrainingVariant
 from mixtune.components.shared.training.lora import add_adapters, merge_adapters
+from mixtune.components.shared.training.variant import TrainingVariant
 
 from .compared import Tensors, assert_close, assert_same_movement, weights_of
 from .tiny import BALANCE_WEIGHT, mixture, random_documents, tiny_tokenizer

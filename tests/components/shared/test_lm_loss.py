@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import Gemma2Config, Gemma2ForCausalLM, GPTJConfig, GPTJForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from mixtune.components.shared.model import lm_loss
@@ -43,6 +44,17 @@ def plainly(head: nn.Linear, hidden: Tensor, target: Tensor, weight: Tensor) -> 
     assert h.grad is not None
     assert w.grad is not None
     return loss.detach(), h.grad, w.grad
+
+
+def test_without_gradients_the_logits_alone_are_computed() -> None:
+    head, hidden, target, weight, text = drawn(0, 30, 1.0, torch.float64)
+    with FlopCounterMode(display=False) as with_gradients:
+        expected = chunked_losses(head, hidden, target, weight, text)
+    with torch.no_grad(), FlopCounterMode(display=False) as without:
+        found = chunked_losses(head, hidden.detach(), target, weight, text)
+    assert all(torch.equal(one, other.detach()) for one, other in zip(found, expected, strict=True))
+    logits = 2 * 30 * 12 * 40
+    assert (without.get_total_flops(), with_gradients.get_total_flops()) == (logits, 3 * logits)
 
 
 @settings(max_examples=60, deadline=None)

@@ -14,9 +14,9 @@ from mixtune.components.shared.model.loading import load_model
 from mixtune.components.shared.model.mixed_model import MixedModel
 from mixtune.components.shared.model.packing import Segment, collate
 from mixtune.components.shared.training import loop as training
-from mixtune.components.shared.training.loop import TrainingVariant
 from mixtune.components.shared.training.lora import add_adapters, merge_adapters
 from mixtune.components.shared.training.optimizer import is_task_head
+from mixtune.components.shared.training.variant import TrainingVariant
 
 from .compared import assert_same_movement, weights_of
 from .tiny import ARCHITECTURES, ENCODERS, random_documents, tiny_model, tiny_tokenizer

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -66,7 +66,13 @@ class Streams:
             tokens_pretrain=0,
             tokens_finetune=0,
             max_length=max(map(width_of, packed_rows)),  # so that micro-batches are of as many rows as asked for
+            sum_finetune=sum(s.weight * (1 if s.labelled else s.num_supervised) for s in self.finetune),
         )
+
+    def weighted(self, seed: int) -> Streams:
+        """The same, with a random weight for each example."""
+        draw = np.random.default_rng(seed)
+        return Streams(self.pretrain, [replace(one, weight=float(draw.uniform(0.05, 3))) for one in self.finetune])
 
 
 def make_streams(seed: int, num_pretrain: int, num_finetune: int, architecture: str, task: Task) -> Streams:
@@ -117,19 +123,19 @@ def task_loss(model: MixedModel, segment: Segment) -> torch.Tensor:
 
 
 def reference(model: MixedModel, streams: Streams, weight: float) -> Gradients:
-    """λ · mean(ce over pretraining tokens) + (1 - λ) · mean(loss over labels), one document at a time, by transformers."""
+    """λ · mean(ce over text) + (1 - λ) · weighted mean(loss over labels), one document at a time, by transformers."""
     model.zero_grad()
     losses: dict[bool, list[torch.Tensor]] = {True: [], False: []}
+    counts = {True: 0.0, False: 0.0}
     for segment in streams.all:
-        if segment.labelled:
-            losses[False].append(task_loss(model, segment))
-        else:
-            losses[segment.pretrain] += language_loss(model, segment)
+        found = [task_loss(model, segment)] if segment.labelled else language_loss(model, segment)
+        losses[segment.pretrain] += [segment.weight * loss for loss in found]
+        counts[segment.pretrain] += segment.weight * len(found)
     total = torch.zeros((), dtype=next(model.parameters()).dtype)
     if losses[True]:
-        total = total + weight * torch.stack(losses[True]).mean()
+        total = total + weight * torch.stack(losses[True]).sum() / counts[True]
     if losses[False]:
-        total = total + (1 - weight) * torch.stack(losses[False]).mean()
+        total = total + (1 - weight) * torch.stack(losses[False]).sum() / counts[False]
     torch.autograd.backward(total)
     return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
@@ -138,7 +144,7 @@ def ours(model: MixedModel, streams: Streams, weight: float, size: int, packed: 
     """The engine's weights, rows and micro-batches; several ranks one after the other, averaged as DDP averages."""
     model.zero_grad()
     data = streams.data(packed)
-    weights = split(weight, data.num_pretrain, data.num_finetune)
+    weights = split(weight, data.num_pretrain, data.sum_finetune)
     for rank in range(ranks):
         for rows in data.share(rank, ranks, size):
             losses = model(collate(rows, pad_id=60).to(model.device), *weights)
@@ -157,16 +163,19 @@ def ours(model: MixedModel, streams: Streams, weight: float, size: int, packed: 
     size=st.integers(1, 8),
     packed=st.booleans(),
     ranks=st.integers(1, 2),
+    weighted=st.booleans(),
 )
 def test_gradient_is_the_formulas_however_the_batch_is_split(
     pair: tuple[str, Task], seed: int, num_pretrain: int, num_finetune: int, weight: float, size: int, packed: bool,
-    ranks: int,
+    ranks: int, weighted: bool,
 ) -> None:  # fmt: skip
     architecture, task = pair
     if not num_pretrain + num_finetune:
         num_pretrain = 1
     model = tiny_model(architecture, task=task, seed=seed).double()
     streams = make_streams(seed, num_pretrain, num_finetune, architecture, task)
+    if weighted:
+        streams = streams.weighted(seed)
     wanted = reference(model, streams, weight)
     assert_close(ours(model, streams, weight, size, packed, ranks), wanted, 1e-12)
 

@@ -12,9 +12,9 @@ from mixtune.components.shared.config import LambdaSchedule, Task
 from mixtune.components.shared.model.mixed_model import MixedModel
 from mixtune.components.shared.model.packing import collate
 from mixtune.components.shared.training import stream_gradients
-from mixtune.components.shared.training.loop import TrainingVariant
 from mixtune.components.shared.training.mix_weight import Constant, MixWeight, Pooled, Scheduled
 from mixtune.components.shared.training.stream_gradients import COST, GradientScaled, steps_to_measure
+from mixtune.components.shared.training.variant import TrainingVariant
 
 from .cut_off import Training, curve, equal
 from .tiny import ENCODERS, tiny_model

@@ -11,7 +11,14 @@ from hypothesis import strategies as st
 
 from mixtune.components.shared.data.prepared import Documents
 from mixtune.components.shared.model.packing import width_of
-from mixtune.components.shared.training.streams import FinetuneStream, PretrainStream, StepData, make_mix
+from mixtune.components.shared.training.mix_weight import Sampled
+from mixtune.components.shared.training.streams import (
+    FinetuneStream,
+    PretrainStream,
+    SampledMix,
+    StepData,
+    make_mix,
+)
 
 from .tiny import write_data
 
@@ -116,3 +123,31 @@ def test_one_example_is_enough(tmp_path: Path) -> None:
     data = make_mix(None, FinetuneStream(documents, 0, "classification"), 4, 32).step(3)
     assert data.num_finetune == 4
     assert np.all([segment.label >= 0 for row in data.rows for segment in row])
+
+
+def test_streams_are_sampled_item_by_item(text: Documents, labelled: Documents) -> None:
+    steps = 400
+    mix = make_mix(PretrainStream(text, 32, 0), FinetuneStream(labelled, 0, "generation"), 6, 32, 0.4)
+    sampled = SampledMix.of(mix, steps, seed=3)
+    taken = [sampled.positions(step) for step in range(steps)]
+    items = mix.num_windows + mix.num_examples
+    assert all(len(windows) + len(examples) == items for windows, examples in taken)
+    for stream in zip(*taken, strict=True):
+        assert [position for one in stream for position in one] == list(range(sum(map(len, stream)))), (
+            "none is left out"
+        )
+    windows = [len(one) for one, _ in taken]
+    assert np.mean(windows) == pytest.approx(mix.num_windows, rel=0.1)
+    share = mix.num_windows / items
+    assert np.var(windows) == pytest.approx(items * share * (1 - share), rel=0.25), "as n draws with probability q"
+    assert SampledMix.of(mix, steps, seed=3).positions(77) == taken[77]
+
+
+def test_the_weights_of_sampled_streams_are_exact_in_expectation(text: Documents, labelled: Documents) -> None:
+    mix = make_mix(PretrainStream(text, 32, 0), FinetuneStream(labelled, 0, "generation"), 6, 32, 0.4)
+    sampled = SampledMix.of(mix, 400, seed=3)
+    weight = Sampled(0.3, *sampled.mean_counts())
+    data = [sampled.step(step) for step in range(400)]
+    of_text, of_labels = weight.weights(0, 1, 1)
+    assert of_text * np.mean([one.num_pretrain for one in data]) == pytest.approx(0.3, rel=0.05)
+    assert of_labels * np.mean([one.num_finetune for one in data]) == pytest.approx(0.7, rel=0.05)

@@ -15,9 +15,10 @@ from mixtune.components.shared.errors import MixtuneError, RefusedError
 from mixtune.components.shared.model.loading import interpolate, load_model
 from mixtune.components.shared.model.mixed_model import MixedModel
 from mixtune.components.shared.running.context import Context
-from mixtune.components.shared.training.loop import Result, train
+from mixtune.components.shared.training.loop import train
 from mixtune.components.shared.training.mix_weight import Constant
 from mixtune.components.shared.training.optimizer import is_task_head
+from mixtune.components.shared.training.result import Result
 from mixtune.components.shared.training.streams import FinetuneStream, Mix, PretrainStream, UnreadExamples, make_mix
 
 from .compared import assert_same_movement, weights_of

@@ -13,8 +13,8 @@ from pydantic import ValidationError
 from mixtune.components.shared.config import Task
 from mixtune.components.shared.errors import RefusedError
 from mixtune.components.shared.model.mixed_model import MixedModel
-from mixtune.components.shared.training.loop import TrainingVariant
 from mixtune.components.shared.training.reference_models import ReferenceModel
+from mixtune.components.shared.training.variant import TrainingVariant
 
 from .compared import assert_same_movement, weights_of
 from .tiny import ARCHITECTURES, ENCODERS, tiny_model

@@ -23,6 +23,7 @@ from transformers import (
     RobertaConfig,
 )
 
+from mixtune.components.prepare.watch import write_watch
 from mixtune.components.shared.config import Task
 from mixtune.components.shared.data.prepared import DataManifest, Document, write_split
 from mixtune.components.shared.model.masking import Masking
@@ -175,6 +176,14 @@ def write_data(folder: Path, stream: str, task: Task | None, count: int = 24, se
         stream=stream, task=task, labels=labels, max_length=32, vocabulary_size=VOCABULARY_SIZE, source="random",
         splits=splits,
     ).save(folder)  # fmt: skip
+    return folder
+
+
+def write_watched(folder: Path, task: Task, text: int = 24, labels: int = 24) -> Path:
+    """Data folders of both streams, `text` and `labels`, with the sample on which trainings are watched."""
+    write_data(folder / "text", "pretrain", None, count=text)
+    made = str(write_data(folder / "labels", "finetune", task, count=labels, seed=7))
+    write_watch(made, made, DataManifest.load(made), str(folder / "text"), seed=0)
     return folder
 
 

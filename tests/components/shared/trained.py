@@ -11,20 +11,20 @@ from mixtune.components.shared.data.prepared import Documents
 from mixtune.components.shared.model.mixed_model import MixedModel
 from mixtune.components.shared.model.packing import Segment
 from mixtune.components.shared.running.context import Context
-from mixtune.components.shared.training.loop import Result, TrainingVariant, train
+from mixtune.components.shared.training.loop import train
 from mixtune.components.shared.training.mix_weight import Constant, MixWeight
+from mixtune.components.shared.training.result import Result
 from mixtune.components.shared.training.streams import FinetuneStream, Mix, PretrainStream, UnreadExamples, make_mix
+from mixtune.components.shared.training.variant import TrainingVariant
 
-from .tiny import ENCODERS, targets_of, tiny_masking, tiny_model, write_data
+from .tiny import ENCODERS, targets_of, tiny_masking, tiny_model, write_watched
 
 PAD, LENGTH = 60, 32
 
 
 def write_both(folder: Path, task: Task, text: int = 40, labels: int = 24) -> Path:
     """Both streams in one folder."""
-    write_data(folder / "text", "pretrain", None, count=text)
-    write_data(folder / "labels", "finetune", task, count=labels, seed=7)
-    return folder
+    return write_watched(folder, task, text, labels)
 
 
 def both(folder: Path, task: Task, weight: float | None = 0.5, masked: bool = False, batch_size: int = 8) -> Mix:

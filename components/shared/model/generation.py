@@ -1,30 +1,35 @@
-"""Generates greedy answers to prompts, in batches of similar length."""
+"""Generates text after prompts, in batches of similar length: greedily or by sampling."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import groupby, islice
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedTokenizerBase
 
-from ..shared.model.mixed_model import MixedModel
-from ..shared.model.precision import autocast
-from ..shared.running.context import ProgressCounter
-from ..shared.serving.decoding import greedy, plain_text, stop_ids
+from ..serving.decoding import greedy, plain_text, stop_ids
+from .mixed_model import MixedModel
+from .precision import autocast
 
 
-@torch.inference_mode()
+class Progress(Protocol):
+    """Counts what is done."""
+
+    def advance(self, n: int = 1, tokens: int = 0) -> None:
+        """Adds `n` completed units, in which `tokens` tokens were processed."""
+
+
 def generate(
     model: MixedModel,
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[np.ndarray],
     max_new_tokens: int,
     batch_size: int,
-    progress: ProgressCounter,
+    progress: Progress,
 ) -> list[str | None]:
     """Answers each prompt greedily, until EOS, a stop token of the model, or `max_new_tokens`.
 
@@ -38,7 +43,30 @@ def generate(
     Returns:
         The answers as `plain_text` decodes them, in the order of the prompts; None if a logit before the end is not finite.
     """
-    answers: list[str | None] = [""] * len(prompts)
+    stops = stop_ids(model.lm.generation_config, tokenizer)
+    made = generate_ids(model, tokenizer, prompts, max_new_tokens, batch_size, progress)
+    return [None if tokens is None else plain_text(tokenizer, tokens, stops) for tokens in made]
+
+
+@torch.inference_mode()
+def generate_ids(
+    model: MixedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[np.ndarray],
+    max_new_tokens: int,
+    batch_size: int,
+    progress: Progress,
+    sample: bool = False,
+) -> list[list[int] | None]:
+    """Returns the token ids that follow each prompt, with the stop token that ended them, if one did.
+
+    Args:
+        sample: draw from the model's distribution (temperature 1) with torch's random state, instead of greedily.
+
+    Returns:
+        In the order of the prompts; None if a logit before the end is not finite.
+    """
+    answers: list[list[int] | None] = [[] for _ in prompts]
     stops = stop_ids(model.lm.generation_config, tokenizer)
     for chosen, room in _batches(model, prompts, max_new_tokens, batch_size):
         width = len(prompts[chosen[0]])
@@ -49,6 +77,8 @@ def generate(
                 ids[row, width - len(prompts[index]) :] = prompts[index]
                 mask[row, width - len(prompts[index]) :] = 1
             settings = greedy(room, stops, tokenizer.pad_token_id)
+            if sample:
+                settings.update(do_sample=True, temperature=1.0, top_k=0, top_p=1.0)
             watch = _NotFinite(width, stops, len(chosen), model.device)
             with autocast(model.device, model.precision), _own_settings_aside(model):
                 made = model.generate(
@@ -58,7 +88,8 @@ def generate(
                     logits_processor=LogitsProcessorList([watch]),
                 )
             for index, tokens, broken in zip(chosen, made[:, width:].tolist(), watch.rows_B.tolist(), strict=True):
-                answers[index] = None if broken else plain_text(tokenizer, tokens, stops)
+                end = next((place + 1 for place, token in enumerate(tokens) if token in stops), len(tokens))
+                answers[index] = None if broken else tokens[:end]
         progress.advance(len(chosen), tokens=sum(len(prompts[index]) for index in chosen))
     return answers
 

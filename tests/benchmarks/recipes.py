@@ -1,0 +1,128 @@
+"""Runs the recipes in `pipelines/configs/recipes` and makes tables of their reports.
+
+python -m tests.benchmarks.recipes run RECIPE [--labels 50 200 1000 all] [--set A.B=C]...
+python -m tests.benchmarks.recipes table OUTPUT...
+
+`run` fetches the data that a recipe needs and runs it, once for each number of labelled examples; without --labels on all.
+The outputs are runs/RECIPE and runs/RECIPE-NUMBER. `table` prints Markdown: for each output task score and forgetting of each
+candidate, as means over the seeds where there are several; and for several outputs of one recipe the score of each candidate
+over the number of labelled examples.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from .recipe_data import RECIPES, write_data
+
+CONFIGS = Path(__file__).parents[2] / "pipelines" / "configs" / "recipes"
+DATA = Path("runs/recipes")
+
+
+def run(recipe: str, labels: Sequence[str], options: Sequence[str]) -> None:
+    """Runs a recipe once for each number of labelled examples.
+
+    Raises:
+        SystemExit: if a run fails.
+    """
+    name = recipe.removesuffix("-small")
+    if name in RECIPES:
+        write_data(name, DATA)
+    command = [str(Path(sys.executable).with_name("mixtune")), "run", str(CONFIGS / f"{recipe}.yaml")]
+    for number in labels:
+        fewer = [] if number == "all" else ["--set", f"data.finetune.max_documents={number}"]
+        output = Path("runs") / (recipe if number == "all" else f"{recipe}-{number}")
+        given = [part for option in options for part in ("--set", option)]
+        done = subprocess.run([*command, *fewer, *given, "--output", str(output)], check=False)
+        if done.returncode not in (0, 3):  # 3: the gate was not met
+            raise SystemExit(f"{recipe} with {number} labelled examples ended with status {done.returncode}")
+
+
+def table(report: Mapping[str, Any]) -> str:
+    """Returns a table of a report's candidates; of candidates with several seeds mean ± standard deviation."""
+    over_seeds = {row["id"]: row for row in report["seeds"] or []}
+    lines = [
+        f"| candidate | seeds | {report['task']['metric']} | forgets, bits per byte | KL, nats per token |",
+        "|---|---|---|---|---|",
+    ]
+    for row in report["candidates"]:
+        if "seed" in row["params"].get("candidate", {}):
+            continue
+        several = over_seeds.get(row["id"])
+        values = [_spread(several[name]) if several else _value(row[name]) for name in ("task_score", "delta_bpb")]
+        chosen = f"**{row['id']}**" if row["id"] == report["selected"] else row["id"]
+        seeds = several["seeds"] if several else 1
+        lines.append(f"| {chosen} | {seeds} | {' | '.join(values)} | {_value(row['kl_from_pretrained'])} |")
+    return "\n".join(lines)
+
+
+def over_labels(outputs: Mapping[str, Mapping[str, Any]]) -> str:
+    """Returns the task score of each candidate over the number of labelled examples.
+
+    Args:
+        outputs: report by number of labelled examples, in the order of the columns.
+    """
+    found: list[Mapping[str, str]] = []
+    for report in outputs.values():
+        several = {row["id"]: _spread(row["task_score"]) for row in report["seeds"] or []}
+        found.append({**{row["id"]: _value(row["task_score"]) for row in report["candidates"]}, **several})
+    first = next(iter(outputs.values()))
+    names = [
+        row["id"]
+        for row in first["candidates"]
+        if row["task_score"] is not None and "seed" not in row["params"].get("candidate", {})
+    ]
+    lines = [
+        f"| {first['task']['metric']}, by labelled examples | {' | '.join(outputs)} |",
+        "|---" * (len(outputs) + 1) + "|",
+    ]
+    lines += [f"| {name} | {' | '.join(column.get(name, '–') for column in found)} |" for name in names]
+    return "\n".join(lines)
+
+
+def labels_of(output: Path) -> str:
+    """Returns the number of labelled examples that a run was limited to, or `all`."""
+    config = yaml.safe_load((output / "config.yaml").read_text(encoding="utf-8"))
+    return str(config["data"]["finetune"].get("max_documents") or "all")
+
+
+def _value(value: Mapping[str, float] | None) -> str:
+    return "–" if value is None else f"{value['value']:.3f} [{value['low']:.3f}, {value['high']:.3f}]"
+
+
+def _spread(value: Mapping[str, float] | None) -> str:
+    return "–" if value is None else f"{value['mean']:.3f} ± {value['sd']:.3f}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    running = commands.add_parser("run")
+    running.add_argument("recipe", choices=sorted(file.stem for file in CONFIGS.glob("*.yaml")))
+    running.add_argument("--labels", nargs="+", default=["all"])
+    running.add_argument("--set", action="append", default=[], dest="options")
+    making = commands.add_parser("table")
+    making.add_argument("outputs", nargs="+", type=Path)
+    asked = parser.parse_args()
+    if asked.command == "run":
+        run(asked.recipe, asked.labels, asked.options)
+        return
+    reports = {
+        output: json.loads((output / "report" / "report.json").read_text(encoding="utf-8")) for output in asked.outputs
+    }
+    parts = [f"{output.name}\n\n{table(report)}" for output, report in reports.items()]
+    if len(reports) > 1 and len({report["name"] for report in reports.values()}) == 1:
+        parts.append(over_labels({labels_of(output): report for output, report in reports.items()}))
+    sys.stdout.write("\n\n".join(parts) + "\n")
+
+
+if __name__ == "__main__":
+    main()
