@@ -57,6 +57,8 @@ def save_adapted(
         RefusedError: if the base model is itself an adapter.
     """
     base = str(Path(base).absolute()) if Path(base).is_dir() else base
+    # transformers loads a model in the number format that config.json names. The adapter was trained on this one.
+    model.config.dtype = model.config.get_text_config().dtype = next(model.lm.parameters()).dtype
     model.save_description(folder, tokenizer)
     _link_weights(folder, base, revision)
     prefix = model.lm.base_model_prefix
