@@ -31,8 +31,6 @@ from .mixed_model import MixedModel, objective_of
 from .quantization import quantizing
 from .weight_files import shown, stored_tensors
 
-_DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16}
-
 
 def add_task_head(model: MixedModel, kind: Task, labels: list[str] | None, seed: int) -> None:
     """Adds a task head to a model, unless it has one for this task and these labels, and checks the head.
@@ -96,8 +94,8 @@ def load_model(
     unless the weights are quantised.
 
     Args:
-        as_stored: whether to load the weights in the number format of their files, if they all have one. They are then mapped
-            from the files, not copied. Otherwise they are loaded in float32.
+        as_stored: whether to load the weights of a causal model in bf16 if all are stored so: weights that are not converted
+            are mapped from their files, not copied. Otherwise they are loaded in float32.
         quantized: whether to quantise the weights to 4 bits. If the card says so, they are in any case.
 
     Raises:
@@ -108,20 +106,20 @@ def load_model(
     quantized = quantized or bool(_card(given).get("quantized"))
     # transformers would add the adapter by itself, and keep it apart from the weights.
     adapted = {"adapter_kwargs": {"subfolder": "none"}} if has_adapter(folder) else {}
-    dtype = torch.float32
     if as_stored:
         folder, revision = local_folder(folder, revision), None
-        dtype = _stored_dtype(folder)
     in_bits = quantizing(torch.device(device)) if quantized else {}
     try:
         config = AutoConfig.from_pretrained(folder, revision=revision, trust_remote_code=False)
         if problem := expert_problem(config.to_dict(), folder):
             raise RefusedError(problem)
-        auto: Any = AutoModelForMaskedLM if objective_of(config) == "masked_lm" else AutoModelForCausalLM
+        masked = objective_of(config) == "masked_lm"
+        auto: Any = AutoModelForMaskedLM if masked else AutoModelForCausalLM
         lm, loading_info = auto.from_pretrained(
             folder,
             revision=revision,
-            dtype=dtype,
+            # Encoders are small, and their task heads can share modules with the LM head.
+            dtype=_stored_dtype(folder) if as_stored and not masked else torch.float32,
             use_safetensors=True,
             trust_remote_code=False,
             output_loading_info=True,
@@ -197,9 +195,9 @@ def weights_location(folder: str | Path, revision: str | None = None) -> tuple[s
 
 
 def _stored_dtype(folder: str) -> torch.dtype:
-    """Returns the number format that all weights of a folder have; float32 if they have several."""
+    """Returns bf16 if all weights of a folder have this format, else float32."""
     found = {tensor.dtype for tensor in stored_tensors(Path(folder))[0].values()}
-    return _DTYPES.get(found.pop(), torch.float32) if len(found) == 1 else torch.float32
+    return torch.bfloat16 if found == {"BF16"} else torch.float32
 
 
 def _card(folder: str | Path) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,10 +10,11 @@ import torch
 from pydantic import ValidationError
 
 from mixtune.components.finetune.config import Finetune
-from mixtune.components.shared.model.device import loading_device
+from mixtune.components.shared.model.device import loading_device, loads_as_stored
+from mixtune.components.shared.model.loading import add_task_head, load_model
 from mixtune.components.shared.model.sharding import fits
 
-from .tiny import tiny_model
+from .tiny import ARCHITECTURES, ENCODERS, tiny_model, tiny_tokenizer
 
 
 def test_a_model_fits_where_its_training_takes_70_percent() -> None:
@@ -44,3 +46,27 @@ def test_models_that_may_be_sharded_are_loaded_on_the_cpu(
     monkeypatch.setenv("WORLD_SIZE", processes)
     monkeypatch.setattr("mixtune.components.shared.model.device.pick_device", lambda: torch.device("cuda", 0))
     assert loading_device(Finetune(**options)).type == device
+
+
+@pytest.mark.parametrize(("way", "expected"), [("auto", False), ("ddp", False), ("fsdp", True)])
+def test_sharded_trainings_alone_load_weights_as_they_are_stored(
+    monkeypatch: pytest.MonkeyPatch, way: str, expected: bool
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert loads_as_stored(Finetune.model_validate({"parallelism": way})) == expected
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    assert not loads_as_stored(Finetune.model_validate({"parallelism": way}))
+
+
+@pytest.mark.parametrize("architecture", [*ARCHITECTURES, *ENCODERS])
+@pytest.mark.parametrize("stored", [torch.bfloat16, torch.float16])
+def test_causal_models_in_bf16_are_loaded_as_they_are_stored(
+    tmp_path: Path, architecture: str, stored: torch.dtype
+) -> None:
+    tiny_model(architecture).to(stored).save(tmp_path, tiny_tokenizer(ends=architecture in ENCODERS))
+    model = load_model(tmp_path, as_stored=True)
+    kept = architecture in ARCHITECTURES and stored == torch.bfloat16
+    assert next(model.lm.parameters()).dtype == (stored if kept else torch.float32)
+    add_task_head(model, "classification", ["a", "b"], 0)
+    assert model.task is not None
+    assert next(model.task.parameters()).dtype == torch.float32, "heads are trained in float32"
