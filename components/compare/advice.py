@@ -33,7 +33,10 @@ def task_hardly_learned(report: Report) -> str | None:
     stuck = [
         row
         for row in _mixed(report)
-        if _is_worse(row) and (loss := row["losses"]["finetune"]) and _fall(loss) < STUCK_SHARE * _fall(alone)
+        if not row["stopped"]
+        and _is_worse(row)
+        and (loss := row["losses"]["finetune"])
+        and _fall(loss) < STUCK_SHARE * _fall(alone)
     ]
     if not stuck:
         return None

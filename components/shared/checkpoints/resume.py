@@ -9,12 +9,14 @@ Another number of processes can resume, too: its result differs by rounding, and
 from __future__ import annotations
 
 import contextlib
+import copy
 import random
 import shutil
 import signal
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, Protocol, Self
@@ -32,6 +34,7 @@ from ..model.mixed_model import MixedModel
 from ..model.sharding import is_sharded
 from ..outcome import EXIT_STATUS
 from ..running.context import Context
+from .background import BackgroundWriter, copied
 from .store import CHECKPOINT_DIR, NUM_KEPT, WAIT_SECONDS, WAITING_LINE_SECONDS, CheckpointStore, megabytes
 from .tensors import optimizer_states, read_tensors, trained_weights, write_parts
 
@@ -138,6 +141,8 @@ class TrainingCheckpointer:
     sigterm: Sigterm
     job: TrainingJob | None = None
     _group: Any = None
+    _writing_group: Any = None
+    _writer: BackgroundWriter = field(default_factory=BackgroundWriter)
     _enabled: bool = False
     _saved_step: int = -1
     _saved_at: float = field(default_factory=time.monotonic)
@@ -147,6 +152,7 @@ class TrainingCheckpointer:
         if self.accelerator.num_processes > 1:
             # gloo runs on the CPU, so that the exchange does not wait for a GPU.
             self._group = torch.distributed.new_group(backend="gloo")
+            self._writing_group = torch.distributed.new_group(backend="gloo")
 
     @property
     def _is_main(self) -> bool:
@@ -158,7 +164,19 @@ class TrainingCheckpointer:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if kind is not None and self.store is not None:
+        try:
+            # A second SIGTERM ends the training at once. After the first one, nothing is being written any more.
+            if kind is None or not issubclass(kind, SystemExit):
+                self._writer.wait()
+        except Exception:
+            if kind is None:
+                self._release()
+                raise
+        if kind is not None:
+            self._release()
+
+    def _release(self) -> None:
+        if self.store is not None:
             self.store.release()
 
     def claim(self) -> None:
@@ -241,6 +259,8 @@ class TrainingCheckpointer:
         """
         if self._on_any_rank(self.sigterm.received):
             self._end(done, _RankState(random_state(), counters))
+        if self._writer.has_failed:
+            self._writer.wait()
         every = self.training.checkpoint_steps
         late = time.monotonic() - self._saved_at > 60 * self.training.checkpoint_minutes
         if self._on_any_rank(
@@ -251,6 +271,7 @@ class TrainingCheckpointer:
     def _end(self, done: int, rank_state: _RankState) -> None:
         if done > 0:
             self._save(done, rank_state)
+            self._writer.wait()
             if self.store is not None:
                 self.store.flush(FLUSH_SECONDS)
                 self.context.say(
@@ -259,27 +280,36 @@ class TrainingCheckpointer:
         raise SystemExit(EXIT_STATUS["terminated"])
 
     def _save(self, done: int, rank_state: _RankState) -> None:
+        """Copies the state and starts to write it, when the checkpoint before it is written."""
         self._saved_at = time.monotonic()
         if not self._enabled or done == self._saved_step:
             return
+        self._writer.wait()
         ranks: list[Any] = [rank_state.state()]
         if self._group is not None:
             ranks = [None] * self.accelerator.num_processes
             torch.distributed.gather_object(rank_state.state(), ranks if self._is_main else None, group=self._group)
         current = self.training_state
         states, numbers = optimizer_states(current.optimizer)
-        tensors = {"weights": trained_weights(current.model), "optimizer": states}
+        sharded = is_sharded(current.model)
+        if self.store is None and not sharded:
+            self._saved_step = done
+            return
+        tensors = copied({"weights": trained_weights(current.model), "optimizer": states})
 
         def write_together(folder: Path | None) -> None:
-            write_parts(self._from_main(folder), {**tensors["weights"], **tensors["optimizer"]}, self._group)
+            folder = self._from_main(folder, self._writing_group)
+            write_parts(folder, {**tensors["weights"], **tensors["optimizer"]}, self._writing_group)
 
-        sharded = is_sharded(current.model)
-        if self.store is None and sharded:
+        def write_own_part() -> None:
             try:
                 write_together(None)
             except Exception as error:
                 raise MixtuneError(f"checkpoints: the one of step {done} could not be written ({error})") from None
-        if self.store is not None:
+
+        if self.store is None:
+            self._writer.start(write_own_part)
+        else:
             names = ("curve", "tokens", "realised_mix_weight", "seconds", "flops")
             state = {
                 "step": done,
@@ -291,7 +321,8 @@ class TrainingCheckpointer:
                 "result": {name: getattr(current.result, name) for name in names},
                 "ranks": ranks,
             }
-            self.store.save(done, tensors, state, write_together if sharded else None)
+            save = partial(self.store.save, done, tensors, copy.deepcopy(state), write_together if sharded else None)
+            self._writer.start(save)
         self._saved_step, self._saved_at = done, time.monotonic()
 
     def _on_any_rank(self, condition: bool) -> bool:
@@ -302,11 +333,11 @@ class TrainingCheckpointer:
         torch.distributed.all_reduce(flag, torch.distributed.ReduceOp.MAX, group=self._group)
         return bool(flag)
 
-    def _from_main(self, value: Any) -> Any:
+    def _from_main(self, value: Any, group: Any = None) -> Any:
         if self._group is None:
             return value
         box = [value]
-        torch.distributed.broadcast_object_list(box, src=0, group=self._group)
+        torch.distributed.broadcast_object_list(box, src=0, group=group or self._group)
         return box[0]
 
 

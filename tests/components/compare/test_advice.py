@@ -31,6 +31,7 @@ def row(name: str, kind: str, score: float, forgets: float, task: Row | None, **
     return {
         "id": name, "kind": kind, "lambda": None, **at, "dev": at, "params": {}, "forgetting_budget": None,
         "losses": {"pretrain": None, "finetune": task}, "gradients": None, "tokens": {"pretrain": 10, "finetune": 10},
+        "stopped": None,
     } | more  # fmt: skip
 
 
@@ -80,6 +81,7 @@ CASES: dict[str, tuple[Any, Row, str | None]] = {
         report(STUCK | {"delta_bpb": value(-1.1)}),
         "pretrain longer first (pretrain.steps), or lower λ.",
     ),
+    "stopped early": (rules.task_hardly_learned, report(STUCK | {"stopped": {"step": 40}}), None),
     "learned": (rules.task_hardly_learned, report(GOOD), None),
     "fine-tuning learned nothing either": (rules.task_hardly_learned, report(STUCK, finetuned=NOT_LEARNING), None),
     "not worse": (rules.task_hardly_learned, report(STUCK | {"task_score_vs_finetuned": value(0)}), None),
