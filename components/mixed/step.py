@@ -131,7 +131,12 @@ def run(
         if "control" not in text.splits:
             raise RefusedError(NO_CONTROL_TEXT)
         control = ControlText.plan(
-            PretrainStream(Documents(pretrain_data.path, "control"), config.max_length, seed, masking),
+            PretrainStream(
+                Documents(pretrain_data.path, "control"),
+                config.max_length,
+                seed,
+                masking and masking.for_measuring(),
+            ),
             (chosen.budget or Budget()).cost,
             steps,
             data_mix.mean_tokens,

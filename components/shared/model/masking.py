@@ -14,8 +14,6 @@ from .refusals import NO_MASK
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-MASKED, RANDOM = 0.8, 0.1  # fractions of the selected tokens; the rest stay unchanged
-
 
 @dataclass(frozen=True)
 class Masking:
@@ -26,12 +24,16 @@ class Masking:
         special_ids: token ids that are never selected.
         vocabulary_size: random tokens are drawn from the ids below this number.
         probability: fraction of a segment's ordinary tokens that is selected; at least one token is.
+        masked: fraction of the selected tokens that becomes the mask.
+        random: fraction of the selected tokens that becomes a random token. The rest stay unchanged.
     """
 
     mask_id: int
     special_ids: tuple[int, ...]
     vocabulary_size: int
     probability: float
+    masked: float = 0.8
+    random: float = 0.1
 
     @classmethod
     def of(cls, tokenizer: PreTrainedTokenizerBase, probability: float) -> Masking:
@@ -44,6 +46,13 @@ class Masking:
             raise RefusedError(NO_MASK)
         return cls(int(tokenizer.mask_token_id), special_ids(tokenizer), len(tokenizer), probability)
 
+    def for_measuring(self) -> Masking:
+        """Returns a masking under which every selected token becomes the mask, as in `evaluate`.
+
+        What a model forgets about tokens that it sees is another quantity.
+        """
+        return replace(self, masked=1.0, random=0.0)
+
     def __call__(self, segment: Segment, draw: np.random.Generator) -> Segment | None:
         """Returns the segment with masked tokens; None if it contains nothing to predict."""
         tokens = np.array(segment.tokens)
@@ -54,8 +63,8 @@ class Masking:
         chosen = np.sort(draw.choice(ordinary, count, replace=False))
         originals = tokens[chosen]
         fate = draw.random(count)
-        tokens[chosen[fate < MASKED]] = self.mask_id
-        by_chance = chosen[(fate >= MASKED) & (fate < MASKED + RANDOM)]
+        tokens[chosen[fate < self.masked]] = self.mask_id
+        by_chance = chosen[(fate >= self.masked) & (fate < self.masked + self.random)]
         tokens[by_chance] = self._random_token_ids(draw, len(by_chance))
         return replace(segment, tokens=tokens, masked=chosen, originals=originals)
 

@@ -188,7 +188,7 @@ def _windows(pieces: Documents, max_tokens: int, masking: Masking | None) -> lis
             np.asarray(pieces.tokens(index)), 1, -1, index, pretrain=True, supervised=learned
         )
         if masking is not None and segment is not None:
-            segment = masking(segment, np.random.default_rng([MASKS, index]))
+            segment = masking.for_measuring()(segment, np.random.default_rng([MASKS, index]))
         if segment is not None:
             windows.append([segment])
     return windows

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 
+from mixtune.components.mixed.config import MixedCandidate
 from mixtune.components.shared.data.prepared import Documents
 from mixtune.components.shared.errors import RefusedError
 from mixtune.components.shared.model.masking import Masking
 from mixtune.components.shared.model.packing import Segment, collate
+from mixtune.components.shared.training.control import ControlText
 from mixtune.components.shared.training.streams import FinetuneStream, PretrainStream, make_mix
 
+from .several import Steps
 from .tiny import SPECIAL, VOCABULARY_SIZE, tiny_masking, tiny_tokenizer, write_data
 
 TOKENS = st.lists(st.integers(0, VOCABULARY_SIZE - 1), min_size=1, max_size=80)
@@ -63,6 +69,24 @@ def test_eight_in_ten_become_the_mask_one_anything_and_one_stays() -> None:
         assert binomtest(count, len(chosen), share).pvalue > 1e-3
     random = chosen[(chosen != masking.mask_id) & (chosen != masked.originals)]
     assert 0.48 < random.mean() / masking.vocabulary_size < 0.52, "from all of the vocabulary"
+
+
+def test_forgetting_is_measured_under_masks_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in `evaluate`: of tokens that a model sees, it forgets more or less."""
+    read: list[Segment] = []
+    plan = ControlText.plan
+
+    def listened(*given: Any) -> ControlText:
+        control = plan(*given)
+        read.extend(segment for window in control.windows for segment in window)
+        return control
+
+    monkeypatch.setattr(ControlText, "plan", listened)
+    steps = Steps(tmp_path, "classification", "masked_lm")
+    steps.run("mixed", "model", MixedCandidate(id="mixed-budget-1", forgetting_budget=1.0))
+    placed = [int(token) for segment in read for token in segment.tokens[segment.masked]]
+    assert len(placed) > 10
+    assert len(set(placed)) == 1
 
 
 def test_every_ordinary_token_has_the_same_chance() -> None:
