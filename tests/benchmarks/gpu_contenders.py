@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -196,12 +196,23 @@ def two_passes(setting: Setting, clock: Clock) -> None:
         clock.step_ended()
 
 
-Kernel = Callable[[nn.Linear, Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
-"""Has the arguments and results of `chunked_losses`."""
+class Kernel(Protocol):
+    """Has the arguments and results of `chunked_losses`. No token has a weight of its own within its stream."""
+
+    def __call__(
+        self,
+        head: nn.Linear,
+        hidden: Tensor,
+        target: Tensor,
+        weight: Tensor,
+        is_text: Tensor,
+        own_weight: None = None,
+        /,
+    ) -> tuple[Tensor, Tensor, Tensor]: ...
 
 
 def full_logits(
-    head: nn.Linear, hidden: Tensor, target: Tensor, weight: Tensor, is_text: Tensor
+    head: nn.Linear, hidden: Tensor, target: Tensor, weight: Tensor, is_text: Tensor, own_weight: None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """All logits at once."""
     ce = F.cross_entropy(head(hidden).float(), target, reduction="none")
@@ -209,7 +220,7 @@ def full_logits(
 
 
 def trl_kernel(
-    head: nn.Linear, hidden: Tensor, target: Tensor, weight: Tensor, is_text: Tensor
+    head: nn.Linear, hidden: Tensor, target: Tensor, weight: Tensor, is_text: Tensor, own_weight: None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """TRL's log-probabilities in chunks, in the chunk size of its trainers."""
     from trl.kernels import ChunkedLogProbFunction
@@ -220,7 +231,7 @@ def trl_kernel(
 
 
 def liger_kernel(
-    head: nn.Linear, hidden: Tensor, target: Tensor, weight: Tensor, is_text: Tensor
+    head: nn.Linear, hidden: Tensor, target: Tensor, weight: Tensor, is_text: Tensor, own_weight: None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Liger's fused loss, which has one weight for all tokens: once for each stream."""
     from liger_kernel.transformers import LigerFusedLinearCrossEntropyLoss
