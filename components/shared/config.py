@@ -198,7 +198,8 @@ class Budget(Section):
     start_lambda: float = Field(0.15, gt=0, lt=1)
     """First guess of the λ that holds forgetting at the budget."""
     min_lambda: float = Field(1e-6, gt=0, lt=1)
-    """Smallest λ, and λ while nothing is forgotten. Raise it if the first steps already forget more than the budget."""
+    """Smallest λ, and λ while nothing is forgotten; below 0.001 it counts as 0. Raise it if the first steps already forget more
+    than the budget."""
     max_lambda: float = Field(0.95, gt=0, lt=1)
     """Largest λ."""
     aim: float = Field(0.85, gt=0, le=1)

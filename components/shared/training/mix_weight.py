@@ -160,12 +160,13 @@ class BudgetController(MixWeight):
         v = (f̄ - τ) / max(τ, τ_min)                violation of the constraint
         dν = gain · clip(v, -1/2, 2) · dt          the dual variable, in its logarithm
         log μ = ν + response · min(v, 3)           if v ≥ 0, else on the line from ν at v = 0 to λ_min at v = -1
-        λ = μ / (1 + μ)  in  [λ_min, λ_max]
+        λ = μ / (1 + μ)  in  [λ_min, λ_max], and 0 where that is below 0.001
 
     ν ascends the dual of  min L_finetune  s. t.  f ≤ ε. The proportional part reacts at once and damps: dual ascent alone lags
     behind the model and oscillates (A. Stooke et al., PID Lagrangian methods, arXiv:2007.03964). Before anything is forgotten,
-    v = -1: λ starts at λ_min and rises as forgetting nears τ. λ_min is tiny, since Adam takes a whole step along a gradient of
-    any size: where the labels' gradient is small, a λ of 0.001 is felt. `start_lambda` is the first guess of the λ at τ. The
+    v = -1: λ starts at λ_min and rises as forgetting nears τ. λ_min is tiny, and what is below 0.001 is 0, since Adam takes a
+    whole step along a gradient of any size: weights that only the text moves, such as those of the LM head, move as at any λ,
+    and a budget could not be used. `start_lambda` is the first guess of the λ at τ. The
     slack is for forgetting that disappears as the learning rate decays; `aim` leaves room for the error of the measurement. The
     controller is deterministic, and `state` suffices to resume it.
 
@@ -189,6 +190,8 @@ class BudgetController(MixWeight):
     rate: float = 1.0
     done: int = 0
 
+    SMALLEST: ClassVar[float] = 1e-3
+    """Smallest λ other than 0."""
     SMALLEST_SCALE: ClassVar[float] = (
         0.02  # τ_min, nats per token: with a budget near zero every measurement would be a huge violation
     )
@@ -201,7 +204,8 @@ class BudgetController(MixWeight):
         violation = min(max(self.violation, -1.0), 3.0)
         slope = self.options.response if violation >= 0 else self.dual - _logit(self.options.min_lambda)
         proportional = slope * violation
-        return 1 / (1 + math.exp(-self._bounded(self.dual + proportional)))
+        weight = 1 / (1 + math.exp(-self._bounded(self.dual + proportional)))
+        return weight if weight > self.SMALLEST * (1 - 1e-9) else 0.0  # a minimum of 0.001 is not rounded to 0
 
     def weights(self, step: int, num_pretrain: int, num_finetune: float) -> Weights:
         """Returns `split` of the current λ."""
