@@ -21,7 +21,15 @@ from .conftest import Built, outcomes, with_harness
 
 pytestmark = pytest.mark.slow
 
-TIMES = {"seconds", "evaluate_seconds", "evaluate_share", "utilisation", "tokens_per_second", "peak_memory_bytes"}
+TIMES = {
+    "seconds",
+    "evaluate_seconds",
+    "evaluate_share",
+    "training_share",
+    "utilisation",
+    "tokens_per_second",
+    "peak_memory_bytes",
+}
 RUNS = {"mlflow_run", "mlflow_runs"}
 
 
