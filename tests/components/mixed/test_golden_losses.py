@@ -29,7 +29,7 @@ TRAININGS: dict[str, tuple[Task, Objective, MixedCandidate]] = {
     "question answering with a masked model": (
         "question_answering",
         "masked_lm",
-        MixedCandidate(id="mixed-budget-0.01", forgetting_budget=0.01),
+        MixedCandidate(id="mixed-budget-0", forgetting_budget=0.0),
     ),
 }
 
