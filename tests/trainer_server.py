@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import json
 import re
-import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any, ClassVar
 from urllib.parse import parse_qs, urlsplit
 
 import yaml
+
+from tests.served import Served
 
 RECORDINGS = Path(__file__).parent / "recordings"
 JOBS = re.compile(r"/apis/trainer\.kubeflow\.org/v1alpha1/namespaces/ns/trainjobs(?:/([^/]+))?")
@@ -86,7 +87,7 @@ class Fault:
     headers: dict[str, str] = field(default_factory=dict)
 
 
-class TrainerServer:
+class TrainerServer(Served):
     """The server; use it as a context manager.
 
     Attributes:
@@ -112,24 +113,13 @@ class TrainerServer:
         self.keeps = 0
         self.drops_patches = False
         self._now = Frame()
-        handler = type("Handler", (_Handler,), {"cluster": self})
-        self._http = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-        self._http.daemon_threads = True
-
-    def __enter__(self) -> TrainerServer:
-        threading.Thread(target=self._http.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._http.shutdown()
-        self._http.server_close()
+        super().__init__(_Handler, "cluster")
 
     def write_kubeconfig(self, path: Path) -> None:
         """Writes a file that names this cluster."""
-        url = f"http://127.0.0.1:{self._http.server_address[1]}"
         path.write_text(yaml.safe_dump({
             "apiVersion": "v1", "kind": "Config", "current-context": "test",
-            "clusters": [{"name": "test", "cluster": {"server": url}}], "users": [{"name": "me", "user": {"token": "t"}}],
+            "clusters": [{"name": "test", "cluster": {"server": self.url}}], "users": [{"name": "me", "user": {"token": "t"}}],
             "contexts": [{"name": "test", "context": {"cluster": "test", "user": "me"}}],
         }))  # fmt: skip
 

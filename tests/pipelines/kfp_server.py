@@ -18,7 +18,7 @@ import time
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import Any, ClassVar
 from urllib.parse import parse_qs, urlsplit
 
@@ -26,6 +26,8 @@ import kfp_server_api as kfp_api
 import yaml
 from google.protobuf import json_format
 from kfp.pipeline_spec import pipeline_spec_pb2
+
+from tests.served import Served
 
 from .recordings import as_of, recorded_run
 
@@ -116,7 +118,7 @@ def _checked(value: Any, kind: str, where: str) -> Any:
     return model(**{known[key]: _checked(one, model.openapi_types[known[key]], key) for key, one in value.items()})
 
 
-class KfpServer:
+class KfpServer(Served):
     """The server; use it as a context manager.
 
     Attributes:
@@ -142,10 +144,7 @@ class KfpServer:
         self.logs: dict[str, str] = {}
         self._lock = threading.RLock()
         self._stopped = threading.Event()
-        handler = type("Handler", (_Handler,), {"kfp": self})
-        self._http = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-        self._http.daemon_threads = True
-        self.url = f"http://127.0.0.1:{self._http.server_address[1]}"
+        super().__init__(_Handler, "kfp")
         if certificate:
             import ssl
 
@@ -154,14 +153,9 @@ class KfpServer:
             self._http.socket = context.wrap_socket(self._http.socket, server_side=True)
             self.url = self.url.replace("http://", "https://")
 
-    def __enter__(self) -> KfpServer:
-        threading.Thread(target=self._http.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, *of_what: object) -> None:
         self._stopped.set()
-        self._http.shutdown()
-        self._http.server_close()
+        super().__exit__(*of_what)
 
     def count(self, method: str, path: str) -> int:
         """How many requests came for a path."""

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import re
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any, ClassVar
 from urllib.parse import parse_qs, urlsplit
 
 import yaml
 from kubernetes import client
+
+from tests.served import Served
 
 TOKEN = "a token"
 _serialise: Any = client.ApiClient(client.Configuration(host="http://nowhere")).sanitize_for_serialization
@@ -50,7 +51,7 @@ def local_queue(message: str = "Can submit new workloads to localQueue", active:
     return {"kind": "LocalQueue", "status": {"conditions": conditions}}
 
 
-class KubernetesServer:
+class KubernetesServer(Served):
     """The server; use it as a context manager.
 
     Attributes:
@@ -79,18 +80,7 @@ class KubernetesServer:
         self.forbidden: str | None = None
         self.broken: str | None = None
         self.token = TOKEN
-        handler = type("Handler", (_Handler,), {"cluster": self})
-        self._http = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-        self._http.daemon_threads = True
-        self.url = f"http://127.0.0.1:{self._http.server_address[1]}"
-
-    def __enter__(self) -> KubernetesServer:
-        threading.Thread(target=self._http.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._http.shutdown()
-        self._http.server_close()
+        super().__init__(_Handler, "cluster")
 
     def write_kubeconfig(self, path: Path) -> None:
         """A file that names this cluster."""
