@@ -8,6 +8,7 @@ import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import chain, islice
 from typing import Any
 
@@ -63,13 +64,24 @@ class Reading:
         Raises:
             UnreadableError: if columns are missing.
         """
+        inside = {name: column for name, (column, _) in self.fields.items() if name not in there and column in there}
+        names = [*there, *inside]
         if self.template is None:
-            columns = fitting(self.columns, there, where, self.conditions)
-            return list(dict.fromkeys([*columns.values(), *self.conditions]))
-        made = self.template.column
-        columns = fitting(self.columns, [*there, made], where, [*self.conditions, *self.template.names])
-        others = [column for column in columns.values() if column != made]
-        return list(dict.fromkeys([*self.template.names, *others, *self.conditions]))
+            columns = fitting(self.columns, names, where, self.conditions)
+            wanted = [*columns.values(), *self.conditions]
+        else:
+            made = self.template.column
+            columns = fitting(self.columns, [*names, made], where, [*self.conditions, *self.template.names])
+            others = [column for column in columns.values() if column != made]
+            wanted = [*self.template.names, *others, *self.conditions]
+        return list(dict.fromkeys(inside.get(name, name) for name in wanted))
+
+    @cached_property
+    def fields(self) -> dict[str, tuple[str, str]]:
+        """Returns column and key of each name that can be a field of an object, such as `translation.en`."""
+        names = [*self.columns.values(), *self.conditions, *(self.template.names if self.template else ())]
+        split = {name: name.partition(".") for name in names}
+        return {name: (column, key) for name, (column, dot, key) in split.items() if dot}
 
     def kept(self, records: Iterable[Record], untyped: bool = False) -> Iterator[Record]:
         """Yields the records that meet the conditions, with their prompts if a template makes them; counts the others.
@@ -81,8 +93,18 @@ class Reading:
         Raises:
             UnreadableError: if the first record has no such column.
         """
+        records = self._with_fields(records) if self.fields else records
         met = self._met(records, untyped) if self.conditions else iter(records)
         yield from met if self.template is None else self.template.filled(met, self.problems)
+
+    def _with_fields(self, records: Iterable[Record]) -> Iterator[Record]:
+        """Yields the records with the fields of objects as further columns."""
+        for record, where in records:
+            objects = {name: (record.get(column), key) for name, (column, key) in self.fields.items()}
+            found = {
+                name: value[key] for name, (value, key) in objects.items() if isinstance(value, dict) and key in value
+            }
+            yield {**found, **record}, where
 
     def _met(self, records: Iterable[Record], untyped: bool) -> Iterator[Record]:
         for number, (record, where) in enumerate(records):

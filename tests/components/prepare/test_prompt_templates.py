@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from datasets import Dataset
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -55,6 +56,37 @@ def test_what_is_missing_is_named(tmp_path: Path) -> None:
     assert prompts(source) == (PROMPTS, [f"{source}, line 3: question is empty"])
     _, (problem,) = prompts(source, "{quest} {question}")
     assert "has no column quest; its columns are question, the context, completion" in problem
+
+
+def test_a_name_with_a_dot_is_a_field_of_an_object(tmp_path: Path) -> None:
+    pairs = [
+        {"translation": {"en": "Yes", "de": "Ja"}, "id.x": "1"},
+        {"translation": {"en": "No", "de": "Nein"}, "id.x": "2"},
+    ]
+    pd.DataFrame(pairs).to_parquet(tmp_path / "a.parquet")
+    Dataset.from_list(pairs).save_to_disk(tmp_path / "saved")
+    for source in (
+        jsonl(tmp_path / "a.jsonl", [dict(pair) for pair in pairs]),
+        tmp_path / "a.parquet",
+        tmp_path / "saved",
+    ):
+        stream = FinetuneData(
+            source=str(source),
+            task="generation",
+            prompt_template="{id.x} {translation.en}",
+            completion_column="translation.de",
+        )
+        (named,) = named_sources(stream)
+        problems = Problems()
+        rows = list(read(str(source), named.reading(stream, problems, Tallies())))
+        assert [row.values for row in rows] == [
+            {"prompt": "1 Yes", "completion": "Ja"},
+            {"prompt": "2 No", "completion": "Nein"},
+        ]
+        assert not problems.sentences()
+        assert not check_source(stream)
+        (problem,) = check_source(stream.model_copy(update={"completion_column": "translation.fr"}))
+        assert "has no column translation.fr" in problem
 
 
 @pytest.mark.parametrize(
