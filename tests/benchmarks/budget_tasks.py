@@ -64,17 +64,18 @@ def encoder(folder: Path) -> dict[str, Any]:
     return values
 
 
-def small_bert(folder: Path, texts: list[Path]) -> Path:
-    """Writes the lower two layers, with the words that the texts need."""
+def small_bert(folder: Path, texts: list[Path], name: str = "bert") -> Path:
+    """Writes the lower two layers, with the words that the values of the texts' rows need."""
     import torch
     from transformers import AutoTokenizer, BertForMaskedLM
 
-    target = folder / "bert"
+    target = folder / name
     if target.is_dir():
         return target
     source = unpacked(folder, "encoder") / "model"
     tokenizer: Any = AutoTokenizer.from_pretrained(source)
-    rows = [json.loads(line)["text"] for file in texts for line in file.read_text("utf-8").splitlines()]
+    lines = [json.loads(line) for file in texts for line in file.read_text("utf-8").splitlines()]
+    rows = [value for line in lines for value in line.values()]
     used = {number for ids in tokenizer(rows)["input_ids"] for number in ids} | set(tokenizer.all_special_ids)
     kept = sorted(used)
     model: Any = BertForMaskedLM.from_pretrained(source, num_hidden_layers=2)

@@ -60,6 +60,18 @@ PACKAGES = {
         "91ceed4e3a6db5aedced65e3c8f963118ea9ba753fc620831c77074e620e7d83",
         "django",
     ),
+    "docstrings": Package(
+        (*_WHEEL, "networkx==3.5", "-d"),
+        "networkx-3.5-py3-none-any.whl",
+        "0030d386a9a06dee3565298b4a734b68589749a544acbb6c412dc9e2489ec6ec",
+        "networkx",
+    ),
+    "chats": Package(
+        (*_SDIST, "chatterbot-corpus==1.3.3", "-d"),
+        "chatterbot_corpus-1.3.3.tar.gz",
+        "615b5c4c605154f60ae51d03ed918ed92e9d32bc2b144b759bbc64ecdbe18481",
+        "chatterbot_corpus-1.3.3/chatterbot_corpus/data",
+    ),
 }
 
 

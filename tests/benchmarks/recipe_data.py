@@ -17,6 +17,8 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from .budget_tasks import news, passages, small_bert
 from .packages import unpacked
 
@@ -25,10 +27,15 @@ HELD_OUT = 1000
 """Examples in dev, and in test."""
 
 
+def speeches(folder: Path) -> None:
+    """Speeches to the Congress: the pretraining text of the English encoders."""
+    texts = passages(sorted(unpacked(folder, "speeches").rglob("*.txt")))
+    write(folder / "speeches.jsonl", [{"text": one} for one in texts])
+
+
 def sentiment(folder: Path) -> None:
     """English: film reviews; speeches as the pretraining text; two layers of a BERT."""
-    speeches = passages(sorted(unpacked(folder, "speeches").rglob("*.txt")))
-    write(folder / "speeches.jsonl", [{"text": one} for one in speeches])
+    speeches(folder)
     reviews = unpacked(folder, "film reviews") / "additional_resources" / "hutto_ICWSM_2014.tar.gz"
     with tarfile.open(reviews) as archive:
         archive.extractall(folder / "unpacked" / "hutto", filter="data")
@@ -59,11 +66,65 @@ def translation(folder: Path) -> None:
     split(folder / "messages", [{"prompt": a, "completion": b} for a, b in pairs.items()], held_out=200)
 
 
+def question_answering(folder: Path) -> None:
+    """English: what docstrings of NetworkX say of each parameter; speeches as the pretraining text; two layers of a BERT."""
+    speeches(folder)
+    package = unpacked(folder, "docstrings")
+    trees = [ast.parse(file.read_text("utf-8")) for file in sorted(package.rglob("*.py")) if "tests" not in file.parts]
+    functions = [node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
+    write(
+        folder / "parameters.jsonl",
+        [row for node in functions for row in questions(node.name, ast.get_docstring(node))],
+    )
+    small_bert(folder, [folder / "speeches.jsonl", folder / "parameters.jsonl"], "bert-of-parameters")
+
+
+def chat(folder: Path) -> None:
+    """English: the dialogues of ChatterBot. The pretraining text is the embedded one."""
+    files = sorted((unpacked(folder, "chats") / "english").glob("*.yml"))
+    write(folder / "chats.jsonl", [row for file in files for row in dialogues(file.read_text("utf-8"))])
+
+
 RECIPES: dict[str, Callable[[Path], None]] = {
     "sentiment": sentiment,
     "sentiment-zh": sentiment_zh,
     "translation": translation,
+    "question-answering": question_answering,
+    "chat": chat,
 }
+
+_PARAMETERS = re.compile(r"\nParameters\n-+\n(.*?)(?=\n+\w[\w ]*\n-{3,}\n|\Z)", re.DOTALL)
+_PARAMETER = re.compile(r"^(\w+) ?: ?([^\n]+)\n((?:    [^\n]+\n?)+)", re.MULTILINE)
+
+
+def questions(function: str, docstring: str | None) -> Iterator[Row]:
+    """Yields two questions for each parameter that a docstring in NumPy's format describes: its type, and what it is.
+
+    The answers are spans of the context, which is the section `Parameters` in one line. Sections of more than 500 characters
+    are left out, as are types and first sentences of more than 100.
+    """
+    section = _PARAMETERS.search(docstring or "")
+    context = " ".join(section[1].split()) if section else ""
+    if section is None or len(context) > 500:
+        return
+    for name, kind, text in _PARAMETER.findall(section[1] + "\n"):
+        first = re.split(r"(?<=\.) ", " ".join(text.split()), maxsplit=1)[0]
+        asked = {
+            f"What is the type of {name} in {function}?": " ".join(kind.split()),
+            f"What is {name} in {function}?": first,
+        }
+        for question, answer in asked.items():
+            if len(answer) <= 100 and answer in context:
+                yield {"question": question, "context": context, "answers": answer}
+
+
+def dialogues(text: str) -> Iterator[Row]:
+    """Yields the dialogues of a file of ChatterBot's corpus as messages, up to the last answer."""
+    for turns in yaml.safe_load(text)["conversations"]:
+        said = [str(turn).strip() for turn in turns[: len(turns) // 2 * 2]]
+        roles = ("user", "assistant") * (len(said) // 2)
+        if said and all(said):
+            yield {"messages": [{"role": role, "content": content} for role, content in zip(roles, said, strict=True)]}
 
 
 def messages(text: str) -> Iterator[tuple[str, str]]:

@@ -106,7 +106,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     running = commands.add_parser("run")
-    running.add_argument("recipe", choices=sorted(file.stem for file in CONFIGS.glob("*.yaml")))
+    running.add_argument("recipe", choices=sorted(file.stem for file in CONFIGS.glob("*-small.yaml")))
     running.add_argument("--labels", nargs="+", default=["all"])
     running.add_argument("--set", action="append", default=[], dest="options")
     making = commands.add_parser("table")

@@ -2,23 +2,47 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from mixtune.components.shared.data.sources import named_sources
 from mixtune.pipelines.configuration import read_config
-from tests.benchmarks.recipe_data import messages, split
+from tests.benchmarks.recipe_data import dialogues, messages, questions, split
 from tests.benchmarks.recipes import CONFIGS, labels_of, over_labels, table
 from tests.components.compare.made import FINETUNED, MIXED, compare, write_all
 
+TASKS = ("sentiment", "summarisation", "translation", "question-answering", "chat")
+
+
+def test_each_task_has_a_small_and_a_full_recipe() -> None:
+    assert {f"{task}-{size}" for task in TASKS for size in ("small", "full")} <= {
+        file.stem for file in CONFIGS.glob("*.yaml")
+    }
+
 
 @pytest.mark.parametrize("recipe", sorted(CONFIGS.glob("*.yaml")), ids=lambda file: file.stem)
-def test_a_recipe_says_whether_it_has_been_run(recipe: Path) -> None:
-    first = recipe.read_text(encoding="utf-8").splitlines()[0]
+def test_a_recipe_is_valid_and_says_whether_it_has_been_run(recipe: Path) -> None:
+    text = recipe.read_text(encoding="utf-8")
+    first = text.splitlines()[0]
     assert first.lower().startswith(("# run on ", "# not run"))
-    assert f"recipes run {recipe.stem}" in first
-    assert read_config(recipe).name == recipe.stem
+    config = read_config(recipe)
+    assert config.name == recipe.stem
+    assert config.placement.gpus == (1 if recipe.stem.endswith("-full") else 0)
+    if not config.placement.gpus:
+        assert f"recipes run {recipe.stem}" in first
+        assert "hub:" not in text
+        return
+    assert f"mixtune submit pipelines/configs/recipes/{recipe.name}" in first
+    places = [
+        source.path for stream in (config.data.pretrain, config.data.finetune) for source in named_sources(stream)
+    ]
+    places.append(f"{config.model.base}@{config.model.revision}")
+    assert len(places) >= 3
+    for place in places:
+        assert re.search(r"@[0-9a-f]{40}(#|/|$)", place), place
 
 
 def test_tables_have_means_over_the_seeds_and_numbers_of_labels(tmp_path: Path) -> None:
@@ -63,3 +87,39 @@ def test_splits_share_no_row(tmp_path: Path) -> None:
     parts = {name: (tmp_path / f"made.{name}.jsonl").read_text().splitlines() for name in ("train", "dev", "test")}
     assert [len(parts[name]) for name in ("train", "dev", "test")] == [30, 10, 10]
     assert len({line for part in parts.values() for line in part}) == 50
+
+
+def test_questions_are_asked_of_what_a_docstring_says() -> None:
+    docstring = """Do it.
+
+Parameters
+----------
+G : NetworkX graph
+    A graph. It can be
+    directed.
+weight : string, optional
+    Name of an
+    attribute
+
+Returns
+-------
+G : graph
+    Another one.
+"""
+    asked = {row["question"]: row["answers"] for row in questions("do", docstring)}
+    assert asked == {
+        "What is the type of G in do?": "NetworkX graph",
+        "What is G in do?": "A graph.",
+        "What is the type of weight in do?": "string, optional",
+        "What is weight in do?": "Name of an attribute",
+    }
+    assert all(row["answers"] in row["context"] for row in questions("do", docstring))
+    assert not list(questions("do", "Do it.")) + list(questions("do", None))
+
+
+def test_dialogues_end_with_an_answer() -> None:
+    text = "conversations:\n- [Hi, Hello, Bye]\n- [Alone]\n- [How many, 3]"
+    assert [[turn["content"] for turn in row["messages"]] for row in dialogues(text)] == [
+        ["Hi", "Hello"],
+        ["How many", "3"],
+    ]
