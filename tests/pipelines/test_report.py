@@ -36,7 +36,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path, str], Path
     folder = tmp_path_factory.mktemp("made")
     runs: dict[str, dict[str, Any]] = {
         "one": {"candidates": [MIXED]},
-        "two": {"candidates": [OTHER, replace(MIXED, right=0.5)]},
+        "two": {"candidates": [replace(OTHER, divergence=0.25), replace(MIXED, right=0.5)]},
         "f1": {"candidates": [MIXED], "metric": "macro_f1"},
         "regression": {"candidates": [MIXED], "kind": "regression", "metric": "pearson"},
         "masked": {"candidates": [MIXED], "likelihood": "fixed-mask pseudo-likelihood"},
@@ -89,6 +89,17 @@ def test_all_candidates_of_all_runs_in_one_table(tmp_path: Path, made: Callable[
     assert page.count("<svg") == 1
     assert (tmp_path / "joint" / "pareto.png").read_bytes()[:4] == b"\x89PNG"
     assert page.count("<table") == page.count("<caption")
+    (of_other,) = [row for row in found["candidates"] if row["id"] == "mixed-0.5"]
+    assert of_other["kl_from_pretrained"]["value"] == 0.25
+    head, *rows = [
+        [cell.strip() for cell in line.split("|")]
+        for line in twin.split("## Candidates")[1].splitlines()
+        if "|" in line
+    ]
+    column = head.index("KL from pretrained, nats per token")
+    assert {len(row) for row in rows} == {len(head)}
+    assert [row[column][:5] for row in rows if row[2] in ("mixed-0.5", "interpolated-0.5")] == ["–", "0.250", "–"]
+    assert page.count("KL from pretrained") == 1
 
 
 @pytest.mark.parametrize(
@@ -113,6 +124,7 @@ def test_what_cannot_be_compared_is_said_and_drawn_apart(
     assert len(found["not_comparable"]) == (2 if other == "text" else 1)
     assert said in (tmp_path / "joint" / "report.html").read_text(encoding="utf-8")
     assert found["groups"] == [["one"], [other]]
+    assert "KL" not in (tmp_path / "joint" / "report.md").read_text(encoding="utf-8")
     assert sorted(file.name for file in (tmp_path / "joint").glob("*.svg")) == ["pareto-1.svg", "pareto-2.svg"]
 
 

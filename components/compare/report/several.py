@@ -195,6 +195,7 @@ def _row(run: RunReport, row: Mapping[str, Any]) -> dict[str, Any]:
         "task_score": row["task_score"],
         "delta_bpb": row["delta_bpb"],
         "bpb": row["bpb"],
+        "kl_from_pretrained": row.get("kl_from_pretrained"),
         "gate": None if checks is None else all(check["passed"] for check in checks),
         "selected": row["id"] == run.report["selected"],
     }
@@ -248,6 +249,7 @@ def write(runs: Sequence[RunReport], folder: Path) -> dict[str, Any]:
         text = environment(name).get_template(name).render(
             report=joined, svgs=[(group, picture.inline) for group, picture in drawn.values()],
             metric_name=metric_name, gate=gate_words,
+            with_divergence=any(row["kl_from_pretrained"] for row in joined["candidates"]),
         )  # fmt: skip
         (folder / f"report.{name.split('.')[1]}").write_text(text, encoding="utf-8")
     write_json(folder / "report.json", joined)
