@@ -3,8 +3,9 @@
 python -m tests.benchmarks.recipes run RECIPE [--labels 50 200 1000 all] [--set A.B=C]...
 python -m tests.benchmarks.recipes table OUTPUT...
 
-`run` fetches the data that a recipe needs and runs it, once for each number of labelled examples; without --labels on all.
-The outputs are runs/RECIPE and runs/RECIPE-NUMBER. `table` prints Markdown: for each output task score and forgetting of each
+`run` fetches the data that a recipe needs and runs it in runs/RECIPE; with --labels in runs/RECIPE-labels, once for each number
+of labelled examples, so that all start from one pretrained model. Configuration and report of each are then in
+runs/RECIPE-labels-NUMBER. `table` prints Markdown: for each output task score and forgetting of each
 candidate, as means over the seeds where there are several; and for several outputs of one recipe the score of each candidate
 over the number of labelled examples.
 """
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -37,13 +39,17 @@ def run(recipe: str, labels: Sequence[str], options: Sequence[str]) -> None:
     if name in RECIPES:
         write_data(name, DATA)
     command = [str(Path(sys.executable).with_name("mixtune")), "run", str(CONFIGS / f"{recipe}.yaml")]
-    for number in labels:
+    output = Path("runs") / (f"{recipe}-labels" if labels else recipe)
+    for number in labels or ["all"]:
         fewer = [] if number == "all" else ["--set", f"data.finetune.max_documents={number}"]
-        output = Path("runs") / (recipe if number == "all" else f"{recipe}-{number}")
         given = [part for option in options for part in ("--set", option)]
         done = subprocess.run([*command, *fewer, *given, "--output", str(output)], check=False)
         if done.returncode not in (0, 3):  # 3: the gate was not met
             raise SystemExit(f"{recipe} with {number} labelled examples ended with status {done.returncode}")
+        if labels:
+            kept = output.with_name(f"{output.name}-{number}")
+            shutil.copytree(output / "report", kept / "report", dirs_exist_ok=True)
+            shutil.copyfile(output / "config.yaml", kept / "config.yaml")
 
 
 def table(report: Mapping[str, Any]) -> str:
@@ -107,7 +113,7 @@ def main() -> None:
     commands = parser.add_subparsers(dest="command", required=True)
     running = commands.add_parser("run")
     running.add_argument("recipe", choices=sorted(file.stem for file in CONFIGS.glob("*-small.yaml")))
-    running.add_argument("--labels", nargs="+", default=["all"])
+    running.add_argument("--labels", nargs="+", default=[])
     running.add_argument("--set", action="append", default=[], dest="options")
     making = commands.add_parser("table")
     making.add_argument("outputs", nargs="+", type=Path)
