@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import shutil
 import subprocess
 import sys
@@ -71,26 +72,27 @@ def table(report: Mapping[str, Any]) -> str:
 
 
 def over_labels(outputs: Mapping[str, Mapping[str, Any]]) -> str:
-    """Returns the task score of each candidate over the number of labelled examples.
+    """Returns the task score of each candidate over the number of labelled examples, with forgetting in brackets.
 
     Args:
         outputs: report by number of labelled examples, in the order of the columns.
     """
     found: list[Mapping[str, str]] = []
     for report in outputs.values():
-        several = {row["id"]: _spread(row["task_score"]) for row in report["seeds"] or []}
-        found.append({**{row["id"]: _value(row["task_score"]) for row in report["candidates"]}, **several})
-    first = next(iter(outputs.values()))
-    names = [
-        row["id"]
-        for row in first["candidates"]
-        if row["task_score"] is not None and "seed" not in row["params"].get("candidate", {})
-    ]
+        means = {
+            row["id"]: (_spread(row["task_score"]), f"{row['delta_bpb']['mean']:.3f}") for row in report["seeds"] or []
+        }
+        alone = {
+            row["id"]: (_value(row["task_score"]), f"{row['delta_bpb']['value']:.3f}")
+            for row in report["candidates"]
+            if row["task_score"] is not None and "seed" not in row["params"].get("candidate", {})
+        }
+        found.append({name: f"{score} ({forgets})" for name, (score, forgets) in (alone | means).items()})
     lines = [
-        f"| {first['task']['metric']}, by labelled examples | {' | '.join(outputs)} |",
+        f"| {next(iter(outputs.values()))['task']['metric']} (forgets), by labelled examples | {' | '.join(outputs)} |",
         "|---" * (len(outputs) + 1) + "|",
     ]
-    lines += [f"| {name} | {' | '.join(column.get(name, '–') for column in found)} |" for name in names]
+    lines += [f"| {name} | {' | '.join(column.get(name, '–') for column in found)} |" for name in found[0]]
     return "\n".join(lines)
 
 
@@ -126,7 +128,9 @@ def main() -> None:
     }
     parts = [f"{output.name}\n\n{table(report)}" for output, report in reports.items()]
     if len(reports) > 1 and len({report["name"] for report in reports.values()}) == 1:
-        parts.append(over_labels({labels_of(output): report for output, report in reports.items()}))
+        columns = {labels_of(output): report for output, report in reports.items()}
+        ordered = sorted(columns, key=lambda number: float(number) if number != "all" else math.inf)
+        parts.append(over_labels({number: columns[number] for number in ordered}))
     sys.stdout.write("\n\n".join(parts) + "\n")
 
 

@@ -62,8 +62,10 @@ def test_tables_have_means_over_the_seeds_and_numbers_of_labels(tmp_path: Path) 
     assert by_name["mixed-0.3"][1] == f"{mean['mean']:.3f} ± {mean['sd']:.3f}"
     assert by_name["finetuned"][3].startswith("0.500 [")
     lines = over_labels(reports).splitlines()
-    assert lines[0] == "| accuracy, by labelled examples | 50 | all |"
+    assert lines[0] == "| accuracy (forgets), by labelled examples | 50 | all |"
     assert [line.split(" | ")[0] for line in lines[2:]] == ["| finetuned", "| mixed-0.3"]
+    forgets = next(row for row in reports["all"]["seeds"] if row["id"] == "mixed-0.3")["delta_bpb"]["mean"]
+    assert lines[3].endswith(f" | {mean['mean']:.3f} ± {mean['sd']:.3f} ({forgets:.3f}) |")
     (tmp_path / "config.yaml").write_text("data: {finetune: {max_documents: 50}}")
     assert labels_of(tmp_path) == "50"
     (tmp_path / "config.yaml").write_text("data: {finetune: {max_documents: null}}")
