@@ -53,7 +53,7 @@ def outside(installed: Path, folder: Path, *command: str) -> subprocess.Complete
 
 def test_every_file_of_the_packages_is_in_the_wheel(wheel: Path) -> None:
     inside = {name for name in zipfile.ZipFile(wheel).namelist() if name.startswith("mixtune/")}
-    kinds = {".py", ".j2", ".json", ".yaml", ".typed"}
+    kinds = {".py", ".j2", ".jinja", ".json", ".yaml", ".typed"}
     wanted = {
         f"mixtune/{path.relative_to(ROOT).as_posix()}"
         for package in ("components", "pipelines")
