@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
 from ..shared.data.prepared import DataManifest, Documents, Split
 from ..shared.data.tallies import KINDS, table_lines
@@ -66,14 +67,11 @@ def render(
         decode: converts token ids to text, to show the model's input.
         removed: the first of the removed records, by kind of tally.
     """
-    environment = Environment(
-        loader=PackageLoader(__package__, "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True
-    )
     splits = list(documents)
     numbers: dict[Split, np.ndarray] = {}
     if "target_mean" in manifest.notes:
         numbers = {split: documents[split].targets[:, 0].astype(np.float64) for split in splits}
-    return environment.get_template("report.html.j2").render(
+    return _template().render(
         manifest=manifest,
         title=f"{'Pretraining' if manifest.stream == 'pretrain' else 'Fine-tuning'} data",
         unit=TASK_KINDS[manifest.task].document if manifest.task else "documents",
@@ -98,6 +96,14 @@ def render(
             for split in splits
         },
     )
+
+
+@cache
+def _template() -> Template:
+    environment = Environment(
+        loader=PackageLoader(__package__, "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    return environment.get_template("report.html.j2")
 
 
 def _labels(manifest: DataManifest, splits: Sequence[Split]) -> list[Bar]:

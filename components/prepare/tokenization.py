@@ -23,6 +23,7 @@ from ..shared.third_party.transformers_chats import compile_template
 from .chats import ChatEncoder
 from .config import LongExamples, Tokenizer
 from .long_texts import pieces_of
+from .quick_tokens import QuickTokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -244,6 +245,7 @@ class Encoder:
         unknown = tokenizer.unk_token_id
         self._unknown = None if unknown in (tokenizer.eos_token_id, tokenizer.bos_token_id) else unknown
         self._is_lossless = _is_lossless(tokenizer)
+        self._quick = QuickTokenizer.of(self.tokenizer)
 
     def ids(self, texts: Sequence[str], special: bool = False) -> list[list[int]]:
         """Returns the token ids of each text, without truncation.
@@ -252,12 +254,15 @@ class Encoder:
             texts: texts to encode.
             special: whether the tokenizer adds its own special tokens.
         """
-        found: list[list[int]] = []
-        for start in range(0, len(texts), BATCH):
-            batch = list(texts[start : start + BATCH])
+        found = [self._quick.ids(text, special) if self._quick else None for text in texts]
+        left = [text for text, ids in zip(texts, found, strict=True) if ids is None]
+        others: list[list[int]] = []
+        for start in range(0, len(left), BATCH):
+            batch = left[start : start + BATCH]
             ids = self.tokenizer(batch, add_special_tokens=special, return_attention_mask=False, verbose=False)
-            found += ids["input_ids"]
-        return found
+            others += ids["input_ids"]
+        rest = iter(others)
+        return [next(rest) if ids is None else ids for ids in found]
 
     def survival(self, text: str, ids: list[int], special: bool = False) -> Survival:
         """Compares a text with what its tokens stand for.

@@ -134,6 +134,8 @@ def picture(figure: Figure, name: str, title: str, description: str) -> Picture:
     settings: dict[str, Any] = {"svg.fonttype": "none", "svg.hashsalt": name, "svg.id": name}
     vectors, pixels = io.StringIO(), io.BytesIO()
     with letters(), matplotlib.rc_context(settings):
+        figure.draw_without_rendering()  # finds the layout, once for both formats
+        figure.set_layout_engine(None)
         figure.savefig(vectors, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
         _paint(figure)
         figure.savefig(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import partial
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
 from ...shared.data.tallies import table_lines
@@ -168,8 +168,9 @@ def _render(template: str, comparison: Comparison, drawn: Mapping[str, Picture],
     )
 
 
+@cache
 def environment(template: str) -> jinja2.Environment:
-    """Creates the Jinja environment of a template, with the filters that reports share. HTML is escaped."""
+    """Creates the Jinja environment of a template once, with the filters that reports share. HTML is escaped."""
     import jinja2
 
     made = jinja2.Environment(

@@ -313,6 +313,7 @@ def assert_each_metric_once(database: str, outcome: Outcome, model: Path) -> Non
     assert ModelCard.load(model).mlflow_runs == {"mixed-0.3": run.info.run_id}
 
 
+@pytest.mark.usefixtures("two")
 def test_mlflow_gets_each_metric_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     steps = Steps(tmp_path, "classification")
     database = new_store(tmp_path / "mlflow.db")
@@ -347,9 +348,16 @@ def test_what_a_process_refuses_comes_out_as_the_plain_sentence(
     said = capfd.readouterr().err
     assert said.splitlines()[-1] == f"finetune: {wanted}"
     assert "Traceback (most recent call last)" not in said
+
+
+@pytest.mark.slow
+def test_what_a_process_refuses_under_torchrun_comes_out_as_the_plain_sentence(tmp_path: Path) -> None:
+    steps = Steps(tmp_path, "classification")
+    for file in (tmp_path / "labels" / "train").glob("*.npy"):
+        file.unlink()
     done = torchrun(steps, "finetune", "model", None)
     assert done.returncode != 0
-    assert f"finetune: {wanted}" in done.stderr
+    assert f"finetune: {tmp_path / 'labels' / 'train'}: holds no prepared documents" in done.stderr
 
 
 @pytest.mark.usefixtures("two")
