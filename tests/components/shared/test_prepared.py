@@ -26,7 +26,9 @@ def test_chosen_documents_are_those_of_the_split(tmp_path: Path) -> None:
     assert some.records() == [whole.records()[old] for old in (1, 2, 4)]
     for new, old in enumerate((1, 2, 4)):
         assert some.tokens(new).tolist() == whole.tokens(old).tolist()
-        learned = [one.supervised(*one.offsets[i : i + 2].tolist()) for one, i in ((some, new), (whole, old))]
-        assert np.array_equal(*learned)
+        ours, theirs = (one.supervised(*one.offsets[i : i + 2].tolist()) for one, i in ((some, new), (whole, old)))
+        assert ours is not None
+        assert theirs is not None
+        assert np.array_equal(ours, theirs)
         for name in ("supervised_from", "labels", "targets", "second_from"):
             assert np.array_equal(getattr(some, name)[new], getattr(whole, name)[old])
