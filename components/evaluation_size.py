@@ -76,9 +76,9 @@ def few_examples(config: Config) -> str | None:
         whole = count_examples(labelled)
         found = None if whole is None else round(min(whole, labelled.max_documents or whole) * labelled.dev_fraction)
     read = auto_examples(config) if config.evaluate.max_examples == "auto" else config.evaluate.max_examples
-    remedy = "give more examples"
-    if found is not None and read is not None and read < found:
-        found, remedy = read, "raise evaluate.max_examples"
+    most, remedy = "about", "give more examples"
+    if read is not None and (found is None or read < found):
+        found, most, remedy = read, "at most", "raise evaluate.max_examples"
     contest = max(1, sum(one.seed is None for one in candidates(config.mixed)) + config.evaluate.num_alphas)
     z = NormalDist().inv_cdf(1 - (1 - gate.interval) / (2 * contest))
     needed = math.ceil(DISAGREEMENT * ((z + NormalDist().inv_cdf(POWER)) / gate.max_score_drop) ** 2)
@@ -86,7 +86,7 @@ def few_examples(config: Config) -> str | None:
         return None
     chance = NormalDist().cdf(gate.max_score_drop * math.sqrt(found / DISAGREEMENT) - z)
     return (
-        f"gate.max_score_drop: the gate will decide on about {found:,} examples of dev. With these, a candidate as good as "
+        f"gate.max_score_drop: the gate will decide on {most} {found:,} examples of dev. With these, a candidate as good as "
         f"fine-tuning alone, one of {contest}, meets the margin of {gate.max_score_drop:g} with a chance of about {chance:.0%} "
         f"(if two models disagree on {DISAGREEMENT:.0%} of them), and about {needed:,} are needed for {POWER:.0%}; {remedy}, "
         "or accept a larger margin"

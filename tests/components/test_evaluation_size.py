@@ -85,7 +85,7 @@ def test_what_the_step_is_given(tmp_path: Path, given: str | int | None, expecte
         (56_000, {}, None),
         (30_000, {"max_documents": 500}, "about 50 examples"),
         (1200, {"evaluate": {"metric": "macro_f1"}}, None),
-        (56_000, {"evaluate": {"max_examples": 800}}, "about 800 examples"),
+        (56_000, {"evaluate": {"max_examples": 800}}, "at most 800 examples"),
         (56_000, {"evaluate": {"max_examples": 800}}, "raise evaluate.max_examples, or accept a larger margin"),
         (1200, {"evaluate": {"max_examples": 800}}, "give more examples, or accept a larger margin"),
     ],
