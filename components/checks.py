@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from statistics import NormalDist
 
 from .base_model import (
     attention_problems,
@@ -19,10 +17,8 @@ from .base_model import (
     missing_gpu_here,
     model_problems,
 )
-from .compare.config import POWER
 from .config import Config, Fingerprints
 from .evaluate.harness_tasks import NOT_INSTALLED, installed, known_tasks
-from .mixed.config import candidates
 from .prepare.config import FinetuneData, PretrainData
 from .shared.config import SCRATCH
 from .shared.data.chats import NO_TEMPLATE
@@ -30,10 +26,7 @@ from .shared.data.sources import check_source, count_records, fingerprint, first
 from .shared.errors import RefusedError
 from .shared.model.quantization import missing_for_4_bits
 from .shared.section import known
-from .shared.task_kinds import TASK_KINDS
 
-DISAGREEMENT = 0.2
-"""Assumed share of the examples on which exactly one of two models is right."""
 MIN_CONTROL_DOCUMENTS = 20
 """Fewer documents say little about the forgetting on all text."""
 
@@ -79,37 +72,6 @@ def _chat_problems(config: Config) -> list[str]:
     streams = (config.data.pretrain, config.data.finetune)
     chats = [stream for stream in streams if any(row.chat for row in first_rows(stream, 1))]
     return [NO_TEMPLATE.format(section=stream.section, base=config.model.base) for stream in chats]
-
-
-def few_examples(config: Config) -> str | None:
-    """Says how many examples the gate needs if the dev split will hold fewer. None if it holds enough, or if that is not known.
-
-    The standard error of a paired difference of accuracies is about √(d / n), where d is the share of the n examples on which
-    exactly one of two models is right, and its interval is z standard errors wide on each side. The intervals of m candidates
-    hold together with a coverage of 1 - (1 - coverage) / m for each (Bonferroni); the gate's are a little narrower, since
-    candidates are alike. For the number of examples see `compare.multiplicity.Power`.
-    """
-    labelled, gate = config.data.finetune, config.gate
-    metric = config.evaluate.metric or TASK_KINDS[labelled.task].metrics[0]
-    if metric not in ("accuracy", "exact_match") or gate.max_score_drop == 0:
-        return None
-    if labelled.dev_source:
-        found = count_records(labelled.dev_source, "data.finetune.dev_source")
-    else:
-        whole = count_examples(labelled)
-        found = None if whole is None else round(min(whole, labelled.max_documents or whole) * labelled.dev_fraction)
-    contest = max(1, sum(one.seed is None for one in candidates(config.mixed)) + config.evaluate.num_alphas)
-    z = NormalDist().inv_cdf(1 - (1 - gate.interval) / (2 * contest))
-    needed = math.ceil(DISAGREEMENT * ((z + NormalDist().inv_cdf(POWER)) / gate.max_score_drop) ** 2)
-    if found is None or found >= needed:
-        return None
-    chance = NormalDist().cdf(gate.max_score_drop * math.sqrt(found / DISAGREEMENT) - z)
-    return (
-        f"gate.max_score_drop: the dev split will hold about {found:,} examples. With these, a candidate as good as fine-tuning"
-        f" alone, one of {contest}, meets the margin of {gate.max_score_drop:g} with a chance of about {chance:.0%} (if two "
-        f"models disagree on {DISAGREEMENT:.0%} of them), and about {needed:,} are needed for {POWER:.0%}; give more examples "
-        "or a larger margin"
-    )
 
 
 def count_examples(stream: PretrainData | FinetuneData) -> int | None:

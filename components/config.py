@@ -221,13 +221,18 @@ class Parts:
 
 
 def parts(
-    config: Config, fingerprints: Fingerprints, champion: str | None = None, auto_tokens: int | None = None
+    config: Config,
+    fingerprints: Fingerprints,
+    champion: str | None = None,
+    auto_tokens: int | None = None,
+    auto_examples: int | None = None,
 ) -> Parts:
     """Splits a configuration into the parts that the steps read.
 
     Args:
         champion: the registered model in use, with its alias resolved to a version; None if there is none.
         auto_tokens: what `evaluate.max_tokens: auto` stands for; None for all tokens.
+        auto_examples: likewise for `evaluate.max_examples`.
     """
     model, seed = config.model, config.seed
     scratch = model.base == SCRATCH
@@ -250,6 +255,7 @@ def parts(
         max_new_tokens=config.evaluate.max_new_tokens if kind.head is None else None,
         lm_eval=_lm_eval(config, fingerprints),
         max_tokens=auto_tokens if config.evaluate.max_tokens == "auto" else config.evaluate.max_tokens,
+        max_examples=auto_examples if config.evaluate.max_examples == "auto" else config.evaluate.max_examples,
         **config.evaluate.model_dump(include={"batch_size", "precision", "capabilities"}),
     )
     alphas = config.evaluate.interpolation_alphas

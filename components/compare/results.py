@@ -157,6 +157,7 @@ def _report(
             "higher_is_better": task.higher_is_better,
             "split": "test",
             "examples": len(labelled),
+            "examples_in_split": finetuned.entry.splits["test"]["examples_in_split"],
             "labels": task.labels,
             "signatures": task.signatures,
             "trivial": {split: finetuned.entry.splits.get(split, {}).get("trivial") for split in SPLITS},

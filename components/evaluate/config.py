@@ -60,6 +60,11 @@ class Evaluate(Section):
     """Tokens of held-out text of each split that a model reads to measure forgetting: a sample of the windows of all documents,
     the same for all candidates and for all runs on the same data, weighted so that bits per byte stay an unbiased estimate for
     the whole split. `auto` is what 5 % of the training of a candidate costs, between 50,000 and 500,000; null means all."""
+    max_examples: Annotated[int, Field(ge=1)] | Literal["auto"] | None = "auto"
+    """Labelled examples of each split that a model answers: a sample, the same for all candidates and for all runs on the same
+    data, with the labels in the shares that they have in the split. The fewer, the wider the intervals on which the gate
+    decides. `auto` is what 5 % of the training of a candidate costs, at most 50,000 and at least 10,000 (1,000 if the metric
+    grades each answer: token_f1, rouge_l, bleu, chrf); null means all."""
 
     champion: LocalPath | None = Field(None, min_length=1)
     """The model in use. It is evaluated too, and a candidate must not be worse than it: `models:/name@alias` or
@@ -130,6 +135,7 @@ class EvaluateStep(Section):
     precision: Literal["auto", "float32", "bf16"] = "auto"
     batch_size: int
     max_tokens: int | None
+    max_examples: int | None = None
     interpolation_alphas: list[float] = Field([])
     """Empty except in tasks that evaluate interpolated candidates."""
     alpha_search: AlphaSearch | None = None

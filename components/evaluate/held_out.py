@@ -14,7 +14,7 @@ from ..shared.data.prepared import DataManifest, Documents, Split
 from ..shared.data.records import GROUP
 from ..shared.data.tallies import Tallies, Tally
 from ..shared.task_kinds import TASK_KINDS
-from .sampling import TextSample, draw_text
+from .sampling import TextSample, draw_examples, draw_text
 from .texts import Overlap
 
 SPLITS: tuple[Split, ...] = ("dev", "test")
@@ -28,6 +28,8 @@ class HeldOut:
     labelled: DataManifest
     text_folder: str
     labelled_folder: str
+    max_examples: int | None = None
+    """Maximum number of labelled examples of each split; None means all."""
 
     @property
     def task(self) -> Task:
@@ -61,6 +63,32 @@ class HeldOut:
         lengths = np.diff(Documents(self.text_folder, split).offsets)
         num_bytes = np.array([row["bytes"] for row in self.text_rows[split]], np.float64)
         return draw_text(lengths, num_bytes, max_length, max_tokens, passes, SPLITS.index(split))
+
+    @cached_property
+    def examples(self) -> dict[Split, Documents]:
+        """Returns the labelled examples that are read, of the splits that hold some."""
+        found = {
+            split: Documents(self.labelled_folder, split) for split in SPLITS if self.labelled.splits[split].documents
+        }
+        if self.max_examples is None:
+            return found
+        return {
+            split: documents.choose(
+                draw_examples(
+                    [record["id"] for record in documents.iter_records()],
+                    documents.labels,
+                    self.max_examples,
+                    SPLITS.index(split),
+                )
+            )
+            for split, documents in found.items()
+        }
+
+    def examples_in_split(self, split: Split) -> int:
+        """Returns the number of labelled examples that a split holds; each window over a long context is a document."""
+        if TASK_KINDS[self.task].document != "windows":
+            return self.labelled.splits[split].documents
+        return len({record["id"] for record in Documents(self.labelled_folder, split).iter_records()})
 
     @property
     def with_head(self) -> bool:

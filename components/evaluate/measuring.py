@@ -94,6 +94,7 @@ def measure(
                 subject, split, "example", rows, "prediction", *([] if held_out.with_head else ["nats"])
             )
             splits[split] |= summarize_examples(rows, held_out, config.metric)
+            splits[split]["examples_in_split"] = held_out.examples_in_split(split)
             if subject.card.kind == "finetuned":  # `compare` needs them once
                 splits[split]["trivial"] = candidate.trivial(split, rows, folder)
         asked = candidate.capabilities() if config.capabilities else []
@@ -171,7 +172,7 @@ class LoadedCandidate:
 
     def labelled(self) -> dict[Split, list[dict[str, Any]]]:
         """Predicts each example with the task head and scores it, all splits in one pass."""
-        splits = self._with_examples()
+        splits = self.held_out.examples
         segments, starts = self._examples(splits, with_head=True)
         work = batches(segments, self.config.max_length, self.config.batch_size)
         with self._progress(len(work), "examples") as progress:
@@ -189,7 +190,7 @@ class LoadedCandidate:
 
     def answered(self) -> dict[Split, list[dict[str, Any]]]:
         """Generates an answer to each prompt, scores it, and computes the loss of the reference, all splits in one pass."""
-        splits = self._with_examples()
+        splits = self.held_out.examples
         segments, starts = self._examples(splits, with_head=False)
         nats, tokens = self._losses(segments, starts[-1], "examples")
         parts = [
@@ -222,11 +223,6 @@ class LoadedCandidate:
         nats, _ = self._losses(suite.segments, len(suite.segments), "capabilities")
         return suite.measures(nats)
 
-    def _with_examples(self) -> dict[Split, Documents]:
-        """Returns the labelled examples of the splits that hold some."""
-        folder, splits = self.held_out.labelled_folder, self.held_out.labelled.splits
-        return {split: Documents(folder, split) for split in SPLITS if splits[split].documents}
-
     def _examples(self, splits: Mapping[Split, Documents], with_head: bool) -> tuple[list[Segment], list[int]]:
         """Returns the segments of all splits, and the key of the first example of each split, and of the end."""
         segments: list[Segment] = []
@@ -256,7 +252,7 @@ class LoadedCandidate:
 
     def trivial(self, split: Split, rows: list[dict[str, Any]], folder: Path) -> dict[str, Any]:
         """Writes the best trivial answers to the examples. Returns their name and their score."""
-        records = Documents(self.held_out.labelled_folder, split).records()
+        records = self.held_out.examples[split].records()
         prompts = {record["id"]: record.get("prompt", "") for record in records}
         overlap = None if self.held_out.with_head else self.held_out.overlap
         best = best_trivial_answer(self.held_out.task, self.config.metric, rows, prompts, overlap)

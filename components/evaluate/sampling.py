@@ -1,9 +1,11 @@
-"""Draws the part of a held-out split that is read, so that bits per byte stay an unbiased estimate for the whole split.
+"""Draws the part of a held-out split that is read, so that its values stay unbiased estimates for the whole split.
 
-The unit of the sample is a scoring window; for a masked model, one of the passes over a window. Units are drawn systematically
-with probabilities in proportion to their bytes (W. Madow 1949, On the theory of systematic sampling, II): along all units in
-a random order of the documents, one is taken at every τ-th byte. So a long document is read in windows spread over it, and a
-masked model reads more windows with one pass each instead of fewer windows with all passes.
+Of labelled examples, all are equally likely to be drawn, so that means over them need no weights.
+
+Of text, the unit of the sample is a scoring window; for a masked model, one of the passes over a window. Units are drawn
+systematically with probabilities in proportion to their bytes (W. Madow 1949, On the theory of systematic sampling, II): along
+all units in a random order of the documents, one is taken at every τ-th byte. So a long document is read in windows spread over
+it, and a masked model reads more windows with one pass each instead of fewer windows with all passes.
 
 The sum of a quantity x over the split is estimated by Σ x_u / π_u over the drawn units, where π_u is the probability of drawing
 unit u (D. Horvitz and D. Thompson 1952, A generalization of sampling without replacement from a finite universe), which is
@@ -14,6 +16,7 @@ units, D drawn units.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -93,6 +96,32 @@ def draw_text(
     drawn = systematic(probability, start)
     drawn = drawn[np.lexsort((turn[drawn], window[drawn], document[drawn]))]
     return TextSample(document[drawn], window[drawn], turn[drawn], probability[drawn], shares[drawn], len(lengths))
+
+
+def draw_examples(ids: Sequence[str], labels: np.ndarray, max_examples: int, seed: int = 0) -> np.ndarray:
+    """Draws the labelled examples of one split that are read.
+
+    Each is drawn with the same probability: systematically, in a random order within each label. So the labels keep their
+    shares, to one example.
+
+    Args:
+        ids: (M,) id of the example of each document; several windows over a long context are one example.
+        labels: (M,) index of the label of each document; the same for all if the task has no classes.
+        max_examples: number of examples. See also `NEARLY_ALL`.
+        seed: distinguishes samples of different splits.
+
+    Returns:
+        (M,) bool, whether each document is read.
+    """
+    _, first, example = np.unique(np.array(ids), return_index=True, return_inverse=True)
+    count = len(first)
+    if count <= NEARLY_ALL * max_examples:
+        return np.ones(len(ids), bool)
+    rng = np.random.default_rng([SAMPLE_SEED, seed])
+    order = np.lexsort((rng.random(count), labels[first]))
+    drawn = np.zeros(count, bool)
+    drawn[order[systematic(np.full(count, max_examples / count), rng.random())]] = True
+    return drawn[example]
 
 
 def inclusion(sizes: np.ndarray, costs: np.ndarray, budget: float | None) -> np.ndarray:

@@ -66,6 +66,7 @@ def run(
         DataManifest.load(finetune_heldout.path),
         pretrain_heldout.path,
         finetune_heldout.path,
+        config.max_examples,
     )
     folder = Path(evaluation.path)
     (folder / "evaluation.json").unlink(missing_ok=True)

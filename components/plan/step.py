@@ -11,7 +11,7 @@ from typing import Any
 
 from ..checks import find_problems, fingerprints
 from ..config import Config, Parts, parts
-from ..evaluation_size import auto_tokens
+from ..evaluation_size import auto_examples, auto_tokens
 from ..form import ADVANCED, FIELDS, PLACEMENT, read_form
 from ..placement import GpuNodes
 from ..shared.errors import RefusedError
@@ -94,7 +94,7 @@ def cut_into_parts(whole: Config, reach: Callable[[], Any], say: Callable[[str],
         UnreachableError: if MLflow is needed and does not answer.
     """
     champion = _champion(whole.evaluate.champion, reach, say)
-    return parts(whole, fingerprints(whole), champion, auto_tokens(whole))
+    return parts(whole, fingerprints(whole), champion, auto_tokens(whole), auto_examples(whole))
 
 
 def part_texts(cut: Parts) -> dict[str, str]:

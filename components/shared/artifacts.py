@@ -5,7 +5,8 @@ in a shell and in tests.
 
     data folder         manifest.json and, for each split, tokens.npy, offsets.npy, records.jsonl (see data/prepared.py)
     model folder        Hugging Face format with its tokenizer; mixtune.json (`ModelCard`), training.jsonl (the curves)
-    evaluation folder   evaluation.json; for each candidate <id>/<split>.documents.jsonl, <id>/<split>.examples.jsonl
+    evaluation folder   evaluation.json; for each candidate <id>/<split>.documents.jsonl, <id>/<split>.examples.jsonl and the
+                        curves of its training, since `compare` draws them and reads no model
 """
 
 from __future__ import annotations

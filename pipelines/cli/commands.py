@@ -28,8 +28,8 @@ def check_and_show(config_file: Path | None, overrides: Sequence[str]) -> None:
         RefusedError: if there are problems; names all of them.
     """
     from mixtune.components.base_model import notes
-    from mixtune.components.checks import few_control_documents, few_examples, find_problems, missing_here
-    from mixtune.components.evaluation_size import costly_watch
+    from mixtune.components.checks import few_control_documents, find_problems, missing_here
+    from mixtune.components.evaluation_size import costly_watch, few_examples
     from mixtune.components.memory import memory_note
     from mixtune.components.mixed.config import candidates
     from mixtune.components.text_per_step import few_text_tokens

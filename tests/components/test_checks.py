@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from mixtune.components.checks import few_control_documents, few_examples, find_problems, fingerprints, missing_here
+from mixtune.components.checks import few_control_documents, find_problems, fingerprints, missing_here
 from mixtune.components.config import Config, load
 from mixtune.components.prepare.config import Tokenizer
 from mixtune.components.prepare.tokenization import load_tokenizer
@@ -33,36 +33,6 @@ def folder(tmp_path: Path) -> Path:
     """A good model folder."""
     tiny_model().save(tmp_path / "model", tiny_tokenizer())
     return tmp_path / "model"
-
-
-@pytest.mark.parametrize(
-    ("rows", "options", "said"),
-    [
-        (
-            1200,
-            {},
-            "one of 4, meets the margin of 0.02 with a chance of about 2% (if",
-        ),
-        (1200, {"gate": {"max_score_drop": 0.2}}, None),
-        (
-            1200,
-            {"mixed": {"lambdas": [0.1]}, "evaluate": {"interpolation_alphas": []}},
-            "about 3,925 are needed for 80%",
-        ),
-        (56_000, {}, None),
-        (30_000, {"max_documents": 500}, "about 50 examples"),
-        (1200, {"evaluate": {"metric": "macro_f1"}}, None),
-    ],
-)
-def test_too_few_examples_for_the_gate_are_said_before_training(
-    tmp_path: Path, rows: int, options: dict[str, Any], said: str | None
-) -> None:
-    file = tmp_path / "labels.csv"
-    file.write_text("text,label\n" + "a text,good\n" * rows)
-    labelled = {"source": str(file), "dev_fraction": 0.1, "max_documents": options.pop("max_documents", None)}
-    values = {"model": {"base": "scratch"}, "data": {"pretrain": {"source": "embedded"}, "finetune": labelled}}
-    found = few_examples(load({**values, "pretrain": {"steps": 1}, **options}))
-    assert (found is None) if said is None else found is not None and said in found
 
 
 @pytest.mark.parametrize(

@@ -186,6 +186,7 @@ def environment(template: str) -> jinja2.Environment:
         "signed": value_text,
         "percent": percent,
         "in_groups": in_groups,
+        "examples_read": examples_read,
         "direction": direction,
         "fine_percent": fine_percent,
         "cosine": "{:+z.2f}".format,
@@ -250,6 +251,12 @@ def _watching(watched: Sequence[Mapping[str, Any]]) -> str:
         return ""
     seconds, share = sum(one["seconds"] for one in watched), max(one["training_share"] or 0 for one in watched)
     return f" Watching the trainings took {seconds:.1f} s of it, at most {fine_percent(share)} of the training of a candidate."
+
+
+def examples_read(task: Mapping[str, Any]) -> str:
+    """Says on how many labelled examples the task score was measured, and whether they are a sample."""
+    read, whole = task["examples"], task["examples_in_split"]
+    return f"{read:,} labelled examples" if read == whole else f"a sample of {read:,} of {whole:,} labelled examples"
 
 
 def documents_read(forgetting: Mapping[str, Any]) -> str:

@@ -29,7 +29,9 @@ from __future__ import annotations
 import hashlib
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from copy import copy
 from dataclasses import dataclass
+from itertools import compress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -159,6 +161,7 @@ class Documents:
         self.second_from: np.ndarray = np.load(self.folder / "second_from.npy", allow_pickle=False)
         mask = self.folder / MASK
         self._supervised = np.load(mask, mmap_mode="r", allow_pickle=False) if mask.is_file() else None
+        self._chosen: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -181,7 +184,24 @@ class Documents:
 
     def iter_records(self) -> Iterator[dict[str, Any]]:
         """Yields the records of all documents, in order."""
-        return read_jsonl(self.folder / "records.jsonl")
+        records = read_jsonl(self.folder / "records.jsonl")
+        return records if self._chosen is None else compress(records, self._chosen)
+
+    def choose(self, chosen: np.ndarray) -> Documents:
+        """Returns some of the documents of a whole split, in memory.
+
+        Args:
+            chosen: (documents,) bool.
+        """
+        lengths = np.diff(self.offsets)
+        of_tokens = np.repeat(chosen, lengths)
+        part = copy(self)
+        part.flat, part.offsets = self.flat[of_tokens], np.concatenate([[0], np.cumsum(lengths[chosen])])
+        for name in _SMALL:
+            setattr(part, name, getattr(self, name)[chosen])
+        part._supervised = None if self._supervised is None else self._supervised[of_tokens]
+        part._chosen = chosen
+        return part
 
 
 def write_split(folder: str | Path, split: Split, documents: Iterable[Document]) -> SplitInfo:

@@ -134,7 +134,7 @@ class _FolderFlavor:
             part.mkdir(parents=True)
         for file in filter(Path.is_file, self._folder.iterdir()):
             _link_or_copy(file, to / MODEL / file.name)
-            if file.suffix != ".safetensors":
+            if file.suffix not in (".safetensors", ".jsonl"):  # weights and the curve of the training
                 shutil.copyfile(file, tokenizer / file.name)
         write_json(to / MODEL / SETTINGS, dict(self._served))
         (to / "README.md").write_text(self._card, encoding="utf-8")

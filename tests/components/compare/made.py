@@ -109,14 +109,18 @@ def write_evaluation(
     origin: str = "embedded",
     tallies: Sequence[Tally] = (),
     group: Callable[[int], str] | None = None,
+    in_split: int | None = None,
 ) -> Artifact:
-    """Writes one evaluation folder; the same documents and examples for every call with the same counts."""
+    """Writes one evaluation folder; the same documents and examples for every call with the same counts.
+
+    With `in_split`, the examples are a sample of so many.
+    """
     entries = []
     for one in candidates:
         splits: dict[str, dict[str, Any]] = {}
         for number, split in enumerate(("dev", "test")):
             splits[split] = _write_split(
-                folder / one.id, split, number, one, documents, examples, kind, metric, source, group
+                folder / one.id, split, number, one, documents, examples, kind, metric, source, group, in_split
             )
         if one.curve:
             write_jsonl(folder / one.id / "training.jsonl", one.curve)
@@ -184,6 +188,7 @@ def _write_split(
     metric: str,
     source: Callable[[int], str | None],
     group: Callable[[int], str] | None,
+    in_split: int | None,
 ) -> dict[str, Any]:
     draw = np.random.default_rng(number)  # the same documents and examples for every candidate
     tokens = draw.integers(20, 200, documents)
@@ -217,6 +222,7 @@ def _write_split(
     write_jsonl(folder / f"{split}.examples.jsonl", rows)
     if not rows:
         return summary
+    summary["examples_in_split"] = in_split or examples
     summary["accuracy"] = float(np.mean([row["score"] for row in rows]))
     if one.kind == "finetuned":
         trivial = best_trivial_answer(kind, metric, rows, {}, None)  # type: ignore[arg-type]

@@ -108,7 +108,10 @@ def test_groups_of_the_data_widen_the_intervals(tmp_path: Path) -> None:
     groups = compare(tmp_path / "groups", write_all(tmp_path / "groups", MIXED, group=lambda i: f"author {i % 12}"))
     assert (alone.report["task"]["groups"], alone.report["forgetting"]["groups"]) == (None, None)
     assert (groups.report["task"]["groups"], groups.report["forgetting"]["groups"]) == (12, 12)
-    assert "300 examples in 12 groups, which are resampled as a whole" in (groups.folder / "report.md").read_text()
+    assert (
+        "300 labelled examples in 12 groups, which are resampled as a whole"
+        in (groups.folder / "report.md").read_text()
+    )
     for name in ("task_score", "task_score_vs_finetuned", "delta_bpb"):
         one, other = (done.row("mixed-0.3")[name] for done in (alone, groups))
         assert one["value"] == pytest.approx(other["value"])

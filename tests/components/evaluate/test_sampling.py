@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mixtune.components.evaluate.sampling import TextSample, draw_text, inclusion, systematic
+from mixtune.components.evaluate.sampling import TextSample, draw_examples, draw_text, inclusion, systematic
 
 positive = st.floats(0.1, 100)
 units = st.lists(st.tuples(positive, positive, st.floats(-5, 5)), min_size=1, max_size=12)
@@ -86,3 +86,29 @@ def test_the_estimate_varies_only_as_the_units_do() -> None:
         sample = made(5_000, seed=seed)
         nats = 0.7 * sample.num_bytes
         assert (nats / sample.probability).sum() / (sample.num_bytes / sample.probability).sum() == pytest.approx(0.7)
+
+
+@pytest.mark.parametrize(("examples", "asked", "read"), [(1000, 300, 300), (1000, 910, 1000), (7, 1000, 7)])
+def test_examples_are_drawn_with_the_labels_in_their_shares(examples: int, asked: int, read: int) -> None:
+    labels = np.random.default_rng(1).choice(3, examples, p=[0.7, 0.2, 0.1])
+    ids = [f"example {number}" for number in range(examples)]
+    drawn = draw_examples(ids, labels, asked)
+    assert drawn.sum() == read
+    expected = np.bincount(labels) * read / examples
+    assert np.abs(np.bincount(labels[drawn]) - expected).max() <= 1
+    assert np.array_equal(drawn, draw_examples(ids, labels, asked))
+    assert read == examples or not np.array_equal(drawn, draw_examples(ids, labels, asked, seed=1))
+
+
+def test_each_example_is_equally_likely_to_be_drawn() -> None:
+    labels = np.repeat([0, 1, 2], [50, 9, 1])
+    ids = [str(number) for number in range(60)]
+    shares = np.mean([draw_examples(ids, labels, 20, seed) for seed in range(2000)], 0)
+    assert shares == pytest.approx(np.full(60, 1 / 3), abs=0.05)  # standard error 0.011
+
+
+def test_the_windows_of_an_example_are_drawn_together() -> None:
+    windows = np.repeat(np.arange(50), np.random.default_rng(0).integers(1, 5, 50))
+    drawn = draw_examples([str(number) for number in windows], np.full(len(windows), -1), 20)
+    assert len(set(windows[drawn])) == 20
+    assert not set(windows[drawn]) & set(windows[~drawn])

@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from mixtune.components.evaluate.windows import windows
 from mixtune.components.shared.artifacts import Artifact, ModelCard
+from mixtune.components.shared.config import Task
 from mixtune.components.shared.data.prepared import Documents
 from mixtune.components.shared.errors import MixtuneError, RefusedError
 from mixtune.components.shared.model.loading import interpolate
@@ -203,6 +204,29 @@ def test_a_sample_of_the_text_is_read(tmp_path: Path) -> None:
         assert summary["bpb"] == pytest.approx(everything["bpb"], rel=0.2)
     data = [one["data"]["pretrain"]["splits"]["dev"]["text_digest"] for one in (found, whole)]
     assert data[0] == data[1]
+
+
+@pytest.mark.parametrize("task", ["classification", "question_answering", "generation"])
+def test_a_sample_of_the_labelled_examples_is_answered(tmp_path: Path, task: Task) -> None:
+    labels = LABELS if task == "classification" else None
+    architecture = "bert" if task == "question_answering" else "llama"
+    model = write_model(tmp_path / "model", "finetuned", "finetuned", labels, architecture=architecture, task=task)
+    labelled = write_labelled(tmp_path / "labelled", task)
+    whole, folder = evaluate(tmp_path, model, labelled)
+    everything = {split: rows(folder / "finetuned", f"{split}.examples.jsonl") for split in ("dev", "test")}
+    found, folder = evaluate(tmp_path, model, labelled, max_examples=5)
+    for split, all_rows in everything.items():
+        read = rows(folder / "finetuned", f"{split}.examples.jsonl")
+        ids = {row["id"] for row in read}
+        assert len(read) == len(ids) == 5
+        alike = ("id", "reference", "prediction", "score", "text", "contaminated")
+        expected = [row for row in all_rows if row["id"] in ids]
+        assert [[row[name] for name in alike] for row in read] == [[row[name] for name in alike] for row in expected]
+        summary, before = (one["candidates"][0]["splits"][split] for one in (found, whole))
+        assert (summary["examples"], summary["examples_in_split"]) == (5, 11)
+        assert (before["examples"], before["examples_in_split"]) == (11, 11)
+        assert len(rows(folder / "finetuned", f"{split}.trivial.jsonl")) == 5
+    assert found["data"] == whole["data"]
 
 
 def test_losses_do_not_depend_on_the_batch(tmp_path: Path) -> None:

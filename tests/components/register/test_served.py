@@ -78,6 +78,7 @@ class Scored:
         ModelCard(id="finetuned", kind="finetuned", has_task_head=True, labels=labels, base="tiny").save(
             folder / "model"
         )
+        jsonl(folder / "model" / "training.jsonl", [{"step": 1, "loss": 1.0}])
         draw = random.Random(7)
         base = tokenizer_options(str(folder / "model"), MAX_LENGTH, None)
         texts = jsonl(folder / "text.jsonl", [{"text": words(draw, 3, 12)} for _ in range(30)])
@@ -146,6 +147,9 @@ def test_a_registered_model_predicts_what_was_scored(
 
     monkeypatch.setenv("MLFLOW_TRACKING_URI", new_store(tmp_path / "mlflow.db"))
     scored = Scored(tmp_path, task, architecture)
+    folder = Path(mlflow.artifacts.download_artifacts(scored.uri))
+    assert (folder / "model" / "training.jsonl").is_file()
+    assert {file.suffix for file in (folder / "components" / "tokenizer").iterdir()} == {".json"}
     model = mlflow.pyfunc.load_model(scored.uri)
     request = json.dumps({scored.key: scored.rows()})
     answer = invocations(request, "application/json", model, model.metadata.get_input_schema())
