@@ -123,6 +123,9 @@ def main() -> None:
     if asked.command == "run":
         run(asked.recipe, asked.labels, asked.options)
         return
+    for output in asked.outputs:
+        if not (output / "report" / "report.json").is_file():
+            parser.error(f"{output} has no report/report.json; give output folders of finished runs")
     reports = {
         output: json.loads((output / "report" / "report.json").read_text(encoding="utf-8")) for output in asked.outputs
     }
