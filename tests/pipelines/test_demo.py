@@ -12,7 +12,7 @@ import pytest
 pytestmark = pytest.mark.slow
 
 Row = dict[str, Any]
-MIXED = ("mixed-0.1", "mixed-0.3", "mixed-budget-0.05")
+MIXED = ("mixed-0.1", "mixed-budget-0.05")
 
 
 @pytest.fixture(scope="module")
@@ -27,11 +27,6 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Row]:
     return {row["id"]: row for row in report["candidates"]}
 
 
-def within(row: Row, budget: float) -> bool:
-    """Whether a candidate keeps to a budget on dev, where choices are made."""
-    return bool(row["dev"]["delta_bpb"]["value"] <= budget)
-
-
 def test_fine_tuning_forgets_and_mixing_forgets_less_than_half(rows: dict[str, Row]) -> None:
     forgotten = rows["finetuned"]["delta_bpb"]
     assert forgotten["low"] > 0
@@ -40,11 +35,8 @@ def test_fine_tuning_forgets_and_mixing_forgets_less_than_half(rows: dict[str, R
 
 
 def test_mixing_costs_no_accuracy_and_interpolating_does(rows: dict[str, Row]) -> None:
-    for candidate in ("mixed-0.1", "mixed-budget-0.05"):
+    for candidate in MIXED:
         assert rows[candidate]["task_score_vs_finetuned"]["high"] >= 0
-    assert (
-        rows["mixed-0.3"]["task_score_vs_finetuned"]["value"] > -0.05
-    )  # the margin of the gate; λ = 0.3 costs some accuracy
     assert rows["interpolated-0.5"]["task_score_vs_finetuned"]["high"] < 0
 
 
@@ -52,13 +44,3 @@ def test_the_forgetting_budget_is_kept(rows: dict[str, Row]) -> None:
     found = rows["mixed-budget-0.05"]["forgetting_budget"]
     assert found["budget"] == 0.05
     assert found["kept"], found
-
-
-def test_the_budgets_task_score_is_not_below_that_of_the_best_fixed_lambda_that_keeps_to_it(
-    rows: dict[str, Row],
-) -> None:
-    fixed = [row for row in rows.values() if row["kind"] == "mixed" and row["lambda"] is not None and within(row, 0.05)]
-    best = max(fixed, key=lambda row: float(row["dev"]["task_score"]["value"]))
-    adapted = rows["mixed-budget-0.05"]
-    # The intervals are of the examples alone; another order of the data moves a model this small by as much again.
-    assert adapted["dev"]["task_score"]["high"] >= best["dev"]["task_score"]["low"]
