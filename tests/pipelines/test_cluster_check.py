@@ -67,7 +67,7 @@ def test_a_cluster_that_has_everything(cluster: KubernetesServer, kfp: KfpServer
         "ok       KFP at",
         "ok       MLflow at",
         "estimate: at most",
-        "of storage for 5 models",
+        "of storage for 4 models",
     ):
         assert words in result.stdout
 

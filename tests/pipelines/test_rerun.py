@@ -352,7 +352,7 @@ def test_a_folder_without_a_run(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(read_config(None).model_dump(mode="json")))
     with pytest.raises(RefusedError, match="has no record of mixed"):
         run_only(tmp_path, "mixed", [])
-    Outcome(title="mixed-0.3", kind="done").save(tmp_path / ".mixtune" / "outcomes" / "one")
+    Outcome(title="mixed-0.1", kind="done").save(tmp_path / ".mixtune" / "outcomes" / "one")
     with pytest.raises(RefusedError, match="use --from"):
         run_only(tmp_path, "mixed", [])
 
