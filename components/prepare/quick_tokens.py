@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from typing import TYPE_CHECKING, Any
@@ -11,7 +10,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _FOLDED_TO_ASCII = re.compile("[\u017f\u212a]")
-"""ſ and the Kelvin sign: s and k where case is ignored. The two libraries' regular expressions disagree on them."""
+"""ſ and the Kelvin sign: s and k where case is ignored, which the two libraries' regular expressions do not do alike."""
 _PROBES = (
     "",
     " ",
@@ -48,20 +47,22 @@ class QuickTokenizer:
         """
         if not tokenizer.is_fast:
             return None
-        content = json.loads(tokenizer.backend_tokenizer.to_str()) | {"truncation": None, "padding": None}
-        names = [token["content"] for token in content["added_tokens"]]
+        added = list(tokenizer.added_tokens_decoder.values())
         # A word that an added token must match as a whole ends elsewhere in fastokens.
-        if content["model"].get("dropout") or any(token["single_word"] for token in content["added_tokens"]):
+        if getattr(tokenizer.backend_tokenizer.model, "dropout", None) or any(token.single_word for token in added):
             return None
         # Documents are encoded side by side already.
         os.environ.setdefault("FASTOKENS_BPE_THREADS", "1")
         import fastokens
 
         try:
-            quick = cls(fastokens.Tokenizer.from_json_str(json.dumps(content)), bool(tokenizer.split_special_tokens))
+            backend = fastokens.Tokenizer.from_json_str(tokenizer.backend_tokenizer.to_str())
         except ValueError:
             return None
-        probes = [*_PROBES, *(f"a {name} b{name}" for name in names[:100])]
+        backend.no_truncation()
+        backend.no_padding()
+        quick = cls(backend, bool(tokenizer.split_special_tokens))
+        probes = [*_PROBES, *(f"a {token.content} b{token.content}" for token in added[:100])]
         for special in (False, True):
             wanted = tokenizer(probes, add_special_tokens=special, return_attention_mask=False, verbose=False)[
                 "input_ids"

@@ -160,50 +160,41 @@ def test_the_selected_model_is_registered_once_and_loads(finished: Project, monk
     assert classify("a lovely bright film")[0]["label"] in {"good", "bad"}
 
 
-def test_a_run_again_from_a_step_then_that_step_alone(copied: Project) -> None:
-    before = copied.report()
-    done = copied.mixtune("rerun", "runs/tiny", "--from", "mixed")
-    assert done.returncode == 0, done.stderr
-    assert copied.ran() == {"plan", "mixed-0.3", "evaluate mixed-0.3", "compare", "register", "finish"}
-
-    again = copied.report()
-    assert plain(again["candidates"]) == plain(before["candidates"])
-
-    done = copied.mixtune("rerun", "runs/tiny", "--only", "mixed", "--set", "mixed.learning_rate=0.001")
-    assert done.returncode == 0, done.stderr
-    (made,) = (copied.output / "only").glob("mixed-0.3-*")
-    assert (made / "model" / "model.safetensors").is_file()
-    assert json.loads((made / "model" / "mixtune.json").read_text())["params"]["learning_rate"] == 0.001
-
-
-def test_a_folder_that_was_moved_takes_all_from_its_cache_and_goes_on_where_it_is(
+def test_a_run_again_from_a_step_then_moved_all_from_the_cache_then_single_steps(
     copied: Project, finished: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import mlflow
 
     before = copied.report()
+    done = copied.mixtune("rerun", "runs/tiny", "--from", "mixed")
+    assert done.returncode == 0, done.stderr
+    assert copied.ran() == {"plan", "mixed-0.3", "evaluate mixed-0.3", "compare", "register", "finish"}
+    again = copied.report()
+    assert plain(again["candidates"]) == plain(before["candidates"])
+
+    places = [str(finished.output), str(copied.output)]
     copied.output = copied.output.rename(tmp_path / "runs" / "über's dort")
-    again = ("--output", str(copied.output), "--set", "run.keep_interpolated=true")
-    status, ran, printed = copied.run(*again)
+    options = ("--output", str(copied.output), "--set", "run.keep_interpolated=true")
+    status, ran, printed = copied.run(*options)
     assert status == 0, printed
-    assert ran == ALWAYS | {"register"}, "no step reads what was asked for, so all comes from the cache"
+    assert ran == ALWAYS | {"register"}, "no step reads what was asked for, so all is in the cache again"
     assert printed.count("from the cache") == 9
-    assert copied.report()["candidates"] == before["candidates"]
+    assert copied.report()["candidates"] == again["candidates"]
     assert [path.name for path in (tmp_path / "runs").iterdir()] == [copied.output.name]
     records = [path for path in (copied.output / ".mixtune").rglob("*.json") if path.name != "executor_output.json"]
-    assert not [path for path in records if str(finished.output) in path.read_text(encoding="utf-8")]
+    assert not [path for path in records for place in places if place in path.read_text(encoding="utf-8")]
     with contextlib.closing(sqlite3.connect(copied.output / "mlflow" / "mlflow.db")) as store:
-        assert not [line for line in store.iterdump() if str(finished.output) in line]
+        assert not [line for line in store.iterdump() for place in places if place in line]
     assert len(copied.client().search_model_versions("name = 'tiny'")) == 1
     newest = copied.pipeline_runs()[0]
     assert newest.info.status == "FINISHED"
     assert {f"mixtune.cached.{one}" for one in ("pretrain", "finetune", "mixed-0.3", "evaluate.mixed-0.3")} <= set(
         newest.data.tags
     )
-    assert len(list((copied.output / "history").iterdir())) == 1
+    assert len(list((copied.output / "history").iterdir())) == 2
     check_answers(copied, "interpolated-0.5")
 
-    status, _, printed = copied.run(*again)
+    status, _, printed = copied.run(*options)
     assert status == 0, printed
     assert f"nothing has changed since run {newest.info.run_name.removeprefix('tiny ')}" in printed
     assert "← selected" in printed
@@ -214,6 +205,11 @@ def test_a_folder_that_was_moved_takes_all_from_its_cache_and_goes_on_where_it_i
     assert done.returncode == 0, done.stderr
     (made,) = (copied.output / "only").glob("evaluate-interpolated-*")
     assert (made / "evaluation" / "evaluation.json").is_file()
+    done = copied.mixtune("rerun", str(copied.output), "--only", "mixed", "--set", "mixed.learning_rate=0.001")
+    assert done.returncode == 0, done.stderr
+    (made,) = (copied.output / "only").glob("mixed-0.3-*")
+    assert (made / "model" / "model.safetensors").is_file()
+    assert json.loads((made / "model" / "mixtune.json").read_text())["params"]["learning_rate"] == 0.001
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{copied.output / 'mlflow' / 'mlflow.db'}")
     found = mlflow.artifacts.download_artifacts("models:/tiny@candidate")
     assert Path(found).is_relative_to(copied.output)

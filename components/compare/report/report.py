@@ -118,53 +118,59 @@ def render_markdown(comparison: Comparison, context: Context) -> str:
 
 def _render(template: str, comparison: Comparison, drawn: Mapping[str, Picture], context: Context) -> str:
     target = shown(comparison.report["task"]["kind"])
-    templates = environment(template)
-    templates.filters |= {"answer": target.answer, "score": target.score}
     report = comparison.report
-    return templates.get_template(template).render(
-        report=report,
-        rows=report["candidates"],
-        selected=next(row for row in report["candidates"] if row["id"] == report["selected"]),
-        selected_name=candidate_name(comparison.selected.entry),
-        metric=metric_name(report["task"]["metric"]),
-        metric_name=metric_name,
-        sweeps={name: picture.inline for name, picture in drawn.items() if name in SWEEP_TITLES},
-        svgs={name: picture.inline for name, picture in drawn.items()},
-        curves={name: picture.inline for name, picture in drawn.items() if name in TITLES},
-        champion=any(row["kind"] == "champion" for row in report["candidates"]),
-        has_scored_pretrained=any(
-            row["kind"] == "pretrained" and row["task_score"] is not None for row in report["candidates"]
-        ),
-        sources=_source_rows(report),
-        rows_of_sources=_rows_of_sources(report),
-        tally_lines={
-            stream: lines
-            for stream, rows in comparison.evaluations.tallies.items()
-            if (lines := table_lines(rows, found_only=True))
-        },
-        single_documents=any(one["documents"] == 1 for one in report["forgetting"]["sources"]),
-        costs_sentence=costs_sentence(report["costs"], [row["watch"] for row in report["candidates"] if row["watch"]]),
-        documents_read=documents_read(report["forgetting"]),
-        harness_sentence=harness_sentence(
-            (report["lm_eval"] or {"columns": []})["columns"], report["gate"]["options"]["max_capability_drop"]
-        ),
-        streams=STREAMS,
-        titles=TITLES | SWEEP_TITLES,
-        likelihood=LIKELIHOODS.get(report["forgetting"]["likelihood"], report["forgetting"]["likelihood"]),
-        divergence_sentence=divergence_sentence(report["divergence"]) if report["divergence"] else None,
-        pulls=[row for row in report["candidates"] if row["gradients"]],
-        stopped=[row["stopped"]["sentence"] for row in report["candidates"] if row["stopped"]],
-        budgets=[row["forgetting_budget"]["sentence"] for row in report["candidates"] if row["forgetting_budget"]],
-        further=[
-            name
-            for name in EXTRA_METRICS
-            if name != report["task"]["metric"] and any(row.get(name) is not None for row in report["candidates"])
-        ],
-        interval=percent(report["interval"]),
-        checks=report["gate"]["checks"][report["selected"]],
-        run_id=context.run_id,
-        parent_run=context.tracker.parent_id,
-        runs=_runs(report["candidates"]),
+    return (
+        environment(template)
+        .get_template(template)
+        .render(
+            report=report,
+            answer=target.answer,
+            score=target.score,
+            rows=report["candidates"],
+            selected=next(row for row in report["candidates"] if row["id"] == report["selected"]),
+            selected_name=candidate_name(comparison.selected.entry),
+            metric=metric_name(report["task"]["metric"]),
+            metric_name=metric_name,
+            sweeps={name: picture.inline for name, picture in drawn.items() if name in SWEEP_TITLES},
+            svgs={name: picture.inline for name, picture in drawn.items()},
+            curves={name: picture.inline for name, picture in drawn.items() if name in TITLES},
+            champion=any(row["kind"] == "champion" for row in report["candidates"]),
+            has_scored_pretrained=any(
+                row["kind"] == "pretrained" and row["task_score"] is not None for row in report["candidates"]
+            ),
+            sources=_source_rows(report),
+            rows_of_sources=_rows_of_sources(report),
+            tally_lines={
+                stream: lines
+                for stream, rows in comparison.evaluations.tallies.items()
+                if (lines := table_lines(rows, found_only=True))
+            },
+            single_documents=any(one["documents"] == 1 for one in report["forgetting"]["sources"]),
+            costs_sentence=costs_sentence(
+                report["costs"], [row["watch"] for row in report["candidates"] if row["watch"]]
+            ),
+            documents_read=documents_read(report["forgetting"]),
+            harness_sentence=harness_sentence(
+                (report["lm_eval"] or {"columns": []})["columns"], report["gate"]["options"]["max_capability_drop"]
+            ),
+            streams=STREAMS,
+            titles=TITLES | SWEEP_TITLES,
+            likelihood=LIKELIHOODS.get(report["forgetting"]["likelihood"], report["forgetting"]["likelihood"]),
+            divergence_sentence=divergence_sentence(report["divergence"]) if report["divergence"] else None,
+            pulls=[row for row in report["candidates"] if row["gradients"]],
+            stopped=[row["stopped"]["sentence"] for row in report["candidates"] if row["stopped"]],
+            budgets=[row["forgetting_budget"]["sentence"] for row in report["candidates"] if row["forgetting_budget"]],
+            further=[
+                name
+                for name in EXTRA_METRICS
+                if name != report["task"]["metric"] and any(row.get(name) is not None for row in report["candidates"])
+            ],
+            interval=percent(report["interval"]),
+            checks=report["gate"]["checks"][report["selected"]],
+            run_id=context.run_id,
+            parent_run=context.tracker.parent_id,
+            runs=_runs(report["candidates"]),
+        )
     )
 
 

@@ -10,14 +10,7 @@ import pytest
 from mixtune.components.shared.artifacts import Artifact, read_json, write_json
 from mixtune.components.shared.errors import MixtuneError, RefusedError
 
-from .made import (
-    MIXED,
-    PRETRAINED,
-    STRONGER,
-    compare,
-    write_all,
-    write_evaluation,
-)
+from .made import MIXED, PRETRAINED, STRONGER, compare, write_all, write_evaluation
 
 
 def test_documents_in_another_order_are_paired_by_id(tmp_path: Path) -> None:

@@ -11,17 +11,7 @@ import pytest
 
 from mixtune.components.shared.artifacts import read_jsonl
 
-from .made import (
-    FINETUNED,
-    INTERPOLATED,
-    MIXED,
-    PRETRAINED,
-    STRONGER,
-    Made,
-    compare,
-    write_all,
-    write_evaluation,
-)
+from .made import FINETUNED, INTERPOLATED, MIXED, PRETRAINED, STRONGER, Made, compare, write_all, write_evaluation
 
 
 def test_generation_where_pretrained_has_a_score(tmp_path: Path) -> None:

@@ -39,9 +39,7 @@ def bpe(before: Any, normalizer: Any = None, by_bytes: bool = True) -> Tokenizer
         backend.pre_tokenizer = before
     names = [*SPECIAL, *([] if by_bytes else [f"<0x{byte:02X}>" for byte in range(256)])]
     alphabet = pre.ByteLevel.alphabet() if by_bytes else []
-    trainer = trainers.BpeTrainer(
-        vocab_size=700, special_tokens=names, initial_alphabet=alphabet, show_progress=False
-    )  # fmt: skip
+    trainer = trainers.BpeTrainer(vocab_size=700, special_tokens=names, initial_alphabet=alphabet, show_progress=False)
     backend.train_from_iterator(CORPUS, trainer)
     backend.post_processor = processors.TemplateProcessing(
         single="<|bos|> $A <|eos|>", special_tokens=[(name, backend.token_to_id(name)) for name in SPECIAL[1:]]
@@ -98,10 +96,13 @@ def test_tokens_are_those_of_the_tokenizer_itself(
         assert quick is not None, name
         for text in texts:
             ids = quick.ids(text, special)
-            assert ids is None or ids == tokenizer(text, add_special_tokens=special)["input_ids"], name
+            if {"ſ", "\u212a"} & set(text):
+                assert ids is None
+            else:
+                assert ids == tokenizer(text, add_special_tokens=special)["input_ids"], name
 
 
-def test_every_letter_is_encoded_the_same_way(tokenizers: dict[str, Any]) -> None:
+def test_letters_of_all_kinds_of_scripts_are_encoded_the_same_way(tokenizers: dict[str, Any]) -> None:
     letters = [chr(code) for code in (*range(0x3400), *range(0xA000, 0xAC00), *range(0xF900, 0x10400))]
     text = "".join(f"a{letter}b 1{letter}2 '{letter} {letter}{letter}\n" for letter in letters)
     quick, tokenizer = QuickTokenizer.of(tokenizers["Qwen"]), tokenizers["Qwen"]
@@ -109,6 +110,16 @@ def test_every_letter_is_encoded_the_same_way(tokenizers: dict[str, Any]) -> Non
     assert quick.ids("ſ", False) is None
     text = text.replace("ſ", "").replace("\u212a", "")
     assert quick.ids(text, False) == tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+
+
+def test_truncation_and_padding_that_a_tokenizer_was_saved_with_are_not_applied(tokenizers: dict[str, Any]) -> None:
+    backend = Tokenizer.from_str(tokenizers["GPT-2"].backend_tokenizer.to_str())
+    backend.enable_truncation(3)
+    backend.enable_padding(length=50)
+    quick = QuickTokenizer.of(wrapped(backend))
+    assert quick is not None
+    text = "the cat sees the dog in the garden"
+    assert quick.ids(text, False) == tokenizers["GPT-2"](text, add_special_tokens=False)["input_ids"]
 
 
 def test_letters_on_which_regular_expressions_disagree_are_left_to_the_tokenizer(tokenizers: dict[str, Any]) -> None:
