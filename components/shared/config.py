@@ -200,8 +200,8 @@ class Budget(Section):
     min_lambda: float = Field(1e-6, gt=0, lt=1)
     """Smallest λ, and λ while nothing is forgotten; below 0.001 it counts as 0. Raise it if the first steps already forget more
     than the budget."""
-    max_lambda: float = Field(0.95, gt=0, lt=1)
-    """Largest λ."""
+    max_lambda: float = Field(0.5, gt=0, lt=1)
+    """Largest λ. What a tight budget needs beyond that, pulling the weights back at the end does better than a larger λ."""
     aim: float = Field(0.85, gt=0, le=1)
     """Fraction of the budget that the training aims at. What is left covers the error of the measurement."""
     gain: float = Field(10.0, gt=0)

@@ -127,7 +127,9 @@ def _table(joined: dict[str, Any]) -> Table:
 
     title = Text("all candidates, on their test splits", style="table.title")
     table = Table(title=title, title_justify="left", box=None, pad_edge=False)
-    values = ("task score", "forgetting, bits per byte", "gate")
+    with_divergence = any(row["kl_from_pretrained"] for row in joined["candidates"])
+    divergence = ("KL, nats per token",) if with_divergence else ()
+    values = ("task score", "forgetting, bits per byte", *divergence, "gate")
     for heading in ("run", "candidate", "λ", *values):
         table.add_column(heading, no_wrap=heading in values)
     for row in joined["candidates"]:
@@ -138,6 +140,7 @@ def _table(joined: dict[str, Any]) -> Table:
             "" if row["lambda"] is None else f"{row['lambda']:g}",
             Text(f"{metric_name(row['metric'])} {score}" if row["task_score"] else score),
             Text("0" if row["kind"] == "pretrained" else value_text(row["delta_bpb"])),
+            *([Text(value_text(row["kl_from_pretrained"], signed=False))] if with_divergence else ()),
             Text(gate_words(row)),
             style="bold" if row["selected"] else None,
         )

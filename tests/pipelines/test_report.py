@@ -100,6 +100,8 @@ def test_all_candidates_of_all_runs_in_one_table(tmp_path: Path, made: Callable[
     assert {len(row) for row in rows} == {len(head)}
     assert [row[column][:5] for row in rows if row[2] in ("mixed-0.5", "interpolated-0.5")] == ["–", "0.250", "–"]
     assert page.count("KL from pretrained") == 1
+    assert "KL, nats per token" in done.output
+    assert "0.250" in next(line for line in done.output.splitlines() if "mixed-0.5" in line)
 
 
 @pytest.mark.parametrize(
@@ -124,7 +126,7 @@ def test_what_cannot_be_compared_is_said_and_drawn_apart(
     assert len(found["not_comparable"]) == (2 if other == "text" else 1)
     assert said in (tmp_path / "joint" / "report.html").read_text(encoding="utf-8")
     assert found["groups"] == [["one"], [other]]
-    assert "KL" not in (tmp_path / "joint" / "report.md").read_text(encoding="utf-8")
+    assert "KL" not in (tmp_path / "joint" / "report.md").read_text(encoding="utf-8") + done.output
     assert sorted(file.name for file in (tmp_path / "joint").glob("*.svg")) == ["pareto-1.svg", "pareto-2.svg"]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -12,7 +13,9 @@ from ..model.sharding import like, local
 from .control import ControlText
 
 MARGIN = 1.1
-"""Share of the limit that forgetting may reach with its standard error added, as the report tolerates it."""
+"""Share of the limit that other text may reach, as the report tolerates it."""
+ERRORS = 1.645 * math.sqrt(2)
+"""Standard errors of the control text by which other text of the same size forgets more in one of twenty cases."""
 LEAST_SHARE = 0.5
 """Smallest share of the limit that is allowed, however little the control text tells."""
 TOLERANCE = 0.01
@@ -29,9 +32,9 @@ def pull_back(
 ) -> tuple[float, float]:
     """Moves the weights toward the reference model's if the trained model forgets too much of all control text.
 
-    With f the forgetting of the trained model, s its standard error, and ε the limit, what is allowed is
-    min(ε, 1.1 · ε / (1 + s / f)): then the limit is kept, and so is 1.1 times the limit with one standard error added (the
-    standard error falls with forgetting). The weights become (1 - α) · reference + α · trained, with the α at which the model
+    With s the standard error of the trained model's forgetting and ε the limit, what is allowed is min(ε, 1.1 · ε - 1.645 √2 s),
+    but at least ε / 2: then the limit is kept on this text, and 1.1 times the limit on other text of the same size in 19 of 20
+    cases, as far as s tells (the difference of two such samples has the standard error √2 s). The weights become (1 - α) · reference + α · trained, with the α at which the model
     forgets what is allowed (WiSE-FT, arXiv:2109.01903). The task head does not change, and forgetting does not depend on it.
     All ranks take part and get the same result.
 
@@ -45,7 +48,7 @@ def pull_back(
         α, which is 1 for a model that keeps the limit, and the forgetting of the trained model, in nats per token.
     """
     found, error = control.forgetting(model, accelerator)
-    allowed = max(min(limit, MARGIN * limit / (1 + error / found)), LEAST_SHARE * limit) if found > 0 else limit
+    allowed = max(min(limit, MARGIN * limit - ERRORS * error), LEAST_SHARE * limit)
     alpha = 1.0
     if found > allowed:
         from scipy.optimize import brentq  # most trainings do not need it
