@@ -195,11 +195,6 @@ class MixedCandidate(Section):
         if self.lora_4bit and (self.lora_rank is None or self.lora_merge or self.kl_weight or self.l2sp_weight):
             yield "lora_4bit is for adapters that are not merged, without penalties"
 
-    @rule
-    def _an_adapter_is_not_pulled_back(self) -> Iterator[str]:
-        if self.forgetting_budget is not None and not self.lora_merge:
-            yield "lora_merge is false, but a forgetting budget can change all weights at the end; set it to true"
-
 
 class MixedStep(Section):
     """The configuration of a `mixed` task, which `plan` creates; the candidate is given separately."""

@@ -83,11 +83,18 @@ def run(
     assert labelled.task is not None
     if chosen.flow and TASK_KINDS[labelled.task].head is not None and not before.has_task_head:
         raise RefusedError(f"{chosen.id}: {NO_LOSSES.format(task=labelled.task)}")
+    if chosen.forgetting_budget is not None and not chosen.lora_merge and before.kind != "pretrained":
+        raise RefusedError(
+            f"{chosen.id}: adapters that are not merged can be pulled back to the start model only, but forgetting is measured "
+            "against another one; set mixed.start to pretrained, or mixed.controls.lora_merge to true"
+        )
     device = pick_device() if chosen.lora_4bit else loading_device(training)
+    # Before the training, text is generated in float32, and OSF decomposes matrices in float32.
+    before_training = bool(chosen.generated_tokens or chosen.rewrite_prompt or chosen.osf_share)
     mixed_model = load_model(
         start.path,
         device,
-        as_stored=loads_as_stored(training),
+        as_stored=loads_as_stored(training) and not before_training,
         attention=training.attention,
         quantized=chosen.lora_4bit,
     )

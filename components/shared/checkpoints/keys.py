@@ -56,6 +56,8 @@ def content_key(identity: Mapping[str, Any], models: list[MixedModel]) -> str:
     for model in models:
         for name, tensor in sorted(model.state_dict().items()):
             digest.update(name.encode())
+            if tensor.dtype in (torch.bfloat16, torch.float16):
+                tensor = tensor.float()  # as in a training that converts its weights when it loads them
             digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 

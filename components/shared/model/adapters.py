@@ -22,6 +22,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..errors import RefusedError
 from .mixed_model import MixedModel
+from .sharding import release, whole
 from .weight_files import INDEX, stored_tensors
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -45,32 +46,42 @@ def is_adapted(model: MixedModel) -> bool:
 
 
 def save_adapted(
-    model: MixedModel, folder: Path, tokenizer: PreTrainedTokenizerBase, base: str, revision: str | None
+    model: MixedModel,
+    folder: Path,
+    tokenizer: PreTrainedTokenizerBase,
+    base: str,
+    revision: str | None,
+    main: bool = True,
 ) -> None:
-    """Writes a model with adapters.
+    """Writes a model with adapters. If it is sharded, all processes take part.
 
     Args:
         base: folder or hub name of the base model's weights.
         revision: hub revision of `base`.
+        main: whether this process writes.
 
     Raises:
         RefusedError: if the base model is itself an adapter.
     """
-    base = str(Path(base).absolute()) if Path(base).is_dir() else base
-    # transformers loads a model in the number format that config.json names. The adapter was trained on this one.
-    model.config.dtype = model.config.get_text_config().dtype = next(model.lm.parameters()).dtype
-    model.save_description(folder, tokenizer)
-    _link_weights(folder, base, revision)
-    prefix = model.lm.base_model_prefix
+    release(model)
     adapted = {
         name.replace(_PEFT_PREFIX, "").replace(_ADAPTER, ""): weight
         for name, weight in model.lm.named_parameters()
         if ".lora_" in name or ".pooler." in name
     }
     head = model.task.state_dict() if model.task is not None else {}
-    saved = {f"{_PEFT_PREFIX}{name}": weight.detach().cpu().contiguous() for name, weight in (adapted | head).items()}
-    save_file(saved, folder / WEIGHTS, metadata={"format": "pt"})
-    _config_of(model, prefix, base, revision).save_pretrained(str(folder))
+    saved = {f"{_PEFT_PREFIX}{name}": whole(weight.detach()).cpu() for name, weight in (adapted | head).items()}
+    if not main:
+        return
+    base = str(Path(base).absolute()) if Path(base).is_dir() else base
+    # transformers loads a model in the number format that config.json names. The adapter was trained on this one.
+    model.config.dtype = model.config.get_text_config().dtype = next(model.lm.parameters()).dtype
+    model.save_description(folder, tokenizer)
+    _link_weights(folder, base, revision)
+    save_file(
+        {name: weight.contiguous() for name, weight in saved.items()}, folder / WEIGHTS, metadata={"format": "pt"}
+    )
+    _config_of(model, model.lm.base_model_prefix, base, revision).save_pretrained(str(folder))
 
 
 def _config_of(model: MixedModel, prefix: str, base: str, revision: str | None) -> Any:

@@ -23,8 +23,7 @@ from .probing import LOW_TOLERANCE, TOLERANCE, differ, measuring, probe_ids
 @contextlib.contextmanager
 def _computing(model: MixedModel) -> Iterator[float]:
     """Runs the model for measurements. Yields the difference that counts as rounding."""
-    # FlashAttention computes in half precision only. Weights that are stored in it are used as they are until they are sharded.
-    low = not model.attention_takes_a_mask or next(model.lm.parameters()).element_size() < 4
+    low = not model.attention_takes_a_mask  # FlashAttention computes in half precision only
     with measuring(model), torch.autocast(model.device.type, torch.bfloat16, enabled=low):
         yield LOW_TOLERANCE if low else TOLERANCE
 

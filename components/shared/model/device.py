@@ -59,18 +59,14 @@ def loading_device(training: Training) -> torch.device:
     """
     import torch
 
-    return torch.device("cpu") if _may_be_sharded(training) else pick_device()
+    return torch.device("cpu") if loads_as_stored(training) else pick_device()
 
 
 def loads_as_stored(training: Training) -> bool:
     """Tells whether a training loads its models in the number format of their files, and so without a copy of them.
 
-    A process of a sharded training then reads its part of the weights only, and converts it.
+    A process of a sharded training, which several processes can be, then reads its part of the weights only, and converts it.
     """
-    return _may_be_sharded(training) and training.parallelism == "fsdp"
-
-
-def _may_be_sharded(training: Training) -> bool:
     several = int(os.environ.get("WORLD_SIZE", "1")) > 1
     return several and training.parallelism != "ddp" and training.attention not in ON_GPU
 

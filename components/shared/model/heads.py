@@ -170,7 +170,8 @@ def task_logits(
         segment's end.
     """
     with torch.autocast(hidden.device.type, enabled=False):
-        return _logits(task, kind, backbone, hidden.to(next(task.parameters()).dtype), batch, first)
+        wide = torch.promote_types(next(task.parameters()).dtype, torch.float32)
+        return _logits(task, kind, backbone, hidden.to(wide), batch, first)
 
 
 def _logits(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,8 @@ from .heads import make_head
 from .mixed_model import MixedModel, objective_of
 from .quantization import quantizing
 from .weight_files import shown, stored_tensors
+
+_HALF = {"BF16": torch.bfloat16, "F16": torch.float16}
 
 
 def add_task_head(model: MixedModel, kind: Task, labels: list[str] | None, seed: int) -> None:
@@ -94,8 +97,8 @@ def load_model(
     unless the weights are quantised.
 
     Args:
-        as_stored: whether to load the weights of a causal model in bf16 if all are stored so: weights that are not converted
-            are mapped from their files, not copied. Otherwise they are loaded in float32.
+        as_stored: whether to load the weights in half precision if all are stored so: weights that are not converted are mapped
+            from their files, not copied. Otherwise they are loaded in float32.
         quantized: whether to quantise the weights to 4 bits. If the card says so, they are in any case.
 
     Raises:
@@ -106,6 +109,7 @@ def load_model(
     quantized = quantized or bool(_card(given).get("quantized"))
     # transformers would add the adapter by itself, and keep it apart from the weights.
     adapted = {"adapter_kwargs": {"subfolder": "none"}} if has_adapter(folder) else {}
+    as_stored = as_stored and not quantized and not adapted
     if as_stored:
         folder, revision = local_folder(folder, revision), None
     in_bits = quantizing(torch.device(device)) if quantized else {}
@@ -115,11 +119,10 @@ def load_model(
             raise RefusedError(problem)
         masked = objective_of(config) == "masked_lm"
         auto: Any = AutoModelForMaskedLM if masked else AutoModelForCausalLM
-        lm, loading_info = auto.from_pretrained(
+        load = partial(
+            auto.from_pretrained,
             folder,
             revision=revision,
-            # Encoders are small, and their task heads can share modules with the LM head.
-            dtype=_stored_dtype(folder) if as_stored and not masked else torch.float32,
             use_safetensors=True,
             trust_remote_code=False,
             output_loading_info=True,
@@ -127,6 +130,10 @@ def load_model(
             **adapted,
             **in_bits,
         )
+        lm, loading_info = load(dtype=_stored_dtype(folder) if as_stored else torch.float32)
+        if any(map(_is_half, lm.buffers())):
+            # transformers rounds constants of the model too, such as a factor of its embeddings.
+            lm, loading_info = load(dtype=torch.float32)
     except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0]
         raise RefusedError(f"model.base: {folder} cannot be loaded as a language model ({reason})") from None
@@ -195,9 +202,13 @@ def weights_location(folder: str | Path, revision: str | None = None) -> tuple[s
 
 
 def _stored_dtype(folder: str) -> torch.dtype:
-    """Returns bf16 if all weights of a folder have this format, else float32."""
+    """Returns the number format of half precision that all weights of a folder have, else float32."""
     found = {tensor.dtype for tensor in stored_tensors(Path(folder))[0].values()}
-    return torch.bfloat16 if found == {"BF16"} else torch.float32
+    return _HALF.get(found.pop(), torch.float32) if len(found) == 1 else torch.float32
+
+
+def _is_half(tensor: torch.Tensor) -> bool:
+    return tensor.dtype in _HALF.values()
 
 
 def _card(folder: str | Path) -> dict[str, Any]:

@@ -17,13 +17,42 @@ TOLERANCE, LOW_TOLERANCE = 1e-3, 5e-2
 
 @contextlib.contextmanager
 def measuring(model: nn.Module) -> Iterator[None]:
+    """Runs a model without dropout, and in float32 if it is stored in less: one module's weights are converted at a time."""
     was_training = model.training
     model.eval()
+    stored: dict[int, tuple[nn.Parameter, Tensor]] = {}
+
+    def widen(module: nn.Module, _: object) -> None:
+        for weight in _weights_of(module):
+            if weight.is_floating_point() and weight.element_size() < 4:
+                stored[id(weight)] = weight, weight.data
+                weight.data = weight.data.float()
+
+    def narrow(module: nn.Module, *_: object) -> None:
+        for weight in _weights_of(module):
+            if id(weight) in stored:
+                weight.data = stored.pop(id(weight))[1]
+
+    modules = [module for module in model.modules() if any(True for _ in _weights_of(module))]
+    hooks = [module.register_forward_pre_hook(widen) for module in modules]
+    hooks += [module.register_forward_hook(narrow, always_call=True) for module in modules]
     try:
         with torch.no_grad():
             yield
     finally:
+        for hook in hooks:
+            hook.remove()
+        for weight, data in stored.values():
+            weight.data = data
         model.train(was_training)
+
+
+def _weights_of(module: nn.Module) -> Iterator[nn.Parameter]:
+    """Yields the weights of a module, and of parts of it that have no parts: their module can use these by itself."""
+    yield from module.parameters(recurse=False)
+    for part in module.children():
+        if not any(True for _ in part.children()):
+            yield from part.parameters(recurse=False)
 
 
 def probe_ids(model: PreTrainedModel, start: int, count: int = 6) -> np.ndarray:

@@ -67,20 +67,16 @@ class _Files:
 
 
 @torch.no_grad()
-def save_sharded(
-    sharded: MixedModel, model: MixedModel, folder: str | Path, tokenizer: PreTrainedTokenizerBase, main: bool
-) -> None:
+def save_sharded(model: MixedModel, folder: str | Path, tokenizer: PreTrainedTokenizerBase, main: bool) -> None:
     """Writes a sharded model and its tokenizer. All processes take part.
 
     Args:
-        sharded: the model that `shard` returned.
-        model: the one that it was made from. Its task head is written if it has one.
         main: whether this process writes.
     """
-    release(sharded)
-    named = sharded.lm.state_dict(keep_vars=True)
-    if model.task is not None and sharded.task is not None:
-        named |= sharded.task.state_dict(keep_vars=True)
+    release(model)
+    named = model.lm.state_dict(keep_vars=True)
+    if model.task is not None:
+        named |= model.task.state_dict(keep_vars=True)
     once = {id(weight): (name, weight) for name, weight in reversed(named.items())}  # tied weights: their first name
     total = sum(weight.numel() * weight.element_size() for _, weight in once.values())
     size = int(min(LARGEST_FILE, max(SMALLEST_FILE, SHARE_OF_A_FILE * total)))
@@ -88,9 +84,9 @@ def save_sharded(
     for name, weight in reversed(once.values()):
         full = whole(weight.detach())
         if files is not None:
-            files.add(revert_weight_conversion(sharded.lm, {name: full.cpu()}))
+            files.add(revert_weight_conversion(model.lm, {name: full.cpu()}))
     if files is not None:
         files.close()
         # A model that was stored in bf16 was trained in float32. transformers loads it as config.json says.
-        model.config.dtype = model.config.get_text_config().dtype = next(sharded.lm.parameters()).dtype
+        model.config.dtype = model.config.get_text_config().dtype = next(model.lm.parameters()).dtype
         model.save_description(folder, tokenizer)

@@ -10,7 +10,6 @@ over processes, are in float32.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable
 from typing import cast
 
@@ -46,12 +45,11 @@ def fits(models: Iterable[nn.Module], device_bytes: int) -> bool:
     return needed <= LARGEST_SHARE * device_bytes
 
 
-def shard(model: MixedModel, device: torch.device, precision: str) -> MixedModel:
-    """Returns a copy of the model whose weights are sharded over all processes.
+def shard(model: MixedModel, device: torch.device, precision: str) -> None:
+    """Shards the weights of a model over all processes, in place.
 
-    The model itself keeps everything but its weights, which move to the meta device; `gather` brings them back. Weights that
-    are mapped from files are not copied as a whole: the process reads its part of each. Weights of half precision are converted
-    to float32, as trained weights must be, one block after the other.
+    Weights that are mapped from files are not copied as a whole: the process reads its part of each. Weights of half precision
+    are converted to float32, as trained weights must be, one block after the other.
 
     Args:
         model: on the CPU, so that it need not fit on the device.
@@ -64,24 +62,18 @@ def shard(model: MixedModel, device: torch.device, precision: str) -> MixedModel
     scalar = next((name for name, weight in model.named_parameters() if not weight.ndim), None)
     if scalar is not None:
         raise RefusedError(f"parallelism: fsdp cannot shard the weight {scalar}, which is a single number; use ddp")
-    weights = {id(weight): weight for weight in model.parameters()}
-    sharded = copy.deepcopy(model, weights)  # a copy of everything but these
-    for name, weight in list(model.named_parameters(remove_duplicate=False)):
-        _assign(model, name, nn.Parameter(torch.empty_like(weight, device="meta"), weight.requires_grad))
-    del weights  # of each, only this process's part stays
     mesh = init_device_mesh(device.type, (get_world_size(),))
     low = {"param_dtype": torch.bfloat16, "reduce_dtype": torch.float32} if precision == "bf16" else {}
-    for block in _blocks(sharded):
-        _to_float32(block)
+    for block in _blocks(model):
+        to_float32(block)
         fully_shard(block, mesh=mesh, mp_policy=MixedPrecisionPolicy(**low, cast_forward_inputs=False))
-    _to_float32(sharded)
-    fully_shard(sharded, mesh=mesh, mp_policy=MixedPrecisionPolicy(cast_forward_inputs=False))
+    to_float32(model)
+    fully_shard(model, mesh=mesh, mp_policy=MixedPrecisionPolicy(cast_forward_inputs=False))
     for method in PASSES:
-        register_fsdp_forward_method(sharded, method)
-    return sharded
+        register_fsdp_forward_method(model, method)
 
 
-def _to_float32(module: nn.Module) -> None:
+def to_float32(module: nn.Module) -> None:
     """Converts weights of half precision that are not sharded yet."""
     for weight in module.parameters():
         if weight.is_floating_point() and weight.element_size() < 4 and not isinstance(weight, DTensor):
@@ -92,24 +84,6 @@ def _blocks(model: MixedModel) -> list[nn.Module]:
     """Returns the transformer blocks: the entries of the backbone's largest list of modules."""
     lists = [module for module in model.lm.base_model.modules() if isinstance(module, nn.ModuleList)]
     return list(max(lists, key=lambda one: sum(weight.numel() for weight in one.parameters()), default=[]))
-
-
-@torch.no_grad()
-def gather(sharded: MixedModel, model: MixedModel, main: bool) -> None:
-    """Brings the weights back to the model that `shard` took them from, on the CPU. All processes take part.
-
-    Args:
-        main: whether this process gets them. The model of the others stays on the meta device.
-    """
-    release(sharded)
-    weights: dict[int, nn.Parameter] = {}
-    for name, weight in sharded.named_parameters(remove_duplicate=False):
-        if id(weight) not in weights:
-            full = whole(weight)
-            weights[id(weight)] = nn.Parameter(full.to("cpu" if main else "meta"), weight.requires_grad)
-        _assign(model, name, weights[id(weight)])
-    if main:
-        model.to("cpu")  # the rest of it, if it was on another device
 
 
 def release(model: nn.Module) -> None:
@@ -155,8 +129,3 @@ def most_passes(model: nn.Module, count: int, device: torch.device) -> int:
     most = torch.tensor(count, device=device)
     all_reduce(most, ReduceOp.MAX)
     return int(most)
-
-
-def _assign(model: nn.Module, name: str, weight: nn.Parameter) -> None:
-    path, _, attribute = name.rpartition(".")
-    setattr(model.get_submodule(path), attribute, weight)

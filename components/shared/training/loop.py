@@ -67,7 +67,7 @@ def train(
     """Trains the model in place. Resumes from the newest checkpoint of the same training if there is one.
 
     Args:
-        model: on the CPU; the accelerator moves it.
+        model: on the CPU; the accelerator moves it. After a sharded training it is still sharded.
         mix: the data of each optimizer step. A stream that is None is not part of the loss.
         mix_weight: λ.
         pad_id: token id for padding.
@@ -122,10 +122,6 @@ def train(
         set_seed(seed, device_specific=True)  # new adapters are the same on all ranks, dropout is not
     _freeze_what_has_no_loss(model, mix)
     sharded = shards(training, [model, *(other for other in others if other is not None)], accelerator)
-    if sharded and variant.lora_rank is not None and variant.limit is not None:
-        raise RefusedError(
-            "parallelism: with fsdp, low-rank adapters cannot be trained to a forgetting budget; use ddp"
-        )
     if sharded and variant.osf_share is not None:
         raise RefusedError("parallelism: OSF cannot be trained with fsdp; use ddp")
     place = partial(place_model, sharded=sharded, device=device, precision=precision)
@@ -254,7 +250,7 @@ def train(
     result.realised_mix_weight /= max(done, 1)
     result.utilisation = meter.measured()
     uncompile(trained.lm.base_model)
-    if variant.merges and not sharded:
+    if variant.merges:
         merge_adapters(trained)
     if control is not None and variant.load_reference is not None and variant.limit is not None:
         started = time.monotonic() - result.seconds
@@ -265,10 +261,8 @@ def train(
                 f"the trained model forgets {found:.4f} nats per token of control text, more than {variant.limit:.4f}: its "
                 f"weights were pulled back to α = {result.pull_back:.3f} of their distance from the pretrained model's"
             )
-    if sharded and variant.lora_rank is None:
-        result.sharded = trained
-    else:
-        undo(accelerator, wrapped, trained, model, training, variant.merges)
+    if not sharded:
+        undo(accelerator, wrapped, model, training)
     return result
 
 

@@ -1,4 +1,4 @@
-"""Puts the models of a training on the devices of its processes, whole or sharded, and takes them back."""
+"""Puts the models of a training on the devices of its processes, whole or sharded, and takes whole ones back."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ from accelerate import Accelerator
 from ..config import Training
 from ..model.mixed_model import MixedModel
 from ..model.quantization import is_quantized
-from ..model.sharding import fits, gather, is_sharded, shard
-from .lora import merge_adapters
+from ..model.sharding import fits, is_sharded, shard, to_float32
 
 
 def shards(training: Training, models: list[MixedModel], accelerator: Accelerator) -> bool:
@@ -27,31 +26,20 @@ def shards(training: Training, models: list[MixedModel], accelerator: Accelerato
 
 
 def place_model(model: MixedModel, sharded: bool, device: torch.device, precision: str) -> MixedModel:
-    """Returns the model on this process's device: a sharded copy, or the model itself."""
-    return model.to(device) if not sharded or is_sharded(model) else shard(model, device, precision)
+    """Puts the model on this process's device, sharded or whole, and returns it."""
+    if not sharded:
+        model.to(device)
+        to_float32(model)
+        return model
+    if not is_sharded(model):
+        shard(model, device, precision)
+    return model
 
 
-def undo(
-    accelerator: Accelerator,
-    wrapped: torch.nn.Module,
-    trained: MixedModel,
-    model: MixedModel,
-    training: Training,
-    merge: bool,
-) -> None:
-    """Returns the model to its original form: unwrapped, with plain weights, on the CPU.
-
-    After a sharded training, the first process only has weights.
-    """
-    if is_sharded(trained):
-        gather(trained, model, accelerator.is_main_process)
-        if not accelerator.is_main_process:
-            return
-        if merge:
-            merge_adapters(model)
-    else:
-        # accelerate also wraps `forward`; unwrap it too.
-        accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False).to("cpu")
+def undo(accelerator: Accelerator, wrapped: torch.nn.Module, model: MixedModel, training: Training) -> None:
+    """Returns a model that is not sharded to its original form: unwrapped, on the CPU."""
+    # accelerate also wraps `forward`; unwrap it too.
+    accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False).to("cpu")
     if training.gradient_checkpointing:
         model.lm.gradient_checkpointing_disable()
     for parameter in model.parameters():

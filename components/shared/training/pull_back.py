@@ -7,7 +7,9 @@ from collections.abc import Callable
 
 import torch
 from accelerate import Accelerator
+from torch import Tensor
 
+from ..model.adapters import is_adapted
 from ..model.mixed_model import MixedModel
 from ..model.sharding import like, local
 from .control import ControlText
@@ -34,13 +36,14 @@ def pull_back(
 
     With s the standard error of the trained model's forgetting and ε the limit, what is allowed is min(ε, 1.1 · ε - 1.645 √2 s),
     but at least ε / 2: then the limit is kept on this text, and 1.1 times the limit on other text of the same size in 19 of 20
-    cases, as far as s tells (the difference of two such samples has the standard error √2 s). The weights become (1 - α) · reference + α · trained, with the α at which the model
-    forgets what is allowed (WiSE-FT, arXiv:2109.01903). The task head does not change, and forgetting does not depend on it.
-    All ranks take part and get the same result.
+    cases, as far as s tells (the difference of two such samples has the standard error √2 s). The weights become
+    (1 - α) · reference + α · trained, with the α at which the model forgets what is allowed (WiSE-FT, arXiv:2109.01903). The
+    task head does not change, and forgetting does not depend on it. All ranks take part and get the same result. Adapters that are not merged are scaled by α instead: with the start model W as
+    the reference, the line to W + B·A is W + α·B·A.
 
     Args:
-        model: the trained model without adapters, on its device; changed in place.
-        load_reference: loads the reference model, which is needed only if the limit is exceeded.
+        model: the trained model, on its device; changed in place. If it has adapters, the reference is the model below them.
+        load_reference: loads the reference model, which is needed only if the limit is exceeded and there are no adapters.
         control: control text that the reference model has read.
         limit: ε, in nats per token; above 0.
 
@@ -53,13 +56,7 @@ def pull_back(
     if found > allowed:
         from scipy.optimize import brentq  # most trainings do not need it
 
-        # Parameters instead of the state dict, which lists tied weights twice: they would be moved twice.
-        reference = dict(load_reference().lm.named_parameters())
-        pairs = [
-            (local(weight), local(like(reference[name], weight)))
-            for name, weight in model.lm.named_parameters()
-            if name in reference  # an encoder's pooler belongs to the task head
-        ]
+        pairs = _factors_b(model) if is_adapted(model) else _weights(model, load_reference())
 
         def move_to(wanted: float) -> None:
             nonlocal alpha
@@ -77,3 +74,20 @@ def pull_back(
 
         move_to(brentq(excess, 0.0, 1.0, xtol=TOLERANCE))
     return alpha, found
+
+
+def _weights(model: MixedModel, reference: MixedModel) -> list[tuple[Tensor, Tensor]]:
+    """Returns this process's part of each weight, and of the reference model's."""
+    # Parameters instead of the state dict, which lists tied weights twice: they would be moved twice.
+    origins = dict(reference.lm.named_parameters())
+    return [
+        (local(weight), local(like(origins[name], weight)))
+        for name, weight in model.lm.named_parameters()
+        if name in origins  # an encoder's pooler belongs to the task head
+    ]
+
+
+def _factors_b(model: MixedModel) -> list[tuple[Tensor, Tensor]]:
+    """Returns this process's part of each adapter's B, and what it was before the training: 0."""
+    factors = [local(weight) for name, weight in model.lm.named_parameters() if ".lora_B." in name]
+    return [(factor, torch.zeros_like(factor)) for factor in factors]

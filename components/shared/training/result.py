@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 
 from ..artifacts import Stopped, Utilisation
 from ..checkpoints.store import CheckpointStore
-from ..model.mixed_model import MixedModel
 from ..running.processes import is_main
 from .interval import LogEntry
 
@@ -27,7 +26,6 @@ class Result:
         utilisation: what the training made of its machine.
         main: whether this is the process that writes the outputs.
         checkpoints: the checkpoint store; to be marked as finished after the model is written.
-        sharded: the trained model, if its weights are still sharded; the given model then has none.
     """
 
     curve: list[LogEntry] = field(default_factory=list)
@@ -44,4 +42,3 @@ class Result:
     processes: int = 1
     main: bool = field(default_factory=is_main)
     checkpoints: CheckpointStore | None = None
-    sharded: MixedModel | None = None

@@ -14,6 +14,7 @@ from ..model.adapters import is_adapted, save_adapted
 from ..model.loading import load_model, weights_location
 from ..model.mixed_model import MixedModel
 from ..model.sharded_saving import save_sharded
+from ..model.sharding import is_sharded
 from ..running.context import Context
 from .plain_comparison import compare_with_transformers
 from .result import Result
@@ -36,7 +37,7 @@ def save_trained(
     All processes call this: those of a sharded training each give their part of the weights.
 
     Args:
-        model: afterwards without weights, if there are examples.
+        model: afterwards without weights, if there are examples and it is not sharded.
         card: fields that are known before training; counts and times are filled in from `result`.
         output: the model artifact.
         metrics: output artifact, metrics for the KFP UI.
@@ -52,13 +53,13 @@ def save_trained(
         model.task, model.kind, model.labels = None, None, None
     if result.main:
         Path(output.path).mkdir(parents=True, exist_ok=True)
-    elif result.sharded is None:
+    elif not is_sharded(model):
         return
     try:
-        if result.sharded is not None:
-            save_sharded(result.sharded, model, output.path, tokenizer, result.main)
-        elif start is not None and is_adapted(model):
-            save_adapted(model, Path(output.path), tokenizer, *weights_location(start))
+        if start is not None and is_adapted(model):
+            save_adapted(model, Path(output.path), tokenizer, *weights_location(start), result.main)
+        elif is_sharded(model):
+            save_sharded(model, output.path, tokenizer, result.main)
         else:
             model.save(output.path, tokenizer)
     except Exception as error:
@@ -68,7 +69,7 @@ def save_trained(
     if not result.main:
         return
     if examples is not None:
-        if result.sharded is not None:
+        if is_sharded(model):
             model = load_model(output.path)
         compare_with_transformers(model, Path(output.path), tokenizer, examples)
     save_card(tokenizer, card, result, context, output, metrics)

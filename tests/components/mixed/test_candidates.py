@@ -120,6 +120,9 @@ def test_forgetting_is_the_rise_over_the_pretrained_model_on_control_text(stages
     with pytest.raises(RefusedError, match="pretrained: is required to measure forgetting"):
         stages.mixed(budgeted(0.1), start="finetuned", folder="finetuned")
     candidate, ends = budgeted(0.1, smoothing=1), {"start": "finetuned", "folder": "finetuned"}
+    adapters = candidate.model_copy(update=ADAPTERS | {"lora_merge": False})
+    with pytest.raises(RefusedError, match="can be pulled back to the start model only"):
+        stages.mixed(adapters, pretrained="pretrained", **ends)
     folder = stages.mixed(candidate, pretrained="pretrained", **ends, **EVERY_STEP | {"learning_rate": 1e-30})
     wanted = forgetting_on_control_text(stages, finetuned)
     assert abs(wanted) > 1e-3
@@ -146,7 +149,10 @@ def test_the_last_measurement_is_of_the_model_that_is_saved(
     assert ModelCard.load(trained).pull_back == 1
 
 
-@pytest.mark.parametrize("changes", [{}, {"lora_rank": 4, "learning_rate": 0.1}])
+ADAPTERS: dict[str, Any] = {"lora_rank": 4, "learning_rate": 0.1}
+
+
+@pytest.mark.parametrize("changes", [{}, ADAPTERS, ADAPTERS | {"lora_merge": False}])
 def test_a_model_that_forgets_more_than_its_budget_is_pulled_back_to_it(
     stages: Stages, changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

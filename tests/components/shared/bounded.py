@@ -60,11 +60,11 @@ def main(source: str, output: Path) -> None:
     with measured(rises, "load"):
         model = load_model(source, cpu, as_stored=True)
     with measured(rises, "shard"):
-        sharded = shard(model, cpu, "float32")
+        shard(model, cpu, "float32")
     if rank == 0:
         output.mkdir()
     with measured(rises, "save"):
-        save_sharded(sharded, model, output, tiny_tokenizer(), rank == 0)
+        save_sharded(model, output, tiny_tokenizer(), rank == 0)
     (output.parent / f"rises-{rank}.json").write_text(json.dumps(rises))
     distributed.barrier()
     distributed.destroy_process_group()

@@ -9,7 +9,7 @@ from mixtune.components.finetune.config import Finetune, FinetuneStep
 from mixtune.components.mixed.config import MixedCandidate, MixedStep, MixedTraining
 from mixtune.components.pretrain.config import Pretrain, PretrainStep
 from mixtune.components.shared.artifacts import Artifact
-from mixtune.components.shared.config import Model, Task, Watch, Watching
+from mixtune.components.shared.config import Budget, Model, Task, Watch, Watching
 from mixtune.components.shared.runtime import launch
 from mixtune.components.shared.section import Section
 from tests.components.stages import SCRATCH, Stages
@@ -65,6 +65,8 @@ def mixed_at(weight: float, **options: Any) -> MixedCandidate:
     return MixedCandidate(id=f"mixed-{weight:g}", mix_weight=weight, **options)
 
 
+UNCONTROLLED = Budget(min_lambda=1e-6, start_lambda=1e-6, max_lambda=1e-6)
+"""λ cannot keep to a budget, so that the model is pulled back to it."""
 CASES: dict[str, tuple[str, Task, str, MixedCandidate | None]] = {
     "pretrain": ("causal_lm", "generation", "pretrain", None),
     "finetune-generation": ("causal_lm", "generation", "finetune", None),
@@ -78,8 +80,15 @@ CASES: dict[str, tuple[str, Task, str, MixedCandidate | None]] = {
     "recomputed": ("causal_lm", "classification", "mixed", mixed_at(0.3)),
     "gradient-scale": ("causal_lm", "classification", "mixed", mixed_at(0.3)),
     "experts": ("causal_lm", "classification", "mixed", mixed_at(0.3)),
-    "lora": ("causal_lm", "classification", "mixed", mixed_at(0.3, lora_rank=2)),
-    "lora-generation": ("causal_lm", "generation", "mixed", mixed_at(0.3, lora_rank=2)),
+    "lora-experts": ("causal_lm", "generation", "mixed", mixed_at(0.3, lora_rank=2)),
+    "lora-budget": (
+        "causal_lm", "classification", "mixed",
+        MixedCandidate(id="mixed-budget-0.0001", forgetting_budget=0.0001, budget=UNCONTROLLED, lora_rank=2),
+    ),
+    "adapters-budget": (
+        "causal_lm", "classification", "mixed",
+        MixedCandidate(id="mixed-budget-0.0001", forgetting_budget=0.0001, budget=UNCONTROLLED, lora_rank=2, lora_merge=False),
+    ),
     "penalties": ("causal_lm", "classification", "mixed", mixed_at(0.0, kl_weight=0.5, l2sp_weight=0.1)),
     "flow": ("causal_lm", "generation", "mixed", mixed_at(0.3, flow=True)),
     "sampled": ("causal_lm", "classification", "mixed", mixed_at(0.3, sampled=True)),
@@ -94,4 +103,6 @@ OWN_OPTIONS: dict[str, dict[str, Any]] = {
     "gradient-scale": {"scale": "gradient"},
     "recomputed": {"gradient_checkpointing": True},
     "budget": {"learning_rate": 1.0},
+    "lora-budget": {"learning_rate": 1.0},
+    "adapters-budget": {"learning_rate": 1.0},
 }
