@@ -5,6 +5,8 @@
                                                                                             │
         finish  (always: closes the run)  <── register (behind the gate) <── compare <──────┘
 
+With `placement.prepare_workers`, each `prepare` puts together what tasks in a loop have read of its stream's files.
+
 Steps that compute (prepare, pretrain, finetune, mixed, evaluate) are cached. Administrative steps (plan, compare, register,
 finish) run every time and take seconds, so that every run checks its sources and has its own report and verdict.
 """
