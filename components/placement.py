@@ -46,7 +46,7 @@ HOURS = 500_000
 
 
 class Placement(Section):
-    """Nodes and resources of the steps on a cluster. Local runs ignore this section."""
+    """Nodes and resources of the steps on a cluster. Local runs ignore this section, besides `prepare_workers`."""
 
     profile: str = "cpu"
     """Name of a placement profile. A profile defines how GPU nodes are selected on one kind of cluster and which resources
@@ -59,6 +59,10 @@ class Placement(Section):
     nodes: int = Field(1, ge=1, le=64)
     """Nodes of each pretrain, finetune and mixed training. With more than one, the task launches a TrainJob of Kubeflow
     Trainer, whose nodes each have `gpus` GPUs, `gpu_cpu` and `gpu_memory`, and waits for it. It needs `checkpoint_claim`."""
+    prepare_workers: int = Field(1, ge=1, le=256)
+    """Number of pods that read and tokenize the files of a stream at the same time, at most one for each file. They have the
+    resources of `prepare`, which then puts their results together; the data is the same, byte for byte. With 1, `prepare` does
+    everything itself. A tokenizer that is trained here is trained, and used, after all have read."""
     cpu: Cpu | None = None
     """CPUs of a task without a GPU, such as `2` or `500m`. Null uses the value of the profile."""
     memory: Memory | None = None

@@ -61,7 +61,7 @@ class Display:
 
     def __init__(self, console: Console, titles: Sequence[str] = ()) -> None:
         self.console = console
-        self._total = len(titles)
+        self._titles = frozenset(titles)
         self._width = max([TITLE_WIDTH, *map(len, titles)])
         self._bars: Progress | None = None
         self._tasks: dict[str, TaskID] = {}
@@ -129,16 +129,22 @@ class Display:
         self._running.pop(title, None)
         if self._bars is not None and title in self._tasks:
             self._bars.remove_task(self._tasks.pop(title))
-        self.console.print(Text.assemble(f"{self._numbered(len(self._ended), title)} ", how, style=style))
+        self.console.print(Text.assemble(f"{self._numbered(self._count(self._ended), title)} ", how, style=style))
 
     def _numbered(self, number: int, title: str) -> str:
         """Returns the title in its column, after the number of the task."""
-        count = f"{number:>{len(str(self._total))}}/{self._total} " if self._total else ""
-        return f"  {count}{title:<{self._width}}"
+        total = len(self._titles)
+        count = f"{number}/{total} " if title in self._titles else ""
+        return f"  {count:>{len(f'{total}/{total} ') if total else 0}}{title:<{self._width}}"
+
+    def _count(self, titles: Iterable[str]) -> int:
+        """Counts tasks. How many portions a stream has is not known in advance, so the tasks that read them are not counted."""
+        return len(self._titles.intersection(titles))
 
     def _show_work(self, title: str, work: WorkDone | None) -> None:
-        number = len(self._ended) + 1 + [*self._running, title].index(title)
         self._running.setdefault(title, "")
+        before = list(self._running)[: list(self._running).index(title)]
+        number = self._count(self._ended) + 1 + self._count(before)
         if self._bars is not None:
             if title not in self._tasks:
                 shown = self._numbered(number, title).removeprefix("  ")

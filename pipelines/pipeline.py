@@ -5,6 +5,8 @@
                                                                                             │
         finish  (always: closes the run)  <── register (behind the gate) <── compare <──────┘
 
+With `placement.prepare_workers`, each `prepare` puts together what tasks in a loop have read of its stream's files.
+
 Steps that compute (prepare, pretrain, finetune, mixed, evaluate) are cached. Administrative steps (plan, compare, register,
 finish) run every time and take seconds, so that every run checks its sources and has its own report and verdict.
 """
@@ -37,9 +39,10 @@ from mixtune.components.mixed.component import mixed
 from mixtune.components.placement import GpuNodes
 from mixtune.components.plan.component import plan
 from mixtune.components.prepare.component import prepare
+from mixtune.components.prepare.portions_component import prepare_portion, prepare_portions
 from mixtune.components.pretrain.component import pretrain
 from mixtune.components.register.component import register
-from mixtune.components.shared.task_name import TaskName
+from mixtune.components.shared.task_name import PORTIONS, TaskName
 
 from .placement import Placer
 from .third_party.kfp import offer_choices
@@ -65,7 +68,7 @@ def make_pipeline(config: Config, place: Placer, values: Mapping[str, Any] | Non
     """Creates the pipeline. Its parameters are the form of a run: the fields of `form.py`, and on a cluster the placement.
 
     Args:
-        config: the DAG depends on it only in where mixed training starts.
+        config: the DAG depends on it only in where mixed training starts, and in `placement.prepare_workers`.
         place: sets the placement and the image of each task.
         values: defaults of the fields; those of the configuration if not given. A field without a default must be filled in.
 
@@ -120,14 +123,15 @@ def _steps(config: Config, place: Placer, given: dict[str, Any]) -> None:
     part = planned.outputs
     place.place_gpu_tasks({name: part[name] for name in GpuNodes.model_fields})
 
-    text = place(prepare(config=part["prepare_pretrain"]), TaskName("prepare", stream="pretrain"))
-    labelled = place(
-        prepare(
-            config=part["prepare_finetune"],
-            tokenizer_in=text.outputs["tokenizer"],
-            pretraining_data=text.outputs["train"],
-        ),
-        TaskName("prepare", stream="finetune"),
+    workers = config.placement.prepare_workers
+    text = _prepared("pretrain", part["prepare_pretrain"], workers, place)
+    labelled = _prepared(
+        "finetune",
+        part["prepare_finetune"],
+        workers,
+        place,
+        tokenizer_in=text.outputs["tokenizer"],
+        pretraining_data=text.outputs["train"],
     )
     pretrained = place(
         pretrain(config=part["pretrain"], data=text.outputs["train"], tokenizer=text.outputs["tokenizer"]),
@@ -210,6 +214,21 @@ def _steps(config: Config, place: Placer, given: dict[str, Any]) -> None:
             ),
             TaskName("register"),
         )
+
+
+def _prepared(stream: str, options: Any, workers: int, place: Placer, **inputs: Any) -> dsl.PipelineTask:
+    """Prepares a stream: in one task, or from portions of its files that several tasks have read."""
+    if workers > 1:
+        cut = place(prepare_portions(config=options, workers=workers), TaskName("prepare", stream, portion=PORTIONS))
+        with dsl.ParallelFor(cut.outputs["Output"], name=f"portions, {stream}") as item:
+            # The local runner puts the item in place of every parameter of a task, so the item has the options too.
+            tokenizer = {name: one for name, one in inputs.items() if name == "tokenizer_in"}
+            read = place(
+                prepare_portion(config=item.config, portion=item.portion, **tokenizer),
+                TaskName("prepare", stream, portion="portion"),
+            )
+        inputs["portions"] = dsl.Collected(read.outputs["rows"])
+    return place(prepare(config=options, **inputs), TaskName("prepare", stream=stream))
 
 
 def _model_at(uri: Any) -> Any:

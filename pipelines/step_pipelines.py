@@ -56,7 +56,7 @@ URI_NAMES = {
 }  # fmt: skip
 """The parameters for the artifacts of each step, by the step's own names for them."""
 _OPTIONAL = {
-    "prepare": ("tokenizer_in", "pretraining_data"),
+    "prepare": ("tokenizer_in", "pretraining_data", "portions"),
     "evaluate": ("other", "pretrained"),
     "mixed": ("pretrained",),
 }

@@ -89,7 +89,7 @@ def test_imports_of(file: Path) -> None:
             if parts[1] == "shared":
                 known = ("mixtune.components.shared",)
                 assert not module.startswith("mixtune") or module.startswith(known), f"{where}: a step"
-        is_component = parts[-1] == "component.py"
+        is_component = parts[-1].endswith("component.py")
         if module.startswith("mixtune") and not is_component:
             same = module.startswith(f"mixtune.{parts[0]}")
             assert relative == same, f"{where}: relative inside {parts[0]}/, absolute from outside"

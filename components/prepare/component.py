@@ -12,6 +12,7 @@ def prepare(
     data_report: dsl.Output[dsl.HTML],
     tokenizer_in: dsl.Input[dsl.Model] = None,
     pretraining_data: dsl.Input[dsl.Dataset] = None,
+    portions: dsl.Input[list[dsl.Dataset]] = None,
 ):
     """Tokenize, deduplicate and split the data of one stream.
 
@@ -19,8 +20,10 @@ def prepare(
         config: The options of this stream, as JSON; written by `plan`.
         tokenizer_in: Fine-tuning stream: the tokenizer of the pretraining stream.
         pretraining_data: Fine-tuning stream: the pretraining data, for the contamination check.
+        portions: The portions of the stream that other tasks have read; without them this task reads its files.
     """
     from mixtune.components.shared.runtime import launch
 
     artifacts = {"train": train, "heldout": heldout, "tokenizer": tokenizer, "report": data_report}
-    launch("prepare", config, {**artifacts, "tokenizer_in": tokenizer_in, "pretraining_data": pretraining_data})
+    inputs = {"tokenizer_in": tokenizer_in, "pretraining_data": pretraining_data, "portions": portions}
+    launch("prepare", config, {**artifacts, **inputs})

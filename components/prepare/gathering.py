@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,32 +12,33 @@ import numpy as np
 from ..shared.config import EMBEDDED
 from ..shared.data.prepared import Split
 from ..shared.data.problems import Problems
-from ..shared.data.sources import named_sources, read
 from ..shared.data.tallies import Part, Tallies, warnings
 from .config import FinetuneData, PretrainData
-from .long_texts import MAX_EXAMPLE_CHARACTERS
 from .near_duplicates import near_duplicates
-from .rows import Gathered, Item, Rows, RowWriter, texts_of
-from .splitting import DEV, TEST, TRAIN, HeldOut, cut, draw, exact, first_of_each, fold, numbers_of, shuffled
+from .reading import Portion, PortionRead, join, read_portion
+from .rows import Gathered, Item, Rows
+from .splitting import DEV, TEST, TRAIN, HeldOut, cut, draw, first_of_each, numbers_of, shuffled
 from .target_checks import check_targets
-from .text_filters import REASONS, TextFilter
+from .text_filters import REASONS
 
 SPLITS: tuple[Split, ...] = ("train", "dev", "test")
 MAX_CONTROL_DOCUMENTS = 1000
 """More do not make the measured forgetting of a training noticeably more precise."""
 FOLDED = "case and white space aside; duplicates: exact keeps those that differ in them"
-TOO_LARGE = (
-    "has {:.1f} million characters; an example or a chat can have "
-    f"{MAX_EXAMPLE_CHARACTERS / 1_000_000:g} million. Shorten it, or leave it out"
-)
 REMOVED = (*REASONS, "duplicates", "contradictory", "held_out_too", "near_duplicates")
 """Kinds of tallies of removed rows, which can be the cause of a problem with the labels or the splits."""
 OPTIONS: tuple[Part, ...] = ("test_source", "dev_source", "source")
 """Options of the sources, in the order in which they keep a text that stands in several."""
 
 
-def gather(stream: PretrainData | FinetuneData, seed: int, problems: Problems, folder: Path) -> Gathered:
-    """Reads all sources of a stream, removes duplicates and creates the splits.
+def gather(
+    stream: PretrainData | FinetuneData,
+    seed: int,
+    problems: Problems,
+    folder: Path,
+    portions: Sequence[PortionRead] = (),
+) -> Gathered:
+    """Reads all sources of a stream, unless others have, removes duplicates and creates the splits.
 
     A text in several sources is kept in the split where it is evaluated: test before dev, dev before train.
 
@@ -44,10 +46,12 @@ def gather(stream: PretrainData | FinetuneData, seed: int, problems: Problems, f
         stream: configuration of the stream.
         seed: seed of the splits and of `max_documents`.
         problems: collects all problems. The result is only valid if there are none.
-        folder: folder for the rows.
+        folder: folder for the rows that are read here.
+        portions: the portions of the stream, if others have read them.
     """
     tallies = Tallies(embedded=stream.source == EMBEDDED)
-    rows, by_option = _read(stream, problems, folder, tallies)
+    portions = portions or [read_portion(stream, Portion.whole(stream), folder / "portion")]
+    rows, by_option = join(stream, portions, problems, tallies)
     notes: dict[str, Any] = {"read": len(rows)}
     if all(map(len, by_option.values())):
         by_option["source"] = _filter(stream, rows, by_option["source"], tallies, problems)
@@ -92,35 +96,6 @@ def _with_control(splits: dict[Split, np.ndarray], fraction: float) -> dict[Spli
     size = min(int(fraction * len(train)), MAX_CONTROL_DOCUMENTS)
     control: dict[Split, np.ndarray] = {"control": train[:size]} if size else {}
     return {"train": train[size:], **control, "dev": splits["dev"], "test": splits["test"]}
-
-
-def _read(
-    stream: PretrainData | FinetuneData, problems: Problems, folder: Path, tallies: Tallies
-) -> tuple[Rows, dict[Part, np.ndarray]]:
-    """Writes the rows of all sources to a file. Returns them, and the numbers of the rows of each source option."""
-    writer = RowWriter(folder / "rows", embedded=stream.source == EMBEDDED)
-    digest = exact if stream.exact_duplicates else fold
-    kept = TextFilter(stream.min_characters, stream.max_characters, stream.max_repetition)
-    ranges: dict[Part, tuple[int, int]] = {}
-    for named in named_sources(stream):
-        before, first, skipped = len(problems), len(writer), problems.skipped.count if problems.skipped else 0
-        for row in read(named.path, named.reading(stream, problems, tallies)):
-            texts = texts_of(row)
-            if (row.chat or isinstance(stream, FinetuneData)) and sum(map(len, texts)) > MAX_EXAMPLE_CHARACTERS:
-                size = sum(map(len, texts)) / 1_000_000
-                problems.add_detail(f"{row.where}: {TOO_LARGE.format(size)}", {})
-                continue
-            writer.append(row, digest(*texts), kept.reason("\n".join(texts)) if named.part == "source" else 0)
-        if len(writer) == first and len(problems) == before:
-            met = " that meet filter" if named.own is not None and named.own.filter else ""
-            valid = " that are valid" if problems.skipped and problems.skipped.count > skipped else ""
-            problems.add(f"{named.option}: {named.path} holds no records{met}{valid}")
-        writer.end_source()
-        if problems.skipped is not None:
-            count = problems.skipped.count - skipped
-            tallies.add("quarantined", named.part, named.path, count, count + len(writer) - first)
-        ranges[named.part] = (ranges.get(named.part, (first, first))[0], len(writer))
-    return writer.finish(), {part: np.arange(*ends, dtype=np.int64) for part, ends in ranges.items()}
 
 
 def _filter(

@@ -7,7 +7,6 @@ in arrays; the rows themselves are read back when they are tokenised.
 from __future__ import annotations
 
 import json
-import os
 from array import array
 from collections import Counter
 from collections.abc import Iterator
@@ -23,7 +22,9 @@ from ..shared.data.records import GROUP, Row
 from ..shared.data.source_names import source_of
 from ..shared.data.tallies import Part, Tallies
 from ..shared.data.values import ReferenceAnswer
+from .encoded import EncodedRow
 from .splitting import DIGEST_BYTES, Keys, digest, exact, fold
+from .stored import Stored, StoredPart
 
 UNIT_BYTES = 8
 """Bytes of a digest that are compared."""
@@ -55,6 +56,11 @@ def texts_of(row: Row) -> list[str]:
     return [text for role, text in row.values.items() if role not in ROLES_WITHOUT_TEXT]
 
 
+def num_bytes(row: Row) -> int:
+    """Returns the UTF-8 bytes of the texts of a row."""
+    return sum(len(text.encode()) for text in texts_of(row))
+
+
 def labels_of(row: Row) -> tuple[str, ...]:
     """Returns the label of a row, or its labels in multi-label."""
     return (row.values["label"],) if "label" in row.values else row.labels
@@ -75,7 +81,6 @@ class RowWriter:
         self._targets, self._numbers, self._answers = array("Q"), array("d"), array("i")
         self._keys, self._units, self._groups, self._reasons = bytearray(), bytearray(), bytearray(), bytearray()
         self._source_names: dict[str, int] = {}
-        self._source_ends: list[int] = []
         self._label_sets: dict[tuple[str, ...], int] = {}
 
     def __len__(self) -> int:
@@ -119,10 +124,6 @@ class RowWriter:
         if GROUP in row.values:
             self._groups += exact(row.values[GROUP])[:UNIT_BYTES]
 
-    def end_source(self) -> None:
-        """Notes that the rows of the next source follow."""
-        self._source_ends.append(len(self))
-
     def finish(self) -> Rows:
         """Closes the file and returns the rows."""
         self._file.close()
@@ -131,8 +132,7 @@ class RowWriter:
             return np.frombuffer(of, np.uint8).reshape(-1, size)
 
         return Rows(
-            file=self._path,
-            ends=np.array(self._ends, np.int64),
+            lines=Stored((self._path,), np.array(self._ends, np.int64)),
             keys=digests(self._keys, DIGEST_BYTES),
             units=digests(self._units, UNIT_BYTES),
             groups=digests(self._groups, UNIT_BYTES) if self._groups else None,
@@ -144,7 +144,6 @@ class RowWriter:
             labels=np.array(self._labels, np.int32),
             label_sets=list(self._label_sets),
             num_chats=self._num_chats,
-            source_ends=np.array(self._source_ends, np.int64),
             reasons=np.frombuffer(self._reasons, np.uint8),
         )
 
@@ -154,8 +153,7 @@ class Rows:
     """The N rows of a stream.
 
     Attributes:
-        file: file with the rows.
-        ends: (N,) end of each row in the file, in bytes.
+        lines: the rows in files.
         keys: (N, 32) uint8, digests by which duplicates are recognised.
         units: (N, 8) uint8, digests of the text that rows share and that must stand in one split: a context or a prompt.
         groups: (N, 8) uint8, digests of the groups; None if there is no group column.
@@ -166,14 +164,14 @@ class Rows:
         source_names: files, data sets or packages.
         labels: (N,) indices in `label_sets`.
         label_sets: all combinations of labels that occur.
+        reasons: (N,) uint8, why each row is to be left out, see `TextFilter`; 0 if it is not.
         num_chats: number of rows that are chats.
         source_ends: (S,) end of the rows of each of the S sources.
-        reasons: (N,) uint8, why each row is to be left out, see `TextFilter`; 0 if it is not.
+        encoded: what the tokenizer made of each row, if another process has done that: an `EncodedRow` as bytes, or no bytes.
         affected: by kind of tally, the first rows that `tally` found affected.
     """
 
-    file: Path
-    ends: np.ndarray
+    lines: Stored
     keys: Keys
     units: np.ndarray
     groups: np.ndarray | None
@@ -184,17 +182,14 @@ class Rows:
     source_names: list[str]
     labels: np.ndarray
     label_sets: list[tuple[str, ...]]
-    source_ends: np.ndarray
     reasons: np.ndarray
     num_chats: int = 0
+    source_ends: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
+    encoded: Stored | None = None
     affected: dict[str, list[int]] = field(default_factory=dict)
 
     def __len__(self) -> int:
-        return len(self.ends)
-
-    def sizes(self, numbers: np.ndarray) -> np.ndarray:
-        """Returns the sizes of rows in the file, in bytes."""
-        return self.ends[numbers] - np.where(numbers > 0, self.ends[numbers - 1], 0)
+        return len(self.lines.ends)
 
     def source_numbers(self, numbers: np.ndarray) -> np.ndarray:
         """Returns for each row the number of its source, in the order in which sources were read."""
@@ -202,8 +197,8 @@ class Rows:
 
     def part(self, numbers: np.ndarray) -> RowPart:
         """Returns some of the rows, in the given order, as a small object that can be sent to another process."""
-        ends = self.ends[numbers]
-        return RowPart(self.file, ends - self.sizes(numbers), ends, self.keys[numbers])
+        encoded = self.encoded.part(numbers) if self.encoded is not None else None
+        return RowPart(self.lines.part(numbers), self.keys[numbers], encoded)
 
     def items(self, numbers: np.ndarray) -> Iterator[Item]:
         """Reads rows from the file, in the given order."""
@@ -261,28 +256,31 @@ class Gathered:
 
 @dataclass(frozen=True)
 class RowPart:
-    """N rows in a file.
+    """N rows in files.
 
     Attributes:
-        file: the file.
-        starts: (N,) start of each row, in bytes.
-        ends: (N,) end of each row.
+        lines: the rows.
         keys: (N, 32) digests.
+        encoded: what the tokenizer made of each, see `Rows`.
     """
 
-    file: Path
-    starts: np.ndarray
-    ends: np.ndarray
+    lines: StoredPart
     keys: Keys
+    encoded: StoredPart | None = None
+
+    def __len__(self) -> int:
+        return len(self.keys)
 
     def items(self) -> Iterator[Item]:
-        """Reads the rows from the file."""
-        descriptor = os.open(self.file, os.O_RDONLY)
-        try:
-            for start, end, key in zip(self.starts.tolist(), self.ends.tolist(), self.keys, strict=True):
-                yield Item(key.tobytes().hex(), _row(os.pread(descriptor, end - start, start)))
-        finally:
-            os.close(descriptor)
+        """Reads the rows from the files."""
+        for line, key in zip(self.lines, self.keys, strict=True):
+            yield Item(key.tobytes().hex(), _row(line))
+
+    def encoded_rows(self) -> list[EncodedRow | None]:
+        """Reads what the tokenizer made of each row; None of a row that is yet to be encoded."""
+        if self.encoded is None:
+            return [None] * len(self)
+        return [EncodedRow.from_bytes(stored) if stored else None for stored in self.encoded]
 
 
 def _row(line: bytes) -> Row:

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from multiprocessing import get_context
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
 
@@ -31,7 +31,7 @@ from ..shared.data.tallies import Tallies
 from ..shared.errors import RefusedError
 from ..shared.running.context import Context
 from .documents import ID_CHARACTERS, Found, ItemBatch, documents_of
-from .rows import Gathered, RowPart
+from .rows import Gathered, RowPart, Rows
 from .tokenization import Encoder
 
 if TYPE_CHECKING:
@@ -74,7 +74,8 @@ class Shard:
         """Tokenises the rows and writes the shard."""
         found = Found(self.split, Tallies(self.embedded))
         items = list(self.rows.items())
-        documents = documents_of(ItemBatch(items, self.labels, self.found_in), self.task, encoder, found)
+        batch = ItemBatch(items, self.rows.encoded_rows(), self.labels, self.found_in)
+        documents = documents_of(batch, self.task, encoder, found)
         aside = self.folder.with_name(f"{self.folder.name}.{os.getpid()}.part")
         shutil.rmtree(aside, ignore_errors=True)
         write_split(aside, self.split, documents)
@@ -98,9 +99,6 @@ def shards_of(
 ) -> list[Shard]:
     """Divides a split into shards of about `SHARD_BYTES`."""
     numbers = gathered.splits[split]
-    sizes = np.cumsum(gathered.rows.sizes(numbers))
-    place = np.maximum(sizes // SHARD_BYTES, np.arange(len(numbers)) // SHARD_ROWS) if len(numbers) else numbers
-    borders = [0, *(np.flatnonzero(np.diff(place)) + 1).tolist(), len(numbers)]
     return [
         Shard(
             split,
@@ -111,8 +109,15 @@ def shards_of(
             list(found_in[low:high]) if found_in is not None else None,
             embedded,
         )
-        for number, (low, high) in enumerate(pairwise(borders))
+        for number, (low, high) in enumerate(divided(gathered.rows, numbers))
     ]
+
+
+def divided(rows: Rows, numbers: np.ndarray) -> Iterator[tuple[int, int]]:
+    """Divides rows, in the given order, into parts of about `SHARD_BYTES`. Yields the first place of each part, and its end."""
+    sizes = np.cumsum(rows.lines.sizes(numbers))
+    place = np.maximum(sizes // SHARD_BYTES, np.arange(len(numbers)) // SHARD_ROWS) if len(numbers) else numbers
+    return pairwise([0, *(np.flatnonzero(np.diff(place)) + 1).tolist(), len(numbers)])
 
 
 def make_shards(
@@ -130,54 +135,63 @@ def make_shards(
         context: used to show the progress.
     """
     every = [shard for inside in shards.values() for shard in inside]
-    total = sum(len(shard.rows.ends) for shard in every)
+    total = sum(len(shard.rows) for shard in every)
     waiting = [shard for shard in every if not shard.is_done]
-    done = total - sum(len(shard.rows.ends) for shard in waiting)
+    done = total - sum(len(shard.rows) for shard in waiting)
     if done:
         context.say(f"{len(every) - len(waiting)} of {len(every)} shards are there from an earlier attempt")
     with context.progress(total, "texts", "tokenizing", done=done) as progress:
-        for shard in _made(waiting, encoder):
+        for shard in made_in_processes(waiting, encoder):
             folder.keep(shard.folder)
             tokens = np.load(shard.folder / shard.split / "tokens.npy", mmap_mode="r").size
-            progress.advance(len(shard.rows.ends), tokens=tokens)
+            progress.advance(len(shard.rows), tokens=tokens)
 
 
-def _made(shards: Sequence[Shard], encoder: Encoder) -> Iterator[Shard]:
-    """Makes shards and yields each when it is complete."""
-    workers = min(usable_cores(), len(shards))
+class Part(Protocol):
+    """A part of the work that one process does."""
+
+    def make(self, encoder: Encoder) -> None: ...
+
+
+AnyPart = TypeVar("AnyPart", bound=Part)
+
+
+def made_in_processes(parts: Sequence[AnyPart], encoder: Encoder) -> Iterator[AnyPart]:
+    """Makes parts, as many at a time as there are cores, and yields each when it is complete, in their order."""
+    workers = min(usable_cores(), len(parts))
     # A forked process shares the memory of what is imported and loaded. A process with threads cannot be forked safely.
     if workers < 2 or threading.active_count() > 1 or sys.platform != "linux":
-        for shard in shards:
-            shard.make(encoder)
-            yield shard
+        for part in parts:
+            part.make(encoder)
+            yield part
         return
     global _encoder
     _encoder = encoder
     with ProcessPoolExecutor(workers, get_context("fork")) as pool:
-        yield from _in_order(pool, shards, 2 * workers)
+        yield from _in_order(pool, parts, 2 * workers)
 
 
-def _in_order(pool: Executor, shards: Sequence[Shard], ahead: int) -> Iterator[Shard]:
-    """Yields made shards in their order. Only a few are handed out ahead, since each carries arrays."""
+def _in_order(pool: Executor, parts: Sequence[AnyPart], ahead: int) -> Iterator[AnyPart]:
+    """Yields made parts in their order. Only a few are handed out ahead, since each carries arrays."""
     pending = []
-    for shard in shards:
-        pending.append((shard, pool.submit(_make, shard)))
+    for part in parts:
+        pending.append((part, pool.submit(_make, part)))
         if len(pending) > ahead:
             first, result = pending.pop(0)
             result.result()
             yield first
-    for shard, result in pending:
+    for part, result in pending:
         result.result()
-        yield shard
+        yield part
 
 
 _encoder: Encoder | None = None
 """What forked processes find."""
 
 
-def _make(shard: Shard) -> None:
+def _make(part: Part) -> None:
     assert _encoder is not None
-    shard.make(_encoder)
+    part.make(_encoder)
 
 
 @dataclass(frozen=True)
@@ -206,7 +220,7 @@ class Made:
         """
         none = np.empty(0, np.int64)
         sizes = [np.load(shard.folder / "sizes.npy") for shard in shards]
-        starts = np.cumsum([0, *(len(shard.rows.ends) for shard in shards)])
+        starts = np.cumsum([0, *(len(shard.rows) for shard in shards)])
         places = [start + inside[0] for start, inside in zip(starts, sizes, strict=False)]
         num_bytes, tokens = (np.concatenate([none, *(inside[row] for inside in sizes)]) for row in (1, 2))
         return cls(shards, numbers[np.concatenate([none, *places])], num_bytes, tokens)

@@ -6,7 +6,7 @@ import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,25 +16,27 @@ import numpy as np
 from ..shared.artifacts import ArtifactLike, read_jsonl
 from ..shared.checkpoints.store import CHECKPOINT_DIR
 from ..shared.code_digest import code_digest
-from ..shared.config import EMBEDDED, Task
+from ..shared.config import EMBEDDED
 from ..shared.data.chats import NO_TEMPLATE
+from ..shared.data.locating import seen_from_here
 from ..shared.data.prepared import QUARANTINE, DataManifest, Documents, Split, SplitInfo
 from ..shared.data.problems import Problems, Skipped
-from ..shared.data.sources import first_rows, named_sources, seen_from_here
+from ..shared.data.sources import first_rows, named_sources
 from ..shared.data.tallies import log_lines, refusals
 from ..shared.errors import RefusedError
-from ..shared.model.tokenizer import append_eos
 from ..shared.running.context import Context
 from ..shared.task_kinds import TASK_KINDS
 from .config import FinetuneData, PrepareStep, PretrainData
 from .contamination import contaminated
 from .gathering import gather, removed_items
+from .reading import load_portions
 from .report import render
 from .rows import Gathered, Item
 from .shards import Made, counts_of, make_shards, shards_of, work_folder
 from .shares import kept_by_weight, shares
+from .stream_tokenizer import adapt, encoder_of, has_chat_template, known_tokenizer, stream_of, task_of
 from .target_checks import count_targets, lost_labels
-from .tokenization import Encoder, load_saved_tokenizer, load_tokenizer, set_chat_template, train_tokenizer
+from .tokenization import train_tokenizer
 from .watch import write_watch
 
 if TYPE_CHECKING:
@@ -55,6 +57,7 @@ def run(
     heldout: ArtifactLike,
     tokenizer: ArtifactLike,
     report: ArtifactLike,
+    portions: Sequence[ArtifactLike] | None = None,
 ) -> None:
     """Prepares one stream. Writes outputs only after all data has passed the checks.
 
@@ -69,23 +72,25 @@ def run(
         heldout: output, data folder with the splits dev and test.
         tokenizer: output, tokenizer folder in Hugging Face format.
         report: output, HTML file that describes the data.
+        portions: the portions of the stream that other tasks have read (`portion.py`), in any order; None reads it here.
 
     Raises:
         RefusedError: if the stream's data has problems; names all of them.
     """
     with tempfile.TemporaryDirectory(prefix="rows-", dir=_nearest_folder(Path(train.path))) as rows:
-        stream, task = _stream(config), _task(config)
+        stream, task = stream_of(config), task_of(config)
         folder = Path(rows)
         quarantine = folder / QUARANTINE
         problems = Problems(Skipped(quarantine) if stream.on_error == "skip" else None)
-        known = _known_tokenizer(config, tokenizer_in, problems)
-        context.say(f"reading {stream.shown}")
-        has_template = bool(config.tokenizer.chat_template or (known is not None and known.chat_template))
+        known = known_tokenizer(config, tokenizer_in, problems)
+        context.say(f"reading {f'{len(portions)} portions of ' if portions else ''}{stream.shown}")
+        has_template = has_chat_template(config, known)
         no_template = NO_TEMPLATE.format(section=stream.section, base=config.tokenizer.base)
         if not has_template and any(row.chat for row in first_rows(stream, 1)):
             problems.add(no_template)  # and all of the data need not be read to find that out
             problems.raise_if_any()
-        gathered = gather(stream, config.seed, problems, folder)
+        read = load_portions([Path(one.path) for one in portions or ()])
+        gathered = gather(stream, config.seed, problems, folder, read)
         problems.raise_if_any()
         if gathered.rows.num_chats and not has_template:
             raise RefusedError(no_template)
@@ -95,11 +100,7 @@ def run(
             size = config.tokenizer.vocabulary_size or 0
             texts = (item.text for item in gathered.rows.items(gathered.splits["train"]))
             known = train_tokenizer(texts, size, config.tokenizer.max_length, config.tokenizer.objective)
-        if config.tokenizer.chat_template is not None and tokenizer_in is None:
-            set_chat_template(known, config.tokenizer.chat_template)
-        ends_with_eos = _to_end_with_eos(config)
-        if ends_with_eos:
-            append_eos(known)
+        ends_with_eos = adapt(known, config, tokenizer_in)
         streams = _contamination(gathered, pretraining_data) if isinstance(stream, FinetuneData) else None
 
         name = f"prepare-{config.stream}-{_content_key(config, known, gathered)[:16]}"
@@ -110,7 +111,7 @@ def run(
                 )
                 for split in gathered.splits
             }
-            make_shards(shards, _encoder(config, known), work, context)
+            make_shards(shards, encoder_of(config, known), work, context)
             counts_of(shards, gathered, problems)
             problems.raise_if_any()
             made = {split: Made.of(inside, gathered.splits[split]) for split, inside in shards.items()}
@@ -221,62 +222,6 @@ def _content_key(config: PrepareStep, tokenizer: PreTrainedTokenizerBase, gather
     for numbers in gathered.splits.values():
         digest.update(gathered.rows.keys[numbers].tobytes())
     return digest.hexdigest()
-
-
-def _stream(config: PrepareStep) -> PretrainData | FinetuneData:
-    stream = config.pretrain if config.stream == "pretrain" else config.finetune
-    if stream is None:
-        raise RefusedError(f"{config.stream}: is required where stream is {config.stream}")
-    return stream
-
-
-def _known_tokenizer(
-    config: PrepareStep, tokenizer_in: ArtifactLike | None, problems: Problems
-) -> PreTrainedTokenizerBase | None:
-    """Returns the existing tokenizer, of the pretraining stream or the base model; None if it must be trained."""
-    known = None
-    try:
-        if tokenizer_in is not None:
-            known = load_saved_tokenizer(tokenizer_in.path)
-        elif config.tokenizer.vocabulary_size is None:
-            known = load_tokenizer(config.tokenizer)
-        elif config.stream == "finetune":
-            raise RefusedError(
-                "tokenizer_in: is required for the fine-tuning stream; prepare the pretraining stream first"
-            )
-        task = _task(config)
-        if known is not None and task and TASK_KINDS[task].offsets and not known.is_fast:
-            raise RefusedError(
-                f"data.finetune.task: is {task}, which needs to know where in the text a token stands; the "
-                f"tokenizer of {config.tokenizer.base} ({type(known).__name__}, not a fast one) does not tell. Choose another "
-                "base model or task"
-            )
-    except RefusedError as error:
-        for problem in error.problems:
-            problems.add(problem)
-    return known
-
-
-def _to_end_with_eos(config: PrepareStep) -> bool:
-    """Tells whether the tokenizer should append EOS to every text, whose hidden state the task head then reads.
-
-    Only a tokenizer trained here is changed for the task; that of a base model is not changed. A tokenizer for masked LM
-    appends EOS in any case.
-    """
-    trained_here = config.tokenizer.vocabulary_size is not None and config.tokenizer.objective == "causal_lm"
-    task = _task(config)
-    return trained_here and task is not None and TASK_KINDS[task].head == "sequence"
-
-
-def _encoder(config: PrepareStep, tokenizer: PreTrainedTokenizerBase) -> Encoder:
-    if config.finetune is None or config.stream != "finetune":
-        return Encoder(tokenizer, config.tokenizer.max_length)
-    every_turn = config.finetune.assistant_turns == "every"
-    return Encoder(tokenizer, config.tokenizer.max_length, every_turn, config.finetune.long_examples)
-
-
-def _task(config: PrepareStep) -> Task | None:
-    return config.finetune.task if config.stream == "finetune" and config.finetune is not None else None
 
 
 def _contamination(gathered: Gathered, pretraining_data: ArtifactLike | None) -> dict[Split, list[list[str]]]:

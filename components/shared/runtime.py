@@ -26,13 +26,14 @@ from .running.context import ALONE, Context, note_progress, take_tracking_secret
 from .running.processes import is_main, num_processes, run_in_processes
 from .section import Section
 from .startup import quick_imports
-from .task_name import TaskName
+from .task_name import PORTIONS, TaskName
 from .tracking.mlflow_text import TAG_CHARACTERS
 from .tracking.tracker import Tracker
 from .tracking.verdict import status_of
 
 OUTPUTS: Mapping[str, tuple[str, ...]] = {
     "prepare": ("train", "heldout", "tokenizer", "report"),
+    "prepare.portion": ("rows",),
     "pretrain": ("model", "metrics"),
     "finetune": ("model", "metrics"),
     "mixed": ("model", "metrics"),
@@ -40,7 +41,7 @@ OUTPUTS: Mapping[str, tuple[str, ...]] = {
     "compare": ("report", "summary", "metrics", "comparison"),
     "register": ("model",),
 }
-"""Outputs of each step. All other artifacts are read only."""
+"""Outputs of each step, and of each further module of a step that has some. All other artifacts are read only."""
 AGAIN_SECONDS = 5.0
 TERMINATION_LOG = Path("/dev/termination-log")
 TERMINATION_BYTES = 4096
@@ -50,6 +51,7 @@ def launch(
     step: str,
     config: str,
     artifacts: Mapping[str, ArtifactLike | list[ArtifactLike] | None],
+    module: str = "step",
     **parameters: Any,
 ) -> Any:
     """Runs a step and writes its outcome record. The body of every KFP component calls this function.
@@ -58,10 +60,11 @@ def launch(
         step: name of the step.
         config: the step's part of the configuration, as JSON.
         artifacts: the step's inputs and outputs, by the names of `run`'s arguments.
+        module: module of the step that has `run`.
         parameters: further arguments of `run`.
 
     Returns:
-        The return value of the step's `run`.
+        The return value of `run`.
 
     Raises:
         SystemExit: if the step failed. Its messages have been printed and recorded.
@@ -70,7 +73,8 @@ def launch(
     started = time.monotonic()
     spell_in_output()
     take_tracking_secret()
-    given = _given(step, config, artifacts, parameters)
+    # A rerun of a step alone runs the whole step.
+    given = _given(step, config, artifacts, parameters) if module == "step" else {}
     with _own_log(step, config, artifacts, parameters) as (title, log):
         parsed: Section | None = None
         tracker = Tracker.off()
@@ -91,20 +95,20 @@ def launch(
                     pick_device()  # fail before loading anything if the requested GPUs are missing
                 tracker.log_params(parsed.model_dump(mode="json"))
                 context = Context(title=title, tracker=tracker, run_id=run_id, quiet=not is_main())
-                staged = StagedOutputs(step, artifacts, clean=is_main())
+                staged = StagedOutputs(step if module == "step" else f"{step}.{module}", artifacts, clean=is_main())
                 on_nodes = runs_on_nodes(step, parsed)
                 count = 0 if on_nodes else num_processes(step, parsed)
-                module = importlib.import_module(f"{package}.{step}.step") if count == 1 else None
+                code = importlib.import_module(f"{package}.{step}.{module}") if count == 1 else None
             value = missed = None
             if on_nodes:
                 from .nodes.launcher import run_on_nodes
 
                 run_on_nodes(step, parsed, context, staged.artifacts, parameters, OUTPUTS[step])
-            elif module is None:
+            elif code is None:
                 run_in_processes(count, step, parsed, context, staged.artifacts, parameters)
             else:
                 try:
-                    value = module.run(parsed, context=context, **staged.artifacts, **parameters)
+                    value = code.run(parsed, context=context, **staged.artifacts, **parameters)
                 except GateNotMetError as error:
                     missed = error
             if is_main():
@@ -151,7 +155,7 @@ class StagedOutputs:
     An output is therefore complete or does not exist, whenever the step is killed. An earlier output stays until then.
 
     Args:
-        step: name of the step.
+        step: key of `OUTPUTS`.
         artifacts: inputs and outputs of the step.
         clean: whether to remove partial outputs of an earlier attempt.
     """
@@ -221,7 +225,9 @@ def _given(step: str, config: str, artifacts: Mapping[str, Any], parameters: Map
     """Returns what a rerun of this step alone needs. Output paths are left out, since they are new in each run."""
     if step not in OUTPUTS:
         return {}
-    inputs = {name: one for name, one in artifacts.items() if one is not None and name not in OUTPUTS[step]}
+    # Alone, `prepare` reads the files itself, with the same result.
+    left_out = {*OUTPUTS[step], "portions"}
+    inputs = {name: one for name, one in artifacts.items() if one is not None and name not in left_out}
     uris = {name: [i.uri for i in one] if isinstance(one, list) else one.uri for name, one in inputs.items()}
     candidate = {"candidate": str(parameters["candidate"])} if "candidate" in parameters else {}
     return {"config": config, "artifacts": json.dumps(uris), **candidate}
@@ -286,7 +292,9 @@ def task_name(step: str, config: str, artifacts: Mapping[str, Any], parameters: 
     """Returns the name of the task, with the stream or the candidate that `plan` gave it."""
     with contextlib.suppress(Exception):  # the step itself reports invalid inputs
         if step == "prepare":
-            return TaskName(step, stream=str(json.loads(config)["stream"]))
+            number = json.loads(parameters["portion"])["number"] if "portion" in parameters else None
+            portion = PORTIONS if "workers" in parameters else f"portion {number}" if number else None
+            return TaskName(step, stream=str(json.loads(config)["stream"]), portion=portion)
         if step == "mixed":
             return TaskName(step, candidate=str(json.loads(parameters["candidate"])["id"]))
         if step == "evaluate":

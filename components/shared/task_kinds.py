@@ -1,7 +1,7 @@
 """The kinds of labelled tasks: one row for each, with what the stages need to know about it. No heavy imports.
 
 A new kind takes its row here and, if no other kind has its target or its head, an entry in the table of each stage:
-`prepare/target_checks.py` (checks), `prepare/documents.py` (tokens and targets), `shared/model/heads.py` (head and loss),
+`prepare/target_checks.py` (checks), `prepare/encoding.py` (tokens and targets), `shared/model/heads.py` (head and loss),
 `evaluate/examples.py` (predictions), `evaluate/scores.py` (score of one example), `compare/targets.py` (format in the report).
 """
 

@@ -10,7 +10,11 @@ LOOP_PREFIXES = ("mixed-", "finetuned-")
 """Beginnings of the ids of the candidates that are trained in a loop: mixed ones, and fine-tuning alone with further seeds."""
 _TRAINING = frozenset({"pretrain", "finetune", "mixed"})
 _IN_WORDS = {"pretrain": "pretraining stream", "finetune": "fine-tuning stream", "finetuned": "fine-tuned"}
-_PACKAGE_TASK = re.compile(rf"({'|'.join(STEPS)})(?:-(\d+))?")
+PORTIONS = "portions"
+"""The part of `prepare` that cuts the files of a stream into portions. Others read one portion each."""
+_PARTS = {"prepare-portions": "prepare", "prepare-portion": "prepare"}
+"""Step of each component that does a part of a step."""
+_PACKAGE_TASK = re.compile(rf"({'|'.join([*STEPS, *_PARTS])})(?:-(\d+))?")
 
 
 @dataclass(frozen=True)
@@ -21,23 +25,26 @@ class TaskName:
         step: name of the step.
         stream: `pretrain` or `finetune`; only `prepare` has one.
         candidate: id of the candidate; only `mixed` and `evaluate` have one.
+        portion: part of `prepare` that reads files for it: `portions` cuts them into portions, `portion 2` reads one of these.
     """
 
     step: str
     stream: str | None = None
     candidate: str | None = None
+    portion: str | None = None
 
     def __str__(self) -> str:
-        """Returns the title, such as `prepare finetune`, `mixed-0.3` or `evaluate mixed-0.3`."""
+        """Returns the title, such as `prepare finetune`, `prepare finetune portion 2`, `mixed-0.3` or `evaluate mixed-0.3`."""
         if self.step == "mixed" and self.candidate:
             return self.candidate
-        return " ".join(part for part in (self.step, self.stream, self.candidate) if part)
+        return " ".join(part for part in (self.step, self.stream, self.candidate, self.portion) if part)
 
     @property
     def words(self) -> str:
         """Returns the display name in KFP's user interface, such as `prepare fine-tuning stream`."""
         subject = self.stream or self.candidate
-        return f"{self.step} {_IN_WORDS.get(subject, subject)}" if subject else self.step
+        words = f"{self.step} {_IN_WORDS.get(subject, subject)}" if subject else self.step
+        return f"{words}, {self.portion}" if self.portion else words
 
     @property
     def file_name(self) -> str:
@@ -57,21 +64,34 @@ class TaskName:
         step, _, subject = title.partition(" ")
         if step not in STEPS:
             return None
-        return cls(step, stream=subject or None) if step == "prepare" else cls(step, candidate=subject or None)
+        if step == "prepare":
+            stream, _, portion = subject.partition(" ")
+            return cls(step, stream=stream or None, portion=portion or None)
+        return cls(step, candidate=subject or None)
 
     @classmethod
-    def of_package_task(cls, task: str, candidate: str | None = None) -> TaskName | None:
+    def of_package_task(cls, task: str, candidate: str | None = None, iteration: int | None = None) -> TaskName | None:
         """Returns the name of a task of a compiled package; None for drivers, importers and groups.
 
         Args:
             task: name of the task in the package, such as `evaluate-2`.
             candidate: id of the candidate, for a task of the loop over candidates.
+            iteration: number of the iteration, from 0, for a task of any loop.
         """
         found = _PACKAGE_TASK.fullmatch(task)
         if found is None:
             return None
         step, number = found.groups()
+        if step in _PARTS:
+            stream = "pretrain" if number is None else "finetune"
+            one = "portion" if iteration is None else f"portion {iteration + 1}"
+            return cls(_PARTS[step], stream=stream, portion=PORTIONS if step.endswith(PORTIONS) else one)
         return cls(step, candidate=candidate) if candidate else _OF_PACKAGE.get(task, cls(step, candidate=number))
+
+    @classmethod
+    def step_of_component(cls, component: str) -> str:
+        """Returns the step of a component of a package, such as `prepare` of `prepare-portion`."""
+        return _PARTS.get(component, component)
 
 
 # KFP numbers the tasks of a component in the order of the calls in `pipeline.py`.

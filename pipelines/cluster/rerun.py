@@ -164,7 +164,7 @@ def _tasks(spec: Mapping[str, Any]) -> Iterator[tuple[dict[str, Any], str, str]]
 
 def _step_of(spec: Mapping[str, Any], task: Mapping[str, Any]) -> str:
     label = spec["components"][task["componentRef"]["name"]].get("executorLabel", "")
-    return str(label).removeprefix("exec-").rstrip("-0123456789")
+    return TaskName.step_of_component(str(label).removeprefix("exec-").rstrip("-0123456789"))
 
 
 def tasks_from(spec: Mapping[str, Any], step: str) -> set[str]:
@@ -212,7 +212,8 @@ def images_in(spec: Mapping[str, Any]) -> Images:
     named = {}
     for label, executor in executors.items():
         if "container" in executor:
-            named[label.removeprefix("exec-").rstrip("-0123456789")] = executor["container"]["image"]
+            step = TaskName.step_of_component(label.removeprefix("exec-").rstrip("-0123456789"))
+            named[step] = executor["container"]["image"]
     return images_named(named)
 
 
@@ -310,9 +311,10 @@ def choose(only: str, steps: Mapping[str, StepRecord], run: str, config: Config)
 
 
 def _is_of(title: str, mixed: Collection[str]) -> bool:
-    """Tells whether a task belongs to a run with these mixed candidates."""
-    candidate = (TaskName.parse(title) or TaskName("")).candidate or ""
-    return candidate in mixed or not candidate.startswith(LOOP_PREFIXES)
+    """Tells whether a task is a whole one and belongs to a run with these mixed candidates."""
+    name = TaskName.parse(title) or TaskName("")
+    candidate = name.candidate or ""
+    return name.portion is None and (candidate in mixed or not candidate.startswith(LOOP_PREFIXES))
 
 
 def given_to(title: str, given: Mapping[str, str]) -> tuple[str, dict[str, str | list[str]], dict[str, str]]:

@@ -129,7 +129,8 @@ class RunTree:
         for part in reversed(path.split(".")):
             task = _without_suffixes(part).removesuffix("-driver")
             iteration = _ITERATION.search(path)
-            name = TaskName.of_package_task(task, self._candidate(int(iteration[1])) if iteration else None)
+            index = int(iteration[1]) if iteration else None
+            name = TaskName.of_package_task(task, None if index is None else self._candidate(index), index)
             if name is None:
                 continue
             if self.alone is not None:

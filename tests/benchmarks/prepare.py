@@ -133,7 +133,7 @@ def run_prepare(file: Path, saved: Path) -> float:
     config = PrepareStep(stream="pretrain", seed=0, tokenizer=tokenizer, pretrain=stream, fingerprint="")
     started = time.perf_counter()
     with tempfile.TemporaryDirectory(dir=file.parent) as out:
-        outputs = {name: Artifact(f"{out}/{name}") for name in ("train", "heldout", "tokenizer", "report")}
+        outputs: Any = {name: Artifact(f"{out}/{name}") for name in ("train", "heldout", "tokenizer", "report")}
         run(config, context=Context.for_tests(), tokenizer_in=None, pretraining_data=None, **outputs)
         assert "torch" not in sys.modules
         return time.perf_counter() - started

@@ -16,6 +16,7 @@ from kfp import compiler
 from mixtune.components.placement import GpuNodes
 from mixtune.components.shared.errors import RefusedError
 from mixtune.components.shared.running.processes import TRAINING_STEPS
+from mixtune.components.shared.task_name import TaskName
 from mixtune.pipelines.configuration import read_config
 from mixtune.pipelines.pipeline import make_pipeline
 from mixtune.pipelines.placement import CA_VARIABLES, GPU_STEPS, POD_LABELS, PROXY_KEYS, Placer, profiles
@@ -31,6 +32,7 @@ EVERYTHING = (
     "placement.image_pull_policy=Always", "placement.image_pull_secrets=[pull-a, pull-b]",
     "placement.proxy_config_map=our-proxy", "placement.ca_config_map=our-ca", "placement.run_deadline_hours=48",
     "placement.run_ttl_hours=24", "placement.failed_run_ttl_hours=0.5", "placement.parallel_candidates=3",
+    "placement.prepare_workers=4",
 )  # fmt: skip
 
 
@@ -63,13 +65,14 @@ def containers(package: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, An
     """Name, step and executor of everything that runs a container."""
     for name, executor in package["deploymentSpec"]["executors"].items():
         if "importer" not in executor:
-            yield name, name.removeprefix("exec-").rstrip("-0123456789"), executor["container"]
+            component = name.removeprefix("exec-").rstrip("-0123456789")
+            yield name, TaskName.step_of_component(component), executor["container"]
 
 
 def test_every_executor_is_placed(everything: tuple[dict[str, Any], dict[str, Any]]) -> None:
     package, places = everything
     found = list(containers(package))
-    assert len(found) == 13
+    assert len(found) == 13 + 4, "with those that read portions of each stream"
     for name, step, container in found:
         gpu, place, resources = step in GPU_STEPS, places[name], container["resources"]
         assert resources["resourceCpuLimit"] == ("11" if gpu else "500m"), name

@@ -101,6 +101,18 @@ def test_the_step_and_what_depends_on_it_run_anew_and_nothing_else_changes(
     assert len(pipelines) == 1, "KFP's cache goes by the pipeline's name"
 
 
+def test_tasks_that_read_portions_belong_to_prepare_and_use_its_image() -> None:
+    plain, spec = (
+        next(yaml.safe_load_all(client.package_of(read_config(None, [f"placement.prepare_workers={number}"])).text))
+        for number in (1, 2)
+    )
+    portions = {f"prepare-portion{more}{number}" for more in ("", "s") for number in ("", "-2")}
+    assert portions | {"prepare", "prepare-2", "pretrain", "compare"} <= rerun.tasks_from(spec, "prepare")
+    assert not portions & rerun.tasks_from(spec, "pretrain")
+    assert not portions & rerun.tasks_from(plain, "prepare")
+    assert rerun.images_in(spec) == rerun.images_in(plain)
+
+
 def test_what_starts_from_the_finetuned_model_depends_on_it() -> None:
     package = client.package_of(read_config(None, ["mixed.start=finetuned"]))
     (spec, *_) = yaml.safe_load_all(package.text)

@@ -128,20 +128,43 @@ def test_refused_before_anything_runs_and_nothing_is_written(
     assert not (fresh.folder / "runs").exists()
 
 
-def test_bad_data_is_refused_with_all_problems_of_its_stream(fresh: Project) -> None:
+def test_bad_data_is_refused_with_all_problems_of_its_stream_by_any_number_of_tasks(fresh: Project) -> None:
     rows: list[dict[str, Any]] = [
         {"text": text, "label": "a" if i % 2 else "b"} for i, text in enumerate(sentences(40))
     ]
-    rows[5] = {"text": "once only here", "label": "once"}
-    rows[7]["text"] = "   "
-    rows[9]["label"] = None
-    fresh.write("labels.jsonl", rows)
-    done = fresh.mixtune("run", "config.yaml")
-    assert done.returncode == 2
-    assert not {"pretrain", "finetune"} & fresh.ran(), "nothing is trained on data that is refused"
-    for word in ("once", "line 8", "line 10"):
-        assert word in done.stderr, word
-    assert "Traceback" not in done.stderr
+    rows[25] = {"text": "once only here", "label": "once"}
+    rows[26]["text"] = "   "
+    rows[29]["label"] = None
+    for stream, own in (("text", [{"text": text} for text in sentences(80, seed=2)]), ("labels", rows)):
+        (fresh.folder / stream).mkdir()
+        for number in range(2):
+            fresh.write(f"{stream}/{number}.jsonl", own[number::2])
+    fresh.config["data"]["pretrain"]["source"], fresh.config["data"]["finetune"]["source"] = "text", "labels"
+
+    def refused(workers: int) -> tuple[list[str], dict[str, bytes]]:
+        fresh.output = fresh.folder / "runs" / str(workers)
+        asked = ("--output", str(fresh.output), "--set", f"placement.prepare_workers={workers}")
+        done = fresh.mixtune("run", "config.yaml", *asked)
+        assert done.returncode == 2
+        assert "Traceback" not in done.stderr
+        made = {
+            str(file).rsplit("/prepare/", 1)[1]: file.read_bytes()
+            for name in ("train", "heldout", "tokenizer")
+            for file in fresh.output.glob(f".mixtune/artifacts/*/prepare/{name}/**/*")
+            if file.is_file() and file.name != "manifest.json"  # which names the run
+        }
+        return [line for line in done.stderr.splitlines() if "data.finetune" in line or "labels/" in line], made
+
+    alone = refused(1)
+    prepared = {"prepare pretrain", "prepare finetune"}
+    assert fresh.ran() == {"plan", "finish"} | prepared, "nothing is trained on data that is refused"
+    for word in ("0.jsonl, line 14", "1.jsonl, line 15"):
+        assert any(word in line for line in alone[0]), word
+    together = refused(2)
+    of_portions = {f"{title} {part}" for title in prepared for part in ("portions", "portion 1", "portion 2")}
+    assert fresh.ran() == {"plan", "finish"} | prepared | of_portions
+    assert together == alone
+    assert len(alone[1]) > 10
 
 
 def test_a_folder_that_is_no_run_is_left_alone(fresh: Project) -> None:

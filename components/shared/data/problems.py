@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +34,19 @@ class Skipped:
         if self._file is not None:
             with self._file.open("a" if self._opened else "w", encoding="utf-8", errors="backslashreplace") as file:
                 file.write(json.dumps({"problem": problem, "record": record}, ensure_ascii=False, default=str) + "\n")
+            self._opened = True
+
+    def take(self, file: Path, count: int) -> None:
+        """Adds the records that another process left out.
+
+        Args:
+            file: its file.
+            count: number of the records.
+        """
+        self.count += count
+        if self._file is not None and count:
+            with self._file.open("ab" if self._opened else "wb") as mine, file.open("rb") as theirs:
+                shutil.copyfileobj(theirs, mine)
             self._opened = True
 
 
@@ -70,6 +85,25 @@ class Problems:
             self._detailed.append(problem)
         else:
             self._more += 1
+
+    def take(self, other: Problems) -> None:
+        """Adds the problems of data that follows, as if it had been read with this object."""
+        for problem in other._general:
+            self.add(problem)
+        room = SHOWN_PROBLEMS - len(self._detailed)
+        self._detailed += other._detailed[:room]
+        self._more += len(other._detailed[room:]) + other._more
+
+    def to_json(self) -> list[Any]:
+        """Returns all problems as a value for JSON."""
+        return [self._general, self._detailed, self._more]
+
+    @classmethod
+    def from_json(cls, value: Sequence[Any]) -> Problems:
+        """Returns the problems that `to_json` described."""
+        problems = cls()
+        problems._general, problems._detailed, problems._more = value
+        return problems
 
     def sentences(self) -> list[str]:
         """Returns the problems, general ones first. The last sentence gives the number of omitted problems."""

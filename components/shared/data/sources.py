@@ -9,28 +9,25 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 from ..config import EMBEDDED
-from ..errors import RefusedError, first_line
+from ..errors import RefusedError
 from ..section import InvalidOptionError
 from .claims import CLAIM, NOT_MOUNTED, mounted
 from .data_sets import hub_commit, hub_name, is_hub, read_hub, read_saved, saved_folder
-from .files import File, format_of, known_formats
+from .files import File
+from .locating import FileRange, find_files, is_local, protocol_of, seen_from_here
 from .problems import Problems, Skipped
 from .prompt_templates import PromptTemplate
 from .readers import Reading, read_file
 from .records import CHAT_ROLES, GROUP, Row
 from .source_names import PASSWORD_REFUSED, has_password
 from .tallies import Part, Tallies
-
-if TYPE_CHECKING:
-    from fsspec import AbstractFileSystem
 
 EMBEDDED_ROLES = {"text", "label", "prompt", "completion"}
 NOT_EMBEDDED = (
@@ -140,12 +137,13 @@ def named_sources(stream: StreamOptions) -> list[NamedSource]:
     return found
 
 
-def read(source: str, reading: Reading) -> Iterator[Row]:
+def read(source: str, reading: Reading, part: FileRange | None = None) -> Iterator[Row]:
     """Reads the documents or examples of a source, in a fixed order. Invalid rows are skipped.
 
     Args:
         source: value of the option.
         reading: how to read it, and what collects problems and counts.
+        part: the files to read; None reads all.
     """
     option, problems = reading.option, reading.problems
     if source == EMBEDDED:
@@ -155,8 +153,11 @@ def read(source: str, reading: Reading) -> Iterator[Row]:
     elif folder := saved_folder(source):
         yield from read_saved(folder, seen_from_here(source), reading)
     else:
-        files = _find(source, option, problems)
-        for file in files:
+        files = find_files(source, option, problems)
+        part = part or FileRange(0, len(files), len(files))
+        if len(files) != part.of:
+            problems.add(f"{option}: {source} has other files than at the start of the run; start it again")
+        for file in files[part.first : part.end]:
             rows, before = 0, len(problems)
             for row in read_file(file, reading, single=len(files) == 1):
                 rows += 1
@@ -191,8 +192,8 @@ def _check(stream: StreamOptions, named: NamedSource, problems: Problems) -> Non
     elif folder := saved_folder(source):
         reading = named.reading(stream, problems, Tallies())
         list(islice(read_saved(folder, seen_from_here(source), reading), CHECKED_RECORDS))
-    elif _is_local(source, option, problems):
-        files = _find(source, option, problems)
+    elif is_local(source, option, problems):
+        files = find_files(source, option, problems)
         reading = named.reading(stream, problems, Tallies())
         for file in files[:CHECKED_FILES]:
             before = len(problems)
@@ -211,9 +212,9 @@ def first_rows(stream: StreamOptions, count: int) -> list[Row]:
             source != EMBEDDED
             and not is_hub(source)
             and not saved_folder(source)
-            and _is_local(source, named.option, problems)
+            and is_local(source, named.option, problems)
         ):
-            files = _find(source, named.option, problems)[:CHECKED_FILES]
+            files = find_files(source, named.option, problems)[:CHECKED_FILES]
             reading = named.reading(stream, problems, Tallies())
             for file in files:
                 rows += read_file(file, reading, single=len(files) == 1, first=-(-count // len(files)))
@@ -241,7 +242,7 @@ def fingerprint(stream: StreamOptions) -> str:
         elif is_hub(source):
             digest.update(f"{source} {hub_commit(source, option, problems)}".encode())
         else:
-            for file in _find(source, option, problems):
+            for file in find_files(source, option, problems):
                 digest.update(f"{PurePosixPath(file.path).name} {_content(file)}\n".encode())
     problems.raise_if_any()
     return digest.hexdigest()
@@ -254,7 +255,7 @@ def local_files(source: str, option: str) -> list[Path]:
         RefusedError: if there is none, or if the format of a file is not known.
     """
     problems = Problems()
-    files = _find(source, option, problems)
+    files = find_files(source, option, problems)
     problems.raise_if_any()
     return [Path(file.path) for file in files]
 
@@ -266,9 +267,9 @@ def count_records(source: str, option: str) -> int | None:
         The number, or None if it cannot be counted quickly: remote, compressed or JSON files, or more than `COUNTED_BYTES`.
     """
     problems = Problems()
-    if source == EMBEDDED or is_hub(source) or saved_folder(source) or not _is_local(source, option, problems):
+    if source == EMBEDDED or is_hub(source) or saved_folder(source) or not is_local(source, option, problems):
         return None
-    files = _find(source, option, problems)
+    files = find_files(source, option, problems)
     if len(problems) or sum(Path(file.path).stat().st_size for file in files) > COUNTED_BYTES:
         return None
     count = 0
@@ -287,78 +288,12 @@ def count_records(source: str, option: str) -> int | None:
 
 
 def _content(file: File) -> str:
-    if _protocol(file.filesystem) == "file":
+    if protocol_of(file.filesystem) == "file":
         with open(file.path, "rb") as opened:  # noqa: PTH123
             return hashlib.file_digest(opened, "sha256").hexdigest()
     info = file.filesystem.info(file.path)
     known = [f"{name}={info[name]}" for name in (*_CHECKSUMS, *_TIMES) if info.get(name)]
     return " ".join([f"size={info.get('size')}", *(known or [str(file.filesystem.ukey(file.path))])])
-
-
-def seen_from_here(source: str) -> str:
-    """Returns the path below the working directory, if it is there: shorter, and the same where a project was copied."""
-    return source.removeprefix(f"{Path.cwd()}/")
-
-
-def _protocol(filesystem: AbstractFileSystem) -> str:
-    protocol = filesystem.protocol
-    return str(protocol if isinstance(protocol, str) else protocol[0])
-
-
-def _is_local(source: str, option: str, problems: Problems) -> bool:
-    located = _filesystem(source, option, problems)
-    return located is not None and _protocol(located[0]) == "file"
-
-
-def _filesystem(source: str, option: str, problems: Problems) -> tuple[AbstractFileSystem, str] | None:
-    from fsspec.core import url_to_fs
-
-    try:
-        filesystem, path = url_to_fs(source)
-    except ImportError as error:
-        problems.add(f"{option}: {source} needs a package that is not installed ({error})")
-    except (ValueError, OSError) as error:
-        problems.add(f"{option}: {source} cannot be opened ({error})")
-    else:
-        return filesystem, path
-    return None
-
-
-def _find(source: str, option: str, problems: Problems) -> list[File]:
-    """Returns the files of a source, sorted by name."""
-    if source.startswith(CLAIM):
-        problems.add(f"{option}: {source} {NOT_MOUNTED}")
-        return []
-    located = _filesystem(source, option, problems)
-    if located is None:
-        return []
-    filesystem, path = located
-    try:
-        if filesystem.isfile(path):
-            paths, shown = [path], {path: seen_from_here(source)}
-        elif filesystem.isdir(path):
-            hidden = re.compile(r"(^|/)[._]")
-            inside = {name: name[len(path.rstrip("/")) + 1 :] for name in filesystem.find(path)}
-            paths = [name for name, rest in inside.items() if format_of(name) and not hidden.search(rest)]
-            shown = {name: f"{seen_from_here(source).rstrip('/')}/{inside[name]}" for name in paths}
-            if not paths:
-                problems.add(f"{option}: the folder {source} holds no file that ends in {known_formats()}")
-        elif any(character in source for character in "*?["):
-            paths = [name for name in filesystem.glob(path) if filesystem.isfile(name)]
-            shown = {name: seen_from_here(name) for name in paths}
-            if not paths:
-                problems.add(f"{option}: no file matches {source}")
-        else:
-            paths, shown = [], {}
-            problems.add(f"{option}: {source} does not exist; correct the path")
-    except Exception as error:  # remote file systems raise various errors
-        problems.add(f"{option}: {source} cannot be reached ({first_line(error)})")
-        return []
-    files = [File(filesystem, name, shown[name]) for name in sorted(paths)]
-    for file in files:
-        if not file.format:
-            problems.add(f"{option}: {file.shown} ends in none of {known_formats()}, so its format is not known")
-    return [file for file in files if file.format]
 
 
 def _read_embedded(columns: Mapping[str, str], option: str, problems: Problems) -> Iterator[Row]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mixtune.components.prepare import portion, portions
 from mixtune.components.prepare.config import FinetuneData, PrepareStep, PretrainData, Tokenizer
 from mixtune.components.prepare.step import run
 from mixtune.components.shared.artifacts import Artifact
@@ -63,30 +64,44 @@ def tokenizer_options(
     )
 
 
-def prepare_pretrain(folder: Path, source: str | Path, seed: int = 0, **options: Any) -> Prepared:
+def read_in_portions(
+    config: PrepareStep, workers: int, folder: Path, tokenizer_in: Artifact | None = None
+) -> list[Artifact]:
+    """Reads the files of a stream as `workers` tasks do. Returns their outputs, in another order than that of the files."""
+    made: list[Artifact] = []
+    for one in portions.run(config, context=Context.for_tests(), workers=workers):
+        rows, given = Artifact(str(folder / f"portion-{len(made)}")), PrepareStep.from_json(one["config"])
+        portion.run(given, context=Context.for_tests(), portion=one["portion"], tokenizer_in=tokenizer_in, rows=rows)
+        made.append(rows)
+    return made[::-1]
+
+
+def _run(folder: Path, config: PrepareStep, workers: int, **inputs: Any) -> Prepared:
+    made, context = outputs(folder), Context.for_tests()
+    if workers > 1:
+        inputs["portions"] = read_in_portions(config, workers, folder / "read", inputs["tokenizer_in"])
+    run(config, context=context, **inputs, **vars(made))
+    return made
+
+
+def prepare_pretrain(
+    folder: Path, source: str | Path | None, seed: int = 0, workers: int = 1, **options: Any
+) -> Prepared:
     """Prepares a pretraining stream; `tokenizer` among the options is the tokenizer's."""
     tokenizer = options.pop("tokenizer", tokenizer_options())
-    stream = PretrainData(source=str(source), **options)
-    made = outputs(folder)
+    stream = PretrainData(source=None if source is None else str(source), **options)
     config = PrepareStep(stream="pretrain", seed=seed, tokenizer=tokenizer, pretrain=stream, fingerprint="")
-    run(config, context=Context.for_tests(), tokenizer_in=None, pretraining_data=None, **vars(made))
-    return made
+    return _run(folder, config, workers, tokenizer_in=None, pretraining_data=None)
 
 
-def prepare_finetune(folder: Path, source: str | Path, pretrained: Prepared, seed: int = 0, **options: Any) -> Prepared:
+def prepare_finetune(
+    folder: Path, source: str | Path | None, pretrained: Prepared, seed: int = 0, workers: int = 1, **options: Any
+) -> Prepared:
     """Prepares a fine-tuning stream after a pretraining stream."""
     tokenizer = options.pop("tokenizer", tokenizer_options())
-    stream = FinetuneData(source=str(source), **options)
-    made = outputs(folder)
+    stream = FinetuneData(source=None if source is None else str(source), **options)
     config = PrepareStep(stream="finetune", seed=seed, tokenizer=tokenizer, finetune=stream, fingerprint="")
-    run(
-        config,
-        context=Context.for_tests(),
-        tokenizer_in=pretrained.tokenizer,
-        pretraining_data=pretrained.train,
-        **vars(made),
-    )
-    return made
+    return _run(folder, config, workers, tokenizer_in=pretrained.tokenizer, pretraining_data=pretrained.train)
 
 
 def jsonl(path: Path, rows: list[dict[str, Any]]) -> Path:

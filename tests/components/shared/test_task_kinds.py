@@ -11,7 +11,7 @@ import transformers
 
 from mixtune.components.compare import targets
 from mixtune.components.evaluate import examples, scores
-from mixtune.components.prepare import documents, target_checks
+from mixtune.components.prepare import encoding, target_checks
 from mixtune.components.prepare.config import FinetuneData
 from mixtune.components.shared.model import heads
 from mixtune.components.shared.task_kinds import TASK_KINDS, Metric, Target, Task, TaskKind
@@ -26,7 +26,7 @@ def test_every_kind_has_its_row() -> None:
 
 
 @pytest.mark.parametrize(
-    "table", [documents._MAKERS, target_checks._CHECKS, scores._SCORES, targets._SHOWN], ids=["make", "check", "score", "show"]
+    "table", [encoding._MAKERS, target_checks._CHECKS, scores._SCORES, targets._SHOWN], ids=["make", "check", "score", "show"]
 )  # fmt: skip
 def test_every_stage_knows_every_target(table: dict[str, Any]) -> None:
     assert set(table) == set(get_args(Target))

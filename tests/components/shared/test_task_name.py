@@ -48,10 +48,23 @@ def test_which_tasks_train() -> None:
         ("evaluate", None, "evaluate (mixed)"),
         ("evaluate-3", None, "evaluate finetuned"),
         ("register", None, "register"),
+        ("prepare-portions", None, "prepare pretrain portions"),
+        ("prepare-portions-2", None, "prepare finetune portions"),
     ],
 )
 def test_tasks_of_a_package(task: str, candidate: str | None, title: str) -> None:
     assert str(TaskName.of_package_task(task, candidate)) == title
+
+
+def test_tasks_of_the_loops_over_portions_are_told_apart_by_their_number() -> None:
+    for task, title in (
+        ("prepare-portion", "prepare pretrain portion 3"),
+        ("prepare-portion-2", "prepare finetune portion 3"),
+    ):
+        name = TaskName.of_package_task(task, candidate="mixed-0.3", iteration=2)
+        assert str(name) == title
+        assert name == TaskName.parse(title)
+        assert TaskName.step_of_component(task.removesuffix("-2")) == "prepare"
 
 
 @pytest.mark.parametrize("task", ["importer", "for-loop-1", "prepare-driver", "condition-2", "root"])
