@@ -34,12 +34,12 @@ def pull_back(
 ) -> tuple[float, float]:
     """Moves the weights toward the reference model's if the trained model forgets too much of all control text.
 
-    With s the standard error of the trained model's forgetting and ε the limit, what is allowed is min(ε, 1.1 · ε - 1.645 √2 s),
-    but at least ε / 2: then the limit is kept on this text, and 1.1 times the limit on other text of the same size in 19 of 20
+    With s the standard error of the trained model's forgetting and ε the limit, what is allowed is min(ε, 1.1 · ε - 1.645 √2 s), but
+    at least ε / 2: then the limit is kept on this text, and 1.1 times the limit on other text of the same size in 19 of 20
     cases, as far as s tells (the difference of two such samples has the standard error √2 s). The weights become
     (1 - α) · reference + α · trained, with the α at which the model forgets what is allowed (WiSE-FT, arXiv:2109.01903). The
-    task head does not change, and forgetting does not depend on it. All ranks take part and get the same result. Adapters that are not merged are scaled by α instead: with the start model W as
-    the reference, the line to W + B·A is W + α·B·A.
+    task head does not change, and forgetting does not depend on it. All ranks take part and get the same result. Adapters that
+    are not merged are scaled by α instead: with the start model W as the reference, the line to W + B·A is W + α·B·A.
 
     Args:
         model: the trained model, on its device; changed in place. If it has adapters, the reference is the model below them.
