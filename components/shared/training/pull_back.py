@@ -34,7 +34,7 @@ def pull_back(
 ) -> tuple[float, float]:
     """Moves the weights toward the reference model's if the trained model forgets too much of all control text.
 
-    With s the standard error of the trained model's forgetting and ε the limit, what is allowed is min(ε, 1.1 · ε - 1.645 √2 s), but
+    With s the standard error of the trained model's forgetting and ε the limit, min(ε, 1.1 · ε - 1.645 √2 s) is allowed, but
     at least ε / 2: then the limit is kept on this text, and 1.1 times the limit on other text of the same size in 19 of 20
     cases, as far as s tells (the difference of two such samples has the standard error √2 s). The weights become
     (1 - α) · reference + α · trained, with the α at which the model forgets what is allowed (WiSE-FT, arXiv:2109.01903). The
