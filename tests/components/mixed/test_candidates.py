@@ -149,7 +149,7 @@ def test_the_last_measurement_is_of_the_model_that_is_saved(
     assert ModelCard.load(trained).pull_back == 1
 
 
-ADAPTERS: dict[str, Any] = {"lora_rank": 4, "learning_rate": 0.1}
+ADAPTERS: dict[str, Any] = {"lora_rank": 4, "learning_rate": 0.03}
 
 
 @pytest.mark.parametrize("changes", [{}, ADAPTERS, ADAPTERS | {"lora_merge": False}])
