@@ -89,9 +89,9 @@ def test_memory_for_a_long_line_is_some_times_its_size(tmp_path: Path) -> None:
 
 
 def test_long_examples_are_refused_before_they_are_tokenised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from mixtune.components.prepare import gathering
+    from mixtune.components.prepare import reading
 
-    monkeypatch.setattr(gathering, "MAX_EXAMPLE_CHARACTERS", 5000)
+    monkeypatch.setattr(reading, "MAX_EXAMPLE_CHARACTERS", 5000)
     text = prepare_pretrain(tmp_path / "pt", jsonl(tmp_path / "pt.jsonl", [{"text": one} for one in sentences(60)]))
     rows: list[dict[str, Any]] = [{"text": one, "label": "ab"[n % 2]} for n, one in enumerate(sentences(40))]
     source = jsonl(tmp_path / "a.jsonl", [*rows, {"text": "long " * 2000, "label": "a"}])
