@@ -32,7 +32,7 @@ def encode(items: Sequence[Item], task: Task | None, encoder: Encoder) -> list[E
 
 
 def _left_out(row: EncodedRow, item: Item, encoder: Encoder, is_too_long: bool) -> bool:
-    """RowCounts an example as left out if it is too long, or notes that as a problem. Returns whether it is left out."""
+    """Counts an example as left out if it is too long, or notes that as a problem. Returns whether it is left out."""
     if encoder.long_examples != "error":
         row.counts.add("dropped", is_too_long)
         return is_too_long

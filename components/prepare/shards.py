@@ -147,16 +147,16 @@ def make_shards(
             progress.advance(len(shard.rows), tokens=tokens)
 
 
-class Part(Protocol):
+class Makeable(Protocol):
     """A part of the work that one process does."""
 
     def make(self, encoder: Encoder) -> None: ...
 
 
-AnyPart = TypeVar("AnyPart", bound=Part)
+AnyMakeable = TypeVar("AnyMakeable", bound=Makeable)
 
 
-def made_in_processes(parts: Sequence[AnyPart], encoder: Encoder) -> Iterator[AnyPart]:
+def made_in_processes(parts: Sequence[AnyMakeable], encoder: Encoder) -> Iterator[AnyMakeable]:
     """Makes parts, as many at a time as there are cores, and yields each when it is complete, in their order."""
     workers = min(usable_cores(), len(parts))
     # A forked process shares the memory of what is imported and loaded. A process with threads cannot be forked safely.
@@ -171,7 +171,7 @@ def made_in_processes(parts: Sequence[AnyPart], encoder: Encoder) -> Iterator[An
         yield from _in_order(pool, parts, 2 * workers)
 
 
-def _in_order(pool: Executor, parts: Sequence[AnyPart], ahead: int) -> Iterator[AnyPart]:
+def _in_order(pool: Executor, parts: Sequence[AnyMakeable], ahead: int) -> Iterator[AnyMakeable]:
     """Yields made parts in their order. Only a few are handed out ahead, since each carries arrays."""
     pending = []
     for part in parts:
@@ -189,7 +189,7 @@ _encoder: Encoder | None = None
 """What forked processes find."""
 
 
-def _make(part: Part) -> None:
+def _make(part: Makeable) -> None:
     assert _encoder is not None
     part.make(_encoder)
 
