@@ -31,13 +31,13 @@ HELD_OUT = 1000
 
 
 def speeches(folder: Path) -> None:
-    """A sample of speeches to the Congress: the pretraining text of the English encoders."""
-    texts = list(passages(sorted(unpacked(folder, "speeches").rglob("*.txt"))))
-    write(folder / "speeches.jsonl", [{"text": one} for one in random.Random(0).sample(texts, 1500)])
+    """Speeches to the Congress: the pretraining text of the English encoders."""
+    texts = passages(sorted(unpacked(folder, "speeches").rglob("*.txt")))
+    write(folder / "speeches.jsonl", [{"text": one} for one in texts])
 
 
 def sentiment(folder: Path) -> None:
-    """English: film reviews; speeches as the pretraining text."""
+    """English: film reviews; speeches as the pretraining text; two layers of a BERT."""
     speeches(folder)
     reviews = unpacked(folder, "film reviews") / "additional_resources" / "hutto_ICWSM_2014.tar.gz"
     with tarfile.open(reviews) as archive:
@@ -46,6 +46,7 @@ def sentiment(folder: Path) -> None:
     rated = [line.split("\t", 2) for line in file.read_text("utf-8", "replace").splitlines() if line.count("\t") >= 2]
     clear = [(float(score), text) for _, score, text in rated if abs(float(score)) >= 0.5]
     split(folder / "reviews", [{"text": text, "label": "good" if score > 0 else "bad"} for score, text in clear])
+    small_bert(folder, [folder / "speeches.jsonl", *folder.glob("reviews.*.jsonl")])
 
 
 def sentiment_zh(folder: Path) -> None:
