@@ -91,7 +91,8 @@ def test_expressions_say_the_same_in_both_languages() -> None:
     pairs = list(expressions(random.Random(0), babel, 20))
     assert len(pairs) == len(set(pairs)) == 40
     for english, german in pairs:
-        assert english.startswith("en ") and english.replace("en ", "de ") == german
+        assert english.startswith("en ")
+        assert english.replace("en ", "de ") == german
     assert {pair[0].split()[-1] for pair in pairs[20:]} == {"kilometer"}
 
 
