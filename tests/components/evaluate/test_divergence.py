@@ -99,7 +99,7 @@ def test_interpolations_are_between_the_ends_and_the_pretrained_model_has_none(t
 def test_a_sample_is_read_that_is_the_same_for_all(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_most: str
 ) -> None:
-    options = {}
+    options: dict[str, Any] = {}
     if at_most == "MOST_TOKENS":
         monkeypatch.setattr(divergence, "MOST_TOKENS", 40)
     else:
