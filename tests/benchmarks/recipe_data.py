@@ -12,8 +12,11 @@ import ast
 import json
 import random
 import re
+import sys
 import tarfile
 from collections.abc import Callable, Iterable, Iterator
+from datetime import datetime, timedelta
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -60,10 +63,13 @@ def sentiment_zh(folder: Path) -> None:
 
 
 def translation(folder: Path) -> None:
-    """English to German: the messages of Django. The pretraining text is the embedded one."""
-    files = sorted(unpacked(folder, "translations").rglob("de/LC_MESSAGES/*.po"))
-    pairs = {source: target for file in files for source, target in messages(file.read_text("utf-8"))}
-    split(folder / "messages", [{"prompt": a, "completion": b} for a, b in pairs.items()], held_out=200)
+    """English to German: dates, times and quantities, as CLDR writes them. The pretraining text is the embedded one."""
+    sys.path.insert(0, str(unpacked(folder, "locales").parent))
+    for module in ("babel.dates", "babel.units"):
+        import_module(module)
+    pairs = expressions(random.Random(0), import_module("babel"))
+    rows = [{"prompt": english, "completion": german} for english, german in pairs]
+    split(folder / "expressions", rows, held_out=500)
 
 
 def question_answering(folder: Path) -> None:
@@ -127,15 +133,25 @@ def dialogues(text: str) -> Iterator[Row]:
             yield {"messages": [{"role": role, "content": content} for role, content in zip(roles, said, strict=True)]}
 
 
-def messages(text: str) -> Iterator[tuple[str, str]]:
-    """Yields the translated messages of a gettext file, without plurals and messages that are marked as fuzzy."""
-    for block in text.split("\n\n"):
-        found = re.search(r'^msgid ((?:".*"\n)+)msgstr ((?:".*"\n?)+)', block, re.MULTILINE)
-        if found is None or "#, fuzzy" in block or "msgid_plural" in block:
-            continue
-        source, target = ("".join(map(ast.literal_eval, part.splitlines())) for part in found.groups())
-        if source.strip() and target.strip() and len(source) < 300:
-            yield source, target
+def expressions(draw: random.Random, babel: Any, count: int = 3000) -> Iterator[tuple[str, str]]:
+    """Yields `count` dates with a time, and `count` quantities, in English and in German.
+
+    Args:
+        babel: the package of this name, with its modules `dates` and `units`.
+    """
+    for _ in range(count):
+        moment = datetime(1900, 1, 1) + timedelta(minutes=draw.randrange(150 * 365 * 24 * 60))
+        form, seconds = draw.choice(("full", "long", "medium", "short")), draw.choice(("short", "medium"))
+        english, german = (
+            f"{babel.dates.format_date(moment, form, name)}, {babel.dates.format_time(moment, seconds, locale=name)}"
+            for name in ("en", "de")
+        )
+        yield english, german
+    names = sorted(set(babel.Locale("en").unit_display_names) & set(babel.Locale("de").unit_display_names))
+    for _ in range(count):
+        unit, number = draw.choice(names), draw.randrange(1, 10_000) / draw.choice((1, 1, 10, 100))
+        english, german = (babel.units.format_unit(number, unit, locale=name) for name in ("en", "de"))
+        yield english, german
 
 
 def write(file: Path, rows: Iterable[Row]) -> None:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import random
 import re
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from mixtune.components.shared.data.sources import named_sources
 from mixtune.pipelines.configuration import read_config
-from tests.benchmarks.recipe_data import dialogues, messages, questions, split
+from tests.benchmarks.recipe_data import dialogues, expressions, questions, split
 from tests.benchmarks.recipes import CONFIGS, labels_of, over_labels, table
 from tests.components.compare.made import FINETUNED, MIXED, compare, write_all
 
@@ -72,15 +74,26 @@ def test_tables_have_means_over_the_seeds_and_numbers_of_labels(tmp_path: Path) 
     assert labels_of(tmp_path) == "all"
 
 
-def test_messages_are_read_as_gettext_writes_them() -> None:
-    blocks = [
-        '#, fuzzy\nmsgid ""\nmsgstr "header"',
-        '#: a.py\nmsgid "Yes"\nmsgstr "Ja"',
-        'msgid ""\n"two "\n"lines"\nmsgstr ""\n"zwei "\n"Zeilen"',
-        'msgid "day"\nmsgid_plural "days"\nmsgstr[0] "Tag"',
-        'msgid "No"\nmsgstr ""',
-    ]
-    assert list(messages("\n\n".join(blocks))) == [("Yes", "Ja"), ("two lines", "zwei Zeilen")]
+class _Names:
+    def __init__(self, name: str) -> None:
+        self.unit_display_names = {"kilometer": "", "only-in-one": ""} if name == "en" else {"kilometer": ""}
+
+
+def test_expressions_say_the_same_in_both_languages() -> None:
+    babel = SimpleNamespace(
+        Locale=_Names,
+        dates=SimpleNamespace(
+            format_date=lambda moment, form, name: f"{name} {form} {moment:%Y%m%d}",
+            format_time=lambda moment, form, locale: f"{locale} {form} {moment:%H%M}",
+        ),
+        units=SimpleNamespace(format_unit=lambda number, unit, locale: f"{locale} {number} {unit}"),
+    )
+    pairs = list(expressions(random.Random(0), babel, 20))
+    assert len(pairs) == len(set(pairs)) == 40
+    for english, german in pairs:
+        assert english.startswith("en ")
+        assert english.replace("en ", "de ") == german
+    assert {pair[0].split()[-1] for pair in pairs[20:]} == {"kilometer"}
 
 
 def test_splits_share_no_row(tmp_path: Path) -> None:

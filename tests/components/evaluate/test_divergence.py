@@ -95,14 +95,21 @@ def test_interpolations_are_between_the_ends_and_the_pretrained_model_has_none(t
     assert without["candidates"][0]["kl_from_pretrained"] is None
 
 
-def test_a_sample_is_read_that_is_the_same_for_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(divergence, "MOST_TOKENS", 40)
+@pytest.mark.parametrize("at_most", ["MOST_TOKENS", "max_tokens"])
+def test_a_sample_is_read_that_is_the_same_for_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_most: str
+) -> None:
+    options: dict[str, Any] = {}
+    if at_most == "MOST_TOKENS":
+        monkeypatch.setattr(divergence, "MOST_TOKENS", 40)
+    else:
+        options["max_tokens"] = 40
     start = write_model(tmp_path / "start", "pretrained", "pretrained", seed=1)
     labelled = write_labelled(tmp_path / "labelled")
     read = []
     for seed in (2, 3):
         tuned = write_model(tmp_path / f"tuned-{seed}", "finetuned", "finetuned", LABELS, seed)
-        _, folder = evaluate(tmp_path, tuned, labelled, pretrained=start)
+        _, folder = evaluate(tmp_path, tuned, labelled, pretrained=start, **options)
         read.append({name: row["tokens"] for name, row in rows(folder, "finetuned").items()})
     assert read[0] == read[1]
     assert 1 <= len(read[0]) < 11
