@@ -99,6 +99,11 @@ CASES: dict[str, tuple[str, Task, str, MixedCandidate | None]] = {
 }  # fmt: skip
 
 
+QUICK = {
+    "pretrain", "finetune-generation", "finetune-answers", "mixed-generation", "mixed-classification", "gradient-scale",
+    "lora-experts", "penalties", "budget",
+}  # fmt: skip
+"""Each objective, head and way to train once. `make test` runs these, `make test-slow` the others."""
 OWN_OPTIONS: dict[str, dict[str, Any]] = {
     "gradient-scale": {"scale": "gradient"},
     "recomputed": {"gradient_checkpointing": True},

@@ -29,7 +29,7 @@ from tests.stores import new_store
 
 from . import compared, pair
 from .compared import assert_same_movement
-from .several import CASES, OWN_OPTIONS, PROCESSES, Steps, mixed_at
+from .several import CASES, OWN_OPTIONS, PROCESSES, QUICK, Steps, mixed_at
 from .tiny import mixture, tiny_tokenizer
 
 BY_DESCENT = compared.__name__
@@ -74,7 +74,9 @@ def weights_in(folder: Path) -> dict[str, torch.Tensor]:
 
 @pytest.mark.numeric
 @pytest.mark.usefixtures("two", "plain_descent")
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, marks=[] if case in QUICK else pytest.mark.slow) for case in CASES]
+)
 def test_two_processes_give_the_weights_of_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: str) -> None:
     assert_the_same_from(tmp_path, monkeypatch, case, {"ddp": 2, "fsdp": 2})
 
