@@ -83,7 +83,7 @@ def count_examples(stream: PretrainData | FinetuneData) -> int | None:
 def few_control_documents(config: Config) -> str | None:
     """Says that forgetting budgets will be controlled on few documents. None if there are enough, or if that is not known."""
     count = _control_documents(config)
-    if not config.mixed.forgetting_budgets or count is None or count >= MIN_CONTROL_DOCUMENTS:
+    if config.mixed.budgets_option is None or count is None or count >= MIN_CONTROL_DOCUMENTS:
         return None
     return (
         f"data.pretrain.control_fraction: forgetting will be measured on about {count:,} documents during the training, and a "
@@ -94,7 +94,7 @@ def few_control_documents(config: Config) -> str | None:
 def _control_documents(config: Config) -> int | None:
     """Estimates the number of documents in the control split; None if it is not known, or if nothing needs it."""
     text = config.data.pretrain
-    if not config.mixed.forgetting_budgets and config.watch.every_steps is None:
+    if config.mixed.budgets_option is None and config.watch.every_steps is None:
         return None
     if text.control_fraction == 0:
         return 0
@@ -110,7 +110,7 @@ def _control_problems(config: Config) -> list[str]:
         return []
     return [
         f"data.pretrain.control_fraction: is {config.data.pretrain.control_fraction:g}, which leaves no document to measure "
-        f"forgetting on; {'mixed.forgetting_budgets' if config.mixed.forgetting_budgets else 'watch.every_steps'} needs some: "
+        f"forgetting on; {config.mixed.budgets_option or 'watch.every_steps'} needs some: "
         "raise it, or give more pretraining text"
     ]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
@@ -46,6 +46,8 @@ class Controls(Section):
     """λ = 1 on as many tokens as the others. Shows whether more pretraining explains the result."""
     lora_ranks: list[Annotated[int, Field(ge=1)]] = Field([])
     """For each rank, a candidate with low-rank adapters (LoRA) on all linear layers instead of full training."""
+    lora_budgets: list[Annotated[float, Field(ge=0)]] = Field([])
+    """For each rank and each of these forgetting budgets, in bits per byte, a LoRA candidate whose λ adapts to the budget."""
     lora_learning_rate: float | None = Field(None, gt=0, le=1)
     """Peak learning rate of the adapters; null means ten times `mixed.learning_rate`."""
     lora_merge: bool = True
@@ -98,6 +100,11 @@ class Controls(Section):
         if self.lora_4bit and self.lora_merge:
             yield "lora_4bit: needs lora_merge: false, since adapters cannot be merged exactly into weights of 4 bits"
 
+    @rule
+    def _budgets_have_ranks(self) -> Iterator[str]:
+        if self.lora_budgets and not self.lora_ranks:
+            yield "lora_budgets: there are no lora_ranks; set them, or leave lora_budgets out"
+
     @property
     def in_4_bits(self) -> bool:
         """Tells whether a candidate has quantised weights."""
@@ -128,6 +135,14 @@ class Mixed(MixedTraining):
             yield "controls.lora_4bit does not work with parallelism: fsdp; use ddp or auto"
 
     @rule
+    def _adapters_are_pulled_back_to_their_start(self) -> Iterator[str]:
+        if self.controls.lora_budgets and not self.controls.lora_merge and self.start != "pretrained":
+            yield (
+                "controls.lora_budgets: adapters that are not merged can be pulled back to the start model only, but "
+                "forgetting is measured against the pretrained one; set start to pretrained, or controls.lora_merge to true"
+            )
+
+    @rule
     def _goes_with_fsdp(self) -> Iterator[str]:
         if self.parallelism != "fsdp":
             return
@@ -148,6 +163,12 @@ class Mixed(MixedTraining):
             twice = sorted({name for name in ids if ids.count(name) > 1})
             if twice:
                 yield f"there are several candidates {', '.join(twice)}; list each once (compared to six digits)"
+
+    @property
+    def budgets_option(self) -> str | None:
+        """Returns the option that asks for forgetting budgets; None if there are none."""
+        options = {"forgetting_budgets": self.forgetting_budgets, "controls.lora_budgets": self.controls.lora_budgets}
+        return next((f"mixed.{name}" for name, budgets in options.items() if budgets), None)
 
 
 class MixedCandidate(Section):
@@ -261,17 +282,26 @@ def _controls(mixed: Mixed) -> Iterator[MixedCandidate]:
         yield MixedCandidate(id="mixed-pooled", name="pooled mixing", pooled=True)
     if controls.more_pretraining:
         yield MixedCandidate(id=candidate_id(1), name="more pretraining, λ = 1", mix_weight=1.0)
+    adapters: dict[str, Any] = {
+        "lora_merge": controls.lora_merge,
+        "lora_4bit": controls.lora_4bit,
+        "learning_rate": controls.lora_learning_rate or 10 * mixed.learning_rate,
+    }
+    for budget in controls.lora_budgets:
+        for rank in controls.lora_ranks:
+            yield MixedCandidate(
+                id=f"mixed-budget-{budget:g}-lora-{rank}",
+                name=f"LoRA, rank {rank}, forgetting at most {budget:g}",
+                forgetting_budget=budget,
+                budget=mixed.budget,
+                lora_rank=rank,
+                **adapters,
+            )
     for weight in controls.lambdas:
         base, at = candidate_id(weight), f", λ = {weight:g}"
         for rank in controls.lora_ranks:
             yield MixedCandidate(
-                id=f"{base}-lora-{rank}",
-                name=f"LoRA, rank {rank}{at}",
-                mix_weight=weight,
-                lora_rank=rank,
-                lora_merge=controls.lora_merge,
-                lora_4bit=controls.lora_4bit,
-                learning_rate=controls.lora_learning_rate or 10 * mixed.learning_rate,
+                id=f"{base}-lora-{rank}", name=f"LoRA, rank {rank}{at}", mix_weight=weight, lora_rank=rank, **adapters
             )
         for penalty in controls.kl_weights:
             yield MixedCandidate(

@@ -53,10 +53,15 @@ def test_a_budget_needs_control_text(
     text = {"source": str(file), **options}
     values = {"model": {"base": "scratch"}, "data": {"pretrain": text, "finetune": {"source": "embedded"}}}
     with_budget = load({**values, "pretrain": {"steps": 1}, "mixed": {"forgetting_budgets": [0.05]}})
+    of_adapters = load(
+        {**values, "pretrain": {"steps": 1}, "mixed": {"controls": {"lora_ranks": [4], "lora_budgets": [0.05]}}}
+    )
     without = load({**values, "pretrain": {"steps": 1}})
     watched = load({**values, "pretrain": {"steps": 1}, "watch": {"every_steps": 5}})
     assert (few_control_documents(with_budget) is not None) == noted
     assert any("control_fraction" in problem for problem in find_problems(with_budget)) == refused
+    assert (few_control_documents(of_adapters) is not None) == noted
+    assert any("mixed.controls.lora_budgets needs some" in problem for problem in find_problems(of_adapters)) == refused
     assert any("watch.every_steps needs some" in problem for problem in find_problems(watched)) == refused
     assert few_control_documents(without) is None
     assert not any("control_fraction" in problem for problem in find_problems(without))

@@ -86,6 +86,17 @@ def test_rivals_that_the_task_or_the_sharding_rules_out_are_refused() -> None:
     load(values(mixed={"start": "finetuned", "controls": {"flow": True}}))
 
 
+def test_lora_candidates_have_budgets_of_their_own() -> None:
+    (found,) = problems(mixed={"controls": {"lora_budgets": [0.05]}})
+    assert found == "mixed.controls: lora_budgets: there are no lora_ranks; set them, or leave lora_budgets out"
+    adapters = {"lora_ranks": [4], "lora_budgets": [0.05], "lora_merge": False}
+    (found,) = problems(mixed={"start": "finetuned", "controls": adapters})
+    assert found.startswith(
+        "mixed: controls.lora_budgets: adapters that are not merged can be pulled back to the start model only"
+    )
+    load(values(mixed={"start": "finetuned", "controls": adapters | {"lora_merge": True}}))
+
+
 def test_an_old_option_is_told_its_successor() -> None:
     (found,) = problems(evaluate={"max_documents": 3})
     assert found.startswith("evaluate.max_documents: there is no such option; the limit is in tokens now")

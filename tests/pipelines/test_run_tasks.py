@@ -60,7 +60,7 @@ def test_schedules_budgets_and_every_control_are_candidates_of_an_encoder_with_a
         "forgetting_budgets": [0.5],
         "controls": {
             "pooled": True, "more_pretraining": True, "lora_ranks": [2], "kl_weights": [0.1], "l2sp_weights": [0.1],
-            "osf_shares": [0.5], "sampled_lambdas": [0.3],
+            "osf_shares": [0.5], "sampled_lambdas": [0.3], "lora_budgets": [0.5],
         },
     }  # fmt: skip
     fresh.config["gate"]["max_score_drop"] = 2
@@ -70,7 +70,7 @@ def test_schedules_budgets_and_every_control_are_candidates_of_an_encoder_with_a
     assert report["forgetting"]["likelihood"] == "fixed-mask pseudo-likelihood"
     found = {one["id"]: one for one in report["candidates"]}
     wanted = ["0.3", "cosine-0.6-0.1", "budget-0.5", "pooled", "1", "0-lora-2", "0-kl-0.1", "0-l2sp-0.1"]
-    wanted += ["0-osf-0.5", "0.3-sampled"]
+    wanted += ["0-osf-0.5", "0.3-sampled", "budget-0.5-lora-2"]
     assert {f"mixed-{name}" for name in wanted} <= set(found)
     assert found["mixed-1"]["realised_lambda"] == 1
     assert found["mixed-1"]["tokens"]["finetune"] == 0
@@ -78,7 +78,8 @@ def test_schedules_budgets_and_every_control_are_candidates_of_an_encoder_with_a
     assert max(same) < 1.2 * min(same), "candidates that read text read the same number of tokens"
     assert found["mixed-pooled"]["lambda"] is None
     assert 0.1 < found["mixed-cosine-0.6-0.1"]["realised_lambda"] < 0.6
-    assert found["mixed-budget-0.5"]["forgetting_budget"]["kept"] is True
+    for name in ("mixed-budget-0.5", "mixed-budget-0.5-lora-2"):
+        assert found[name]["forgetting_budget"]["kept"] is True
     for name in wanted:
         assert (fresh.output / "models" / f"mixed-{name}" / "model.safetensors").is_file()
 

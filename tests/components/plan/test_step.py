@@ -200,6 +200,7 @@ def test_schedules_budgets_and_controls_are_candidates_too(folder: Path) -> None
             "pooled": True,
             "more_pretraining": True,
             "lora_ranks": [4],
+            "lora_budgets": [0.05],
             "kl_weights": [0.1],
             "l2sp_weights": [1],
             "osf_shares": [0.5],
@@ -211,8 +212,8 @@ def test_schedules_budgets_and_controls_are_candidates_too(folder: Path) -> None
     items, _ = plan(folder, mix_lambdas=[0.3], mix_forgetting_budgets=[0.05], advanced={"mixed": options})
     found = [json.loads(item["candidate"]) for item in items]
     assert [one["id"] for one in found] == [
-        "mixed-0.3", "mixed-linear-0.5-0.1", "mixed-budget-0.05", "mixed-pooled", "mixed-1", "mixed-0-lora-4", "mixed-0-kl-0.1",
-        "mixed-0-l2sp-1", "mixed-0-osf-0.5", "mixed-0.2-generated", "mixed-0.3-sampled",
+        "mixed-0.3", "mixed-linear-0.5-0.1", "mixed-budget-0.05", "mixed-pooled", "mixed-1", "mixed-budget-0.05-lora-4",
+        "mixed-0-lora-4", "mixed-0-kl-0.1", "mixed-0-l2sp-1", "mixed-0-osf-0.5", "mixed-0.2-generated", "mixed-0.3-sampled",
     ]  # fmt: skip
     assert all(one["name"] for one in found)
 
