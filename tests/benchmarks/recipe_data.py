@@ -14,13 +14,10 @@ import random
 import re
 import sys
 import tarfile
-from collections.abc import Callable, Iterable, Iterator
-from datetime import datetime, timedelta
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
-
-import yaml
 
 from .budget_tasks import news, passages, small_bert
 from .packages import unpacked
@@ -28,6 +25,8 @@ from .packages import unpacked
 Row = dict[str, Any]
 HELD_OUT = 1000
 """Examples in dev, and in test."""
+NEURONS = 384
+"""In each feed-forward layer of the English encoders."""
 
 
 def speeches(folder: Path) -> None:
@@ -46,7 +45,7 @@ def sentiment(folder: Path) -> None:
     rated = [line.split("\t", 2) for line in file.read_text("utf-8", "replace").splitlines() if line.count("\t") >= 2]
     clear = [(float(score), text) for _, score, text in rated if abs(float(score)) >= 0.5]
     split(folder / "reviews", [{"text": text, "label": "good" if score > 0 else "bad"} for score, text in clear])
-    small_bert(folder, [folder / "speeches.jsonl", *folder.glob("reviews.*.jsonl")])
+    small_bert(folder, [folder / "speeches.jsonl", *folder.glob("reviews.*.jsonl")], "bert-of-reviews", NEURONS)
 
 
 def sentiment_zh(folder: Path) -> None:
@@ -63,13 +62,9 @@ def sentiment_zh(folder: Path) -> None:
 
 
 def translation(folder: Path) -> None:
-    """English to German: dates, times and quantities, as CLDR writes them. The pretraining text is the embedded one."""
-    sys.path.insert(0, str(unpacked(folder, "locales").parent))
-    for module in ("babel.dates", "babel.units"):
-        import_module(module)
-    pairs = expressions(random.Random(0), import_module("babel"))
-    rows = [{"prompt": english, "completion": german} for english, german in pairs]
-    split(folder / "expressions", rows, held_out=500)
+    """English to German: numbers in words. The pretraining text is the embedded one."""
+    pairs = number_words(random.Random(0), number_function(folder))
+    split(folder / "numbers", [{"prompt": english, "completion": german} for english, german in pairs], held_out=500)
 
 
 def question_answering(folder: Path) -> None:
@@ -78,17 +73,21 @@ def question_answering(folder: Path) -> None:
     package = unpacked(folder, "docstrings")
     trees = [ast.parse(file.read_text("utf-8")) for file in sorted(package.rglob("*.py")) if "tests" not in file.parts]
     functions = [node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
-    write(
-        folder / "parameters.jsonl",
-        [row for node in functions for row in questions(node.name, ast.get_docstring(node))],
-    )
-    small_bert(folder, [folder / "speeches.jsonl", folder / "parameters.jsonl"], "bert-of-parameters")
+    asked = [row for node in functions for row in questions(node.name, ast.get_docstring(node))]
+    write(folder / "parameters.jsonl", asked)
+    small_bert(folder, [folder / "speeches.jsonl", folder / "parameters.jsonl"], "bert-of-parameters", NEURONS)
 
 
 def chat(folder: Path) -> None:
-    """English: the dialogues of ChatterBot. The pretraining text is the embedded one."""
-    files = sorted((unpacked(folder, "chats") / "english").glob("*.yml"))
-    write(folder / "chats.jsonl", [row for file in files for row in dialogues(file.read_text("utf-8"))])
+    """English: dialogues of two turns about a number. The pretraining text is the embedded one."""
+    split(folder / "dialogues", list(dialogues(random.Random(0), number_function(folder))), held_out=500)
+
+
+def number_function(folder: Path) -> Callable[..., str]:
+    """Returns `num2words`, which writes a number in words."""
+    sys.path.insert(0, str(unpacked(folder, "number words").parent))
+    written: Callable[..., str] = import_module("num2words").num2words
+    return written
 
 
 RECIPES: dict[str, Callable[[Path], None]] = {
@@ -103,54 +102,75 @@ _PARAMETERS = re.compile(r"\nParameters\n-+\n(.*?)(?=\n+\w[\w ]*\n-{3,}\n|\Z)", 
 _PARAMETER = re.compile(r"^(\w+) ?: ?([^\n]+)\n((?:    [^\n]+\n?)+)", re.MULTILINE)
 
 
-def questions(function: str, docstring: str | None) -> Iterator[Row]:
+def questions(function: str, docstring: str | None, longest: int = 200) -> Iterator[Row]:
     """Yields two questions for each parameter that a docstring in NumPy's format describes: its type, and what it is.
 
-    The answers are spans of the context, which is the section `Parameters` in one line. Sections of more than 500 characters
-    are left out, as are types and first sentences of more than 100.
+    The context holds name, type and first sentence of neighbouring parameters, up to `longest` characters in all; the answers
+    are spans of it. Parameters that fill a context alone are left out.
     """
     section = _PARAMETERS.search(docstring or "")
-    context = " ".join(section[1].split()) if section else ""
-    if section is None or len(context) > 500:
-        return
-    for name, kind, text in _PARAMETER.findall(section[1] + "\n"):
-        first = re.split(r"(?<=\.) ", " ".join(text.split()), maxsplit=1)[0]
-        asked = {
-            f"What is the type of {name} in {function}?": " ".join(kind.split()),
-            f"What is {name} in {function}?": first,
-        }
-        for question, answer in asked.items():
-            if len(answer) <= 100 and answer in context:
-                yield {"question": question, "context": context, "answers": answer}
+    context: list[tuple[str, str, str]] = []
+    for name, kind, text in _PARAMETER.findall(section[1] + "\n") if section else ():
+        entry = name, " ".join(kind.split()), re.split(r"(?<=\.) ", " ".join(text.split()), maxsplit=1)[0]
+        if context and sum(len(part) + 3 for one in [*context, entry] for part in one) > longest:
+            yield from _asked(function, context)
+            context = []
+        context.append(entry)
+    yield from _asked(function, context)
 
 
-def dialogues(text: str) -> Iterator[Row]:
-    """Yields the dialogues of a file of ChatterBot's corpus as messages, up to the last answer."""
-    for turns in yaml.safe_load(text)["conversations"]:
-        said = [str(turn).strip() for turn in turns[: len(turns) // 2 * 2]]
-        roles = ("user", "assistant") * (len(said) // 2)
-        if said and all(said):
-            yield {"messages": [{"role": role, "content": content} for role, content in zip(roles, said, strict=True)]}
+def _asked(function: str, entries: Sequence[tuple[str, str, str]]) -> Iterator[Row]:
+    context = " ".join(f"{name} : {kind} {first}" for name, kind, first in entries)
+    for name, kind, first in entries if len(entries) > 1 else ():
+        yield {"question": f"What is the type of {name} in {function}?", "context": context, "answers": kind}
+        yield {"question": f"What is {name} in {function}?", "context": context, "answers": first}
 
 
-def expressions(draw: random.Random, babel: Any, count: int = 3000) -> Iterator[tuple[str, str]]:
-    """Yields `count` dates with a time, and `count` quantities, in English and in German.
+FORMS: dict[str, tuple[dict[str, str], tuple[str, ...]]] = {
+    "words": ({"lang": "en"}, ("Write {} in words.", "How do you say {}?")),
+    "ordinal": ({"lang": "en", "to": "ordinal"}, ("What is the ordinal of {}?", "Give me {} as an ordinal.")),
+    "German": ({"lang": "de"}, ("What is {} in German?", "Translate {} into German.")),
+}
+"""What a dialogue asks of a number: options of `num2words`, and instructions."""
+
+
+def dialogues(draw: random.Random, in_words: Callable[..., str], count: int = 4000) -> Iterator[Row]:
+    """Yields dialogues of two turns as messages. The second question leaves out the number: it stands in the first.
+
+    Each number occurs in one dialogue, so that no split has a number of another one.
 
     Args:
-        babel: the package of this name, with its modules `dates` and `units`.
+        in_words: the function `num2words` of the package of this name.
+        count: numbers from 1,000 to 9,999; those below come on top.
     """
-    for _ in range(count):
-        moment = datetime(1900, 1, 1) + timedelta(minutes=draw.randrange(150 * 365 * 24 * 60))
-        form, seconds = draw.choice(("full", "long", "medium", "short")), draw.choice(("short", "medium"))
-        english, german = (
-            f"{babel.dates.format_date(moment, form, name)}, {babel.dates.format_time(moment, seconds, locale=name)}"
-            for name in ("en", "de")
-        )
-        yield english, german
-    names = sorted(set(babel.Locale("en").unit_display_names) & set(babel.Locale("de").unit_display_names))
-    for _ in range(count):
-        unit, number = draw.choice(names), draw.randrange(1, 10_000) / draw.choice((1, 1, 10, 100))
-        english, german = (babel.units.format_unit(number, unit, locale=name) for name in ("en", "de"))
+    for number in [*range(1, 1000), *draw.sample(range(1000, 10_000), count)]:
+        (first, asked), (then, again) = draw.sample(sorted((form, asked) for form, (_, asked) in FORMS.items()), 2)
+        said = [
+            draw.choice(asked).format(number),
+            in_words(number, **FORMS[first][0]),
+            draw.choice(again).format("it"),
+            in_words(number, **FORMS[then][0]),
+        ]
+        roles = ("user", "assistant", "user", "assistant")
+        yield {"messages": [{"role": role, "content": content} for role, content in zip(roles, said, strict=True)]}
+
+
+def number_words(draw: random.Random, in_words: Callable[..., str], count: int = 3000) -> Iterator[tuple[str, str]]:
+    """Yields numbers below a million in words, in English and in German: as cardinals, ordinals, years or amounts of euros.
+
+    Each number occurs once, so that no split has a number of another one.
+
+    Args:
+        in_words: the function `num2words` of the package of this name.
+        count: numbers from 2,000 on; those below come on top.
+    """
+    for number in [*range(1, 2000), *draw.sample(range(2000, 1_000_000), count)]:
+        forms: list[dict[str, str]] = [{}, {"to": "ordinal"}, {"to": "currency", "currency": "EUR"}]
+        if 1100 <= number < 2000:
+            forms.append({"to": "year"})
+        form = draw.choice(forms)
+        value = number / 100 if "currency" in form else number
+        english, german = (in_words(value, lang=language, **form) for language in ("en", "de"))
         yield english, german
 
 

@@ -6,13 +6,12 @@ import random
 import re
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
 from mixtune.components.shared.data.sources import named_sources
 from mixtune.pipelines.configuration import read_config
-from tests.benchmarks.recipe_data import dialogues, expressions, questions, split
+from tests.benchmarks.recipe_data import dialogues, number_words, questions, split
 from tests.benchmarks.recipes import CONFIGS, labels_of, over_labels, table
 from tests.components.compare.made import FINETUNED, MIXED, compare, write_all
 
@@ -74,26 +73,15 @@ def test_tables_have_means_over_the_seeds_and_numbers_of_labels(tmp_path: Path) 
     assert labels_of(tmp_path) == "all"
 
 
-class _Names:
-    def __init__(self, name: str) -> None:
-        self.unit_display_names = {"kilometer": "", "only-in-one": ""} if name == "en" else {"kilometer": ""}
-
-
-def test_expressions_say_the_same_in_both_languages() -> None:
-    babel = SimpleNamespace(
-        Locale=_Names,
-        dates=SimpleNamespace(
-            format_date=lambda moment, form, name: f"{name} {form} {moment:%Y%m%d}",
-            format_time=lambda moment, form, locale: f"{locale} {form} {moment:%H%M}",
-        ),
-        units=SimpleNamespace(format_unit=lambda number, unit, locale: f"{locale} {number} {unit}"),
-    )
-    pairs = list(expressions(random.Random(0), babel, 20))
-    assert len(pairs) == len(set(pairs)) == 40
-    for english, german in pairs:
-        assert english.startswith("en ")
-        assert english.replace("en ", "de ") == german
-    assert {pair[0].split()[-1] for pair in pairs[20:]} == {"kilometer"}
+def test_each_number_is_said_once_and_the_same_in_both_languages() -> None:
+    pairs = list(number_words(random.Random(0), lambda number, lang, **form: f"{lang} {form.get('to')} {number}", 20))
+    assert len(pairs) == 1999 + 20
+    said = [english.split() for english, _ in pairs]
+    numbers = [round(float(number) * (100 if form == "currency" else 1)) for _, form, number in said]
+    assert len(set(numbers)) == len(numbers)
+    assert all(german == english.replace("en ", "de ") for english, german in pairs)
+    assert {form for _, form, _ in said} == {"None", "ordinal", "currency", "year"}
+    assert all(1100 <= int(number) < 2000 for _, form, number in said if form == "year")
 
 
 def test_splits_share_no_row(tmp_path: Path) -> None:
@@ -132,9 +120,17 @@ G : graph
     assert not list(questions("do", "Do it.")) + list(questions("do", None))
 
 
-def test_dialogues_end_with_an_answer() -> None:
-    text = "conversations:\n- [Hi, Hello, Bye]\n- [Alone]\n- [How many, 3]"
-    assert [[turn["content"] for turn in row["messages"]] for row in dialogues(text)] == [
-        ["Hi", "Hello"],
-        ["How many", "3"],
-    ]
+def test_dialogues_ask_two_things_of_a_number() -> None:
+    found = list(dialogues(random.Random(0), lambda number, **form: f"{form} {number}", 20))
+    assert len(found) == 999 + 20
+    numbers = set()
+    for row in found:
+        question, answer, again, last = (turn["content"] for turn in row["messages"])
+        number = re.search(r"\d+", question)
+        assert number is not None
+        assert answer.endswith(f" {number[0]}")
+        assert last.endswith(f" {number[0]}")
+        assert answer != last
+        assert number[0] not in again
+        numbers.add(number[0])
+    assert len(numbers) == len(found)
