@@ -157,7 +157,6 @@ class ProgressCounter:
         self._started = time.monotonic()
         self._last_line = self._started
         self._last_draw = 0.0
-        self._drawn: tuple[int, str] | None = None
 
     def __enter__(self) -> Self:
         self._draw(self._started)
@@ -195,9 +194,7 @@ class ProgressCounter:
         left = elapsed / max(self._done - self._first, 1) * (self._total - self._done)
         rate = round(self._tokens / max(elapsed, 1e-9)) if self._tokens else None
         work = WorkDone(self._what, self._done, self._total, self._unit, self._detail, rate, round(left, 1))
-        if self._drawn != (state := (self._done, self._detail)):  # the end of a slow unit is not told twice
-            self._drawn = state
-            note_progress(self._title, **asdict(work))
+        note_progress(self._title, **asdict(work))
         return work
 
 

@@ -17,9 +17,8 @@ import pytest
 
 from mixtune.components.finetune.config import Finetune, FinetuneStep
 from mixtune.components.shared import runtime
-from mixtune.components.shared.artifacts import Artifact, read_jsonl
+from mixtune.components.shared.artifacts import Artifact
 from mixtune.components.shared.outcome import Outcome, load_outcomes
-from mixtune.components.shared.running import context
 from mixtune.components.shared.runtime import OUTPUTS, _given, launch
 from mixtune.components.shared.task_name import STEPS
 from mixtune.components.shared.tracking.connection import connect
@@ -328,15 +327,3 @@ def test_inputs_are_on_record_and_outputs_are_not() -> None:
     assert given == {"config": "{}", "artifacts": '{"mixed": ["/a", "s3://b"]}'}
     assert _given("mixed", "{}", {}, {"candidate": "c"})["candidate"] == "c"
     assert _given("plan", "{}", {}, {}) == {}
-
-
-@pytest.mark.parametrize(("draw_seconds", "noted"), [(0.0, [0, 1, 2]), (60.0, [0, 2])])
-def test_each_state_of_the_progress_is_noted_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, draw_seconds: float, noted: list[int]
-) -> None:
-    monkeypatch.setattr(context, "DRAW_SECONDS", draw_seconds)
-    monkeypatch.setenv("MIXTUNE_PROGRESS_FILE", str(tmp_path / "progress.jsonl"))
-    with context.ProgressCounter("mixed-0.3", 2, "steps", quiet=True) as progress:
-        progress.advance()
-        progress.advance()
-    assert [note["done"] for note in read_jsonl(tmp_path / "progress.jsonl")] == noted
