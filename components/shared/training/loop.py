@@ -256,10 +256,15 @@ def train(
         started = time.monotonic() - result.seconds
         result.pull_back, found = pull_back(trained, variant.load_reference, control, variant.limit, accelerator)
         result.seconds = time.monotonic() - started
-        if result.pull_back < 1:
+        if result.pull_back < 1 or found > variant.limit:
+            how = (
+                f"its weights were pulled back to α = {result.pull_back:.3f} of their distance from the pretrained model's"
+                if result.pull_back < 1
+                else "pulling its weights back toward the pretrained model's does not lower that"
+            )
             context.say(
-                f"the trained model forgets {found:.4f} nats per token of control text, more than {variant.limit:.4f}: its "
-                f"weights were pulled back to α = {result.pull_back:.3f} of their distance from the pretrained model's"
+                f"the trained model forgets {found:.4f} nats per token of control text, with a limit of {variant.limit:.4f}: "
+                f"{how}"
             )
     if not sharded:
         undo(accelerator, wrapped, model, training)

@@ -20,6 +20,8 @@ ERRORS = 1.645 * math.sqrt(2)
 """Standard errors of the control text by which other text of the same size forgets more in one of twenty cases."""
 LEAST_SHARE = 0.5
 """Smallest share of the limit that is allowed, however little the control text tells."""
+ALPHAS = tuple(tenths / 10 for tenths in reversed(range(10)))
+"""Points at which the line is followed; α is searched for between two of them."""
 TOLERANCE = 0.01
 """Precision of α. Where forgetting is proportional to α², this is 2 % of it."""
 
@@ -38,7 +40,9 @@ def pull_back(
     at least ε / 2: then the limit is kept on this text, and 1.1 times the limit on other text of the same size in 19 of 20
     cases, as far as s tells (the difference of two such samples has the standard error √2 s). The weights become
     (1 - α) · reference + α · trained, with the α at which the model forgets what is allowed (WiSE-FT, arXiv:2109.01903). The
-    task head does not change, and forgetting does not depend on it. All ranks take part and get the same result. Adapters that
+    line is followed from the trained model only as long as forgetting falls: weights that moved far can lie behind a barrier,
+    and beyond it little of the task is left. Then α is where forgetting stops falling, and the limit may be exceeded. The task
+    head does not change, and forgetting does not depend on it. All ranks take part and get the same result. Adapters that
     are not merged are scaled by α instead: with the start model W as the reference, the line to W + B·A is W + α·B·A.
 
     Args:
@@ -64,15 +68,23 @@ def pull_back(
                 weight.copy_(origin + (weight - origin) * (wanted / alpha))
             alpha = wanted
 
-        def excess(wanted: float) -> float:
-            if wanted == 0.0:
-                return -allowed
-            if wanted == 1.0:
-                return found - allowed
-            move_to(wanted)
-            return control.forgetting(model, accelerator)[0] - allowed
+        excesses = {1.0: found - allowed, 0.0: -allowed}
 
-        move_to(brentq(excess, 0.0, 1.0, xtol=TOLERANCE))
+        def excess(wanted: float) -> float:
+            if wanted not in excesses:
+                move_to(wanted)
+                excesses[wanted] = control.forgetting(model, accelerator)[0] - allowed
+            return excesses[wanted]
+
+        best = 1.0
+        for after in ALPHAS:
+            if excess(after) >= excess(best):
+                break  # a barrier
+            if excess(after) <= 0:
+                best = brentq(excess, after, best, xtol=TOLERANCE)
+                break
+            best = after
+        move_to(best)
     return alpha, found
 
 
