@@ -107,7 +107,7 @@ QUICK = {
 OWN_OPTIONS: dict[str, dict[str, Any]] = {
     "gradient-scale": {"scale": "gradient"},
     "recomputed": {"gradient_checkpointing": True},
-    "budget": {"learning_rate": 1.0},
+    "budget": {"learning_rate": 0.35},
     "lora-budget": {"learning_rate": 1.0},
     "adapters-budget": {"learning_rate": 1.0},
 }
