@@ -23,7 +23,7 @@ LEAST_SHARE = 0.5
 ALPHAS = tuple(tenths / 10 for tenths in reversed(range(10)))
 """Points at which the line is followed; α is searched for between two of them."""
 TOLERANCE = 0.01
-"""Precision of α. Where forgetting is proportional to α², this is 2 % of it."""
+"""Relative precision of α. Where forgetting is proportional to α², this is 2 % of it."""
 
 
 @torch.no_grad()
@@ -81,7 +81,7 @@ def pull_back(
             if excess(after) >= excess(best):
                 break  # a barrier
             if excess(after) <= 0:
-                best = brentq(excess, after, best, xtol=TOLERANCE)
+                best = brentq(excess, after, best, xtol=TOLERANCE * best)
                 break
             best = after
         move_to(best)

@@ -83,11 +83,11 @@ CASES: dict[str, tuple[str, Task, str, MixedCandidate | None]] = {
     "lora-experts": ("causal_lm", "generation", "mixed", mixed_at(0.3, lora_rank=2)),
     "lora-budget": (
         "causal_lm", "classification", "mixed",
-        MixedCandidate(id="mixed-budget-0.0001", forgetting_budget=0.0001, budget=UNCONTROLLED, lora_rank=2),
+        MixedCandidate(id="mixed-budget-0.0008", forgetting_budget=0.0008, budget=UNCONTROLLED, lora_rank=2),
     ),
     "adapters-budget": (
         "causal_lm", "classification", "mixed",
-        MixedCandidate(id="mixed-budget-0.0001", forgetting_budget=0.0001, budget=UNCONTROLLED, lora_rank=2, lora_merge=False),
+        MixedCandidate(id="mixed-budget-0.0008", forgetting_budget=0.0008, budget=UNCONTROLLED, lora_rank=2, lora_merge=False),
     ),
     "penalties": ("causal_lm", "classification", "mixed", mixed_at(0.0, kl_weight=0.5, l2sp_weight=0.1)),
     "flow": ("causal_lm", "generation", "mixed", mixed_at(0.3, flow=True)),
