@@ -61,8 +61,9 @@ def budget_broken(report: Report) -> str | None:
     if not broken:
         return None
     return (
-        f"A forgetting budget was not kept: {_told(broken)} on dev. It was kept on control text, so give more of that "
-        "(data.pretrain.control_fraction, or more pretraining text), or ask for less (mixed.forgetting_budgets)."
+        f"A forgetting budget was not kept: {_told(broken)} on dev. It is controlled on control text: give more of that "
+        "(data.pretrain.control_fraction, or more pretraining text), let the text count from the first step on "
+        "(mixed.budget.min_lambda), or ask for less (mixed.forgetting_budgets)."
     )
 
 

@@ -268,12 +268,17 @@ def _mixes(mixed: Mixed) -> Iterator[MixedCandidate]:
             schedule=schedule,
         )
     for budget in mixed.forgetting_budgets:
-        yield MixedCandidate(
-            id=f"mixed-budget-{budget:g}",
-            name=f"mixed, forgetting at most {budget:g}",
-            forgetting_budget=budget,
-            budget=mixed.budget,
-        )
+        yield _to_budget(mixed, budget)
+
+
+def _to_budget(mixed: Mixed, budget: float, suffix: str = "", name: str = "mixed", **options: Any) -> MixedCandidate:
+    return MixedCandidate(
+        id=f"mixed-budget-{budget:g}{suffix}",
+        name=f"{name}, forgetting at most {budget:g}",
+        forgetting_budget=budget,
+        budget=mixed.budget,
+        **options,
+    )
 
 
 def _controls(mixed: Mixed) -> Iterator[MixedCandidate]:
@@ -289,14 +294,7 @@ def _controls(mixed: Mixed) -> Iterator[MixedCandidate]:
     }
     for budget in controls.lora_budgets:
         for rank in controls.lora_ranks:
-            yield MixedCandidate(
-                id=f"mixed-budget-{budget:g}-lora-{rank}",
-                name=f"LoRA, rank {rank}, forgetting at most {budget:g}",
-                forgetting_budget=budget,
-                budget=mixed.budget,
-                lora_rank=rank,
-                **adapters,
-            )
+            yield _to_budget(mixed, budget, f"-lora-{rank}", f"LoRA, rank {rank}", lora_rank=rank, **adapters)
     for weight in controls.lambdas:
         base, at = candidate_id(weight), f", λ = {weight:g}"
         for rank in controls.lora_ranks:
