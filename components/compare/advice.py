@@ -61,9 +61,9 @@ def budget_broken(report: Report) -> str | None:
     if not broken:
         return None
     return (
-        f"A forgetting budget was not kept: {_told(broken)} on dev. It is controlled on control text: give more of that "
-        "(data.pretrain.control_fraction, or more pretraining text), let the text count from the first step on "
-        "(mixed.budget.min_lambda), or ask for less (mixed.forgetting_budgets)."
+        f"A forgetting budget was not kept: {_told(broken)} on dev. It is kept on control text: give more of that "
+        "(data.pretrain.control_fraction, or more pretraining text), allow more trainings (mixed.budget.max_trainings), or ask "
+        "for less (mixed.forgetting_budgets)."
     )
 
 
@@ -74,8 +74,8 @@ def budget_pulled_back(report: Report) -> str | None:
         return None
     return (
         f"The training of {_names(far)} forgot more than its budget, and its weights were pulled back a long way toward "
-        "pretrained, which costs task score. Let the text count from the first step on (mixed.budget.min_lambda), read more of "
-        "it per step (mixed.replay_share), or lower mixed.learning_rate."
+        "pretrained, which costs task score. Allow more trainings or a larger λ (mixed.budget.max_trainings, "
+        "mixed.budget.max_lambda), read more text per step (mixed.replay_share), or lower mixed.learning_rate."
     )
 
 
@@ -91,8 +91,8 @@ def budget_hardly_used(report: Report) -> str | None:
     if not unused:
         return None
     return (
-        f"A forgetting budget was hardly used: {_told(unused)} on dev, with a lower score than fine-tuning alone. Lower "
-        "mixed.budget.start_lambda, or train longer (mixed.steps)."
+        f"A forgetting budget was hardly used: {_told(unused)} on dev, with a lower score than fine-tuning alone. Allow more "
+        "trainings (mixed.budget.max_trainings), or give more control text (data.pretrain.control_fraction)."
     )
 
 

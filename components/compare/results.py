@@ -259,10 +259,21 @@ def _budget(entry: Entry, forgets: Value) -> dict[str, Any] | None:
     used = forgets.value / budget if budget else None
     share = f", {used:.0%} of it" if used is not None else ""
     sentence = f"{entry.id}: asked for at most {budget:.3f} bits per byte, forgets {forgets.value:.3f} on dev{share}: {verdict}"
+    if entry.tried:
+        sentence += (
+            f"; λ = {entry.tried[-1].mix_weight:g}, found in {len(entry.tried)} training{'s' * (len(entry.tried) > 1)}"
+        )
     if entry.pull_back is not None and entry.pull_back < 1:
         sentence += f"; at the end its weights were pulled back toward the pretrained ones (α = {entry.pull_back:.2f})"
-    found = {"budget": budget, "measured": forgets.to_json(), "used": used, "kept": kept, "pull_back": entry.pull_back}
-    return {**found, "sentence": sentence}
+    return {
+        "budget": budget,
+        "measured": forgets.to_json(),
+        "used": used,
+        "kept": kept,
+        "pull_back": entry.pull_back,
+        "tried": [{"lambda": one.mix_weight, "forgetting": one.forgetting} for one in entry.tried],
+        "sentence": sentence,
+    }
 
 
 def _stopped(entry: Entry) -> dict[str, Any] | None:

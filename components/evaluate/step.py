@@ -160,7 +160,7 @@ def _subjects(
 def _interpolated(start: ArtifactLike, end: ArtifactLike, ends: Callable[[], Interpolation], alpha: float) -> Subject:
     tuned = ModelCard.load(end.path)
     of_mixed = tuned.kind == "mixed"
-    changes = {
+    changes: dict[str, Any] = {
         "id": f"interpolated-{alpha:g}" + (f"-{tuned.id}" if of_mixed else ""),
         "kind": "interpolated",
         "start": ModelCard.load(start.path).id,
@@ -168,6 +168,7 @@ def _interpolated(start: ArtifactLike, end: ArtifactLike, ends: Callable[[], Int
         "mix_weight": None,
         "forgetting_budget": None,
         "pull_back": None,
+        "tried": [],
         "stopped": None,
         "realised_mix_weight": None,
         "params": {"alpha": alpha},

@@ -47,7 +47,7 @@ class Controls(Section):
     lora_ranks: list[Annotated[int, Field(ge=1)]] = Field([])
     """For each rank, a candidate with low-rank adapters (LoRA) on all linear layers instead of full training."""
     lora_budgets: list[Annotated[float, Field(ge=0)]] = Field([])
-    """For each rank and each of these forgetting budgets, in bits per byte, a LoRA candidate whose λ adapts to the budget."""
+    """For each rank and each of these forgetting budgets (bits per byte), a LoRA candidate with the λ found for the budget."""
     lora_learning_rate: float | None = Field(None, gt=0, le=1)
     """Peak learning rate of the adapters; null means ten times `mixed.learning_rate`."""
     lora_merge: bool = True
@@ -119,7 +119,7 @@ class Mixed(MixedTraining):
     lambda_schedules: list[LambdaSchedule] = Field([])
     """λ as a function of the step, such as `{shape: linear, values: [0.5, 0.1]}`. Each is a candidate."""
     forgetting_budgets: list[Annotated[float, Field(ge=0)]] = Field([])
-    """Acceptable forgetting, in bits per byte. The training adapts λ to keep within it. Each is a candidate."""
+    """Acceptable forgetting, in bits per byte. λ is found in up to `budget.max_trainings` trainings. Each is a candidate."""
     replay_shares: list[Annotated[float, Field(gt=0, lt=1)]] = Field([])
     """Replay shares to compare: each λ between 0 and 1, each schedule and each budget is a candidate with each of these
     shares (all combinations), instead of with `replay_share`."""

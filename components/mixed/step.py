@@ -6,7 +6,7 @@ import math
 from functools import partial
 from pathlib import Path
 
-from ..shared.artifacts import ArtifactLike, ModelCard
+from ..shared.artifacts import ArtifactLike, ModelCard, Tried
 from ..shared.checkpoints.resume import TrainingJob
 from ..shared.config import Budget, Watch
 from ..shared.data.prepared import DataManifest, Documents
@@ -18,10 +18,12 @@ from ..shared.model.mixed_model import MixedModel
 from ..shared.model.tokenizer import append_eos, load_tokenizer
 from ..shared.running.context import Context
 from ..shared.task_kinds import TASK_KINDS
+from ..shared.training.budget_search import BudgetSearch
 from ..shared.training.control import ControlText
 from ..shared.training.loop import train
-from ..shared.training.mix_weight import BudgetController, Constant, MixWeight, Pooled, Sampled, Scheduled
+from ..shared.training.mix_weight import Constant, MixWeight, Pooled, Sampled, Scheduled
 from ..shared.training.reference_models import ReferenceModel
+from ..shared.training.result import Result
 from ..shared.training.saving import save_trained
 from ..shared.training.stream_gradients import GradientScaled
 from ..shared.training.streams import FinetuneStream, Mix, PretrainStream, SampledMix, UnreadExamples, make_mix
@@ -29,6 +31,7 @@ from ..shared.training.variant import TrainingVariant
 from ..shared.training.watching import Watcher, watched_digest
 from .config import NO_LOSSES, MixedCandidate, MixedStep, MixedTraining
 from .generated import own_data
+from .to_budget import train_to_budget
 
 NO_CONTROL_TEXT = (
     "data.pretrain.control_fraction: leaves no control text, on which forgetting is measured for a budget; raise it, or give "
@@ -80,9 +83,10 @@ def run(
         training = training.model_copy(update={"learning_rate": chosen.learning_rate, "head_learning_rate": head})
     if chosen.replay_share is not None:
         training = training.model_copy(update={"replay_share": chosen.replay_share})
-    assert labelled.task is not None
-    if chosen.flow and TASK_KINDS[labelled.task].head is not None and not before.has_task_head:
-        raise RefusedError(f"{chosen.id}: {NO_LOSSES.format(task=labelled.task)}")
+    task = labelled.task
+    assert task is not None
+    if chosen.flow and TASK_KINDS[task].head is not None and not before.has_task_head:
+        raise RefusedError(f"{chosen.id}: {NO_LOSSES.format(task=task)}")
     if chosen.forgetting_budget is not None and not chosen.lora_merge and before.kind != "pretrained":
         raise RefusedError(
             f"{chosen.id}: adapters that are not merged can be pulled back to the start model only, but forgetting is measured "
@@ -91,14 +95,19 @@ def run(
     device = pick_device() if chosen.lora_4bit else loading_device(training)
     # Before the training, text is generated in float32, and OSF decomposes matrices in float32.
     before_training = bool(chosen.generated_tokens or chosen.rewrite_prompt or chosen.osf_share)
-    mixed_model = load_model(
-        start.path,
-        device,
-        as_stored=loads_as_stored(training) and not before_training,
-        attention=training.attention,
-        quantized=chosen.lora_4bit,
-    )
-    add_task_head(mixed_model, labelled.task, labelled.labels, seed)
+
+    def load_start() -> MixedModel:
+        found = load_model(
+            start.path,
+            device,
+            as_stored=loads_as_stored(training) and not before_training,
+            attention=training.attention,
+            quantized=chosen.lora_4bit,
+        )
+        add_task_head(found, task, labelled.labels, seed)
+        return found
+
+    mixed_model = load_start()
 
     masking = Masking.of(tokenizer, config.mask_probability) if mixed_model.objective == "masked_lm" else None
     pretrain = finetune = None
@@ -119,7 +128,7 @@ def run(
         pretrain = PretrainStream(text_read, config.max_length, seed, masking)
     if examples_read is not None:
         examples_read = own.documents if own and chosen.rewrite_prompt else examples_read
-        finetune = FinetuneStream(examples_read, seed, labelled.task)
+        finetune = FinetuneStream(examples_read, seed, task)
     examples = labelled.splits["train"]
     data_mix = make_mix(
         pretrain,
@@ -132,58 +141,61 @@ def run(
     steps = data_mix.steps(training)
     if chosen.sampled:
         data_mix = SampledMix.of(data_mix, steps, seed)
-    mix_weight = _mix_weight(chosen, steps, text, mixed_model.objective == "masked_lm", data_mix)
-    control = None
-    if chosen.forgetting_budget is not None:
+    watch = Watcher.load(
+        finetune_data.path,
+        _stopping(config.watch, chosen),
+        task if finetune is not None else None,
+        masking,
+        config.max_length,
+    )
+    budget = chosen.forgetting_budget
+    reference = _reference(before, start, pretrained) if budget is not None or watch is not None else start
+    search, per_bit = None, _nats_per_bit(text, masked=masking is not None)
+    if budget is not None:
         if "control" not in text.splits:
             raise RefusedError(NO_CONTROL_TEXT)
+        options = chosen.budget or Budget()
+        control_text = Documents(pretrain_data.path, "control")
         control = ControlText.plan(
-            PretrainStream(
-                Documents(pretrain_data.path, "control"),
-                config.max_length,
-                seed,
-                masking and masking.for_measuring(),
-            ),
-            (chosen.budget or Budget()).cost,
-            steps,
-            data_mix.mean_tokens,
+            PretrainStream(control_text, config.max_length, seed, masking and masking.for_measuring()),
+            options.cost,
+            steps * data_mix.mean_tokens,
             config.max_length,
             tokenizer.pad_token_id,
             training.micro_batch_size,
         )
-        context.say(_describe(control))
-    if training.scale == "gradient" and data_mix.has_both and isinstance(mix_weight, Constant | Scheduled):
-        mix_weight = GradientScaled(mix_weight)
-    watch = Watcher.load(
-        finetune_data.path,
-        _stopping(config.watch, chosen),
-        labelled.task if finetune is not None else None,
-        masking,
-        config.max_length,
-    )
-    reference = _reference(before, start, pretrained) if control is not None or watch is not None else start
-    variant = TrainingVariant(
-        control=control,
-        watch=watch,
-        reference=_load(reference, training) if reference is not start else None,
-        load_reference=partial(_load, reference, training),
-        limit=mix_weight.limit if isinstance(mix_weight, BudgetController) else None,
-        start=ReferenceModel(mixed_model) if chosen.kl_weight or chosen.l2sp_weight else None,
-        kl_weight=chosen.kl_weight,
-        l2sp_weight=chosen.l2sp_weight,
-        lora_rank=chosen.lora_rank,
-        lora_merge=chosen.lora_merge,
-        osf_share=chosen.osf_share,
-        flow=chosen.flow,
-    )
+        context.say(f"control text: {len(control.windows):,} windows, {control.num_tokens.sum():,} predicted tokens")
+        search = BudgetSearch(budget * per_bit, options, control, partial(_load, reference, training))
     identity = {
         "config": config.model_dump(mode="json"),
         "candidate": chosen.model_dump(mode="json"),
         "data": [text.digest, labelled.digest],
         **watched_digest(finetune_data.path, config.watch),
     }
+
+    def train_once(model: MixedModel, mix_weight: MixWeight, job: TrainingJob) -> Result:
+        if training.scale == "gradient" and data_mix.has_both and isinstance(mix_weight, Constant | Scheduled):
+            mix_weight = GradientScaled(mix_weight)
+        variant = TrainingVariant(
+            search=search,
+            watch=watch,
+            reference=_load(reference, training) if reference is not start else None,
+            start=ReferenceModel(model) if chosen.kl_weight or chosen.l2sp_weight else None,
+            kl_weight=chosen.kl_weight,
+            l2sp_weight=chosen.l2sp_weight,
+            lora_rank=chosen.lora_rank,
+            lora_merge=chosen.lora_merge,
+            osf_share=chosen.osf_share,
+            flow=chosen.flow,
+        )
+        return train(model, data_mix, training, mix_weight, tokenizer.pad_token_id, seed, context, variant, job)
+
     job = TrainingJob(chosen.id, identity, Path(model.path))
-    result = train(mixed_model, data_mix, training, mix_weight, tokenizer.pad_token_id, seed, context, variant, job)
+    if search is None:
+        result = train_once(mixed_model, _mix_weight(chosen, steps, data_mix), job)
+    else:
+        mixed_model, result = train_to_budget(search, mixed_model, load_start, train_once, job, steps, context)
+        result.tried = [Tried(mix_weight=one.mix_weight, forgetting=one.forgetting / per_bit) for one in search.trials]
     if own is not None:
         result.seconds += own.cost.seconds
     card = ModelCard(
@@ -212,36 +224,30 @@ def run(
     save_trained(mixed_model, tokenizer, card, result, context, model, metrics, finetune, start.path)
 
 
-def _mix_weight(chosen: MixedCandidate, steps: int, text: DataManifest, masked: bool, mix: Mix) -> MixWeight:
+def _mix_weight(chosen: MixedCandidate, steps: int, mix: Mix) -> MixWeight:
     if chosen.schedule is not None:
         return Scheduled(chosen.schedule, steps)
     if chosen.pooled:
         return Pooled()
-    if chosen.forgetting_budget is not None:
-        # Training measures nats per token; users configure bits per byte.
-        of_text = text.splits["train"]
-        # A masked LM never predicts the special tokens at a document's ends; a causal LM has no loss on the first token.
-        predicted = of_text.supervised_tokens
-        if predicted is None:
-            predicted = of_text.tokens - of_text.documents * (2 if masked else 1)
-        nats = chosen.forgetting_budget * math.log(2) * of_text.bytes / max(predicted, 1)
-        return BudgetController(nats, chosen.budget or Budget(), steps)
     assert chosen.mix_weight is not None
     if isinstance(mix, SampledMix):
         return Sampled(chosen.mix_weight, *mix.mean_counts())
     return Constant(chosen.mix_weight)
 
 
+def _nats_per_bit(text: DataManifest, masked: bool) -> float:
+    """Returns nats per predicted token that are one bit per byte, of the training split."""
+    of_text = text.splits["train"]
+    # A masked LM never predicts the special tokens at a document's ends; a causal LM has no loss on the first token.
+    predicted = of_text.supervised_tokens
+    if predicted is None:
+        predicted = of_text.tokens - of_text.documents * (2 if masked else 1)
+    return math.log(2) * of_text.bytes / max(predicted, 1)
+
+
 def _stopping(watch: Watch, chosen: MixedCandidate) -> Watch:
     """Returns the options without a limit if the candidate controls its forgetting itself."""
     return watch if chosen.forgetting_budget is None else watch.model_copy(update={"max_forgetting": None})
-
-
-def _describe(control: ControlText) -> str:
-    return (
-        f"control text: {len(control.windows):,} windows, {control.num_tokens.sum():,} predicted tokens; "
-        f"{control.windows_at_once:,} windows are read every {control.every_steps:,} steps"
-    )
 
 
 def _reference(card: ModelCard, start: ArtifactLike, pretrained: ArtifactLike | None) -> ArtifactLike:

@@ -103,6 +103,15 @@ class Generation(BaseModel):
     """Wall-clock time. It is part of the time of the training."""
 
 
+class Tried(BaseModel):
+    """One of the trainings of a candidate with a forgetting budget."""
+
+    mix_weight: float
+    """λ."""
+    forgetting: float
+    """Of control text, in bits per byte, before any pull back."""
+
+
 class ModelCard(BaseModel):
     """The contents of `mixtune.json` in a model folder: the candidate, its settings and its origin."""
 
@@ -118,9 +127,11 @@ class ModelCard(BaseModel):
     mix_weight: float | None = None
     """The configured λ; None if it is not a constant (a schedule, a forgetting budget, pooled mixing)."""
     forgetting_budget: float | None = None
-    """The forgetting budget that λ was adapted to, in bits per byte."""
+    """The forgetting budget that λ was found for, in bits per byte."""
     pull_back: float | None = None
     """α of the pull back toward the pretrained weights that a forgetting budget needed at the end; 1 if it needed none."""
+    tried: list[Tried] = Field(default_factory=list)
+    """The trainings with which λ was found for a forgetting budget. The last one is the candidate."""
     stopped: Stopped | None = None
     """When and why the training was stopped early; None if it was not."""
     realised_mix_weight: float | None = None

@@ -191,36 +191,24 @@ class LambdaSchedule(Section):
 
 
 class Budget(Section):
-    """How λ is adapted to a forgetting budget. λ starts at its minimum and rises as forgetting nears `aim` times the budget.
-    There, λ is `start_lambda` at first; log λ / (1 - λ) then changes as long as forgetting is above or below (`gain`), and at
-    once with forgetting that is above (`response`)."""
+    """How a candidate keeps to a forgetting budget: it is trained with a constant λ, then again with another λ that follows
+    from how much was forgotten, until forgetting is near the budget. The last of these trainings is the candidate."""
 
-    start_lambda: float = Field(0.15, gt=0, lt=1)
-    """First guess of the λ that holds forgetting at the budget."""
-    min_lambda: float = Field(1e-6, gt=0, lt=1)
-    """Smallest λ, and λ while nothing is forgotten; below 0.001 it counts as 0. Raise it if the first steps already forget more
-    than the budget."""
-    max_lambda: float = Field(0.5, gt=0, lt=1)
+    start_lambda: float = Field(0.1, ge=0, lt=1)
+    """λ of the first training."""
+    max_lambda: float = Field(0.5, ge=0, lt=1)
     """Largest λ. What a tight budget needs beyond that, pulling the weights back at the end does better than a larger λ."""
-    aim: float = Field(0.85, gt=0, le=1)
-    """Fraction of the budget that the training aims at. What is left covers the error of the measurement."""
-    gain: float = Field(10.0, gt=0)
-    """Change of log λ / (1 - λ) over a whole training in which forgetting is always twice what is aimed at."""
-    response: float = Field(1.5, ge=0)
-    """Immediate change of log λ / (1 - λ) when forgetting is twice what is aimed at."""
-    slack: float = Field(0.5, ge=0)
-    """Fraction by which forgetting may exceed the aim while the learning rate is at its peak. The slack shrinks with the
-    learning rate, as part of the forgetting does."""
-    smoothing: float = Field(4.0, ge=1)
-    """Number of measurements over which forgetting is averaged exponentially. A training measures it up to 40 times."""
+    max_trainings: int = Field(3, ge=1, le=10)
+    """Trainings at most, and so the cost of the candidate in trainings of one λ. With 1, `start_lambda` is the only λ, and the
+    pull back does the rest."""
     cost: float = Field(0.05, gt=0, le=1)
-    """Cost of all measurements, as a fraction of the cost of the training. At least 32,768 tokens of control text are read,
-    which costs more than this fraction if the training is very short."""
+    """Cost of measuring forgetting on control text, as a fraction of the cost of a training. At least 65,536 tokens of it are
+    read twice, if there are as many, which costs more than this fraction if the training is very short."""
 
     @rule
     def _bounds_in_order(self) -> Iterator[str]:
-        if not self.min_lambda <= self.start_lambda <= self.max_lambda:
-            yield "min_lambda, start_lambda and max_lambda must be in that order"
+        if self.start_lambda > self.max_lambda:
+            yield "start_lambda must be at most max_lambda"
 
 
 class Watching(Section):

@@ -83,6 +83,12 @@ def chat(folder: Path) -> None:
     split(folder / "dialogues", list(dialogues(random.Random(0), number_function(folder))), held_out=500)
 
 
+def summarisation(folder: Path) -> None:
+    """English: headlines of market reports. The pretraining text is the embedded one."""
+    rows = list(reports(random.Random(0), number_function(folder)))
+    split(folder / "reports", [{"prompt": report, "completion": headline} for report, headline in rows], held_out=500)
+
+
 def number_function(folder: Path) -> Callable[..., str]:
     """Returns `num2words`, which writes a number in words."""
     sys.path.insert(0, str(unpacked(folder, "number words").parent))
@@ -93,6 +99,7 @@ def number_function(folder: Path) -> Callable[..., str]:
 RECIPES: dict[str, Callable[[Path], None]] = {
     "sentiment": sentiment,
     "sentiment-zh": sentiment_zh,
+    "summarisation": summarisation,
     "translation": translation,
     "question-answering": question_answering,
     "chat": chat,
@@ -172,6 +179,48 @@ def number_words(draw: random.Random, in_words: Callable[..., str], count: int =
         value = number / 100 if "currency" in form else number
         english, german = (in_words(value, lang=language, **form) for language in ("en", "de"))
         yield english, german
+
+
+# fmt: off
+GOODS = (
+    "copper", "tin", "zinc", "nickel", "lead", "iron", "steel", "silver", "gold", "oil", "gas", "coal", "wheat", "corn", "rice",
+    "barley", "oats", "soy", "sugar", "coffee", "cocoa", "tea", "cotton", "wool", "rubber", "timber", "paper", "salt", "milk",
+    "butter", "cheese", "beef", "pork", "eggs", "fish", "honey", "apples", "oranges", "lemons", "grapes",
+)
+PLACES = (
+    "London", "Paris", "Berlin", "Madrid", "Rome", "Vienna", "Oslo", "Lisbon", "Tokyo", "Delhi", "Cairo", "Lima", "Boston",
+)
+# fmt: on
+VERBS = {"up": ("rose by", "climbed by", "gained"), "down": ("fell by", "dropped by", "lost")}
+REASONS = {
+    "up": ("buyers came back", "stocks are low", "the harvest was poor", "a mine has closed", "demand was strong"),
+    "down": ("buyers stayed away", "stocks are high", "the harvest was rich", "a mine has opened", "demand was weak"),
+}
+"""What a market report is made of: what is traded, how its price moved, where, and why."""
+
+
+def reports(draw: random.Random, in_words: Callable[..., str], count: int = 3960) -> Iterator[tuple[str, str]]:
+    """Yields market reports of three sentences, and their headlines: what is traded, up or down, and by how much.
+
+    A second good, whose price did not move, and a second number, the volume, do not belong in the headline. A report's good and
+    number occur together once, so no split has a headline of another one.
+
+    Args:
+        in_words: the function `num2words` of the package of this name.
+        count: reports; by default one for each of the 40 goods with each of the numbers 1 to 99.
+    """
+    for number, good in draw.sample([(number, good) for number in range(1, 100) for good in GOODS], count):
+        direction = draw.choice(sorted(VERBS))
+        place = draw.choice(PLACES)
+        other = draw.choice([one for one in GOODS if one != good])
+        percent = in_words(number, lang="en")
+        sentences = [
+            f"In {place} the price of {good} {draw.choice(VERBS[direction])} {percent} percent.",
+            f"Traders said that {draw.choice(REASONS[direction])}.",
+            f"The price of {other} did not move, and {in_words(draw.randrange(100, 1000), lang='en')} tons were sold.",
+        ]
+        draw.shuffle(sentences)
+        yield " ".join(sentences), f"{good} {direction} {percent} percent"
 
 
 def write(file: Path, rows: Iterable[Row]) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from mixtune.components.shared.data.sources import named_sources
 from mixtune.pipelines.configuration import read_config
-from tests.benchmarks.recipe_data import dialogues, number_words, questions, split
+from tests.benchmarks.recipe_data import GOODS, dialogues, number_words, questions, reports, split
 from tests.benchmarks.recipes import CONFIGS, labels_of, over_labels, table
 from tests.components.compare.made import FINETUNED, MIXED, compare, write_all
 
@@ -82,6 +82,22 @@ def test_each_number_is_said_once_and_the_same_in_both_languages() -> None:
     assert all(german == english.replace("en ", "de ") for english, german in pairs)
     assert {form for _, form, _ in said} == {"None", "ordinal", "currency", "year"}
     assert all(1100 <= int(number) < 2000 for _, form, number in said if form == "year")
+
+
+def test_a_headline_follows_from_its_report_and_occurs_once() -> None:
+    made = list(reports(random.Random(0), lambda number, lang: f"n{number}", 200))
+    assert len(made) == 200
+    said = [headline.split() for _, headline in made]
+    assert len({(good, number) for good, _, number, _ in said}) == 200
+    assert {good for good, *_ in said} <= set(GOODS)
+    up = {"rose by", "climbed by", "gained"}
+    for report, headline in made:
+        good, direction, number, unit = headline.split()
+        sentence = next(part for part in report.split(". ") if " percent" in part)
+        assert f"the price of {good} " in sentence
+        assert f" {number} {unit}" in sentence
+        assert any(f" {verb} " in sentence for verb in up) == (direction == "up")
+        assert f"The price of {good} did not move" not in report
 
 
 def test_splits_share_no_row(tmp_path: Path) -> None:

@@ -21,8 +21,8 @@ from ..targets import shown
 from .drawing import Picture
 from .harness import harness_sentence
 from .plots import divergence_picture, looks, pareto_picture, sources_picture, training_curves
+from .sweeps import BUDGET_TITLE, budget_picture, sweep_pictures
 from .sweeps import TITLES as SWEEP_TITLES
-from .sweeps import sweep_pictures
 
 if TYPE_CHECKING:
     import jinja2
@@ -32,7 +32,7 @@ TITLES = {
     "pretraining-pretrain": "Loss of the pretraining stage",
     **{f"training-{stream}": f"Loss on the {title}" for stream, title in STREAMS.items()},
     "mix-weight": "λ over the training",
-    "budget": "Forgetting over the training, as a share of the budget",
+    "budget": BUDGET_TITLE,
     "watch-forgetting": "Forgetting over the training, on the watched text",
     "watch-finetune": "Loss over the training, on the watched examples",
 }
@@ -86,10 +86,9 @@ def pictures(comparison: Comparison, gate: Gate) -> dict[str, Picture]:
     weights = {name: points for name, points in weights.items() if points}
     if any(_varies(points) for points in weights.values()):
         found["mix-weight"] = training_curves("mix-weight", TITLES["mix-weight"], "λ", weights, style)
-    shares = {one.id: _budget_shares(one.curve) for one in comparison.evaluations.candidates}
-    shares = {name: points for name, points in shares.items() if points}
-    if shares:
-        found["budget"] = training_curves("budget", TITLES["budget"], "forgetting / budget", shares, style)
+    of_budgets = budget_picture(rows)
+    if of_budgets is not None:
+        found["budget"] = of_budgets
     for name, logged, of_axis in (
         ("watch-forgetting", "watch_forgetting", "bits per byte"),
         ("watch-finetune", "watch_loss_finetune", unit["finetune"]),
@@ -305,15 +304,6 @@ def cell(text: Any) -> str:
 
 def _points(curve: list[dict[str, Any]], key: str) -> list[tuple[int, float]]:
     return [(int(row["step"]), float(row[key])) for row in curve if row.get(key) is not None]
-
-
-def _budget_shares(curve: list[dict[str, Any]]) -> list[tuple[int, float]]:
-    """Returns pairs of step and forgetting on control text, as a share of the budget; empty without a budget."""
-    return [
-        (int(row["step"]), row["forgetting"] / row["forgetting_budget"])
-        for row in curve
-        if row.get("forgetting_budget")
-    ]
 
 
 def _varies(points: list[tuple[int, float]]) -> bool:

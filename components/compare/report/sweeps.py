@@ -15,6 +15,7 @@ TITLES = {
     "score-over-share": "Task score over the replay share",
     "forgetting-over-share": "Forgetting over the replay share",
 }
+BUDGET_TITLE = "Forgetting of the trainings to a budget"
 LEAST_POINTS = 3
 """Values of λ, or of the share, that a figure needs; two are seen in the table."""
 _AXES = {"lambda": "λ", "share": "replay share"}
@@ -53,6 +54,37 @@ def sweep_pictures(rows: Sequence[Mapping[str, Any]], metric: str) -> dict[str, 
                 unit = metric if value == "score" else "forgetting, bits per byte"
                 found[name] = _draw(name, _AXES[axis], unit, lines)
     return found
+
+
+def budget_picture(rows: Sequence[Mapping[str, Any]]) -> Picture | None:
+    """Draws forgetting of control text over λ, for the trainings of each candidate with a budget, with a line at the budget.
+
+    Args:
+        rows: the report's candidates.
+
+    Returns:
+        None if there is no such training.
+    """
+    tried = {row["id"]: row["forgetting_budget"] for row in rows if (row["forgetting_budget"] or {}).get("tried")}
+    if not tried:
+        return None
+    figure, axes = new_figure(WIDTH, 3.1)
+    for number, (name, budget) in enumerate(tried.items()):
+        colour = MIXED[number % len(MIXED)]
+        points = sorted((one["lambda"], one["forgetting"]) for one in budget["tried"])
+        marker = _MARKERS[number % len(_MARKERS)]
+        axes.plot(*zip(*points, strict=True), color=colour, marker=marker, markersize=5, linewidth=1.5, label=name)
+        last = budget["tried"][-1]
+        axes.plot(last["lambda"], last["forgetting"], color=colour, marker="o", markersize=12, fillstyle="none")
+        axes.axhline(budget["budget"], color=colour, linewidth=0.8, linestyle="--", zorder=1)
+    axes.set_xlabel("λ", color=INK)
+    axes.set_ylabel("forgetting of control text, bits per byte", color=INK)
+    add_legend(figure, axes)
+    words = "; ".join(
+        f"{name}: " + ", ".join(f"{one['forgetting']:.3f} at {one['lambda']:g}" for one in budget["tried"])
+        for name, budget in tried.items()
+    )
+    return picture(figure, "budget", BUDGET_TITLE, f"{BUDGET_TITLE}, bits per byte. {words}.")
 
 
 def _lines(

@@ -49,11 +49,15 @@ class TrainingJob:
         title: the candidate.
         identity: everything that the result depends on, besides the start model and the code.
         output: folder that the model will be written to.
+        steps_before: optimizer steps of earlier trainings of the same candidate, which its metrics continue.
+        keeps_end: whether the state after the last step is saved too, for trainings whose model is not written.
     """
 
     title: str
     identity: Mapping[str, Any]
     output: Path
+    steps_before: int = 0
+    keeps_end: bool = False
 
 
 class Sigterm:
@@ -234,7 +238,7 @@ class TrainingCheckpointer:
         if self._is_main:
             for entry in current.result.curve:
                 values = {name: value for name, value in entry.items() if name != "step"}
-                self.context.tracker.log_metrics(values, entry["step"])
+                self.context.tracker.log_metrics(values, entry["step"] + (self.job.steps_before if self.job else 0))
             self.context.say(f"{self.context.title}: goes on from the checkpoint of step {checkpoint.step}")
         return checkpoint.step, counters
 
@@ -276,11 +280,11 @@ class TrainingCheckpointer:
             self._wait()
         every = self.training.checkpoint_steps
         late = time.monotonic() - self._saved_at > 60 * self.training.checkpoint_minutes
-        if any(
-            self._on_any_rank(
-                done < self.training_state.result.steps and ((every is not None and done % every == 0) or late)
-            )
-        ):
+        if done < self.training_state.result.steps:
+            due = (every is not None and done % every == 0) or late
+        else:
+            due = self.job is not None and self.job.keeps_end
+        if any(self._on_any_rank(due)):
             self._save(done, _RankState(random_state(), counters))
 
     def _end(self, done: int, rank_state: _RankState) -> None:

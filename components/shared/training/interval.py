@@ -10,7 +10,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from .mix_weight import MixWeight, Weights, realised
+from .mix_weight import Weights, realised
 from .streams import StepData
 
 LogEntry = dict[str, float | int | None]
@@ -69,9 +69,7 @@ class Interval:
         self.tokens_finetune += data.tokens_finetune
         return share
 
-    def entry(
-        self, accelerator: Accelerator, step: int, norm: float, rates: dict[str, float], mix_weight: MixWeight
-    ) -> LogEntry:
+    def entry(self, accelerator: Accelerator, step: int, norm: float, rates: dict[str, float]) -> LogEntry:
         """Returns means over the interval and counts for each stream, from sums over all ranks."""
         gathered = accelerator.reduce(torch.stack(list(self.sums.values())), "sum")
         sums = dict(zip(self.sums, gathered.tolist(), strict=True))
@@ -103,4 +101,4 @@ class Interval:
             entry["l2sp"] = sums["l2sp"] / self.steps
         if sums["router_aux"]:
             entry["router_aux_loss"] = sums["router_aux"] / self.steps
-        return entry | self.gradients | mix_weight.metrics()
+        return entry | self.gradients

@@ -45,7 +45,7 @@ from .optimizer import is_task_head, learning_rates, make_optimizer, make_schedu
 from .osf import split_by_singular_values
 from .out_of_memory import ExplainOutOfMemory
 from .placing import place_model, shards, undo
-from .pull_back import pull_back
+from .pull_back import allowed_forgetting, pull_back
 from .result import Result
 from .stream_gradients import TugOfWar
 from .streams import Mix
@@ -150,9 +150,8 @@ def train(
 
     def log(entry: LogEntry) -> None:
         result.curve.append(entry)
-        context.tracker.log_metrics(
-            {name: value for name, value in entry.items() if name != "step"}, int(entry["step"] or 0)
-        )
+        values = {name: value for name, value in entry.items() if name != "step"}
+        context.tracker.log_metrics(values, int(entry["step"] or 0) + (job.steps_before if job else 0))
 
     with (
         fast_bf16([each.lm for each in (trained, *references)], device, precision),
@@ -161,12 +160,12 @@ def train(
         TrainingCheckpointer(result.checkpoints, state, training, accelerator, context, sigterm, job) as checkpointer,
     ):
         checkpointer.claim()
-        control, watch = variant.control, variant.watch
+        search, watch = variant.search, variant.watch
         # Before a checkpoint's weights replace those of the start model.
         if reference is not None:
             reference = place(reference)
-        if control is not None:
-            control.read_reference(reference or trained, accelerator)
+        if search is not None:
+            search.control.read_reference(reference or trained, accelerator)
         if watch is not None:
             if reference is not None:
                 watch.read_reference(reference, accelerator, maker)
@@ -224,9 +223,6 @@ def train(
                 schedule.step()
                 optimizer.zero_grad(set_to_none=True)
 
-                if control is not None and control.is_due(step + 1):
-                    share = rates.get("learning_rate", 0.0) / training.learning_rate
-                    mix_weight.observe(*control.measure(trained, step + 1, accelerator), step + 1, share)
                 if watch is not None and watch.is_due(step + 1):
                     log(watch.measure(trained, step + 1, accelerator, maker))
                     ends = watch.stops(result.curve)
@@ -238,7 +234,7 @@ def train(
                 progress.advance(tokens=data.tokens_pretrain + data.tokens_finetune)
                 done = step + 1
                 if done % training.log_every_steps == 0 or done == steps or ends:
-                    entry = interval.entry(accelerator, done, float(norm), rates, mix_weight)
+                    entry = interval.entry(accelerator, done, float(norm), rates)
                     progress.measured(losses_text(entry))
                     log(entry)
                     interval = Interval.new(device)
@@ -252,20 +248,23 @@ def train(
     uncompile(trained.lm.base_model)
     if variant.merges:
         merge_adapters(trained)
-    if control is not None and variant.load_reference is not None and variant.limit is not None:
+    if search is not None:
         started = time.monotonic() - result.seconds
-        result.pull_back, found = pull_back(trained, variant.load_reference, control, variant.limit, accelerator)
+        found, error = search.control.forgetting(trained, accelerator)
+        allowed = allowed_forgetting(search.limit, error)
+        search.note(found, allowed)
+        if search.done:
+            result.pull_back = pull_back(trained, search.load_reference, search.control, found, allowed, accelerator)
+            if found > allowed:
+                how = (
+                    f"its weights were pulled back to α = {result.pull_back:.3f} of their distance from the pretrained model's"
+                    if result.pull_back < 1
+                    else "pulling its weights back toward the pretrained model's does not lower that"
+                )
+                context.say(
+                    f"the trained model forgets {found:.4f} nats per token of control text, with {allowed:.4f} allowed: {how}"
+                )
         result.seconds = time.monotonic() - started
-        if result.pull_back < 1 or found > variant.limit:
-            how = (
-                f"its weights were pulled back to α = {result.pull_back:.3f} of their distance from the pretrained model's"
-                if result.pull_back < 1
-                else "pulling its weights back toward the pretrained model's does not lower that"
-            )
-            context.say(
-                f"the trained model forgets {found:.4f} nats per token of control text, with a limit of {variant.limit:.4f}: "
-                f"{how}"
-            )
     if not sharded:
         undo(accelerator, wrapped, model, training)
     return result

@@ -18,6 +18,8 @@ MARGIN = 1.1
 """Share of the limit that other text may reach, as the report tolerates it."""
 ERRORS = 1.645 * math.sqrt(2)
 """Standard errors of the control text by which other text of the same size forgets more in one of twenty cases."""
+LARGEST_SHARE = 0.95
+"""Largest share of the limit that is allowed on control text: other text of the same kind forgot up to 1.11 times as much."""
 LEAST_SHARE = 0.5
 """Smallest share of the limit that is allowed, however little the control text tells."""
 ALPHAS = tuple(tenths / 10 for tenths in reversed(range(10)))
@@ -26,36 +28,48 @@ TOLERANCE = 0.01
 """Relative precision of α. Where forgetting is proportional to α², this is 2 % of it."""
 
 
+def allowed_forgetting(limit: float, error: float) -> float:
+    """Returns the forgetting of control text that a trained model may have.
+
+    With s the standard error of the trained model's forgetting and ε the limit, min(0.95 · ε, 1.1 · ε - 1.645 √2 s) is allowed,
+    but at least ε / 2: then the limit is kept on this text, and 1.1 times the limit on other text of the same size in 19 of 20
+    cases, as far as s tells (the difference of two such samples has the standard error √2 s).
+
+    Args:
+        limit: ε, in nats per token; above 0.
+        error: s.
+    """
+    return max(min(LARGEST_SHARE * limit, MARGIN * limit - ERRORS * error), LEAST_SHARE * limit)
+
+
 @torch.no_grad()
 def pull_back(
     model: MixedModel,
     load_reference: Callable[[], MixedModel],
     control: ControlText,
-    limit: float,
+    found: float,
+    allowed: float,
     accelerator: Accelerator,
-) -> tuple[float, float]:
+) -> float:
     """Moves the weights toward the reference model's if the trained model forgets too much of all control text.
 
-    With s the standard error of the trained model's forgetting and ε the limit, min(ε, 1.1 · ε - 1.645 √2 s) is allowed, but
-    at least ε / 2: then the limit is kept on this text, and 1.1 times the limit on other text of the same size in 19 of 20
-    cases, as far as s tells (the difference of two such samples has the standard error √2 s). The weights become
-    (1 - α) · reference + α · trained, with the α at which the model forgets what is allowed (WiSE-FT, arXiv:2109.01903). The
-    line is followed from the trained model only as long as forgetting falls: weights that moved far can lie behind a barrier,
-    and beyond it little of the task is left. Then α is where forgetting stops falling, and the limit may be exceeded. The task
-    head does not change, and forgetting does not depend on it. All ranks take part and get the same result. Adapters that
-    are not merged are scaled by α instead: with the start model W as the reference, the line to W + B·A is W + α·B·A.
+    The weights become (1 - α) · reference + α · trained, with the α at which the model forgets what is allowed (WiSE-FT,
+    arXiv:2109.01903). The line is followed from the trained model only as long as forgetting falls: weights that moved far can
+    lie behind a barrier, and beyond it little of the task is left. Then α is where forgetting stops falling, and the limit may
+    be exceeded. The task head does not change, and forgetting does not depend on it. All ranks take part and get the same
+    result. Adapters that are not merged are scaled by α instead: with the start model W as the reference, the line to W + B·A
+    is W + α·B·A.
 
     Args:
         model: the trained model, on its device; changed in place. If it has adapters, the reference is the model below them.
-        load_reference: loads the reference model, which is needed only if the limit is exceeded and there are no adapters.
+        load_reference: loads the reference model, which is needed only if too much is forgotten and there are no adapters.
         control: control text that the reference model has read.
-        limit: ε, in nats per token; above 0.
+        found: forgetting of the trained model, in nats per token.
+        allowed: forgetting that is allowed, in nats per token; above 0.
 
     Returns:
-        α, which is 1 for a model that keeps the limit, and the forgetting of the trained model, in nats per token.
+        α, which is 1 for a model that forgets no more than is allowed.
     """
-    found, error = control.forgetting(model, accelerator)
-    allowed = max(min(limit, MARGIN * limit - ERRORS * error), LEAST_SHARE * limit)
     alpha = 1.0
     if found > allowed:
         from scipy.optimize import brentq  # most trainings do not need it
@@ -85,7 +99,7 @@ def pull_back(
                 break
             best = after
         move_to(best)
-    return alpha, found
+    return alpha
 
 
 def _weights(model: MixedModel, reference: MixedModel) -> list[tuple[Tensor, Tensor]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from ..artifacts import Stopped, Utilisation
+from ..artifacts import Stopped, Tried, Utilisation
 from ..checkpoints.store import CheckpointStore
 from ..running.processes import is_main
 from .interval import LogEntry
@@ -20,6 +20,7 @@ class Result:
         tokens: tokens processed, by stream.
         realised_mix_weight: pretraining tokens' share of the gradient weights, averaged over the steps.
         pull_back: α of the pull back to the forgetting budget, 1 if there was none; None without a budget.
+        tried: λ and forgetting of each training to a budget; empty without a budget.
         stopped: when and why the training was stopped early; None if it was not.
         seconds: wall-clock time of the loop, summed over all attempts.
         flops: model FLOPs, of all processes and attempts.
@@ -33,6 +34,7 @@ class Result:
     tokens: dict[str, int] = field(default_factory=lambda: {"pretrain": 0, "finetune": 0})
     realised_mix_weight: float = 0.0
     pull_back: float | None = None
+    tried: list[Tried] = field(default_factory=list)
     stopped: Stopped | None = None
     seconds: float = 0.0
     flops: float = 0.0

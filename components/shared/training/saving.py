@@ -104,6 +104,7 @@ def save_card(
             "steps": result.steps,
             "realised_mix_weight": result.realised_mix_weight if trained else None,
             "pull_back": result.pull_back,
+            "tried": result.tried,
             "stopped": result.stopped,
             "seconds": round(result.seconds, 2),
             "utilisation": result.utilisation,
@@ -124,7 +125,7 @@ def save_card(
     last = result.curve[-1] if result.curve else {}
     numbers = {
         name: last[name]
-        for name in ("loss", "loss_pretrain", "loss_finetune", "replay_share", "forgetting")
+        for name in ("loss", "loss_pretrain", "loss_finetune", "replay_share")
         if last.get(name) is not None
     }
     numbers |= {f"tokens_{stream}": count for stream, count in result.tokens.items()}
@@ -137,6 +138,8 @@ def save_card(
         numbers["realised_mix_weight"] = card.realised_mix_weight
     if card.pull_back is not None:
         numbers["pull_back"] = card.pull_back
+    if card.tried:
+        numbers |= {"trainings": len(card.tried), "forgetting_before_pull_back": card.tried[-1].forgetting}
     metrics.metadata.update({name: float(value or 0) for name, value in numbers.items()})
     output.metadata.update({"candidate": card.id, "kind": card.kind, "mlflow_run": context.tracker.run_id or ""})
     if card.mix_weight is not None:

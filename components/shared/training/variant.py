@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from ..model.mixed_model import MixedModel
-from .control import ControlText
+from .budget_search import BudgetSearch
 from .reference_models import ReferenceModel
 from .watching import Watcher
 
@@ -16,11 +15,9 @@ class TrainingVariant:
     """Optional parts of a training besides the mixed loss.
 
     Attributes:
-        control: text on which forgetting is measured, for a forgetting budget.
+        search: chooses λ for a forgetting budget, from the forgetting of the trained model.
         watch: sample on which the training is watched.
         reference: model that forgetting is measured against; None means the start model.
-        load_reference: loads the model that forgetting is measured against.
-        limit: forgetting on control text that the trained model may have, in nats per token; None means any.
         start: model that the penalties pull towards.
         kl_weight: penalty on KL(start || model), a mean over the tokens of the fine-tuning stream.
         l2sp_weight: penalty on the squared distance from the start model's weights.
@@ -30,11 +27,9 @@ class TrainingVariant:
         flow: weigh the labelled examples by the start model's loss on them.
     """
 
-    control: ControlText | None = None
+    search: BudgetSearch | None = None
     watch: Watcher | None = None
     reference: MixedModel | None = None
-    load_reference: Callable[[], MixedModel] | None = None
-    limit: float | None = None
     start: ReferenceModel | None = None
     kl_weight: float = 0.0
     l2sp_weight: float = 0.0

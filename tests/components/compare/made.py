@@ -58,6 +58,7 @@ class Made:
         name: in plain words; empty where its kind says all.
         realised: λ that its gradients had; `mix_weight` where it is None.
         budget: forgetting budget, in bits per byte.
+        tried: λ and forgetting of its trainings to the budget.
         seed: a further seed that it was trained with.
         replay_share: share of its tokens that was pretraining text.
         stopped: when and why its training was stopped early.
@@ -76,6 +77,7 @@ class Made:
     name: str = ""
     realised: float | None = None
     budget: float | None = None
+    tried: Sequence[tuple[float, float]] = ()
     seed: int | None = None
     replay_share: float | None = None
     divergence: float | None = None
@@ -132,6 +134,7 @@ def write_evaluation(
                 "format": "mixtune-model/1", "id": one.id, "kind": one.kind,
                 "start": None if one.kind == "pretrained" else "pretrained", "mix_weight": one.mix_weight,
                 "name": one.name, "forgetting_budget": one.budget,
+                "tried": [{"mix_weight": weight, "forgetting": forgetting} for weight, forgetting in one.tried],
                 "realised_mix_weight": one.mix_weight if one.realised is None else one.realised,
                 "has_task_head": one.right is not None,
                 "params": _params(one), "steps": 200, "seconds": 31.5,

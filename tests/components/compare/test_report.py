@@ -193,11 +193,7 @@ def test_a_forgetting_budget_is_held_against_what_is_forgotten_on_dev(tmp_path: 
         # What is drawn for a candidate hangs on its id.
         same = compare(folder / "first", write_all(folder / "first", limited)).row("mixed-budget")
         shift = same["dev"]["delta_bpb"]["value"] - value
-        curve = [
-            {"step": step, "mix_weight": 0.1, "forgetting": share * 0.2, "forgetting_budget": 0.2}
-            for step, share in ((10, 0.5), (20, 0.75))
-        ]
-        limited = replace(limited, budget=budget + shift, curve=curve)
+        limited = replace(limited, budget=budget + shift, tried=[(0.1, 0.25), (0.4, 0.19)])
         done = compare(folder, write_all(folder, limited))
         found = done.row("mixed-budget")["forgetting_budget"]
         assert found["kept"] is kept
@@ -205,9 +201,12 @@ def test_a_forgetting_budget_is_held_against_what_is_forgotten_on_dev(tmp_path: 
         sentence = (
             f"mixed-budget: asked for at most {budget + shift:.3f} bits per byte, "
             f"forgets {found['measured']['value']:.3f} on dev, {found['used']:.0%} of it: {verdict}"
+            "; λ = 0.4, found in 2 trainings"
         )
         assert found["used"] == pytest.approx(found["measured"]["value"] / found["budget"])
-        assert "mixed-budget ends at 0.750" in (done.folder / "budget.svg").read_text(encoding="utf-8")
+        assert found["tried"] == [{"lambda": 0.1, "forgetting": 0.25}, {"lambda": 0.4, "forgetting": 0.19}]
+        drawn = (done.folder / "budget.svg").read_text(encoding="utf-8")
+        assert "mixed-budget: 0.250 at 0.1, 0.190 at 0.4" in drawn
         assert sentence in (done.folder / "report.html").read_text(encoding="utf-8")
         assert f"- {sentence}\n" in (done.folder / "report.md").read_text(encoding="utf-8")
         assert done.row("finetuned")["forgetting_budget"] is None

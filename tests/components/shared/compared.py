@@ -24,8 +24,8 @@ from mixtune.components.shared.config import Training
 from mixtune.components.shared.errors import MixtuneError
 from mixtune.components.shared.model.mixed_model import MixedModel
 from mixtune.components.shared.running import processes as distributed
+from mixtune.components.shared.training import budget_search
 from mixtune.components.shared.training import loop as training
-from mixtune.components.shared.training.mix_weight import BudgetController
 from mixtune.components.shared.training.optimizer import make_optimizer
 
 from .pair import serve
@@ -75,7 +75,7 @@ ADAMW = "TESTS_ADAMW"
 CUT_OFF_AFTER = "TESTS_CUT_OFF_AFTER"
 """Environment variable: trainings end with an error after this step and its checkpoint."""
 
-SMALLEST_SCALE = 1e-4
+LEAST_LIMIT = 5e-5
 """Nats per token; replaces the one of budgets, which adapters forget less than in a few steps of plain descent."""
 NO_SPACE_IN = "TESTS_NO_SPACE_IN"
 """Environment variable: the rank whose checkpoints find no space."""
@@ -107,7 +107,7 @@ def write_data(self: HuggingFaceStorageWriter, *given: Any) -> Any:
 if __name__ == "__main__":
     # A process of training steps in several, or under torchrun the command, that descends by the gradient alone.
     vars(training)["make_optimizer"] = gradient_descent
-    BudgetController.SMALLEST_SCALE = SMALLEST_SCALE
+    vars(budget_search)["LEAST_LIMIT"] = LEAST_LIMIT
     written = HuggingFaceStorageWriter.write_data
     HuggingFaceStorageWriter.write_data = write_data  # type: ignore[assignment, method-assign]
     after_step = TrainingCheckpointer.after_step

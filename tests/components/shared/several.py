@@ -65,7 +65,7 @@ def mixed_at(weight: float, **options: Any) -> MixedCandidate:
     return MixedCandidate(id=f"mixed-{weight:g}", mix_weight=weight, **options)
 
 
-UNCONTROLLED = Budget(min_lambda=1e-6, start_lambda=1e-6, max_lambda=1e-6)
+UNCONTROLLED = Budget(start_lambda=0, max_lambda=0, max_trainings=1)
 """λ cannot keep to a budget, so that the model is pulled back to it."""
 CASES: dict[str, tuple[str, Task, str, MixedCandidate | None]] = {
     "pretrain": ("causal_lm", "generation", "pretrain", None),
@@ -94,7 +94,7 @@ CASES: dict[str, tuple[str, Task, str, MixedCandidate | None]] = {
     "sampled": ("causal_lm", "classification", "mixed", mixed_at(0.3, sampled=True)),
     "budget": (
         "causal_lm", "classification", "mixed",
-        MixedCandidate(id="mixed-budget-0.01", forgetting_budget=0.01),
+        MixedCandidate(id="mixed-budget-0.001", forgetting_budget=0.001, budget=Budget(max_trainings=2)),
     ),
 }  # fmt: skip
 

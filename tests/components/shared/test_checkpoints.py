@@ -10,7 +10,6 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +24,9 @@ from mixtune.components.shared.config import Budget
 from mixtune.components.shared.data.prepared import Documents
 from mixtune.components.shared.errors import MixtuneError
 from mixtune.components.shared.model.mixed_model import MixedModel
+from mixtune.components.shared.training.budget_search import BudgetSearch
 from mixtune.components.shared.training.control import ControlText
-from mixtune.components.shared.training.mix_weight import BudgetController, Constant, MixWeight
+from mixtune.components.shared.training.mix_weight import Constant
 from mixtune.components.shared.training.reference_models import ReferenceModel
 from mixtune.components.shared.training.result import Result
 from mixtune.components.shared.training.stream_gradients import GradientScaled
@@ -53,14 +53,11 @@ def undisturbed(training: Training, monkeypatch: pytest.MonkeyPatch) -> tuple[Mi
         return training.run()
 
 
-def budget() -> MixWeight:
-    return BudgetController(0.02, Budget(), STEPS)
-
-
-def control_text(folder: Path) -> ControlText:
-    """Read in parts, every second step."""
+def to_budget(folder: Path) -> BudgetSearch:
+    """With a budget that fine-tuning on a text exceeds, so that the weights are pulled back at the end."""
     stream = PretrainStream(Documents(folder / "text", "control"), LENGTH, 0)
-    return replace(ControlText.plan(stream, 0.05, STEPS, 100, LENGTH, PAD, 2), every_steps=2, windows_at_once=2)
+    control = ControlText.plan(stream, 0.05, 100 * STEPS, LENGTH, PAD, 2)
+    return BudgetSearch(1e-3, Budget(max_trainings=1), control, tiny_model)
 
 
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -68,17 +65,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "pretrain": {"weight": 1.0},
     "finetune": {"weight": 0.0, "task": "generation"},
     "masked": {"architecture": "bert", "task": "question_answering"},
-    "budget": {
-        "make_weight": budget,
-        "make_variant": lambda model, folder: TrainingVariant(control=control_text(folder)),
-        "weight": None,
-    },
+    "budget": {"make_variant": lambda model, folder: TrainingVariant(search=to_budget(folder))},
     "another reference": {
-        "make_weight": budget,
-        "make_variant": lambda model, folder: TrainingVariant(
-            control=control_text(folder), reference=tiny_model("gpt2", seed=3)
-        ),
-        "weight": None,
+        "make_variant": lambda model, folder: TrainingVariant(search=to_budget(folder), reference=tiny_model(seed=3)),
     },
     "gradient scale": {"make_weight": lambda: GradientScaled(Constant(0.3)), "log_every_steps": 4},
     "lora": {"make_variant": lambda model, _: TrainingVariant(lora_rank=2), "architecture": "llama", "weight": 0.0},

@@ -24,7 +24,7 @@ from mixtune.components.shared.errors import RefusedError
 from mixtune.components.shared.outcome import Outcome, load_outcomes
 from mixtune.components.shared.running import processes as distributed
 from mixtune.components.shared.running.processes import num_processes
-from mixtune.components.shared.training.mix_weight import BudgetController
+from mixtune.components.shared.training import budget_search
 from tests.stores import new_store
 
 from . import compared, pair
@@ -205,7 +205,7 @@ def assert_the_same_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: 
         ways: numbers of processes by `parallelism`.
     """
     objective, task, step, candidate = CASES[case]
-    monkeypatch.setattr(BudgetController, "SMALLEST_SCALE", compared.SMALLEST_SCALE)
+    monkeypatch.setattr(budget_search, "LEAST_LIMIT", compared.LEAST_LIMIT)
     steps = Steps(tmp_path, task, objective)
     if case.endswith("experts"):
         # Stored in bf16, in which sharded trainings load it, part by part.

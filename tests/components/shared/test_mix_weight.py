@@ -1,19 +1,15 @@
-"""λ: constants and schedules are functions of the step alone; the controller is exact, bounded and finds its budget."""
+"""λ: constants and schedules are functions of the step alone, and realise what is asked."""
 
 from __future__ import annotations
 
-import json
-import math
 from itertools import pairwise
 
-import numpy as np
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from mixtune.components.shared.config import Budget, LambdaSchedule
+from mixtune.components.shared.config import LambdaSchedule
 from mixtune.components.shared.training.mix_weight import (
-    BudgetController,
     Constant,
     MixWeight,
     Pooled,
@@ -94,147 +90,3 @@ def test_pooling_gives_each_stream_its_share_of_the_tokens(num_pretrain: int, nu
     assert pooled.at(3) is None
     wanted = num_pretrain / (num_pretrain + num_finetune)
     assert realised(weights, num_pretrain, num_finetune) == pytest.approx(wanted, abs=1e-12)
-
-
-STEPS = 40
-OPTIONS = st.builds(
-    lambda bounds, **others: Budget(min_lambda=bounds[0], start_lambda=bounds[1], max_lambda=bounds[2], **others),
-    bounds=st.lists(st.floats(0.001, 0.999), min_size=3, max_size=3).map(sorted),
-    aim=st.floats(0.1, 1),
-    gain=st.floats(0.01, 50),
-    response=st.floats(0, 3),
-    slack=st.floats(0, 2),
-    smoothing=st.floats(1, 100),
-)
-MEASURED = st.lists(st.tuples(st.floats(-5, 20), st.integers(1, 500), st.floats(0, 1)), max_size=60)
-"""Forgetting in nats per token, the tokens that it was measured on, and the learning rate as a share of the peak."""
-
-
-def course(controller: BudgetController, measured: list[tuple[float, int, float]], first: int = 0) -> list[float]:
-    """λ at the start and after each measurement; one is made after every step."""
-    found = [controller.at(first)]
-    for done, (forgetting, tokens, rate) in enumerate(measured, first + 1):
-        controller.observe(forgetting * tokens, tokens, done, rate)
-        found.append(controller.at(done))
-    return found
-
-
-@given(budget=st.floats(0, 2), options=OPTIONS, measured=MEASURED, steps=st.integers(1, 500))
-def test_the_controller_is_deterministic_and_within_its_bounds(
-    budget: float, options: Budget, measured: list[tuple[float, int, float]], steps: int
-) -> None:
-    one = course(BudgetController(budget, options, steps), measured)
-    assert one == course(BudgetController(budget, options, steps), measured)
-    assert one[0] <= options.start_lambda + 1e-9
-    smallest = max(options.min_lambda, BudgetController.SMALLEST)
-    assert all(value == 0 or smallest - 1e-9 <= value <= options.max_lambda + 1e-9 for value in one)
-    odds = [math.log(value / (1 - value)) for value in one if value]
-    rise = 2 * options.gain / steps + 3 * options.response
-    lowest, top = (math.log(value / (1 - value)) for value in (options.min_lambda, options.max_lambda))
-    assert all(after - before <= rise + top - lowest + 1e-6 for before, after in pairwise(odds))
-
-
-@given(budget=st.floats(0.03, 2), above=st.floats(0.01, 5), rate=st.floats(0, 1), count=st.integers(1, 30))
-def test_too_much_forgetting_raises_lambda_and_too_little_lowers_it(
-    budget: float, above: float, rate: float, count: int
-) -> None:
-    options = Budget()
-    held = options.aim * budget * (1 + options.slack * rate)  # more is allowed while the learning rate is high
-
-    def after(forgetting: float) -> list[float]:
-        return course(BudgetController(budget, options, 100), [(forgetting, 100, rate)] * count)[1:]
-
-    rising, falling, still = after(held + above), after(held - above), after(held)
-    assert all(high > low or high == pytest.approx(options.max_lambda) for low, high in pairwise(rising))
-    assert all(low < high or low == 0 for high, low in pairwise(falling))
-    assert rising[0] > options.start_lambda > falling[0]
-    assert still == pytest.approx([options.start_lambda] * count)
-
-
-@given(budget=st.floats(0, 2), options=OPTIONS, measured=MEASURED, data=st.data())
-def test_going_on_from_a_saved_state_changes_nothing(
-    budget: float, options: Budget, measured: list[tuple[float, int, float]], data: st.DataObject
-) -> None:
-    at = data.draw(st.integers(0, len(measured)))
-    first, whole, resumed = (BudgetController(budget, options, 60) for _ in range(3))
-    course(first, measured[:at])
-    resumed.restore(json.loads(json.dumps(first.state())))
-    assert course(resumed, measured[at:], at) == course(whole, measured)[at:]
-    assert resumed == whole
-
-
-def test_what_is_smoothed_is_a_mean_weighted_by_age_and_by_tokens() -> None:
-    controller = BudgetController(0.1, Budget(smoothing=4), 10)
-    measured = [(0.3, 10, 0.0), (0.1, 30, 0.0), (0.5, 20, 0.0)]
-    course(controller, measured)
-    forgetting, tokens, _ = zip(*measured, strict=True)
-    weights = np.array(tokens) * [0.75**2, 0.75, 1]
-    assert controller.metrics()["forgetting"] == pytest.approx(np.average(forgetting, weights=weights))
-
-
-@pytest.mark.parametrize("every", [1, 2, 5])
-def test_seldom_measurements_move_lambda_as_far_as_frequent_ones(every: int) -> None:
-    options = Budget()
-    controller = BudgetController(0.1, options, 100)
-    for done in range(every, 21, every):
-        controller.observe(50 * 0.1, 50, done, 0.0)
-    violation = 1 / options.aim - 1
-    moved = math.log(controller.at(20) / (1 - controller.at(20))) - math.log(
-        options.start_lambda / (1 - options.start_lambda)
-    )
-    assert moved == pytest.approx(violation * (options.gain * 0.2 + options.response))
-
-
-def plant(
-    controller: BudgetController, steps: int, alone: float, noise: float = 0.0, seed: int = 0
-) -> tuple[list[float], list[float]]:
-    """Forgetting that follows λ slowly, as a model's weights do, under a learning rate that falls as a cosine.
-
-    Args:
-        alone: what fine-tuning alone forgets.
-
-    Returns:
-        Forgetting and λ at each step.
-    """
-    draw = np.random.default_rng(seed)
-    forgetting, found, asked = 0.0, [], []
-    for step in range(steps):
-        rate = (1 + math.cos(math.pi * step / steps)) / 2
-        asked.append(controller.at(step))
-        forgetting += 12 / steps * rate * (alone * math.exp(-8 * math.sqrt(asked[-1])) - forgetting)
-        found.append(forgetting)
-        if (step + 1) % max(1, steps // 40) == 0:
-            controller.observe(50 * (forgetting + noise * draw.standard_normal()), 50, step + 1, rate)
-    return found, asked
-
-
-@settings(max_examples=60, deadline=None)
-@given(
-    budget=st.floats(0.03, 0.25), alone=st.floats(1.5, 8), seed=st.integers(0, 99), noise=st.sampled_from([0.0, 0.15]),
-    start=st.floats(0.05, 0.3), steps=st.sampled_from([100, 1000]),
-)  # fmt: skip
-def test_in_a_closed_loop_forgetting_ends_within_the_budget_and_uses_it(
-    budget: float, alone: float, seed: int, noise: float, start: float, steps: int
-) -> None:
-    controller = BudgetController(budget, Budget(start_lambda=start), steps)
-    found, _ = plant(controller, steps, alone * budget, noise * budget, seed)
-    assert 0.6 * budget <= found[-1] <= 1.1 * budget
-
-
-@given(budget=st.floats(0.03, 0.25), steps=st.sampled_from([100, 1000]))
-def test_where_little_is_forgotten_lambda_is_0(budget: float, steps: int) -> None:
-    _, asked = plant(BudgetController(budget, Budget(), steps), steps, 0.3 * budget)
-    assert max(asked) == 0, "Adam would move what only the text moves, at any λ above it"
-
-
-@pytest.mark.parametrize(("budget", "end"), [(5.0, "min_lambda"), (0.0, "max_lambda")])
-def test_a_budget_out_of_reach_ends_at_a_bound_and_comes_back_at_once(budget: float, end: str) -> None:
-    options = Budget(gain=50, min_lambda=BudgetController.SMALLEST)
-    controller = BudgetController(budget, options, 300)
-    for step in range(300):
-        controller.observe(50 * 0.3 * (1 - controller.at(step)) ** 2 + 1, 50, step + 1, 0.0)
-    at_the_end = controller.at(300)
-    assert at_the_end == pytest.approx(getattr(options, end))
-    for step in range(300, 320):  # nothing has wound up: it turns round as soon as the average has turned
-        controller.observe(500.0 if end == "min_lambda" else -500.0, 50, step + 1, 0.0)
-    assert abs(controller.at(320) - at_the_end) > 0.1 * at_the_end

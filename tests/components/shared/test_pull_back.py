@@ -10,7 +10,7 @@ from accelerate import Accelerator
 
 from mixtune.components.shared.model.mixed_model import MixedModel
 from mixtune.components.shared.training.control import ControlText
-from mixtune.components.shared.training.pull_back import pull_back
+from mixtune.components.shared.training.pull_back import allowed_forgetting, pull_back
 
 from .tiny import tiny_model
 
@@ -51,7 +51,12 @@ def behind_a_barrier(alpha: float) -> float:
 def test_the_line_is_followed_as_long_as_forgetting_falls(forgets: Callable[[float], float], wanted: float) -> None:
     reference, trained = tiny_model(seed=1), tiny_model(seed=2)
     ends, control = (flat(reference), flat(trained)), Landscape(trained, reference, forgets)
-    alpha, found = pull_back(trained, lambda: reference, control, 1.0, Accelerator(cpu=True))
+    alpha = pull_back(trained, lambda: reference, control, forgets(1.0), 1.0, Accelerator(cpu=True))
     assert alpha == pytest.approx(wanted, abs=0.01)
-    assert found == pytest.approx(forgets(1.0))
     torch.testing.assert_close(flat(trained), ends[0] + (ends[1] - ends[0]) * alpha, rtol=1e-4, atol=1e-5)
+
+
+def test_what_is_allowed_leaves_room_for_other_text() -> None:
+    assert allowed_forgetting(0.1, 0.0) == pytest.approx(0.095)
+    assert allowed_forgetting(0.1, 0.01) == pytest.approx(0.11 - 2.326 * 0.01, abs=1e-4)
+    assert allowed_forgetting(0.1, 0.1) == allowed_forgetting(0.1, float("inf")) == 0.05
