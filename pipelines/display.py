@@ -20,7 +20,7 @@ from mixtune.components.mixed.config import candidates
 from mixtune.components.shared.outcome import Outcome, load_outcomes
 from mixtune.components.shared.running.context import WorkDone
 from mixtune.components.shared.task_name import TaskName
-from mixtune.components.shared.value_text import value_text
+from mixtune.components.shared.value_text import lambda_of, value_text
 
 PLAIN_LINE_SECONDS = 15.0
 WIDE = 120
@@ -190,7 +190,7 @@ def candidates_table(report: dict[str, Any], narrow: bool = False) -> Table:
     for one in report["candidates"]:
         chosen = one["id"] == report["selected"]
         mark = "← selected" if report["gate"]["passed"] else "← nearest"
-        weight = one.get("lambda")
+        weight = lambda_of(one)
         table.add_row(
             Text(one["id"]),
             "" if weight is None else f"{weight:g}",

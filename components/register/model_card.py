@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..shared.task_kinds import TASK_KINDS
-from ..shared.value_text import value_text
+from ..shared.value_text import lambda_of, value_text
 
 SHOWN_LABELS = 30
 
@@ -19,7 +19,7 @@ def model_card(report: dict[str, Any], candidate: dict[str, Any], name: str) -> 
         name: name of the registered model.
     """
     task, forgetting, tokens = report["task"], report["forgetting"], candidate["tokens"]
-    weight = "" if candidate["lambda"] is None else f", λ = {candidate['lambda']:g}"
+    weight = "" if (found := lambda_of(candidate)) is None else f", λ = {found:g}"
     trained = f"{candidate['steps']:,} steps, {candidate['seconds']:,.0f} s on {candidate['device']}, {candidate['precision']}"
     rows = {
         "candidate": f"{candidate['id']} ({candidate['kind']}{weight})",

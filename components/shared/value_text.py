@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 
 def value_text(value: Mapping[str, float | None] | None, digits: int = 3, signed: bool = True) -> str:
@@ -33,3 +34,10 @@ def losses_text(metrics: Mapping[str, float | None]) -> str:
     mix_weight = metrics.get("mix_weight")
     weight = f"λ {mix_weight:.3g}, " if mix_weight is not None else ""
     return f"{weight}{text} (pretrain {pretrain:.3f}, finetune {finetune:.3f})"
+
+
+def lambda_of(row: Mapping[str, Any]) -> float | None:
+    """Returns the constant λ of a candidate in a report: the configured one, or the one found for its forgetting budget."""
+    tried = (row.get("forgetting_budget") or {}).get("tried")
+    found: float | None = tried[-1]["lambda"] if tried else row.get("lambda")
+    return found

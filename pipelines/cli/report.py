@@ -13,6 +13,7 @@ from mixtune.components.compare.names import metric_name
 from mixtune.components.compare.report.several import KIND, RunReport, gate_words, name_runs, read_report, write
 from mixtune.components.shared.artifacts import read_json
 from mixtune.components.shared.errors import RefusedError
+from mixtune.components.shared.value_text import lambda_of
 
 from .options import with_home
 
@@ -137,7 +138,7 @@ def _table(joined: dict[str, Any]) -> Table:
         table.add_row(
             Text(row["run"]),
             Text(row["id"]),
-            "" if row["lambda"] is None else f"{row['lambda']:g}",
+            "" if (weight := lambda_of(row)) is None else f"{weight:g}",
             Text(f"{metric_name(row['metric'])} {score}" if row["task_score"] else score),
             Text("0" if row["kind"] == "pretrained" else value_text(row["delta_bpb"])),
             *([Text(value_text(row["kl_from_pretrained"], signed=False))] if with_divergence else ()),

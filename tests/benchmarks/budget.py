@@ -164,8 +164,7 @@ def row(bench: Bench, found: dict[str, Any], best: dict[str, Any] | None, budget
     values: dict[str, Any] = {"forgetting": forgetting, "score": float(scores.mean()), "seconds": found["seconds"]}
     if budget is not None:
         values["use"] = forgetting / budget
-        values["lambda"] = [round(entry["mix_weight"] or 0, 4) for entry in found["curve"]]
-        values["measured"] = [entry.get("forgetting") for entry in found["curve"]]
+        values["lambda"] = found["curve"][-1]["mix_weight"]
     if best is not None:
         difference = scores - np.array(best["scores"])
         mean, half = float(difference.mean()), float(1.96 * difference.std() / np.sqrt(len(difference)))
@@ -190,8 +189,9 @@ def rows_of(bench: Bench, budgets: list[float], name: str) -> Iterator[dict[str,
 def table(rows: list[dict[str, Any]]) -> str:
     """Returns a Markdown table with a line for each task, seed and budget."""
     lines = [
-        "| task | seed | fine-tuning alone forgets | budget | used | score | minus that of the best fixed λ that keeps it |",
-        "|---|---|---|---|---|---|---|",
+        "| task | seed | fine-tuning alone forgets | budget | λ found | used | score "
+        "| minus that of the best fixed λ that keeps it |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     alone = {(one["task"], one["seed"]): one for one in rows if one["candidate"] == "finetuned"}
     for one in rows:
@@ -202,8 +202,8 @@ def table(rows: list[dict[str, Any]]) -> str:
         forgets = alone[one["task"], one["seed"]]["forgetting"]
         use = f"{one['use']:.2f}"
         lines.append(
-            f"| {one['task']} | {one['seed']} | {forgets:.3f} | {one['candidate'].removeprefix('budget-')} | {use} | "
-            f"{one['score']:.3f} | {difference} |"
+            f"| {one['task']} | {one['seed']} | {forgets:.3f} | {one['candidate'].removeprefix('budget-')} "
+            f"| {one['lambda']:.3g} | {use} | {one['score']:.3f} | {difference} |"
         )
     return "\n".join(lines) + "\n"
 

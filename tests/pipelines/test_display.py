@@ -120,7 +120,8 @@ def test_each_candidate_is_one_line_of_the_table_at_any_width(width: int, termin
     value = {"value": 0.0791, "low": 0.0701, "high": 0.0881}
     names = ["pretrained", "mixed-budget-0.05", "interpolated-0.5"]
     values = dict.fromkeys(("task_score", "task_score_vs_finetuned", "delta_bpb"), value)
-    rows = [{"id": name, "kind": "mixed", "lambda": 0.3, **values} for name in names]
+    rows: list[dict[str, Any]] = [{"id": name, "kind": "mixed", "lambda": 0.3, **values} for name in names]
+    rows[1] |= {"lambda": None, "forgetting_budget": {"tried": [{"lambda": 0.1}, {"lambda": 0.371}]}}
     report = {
         "name": "r",
         "selected": names[1],
@@ -137,5 +138,6 @@ def test_each_candidate_is_one_line_of_the_table_at_any_width(width: int, termin
     for name in names:
         (line,) = [line for line in lines if name in line]
         assert line.count(shown) == 2
+        assert (" 0.371 " in line) == (name == names[1]), "the λ that was found"
         assert len(line.rstrip()) <= (width if terminal else 120)
     assert any("half the width" in line for line in lines) == (terminal and width == 80)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ...shared.data.tallies import table_lines
 from ...shared.running.context import Context
 from ...shared.task_kinds import TASK_KINDS
-from ...shared.value_text import value_text
+from ...shared.value_text import lambda_of, value_text
 from ..config import Gate
 from ..divergence import sentence as divergence_sentence
 from ..names import candidate_name, metric_name
@@ -187,6 +187,7 @@ def environment(template: str) -> jinja2.Environment:
         keep_trailing_newline=True,
     )
     made.filters |= {
+        "lambda_of": lambda_of,
         "value": partial(value_text, signed=False),
         "signed": value_text,
         "percent": percent,
