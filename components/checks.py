@@ -81,12 +81,12 @@ def count_examples(stream: PretrainData | FinetuneData) -> int | None:
 
 
 def few_control_documents(config: Config) -> str | None:
-    """Says that forgetting budgets will be controlled on few documents. None if there are enough, or if that is not known."""
+    """Says that forgetting budgets will be kept on few documents. None if there are enough, or if that is not known."""
     count = _control_documents(config)
     if config.mixed.budgets_option is None or count is None or count >= MIN_CONTROL_DOCUMENTS:
         return None
     return (
-        f"data.pretrain.control_fraction: forgetting will be measured on about {count:,} documents during the training, and a "
+        f"data.pretrain.control_fraction: forgetting will be measured on about {count:,} documents, and a forgetting "
         f"budget is kept loosely on fewer than {MIN_CONTROL_DOCUMENTS}; raise it, or give more pretraining text"
     )
 

@@ -73,7 +73,7 @@ class Storm:
             "parallelism": parallelism,
         }
         training = MixedTraining.model_validate(options | {"log_every_steps": 5, "checkpoint_steps": 2})
-        # A budget, since its controller is the part of the state that is easiest to forget.
+        # A budget, since it takes several trainings, each of which can be cut off.
         self.candidate = MixedCandidate(id="mixed-budget-0.05", forgetting_budget=0.05, budget=Budget())
         self.config = MixedStep(seed=0, max_length=32, mixed=training)
 
