@@ -130,14 +130,15 @@ def run(
         examples_read = own.documents if own and chosen.rewrite_prompt else examples_read
         finetune = FinetuneStream(examples_read, seed, task)
     examples = labelled.splits["train"]
-    data_mix = make_mix(
-        pretrain,
-        finetune,
-        training.batch_size,
-        config.max_length,
-        training.replay_share,
-        UnreadExamples(examples.documents, examples.tokens / max(examples.documents, 1)),
+    mix_with = partial(
+        make_mix,
+        finetune=finetune,
+        batch_size=training.batch_size,
+        max_length=config.max_length,
+        replay_share=training.replay_share,
+        unread=UnreadExamples(examples.documents, examples.tokens / max(examples.documents, 1)),
     )
+    data_mix = mix_with(pretrain)
     steps = data_mix.steps(training)
     if chosen.sampled:
         data_mix = SampledMix.of(data_mix, steps, seed)
@@ -188,13 +189,15 @@ def run(
             osf_share=chosen.osf_share,
             flow=chosen.flow,
         )
-        return train(model, data_mix, training, mix_weight, tokenizer.pad_token_id, seed, context, variant, job)
+        # With λ = 0 a training to a budget is fine-tuning alone, which reads no text.
+        mix = mix_with(None) if search is not None and mix_weight.at(0) == 0 else data_mix
+        return train(model, mix, training, mix_weight, tokenizer.pad_token_id, seed, context, variant, job)
 
     job = TrainingJob(chosen.id, identity, Path(model.path))
     if search is None:
         result = train_once(mixed_model, _mix_weight(chosen, steps, data_mix), job)
     else:
-        mixed_model, result = train_to_budget(search, mixed_model, load_start, train_once, job, steps, context)
+        mixed_model, result = train_to_budget(search, mixed_model, load_start, train_once, job, context)
         result.tried = [Tried(mix_weight=one.mix_weight, forgetting=one.forgetting / per_bit) for one in search.trials]
     if own is not None:
         result.seconds += own.cost.seconds

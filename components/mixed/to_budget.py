@@ -22,7 +22,6 @@ def train_to_budget(
     load_start: Callable[[], MixedModel],
     train: Callable[[MixedModel, MixWeight, TrainingJob], Result],
     job: TrainingJob,
-    steps: int,
     context: Context,
 ) -> tuple[MixedModel, Result]:
     """Trains with one λ after another, as the search asks for, each time from the start model.
@@ -35,7 +34,6 @@ def train_to_budget(
         load_start: loads the start model again.
         train: trains a model in place.
         job: identity of the candidate.
-        steps: optimizer steps of one training.
 
     Returns:
         The last trained model, and the result of its training with tokens and seconds of all.
@@ -50,7 +48,7 @@ def train_to_budget(
             job,
             title=f"lambda-{weight:g}-for-a-budget",
             identity={**job.identity, "candidate": {**of_candidate, "mix_weight": weight}},
-            steps_before=len(before) * steps,
+            steps_before=sum(one.steps for one in before),
             keeps_end=True,
         )
         result = train(model, Constant(weight), this)

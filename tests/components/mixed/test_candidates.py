@@ -95,9 +95,11 @@ def test_lambda_follows_from_what_is_forgotten(tmp_path: Path, objective: Any, b
     assert all(one.forgetting > 0 for one in card.tried)
     assert [entry["mix_weight"] for entry in curve] == [tried[-1]] * 12, "the model is that of the last training"
     assert [entry["realised_mix_weight"] for entry in curve] == pytest.approx([tried[-1]] * 12)
-    once = ModelCard.load(stages.mixed(tried[-1], learning_rate=0.1, **EVERY_STEP))
-    if tried[-1]:
-        assert card.tokens == {stream: len(tried) * count for stream, count in once.tokens.items()}
+    weights = (folder / "model.safetensors").read_bytes()
+    tokens = [ModelCard.load(stages.mixed(weight, learning_rate=0.1, **EVERY_STEP)).tokens for weight in tried]
+    assert card.tokens == {stream: sum(one[stream] for one in tokens) for stream in ("pretrain", "finetune")}
+    if card.pull_back == 1:
+        assert (stages.folder / "mixed" / "model.safetensors").read_bytes() == weights, "as with this λ alone"
 
 
 def test_the_last_training_is_the_one_with_its_lambda(stages: Stages) -> None:
