@@ -73,8 +73,8 @@ class Storm:
             "parallelism": parallelism,
         }
         training = MixedTraining.model_validate(options | {"log_every_steps": 5, "checkpoint_steps": 2})
-        # A budget, since it takes several trainings, each of which can be cut off.
-        self.candidate = MixedCandidate(id="mixed-budget-0.05", forgetting_budget=0.05, budget=Budget())
+        # A budget, since it takes two trainings, each of which can be cut off.
+        self.candidate = MixedCandidate(id="mixed-budget-0.05", forgetting_budget=0.05, budget=Budget(max_trainings=2))
         self.config = MixedStep(seed=0, max_length=32, mixed=training)
 
     def start(self, output: str, checkpoints: str) -> BaseProcess:
