@@ -164,7 +164,7 @@ def train(
         # Before a checkpoint's weights replace those of the start model.
         if reference is not None:
             reference = place(reference)
-        if search is not None:
+        if search is not None and search.control.reference is None:  # the first training of a search
             search.control.read_reference(reference or trained, accelerator)
         if watch is not None:
             if reference is not None:
