@@ -20,7 +20,8 @@ NEAR = (0.8, 1.1)
 AIM = 0.95
 """Share of what is allowed that the next λ is chosen for."""
 FIRST_SLOPE = 0.5
-"""Assumed fall of forgetting after one training, as a share of it, for each unit of log λ / (1 - λ): 0.15 to 0.9 were seen at λ = 0.1."""
+"""Assumed fall of forgetting after one training, as a share of it, for each unit of log λ / (1 - λ). At λ = 0.1, 0.15 to 0.9
+were seen."""
 FARTHEST = math.log(10)
 """Largest change of log λ / (1 - λ) that rests on this assumption."""
 LEAST_HELP = 0.5
