@@ -25,11 +25,16 @@ os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", f"{tempfile.gettempdir()}/mixtu
 for name in [name for name in os.environ if name.startswith(("MLFLOW_", "MIXTUNE_"))]:
     del os.environ[name]
 
-# No example fails because the machine is busy.
+# No example fails because the machine is busy. Continuous integration tries the same examples each time, so that it judges the
+# change; other runs try new ones.
 hypothesis.settings.register_profile(
-    "any-speed", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+    "mixtune",
+    deadline=None,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+    derandomize=bool(os.environ.get("CI")),
+    database=None if os.environ.get("CI") else hypothesis.settings.default.database,
 )
-hypothesis.settings.load_profile("any-speed")
+hypothesis.settings.load_profile("mixtune")
 
 # Minutes each, the longest first.
 LONG = (

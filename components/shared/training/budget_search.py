@@ -114,7 +114,7 @@ class BudgetSearch:
         points = sorted((_logit(trial.mix_weight), trial.forgetting) for trial in self.trials)
         if len(points) == 1:
             ((x, found),) = points
-            return x + max((found - aim) / (FIRST_SLOPE * found), -FARTHEST) if found > 0 else x - FARTHEST
+            return x + max((1 - aim / found) / FIRST_SLOPE, -FARTHEST) if found > 0 else x - FARTHEST
         over = [point for point in points if point[1] > aim]
         under = [point for point in points if point[1] <= aim]
         # The two next to the aim, or the two at the end that is nearer to it.
