@@ -71,6 +71,19 @@ def table(report: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def budgets(report: Mapping[str, Any]) -> list[str]:
+    """Returns a sentence for each candidate with a forgetting budget: the λ found, and the share used, of each training."""
+    found: dict[str, list[str]] = {}
+    for row in report["candidates"]:
+        budget = row["forgetting_budget"]
+        if budget and budget["tried"]:
+            last, count = budget["tried"][-1], len(budget["tried"])
+            text = f"λ = {last['lambda']:.3g} in {count} training{'s' * (count > 1)}, {budget['used']:.2f} used"
+            seed = row["params"].get("candidate", {}).get("seed")
+            found.setdefault(row["id"].removesuffix(f"-seed-{seed}"), []).append(text)
+    return [f"{name}: {'; '.join(texts)}." for name, texts in found.items()]
+
+
 def over_labels(outputs: Mapping[str, Mapping[str, Any]]) -> str:
     """Returns the task score of each candidate over the number of labelled examples, with forgetting in brackets.
 
@@ -129,7 +142,7 @@ def main() -> None:
     reports = {
         output: json.loads((output / "report" / "report.json").read_text(encoding="utf-8")) for output in asked.outputs
     }
-    parts = [f"{output.name}\n\n{table(report)}" for output, report in reports.items()]
+    parts = ["\n\n".join([output.name, table(report), *budgets(report)]) for output, report in reports.items()]
     if len(reports) > 1 and len({report["name"] for report in reports.values()}) == 1:
         columns = {labels_of(output): report for output, report in reports.items()}
         ordered = sorted(columns, key=lambda number: float(number) if number != "all" else math.inf)

@@ -12,7 +12,7 @@ import pytest
 from mixtune.components.shared.data.sources import named_sources
 from mixtune.pipelines.configuration import read_config
 from tests.benchmarks.recipe_data import GOODS, dialogues, number_words, questions, reports, split
-from tests.benchmarks.recipes import CONFIGS, labels_of, over_labels, table
+from tests.benchmarks.recipes import CONFIGS, budgets, labels_of, over_labels, table
 from tests.components.compare.made import FINETUNED, MIXED, compare, write_all
 
 TASKS = ("sentiment", "summarisation", "translation", "question-answering", "chat")
@@ -71,6 +71,15 @@ def test_tables_have_means_over_the_seeds_and_numbers_of_labels(tmp_path: Path) 
     assert labels_of(tmp_path) == "50"
     (tmp_path / "config.yaml").write_text("data: {finetune: {max_documents: null}}")
     assert labels_of(tmp_path) == "all"
+
+
+def test_of_a_budget_each_training_is_told(tmp_path: Path) -> None:
+    one = replace(MIXED, id="mixed-budget-0.05", mix_weight=None, budget=0.05, tried=[(0.3, 0.25), (0.4, 0.19)])
+    two = replace(one, id="mixed-budget-0.05-seed-1", seed=1, tried=[(0.41, 0.19)])
+    report = compare(tmp_path, write_all(tmp_path, MIXED, one, two)).report
+    used = [row["forgetting_budget"]["used"] for row in report["candidates"] if row["forgetting_budget"]]
+    expected = f"λ = 0.4 in 2 trainings, {used[0]:.2f} used; λ = 0.41 in 1 training, {used[1]:.2f} used."
+    assert budgets(report) == [f"mixed-budget-0.05: {expected}"]
 
 
 def test_each_number_is_said_once_and_the_same_in_both_languages() -> None:
