@@ -32,7 +32,6 @@ hypothesis.settings.register_profile(
     deadline=None,
     suppress_health_check=[hypothesis.HealthCheck.too_slow],
     derandomize=bool(os.environ.get("CI")),
-    database=None if os.environ.get("CI") else hypothesis.settings.default.database,
 )
 hypothesis.settings.load_profile("mixtune")
 
