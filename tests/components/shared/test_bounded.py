@@ -25,16 +25,18 @@ def test_no_process_holds_the_whole_model(tmp_path: Path, dtype: torch.dtype) ->
     model: Any = LlamaForCausalLM(config)
     model.to(dtype)
     model.save_pretrained(tmp_path / "model")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    # What is freed goes back at once. With glibc's own threshold, which grows, loading in bf16 took 1.4 to 1.9 times as much.
+    at_once = {"MALLOC_MMAP_THRESHOLD_": str(256 * 1024)}
+    environment = {**os.environ, **at_once, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     command = [*TORCHRUN, "--nproc-per-node=2", "-m", bounded.__name__, str(tmp_path / "model"), str(tmp_path / "out")]
     subprocess.run(command, check=True, env=environment)
     whole = 4 * sum(weight.numel() for weight in model.parameters())
     for rank in (0, 1):
         rises = json.loads((tmp_path / f"rises-{rank}.json").read_text())
-        # A module is a tenth of the model. The allocator may keep one that was freed while the next is converted. In bf16 the
-        # whole model is half of `whole`.
-        assert rises["load"] < 0.35 * whole, "mapped from the file; the checks convert a module at a time"
-        assert rises["shard"] < 0.85 * whole, "half of it, and what is converted"
+        assert rises["load"] < 0.15 * whole, (
+            "mapped from the file; the checks convert a module, here most of a tenth of it"
+        )
+        assert rises["shard"] < 0.75 * whole, "half of it, and what is converted"
         assert rises["save"] < 0.6 * whole, "a file of at most 50 MB here, and a tensor"
     assert len(list((tmp_path / "out").glob("model-*.safetensors"))) > 1
     again = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
