@@ -7,6 +7,7 @@ import random
 import re
 import shutil
 import tarfile
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -64,15 +65,25 @@ def encoder(folder: Path) -> dict[str, Any]:
     return values
 
 
-def small_bert(folder: Path, texts: list[Path], name: str = "bert", neurons: int | None = None) -> Path:
-    """Writes the lower two layers, with the words that the values of the texts' rows need.
+def small_bert(
+    folder: Path,
+    texts: list[Path],
+    name: str = "bert",
+    layers: int = 2,
+    neurons: int | None = None,
+    least_count: int = 1,
+) -> Path:
+    """Writes the lower layers, with the words that the values of the texts' rows need.
 
     Args:
         folder: where the archive is kept and the model is written.
         texts: JSONL files.
         name: of the model's folder.
+        layers: how many are kept.
         neurons: of each feed-forward layer, those with the largest weights are kept; None keeps all 1,536. With 384 a step
             takes half of the computation.
+        least_count: how often the texts need a word at least. Rarer words are left out, and the tokenizer splits them into
+            pieces; single characters stay.
     """
     import torch
     from transformers import AutoTokenizer, BertForMaskedLM
@@ -84,9 +95,15 @@ def small_bert(folder: Path, texts: list[Path], name: str = "bert", neurons: int
     tokenizer: Any = AutoTokenizer.from_pretrained(source)
     lines = [json.loads(line) for file in texts for line in file.read_text("utf-8").splitlines()]
     rows = [value for line in lines for value in line.values()]
-    used = {number for ids in tokenizer(rows)["input_ids"] for number in ids} | set(tokenizer.all_special_ids)
-    kept = sorted(used)
-    model: Any = BertForMaskedLM.from_pretrained(source, num_hidden_layers=2)
+    settings = json.loads((source / "tokenizer.json").read_text("utf-8"))
+    names = {number: word for word, number in settings["model"]["vocab"].items()}
+    counts = Counter(number for ids in tokenizer(rows)["input_ids"] for number in ids)
+    letters = set(tokenizer.backend_tokenizer.normalizer.normalize_str("".join(set("".join(rows)))))
+    used = {number for number, count in counts.items() if count >= least_count}
+    pieces = {number for number, word in names.items() if least_count > 1 and word.removeprefix("##") in letters}
+    kept = sorted(used | pieces | set(tokenizer.all_special_ids))
+    torch.manual_seed(SEED_OF_DATA)  # The archive has no LM head: it is drawn.
+    model: Any = BertForMaskedLM.from_pretrained(source, num_hidden_layers=layers)
     words = model.bert.embeddings.word_embeddings.weight.detach()[torch.tensor(kept)]
     model.resize_token_embeddings(len(kept))
     model.bert.embeddings.word_embeddings.weight.data.copy_(words)
@@ -97,8 +114,6 @@ def small_bert(folder: Path, texts: list[Path], name: str = "bert", neurons: int
         outer.weight.data = outer.weight.data[:, largest].clone()
         model.config.intermediate_size = neurons
     model.save_pretrained(target)
-    settings = json.loads((source / "tokenizer.json").read_text("utf-8"))
-    names = {number: word for word, number in settings["model"]["vocab"].items()}
     new = {names[number]: place for place, number in enumerate(kept)}
     settings["model"]["vocab"] = new
     for token in settings["added_tokens"]:

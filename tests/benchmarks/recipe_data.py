@@ -25,8 +25,8 @@ from .packages import unpacked
 Row = dict[str, Any]
 HELD_OUT = 1000
 """Examples in dev, and in test."""
-NEURONS = 384
-"""In each feed-forward layer of the English encoders."""
+ENCODER: dict[str, Any] = {"layers": 1, "neurons": 384, "least_count": 30}
+"""Size of the English encoders (see `small_bert`): some 6,000 words."""
 
 
 def speeches(folder: Path) -> None:
@@ -45,7 +45,7 @@ def sentiment(folder: Path) -> None:
     rated = [line.split("\t", 2) for line in file.read_text("utf-8", "replace").splitlines() if line.count("\t") >= 2]
     clear = [(float(score), text) for _, score, text in rated if abs(float(score)) >= 0.5]
     split(folder / "reviews", [{"text": text, "label": "good" if score > 0 else "bad"} for score, text in clear])
-    small_bert(folder, [folder / "speeches.jsonl", *folder.glob("reviews.*.jsonl")], "bert-of-reviews", NEURONS)
+    small_bert(folder, [folder / "speeches.jsonl", *folder.glob("reviews.*.jsonl")], "bert-of-reviews", **ENCODER)
 
 
 def sentiment_zh(folder: Path) -> None:
@@ -75,7 +75,7 @@ def question_answering(folder: Path) -> None:
     functions = [node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
     asked = [row for node in functions for row in questions(node.name, ast.get_docstring(node))]
     write(folder / "parameters.jsonl", asked)
-    small_bert(folder, [folder / "speeches.jsonl", folder / "parameters.jsonl"], "bert-of-parameters", NEURONS)
+    small_bert(folder, [folder / "speeches.jsonl", folder / "parameters.jsonl"], "bert-of-parameters", **ENCODER)
 
 
 def chat(folder: Path) -> None:
