@@ -143,8 +143,8 @@ def main() -> None:
         output: json.loads((output / "report" / "report.json").read_text(encoding="utf-8")) for output in asked.outputs
     }
     parts = ["\n\n".join([output.name, table(report), *budgets(report)]) for output, report in reports.items()]
-    if len(reports) > 1 and len({report["name"] for report in reports.values()}) == 1:
-        columns = {labels_of(output): report for output, report in reports.items()}
+    columns = {labels_of(output): report for output, report in reports.items()}
+    if 1 < len(columns) == len(reports) and len({report["name"] for report in reports.values()}) == 1:
         ordered = sorted(columns, key=lambda number: float(number) if number != "all" else math.inf)
         parts.append(over_labels({number: columns[number] for number in ordered}))
     sys.stdout.write("\n\n".join(parts) + "\n")

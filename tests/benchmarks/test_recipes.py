@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import re
 from dataclasses import replace
@@ -12,7 +13,7 @@ import pytest
 from mixtune.components.shared.data.sources import named_sources
 from mixtune.pipelines.configuration import read_config
 from tests.benchmarks.recipe_data import GOODS, dialogues, number_words, questions, reports, split
-from tests.benchmarks.recipes import CONFIGS, budgets, labels_of, over_labels, table
+from tests.benchmarks.recipes import CONFIGS, budgets, labels_of, main, over_labels, table
 from tests.components.compare.made import FINETUNED, MIXED, compare, write_all
 
 TASKS = ("sentiment", "summarisation", "translation", "question-answering", "chat")
@@ -71,6 +72,24 @@ def test_tables_have_means_over_the_seeds_and_numbers_of_labels(tmp_path: Path) 
     assert labels_of(tmp_path) == "50"
     (tmp_path / "config.yaml").write_text("data: {finetune: {max_documents: null}}")
     assert labels_of(tmp_path) == "all"
+
+
+@pytest.mark.parametrize("numbers", [("50", "null"), ("null", "null")])
+def test_runs_are_drawn_over_labels_only_where_their_numbers_differ(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], numbers: tuple[str, str]
+) -> None:
+    report = compare(tmp_path / "made", write_all(tmp_path / "made", MIXED)).report
+    outputs = [tmp_path / "one", tmp_path / "two"]
+    for output, number in zip(outputs, numbers, strict=True):
+        (output / "report").mkdir(parents=True)
+        (output / "report" / "report.json").write_text(json.dumps(report), encoding="utf-8")
+        (output / "config.yaml").write_text(f"data: {{finetune: {{max_documents: {number}}}}}", encoding="utf-8")
+    monkeypatch.setattr("sys.argv", ["recipes", "table", *map(str, outputs)])
+    main()
+    printed = capsys.readouterr().out
+    assert printed.count("| candidate | seeds |") == 2
+    assert ("(forgets), by labelled examples | 50 | all |" in printed) == (numbers[0] == "50")
+    assert ("by labelled examples" in printed) == (numbers[0] == "50")
 
 
 def test_of_a_budget_each_training_is_told(tmp_path: Path) -> None:
