@@ -36,6 +36,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path, str], Path
     folder = tmp_path_factory.mktemp("made")
     runs: dict[str, dict[str, Any]] = {
         "one": {"candidates": [MIXED]},
+        "seeds": {"candidates": [MIXED, replace(MIXED, id="mixed-0.3-seed-1", seed=1, right=0.95)]},
         "two": {"candidates": [replace(OTHER, divergence=0.25), replace(MIXED, right=0.5)]},
         "f1": {"candidates": [MIXED], "metric": "macro_f1"},
         "regression": {"candidates": [MIXED], "kind": "regression", "metric": "pearson"},
@@ -87,6 +88,8 @@ def test_all_candidates_of_all_runs_in_one_table(tmp_path: Path, made: Callable[
         assert "overlap" in text
     assert len([line for line in twin.splitlines() if line.startswith("|")]) == 2 + 2 + 2 + 9
     assert page.count("<svg") == 1
+    assert found["seeds"] == []
+    assert "Over several seeds" not in page + twin
     assert (tmp_path / "joint" / "pareto.png").read_bytes()[:4] == b"\x89PNG"
     assert page.count("<table") == page.count("<caption")
     (of_other,) = [row for row in found["candidates"] if row["id"] == "mixed-0.5"]
@@ -102,6 +105,28 @@ def test_all_candidates_of_all_runs_in_one_table(tmp_path: Path, made: Callable[
     assert page.count("KL from pretrained") == 1
     assert "KL, nats per token" in done.output
     assert "0.250" in next(line for line in done.output.splitlines() if "mixed-0.5" in line)
+
+
+def test_of_several_seeds_the_mean_is_told_and_the_first_is_drawn(
+    tmp_path: Path, made: Callable[[Path, str], Path]
+) -> None:
+    seeds = made(tmp_path, "seeds")
+    done = report(seeds, made(tmp_path, "one"), "--output", tmp_path / "joint")
+    assert done.exit_code == 0, done.output
+    found = json.loads((tmp_path / "joint" / "report.json").read_text(encoding="utf-8"))
+    (alone,) = json.loads((seeds / "report" / "report.json").read_text(encoding="utf-8"))["seeds"]
+    assert found["seeds"] == [{"run": "seeds", **alone}]
+    page, twin = ((tmp_path / "joint" / name).read_text(encoding="utf-8") for name in ("report.html", "report.md"))
+    mean = f"{alone['task_score']['mean']:.3f} ± {alone['task_score']['sd']:.3f}"
+    assert f"<td>{mean}</td>" in page
+    assert f"| seeds | mixed-0.3 | 2 | {mean} |" in twin
+    # The better seed beats all others, and is a row only.
+    (further,) = [row for row in found["candidates"] if row["seed"] is not None]
+    assert (further["id"], further["seed"], further["pareto"]) == ("mixed-0.3-seed-1", 1, False)
+    assert any(row["pareto"] for row in found["candidates"] if row["id"] == "mixed-0.3")
+    figure = (tmp_path / "joint" / "pareto.svg").read_text(encoding="utf-8")
+    assert "mixed-0.3" in figure
+    assert "seed-1" not in figure
 
 
 @pytest.mark.parametrize(

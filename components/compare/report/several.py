@@ -137,14 +137,15 @@ def not_comparable(runs: Sequence[RunReport]) -> list[str]:
 def join(runs: Sequence[RunReport]) -> dict[str, Any]:
     """Returns the content of report.json over several runs.
 
-    Runs that were evaluated on the same text and the same examples form a group, which has its own Pareto front.
+    Runs that were evaluated on the same text and the same examples form a group, which has its own Pareto front. Candidates of
+    further seeds are rows, but neither on a front nor in a figure; `seeds` has their means.
     """
     groups: dict[Any, list[RunReport]] = {}
     for run in runs:
         groups.setdefault((run.examples, run.text), []).append(run)
     rows = [_row(run, row) for run in runs for row in run.report["candidates"]]
     fronts = [
-        pareto([_measured(row) for row in rows if row["run"] in {run.name for run in group}])
+        pareto([_measured(row) for row in rows if row["run"] in {run.name for run in group} and row["seed"] is None])
         for group in groups.values()
     ]
     for row in rows:
@@ -176,6 +177,7 @@ def join(runs: Sequence[RunReport]) -> dict[str, Any]:
             "Forgetting is measured against each run’s own pretrained model. Where the base models differ, little forgetting "
             "from a worse start can still be the worse model of the text: look at bits per byte as well."
         ]),
+        "seeds": [{"run": run.name, **row} for run in runs for row in run.report.get("seeds") or []],
         "candidates": rows,
     }  # fmt: skip
 
@@ -191,6 +193,7 @@ def _row(run: RunReport, row: Mapping[str, Any]) -> dict[str, Any]:
         "base": row.get("base", ""),
         "lambda": row.get("lambda"),
         "realised_lambda": row.get("realised_lambda"),
+        "seed": row.get("params", {}).get("candidate", {}).get("seed"),
         "metric": run.report["task"]["metric"],
         "task_score": row["task_score"],
         "delta_bpb": row["delta_bpb"],
@@ -211,10 +214,11 @@ def pictures(joined: Mapping[str, Any]) -> dict[str, tuple[list[str], Picture]]:
     colours = {run["name"]: MIXED[number % len(MIXED)] for number, run in enumerate(joined["runs"])}
     found = {}
     for number, group in enumerate(joined["groups"], start=1):
-        rows = [{**row, "id": row["label"]} for row in joined["candidates"] if row["run"] in group]
+        of_group = [row for row in joined["candidates"] if row["run"] in group and row["seed"] is None]
+        rows = [{**row, "id": row["label"]} for row in of_group]
         if not any(row["task_score"] for row in rows):
             continue
-        drawn_rows = shown_in_pareto([row for row in joined["candidates"] if row["run"] in group])
+        drawn_rows = shown_in_pareto(of_group)
         marker = markers(drawn_rows)
         style = {row["label"]: Look(colours[row["run"]], marker[row["id"]]) for row in drawn_rows}
         legend = {run: Look(colours[run], "_") for run in group}
