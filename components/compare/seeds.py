@@ -14,15 +14,15 @@ ALONE = "finetuned"
 """Id of fine-tuning alone."""
 
 
-def seed_of(entry: Entry) -> int | None:
-    """Returns the further seed that a candidate was trained with; None for the seed of the run."""
-    seed: int | None = entry.params.get("candidate", {}).get("seed")
+def seed_of(params: Mapping[str, Any]) -> int | None:
+    """Returns the further seed that a candidate with these `params` was trained with; None for the seed of the run."""
+    seed: int | None = params.get("candidate", {}).get("seed")
     return seed
 
 
 def replicate_of(entry: Entry) -> str | None:
     """Returns the id of the candidate that this one repeats with another seed; None if it is not a repetition."""
-    seed = seed_of(entry)
+    seed = seed_of(entry.params)
     return None if seed is None else entry.id.removesuffix(f"-seed-{seed}")
 
 
@@ -42,7 +42,7 @@ def over_seeds(
     """
     groups: dict[str, dict[int | None, str]] = {}
     for one in candidates:
-        groups.setdefault(replicate_of(one.entry) or one.id, {})[seed_of(one.entry)] = one.id
+        groups.setdefault(replicate_of(one.entry) or one.id, {})[seed_of(one.entry.params)] = one.id
     alone = groups.get(ALONE, {})
     rows = []
     for original, members in groups.items():

@@ -24,6 +24,8 @@ from typing import Any
 
 import yaml
 
+from mixtune.components.compare.seeds import seed_of
+
 from .recipe_data import RECIPES, write_data
 
 CONFIGS = Path(__file__).parents[2] / "pipelines" / "configs" / "recipes"
@@ -61,7 +63,7 @@ def table(report: Mapping[str, Any]) -> str:
         "|---|---|---|---|---|",
     ]
     for row in report["candidates"]:
-        if "seed" in row["params"].get("candidate", {}):
+        if seed_of(row["params"]) is not None:
             continue
         several = over_seeds.get(row["id"])
         values = [_spread(several[name]) if several else _value(row[name]) for name in ("task_score", "delta_bpb")]
@@ -79,7 +81,7 @@ def budgets(report: Mapping[str, Any]) -> list[str]:
         if budget and budget["tried"]:
             last, count = budget["tried"][-1], len(budget["tried"])
             text = f"λ = {last['lambda']:.3g} in {count} training{'s' * (count > 1)}, {budget['used']:.2f} used"
-            seed = row["params"].get("candidate", {}).get("seed")
+            seed = seed_of(row["params"])
             found.setdefault(row["id"].removesuffix(f"-seed-{seed}"), []).append(text)
     return [f"{name}: {'; '.join(texts)}." for name, texts in found.items()]
 
@@ -98,7 +100,7 @@ def over_labels(outputs: Mapping[str, Mapping[str, Any]]) -> str:
         alone = {
             row["id"]: (_value(row["task_score"]), f"{row['delta_bpb']['value']:.3f}")
             for row in report["candidates"]
-            if row["task_score"] is not None and "seed" not in row["params"].get("candidate", {})
+            if row["task_score"] is not None and seed_of(row["params"]) is None
         }
         found.append({name: f"{score} ({forgets})" for name, (score, forgets) in (alone | means).items()})
     lines = [

@@ -16,6 +16,7 @@ from ...shared.artifacts import read_json, write_json
 from ...shared.errors import RefusedError
 from ..names import metric_name
 from ..results import SCHEMA_VERSION
+from ..seeds import seed_of
 from ..selection import Measured, pareto
 from ..statistics import Value
 from .drawing import FAINT, MIXED, Picture
@@ -193,7 +194,7 @@ def _row(run: RunReport, row: Mapping[str, Any]) -> dict[str, Any]:
         "base": row.get("base", ""),
         "lambda": row.get("lambda"),
         "realised_lambda": row.get("realised_lambda"),
-        "seed": row.get("params", {}).get("candidate", {}).get("seed"),
+        "seed": seed_of(row.get("params", {})),
         "metric": run.report["task"]["metric"],
         "task_score": row["task_score"],
         "delta_bpb": row["delta_bpb"],
